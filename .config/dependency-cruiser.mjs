@@ -1,0 +1,90 @@
+/**
+ * The floors of src, lowest first. A file may import only from strictly lower floors,
+ * and a file of src that stands on no floor is an error. An entry ending in "/" is a whole folder.
+ */
+const floors = [
+  ["StoreError.ts"],
+  ["Timestamp.ts", "internal/json.ts", "internal/sqlError.ts", "internal/storeTransaction.ts", "internal/turns.ts"],
+  ["Event.ts", "internal/sqlTransaction.ts"],
+  ["Snapshot.ts", "internal/eventCodec.ts", "internal/sqlMigrations.ts"],
+  ["Projection.ts", "internal/record.ts", "internal/stateCodec.ts"],
+  ["StoreAdapter.ts", "EventFeed.ts"],
+  ["MemoryStore.ts", "SqlStore.ts", "PgliteClient.ts", "internal/lifecycle.ts"],
+  ["Aggregate.ts", "Subscription.ts"],
+  ["AggregateTest.ts", "StoreContract.ts", "ClusterAggregate.ts"],
+  ["cli/"],
+  ["index.ts"]
+]
+
+/** @param {ReadonlyArray<string>} entries */
+const pathOf = (entries) =>
+  `^src/(${entries.map((entry) => entry.replaceAll(".", "\\.") + (entry.endsWith("/") ? "" : "$")).join("|") || "$^"})`
+
+const floorRules = floors.map((entries, floor) => {
+  const folders = entries.filter((entry) => entry.endsWith("/"))
+  return {
+    name: `floor-${floor}`,
+    comment: `Files of floor ${floor} may import only from the floors below it.`,
+    severity: "error",
+    from: { path: pathOf(entries) },
+    to: { path: "^src/", pathNot: pathOf([...floors.slice(0, floor).flat(), ...folders]) }
+  }
+})
+
+/** @type {import("dependency-cruiser").IConfiguration} */
+export default {
+  forbidden: [
+    ...floorRules,
+    {
+      name: "no-cycle",
+      severity: "error",
+      from: {},
+      to: { circular: true }
+    },
+    {
+      name: "no-index-inside",
+      comment: "index.ts is for consumers; inside src, import the module itself.",
+      severity: "error",
+      from: { path: "^src/" },
+      to: { path: "^src/index\\.ts$" }
+    },
+    {
+      name: "src-stands-alone",
+      comment: "src must not import from the rest of the repository.",
+      severity: "error",
+      from: { path: "^src/" },
+      to: { pathNot: ["^src/", "node_modules/"], dependencyTypesNot: ["core"] }
+    },
+    {
+      name: "src-imports-what-is-declared",
+      comment: "src may import packages only if they are dependencies or peerDependencies.",
+      severity: "error",
+      from: { path: "^src/" },
+      to: { path: "node_modules/", dependencyTypesNot: ["npm", "npm-peer"] }
+    },
+    {
+      name: "resolvable",
+      severity: "error",
+      from: {},
+      to: { couldNotResolve: true }
+    }
+  ],
+  required: [
+    {
+      name: "on-a-floor",
+      comment: "Every file of src must be on a floor: add it to the list in .config/dependency-cruiser.mjs.",
+      severity: "error",
+      module: { path: "^src/", pathNot: pathOf(floors.flat()) },
+      to: { path: "^on no floor$" }
+    }
+  ],
+  options: {
+    doNotFollow: { path: "node_modules" },
+    tsConfig: { fileName: "tsconfig.json" },
+    tsPreCompilationDeps: true,
+    enhancedResolveOptions: {
+      exportsFields: ["exports"],
+      conditionNames: ["types", "import", "node", "default"]
+    }
+  }
+}

@@ -1,0 +1,469 @@
+/**
+ * Define an aggregate, and evaluate commands on it: from a command to durable events and back to state.
+ *
+ * Deciding and evolving are plain functions over your own schemas (the decider of Jérémie Chassaing); the lifecycle around
+ * them is that of Maestro's `Aggregate.Root`: load, decide, commit with the strong projections, and start over when
+ * somebody else came first.
+ *
+ * @since 0.1.0
+ */
+import * as SqlClient from "@effect/sql/SqlClient"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
+import * as Layer from "effect/Layer"
+import * as Schedule from "effect/Schedule"
+import * as Schema from "effect/Schema"
+import * as Tracer from "effect/Tracer"
+import { makeEventCodec, parseIssues, type Tagged, tagsOf, unknownTag } from "./internal/eventCodec.js"
+import { commitSnapshot, type Definition, evaluate, load } from "./internal/lifecycle.js"
+import { makeStateCodec } from "./internal/stateCodec.js"
+import { insideTransaction, StoreTransaction } from "./internal/storeTransaction.js"
+import { HoldsTurn, makeTurns } from "./internal/turns.js"
+import type { Projection } from "./Projection.js"
+import { StoreAdapter } from "./StoreAdapter.js"
+import { type RetryCommand, type StoreError, ValidationError, ValidationIssue } from "./StoreError.js"
+import { HybridClock } from "./Timestamp.js"
+
+/**
+ * What a decision is made on: an aggregate's state, and how far along its stream that is.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Root<out State> {
+  readonly id: string
+  /** The sequence of the last event that the state contains; 0 before the first. */
+  readonly sequence: number
+  readonly state: State
+}
+
+/**
+ * What a command came to: the events it caused, and state and sequence after them.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Evaluated<out State, out A> {
+  readonly state: State
+  readonly sequence: number
+  readonly events: ReadonlyArray<A>
+}
+
+/**
+ * The failures that any operation of any aggregate can have.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type Failure = RetryCommand | ValidationError | StoreError
+
+/**
+ * The service that an aggregate's operations need, and that its layer provides. It is told from others by the
+ * aggregate's name.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Instance<out Name extends string> {
+  readonly _: unique symbol
+  readonly name: Name
+}
+
+/**
+ * One decision for each command: the events that follow from it, or a typed refusal.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type DecideHandlers<State, A, C extends Tagged> = {
+  readonly [K in C["_tag"]]: (
+    command: Extract<C, { readonly _tag: K }>,
+    root: Root<State>
+    // biome-ignore lint/suspicious/noExplicitAny: the bound of a type parameter that takes every handler
+  ) => Effect.Effect<ReadonlyArray<A>, any, any>
+}
+
+/**
+ * One step for each event: the state after it. Pure and total; it runs again at every load.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type EvolveHandlers<State, A extends Tagged> = {
+  readonly [K in A["_tag"]]: (state: NoInfer<State>, event: Extract<A, { readonly _tag: K }>) => NoInfer<State>
+}
+
+/**
+ * An aggregate: its operations, and the layer that they need.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Aggregate<
+  Name extends string,
+  State,
+  A extends Tagged,
+  C extends Tagged,
+  Decide extends DecideHandlers<State, A, C>,
+  ProjectionError,
+  R
+> {
+  readonly name: Name
+
+  /** An id for a new aggregate: a timestamp, so ids rise with time. Any other text will do as well. */
+  readonly newId: Effect.Effect<string>
+
+  /**
+   * Evaluates a command: decides on the current state, and commits the events that follow, with the strong projections,
+   * in one transaction. When others come first it decides again on what is new, by the `retry` schedule; when that is
+   * exhausted, the `RetryCommand` is the failure. A refusal stores nothing.
+   *
+   * Commands on one aggregate take turns within a process. A commit of unknown outcome (a connection lost at COMMIT) is
+   * settled by committing the same events again, so a command is applied once.
+   *
+   * Inside your own `SqlClient.withTransaction` all of it is part of that transaction.
+   */
+  readonly evaluate: <K extends C>(
+    id: string,
+    command: K
+  ) => Effect.Effect<
+    Evaluated<State, A>,
+    HandlerError<Decide[K["_tag"] & keyof Decide]> | ProjectionError | Failure,
+    Instance<Name>
+  >
+
+  /**
+   * Evaluates a command that comes from outside, as JSON: one that is no command of this aggregate is refused by a
+   * `ValidationError` that says where.
+   */
+  readonly evaluateUnknown: (
+    id: string,
+    command: unknown
+  ) => Effect.Effect<
+    Evaluated<State, A>,
+    HandlerError<Decide[keyof Decide]> | ProjectionError | Failure,
+    Instance<Name>
+  >
+
+  /** The state as it is known here; it may be older than the store's. */
+  readonly get: (id: string) => Effect.Effect<State, ValidationError | StoreError, Instance<Name>>
+
+  /** The state after reading the store. An aggregate without events has the initial state. */
+  readonly fetch: (id: string) => Effect.Effect<State, ValidationError | StoreError, Instance<Name>>
+
+  /**
+   * The state that the aggregate had after its event of that sequence; the initial state at 0. A sequence beyond the last
+   * event is a `ValidationError`.
+   */
+  readonly replay: (id: string, sequence: number) => Effect.Effect<State, ValidationError | StoreError, Instance<Name>>
+
+  /** Stores a snapshot of the state, so that loading begins there. It replaces an older one only. */
+  readonly snapshot: (id: string) => Effect.Effect<void, ValidationError | StoreError, Instance<Name>>
+
+  /**
+   * What the operations need. It captures the services that the handlers and projections need, so callers of the
+   * operations need only this.
+   */
+  readonly layer: Layer.Layer<Instance<Name>, never, StoreAdapter | R>
+}
+
+/**
+ * What an aggregate is made of.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Options<
+  State,
+  StateEncoded,
+  A extends Tagged,
+  I extends Tagged,
+  C extends Tagged,
+  CI,
+  Decide,
+  Projections
+> {
+  /** The schema of the state. It encodes snapshots; a snapshot of another schema is passed over. */
+  readonly state: Schema.Schema<State, StateEncoded>
+  /** The state before the first event. */
+  readonly initialState: NoInfer<State>
+  /** The events: one tagged schema, or a union of them. The tag is stored as the event's type. */
+  readonly events: Schema.Schema<A, I>
+  /** The commands: one tagged schema, or a union of them. */
+  readonly commands: Schema.Schema<C, CI>
+  /** A decision for each command. */
+  readonly decide: Decide
+  /** A step for each event. */
+  readonly evolve: EvolveHandlers<State, A>
+  /** Projections that are part of the transaction that commits the events. */
+  readonly projections?: Projections | undefined
+  /** Stores a snapshot whenever the stream grows past a multiple of this many events; never by default. */
+  readonly snapshotEvery?: number | undefined
+  /**
+   * Raise it when `evolve` comes to other states than before by the same schema: snapshots of another version are passed
+   * over. 1 by default.
+   */
+  readonly stateVersion?: number | undefined
+  /** How often and when to try again after a lost race or a passing failure of the store: `defaultRetry` by default. */
+  readonly retry?: Schedule.Schedule<unknown> | undefined
+}
+
+/**
+ * What every event of a command carries in its metadata beside the aggregate's name: who asked, on whose behalf, why.
+ * Set it around `evaluate`.
+ *
+ * @since 0.1.0
+ * @category references
+ *
+ * @example
+ * ```ts
+ * import { Aggregate } from "effect-maestro"
+ * import * as Effect from "effect/Effect"
+ *
+ * export const asUser = (userId: string) => Effect.provideService(Aggregate.Metadata, { userId })
+ * ```
+ */
+export class Metadata extends Context.Reference<Metadata>()("effect-maestro/Aggregate/Metadata", {
+  defaultValue: (): Readonly<Record<string, unknown>> => ({})
+}) {}
+
+/**
+ * The retries of an aggregate that does not say otherwise: 15 at most, after 2 ms, 4 ms, 8 ms … but no more than 200 ms
+ * each, jittered so that those who collided do not meet again. About two seconds in all.
+ *
+ * @since 0.1.0
+ * @category schedules
+ */
+export const defaultRetry: Schedule.Schedule<unknown> = Schedule.exponential("2 millis").pipe(
+  Schedule.union(Schedule.spaced("200 millis")),
+  Schedule.jittered,
+  Schedule.intersect(Schedule.recurs(15))
+)
+
+/**
+ * Defines an aggregate. Names must differ: it is by the name that its events are known to be its own.
+ *
+ * @since 0.1.0
+ * @category constructors
+ *
+ * @example
+ * ```ts
+ * import { Aggregate, MemoryStore } from "effect-maestro"
+ * import * as Effect from "effect/Effect"
+ * import * as Layer from "effect/Layer"
+ * import * as Schema from "effect/Schema"
+ *
+ * class Increased extends Schema.TaggedClass<Increased>()("Increased", { by: Schema.Int }) {}
+ * class Increase extends Schema.TaggedClass<Increase>()("Increase", { by: Schema.Int }) {}
+ * class TooHigh extends Schema.TaggedError<TooHigh>()("TooHigh", { limit: Schema.Int }) {}
+ *
+ * const Counter = Aggregate.make("Counter", {
+ *   state: Schema.Struct({ count: Schema.Int }),
+ *   initialState: { count: 0 },
+ *   events: Increased,
+ *   commands: Increase,
+ *   decide: {
+ *     Increase: (command, root) =>
+ *       root.state.count + command.by > 10
+ *         ? new TooHigh({ limit: 10 })
+ *         : Effect.succeed([new Increased({ by: command.by })])
+ *   },
+ *   evolve: {
+ *     Increased: (state, event) => ({ count: state.count + event.by })
+ *   }
+ * })
+ *
+ * export const program = Effect.gen(function* () {
+ *   const id = yield* Counter.newId
+ *   yield* Counter.evaluate(id, new Increase({ by: 3 }))
+ *   return yield* Counter.fetch(id)
+ * }).pipe(
+ *   Effect.catchTag("TooHigh", ({ limit }) => Effect.succeed({ count: limit })),
+ *   Effect.provide(Counter.layer.pipe(Layer.provide(MemoryStore.layer)))
+ * )
+ * ```
+ */
+export const make = <
+  const Name extends string,
+  State,
+  StateEncoded,
+  A extends Tagged,
+  I extends Tagged,
+  C extends Tagged,
+  CI,
+  Decide extends DecideHandlers<State, A, C>,
+  const Projections extends ReadonlyArray<Projection.Any> = readonly []
+>(
+  name: Name,
+  options: Options<
+    State,
+    StateEncoded,
+    A,
+    I,
+    C,
+    CI,
+    Decide & { readonly [K in Exclude<keyof Decide, C["_tag"]>]: never },
+    Projections
+  >
+): Aggregate<
+  Name,
+  State,
+  A,
+  C,
+  Decide,
+  Projection.Error<Projections[number]>,
+  HandlerContext<Decide[keyof Decide]> | Projection.Context<Projections[number]>
+> => {
+  type E = HandlerError<Decide[keyof Decide]> | Projection.Error<Projections[number]>
+  type R = HandlerContext<Decide[keyof Decide]> | Projection.Context<Projections[number]>
+  const definition = define<State, StateEncoded, A, I, C, CI, E, R>(name, options)
+  const decodeCommand = Schema.decodeUnknownEither(options.commands, { errors: "all" })
+  const tag = Context.GenericTag<Instance<Name>, Service<State, A, C, E>>(`effect-maestro/Aggregate/${name}`)
+
+  const operate =
+    (operation: string) =>
+    <A2, E2>(id: string, run: (service: Service<State, A, C, E>) => Effect.Effect<A2, E2>, attributes?: object) =>
+      Effect.flatMap(tag, run).pipe(
+        Effect.withSpan(`Aggregate.${operation}`, {
+          attributes: { "aggregate.name": name, "aggregate.id": id, ...attributes },
+          captureStackTrace: false
+        })
+      )
+
+  return {
+    name,
+    newId: Effect.flatMap(HybridClock, ({ now }) => now),
+    evaluate: <K extends C>(id: string, command: K) =>
+      operate("evaluate")(id, (service) => service.evaluate(id, command), { command: command?._tag }) as Effect.Effect<
+        Evaluated<State, A>,
+        // Of all refusals only those of this command's own handler can come: it is the one that decides it.
+        HandlerError<Decide[K["_tag"] & keyof Decide]> | Projection.Error<Projections[number]> | Failure,
+        Instance<Name>
+      >,
+    evaluateUnknown: (id, command) =>
+      operate("evaluateUnknown")(id, (service) =>
+        Either.match(decodeCommand(command), {
+          onLeft: (error) =>
+            Effect.fail(new ValidationError({ operation: `${name}.evaluateUnknown`, issues: parseIssues(error, 0) })),
+          onRight: (decoded) => service.evaluate(id, decoded)
+        })
+      ),
+    get: (id) => operate("get")(id, (service) => Effect.map(service.load(id), ({ state }) => state)),
+    fetch: (id) => operate("fetch")(id, (service) => Effect.map(service.load(id), ({ state }) => state)),
+    replay: (id, sequence) => operate("replay")(id, (service) => service.replay(id, sequence), { sequence }),
+    snapshot: (id) => operate("snapshot")(id, (service) => service.snapshot(id)),
+    layer: Layer.effect(tag, makeService(definition))
+  }
+}
+
+// --- internal ---
+
+type HandlerError<F> = F extends (...args: infer _A) => Effect.Effect<infer _B, infer E, infer _R> ? E : never
+type HandlerContext<F> = F extends (...args: infer _A) => Effect.Effect<infer _B, infer _E, infer R> ? R : never
+
+interface Service<State, A, C, E> {
+  readonly evaluate: (id: string, command: C) => Effect.Effect<Evaluated<State, A>, E | Failure>
+  readonly load: (id: string) => Effect.Effect<Root<State>, ValidationError | StoreError>
+  readonly replay: (id: string, sequence: number) => Effect.Effect<State, ValidationError | StoreError>
+  readonly snapshot: (id: string) => Effect.Effect<void, ValidationError | StoreError>
+}
+
+const define = <State, StateEncoded, A extends Tagged, I extends Tagged, C extends Tagged, CI, E, R>(
+  name: string,
+  options: Options<State, StateEncoded, A, I, C, CI, DecideHandlers<State, A, C>, ReadonlyArray<Projection<E, R>>>
+): Definition<State, A, C, E, R> => {
+  if (options.snapshotEvery !== undefined && !(Number.isInteger(options.snapshotEvery) && options.snapshotEvery > 0)) {
+    throw new TypeError(`snapshotEvery of ${name} must be a whole number above 0, and is ${options.snapshotEvery}`)
+  }
+  const commandTags = tagsOf(options.commands)
+  const decide = handlersOf<(command: never, root: Root<State>) => Effect.Effect<ReadonlyArray<A>, E, R>>(
+    `decide of ${name}`,
+    commandTags,
+    options.decide
+  )
+  const evolve = handlersOf<(state: State, event: never) => State>(
+    `evolve of ${name}`,
+    tagsOf(options.events),
+    options.evolve
+  )
+  const unknownCommand = new ValidationError({ operation: `${name}.evaluate`, issues: [unknownTag(commandTags, 0)] })
+  return {
+    name,
+    initialState: options.initialState,
+    events: makeEventCodec(options.events),
+    state: makeStateCodec(name, options.stateVersion ?? 1, options.state),
+    evolve: (state, event) => {
+      const step = evolve.get(event._tag)
+      // A decoded event has one: `handlersOf` has seen to it.
+      // biome-ignore lint/plugin: the handler under a tag takes the member of that tag, which a `Map` can't say
+      return step === undefined ? state : step(state, event as never)
+    },
+    decide: (command, root) =>
+      // biome-ignore lint/plugin: as above
+      decide.get(command?._tag)?.(command as never, root) ?? Effect.fail(unknownCommand),
+    projections: options.projections ?? [],
+    snapshotEvery: options.snapshotEvery,
+    retry: options.retry ?? defaultRetry
+  }
+}
+
+/** The handlers by tag; one that is missing is found when the aggregate is defined, not when it is first needed. */
+const handlersOf = <F>(
+  what: string,
+  tags: ReadonlyArray<string>,
+  handlers: Readonly<Record<string, F>>
+): ReadonlyMap<string, F> => {
+  const missing = tags.filter((tag) => !Object.hasOwn(handlers, tag))
+  if (missing.length > 0) throw new TypeError(`${what} has no handler for ${missing.join(", ")}`)
+  return new Map(Object.entries(handlers))
+}
+
+const makeService = <State, A extends Tagged, C extends Tagged, E, R>(
+  definition: Definition<State, A, C, E, R>
+): Effect.Effect<Service<State, A, C, E>, never, StoreAdapter | R> =>
+  Effect.gen(function* () {
+    const store = yield* StoreAdapter
+    const clock = yield* HybridClock
+    const captured = Context.omit(...ofTheCaller)(yield* Effect.context<R>()) as Context.Context<R>
+    const turns = makeTurns()
+
+    const evaluateOnce = (id: string, command: C) =>
+      Effect.gen(function* () {
+        const inside = yield* insideTransaction
+        const metadata = yield* Metadata
+        const evaluated = evaluate(definition, store, clock, metadata, inside, id, command)
+        // Whoever waits inside a transaction may wait for somebody who waits for that transaction.
+        const { events, root } = yield* inside ? evaluated : turns.take(id)(evaluated)
+        return { state: root.state, sequence: root.sequence, events }
+      })
+
+    return {
+      evaluate: (id, command) =>
+        Effect.mapInputContext(evaluateOnce(id, command), (caller: Context.Context<never>) =>
+          Context.merge(caller, captured)
+        ),
+      load: (id) => load(definition, store, id),
+      replay: (id, sequence) =>
+        Effect.flatMap(load(definition, store, id, sequence), (root) =>
+          root.sequence === sequence
+            ? Effect.succeed(root.state)
+            : Effect.fail(
+                new ValidationError({
+                  operation: `${definition.name}.replay`,
+                  issues: [
+                    new ValidationIssue({
+                      index: 0,
+                      path: ["sequence"],
+                      message: `must be at most ${root.sequence}, the sequence of the last event`
+                    })
+                  ]
+                })
+              )
+        ),
+      snapshot: (id) => Effect.flatMap(load(definition, store, id), (root) => commitSnapshot(definition, store, root))
+    }
+  })
+
+/** What stays the caller's own when the services of the handlers come from the layer: its place in time, so to say. */
+const ofTheCaller = [SqlClient.TransactionConnection, StoreTransaction, HoldsTurn, Metadata, Tracer.ParentSpan] as const

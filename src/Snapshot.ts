@@ -1,0 +1,51 @@
+/**
+ * A snapshot: an aggregate's state at a sequence. It only saves time, and can be thrown away at any moment.
+ *
+ * @since 0.1.0
+ */
+import * as Schema from "effect/Schema"
+import { maxSequence } from "./Event.js"
+import { Timestamp } from "./Timestamp.js"
+
+/**
+ * A snapshot as it is stored: one for each aggregate, the newest.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Snapshot {
+  /** The timestamp of the last event that the state contains; so time goes on rising where no event is read. */
+  readonly timestamp: Timestamp
+  /** The aggregate whose state it is: 1 to 255 characters. */
+  readonly aggregateId: string
+  /** The sequence of the last event that the state contains. */
+  readonly sequence: number
+  /** The state: a JSON object. */
+  readonly body: Readonly<Record<string, unknown>>
+  /** What is known about the snapshot, such as the version of the state: a JSON object. */
+  readonly metadata: Readonly<Record<string, unknown>>
+}
+
+/**
+ * The schema of a snapshot; its encoded form is the same, as JSON.
+ *
+ * @since 0.1.0
+ * @category schemas
+ */
+export const Snapshot: Schema.Schema<Snapshot, SnapshotEncoded> = Schema.Struct({
+  timestamp: Timestamp,
+  aggregateId: Schema.String.pipe(Schema.minLength(1)),
+  sequence: Schema.Int.pipe(Schema.between(1, maxSequence)),
+  body: Schema.Record({ key: Schema.String, value: Schema.Unknown }),
+  metadata: Schema.Record({ key: Schema.String, value: Schema.Unknown })
+}).annotations({ identifier: "Snapshot" })
+
+/**
+ * A snapshot as JSON.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface SnapshotEncoded extends Omit<Snapshot, "timestamp"> {
+  readonly timestamp: string
+}

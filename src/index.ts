@@ -1,0 +1,12 @@
+/**
+ * @since 0.1.0
+ */
+export * as Aggregate from "./Aggregate.js"
+export * as Event from "./Event.js"
+export * as MemoryStore from "./MemoryStore.js"
+export * as Projection from "./Projection.js"
+export * as Snapshot from "./Snapshot.js"
+export * as SqlStore from "./SqlStore.js"
+export * as StoreAdapter from "./StoreAdapter.js"
+export * as StoreError from "./StoreError.js"
+export * as Timestamp from "./Timestamp.js"

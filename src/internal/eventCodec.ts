@@ -1,0 +1,115 @@
+/**
+ * Between the tagged schemas of an application and stored events: the tag is the stored type, the rest is the body.
+ */
+import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
+import * as ParseResult from "effect/ParseResult"
+import * as Schema from "effect/Schema"
+import * as AST from "effect/SchemaAST"
+import type { Event } from "../Event.js"
+import { StoreError, ValidationIssue } from "../StoreError.js"
+
+/** What every event, command and refusal of an application has. */
+export interface Tagged {
+  readonly _tag: string
+}
+
+/** Encodes and decodes the events of a union of tagged schemas; compiled once. */
+export interface EventCodec<A extends Tagged> {
+  /** The event that was stored; `UnreadableEvent` names aggregate, sequence and type. */
+  readonly decode: (operation: string, stored: Event) => Effect.Effect<A, StoreError>
+  /** The body to store, or what is wrong with the event. */
+  readonly encode: (event: A, index: number) => Either.Either<Record<string, unknown>, ReadonlyArray<ValidationIssue>>
+}
+
+export const makeEventCodec = <A extends Tagged, I extends Tagged>(schema: Schema.Schema<A, I>): EventCodec<A> => {
+  const members = new Map<string, MemberCodec<A>>()
+  for (const [tag, asts] of membersByTag(schema.ast)) {
+    const member: Schema.Schema<A, Tagged> = Schema.make(asts.length === 1 && asts[0] ? asts[0] : AST.Union.make(asts))
+    members.set(tag, { decode: Schema.decodeUnknownEither(member), encode: Schema.encodeUnknownEither(member) })
+  }
+  return {
+    decode: (operation, stored) => {
+      const member = members.get(stored.type)
+      if (member === undefined) return Effect.fail(unreadable(operation, stored, "no schema has this type"))
+      const decoded = member.decode({ ...stored.body, _tag: stored.type })
+      return Either.isRight(decoded)
+        ? Effect.succeed(decoded.right)
+        : Effect.fail(unreadable(operation, stored, decoded.left.message, decoded.left))
+    },
+    encode: (event, index) => {
+      const member = members.get(event?._tag)
+      if (member === undefined) return Either.left([unknownTag([...members.keys()], index)])
+      return Either.mapBoth(member.encode(event), {
+        onLeft: (error) => parseIssues(error, index),
+        onRight: ({ _tag, ...body }) => body
+      })
+    }
+  }
+}
+
+/** The tags that a tagged schema, or a union of them, knows. */
+export const tagsOf = (schema: Schema.Schema.Any): ReadonlyArray<string> => [...membersByTag(schema.ast).keys()]
+
+/** What a schema found wrong, in the words of a `ValidationError`. */
+export const parseIssues = (
+  error: ParseResult.ParseError,
+  index: number
+): readonly [ValidationIssue, ...Array<ValidationIssue>] => {
+  const [first, ...rest] = ParseResult.ArrayFormatter.formatErrorSync(error).map(
+    ({ message, path }) =>
+      new ValidationIssue({
+        index,
+        path: path.map((key) => (typeof key === "symbol" ? String(key) : key)),
+        message
+      })
+  )
+  return [first ?? new ValidationIssue({ index, path: [], message: error.message }), ...rest]
+}
+
+/** What is wrong with a value whose tag is none of those known. */
+export const unknownTag = (tags: ReadonlyArray<string>, index: number): ValidationIssue =>
+  new ValidationIssue({ index, path: ["_tag"], message: `must be one of ${tags.join(", ")}` })
+
+// --- internal ---
+
+interface MemberCodec<A> {
+  readonly decode: (u: unknown) => Either.Either<A, ParseResult.ParseError>
+  readonly encode: (u: unknown) => Either.Either<Tagged, ParseResult.ParseError>
+}
+
+/** The members of a union by their tag. Several may share one: versions of an event, tried in order. */
+const membersByTag = (ast: AST.AST): Map<string, Array<AST.AST>> => {
+  const found = new Map<string, Array<AST.AST>>()
+  const visit = (member: AST.AST): void => {
+    if (AST.isUnion(member)) {
+      for (const type of member.types) visit(type)
+    } else if (AST.isSuspend(member)) {
+      visit(member.f())
+    } else {
+      const tag = tagOf(member)
+      if (tag === undefined) throw new TypeError(`A schema without a literal _tag can't be told from others: ${member}`)
+      found.set(tag, [...(found.get(tag) ?? []), member])
+    }
+  }
+  visit(ast)
+  return found
+}
+
+const tagOf = (ast: AST.AST): string | undefined => {
+  const encoded = AST.encodedAST(ast)
+  if (!AST.isTypeLiteral(encoded)) return undefined
+  const tag = encoded.propertySignatures.find((property) => property.name === "_tag")?.type
+  return tag !== undefined && AST.isLiteral(tag) && typeof tag.literal === "string" ? tag.literal : undefined
+}
+
+const unreadable = (operation: string, stored: Event, why: string, cause?: unknown): StoreError =>
+  new StoreError({
+    reason: "UnreadableEvent",
+    operation,
+    description: `event ${stored.sequence} of aggregate ${JSON.stringify(stored.aggregateId)}, of type ${JSON.stringify(stored.type)}, can't be decoded: ${why}`,
+    aggregateId: stored.aggregateId,
+    sequence: stored.sequence,
+    type: stored.type,
+    ...(cause === undefined ? {} : { cause })
+  })

@@ -1,0 +1,116 @@
+/**
+ * What may be stored as JSON: the values that come back from JSON text, and from Postgres' `jsonb`, as they went in.
+ */
+
+/** Receives one thing that is wrong, and where: the way from the value that was checked. */
+export type Report = (path: ReadonlyArray<string | number>, message: string) => void
+
+/**
+ * Checks that a value is an object which JSON and `jsonb` hold without loss, and returns its text; reports everything
+ * that is wrong and returns nothing where it is not.
+ *
+ * Refused are `undefined`, functions, symbols, `bigint`, `NaN` and the infinities, objects that are no plain ones (`Date`,
+ * `Map`, class instances: JSON would keep a shadow of them), cycles, holes in arrays, and in strings and keys what
+ * `jsonb` refuses: NUL, and surrogates without their other half.
+ */
+export const stringifyObject = (value: unknown, report: Report): string | undefined => {
+  let sound = true
+  let size = 0
+  const path: Array<string | number> = []
+  const ancestors = new Set<object>()
+
+  const refuse = (message: string): void => {
+    sound = false
+    report([...path], message)
+  }
+
+  const checkText = (text: string, what: string): void => {
+    size += text.length
+    const problem = textProblem(text)
+    if (problem !== undefined) refuse(`${what} ${problem}`)
+  }
+
+  const checkChild = (key: string | number, child: unknown): void => {
+    path.push(key)
+    if (typeof key === "string") checkText(key, "the key")
+    check(child)
+    path.pop()
+  }
+
+  const check = (current: unknown): void => {
+    size += sizeOfValue
+    if (size > maxSize) throw new TooLarge()
+    switch (typeof current) {
+      case "string":
+        return checkText(current, "the text")
+      case "boolean":
+        return
+      case "number":
+        return Number.isFinite(current) ? undefined : refuse(`${current} is no JSON number`)
+      case "object":
+        return current === null ? undefined : checkContainer(current)
+      default:
+        return refuse(`${typeof current} can't be stored as JSON`)
+    }
+  }
+
+  const checkContainer = (container: object): void => {
+    if (ancestors.has(container)) return refuse("a cycle: the value contains itself")
+    if (path.length >= maxDepth) return refuse(`nested deeper than ${maxDepth} levels`)
+    ancestors.add(container)
+    if (Array.isArray(container)) {
+      for (let index = 0; index < container.length; index++) checkChild(index, container[index])
+    } else if (isPlain(container)) {
+      for (const key of Object.keys(container)) checkChild(key, container[key])
+      if (Object.getOwnPropertySymbols(container).length > 0) refuse("keys that are symbols can't be stored as JSON")
+    } else {
+      refuse(`an object of class ${className(container)} can't be stored as JSON: encode it first`)
+    }
+    ancestors.delete(container)
+  }
+
+  try {
+    if (typeof value !== "object" || value === null || Array.isArray(value)) {
+      report([], "must be a JSON object")
+      return undefined
+    }
+    check(value)
+    return sound ? JSON.stringify(value) : undefined
+  } catch (error) {
+    // A getter or a proxy that throws while it is read, or a value beyond all bounds.
+    report(
+      [],
+      error instanceof TooLarge ? `larger than ${maxSize / 1_000_000} MB` : `can't be read: ${describe(error)}`
+    )
+    return undefined
+  }
+}
+
+/** What keeps a text from being stored, if anything does. */
+export const textProblem = (text: string): string | undefined =>
+  text.includes("\0") ? "contains NUL" : /\p{Surrogate}/u.test(text) ? "contains half of a surrogate pair" : undefined
+
+// --- internal ---
+
+/** Far more than a record needs, far less than what exhausts the stack of the JSON parser on either side. */
+const maxDepth = 1000
+
+/** Of one record, in characters, about; `jsonb` itself ends at 256 MB. */
+const maxSize = 64_000_000
+
+/** What `jsonb` takes for a value beside its characters. */
+const sizeOfValue = 4
+
+class TooLarge extends Error {}
+
+const isPlain = (container: object): container is Record<string, unknown> => {
+  const prototype = Object.getPrototypeOf(container)
+  return prototype === null || Object.getPrototypeOf(prototype) === null
+}
+
+const className = (container: object): string => {
+  const name: unknown = container.constructor?.name
+  return typeof name === "string" && name !== "" ? name : "unknown"
+}
+
+const describe = (error: unknown): string => (error instanceof Error ? error.message : "an error was thrown")

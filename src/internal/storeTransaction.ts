@@ -1,0 +1,21 @@
+/**
+ * Whether the running fiber is inside a transaction: the store's own, or one that the application opened.
+ */
+import * as SqlClient from "@effect/sql/SqlClient"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+
+/** Set by a store whose transactions are none of a `SqlClient`. */
+export class StoreTransaction extends Context.Reference<StoreTransaction>()(
+  "effect-maestro/internal/StoreTransaction",
+  {
+    defaultValue: () => false
+  }
+) {}
+
+/** Inside a transaction, what is read may never come to be, and whoever waits for another fiber may wait for itself. */
+export const insideTransaction: Effect.Effect<boolean> = Effect.contextWith(
+  (context: Context.Context<never>) =>
+    Context.get(context, StoreTransaction) ||
+    Context.getOption(context, SqlClient.TransactionConnection)._tag === "Some"
+)

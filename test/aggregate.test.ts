@@ -1,0 +1,865 @@
+/** The lifecycle of aggregates: the same on every store. */
+import * as SqlClient from "@effect/sql/SqlClient"
+import { expect, it } from "@effect/vitest"
+import * as Arr from "effect/Array"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
+import * as Schedule from "effect/Schedule"
+import * as Schema from "effect/Schema"
+import * as TestClock from "effect/TestClock"
+import {
+  Aggregate,
+  type Event,
+  MemoryStore,
+  Projection,
+  SqlStore,
+  StoreAdapter,
+  StoreError,
+  Timestamp
+} from "effect-maestro"
+import {
+  Account,
+  AlreadyOpen,
+  Deposit,
+  Deposited,
+  definition,
+  InsufficientFunds,
+  LimitExceeded,
+  Limits,
+  Open,
+  Opened,
+  SavingsAccount,
+  Touch,
+  Withdraw,
+  Withdrawn
+} from "./account.js"
+import { layerPg, uniqueName } from "./database.js"
+
+const stores = {
+  MemoryStore: MemoryStore.layer,
+  "SqlStore on Postgres": SqlStore.layer.pipe(Layer.provideMerge(layerPg()), Layer.orDie)
+}
+
+for (const [name, store] of Object.entries(stores)) {
+  const layer = Layer.mergeAll(Account.layer, SavingsAccount.layer).pipe(
+    Layer.provideMerge(Limits.layer),
+    Layer.provideMerge(store)
+  )
+  it.layer(layer, { timeout: 60_000 })(`Aggregate on ${name}`, (it) => {
+    // --- evaluate ---
+
+    it.effect("evaluate: answers with state, sequence and events, and stores the events", () =>
+      Effect.gen(function* () {
+        const id = yield* Account.newId
+        expect(yield* Account.evaluate(id, new Open({ owner: "ann" }))).toEqual({
+          state: { owner: "ann", balance: 0 },
+          sequence: 1,
+          events: [new Opened({ owner: "ann" })]
+        })
+        expect((yield* Account.evaluate(id, new Deposit({ amount: 10 }))).sequence).toBe(2)
+        const stored = yield* Effect.flatMap(StoreAdapter.StoreAdapter, (adapter) => adapter.getEvents(id, 1))
+        expect(stored).toMatchObject([
+          { aggregateId: id, sequence: 1, type: "Opened", body: { owner: "ann" }, metadata: { aggregate: "Account" } },
+          { aggregateId: id, sequence: 2, type: "Deposited", body: { amount: 10 } }
+        ])
+        expect(Object.keys(stored[0]?.body ?? {})).toEqual(["owner"])
+      })
+    )
+
+    it.effect("evaluate: a refusal is the failure, and stores nothing", () =>
+      Effect.gen(function* () {
+        const id = yield* Account.newId
+        yield* Account.evaluate(id, new Open({ owner: "ann" }))
+        expect(yield* Effect.flip(Account.evaluate(id, new Open({ owner: "bob" })))).toEqual(
+          new AlreadyOpen({ owner: "ann" })
+        )
+        expect(yield* Effect.flip(Account.evaluate(id, new Withdraw({ amount: 5 })))).toEqual(
+          new InsufficientFunds({ balance: 0 })
+        )
+        expect(yield* Effect.flip(Account.evaluate(id, new Withdraw({ amount: 5000 })))).toEqual(
+          new LimitExceeded({ limit: 1000 })
+        )
+        expect(yield* headOf(id)).toBe(1)
+      })
+    )
+
+    it.effect("evaluate: a decision of no events stores nothing and answers with the state", () =>
+      Effect.gen(function* () {
+        const id = yield* Account.newId
+        expect(yield* Account.evaluate(id, new Touch())).toEqual({
+          state: definition.initialState,
+          sequence: 0,
+          events: []
+        })
+        yield* Account.evaluate(id, new Deposit({ amount: 1 }))
+        expect(yield* Account.evaluate(id, new Touch())).toEqual({
+          state: { owner: null, balance: 1 },
+          sequence: 1,
+          events: []
+        })
+        expect(yield* headOf(id)).toBe(1)
+      })
+    )
+
+    it.effect("evaluate: twenty commands at once on one aggregate all land, as 1 … 20", () =>
+      Effect.gen(function* () {
+        const id = yield* Account.newId
+        const results = yield* Effect.forEach(
+          Arr.range(1, 20),
+          (amount) => Account.evaluate(id, new Deposit({ amount })),
+          { concurrency: "unbounded" }
+        )
+        expect(results.map(({ sequence }) => sequence).sort((a, b) => a - b)).toEqual(Arr.range(1, 20))
+        expect(yield* Account.fetch(id)).toEqual({ owner: null, balance: 210 })
+      })
+    )
+
+    it.scoped("evaluate: commands from several nodes at once are each applied once, on the state they meet", () =>
+      Effect.gen(function* () {
+        const nodes = yield* Effect.forEach(Arr.range(1, 4), () => aNode(Account.layer))
+        const id = yield* Account.newId
+        yield* Account.evaluate(id, new Deposit({ amount: 100 }))
+        // Ten withdrawals of 20 from 100: five can be granted, whoever comes first.
+        const results = yield* Effect.forEach(
+          Arr.range(0, 9),
+          (index) =>
+            Effect.either(Effect.provide(Account.evaluate(id, new Withdraw({ amount: 20 })), nodeAt(nodes, index))),
+          { concurrency: "unbounded" }
+        )
+        expect(results.filter(Either.isRight)).toHaveLength(5)
+        expect(Arr.getLefts(results)).toEqual(Arr.makeBy(5, () => new InsufficientFunds({ balance: 0 })))
+        expect(yield* Account.fetch(id)).toEqual({ owner: null, balance: 0 })
+        expect(yield* headOf(id)).toBe(6)
+      })
+    )
+
+    it.scoped("evaluate: who lost a race decides again, on what is new", () =>
+      Effect.gen(function* () {
+        const store = yield* StoreAdapter.StoreAdapter
+        const others = yield* Effect.context<Aggregate.Instance<"Account">>()
+        const id = yield* Account.newId
+        yield* Account.evaluate(id, new Deposit({ amount: 10 }))
+        let commits = 0
+        const node = yield* aNode(Account.layer, {
+          ...store,
+          // Between this node's decision and its commit somebody else empties the account.
+          commitAll: (events, projections) =>
+            ++commits === 1
+              ? Effect.zipRight(
+                  Effect.orDie(Effect.provide(Account.evaluate(id, new Withdraw({ amount: 10 })), others)),
+                  store.commitAll(events, projections)
+                )
+              : store.commitAll(events, projections)
+        })
+        const error = yield* Effect.flip(Effect.provide(Account.evaluate(id, new Withdraw({ amount: 10 })), node))
+        expect(error).toEqual(new InsufficientFunds({ balance: 0 }))
+        expect(commits).toBe(1)
+        expect(yield* headOf(id)).toBe(2)
+      })
+    )
+
+    it.scoped("evaluate: when the retries are exhausted the RetryCommand is the failure", () =>
+      Effect.gen(function* () {
+        const store = yield* StoreAdapter.StoreAdapter
+        const Stubborn = Aggregate.make("Account", { ...definition, retry: Schedule.recurs(3) })
+        const id = yield* Account.newId
+        const conflict = new StoreError.RetryCommand({ aggregateId: id, sequence: 1 })
+        let commits = 0
+        const node = yield* aNode(Stubborn.layer, {
+          ...store,
+          commitAll: () =>
+            Effect.suspend(() => {
+              commits++
+              return Effect.fail(conflict)
+            })
+        })
+        expect(yield* Effect.flip(Effect.provide(Stubborn.evaluate(id, new Deposit({ amount: 1 })), node))).toEqual(
+          conflict
+        )
+        expect(commits).toBe(4)
+      })
+    )
+
+    it.scoped("evaluate: the default schedule is bounded", () =>
+      Effect.gen(function* () {
+        const store = yield* StoreAdapter.StoreAdapter
+        const { retry: _, ...rest } = definition
+        const Default = Aggregate.make("Account", rest)
+        let commits = 0
+        const node = yield* aNode(Default.layer, {
+          ...store,
+          commitAll: () =>
+            Effect.suspend(() => {
+              commits++
+              return Effect.fail(new StoreError.RetryCommand({ aggregateId: "a", sequence: 1 }))
+            })
+        })
+        const fiber = yield* Effect.fork(
+          Effect.provide(Default.evaluate(yield* Account.newId, new Deposit({ amount: 1 })), node)
+        )
+        // The store of Postgres needs real turns between the retries, and the retries need the clock.
+        yield* Effect.repeat(Effect.zipRight(TestClock.adjust("100 millis"), macrotask), {
+          until: () => Effect.map(Fiber.poll(fiber), Option.isSome)
+        })
+        expect(yield* Effect.flip(Fiber.join(fiber))).toBeInstanceOf(StoreError.RetryCommand)
+        expect(commits).toBe(16)
+      })
+    )
+
+    for (const stored of [true, false]) {
+      it.scoped(
+        `evaluate: a commit of unknown outcome that was ${stored ? "" : "not "}stored is settled, and applied once`,
+        () =>
+          Effect.gen(function* () {
+            const store = yield* StoreAdapter.StoreAdapter
+            const limits = yield* Limits
+            const id = yield* Account.newId
+            yield* Account.evaluate(id, new Deposit({ amount: 10 }))
+            const asked = limits.asked
+            let commits = 0
+            const node = yield* aNode(Account.layer, {
+              ...store,
+              commitAll: (events, projections) =>
+                Effect.suspend(() =>
+                  ++commits > 2
+                    ? store.commitAll(events, projections)
+                    : Effect.zipRight(
+                        stored ? store.commitAll(events, projections) : Effect.void,
+                        Effect.fail(failure("CommitUnknown"))
+                      )
+                )
+            })
+            const result = yield* Effect.provide(Account.evaluate(id, new Withdraw({ amount: 10 })), node)
+            expect(result).toMatchObject({ sequence: 2, state: { balance: 0 } })
+            expect(commits).toBe(3)
+            // Decided once: a second decision would have found the account empty.
+            expect(limits.asked - asked).toBe(1)
+            expect(yield* headOf(id)).toBe(2)
+          })
+      )
+    }
+
+    it.scoped("evaluate: what can't be settled is CommitUnknown, whatever the last attempt said", () =>
+      Effect.gen(function* () {
+        const store = yield* StoreAdapter.StoreAdapter
+        let commits = 0
+        const node = yield* aNode(Account.layer, {
+          ...store,
+          commitAll: () => Effect.suspend(() => Effect.fail(failure(++commits === 1 ? "CommitUnknown" : "Unavailable")))
+        })
+        const error = yield* Effect.flip(
+          Effect.provide(Account.evaluate(yield* Account.newId, new Deposit({ amount: 1 })), node)
+        )
+        expect(error).toMatchObject({ reason: "CommitUnknown" })
+        expect(commits).toBe(51)
+      })
+    )
+
+    it.scoped("evaluate: a failure that will not pass is not tried again", () =>
+      Effect.gen(function* () {
+        const store = yield* StoreAdapter.StoreAdapter
+        let commits = 0
+        const node = yield* aNode(Account.layer, {
+          ...store,
+          commitAll: () =>
+            Effect.suspend(() => {
+              commits++
+              return Effect.fail(failure("Exhausted"))
+            })
+        })
+        const error = yield* Effect.flip(
+          Effect.provide(Account.evaluate(yield* Account.newId, new Deposit({ amount: 1 })), node)
+        )
+        expect(error).toMatchObject({ reason: "Exhausted" })
+        expect(commits).toBe(1)
+      })
+    )
+
+    it.effect("evaluate: interrupted while it waits its turn it does nothing, and the next goes on", () =>
+      Effect.gen(function* () {
+        const [started, go] = [yield* Deferred.make<void>(), yield* Deferred.make<void>()]
+        const Slow = Aggregate.make("Account", {
+          ...definition,
+          decide: {
+            ...definition.decide,
+            Touch: () => Effect.zipRight(Deferred.succeed(started, undefined), Effect.as(Deferred.await(go), []))
+          }
+        })
+        yield* Effect.gen(function* () {
+          const id = yield* Account.newId
+          const first = yield* Effect.fork(Slow.evaluate(id, new Touch()))
+          yield* Deferred.await(started)
+          const second = yield* Effect.fork(Slow.evaluate(id, new Deposit({ amount: 1 })))
+          const third = yield* Effect.fork(Slow.evaluate(id, new Deposit({ amount: 2 })))
+          yield* Effect.yieldNow()
+          expect(Exit.isInterrupted(yield* Fiber.interrupt(second))).toBe(true)
+          yield* Deferred.succeed(go, undefined)
+          yield* Fiber.join(first)
+          expect(yield* Fiber.join(third)).toMatchObject({ sequence: 1, state: { balance: 2 } })
+        }).pipe(Effect.provide(Slow.layer))
+      })
+    )
+
+    it.effect(
+      "evaluate: a decision that evaluates a command, on the same aggregate too, does not wait for itself",
+      () =>
+        Effect.gen(function* () {
+          const Nested = Aggregate.make("Account", {
+            ...definition,
+            decide: {
+              ...definition.decide,
+              Touch: (_: Touch, root: Aggregate.Root<typeof definition.state.Type>) =>
+                root.sequence > 0
+                  ? Effect.succeed([])
+                  : Effect.as(Effect.orDie(Account.evaluate(root.id, new Deposit({ amount: 3 }))), [
+                      new Deposited({ amount: 4 })
+                    ])
+            }
+          })
+          const id = yield* Account.newId
+          // The inner command wins; the outer one decides again, and there is nothing left to do.
+          expect(yield* Effect.provide(Nested.evaluate(id, new Touch()), Nested.layer)).toMatchObject({
+            sequence: 1,
+            events: []
+          })
+          expect(yield* headOf(id)).toBe(1)
+        })
+    )
+
+    it.effect("evaluate: an event that its own schema can't encode is a ValidationError, and nothing is stored", () =>
+      Effect.gen(function* () {
+        class Measured extends Schema.TaggedClass<Measured>()("Measured", { value: Schema.Number }) {}
+        class Measure extends Schema.TaggedClass<Measure>()("Measure", { value: Schema.Number }) {}
+        const Gauge = Aggregate.make("Gauge", {
+          state: Schema.Number,
+          initialState: 0,
+          events: Measured,
+          commands: Measure,
+          decide: {
+            Measure: ({ value }) =>
+              Effect.succeed([new Measured({ value: 1 }), new Measured({ value }, { disableValidation: true })])
+          },
+          evolve: { Measured: (_, event) => event.value }
+        })
+        yield* Effect.gen(function* () {
+          const id = yield* Gauge.newId
+          // JSON has no NaN; the schema has.
+          const nan = yield* Effect.flip(Gauge.evaluate(id, new Measure({ value: Number.NaN })))
+          expect(nan).toMatchObject({ _tag: "ValidationError", issues: [{ index: 1, path: ["body", "value"] }] })
+          const invalid = JSON.parse('{"_tag": "Measure", "value": "text"}')
+          const error = yield* Effect.flip(Gauge.evaluate(id, invalid))
+          expect(error).toMatchObject({ _tag: "ValidationError", issues: [{ index: 1, path: ["value"] }] })
+          expect(yield* headOf(id)).toBe(0)
+          // A state that is a number has its snapshots too.
+          yield* Gauge.evaluate(id, new Measure({ value: 7 }))
+          yield* Gauge.snapshot(id)
+          expect(yield* Gauge.fetch(id)).toBe(7)
+        }).pipe(Effect.provide(Gauge.layer))
+      })
+    )
+
+    it.effect("evaluate: an id that is none, and a command that is none, is a ValidationError", () =>
+      Effect.gen(function* () {
+        for (const id of ["", "x".repeat(256), "a\0"]) {
+          const error = yield* Effect.flip(Account.evaluate(id, new Deposit({ amount: 1 })))
+          expect(error).toMatchObject({ _tag: "ValidationError", issues: [{ path: ["aggregateId"] }] })
+        }
+        for (const command of [JSON.parse('{"_tag": "Close"}'), JSON.parse("null"), JSON.parse("{}")]) {
+          const error = yield* Effect.flip(Account.evaluate(yield* Account.newId, command))
+          expect(error).toMatchObject({ _tag: "ValidationError", issues: [{ path: ["_tag"] }] })
+        }
+      })
+    )
+
+    it.effect("evaluateUnknown: decodes a command, and refuses what is none by a ValidationError that says where", () =>
+      Effect.gen(function* () {
+        const id = yield* Account.newId
+        expect(yield* Account.evaluateUnknown(id, { _tag: "Deposit", amount: 5 })).toMatchObject({ sequence: 1 })
+        expect(yield* Effect.flip(Account.evaluateUnknown(id, { _tag: "Withdraw", amount: 50 }))).toEqual(
+          new InsufficientFunds({ balance: 5 })
+        )
+        const issuesOf = (json: unknown) =>
+          Effect.map(Effect.flip(Account.evaluateUnknown(id, json)), (error) =>
+            error._tag === "ValidationError" ? error.issues.map(({ path }) => path.join(".")) : error
+          )
+        expect(yield* issuesOf({ _tag: "Deposit", amount: -5 })).toEqual(["amount"])
+        expect(yield* issuesOf({ _tag: "Deposit" })).toEqual(["amount"])
+        expect(yield* issuesOf({ _tag: "Close" })).toEqual(["_tag"])
+        for (const json of [null, undefined, 1, "Deposit", [], {}, { amount: 1 }, new Date(0), () => 1]) {
+          expect(yield* issuesOf(json)).not.toHaveLength(0)
+        }
+        expect(yield* headOf(id)).toBe(1)
+      })
+    )
+
+    it.effect("evaluate: events carry the metadata set around it, and the aggregate's name", () =>
+      Effect.gen(function* () {
+        const id = yield* Account.newId
+        yield* Account.evaluate(id, new Deposit({ amount: 1 })).pipe(
+          Effect.provideService(Aggregate.Metadata, { userId: "u1", aggregate: "no" })
+        )
+        const [stored] = yield* Effect.flatMap(StoreAdapter.StoreAdapter, (adapter) => adapter.getEvents(id, 1))
+        expect(stored?.metadata).toEqual({ userId: "u1", aggregate: "Account" })
+      })
+    )
+
+    // --- projections ---
+
+    it.effect("projections: run for each event of a command, and fail it with their own failure", () =>
+      Effect.gen(function* () {
+        class Blocked extends Schema.TaggedError<Blocked>()("Blocked", {}) {}
+        const log: Array<string> = []
+        const Audit = Projection.make({
+          name: "audit",
+          events: Schema.Union(Deposited, Withdrawn),
+          project: {
+            Deposited: (event, { aggregateId, sequence }) =>
+              Effect.sync(() => log.push(`${aggregateId} ${sequence} +${event.amount}`)),
+            Withdrawn: (event) => (event.amount > 5 ? new Blocked() : Effect.void)
+          }
+        })
+        const Audited = Aggregate.make("Account", { ...definition, projections: [Audit] })
+        yield* Effect.gen(function* () {
+          const id = yield* Audited.newId
+          yield* Audited.evaluate(id, new Open({ owner: "ann" }))
+          yield* Audited.evaluate(id, new Deposit({ amount: 10 }))
+          yield* Audited.evaluate(id, new Withdraw({ amount: 1 }))
+          expect(yield* Effect.flip(Audited.evaluate(id, new Withdraw({ amount: 6 })))).toEqual(new Blocked())
+          expect(log).toEqual([`${id} 2 +10`])
+          expect(yield* headOf(id)).toBe(3)
+        }).pipe(Effect.provide(Audited.layer))
+      })
+    )
+
+    it.effect("projections: one that evaluates a command on another aggregate makes it part of the commit", () =>
+      Effect.gen(function* () {
+        const other = yield* Account.newId
+        const Mirror = Projection.make({
+          name: "mirror",
+          events: Deposited,
+          project: { Deposited: ({ amount }) => Account.evaluate(other, new Deposit({ amount })) }
+        })
+        const failing: Projection.Projection<"no"> = {
+          name: "failing",
+          project: ({ sequence }) => (sequence === 2 ? Effect.fail("no" as const) : Effect.void)
+        }
+        const Mirrored = Aggregate.make("Account", { ...definition, projections: [Mirror, failing] })
+        yield* Effect.gen(function* () {
+          const id = yield* Account.newId
+          yield* Mirrored.evaluate(id, new Deposit({ amount: 7 }))
+          expect(yield* Account.fetch(other)).toEqual({ owner: null, balance: 7 })
+          expect(yield* Effect.flip(Mirrored.evaluate(id, new Deposit({ amount: 8 })))).toBe("no")
+          expect(yield* Account.fetch(other)).toEqual({ owner: null, balance: 7 })
+        }).pipe(Effect.provide(Mirrored.layer))
+      })
+    )
+
+    // --- reading ---
+
+    it.scoped("get, fetch: the state of the store, whoever wrote it; the initial state before the first event", () =>
+      Effect.gen(function* () {
+        const id = yield* Account.newId
+        expect(yield* Account.fetch(id)).toEqual(definition.initialState)
+        expect(yield* Account.get(id)).toEqual(definition.initialState)
+        const node = yield* aNode(Account.layer)
+        yield* Effect.provide(Account.evaluate(id, new Deposit({ amount: 3 })), node)
+        expect(yield* Account.fetch(id)).toEqual({ owner: null, balance: 3 })
+      })
+    )
+
+    const replaysEach = <Name extends string>(aggregate: Depositable<Name>) =>
+      Effect.gen(function* () {
+        const id = yield* aggregate.newId
+        for (const amount of Arr.range(1, 12)) yield* aggregate.evaluate(id, new Deposit({ amount }))
+        for (const sequence of Arr.range(0, 12)) {
+          expect(yield* aggregate.replay(id, sequence)).toEqual({
+            owner: null,
+            balance: (sequence * (sequence + 1)) / 2
+          })
+        }
+        for (const sequence of [13, -1, 1.5, Number.NaN, 2 ** 31]) {
+          expect(yield* Effect.flip(aggregate.replay(id, sequence))).toBeInstanceOf(StoreError.ValidationError)
+        }
+      })
+    it.effect("replay: the state at every sequence, without snapshots", () => replaysEach(Account))
+    it.effect("replay: the state at every sequence, with snapshots", () => replaysEach(SavingsAccount))
+
+    it.effect("a stream longer than a page is read whole, in pages", () =>
+      Effect.gen(function* () {
+        const store = yield* StoreAdapter.StoreAdapter
+        const { now } = yield* Timestamp.HybridClock
+        const id = yield* Account.newId
+        const events = yield* Effect.forEach(Arr.range(1, 10_001), (sequence) =>
+          Effect.map(now, (timestamp) => ({
+            timestamp,
+            aggregateId: id,
+            sequence,
+            type: "Deposited",
+            body: { amount: 1 },
+            metadata: {}
+          }))
+        )
+        yield* store.commitEvents(events)
+        let largest = 0
+        const paged = yield* aNode(Account.layer, {
+          ...store,
+          getEvents: (...args) =>
+            Effect.tap(store.getEvents(...args), (page) => {
+              largest = Math.max(largest, page.length)
+            })
+        })
+        expect(yield* Effect.provide(Account.fetch(id), paged)).toEqual({ owner: null, balance: 10_001 })
+        expect(largest).toBe(5000)
+        expect(yield* Account.replay(id, 5000)).toEqual({ owner: null, balance: 5000 })
+      }).pipe(Effect.scoped)
+    )
+
+    // --- what can't be read ---
+
+    it.effect("an event of an unknown type, or with a wrong body, fails with aggregate, sequence and type", () =>
+      Effect.gen(function* () {
+        for (const [type, body] of [
+          ["Closed", {}],
+          ["Deposited", { amount: "ten" }],
+          ["Deposited", {}]
+        ] as const) {
+          const id = yield* Account.newId
+          yield* Account.evaluate(id, new Deposit({ amount: 1 }))
+          yield* raw({ aggregateId: id, sequence: 2, type, body })
+          const expected = { _tag: "StoreError", reason: "UnreadableEvent", aggregateId: id, sequence: 2, type }
+          expect(yield* Effect.flip(Account.fetch(id))).toMatchObject(expected)
+          expect(yield* Effect.flip(Account.evaluate(id, new Touch()))).toMatchObject(expected)
+          expect((yield* Effect.flip(Account.fetch(id))).message).toContain(
+            `event 2 of aggregate "${id}", of type "${type}"`
+          )
+          expect(yield* Account.replay(id, 1)).toEqual({ owner: null, balance: 1 })
+        }
+      })
+    )
+
+    it.effect("an event that another aggregate wrote is not folded: ForeignEvent", () =>
+      Effect.gen(function* () {
+        const id = yield* SavingsAccount.newId
+        for (const amount of Arr.range(1, 6)) yield* SavingsAccount.evaluate(id, new Deposit({ amount }))
+        const expected = { _tag: "StoreError", reason: "ForeignEvent", aggregateId: id, sequence: 1, type: "Deposited" }
+        // The other's snapshot, which is there, is not used either.
+        expect(yield* Effect.flip(Account.fetch(id))).toMatchObject(expected)
+        expect(yield* Effect.flip(Account.evaluate(id, new Deposit({ amount: 1 })))).toMatchObject(expected)
+        expect(yield* headOf(id)).toBe(6)
+      })
+    )
+
+    // --- snapshots ---
+
+    it.effect(
+      "snapshots: one is stored whenever the stream passes a multiple of snapshotEvery, and loading begins there",
+      () =>
+        Effect.gen(function* () {
+          const store = yield* StoreAdapter.StoreAdapter
+          const id = yield* SavingsAccount.newId
+          const snapshotAt = Effect.map(
+            store.getSnapshot(id, 0),
+            Option.map(({ sequence }) => sequence)
+          )
+          for (const amount of Arr.range(1, 12)) {
+            yield* SavingsAccount.evaluate(id, new Deposit({ amount }))
+            const last = Math.floor(amount / 5) * 5
+            expect(yield* snapshotAt).toEqual(last === 0 ? Option.none() : Option.some(last))
+          }
+          const reads: Array<number> = []
+          const node = yield* aNode(SavingsAccount.layer, {
+            ...store,
+            getEvents: (aggregateId, min, options) => {
+              reads.push(min)
+              return store.getEvents(aggregateId, min, options)
+            }
+          })
+          expect(yield* Effect.provide(SavingsAccount.fetch(id), node)).toEqual({ owner: null, balance: 78 })
+          expect(reads).toEqual([11])
+        }).pipe(Effect.scoped)
+    )
+
+    it.effect("snapshot: stores one now; of an aggregate without events there is nothing to store", () =>
+      Effect.gen(function* () {
+        const store = yield* StoreAdapter.StoreAdapter
+        const id = yield* Account.newId
+        yield* Account.snapshot(id)
+        expect(yield* store.getSnapshot(id, 0)).toEqual(Option.none())
+        yield* Account.evaluate(id, new Deposit({ amount: 4 }))
+        yield* Account.snapshot(id)
+        yield* Account.snapshot(id)
+        expect(Option.getOrThrow(yield* store.getSnapshot(id, 0))).toMatchObject({
+          sequence: 1,
+          body: { state: { balance: 4 } }
+        })
+        expect(yield* Account.evaluate(id, new Deposit({ amount: 1 }))).toMatchObject({
+          sequence: 2,
+          state: { balance: 5 }
+        })
+      })
+    )
+
+    it.effect("snapshots: one of another version or schema, and one that can't be decoded, is passed over", () =>
+      Effect.gen(function* () {
+        const store = yield* StoreAdapter.StoreAdapter
+        const id = yield* Account.newId
+        for (const amount of [1, 2, 3]) yield* Account.evaluate(id, new Deposit({ amount }))
+        yield* Account.snapshot(id)
+        const good = Option.getOrThrow(yield* store.getSnapshot(id, 0))
+        // Doubles what it should not, to be noticed; and counts on.
+        const evolve = {
+          ...definition.evolve,
+          Deposited: (state: typeof definition.state.Type, event: Deposited) => ({
+            ...state,
+            balance: state.balance + 2 * event.amount
+          })
+        }
+        const Trusting = Aggregate.make("Account", { ...definition, evolve })
+        const Newer = Aggregate.make("Account", { ...definition, evolve, stateVersion: 2 })
+        const Wider = Aggregate.make("Account", {
+          ...definition,
+          state: Schema.Struct({
+            ...definition.state.fields,
+            deposits: Schema.optionalWith(Schema.Number, { default: () => 0 })
+          }),
+          initialState: { owner: null, balance: 0, deposits: 0 },
+          decide: { ...definition.decide, Open: () => Effect.succeed([]), Withdraw: () => Effect.succeed([]) },
+          evolve: {
+            Opened: (state) => state,
+            Deposited: (state, event) => ({
+              ...state,
+              balance: state.balance + event.amount,
+              deposits: state.deposits + 1
+            }),
+            Withdrawn: (state) => state
+          }
+        })
+        expect(yield* Effect.provide(Trusting.fetch(id), Trusting.layer)).toEqual({ owner: null, balance: 6 })
+        expect(yield* Effect.provide(Newer.fetch(id), Newer.layer)).toEqual({ owner: null, balance: 12 })
+        expect(yield* Effect.provide(Wider.fetch(id), Wider.layer)).toEqual({ owner: null, balance: 6, deposits: 3 })
+        const broken = { ...good, sequence: 4, body: { state: { balance: "six" } } }
+        yield* raw({ aggregateId: id, sequence: 4, type: "Deposited", body: { amount: 4 } })
+        yield* store.commitSnapshot(broken)
+        expect(yield* Account.fetch(id)).toEqual({ owner: null, balance: 10 })
+      })
+    )
+
+    it.scoped("snapshots: one that can't be written does not fail the command", () =>
+      Effect.gen(function* () {
+        const store = yield* StoreAdapter.StoreAdapter
+        const node = yield* aNode(SavingsAccount.layer, {
+          ...store,
+          commitSnapshot: () => Effect.fail(failure("Exhausted"))
+        })
+        const id = yield* SavingsAccount.newId
+        for (const amount of Arr.range(1, 6)) {
+          expect(yield* Effect.provide(SavingsAccount.evaluate(id, new Deposit({ amount })), node)).toMatchObject({
+            sequence: amount
+          })
+        }
+        expect(yield* Effect.flip(Effect.provide(SavingsAccount.snapshot(id), node))).toMatchObject({
+          reason: "Exhausted"
+        })
+      })
+    )
+
+    // --- time ---
+
+    it.scoped("timestamps rise along an aggregate though a node's clock is behind, from a snapshot on too", () =>
+      Effect.gen(function* () {
+        const store = yield* StoreAdapter.StoreAdapter
+        const id = yield* SavingsAccount.newId
+        yield* TestClock.setTime(3_000_000)
+        const nodes = yield* Effect.forEach([1n, 2n], (node) =>
+          aNode(SavingsAccount.layer.pipe(Layer.provide(Timestamp.layerWith({ node }))))
+        )
+        for (const sequence of Arr.range(1, 12)) {
+          // The second node's wall clock is 50 minutes behind.
+          yield* TestClock.setTime(sequence % 2 === 0 ? 1000 : 3_000_000 + sequence)
+          yield* Effect.provide(SavingsAccount.evaluate(id, new Deposit({ amount: 1 })), nodeAt(nodes, sequence))
+        }
+        const timestamps = (yield* store.getEvents(id, 1)).map(({ timestamp }) => timestamp)
+        expect(timestamps).toEqual([...timestamps].sort())
+        expect(new Set(timestamps).size).toBe(12)
+      })
+    )
+
+    it.scoped("an event from further ahead than the clock allows is ClockDrift for a command, and can be read", () =>
+      Effect.gen(function* () {
+        const id = yield* Account.newId
+        yield* TestClock.setTime(7_200_000)
+        const [ahead, behind] = [
+          yield* aNode(Account.layer),
+          yield* aNode(Account.layer.pipe(Layer.provide(Timestamp.layerWith({}))))
+        ]
+        yield* Effect.provide(Account.evaluate(id, new Deposit({ amount: 1 })), ahead)
+        yield* TestClock.setTime(0)
+        expect(
+          yield* Effect.flip(Effect.provide(Account.evaluate(id, new Deposit({ amount: 1 })), behind))
+        ).toMatchObject({
+          reason: "ClockDrift"
+        })
+        expect(yield* Effect.provide(Account.fetch(id), behind)).toEqual({ owner: null, balance: 1 })
+        expect(yield* headOf(id)).toBe(1)
+      })
+    )
+
+    if (name.includes("Postgres")) {
+      it.effect("caller's transaction: commands in one that rolls back leave nothing, in one that commits all", () =>
+        Effect.gen(function* () {
+          const sql = Option.getOrThrow(yield* Effect.serviceOption(SqlClient.SqlClient))
+          const [a, b] = [yield* Account.newId, yield* SavingsAccount.newId]
+          const transfer = Effect.gen(function* () {
+            yield* Account.evaluate(a, new Deposit({ amount: 10 }))
+            for (const amount of Arr.range(1, 6)) yield* SavingsAccount.evaluate(b, new Deposit({ amount }))
+            expect(yield* Account.fetch(a)).toEqual({ owner: null, balance: 10 })
+            expect(yield* Effect.flip(Account.evaluate(a, new Withdraw({ amount: 11 })))).toEqual(
+              new InsufficientFunds({ balance: 10 })
+            )
+          })
+          yield* Effect.flip(sql.withTransaction(Effect.zipRight(transfer, Effect.fail("no"))))
+          expect([yield* headOf(a), yield* headOf(b)]).toEqual([0, 0])
+          expect(yield* Account.fetch(a)).toEqual(definition.initialState)
+          yield* sql.withTransaction(transfer)
+          expect([yield* headOf(a), yield* headOf(b)]).toEqual([1, 6])
+        })
+      )
+
+      it.effect("caller's transaction: it does not wait for a command that waits for it", () =>
+        Effect.gen(function* () {
+          const sql = Option.getOrThrow(yield* Effect.serviceOption(SqlClient.SqlClient))
+          const id = yield* Account.newId
+          const go = yield* Deferred.make<void>()
+          const outside = yield* Effect.fork(
+            Effect.zipRight(Deferred.await(go), Account.evaluate(id, new Deposit({ amount: 2 })))
+          )
+          yield* sql.withTransaction(
+            Effect.gen(function* () {
+              yield* Account.evaluate(id, new Deposit({ amount: 1 }))
+              // The fiber outside takes its turn on the aggregate, and waits in the database for this transaction.
+              yield* Deferred.succeed(go, undefined)
+              yield* Effect.repeatN(macrotask, 50)
+              yield* Account.evaluate(id, new Deposit({ amount: 3 }))
+            })
+          )
+          expect(yield* Fiber.join(outside)).toMatchObject({ sequence: 3 })
+          expect(yield* Account.fetch(id)).toEqual({ owner: null, balance: 6 })
+        })
+      )
+
+      it.effect("a projection's tables are written with the events, through the SqlClient of the layer", () =>
+        Effect.gen(function* () {
+          const sql = Option.getOrThrow(yield* Effect.serviceOption(SqlClient.SqlClient))
+          const table = sql(uniqueName("balances"))
+          yield* sql`create table ${table} (id text primary key, balance int check (balance < 100))`
+          const Balances = Projection.make({
+            name: "balances",
+            events: Deposited,
+            project: {
+              Deposited: ({ amount }, { aggregateId }) =>
+                Effect.flatMap(
+                  SqlClient.SqlClient,
+                  (client) =>
+                    client`insert into ${table} as t values (${aggregateId}, ${amount})
+                    on conflict (id) do update set balance = t.balance + excluded.balance`
+                )
+            }
+          })
+          const Projected = Aggregate.make("Account", { ...definition, projections: [Balances] })
+          yield* Effect.gen(function* () {
+            const id = yield* Projected.newId
+            yield* Effect.forEach(Arr.range(1, 10), () => Projected.evaluate(id, new Deposit({ amount: 9 })), {
+              concurrency: 5
+            })
+            expect(yield* Effect.flip(Projected.evaluate(id, new Deposit({ amount: 10 })))).toMatchObject({
+              _tag: "SqlError"
+            })
+            expect(yield* sql`select balance from ${table} where id = ${id}`).toEqual([{ balance: 90 }])
+            expect(yield* headOf(id)).toBe(10)
+          }).pipe(Effect.provide(Projected.layer.pipe(Layer.provide(Layer.succeed(SqlClient.SqlClient, sql)))))
+        })
+      )
+    }
+  })
+}
+
+it.effect("a state may be null, and become it", () =>
+  Effect.gen(function* () {
+    class Set extends Schema.TaggedClass<Set>()("Set", { value: Schema.NullOr(Schema.String) }) {}
+    const Cell = Aggregate.make("Cell", {
+      state: Schema.NullOr(Schema.String),
+      initialState: null,
+      events: Set,
+      commands: Set,
+      decide: { Set: (command) => Effect.succeed([command]) },
+      evolve: { Set: (_, { value }) => value },
+      snapshotEvery: 1
+    })
+    yield* Effect.gen(function* () {
+      expect((yield* Cell.evaluate("a", new Set({ value: "x" }))).state).toBe("x")
+      expect((yield* Cell.evaluate("a", new Set({ value: null }))).state).toBe(null)
+      expect(yield* Cell.fetch("a")).toBe(null)
+    }).pipe(Effect.provide(Cell.layer.pipe(Layer.provide(MemoryStore.layer))))
+  })
+)
+
+it("a definition that lacks a handler, or has a senseless number, is refused when it is made", () => {
+  const { Touch: _, ...decide } = definition.decide
+  // @ts-expect-error a command without a decision
+  expect(() => Aggregate.make("Account", { ...definition, decide })).toThrow(
+    "decide of Account has no handler for Touch"
+  )
+  for (const snapshotEvery of [0, -1, 1.5, Number.NaN]) {
+    expect(() => Aggregate.make("Account", { ...definition, snapshotEvery })).toThrow("snapshotEvery")
+  }
+  // @ts-expect-error an event without a tag
+  expect(() => Aggregate.make("Account", { ...definition, events: Schema.Struct({ a: Schema.String }) })).toThrow(
+    "_tag"
+  )
+})
+
+// --- what the cases are made of ---
+
+interface Depositable<Name extends string> {
+  readonly newId: Effect.Effect<string>
+  readonly evaluate: (id: string, command: Deposit) => Effect.Effect<unknown, unknown, Aggregate.Instance<Name>>
+  readonly replay: (id: string, sequence: number) => Effect.Effect<unknown, unknown, Aggregate.Instance<Name>>
+}
+
+/** Another process on the same store: an instance of the aggregate of its own. */
+const aNode = <Name extends string, R>(
+  layer: Layer.Layer<Aggregate.Instance<Name>, never, StoreAdapter.StoreAdapter | R>,
+  store?: StoreAdapter.StoreAdapterService
+) =>
+  Effect.flatMap(StoreAdapter.StoreAdapter, (shared) =>
+    Layer.build(Layer.fresh(layer).pipe(Layer.provide(Layer.succeed(StoreAdapter.StoreAdapter, store ?? shared))))
+  )
+
+const nodeAt = <A>(nodes: ReadonlyArray<A>, index: number): A => {
+  const node = nodes[index % nodes.length]
+  if (node === undefined) throw new Error("the test has no nodes")
+  return node
+}
+
+const headOf = (id: string): Effect.Effect<number, unknown, StoreAdapter.StoreAdapter> =>
+  Effect.flatMap(StoreAdapter.StoreAdapter, (store) => Effect.map(store.getEvents(id, 1), (events) => events.length))
+
+/** An event that no aggregate wrote. */
+const raw = (event: Pick<Event.Event, "aggregateId" | "sequence" | "type" | "body">) =>
+  Effect.gen(function* () {
+    const { now } = yield* Timestamp.HybridClock
+    const store = yield* StoreAdapter.StoreAdapter
+    yield* store.commitEvents([{ ...event, timestamp: yield* now, metadata: {} }])
+  })
+
+const failure = (reason: StoreError.StoreErrorReason) =>
+  new StoreError.StoreError({ reason, operation: "commitAll", description: "as the test wants it" })
+
+const macrotask = Effect.async<void>((resume) => {
+  setImmediate(() => resume(Effect.void))
+})

@@ -1,0 +1,184 @@
+/** Hybrid logical time. */
+import { expect, it } from "@effect/vitest"
+import * as Arr from "effect/Array"
+import * as Clock from "effect/Clock"
+import * as DateTime from "effect/DateTime"
+import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
+import * as FastCheck from "effect/FastCheck"
+import * as Schema from "effect/Schema"
+import * as TestClock from "effect/TestClock"
+import { Timestamp } from "effect-maestro"
+
+const take = (clock: Timestamp.HybridClockService, count: number) =>
+  Effect.forEach(Arr.range(1, count), () => clock.now)
+
+const risesAndIsUnique = (timestamps: ReadonlyArray<Timestamp.Timestamp>) => {
+  expect([...timestamps].sort()).toEqual(timestamps)
+  expect(new Set(timestamps).size).toBe(timestamps.length)
+  expect(timestamps.every(Timestamp.isTimestamp)).toBe(true)
+}
+
+it.prop(
+  "parts make a UUIDv7 and come back from it, in the order of their text",
+  [partsArbitrary(), partsArbitrary()],
+  ([a, b]) => {
+    const [first, second] = [Timestamp.fromParts(a), Timestamp.fromParts(b)]
+    expect(Timestamp.toParts(first)).toEqual(a)
+    expect(Timestamp.isTimestamp(first)).toBe(true)
+    expect(first).toMatch(/^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$/)
+    const order = (parts: Timestamp.Parts) =>
+      (BigInt(parts.millis) << 74n) | (BigInt(parts.counter) << 62n) | parts.node
+    expect(first < second).toBe(order(a) < order(b))
+    expect(Timestamp.toMillis(first)).toBe(a.millis)
+  }
+)
+
+it.effect("tells the wall clock's time, by TestClock here", () =>
+  Effect.gen(function* () {
+    yield* TestClock.setTime(1_700_000_000_000)
+    const { now } = Timestamp.make()
+    expect(DateTime.formatIso(Timestamp.toDateTime(yield* now))).toBe("2023-11-14T22:13:20.000Z")
+    yield* TestClock.adjust("1 second")
+    expect(Timestamp.toMillis(yield* now)).toBe(1_700_000_001_000)
+  })
+)
+
+it.effect("rises under a stalled clock, past the end of the counter", () =>
+  Effect.gen(function* () {
+    const clock = Timestamp.make()
+    yield* TestClock.setTime(1000)
+    const timestamps = yield* take(clock, 10_000)
+    risesAndIsUnique(timestamps)
+    const last = Timestamp.toParts(timestamps.at(-1) ?? (yield* Effect.die("none")))
+    // 4096 to a millisecond.
+    expect([last.millis, last.counter]).toEqual([1002, 10_000 - 2 * 4096 - 1])
+  })
+)
+
+it.effect("rises when the clock jumps back, and goes with it again when it has caught up", () =>
+  Effect.gen(function* () {
+    const clock = Timestamp.make()
+    yield* TestClock.setTime(500_000)
+    const before = yield* take(clock, 3)
+    yield* TestClock.setTime(100)
+    const during = yield* take(clock, 5000)
+    yield* TestClock.setTime(600_000)
+    const after = yield* take(clock, 3)
+    risesAndIsUnique([...before, ...during, ...after])
+    expect(Timestamp.toMillis(after[0] ?? (yield* Effect.die("none")))).toBe(600_000)
+  })
+)
+
+it.effect.prop(
+  "rises and stays unique on several nodes that hear of each other, whatever their clocks do",
+  [
+    FastCheck.array(
+      FastCheck.record({
+        node: FastCheck.nat(2),
+        time: FastCheck.integer({ min: 0, max: 1_000_000 }),
+        hears: FastCheck.boolean()
+      }),
+      { maxLength: 100 }
+    )
+  ],
+  ([steps]) =>
+    Effect.gen(function* () {
+      const nodes = Arr.makeBy(3, (node) => Timestamp.make({ node: BigInt(node), maxDrift: "1 day" }))
+      const given = new Map<Timestamp.HybridClockService, Array<Timestamp.Timestamp>>()
+      const all: Array<Timestamp.Timestamp> = []
+      for (const { hears, node, time } of steps) {
+        const clock = nodes[node] ?? Timestamp.make()
+        yield* TestClock.setTime(time)
+        const last = all.at(-1)
+        if (hears && last !== undefined) yield* clock.receive(last)
+        const next = yield* clock.now
+        if (hears && last !== undefined) expect(next > last).toBe(true)
+        given.set(clock, [...(given.get(clock) ?? []), next])
+        all.push(next)
+      }
+      expect(new Set(all).size).toBe(all.length)
+      for (const timestamps of given.values()) risesAndIsUnique(timestamps)
+    })
+)
+
+it.effect("refuses a timestamp from further ahead than maxDrift, and learns nothing from it", () =>
+  Effect.gen(function* () {
+    const [clock, other] = [Timestamp.make({ maxDrift: "1 minute" }), Timestamp.make()]
+    yield* TestClock.setTime(1_000_000)
+    const [ok, bad] = [
+      Timestamp.fromParts({ millis: 1_060_000, counter: 7, node: 1n }),
+      Timestamp.fromParts({ millis: 1_060_001, counter: 0, node: 1n })
+    ]
+    expect(yield* Effect.flip(clock.receive(bad))).toMatchObject({ _tag: "StoreError", reason: "ClockDrift" })
+    expect(Timestamp.toMillis(yield* clock.now)).toBe(1_000_000)
+    yield* clock.receive(ok)
+    const next = yield* clock.now
+    expect([Timestamp.toParts(next).millis, Timestamp.toParts(next).counter]).toEqual([1_060_000, 8])
+    // The default is an hour.
+    expect(
+      Either.isRight(
+        yield* Effect.either(other.receive(Timestamp.fromParts({ millis: 4_600_000, counter: 0, node: 1n })))
+      )
+    ).toBe(true)
+    expect(
+      Either.isLeft(
+        yield* Effect.either(other.receive(Timestamp.fromParts({ millis: 4_600_001, counter: 0, node: 1n })))
+      )
+    ).toBe(true)
+  })
+)
+
+it.effect("a node whose clock jumped back still hears the timestamps it gave itself", () =>
+  Effect.gen(function* () {
+    const clock = Timestamp.make({ maxDrift: "1 minute" })
+    yield* TestClock.setTime(10_000_000)
+    const own = yield* clock.now
+    yield* TestClock.setTime(0)
+    yield* clock.receive(own)
+    expect((yield* clock.now) > own).toBe(true)
+  })
+)
+
+it.effect("every clock has its own node, and every TestClock its own time line", () =>
+  Effect.gen(function* () {
+    const ids = yield* Effect.forEach(Arr.range(1, 100), () => Timestamp.make().now)
+    expect(new Set(ids.map((id) => Timestamp.toParts(id).node)).size).toBe(100)
+    const { now } = yield* Timestamp.HybridClock
+    const inTest = yield* now
+    const live = yield* Effect.withClock(now, Clock.make())
+    expect(Timestamp.toMillis(inTest)).toBe(0)
+    expect(Timestamp.toMillis(live)).toBeGreaterThan(1_700_000_000_000)
+    expect(Timestamp.toMillis(yield* now)).toBe(0)
+  })
+)
+
+it.effect("layerWith sets the node", () =>
+  Effect.gen(function* () {
+    const { now } = yield* Timestamp.HybridClock
+    expect(Timestamp.toParts(yield* now).node).toBe(42n)
+  }).pipe(Effect.provide(Timestamp.layerWith({ node: 42n })))
+)
+
+it("the schema refuses what is no UUIDv7 in lower case", () => {
+  const is = Schema.is(Timestamp.Timestamp)
+  expect(is("018bcfe5-6800-7000-8000-000000000001")).toBe(true)
+  for (const text of [
+    "",
+    "018BCFE5-6800-7000-8000-000000000001",
+    "018bcfe5-6800-4000-8000-000000000001",
+    "018bcfe568007000800000000000001",
+    "018bcfe5-6800-7000-0000-000000000001",
+    " 018bcfe5-6800-7000-8000-000000000001"
+  ]) {
+    expect(is(text), text).toBe(false)
+  }
+})
+
+function partsArbitrary(): FastCheck.Arbitrary<Timestamp.Parts> {
+  return FastCheck.record({
+    millis: FastCheck.integer({ min: 0, max: 2 ** 48 - 1 }),
+    counter: FastCheck.integer({ min: 0, max: 4095 }),
+    node: FastCheck.bigInt({ min: 0n, max: 2n ** 62n - 1n })
+  })
+}

@@ -1,0 +1,160 @@
+/** What the compiler knows: checked by `npm run check`, where these expectations are types. */
+
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import type * as Layer from "effect/Layer"
+import * as Schema from "effect/Schema"
+import {
+  Aggregate,
+  type MemoryStore,
+  Projection,
+  type SqlStore,
+  type StoreAdapter,
+  type StoreError
+} from "effect-maestro"
+import { expectTypeOf, it } from "vitest"
+import {
+  Account,
+  type AlreadyOpen,
+  type Deposit,
+  Deposited,
+  definition,
+  type InsufficientFunds,
+  type LimitExceeded,
+  type Limits,
+  type Open,
+  Opened,
+  type Touch,
+  type Withdraw,
+  type Withdrawn
+} from "./account.js"
+
+type ErrorOf<F> = F extends Effect.Effect<infer _A, infer E, infer _R> ? E : never
+type NeedsOf<F> = F extends Effect.Effect<infer _A, infer _E, infer R> ? R : never
+type FailureOfStore = StoreError.RetryCommand | StoreError.ValidationError | StoreError.StoreError
+
+declare const id: string
+declare const open: Open
+declare const deposit: Deposit
+declare const withdraw: Withdraw
+declare const touch: Touch
+declare const openOrWithdraw: Open | Withdraw
+
+class Blocked extends Schema.TaggedError<Blocked>()("Blocked", {}) {}
+class Mailer extends Context.Tag("test/Mailer")<Mailer, { readonly send: Effect.Effect<void, Blocked> }>() {}
+
+const Mails = Projection.make({
+  name: "mails",
+  events: Schema.Union(Opened, Deposited),
+  project: { Opened: () => Effect.flatMap(Mailer, ({ send }) => send) }
+})
+
+const Mailed = Aggregate.make("Mailed", { ...definition, projections: [Mails] })
+
+it("evaluate fails with exactly the refusals of its command, and the store's failures", () => {
+  // Never run: `id` and the commands are declared only.
+  const types = () => {
+    const [opening, depositing, withdrawing, touching, either] = [
+      Account.evaluate(id, open),
+      Account.evaluate(id, deposit),
+      Account.evaluate(id, withdraw),
+      Account.evaluate(id, touch),
+      Account.evaluate(id, openOrWithdraw)
+    ] as const
+    expectTypeOf<ErrorOf<typeof opening>>().toEqualTypeOf<AlreadyOpen | FailureOfStore>()
+    expectTypeOf<ErrorOf<typeof depositing>>().toEqualTypeOf<FailureOfStore>()
+    expectTypeOf<ErrorOf<typeof withdrawing>>().toEqualTypeOf<InsufficientFunds | LimitExceeded | FailureOfStore>()
+    expectTypeOf<ErrorOf<typeof touching>>().toEqualTypeOf<FailureOfStore>()
+    expectTypeOf<ErrorOf<typeof either>>().toEqualTypeOf<
+      AlreadyOpen | InsufficientFunds | LimitExceeded | FailureOfStore
+    >()
+    expectTypeOf<Effect.Effect.Success<typeof opening>>().toEqualTypeOf<
+      Aggregate.Evaluated<typeof definition.state.Type, Opened | Deposited | Withdrawn>
+    >()
+    return [
+      // @ts-expect-error no command of this aggregate
+      Account.evaluate(id, { _tag: "Close" }),
+      // @ts-expect-error a wrong payload
+      Account.evaluate(id, { _tag: "Deposit", amount: "ten" })
+    ]
+  }
+  expectTypeOf(types).toBeFunction()
+})
+
+it("evaluateUnknown can fail with every refusal", () => {
+  const evaluateUnknown = Account.evaluateUnknown
+  expectTypeOf<ErrorOf<ReturnType<typeof evaluateUnknown>>>().toEqualTypeOf<
+    AlreadyOpen | InsufficientFunds | LimitExceeded | FailureOfStore
+  >()
+})
+
+it("operations need the aggregate only; its layer needs the store and what handlers and projections need", () => {
+  const types = () => {
+    const [evaluating, fetching] = [Account.evaluate(id, withdraw), Account.fetch(id)] as const
+    expectTypeOf<NeedsOf<typeof evaluating>>().toEqualTypeOf<Aggregate.Instance<"Account">>()
+    expectTypeOf<NeedsOf<typeof fetching>>().toEqualTypeOf<Aggregate.Instance<"Account">>()
+  }
+  expectTypeOf(types).toBeFunction()
+  expectTypeOf(Account.newId).toEqualTypeOf<Effect.Effect<string>>()
+  expectTypeOf(Account.layer).toEqualTypeOf<
+    Layer.Layer<Aggregate.Instance<"Account">, never, StoreAdapter.StoreAdapter | Limits>
+  >()
+  expectTypeOf(Mailed.layer).toEqualTypeOf<
+    Layer.Layer<Aggregate.Instance<"Mailed">, never, StoreAdapter.StoreAdapter | Limits | Mailer>
+  >()
+})
+
+it("a projection's failure is a failure of the commands whose events it projects", () => {
+  const types = () => {
+    const evaluating = Mailed.evaluate(id, deposit)
+    expectTypeOf<ErrorOf<typeof evaluating>>().toEqualTypeOf<Blocked | FailureOfStore>()
+  }
+  expectTypeOf(types).toBeFunction()
+  expectTypeOf(Mails).toEqualTypeOf<Projection.Projection<Blocked | StoreError.StoreError, Mailer>>()
+})
+
+it("every command has a decision, every event a step, and there are no others", () => {
+  const { Open: _open, ...withoutOpen } = definition.decide
+  const { Opened: _opened, ...withoutOpened } = definition.evolve
+  const types = () => {
+    // @ts-expect-error Open is missing
+    Aggregate.make("Account", { ...definition, decide: withoutOpen })
+    // @ts-expect-error Opened is missing
+    Aggregate.make("Account", { ...definition, evolve: withoutOpened })
+    // @ts-expect-error Close is no command
+    Aggregate.make("Account", { ...definition, decide: { ...definition.decide, Close: () => Effect.succeed([]) } })
+    // @ts-expect-error the initial state is none
+    Aggregate.make("Account", { ...definition, initialState: { owner: 1, balance: 0 } })
+    // @ts-expect-error Closed is none of the projection's events
+    Projection.make({ name: "p", events: Opened, project: { Closed: () => Effect.void } })
+  }
+  expectTypeOf(types).toBeFunction()
+})
+
+it("handlers are inferred where they stand", () => {
+  Aggregate.make("Account", {
+    ...definition,
+    decide: {
+      ...definition.decide,
+      Deposit: (command, root) => {
+        expectTypeOf(command).toEqualTypeOf<Deposit>()
+        expectTypeOf(root).toEqualTypeOf<Aggregate.Root<typeof definition.state.Type>>()
+        return Effect.succeed([new Deposited({ amount: command.amount })])
+      }
+    },
+    evolve: {
+      ...definition.evolve,
+      Deposited: (state, event) => {
+        expectTypeOf(state).toEqualTypeOf<typeof definition.state.Type>()
+        expectTypeOf(event).toEqualTypeOf<Deposited>()
+        return state
+      }
+    }
+  })
+})
+
+it("the layers of the stores provide the port; the failures are data", () => {
+  expectTypeOf<typeof MemoryStore.layer>().toEqualTypeOf<Layer.Layer<StoreAdapter.StoreAdapter>>()
+  expectTypeOf<Layer.Layer.Success<typeof SqlStore.layer>>().toEqualTypeOf<StoreAdapter.StoreAdapter>()
+  expectTypeOf<StoreError.StoreError["reason"]>().toEqualTypeOf<StoreError.StoreErrorReason>()
+})
