@@ -4,7 +4,14 @@
  */
 const floors = [
   ["StoreError.ts"],
-  ["Timestamp.ts", "internal/json.ts", "internal/sqlError.ts", "internal/storeTransaction.ts", "internal/turns.ts"],
+  [
+    "Timestamp.ts",
+    "internal/json.ts",
+    "internal/sqlError.ts",
+    "internal/storeTransaction.ts",
+    "internal/turns.ts",
+    "internal/folderLock.ts"
+  ],
   ["Event.ts", "internal/sqlTransaction.ts"],
   ["Snapshot.ts", "internal/eventCodec.ts", "internal/sqlMigrations.ts"],
   ["Projection.ts", "internal/record.ts", "internal/stateCodec.ts"],

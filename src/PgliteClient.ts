@@ -17,6 +17,7 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
+import { lockFolder } from "./internal/folderLock.js"
 
 /**
  * A `SqlClient`, and the PGlite instance under it.
@@ -44,7 +45,8 @@ export class PgliteClient extends Context.Tag("effect-maestro/PgliteClient")<Pgl
  * @category models
  */
 export interface PgliteClientOptions {
-  /** The folder that keeps the database; it is created when missing. In memory by default. One process at a time. */
+  /** The folder that keeps the database; it is created when missing. In memory by default. One process at a time: a second
+   * one is refused, by a lock file beside the folder. */
   readonly dataDir?: string | undefined
   /** Further options of PGlite, such as `extensions`. */
   readonly pglite?: Omit<PGliteOptions, "dataDir"> | undefined
@@ -64,6 +66,7 @@ export const make = (
   options: PgliteClientOptions = {}
 ): Effect.Effect<PgliteClientService, SqlError, Scope.Scope | Reactivity.Reactivity> =>
   Effect.gen(function* () {
+    if (options.dataDir !== undefined) yield* lockFolder(options.dataDir)
     const pglite = yield* Effect.acquireRelease(
       attempt("Failed to open the embedded database", () =>
         PGlite.create({

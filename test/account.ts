@@ -27,7 +27,7 @@ export class Limits extends Context.Tag("test/Limits")<Limits, { readonly perWit
   static readonly layer = Layer.sync(Limits, () => ({ perWithdrawal: 1000, asked: 0 }))
 }
 
-export const State = Schema.Struct({ owner: Schema.NullOr(Schema.String), balance: Schema.Number })
+const State = Schema.Struct({ owner: Schema.NullOr(Schema.String), balance: Schema.Number })
 
 export const definition = {
   state: State,

@@ -1,5 +1,8 @@
 /** What only a store on SQL can get wrong: transactions, connections, drivers, migrations. */
 
+import { mkdtemp, readdir, rm, writeFile } from "node:fs/promises"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
 import * as SqlClient from "@effect/sql/SqlClient"
 import { PgClient } from "@effect/sql-pg"
 import { expect, it } from "@effect/vitest"
@@ -12,7 +15,7 @@ import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
 import * as Stream from "effect/Stream"
-import * as String from "effect/String"
+import * as Str from "effect/String"
 import { type Event, type Projection, SqlStore, StoreAdapter, StoreError, Timestamp } from "effect-maestro"
 import * as PgliteClient from "effect-maestro/PgliteClient"
 import { layerPg, makeDatabase, uniqueName } from "./database.js"
@@ -242,8 +245,8 @@ it.layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg({ maxConnections: 4 })))
         const url = yield* makeDatabase
         const body = { camelCase: { innerKey: 1 }, snake_case: { inner_key: 2 } }
         const clients = [
-          { transformQueryNames: String.camelToSnake, transformResultNames: String.snakeToCamel },
-          { transformQueryNames: String.camelToSnake }
+          { transformQueryNames: Str.camelToSnake, transformResultNames: Str.snakeToCamel },
+          { transformQueryNames: Str.camelToSnake }
         ]
         for (const transforms of clients) {
           const layers = SqlStore.layerWith({ schema: "myStore" }).pipe(
@@ -411,6 +414,38 @@ it.layer(PgliteClient.layerMemory)("PgliteClient", (it) => {
     })
   )
 })
+
+it.scoped(
+  "PgliteClient: a folder keeps the database, one process or scope at a time, and takes over from a dead one",
+  () =>
+    Effect.gen(function* () {
+      const folder = yield* Effect.acquireRelease(
+        Effect.promise(() => mkdtemp(join(tmpdir(), "effect-maestro-"))),
+        (path) => Effect.promise(() => rm(path, { recursive: true }))
+      )
+      const dataDir = join(folder, "nested", "data")
+      const layer = SqlStore.layer.pipe(Layer.provide(PgliteClient.layerWith({ dataDir })))
+      const events = [yield* event(newId(), 1)]
+      yield* Effect.gen(function* () {
+        const store = yield* StoreAdapter.StoreAdapter
+        yield* store.commitEvents(events)
+        expect(yield* Effect.flip(Layer.build(Layer.fresh(layer)))).toMatchObject({
+          _tag: "SqlError",
+          cause: { message: expect.stringContaining(`process ${process.pid} has the database open`) }
+        })
+      }).pipe(Effect.provide(layer))
+      // The number of a process that is gone, and of one that is there.
+      const lock = (pid: number) => Effect.promise(() => writeFile(`${dataDir}.lock`, String(pid)))
+      yield* lock(process.ppid)
+      expect(yield* Effect.flip(Effect.scoped(Layer.build(Layer.fresh(layer))))).toMatchObject({ _tag: "SqlError" })
+      yield* lock(2 ** 22 + 1)
+      yield* Effect.gen(function* () {
+        const store = yield* StoreAdapter.StoreAdapter
+        expect(yield* store.getEvents(idOf(events), 1)).toEqual(events)
+      }).pipe(Effect.provide(Layer.fresh(layer)))
+      expect(yield* Effect.promise(() => readdir(join(folder, "nested")))).toEqual(["data"])
+    })
+)
 
 // --- what the cases are made of ---
 

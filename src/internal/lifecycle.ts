@@ -66,7 +66,7 @@ export const load = <State, A extends Tagged, C extends Tagged, E, R>(
   })
 
 /** The state after the events that the store has beyond a known one. */
-export const readOn = <State, A extends Tagged, C extends Tagged, E, R>(
+const readOn = <State, A extends Tagged, C extends Tagged, E, R>(
   definition: Definition<State, A, C, E, R>,
   store: StoreAdapterService,
   from: Loaded<State>,
