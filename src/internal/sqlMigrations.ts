@@ -102,59 +102,65 @@ const migrations: ReadonlyArray<Migration> = [
  * what a refused commit had inserted already is taken out again. Rows go in by aggregate and sequence, so that two
  * statements that want the same places wait for each other in one order, while their positions keep the order given.
  *
- * As a function, its plans are made once for each session. `enable_seqscan` is off because a plan made while the table
- * was empty must not outlive that.
+ * As a function, its plans are made once for each session. The settings see to it that they stay good: a generic plan,
+ * since planning anew takes longer than all the rest; and nothing but look-ups through the key, since a plan made while the
+ * table was empty must not outlive that.
  */
 const commitEvents = (sql: SqlClient.SqlClient, schema: Fragment): Statement<unknown> =>
   sql`create function ${schema}.commit_events(
     p_commits int[], p_firsts boolean[], p_aggregate_ids text[], p_sequences int[], p_types text[],
     p_bodies jsonb[], p_metadata jsonb[], p_timestamps uuid[]
   ) returns table (commit_index int, was_stored boolean, refused_aggregate_id text, refused_sequence int)
-  language plpgsql volatile set search_path = ${schema}, pg_temp set enable_seqscan = off as $function$
+  language plpgsql volatile
+  set search_path = ${schema}, pg_temp
+  set plan_cache_mode = force_generic_plan
+  set enable_seqscan = off
+  set enable_hashjoin = off
+  set enable_mergejoin = off
+  as $function$
   declare
-    fresh bigint[];
+    -- What this transaction writes from here on has a higher position.
+    start bigint := nextval('event_log_position_seq');
+    written bigint;
   begin
-    with input as (
+    insert into event_log (position, aggregate_id, sequence, type, body, metadata, "timestamp")
+    select i.position, i.aggregate_id, i.sequence, i.type, i.body, i.metadata, i."timestamp"
+    from (
       select nextval('event_log_position_seq') as position, e.*
       from unnest(p_firsts, p_aggregate_ids, p_sequences, p_types, p_bodies, p_metadata, p_timestamps)
         as e (first, aggregate_id, sequence, type, body, metadata, "timestamp")
-    ), inserted as (
-      insert into event_log as l (position, aggregate_id, sequence, type, body, metadata, "timestamp")
-      select i.position, i.aggregate_id, i.sequence, i.type, i.body, i.metadata, i."timestamp"
-      from input i
-      where not i.first or i.sequence = 1
-        -- The event before must be there: no gaps. A scalar subquery, which is always answered through the key.
-        or (select true from event_log p where p.aggregate_id = i.aggregate_id and p.sequence = i.sequence - 1)
-      order by i.aggregate_id collate "C", i.sequence
-      on conflict (aggregate_id, sequence) do nothing
-      returning l.position
-    )
-    select coalesce(array_agg(n.position), '{}') into fresh from inserted n;
+    ) i
+    where not i.first or i.sequence = 1
+      -- The event before must be there: no gaps.
+      or (select true from event_log p where p.aggregate_id = i.aggregate_id and p.sequence = i.sequence - 1)
+    order by i.aggregate_id collate "C", i.sequence
+    on conflict (aggregate_id, sequence) do nothing;
 
-    if cardinality(fresh) = cardinality(p_sequences) then
+    get diagnostics written = row_count;
+    if written = cardinality(p_sequences) then
       return;
     end if;
 
     return query
     with judged as (
-      select e.commit, e.place, e.aggregate_id, e.sequence, l.position, f.position is not null as is_new,
-        coalesce(f.position is null and l."timestamp" = e."timestamp", false) as is_stored
+      select e.commit, e.place, e.aggregate_id, e.sequence,
+        coalesce(l.transaction_id = pg_current_xact_id() and l.position > start, false) as is_new,
+        coalesce(l."timestamp" = e."timestamp", false) as is_same
       from unnest(p_commits, p_aggregate_ids, p_sequences, p_timestamps)
         with ordinality as e (commit, aggregate_id, sequence, "timestamp", place)
       left join event_log l on l.aggregate_id = e.aggregate_id and l.sequence = e.sequence
-      left join unnest(fresh) as f (position) on f.position = l.position
     ), verdicts as (
-      select j.commit, bool_and(j.is_stored) as all_stored
-      from judged j group by j.commit having not bool_and(j.is_new)
+      select j.commit, bool_and(j.is_same and not j.is_new) as all_stored
+      from judged j group by j.commit having not bool_and(j.is_same and j.is_new)
     ), undone as (
       delete from event_log l using judged j, verdicts v
-      where v.commit = j.commit and j.is_new
+      where v.commit = j.commit and j.is_same and j.is_new
         and l.aggregate_id = j.aggregate_id and l.sequence = j.sequence
     )
     select v.commit, v.all_stored, r.aggregate_id, r.sequence
     from verdicts v, lateral (
       select j.aggregate_id, j.sequence from judged j
-      where j.commit = v.commit and not j.is_new order by j.place limit 1
+      where j.commit = v.commit and not (j.is_same and j.is_new) order by j.place limit 1
     ) r;
   end
   $function$`
