@@ -76,13 +76,10 @@ const layerContested = (meet: Effect.Effect<void>, conflicts: Ref.Ref<number>) =
   )
 
 /** Waits until so many have come; whoever comes later passes. */
-const makeMeeting = (parties: number) =>
-  Effect.gen(function* () {
-    const latch = yield* Effect.makeLatch()
-    const arrived = yield* Ref.make(0)
-    const arrive = Ref.updateAndGet(arrived, (count) => count + 1)
-    return Effect.zipRight(
-      Effect.flatMap(arrive, (count) => (count === parties ? latch.open : Effect.void)),
-      latch.await
+const makeMeeting = (parties: number): Effect.Effect<Effect.Effect<void>> =>
+  Effect.zipWith(Effect.makeLatch(), Ref.make(0), (latch, arrived) =>
+    Ref.updateAndGet(arrived, (count) => count + 1).pipe(
+      Effect.flatMap((count) => (count === parties ? latch.open : Effect.void)),
+      Effect.zipRight(latch.await)
     )
-  })
+  )
