@@ -187,6 +187,8 @@ const run = async (url: string): Promise<void> => {
   )
   await pool.end()
   await emmett.close()
+  // The pools have asked their connections to end; before they have, the server must not.
+  await new Promise((resolve) => setTimeout(resolve, 500))
 }
 
 const server = await startPostgres([])
