@@ -13,7 +13,11 @@ export const lockFolder = (folder: string): Effect.Effect<void, SqlError, Scope.
         Effect.acquireRelease(
           Effect.tryPromise({
             try: () => take(folder),
-            catch: (cause) => new SqlError({ cause, message: `Failed to lock the folder of the database, ${folder}` })
+            catch: (cause) =>
+              new SqlError({
+                cause,
+                message: `Failed to open ${folder}: ${cause instanceof Error ? cause.message : String(cause)}`
+              })
           }),
           (release) => Effect.promise(release)
         )
@@ -50,7 +54,7 @@ const take = async (folder: string): Promise<() => Promise<void>> => {
       await fs.rm(file, { force: true })
     }
   }
-  throw new Error(`others open the database at the same time; try again`)
+  throw new Error("others open the database at the same time; try again")
 }
 
 const isAlive = (pid: number): boolean => {
