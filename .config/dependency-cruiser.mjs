@@ -10,7 +10,8 @@ const floors = [
     "internal/sqlError.ts",
     "internal/storeTransaction.ts",
     "internal/turns.ts",
-    "internal/folderLock.ts"
+    "internal/folderLock.ts",
+    "internal/promptly.ts"
   ],
   ["Event.ts", "internal/sqlTransaction.ts"],
   ["Snapshot.ts", "internal/eventCodec.ts", "internal/sqlMigrations.ts"],

@@ -68,3 +68,16 @@ export const Event: Schema.Schema<Event, EventEncoded> = Schema.Struct({
 export interface EventEncoded extends Omit<Event, "timestamp"> {
   readonly timestamp: string
 }
+
+/**
+ * An event as an adapter keeps it: checked, and its JSON parts as text.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface StoredEvent extends Omit<Event, "body" | "metadata"> {
+  /** The text of a JSON object. */
+  readonly body: string
+  /** The text of a JSON object. */
+  readonly metadata: string
+}

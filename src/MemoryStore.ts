@@ -11,18 +11,9 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
-import {
-  prepareEvents,
-  prepareRange,
-  prepareSnapshot,
-  type Range,
-  restoreEvent,
-  restoreSnapshot,
-  type StoredEvent,
-  type StoredSnapshot
-} from "./internal/record.js"
-import { StoreTransaction } from "./internal/storeTransaction.js"
-import { StoreAdapter, type StoreAdapterService } from "./StoreAdapter.js"
+import type { StoredEvent } from "./Event.js"
+import type { StoredSnapshot } from "./Snapshot.js"
+import { makeEncoded, type SequenceRange, StoreAdapter, type StoreAdapterService } from "./StoreAdapter.js"
 import { RetryCommand } from "./StoreError.js"
 
 /**
@@ -31,10 +22,10 @@ import { RetryCommand } from "./StoreError.js"
  * @since 0.1.0
  * @category constructors
  */
-export const make: Effect.Effect<StoreAdapterService> = Effect.gen(function* () {
+export const make: Effect.Effect<StoreAdapterService> = Effect.sync(() => {
   const committed = new Records()
   // One transaction at a time: whoever commits meanwhile waits for its end, as it would for the row locks of a database.
-  const turn = yield* Effect.makeSemaphore(1)
+  const turn = Effect.unsafeMakeSemaphore(1)
 
   /** The records that this fiber sees: those of the transaction it is in, or else the committed ones. */
   const visible: Effect.Effect<Records> = Effect.map(Effect.serviceOption(MemoryTransaction), (current) =>
@@ -46,64 +37,39 @@ export const make: Effect.Effect<StoreAdapterService> = Effect.gen(function* () 
   const write = <A, E>(f: (records: Records) => Effect.Effect<A, E>): Effect.Effect<A, E> =>
     Effect.flatMap(visible, (records) => (records === committed ? turn.withPermits(1)(f(records)) : f(records)))
 
-  /** Runs an effect on records of its own, which join those around them when it succeeds. */
-  const transaction = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
-    Effect.flatMap(visible, (outer) => {
-      const run = Effect.suspend(() => {
-        const records = new Records(outer)
-        return effect.pipe(
-          Effect.provideService(MemoryTransaction, records),
-          Effect.provideService(StoreTransaction, true),
-          // In `onExit`, since between success and this no interruption can come.
-          Effect.onExit((exit) => Effect.sync(() => (Exit.isSuccess(exit) ? records.join(outer) : undefined)))
-        )
-      })
-      return outer === committed ? turn.withPermits(1)(run) : run
-    })
-
-  const commitEvents: StoreAdapterService["commitEvents"] = (events) =>
-    Effect.flatMap(prepareEvents("commitEvents", events), (prepared) => write((records) => append(records, prepared)))
-
-  return {
-    commitEvents,
-    commitAll: (events, projections) =>
-      projections.length === 0
-        ? commitEvents(events)
-        : Effect.flatMap(prepareEvents("commitAll", events), (prepared) =>
-            transaction(
-              Effect.gen(function* () {
-                const outcome = yield* write((records) => append(records, prepared))
-                if (outcome === "stored") return
-                const restored = prepared.map(restoreEvent)
-                for (const projection of projections) {
-                  for (const event of restored) yield* projection.project(event)
-                }
-              })
-            )
-          ),
-    commitSnapshot: (snapshot) =>
-      Effect.flatMap(prepareSnapshot(snapshot), (prepared) =>
-        write((records) =>
-          Effect.sync(() => {
-            const stored = records.snapshot(prepared.aggregateId)
-            if (stored === undefined || stored.sequence < prepared.sequence) records.putSnapshot(prepared)
-          })
-        )
-      ),
-    getEvents: (aggregateId, minSequence, options) =>
-      Effect.flatMap(prepareRange("getEvents", aggregateId, minSequence, options), (range) =>
-        Effect.map(visible, (records) => records.read(range).map(restoreEvent))
-      ),
-    getSnapshot: (aggregateId, minSequence, options) =>
-      Effect.flatMap(prepareRange("getSnapshot", aggregateId, minSequence, options), (range) =>
-        Effect.map(visible, (records) =>
-          Option.fromNullable(records.snapshot(range.aggregateId)).pipe(
-            Option.filter(({ sequence }) => sequence >= range.minSequence && sequence <= range.maxSequence),
-            Option.map(restoreSnapshot)
+  return makeEncoded({
+    name: "MemoryStore",
+    append: (events) => write((records) => append(records, events)),
+    appendWith: (events, project) =>
+      Effect.flatMap(visible, (outer) => {
+        const transaction = Effect.suspend(() => {
+          // Records of its own, which join those around them when it has succeeded.
+          const records = new Records(outer)
+          return Effect.flatMap(append(records, events), (outcome) =>
+            outcome === "stored" ? Effect.void : Effect.provideService(project, MemoryTransaction, records)
+          ).pipe(
+            // In `onExit`, since between success and this no interruption can come.
+            Effect.onExit((exit) => Effect.sync(() => (Exit.isSuccess(exit) ? records.join(outer) : undefined)))
           )
+        })
+        return outer === committed ? turn.withPermits(1)(transaction) : transaction
+      }),
+    putSnapshot: (snapshot) =>
+      write((records) =>
+        Effect.sync(() => {
+          const stored = records.snapshot(snapshot.aggregateId)
+          if (stored === undefined || stored.sequence < snapshot.sequence) records.putSnapshot(snapshot)
+        })
+      ),
+    readEvents: (range) => Effect.map(visible, (records) => records.read(range)),
+    readSnapshot: ({ aggregateId, maxSequence, minSequence }) =>
+      Effect.map(visible, (records) =>
+        Option.filter(
+          Option.fromNullable(records.snapshot(aggregateId)),
+          ({ sequence }) => sequence >= minSequence && sequence <= maxSequence
         )
       )
-  }
+  })
 })
 
 /**
@@ -138,7 +104,7 @@ class Records {
       : this.outer?.event(aggregateId, sequence)
   }
 
-  read({ aggregateId, maxSequence, minSequence }: Range): ReadonlyArray<StoredEvent> {
+  read({ aggregateId, maxSequence, minSequence }: SequenceRange): ReadonlyArray<StoredEvent> {
     const offset = this.outer?.head(aggregateId) ?? 0
     const own = this.events.get(aggregateId) ?? []
     // The event of sequence n stands at index n - 1 of its stream.
@@ -170,7 +136,10 @@ class Records {
 class MemoryTransaction extends Context.Tag("effect-maestro/MemoryStore/Transaction")<MemoryTransaction, Records>() {}
 
 /** Adds the events, or finds them there already; where they don't fit, nothing is changed. */
-const append = (records: Records, events: ReadonlyArray<StoredEvent>): Effect.Effect<"new" | "stored", RetryCommand> =>
+const append = (
+  records: Records,
+  events: ReadonlyArray<StoredEvent>
+): Effect.Effect<"written" | "stored", RetryCommand> =>
   Effect.suspend(() => {
     if (events.every((event) => records.event(event.aggregateId, event.sequence)?.timestamp === event.timestamp)) {
       return Effect.succeed("stored")
@@ -183,5 +152,5 @@ const append = (records: Records, events: ReadonlyArray<StoredEvent>): Effect.Ef
       heads.set(aggregateId, sequence)
     }
     for (const event of events) records.push(event)
-    return Effect.succeed("new")
+    return Effect.succeed("written")
   })

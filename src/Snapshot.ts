@@ -49,3 +49,16 @@ export const Snapshot: Schema.Schema<Snapshot, SnapshotEncoded> = Schema.Struct(
 export interface SnapshotEncoded extends Omit<Snapshot, "timestamp"> {
   readonly timestamp: string
 }
+
+/**
+ * A snapshot as an adapter keeps it: checked, and its JSON parts as text.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface StoredSnapshot extends Omit<Snapshot, "body" | "metadata"> {
+  /** The text of a JSON object. */
+  readonly body: string
+  /** The text of a JSON object. */
+  readonly metadata: string
+}

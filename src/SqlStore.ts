@@ -10,21 +10,15 @@ import * as Statement from "@effect/sql/Statement"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
-import {
-  prepareEvents,
-  prepareRange,
-  prepareSnapshot,
-  type Range,
-  restoreEvent,
-  restoreSnapshot,
-  type StoredEvent,
-  type StoredSnapshot
-} from "./internal/record.js"
+import type { StoredEvent } from "./Event.js"
+import { textProblem } from "./internal/json.js"
+import { promptly } from "./internal/promptly.js"
 import { fromSqlError, type Phase } from "./internal/sqlError.js"
 import { migrate as migrateSchema } from "./internal/sqlMigrations.js"
 import { withTransaction } from "./internal/sqlTransaction.js"
-import { insideTransaction } from "./internal/storeTransaction.js"
-import { StoreAdapter, type StoreAdapterService } from "./StoreAdapter.js"
+import { insideSqlTransaction } from "./internal/storeTransaction.js"
+import type { StoredSnapshot } from "./Snapshot.js"
+import { makeEncoded, type SequenceRange, StoreAdapter, type StoreAdapterService } from "./StoreAdapter.js"
 import { RetryCommand, StoreError } from "./StoreError.js"
 
 /**
@@ -61,74 +55,43 @@ export const make = (options?: SqlStoreOptions): Effect.Effect<StoreAdapterServi
     const { name, schema, sql } = yield* resolve(options)
     if (options?.migrate !== false) yield* migrateSchema(sql, name, schema)
 
-    /** One statement: on its own, or from a savepoint on in the caller's transaction. */
+    /** One statement: on its own, or from a savepoint on in the transaction around it. */
     const statement = <A>(
       operation: string,
       phase: Phase,
       effect: Effect.Effect<A, SqlError>
-    ): Effect.Effect<A, StoreError> =>
-      Effect.flatMap(insideTransaction, (inside) => {
-        const run = Effect.mapError(effect, (error) => fromSqlError(operation, inside ? "writing" : phase, error))
-        return inside ? withTransaction(sql, operation, run) : run
-      })
-
-    const append = (operation: string, phase: Phase, events: ReadonlyArray<StoredEvent>) =>
-      Effect.flatMap(
-        statement(operation, phase, insertEvents(sql, schema, events)),
-        ([outcome]): Effect.Effect<"new" | "stored", RetryCommand> =>
-          outcome === undefined
-            ? Effect.succeed("new")
-            : outcome.was_stored
-              ? Effect.succeed("stored")
-              : Effect.fail(
-                  new RetryCommand({ aggregateId: outcome.refused_aggregate_id, sequence: outcome.refused_sequence })
-                )
+    ): Effect.Effect<A, StoreError> => {
+      const told = (as: Phase) => Effect.mapError(effect, (error) => fromSqlError(operation, as, error))
+      return Effect.flatMap(insideSqlTransaction, (inside) =>
+        inside ? withTransaction(sql, operation, told("writing")) : promptly(told(phase))
       )
-
-    const commitEvents: StoreAdapterService["commitEvents"] = (events) =>
-      Effect.flatMap(prepareEvents("commitEvents", events), (prepared) =>
-        prepared.length === 0 ? Effect.void : append("commitEvents", "committing", prepared)
-      ).pipe(span("commitEvents", { events: events?.length }))
-
-    return {
-      commitEvents,
-      commitAll: (events, projections) =>
-        projections.length === 0
-          ? commitEvents(events)
-          : Effect.flatMap(prepareEvents("commitAll", events), (prepared) =>
-              prepared.length === 0
-                ? Effect.void
-                : withTransaction(
-                    sql,
-                    "commitAll",
-                    Effect.gen(function* () {
-                      const outcome = yield* append("commitAll", "writing", prepared)
-                      if (outcome === "stored") return
-                      const restored = prepared.map(restoreEvent)
-                      for (const projection of projections) {
-                        for (const event of restored) yield* projection.project(event)
-                      }
-                    })
-                  )
-            ).pipe(span("commitAll", { events: events?.length, projections: projections.map(({ name }) => name) })),
-      commitSnapshot: (snapshot) =>
-        Effect.flatMap(prepareSnapshot(snapshot), (prepared) =>
-          // Outside a transaction the statement is its own commit. One of unknown outcome does no harm when repeated.
-          statement("commitSnapshot", "committing", upsertSnapshot(sql, schema, prepared))
-        ).pipe(Effect.asVoid, span("commitSnapshot", { "aggregate.id": snapshot?.aggregateId })),
-      getEvents: (aggregateId, minSequence, options) =>
-        Effect.flatMap(prepareRange("getEvents", aggregateId, minSequence, options), (range) =>
-          Effect.map(statement("getEvents", "reading", selectEvents(sql, schema, range)), (rows) =>
-            rows.map(restoreEvent)
-          )
-        ).pipe(span("getEvents", { "aggregate.id": aggregateId })),
-      getSnapshot: (aggregateId, minSequence, options) =>
-        Effect.flatMap(prepareRange("getSnapshot", aggregateId, minSequence, options), (range) =>
-          Effect.map(statement("getSnapshot", "reading", selectSnapshot(sql, schema, range)), ([row]) =>
-            Option.map(Option.fromNullable(row), restoreSnapshot)
-          )
-        ).pipe(span("getSnapshot", { "aggregate.id": aggregateId }))
     }
+
+    return makeEncoded({
+      name: "SqlStore",
+      append: (events) =>
+        Effect.flatMap(statement("commitEvents", "committing", insertEvents(sql, schema, events)), outcomeOf),
+      appendWith: (events, project) => {
+        const transaction = withTransaction(
+          sql,
+          "commitAll",
+          insertEvents(sql, schema, events).pipe(
+            Effect.mapError((error) => fromSqlError("commitAll", "writing", error)),
+            Effect.flatMap(outcomeOf),
+            Effect.flatMap((outcome) => (outcome === "stored" ? Effect.void : project))
+          )
+        )
+        return Effect.flatMap(insideSqlTransaction, (inside) => (inside ? transaction : promptly(transaction)))
+      },
+      putSnapshot: (snapshot) =>
+        // Outside a transaction the statement is its own commit. One of unknown outcome does no harm when repeated.
+        Effect.asVoid(statement("commitSnapshot", "committing", upsertSnapshot(sql, schema, snapshot))),
+      readEvents: (range) => statement("getEvents", "reading", selectEvents(sql, schema, range)),
+      readSnapshot: (range) =>
+        Effect.map(statement("getSnapshot", "reading", selectSnapshot(sql, schema, range)), ([row]) =>
+          Option.fromNullable(row)
+        )
+    })
   })
 
 /**
@@ -176,13 +139,12 @@ export const migrate = (
 
 const resolve = (options: Pick<SqlStoreOptions, "schema"> | undefined) =>
   Effect.gen(function* () {
-    const name = options?.schema ?? "maestro"
-    const bytes = new TextEncoder().encode(name).length
-    if (bytes < 1 || bytes > 63 || name.includes("\0")) {
+    const name: unknown = options?.schema ?? "maestro"
+    if (!isSchemaName(name)) {
       return yield* new StoreError({
         reason: "Misconfigured",
         operation: "SqlStore",
-        description: `the schema's name must be 1 to 63 bytes without NUL, and ${JSON.stringify(name)} is not`
+        description: `the schema's name must be 1 to 63 bytes without NUL, and ${typeof name === "string" ? JSON.stringify(name) : typeof name} is not`
       })
     }
     // Without transforms: they would rename keys inside stored JSON. As a literal: the schema's name is what was asked for.
@@ -190,16 +152,27 @@ const resolve = (options: Pick<SqlStoreOptions, "schema"> | undefined) =>
     return { name, schema: sql.literal(quoteIdentifier(name)), sql }
   })
 
-const quoteIdentifier = Statement.defaultEscape('"')
+const isSchemaName = (name: unknown): name is string => {
+  if (typeof name !== "string" || textProblem(name) !== undefined) return false
+  const bytes = new TextEncoder().encode(name).length
+  return bytes >= 1 && bytes <= 63
+}
 
-const span = (operation: string, attributes: Record<string, unknown>) =>
-  Effect.withSpan(`SqlStore.${operation}`, { attributes, captureStackTrace: false })
+const quoteIdentifier = Statement.defaultEscape('"')
 
 interface CommitOutcome {
   readonly was_stored: boolean
   readonly refused_aggregate_id: string
   readonly refused_sequence: number
 }
+
+/** What became of one commit, by the rows that its statement answered with. */
+const outcomeOf = ([outcome]: ReadonlyArray<CommitOutcome>): Effect.Effect<"written" | "stored", RetryCommand> =>
+  outcome === undefined
+    ? Effect.succeed("written")
+    : outcome.was_stored
+      ? Effect.succeed("stored")
+      : Effect.fail(new RetryCommand({ aggregateId: outcome.refused_aggregate_id, sequence: outcome.refused_sequence }))
 
 /** One commit; a row comes back only when it was not written. Arrays, since parameters are limited to 65 535. */
 const insertEvents = (sql: SqlClient.SqlClient, schema: Statement.Fragment, events: ReadonlyArray<StoredEvent>) => {
@@ -225,13 +198,13 @@ const upsertSnapshot = (sql: SqlClient.SqlClient, schema: Statement.Fragment, sn
     where s.sequence < excluded.sequence`
 
 // JSON comes as text and is parsed here, so that no type parser of the driver can change what is in it.
-const selectEvents = (sql: SqlClient.SqlClient, schema: Statement.Fragment, range: Range) =>
+const selectEvents = (sql: SqlClient.SqlClient, schema: Statement.Fragment, range: SequenceRange) =>
   sql<StoredEvent>`select timestamp::text, aggregate_id as "aggregateId", sequence, type, body::text, metadata::text
     from ${schema}.event_log
     where aggregate_id = ${range.aggregateId} and sequence between ${range.minSequence} and ${range.maxSequence}
     order by sequence`
 
-const selectSnapshot = (sql: SqlClient.SqlClient, schema: Statement.Fragment, range: Range) =>
+const selectSnapshot = (sql: SqlClient.SqlClient, schema: Statement.Fragment, range: SequenceRange) =>
   sql<StoredSnapshot>`select timestamp::text, aggregate_id as "aggregateId", sequence, body::text, metadata::text
     from ${schema}.snapshots
     where aggregate_id = ${range.aggregateId} and sequence between ${range.minSequence} and ${range.maxSequence}`

@@ -6,11 +6,20 @@
  * @since 0.1.0
  */
 import * as Context from "effect/Context"
-import type * as Effect from "effect/Effect"
-import type * as Option from "effect/Option"
-import type { Event } from "./Event.js"
+import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
+import type { Event, StoredEvent } from "./Event.js"
+import {
+  prepareEvents,
+  prepareRange,
+  prepareSnapshot,
+  type Range,
+  restoreEvent,
+  restoreSnapshot
+} from "./internal/record.js"
+import { StoreTransaction } from "./internal/storeTransaction.js"
 import type { Projection } from "./Projection.js"
-import type { Snapshot } from "./Snapshot.js"
+import type { Snapshot, StoredSnapshot } from "./Snapshot.js"
 import type { RetryCommand, StoreError, ValidationError } from "./StoreError.js"
 
 /**
@@ -105,3 +114,121 @@ export interface StoreAdapterService {
  * ```
  */
 export class StoreAdapter extends Context.Tag("effect-maestro/StoreAdapter")<StoreAdapter, StoreAdapterService>() {}
+
+/**
+ * What is left of an event store for an adapter to write, when `makeEncoded` does what all of them have in common: checking
+ * the input, JSON, and running the projections.
+ *
+ * Everything is checked before it comes here, lists of events are never empty, and the JSON in them is text. So it is in the
+ * records that come back.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface EncodedStore {
+  /** Names the store in traces, such as `SqlStore`. */
+  readonly name: string
+
+  /**
+   * Stores the events, all or none, and answers `written`; or finds all of them there already, with the same timestamps at
+   * the same places, and answers `stored`. `RetryCommand` names the first event that can't be stored.
+   * Called inside the effect of `appendWith` it is part of that transaction.
+   */
+  readonly append: (
+    events: ReadonlyArray<StoredEvent>
+  ) => Effect.Effect<"written" | "stored", RetryCommand | StoreError>
+
+  /**
+   * One transaction: the events as `append` stores them, then `project`, unless they were stored already. When `project` fails,
+   * dies or is interrupted, nothing of it all stays, and that is the result. Until it has succeeded only `project` itself sees
+   * the events. Called inside the `project` of another commit it is part of that transaction, and undoes only itself.
+   */
+  readonly appendWith: <E, R>(
+    events: ReadonlyArray<StoredEvent>,
+    project: Effect.Effect<void, E, R>
+  ) => Effect.Effect<void, RetryCommand | StoreError | E, R>
+
+  /** Stores the snapshot, unless the stored one is as new or newer. */
+  readonly putSnapshot: (snapshot: StoredSnapshot) => Effect.Effect<void, StoreError>
+
+  /** The events of the aggregate within the bounds, both inclusive, in order of sequence. */
+  readonly readEvents: (range: SequenceRange) => Effect.Effect<ReadonlyArray<StoredEvent>, StoreError>
+
+  /** The aggregate's snapshot, if its sequence is within the bounds, both inclusive. */
+  readonly readSnapshot: (range: SequenceRange) => Effect.Effect<Option.Option<StoredSnapshot>, StoreError>
+}
+
+/**
+ * What a read asks for: an aggregate, and the sequences from a lower to an upper bound, both inclusive.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface SequenceRange extends Range {}
+
+/**
+ * Makes a store of what only this adapter can know. `effect-maestro/StoreContract` has the suite that tells whether it is
+ * right; `examples/custom-adapter` is a whole adapter, on files.
+ *
+ * Named after `MessageStorage.makeEncoded` of `@effect/cluster`, whose split this is.
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const makeEncoded = (store: EncodedStore): StoreAdapterService => {
+  const traced = (operation: string, attributes: Record<string, unknown>) =>
+    Effect.withSpan(`${store.name}.${operation}`, { attributes, captureStackTrace: false })
+
+  const commitEvents: StoreAdapterService["commitEvents"] = (events) =>
+    Effect.flatMap(prepareEvents("commitEvents", events), (prepared) =>
+      prepared.length === 0
+        ? Effect.void
+        : Effect.asVoid(store.append(prepared)).pipe(traced("commitEvents", { events: prepared.length }))
+    )
+
+  return {
+    commitEvents,
+    commitAll: (events, projections) =>
+      projections.length === 0
+        ? commitEvents(events)
+        : Effect.flatMap(prepareEvents("commitAll", events), (prepared) =>
+            prepared.length === 0
+              ? Effect.void
+              : store
+                  .appendWith(prepared, project(prepared, projections))
+                  .pipe(
+                    traced("commitAll", { events: prepared.length, projections: projections.map(({ name }) => name) })
+                  )
+          ),
+    commitSnapshot: (snapshot) =>
+      Effect.flatMap(prepareSnapshot(snapshot), (prepared) =>
+        store.putSnapshot(prepared).pipe(traced("commitSnapshot", { "aggregate.id": prepared.aggregateId }))
+      ),
+    getEvents: (aggregateId, minSequence, options) =>
+      Effect.flatMap(prepareRange("getEvents", aggregateId, minSequence, options), (range) =>
+        Effect.map(store.readEvents(range), (stored) => stored.map(restoreEvent)).pipe(
+          traced("getEvents", { "aggregate.id": range.aggregateId })
+        )
+      ),
+    getSnapshot: (aggregateId, minSequence, options) =>
+      Effect.flatMap(prepareRange("getSnapshot", aggregateId, minSequence, options), (range) =>
+        Effect.map(store.readSnapshot(range), Option.map(restoreSnapshot)).pipe(
+          traced("getSnapshot", { "aggregate.id": range.aggregateId })
+        )
+      )
+  }
+}
+
+// --- internal ---
+
+/** Projection by projection, event by event, never two at once: they share one transaction. */
+const project = <E, R>(
+  events: ReadonlyArray<StoredEvent>,
+  projections: ReadonlyArray<Projection<E, R>>
+): Effect.Effect<void, E, R> =>
+  Effect.gen(function* () {
+    const restored = events.map(restoreEvent)
+    for (const projection of projections) {
+      for (const event of restored) yield* projection.project(event)
+    }
+  }).pipe(Effect.provideService(StoreTransaction, true))

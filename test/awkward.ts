@@ -157,7 +157,7 @@ export const refusedBodies: ReadonlyArray<readonly [what: string, path: string, 
   ],
   [
     "a getter that throws",
-    "",
+    ".a",
     Object.defineProperty({}, "a", {
       enumerable: true,
       get: () => {

@@ -2,6 +2,9 @@
  * What may be stored as JSON: the values that come back from JSON text, and from Postgres' `jsonb`, as they went in.
  */
 
+/** How many things that are wrong with one value are told: enough to mend it by. */
+export const maxIssues = 1000
+
 /** Receives one thing that is wrong, and where: the way from the value that was checked. */
 export type Report = (path: ReadonlyArray<string | number>, message: string) => void
 
@@ -14,14 +17,14 @@ export type Report = (path: ReadonlyArray<string | number>, message: string) => 
  * `jsonb` refuses: NUL, and surrogates without their other half.
  */
 export const stringifyObject = (value: unknown, report: Report): string | undefined => {
-  let sound = true
+  let problems = 0
   let size = 0
   const path: Array<string | number> = []
   const ancestors = new Set<object>()
 
   const refuse = (message: string): void => {
-    sound = false
     report([...path], message)
+    if (++problems >= maxIssues) throw new Enough()
   }
 
   const checkText = (text: string, what: string): void => {
@@ -30,10 +33,10 @@ export const stringifyObject = (value: unknown, report: Report): string | undefi
     if (problem !== undefined) refuse(`${what} ${problem}`)
   }
 
-  const checkChild = (key: string | number, child: unknown): void => {
+  const checkChild = <K extends string | number>(container: Readonly<Record<K, unknown>>, key: K): void => {
     path.push(key)
     if (typeof key === "string") checkText(key, "the key")
-    check(child)
+    check(container[key])
     path.pop()
   }
 
@@ -59,9 +62,9 @@ export const stringifyObject = (value: unknown, report: Report): string | undefi
     if (path.length >= maxDepth) return refuse(`nested deeper than ${maxDepth} levels`)
     ancestors.add(container)
     if (Array.isArray(container)) {
-      for (let index = 0; index < container.length; index++) checkChild(index, container[index])
+      for (let index = 0; index < container.length; index++) checkChild(container, index)
     } else if (isPlain(container)) {
-      for (const key of Object.keys(container)) checkChild(key, container[key])
+      for (const key of Object.keys(container)) checkChild(container, key)
       if (Object.getOwnPropertySymbols(container).length > 0) refuse("keys that are symbols can't be stored as JSON")
     } else {
       refuse(`an object of class ${className(container)} can't be stored as JSON: encode it first`)
@@ -75,13 +78,11 @@ export const stringifyObject = (value: unknown, report: Report): string | undefi
       return undefined
     }
     check(value)
-    return sound ? JSON.stringify(value) : undefined
+    return problems === 0 ? JSON.stringify(value) : undefined
   } catch (error) {
-    // A getter or a proxy that throws while it is read, or a value beyond all bounds.
-    report(
-      [],
-      error instanceof TooLarge ? `larger than ${maxSize / 1_000_000} MB` : `can't be read: ${describe(error)}`
-    )
+    if (error instanceof TooLarge) report([], `larger than ${maxSize / 1_000_000} MB`)
+    // A getter or a proxy that throws while it is read.
+    else if (!(error instanceof Enough)) report([...path], `can't be read: ${thrownMessage(error)}`)
     return undefined
   }
 }
@@ -89,6 +90,15 @@ export const stringifyObject = (value: unknown, report: Report): string | undefi
 /** What keeps a text from being stored, if anything does. */
 export const textProblem = (text: string): string | undefined =>
   text.includes("\0") ? "contains NUL" : /\p{Surrogate}/u.test(text) ? "contains half of a surrogate pair" : undefined
+
+/** What a thrown value says, however it was made. */
+export const thrownMessage = (thrown: unknown): string => {
+  try {
+    return thrown instanceof Error ? String(thrown.message).slice(0, 300) : "something that is no error was thrown"
+  } catch {
+    return "an error was thrown that can't be read itself"
+  }
+}
 
 // --- internal ---
 
@@ -103,6 +113,8 @@ const sizeOfValue = 4
 
 class TooLarge extends Error {}
 
+class Enough extends Error {}
+
 const isPlain = (container: object): container is Record<string, unknown> => {
   const prototype = Object.getPrototypeOf(container)
   return prototype === null || Object.getPrototypeOf(prototype) === null
@@ -112,5 +124,3 @@ const className = (container: object): string => {
   const name: unknown = container.constructor?.name
   return typeof name === "string" && name !== "" ? name : "unknown"
 }
-
-const describe = (error: unknown): string => (error instanceof Error ? error.message : "an error was thrown")

@@ -1,19 +1,14 @@
 /**
  * Events and snapshots between the port and a store: checked and turned to text on the way in, read on the way out.
- * Every adapter of this library goes through here, so all refuse the same and none stores what another could not.
+ * Every adapter that `StoreAdapter.makeEncoded` makes goes through here, so all refuse the same and none stores what another
+ * could not.
  */
 import * as Effect from "effect/Effect"
-import { type Event, maxNameLength, maxSequence } from "../Event.js"
-import type { Snapshot } from "../Snapshot.js"
+import { type Event, maxNameLength, maxSequence, type StoredEvent } from "../Event.js"
+import type { Snapshot, StoredSnapshot } from "../Snapshot.js"
 import { ValidationError, ValidationIssue } from "../StoreError.js"
 import { isTimestamp } from "../Timestamp.js"
-import { type Report, stringifyObject, textProblem } from "./json.js"
-
-/** An event whose JSON parts are text: what a store keeps. */
-export type StoredEvent = Omit<Event, "body" | "metadata"> & { readonly body: string; readonly metadata: string }
-
-/** A snapshot whose JSON parts are text: what a store keeps. */
-export type StoredSnapshot = Omit<Snapshot, "body" | "metadata"> & { readonly body: string; readonly metadata: string }
+import { maxIssues, type Report, stringifyObject, textProblem, thrownMessage } from "./json.js"
 
 /** Checks the events of a commit, all of them, and makes their stored form. */
 export const prepareEvents = (
@@ -25,8 +20,13 @@ export const prepareEvents = (
       reporter(0)([], "must be a list of events")
       return []
     }
+    if (events.length > maxEvents) {
+      reporter(0)([], `must be at most ${maxEvents} events, and is ${events.length}`)
+      return []
+    }
     const heads = new Map<string, number>()
-    return Array.from(events, (event: Event, index): StoredEvent => {
+    let size = 0
+    const prepared = Array.from(events, (event: Event, index): StoredEvent => {
       const report = reporter(index)
       const { aggregateId, body, metadata, sequence, timestamp, type } = readFields(event, report)
       checkName(aggregateId, "aggregateId", report)
@@ -38,7 +38,7 @@ export const prepareEvents = (
         report(["sequence"], `must be ${previous + 1}: sequences of one aggregate rise by one within a commit`)
       }
       heads.set(aggregateId, sequence)
-      return {
+      const stored = {
         timestamp,
         aggregateId,
         sequence,
@@ -46,7 +46,13 @@ export const prepareEvents = (
         body: stringifyObject(body, at("body", report)) ?? "",
         metadata: stringifyObject(metadata, at("metadata", report)) ?? ""
       }
+      if (size <= maxCommitSize) {
+        size += stored.body.length + stored.metadata.length
+        if (size > maxCommitSize) report([], `the commit is larger than ${maxCommitSize / 1_000_000} MB from here on`)
+      }
+      return stored
     })
+    return prepared
   })
 
 /** Checks a snapshot and makes its stored form. */
@@ -110,8 +116,11 @@ export const restoreSnapshot = (stored: StoredSnapshot): Snapshot => ({
 
 // --- internal ---
 
-/** Enough to mend the input by; a list of a million holes need not be told in full. */
-const maxIssues = 1000
+/** As many as a store takes in one statement without a second thought. */
+const maxEvents = 1_000_000
+
+/** Of all bodies and metadata of a commit, in characters: quoted and in UTF-8 it stays below what one statement can carry. */
+const maxCommitSize = 128_000_000
 
 const validate = <A>(
   operation: string,
@@ -119,25 +128,39 @@ const validate = <A>(
 ): Effect.Effect<A, ValidationError> =>
   Effect.suspend(() => {
     const issues: Array<ValidationIssue> = []
-    const prepared = prepare((index) => (path, message) => {
+    const reporter = (index: number) => (path: ReadonlyArray<string | number>, message: string) => {
+      // Enough to mend the input by; a list of a million holes need not be told in full.
       if (issues.length < maxIssues) issues.push(new ValidationIssue({ index, path, message }))
-    })
+    }
+    const prepared = attempt(() => prepare(reporter), reporter(0))
     const [first, ...rest] = issues
-    return first === undefined
+    return first === undefined && prepared !== undefined
       ? Effect.succeed(prepared)
-      : Effect.fail(new ValidationError({ operation, issues: [first, ...rest] }))
+      : Effect.fail(
+          new ValidationError({
+            operation,
+            issues: [first ?? new ValidationIssue({ index: 0, path: [], message: "can't be read" }), ...rest]
+          })
+        )
   })
 
-/** The record itself, or one without any field where it is no object or can't be read. */
-const readFields = <A extends object>(record: A, report: Report): A => {
+/** What a getter or a proxy throws while the input is read is one more thing that is wrong with it. */
+const attempt = <A>(read: () => A, report: Report): A | undefined => {
   try {
+    return read()
+  } catch (error) {
+    report([], `can't be read: ${thrownMessage(error)}`)
+    return undefined
+  }
+}
+
+/** The record's fields, or none where it is no object or can't be read. */
+const readFields = <A extends object>(record: A, report: Report): A =>
+  attempt(() => {
     if (typeof record === "object" && record !== null) return { ...record }
     report([], "must be an object")
-  } catch {
-    report([], "can't be read")
-  }
-  return {} as A
-}
+    return undefined
+  }, report) ?? ({} as A)
 
 const checkName = (name: unknown, field: string, report: Report): void => {
   if (typeof name !== "string") return report([field], "must be a text")

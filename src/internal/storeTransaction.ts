@@ -5,7 +5,7 @@ import * as SqlClient from "@effect/sql/SqlClient"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 
-/** Set by a store whose transactions are none of a `SqlClient`. */
+/** Set around what runs inside a commit of a store, whatever the store is on. */
 export class StoreTransaction extends Context.Reference<StoreTransaction>()(
   "effect-maestro/internal/StoreTransaction",
   {
@@ -15,7 +15,14 @@ export class StoreTransaction extends Context.Reference<StoreTransaction>()(
 
 /** Inside a transaction, what is read may never come to be, and whoever waits for another fiber may wait for itself. */
 export const insideTransaction: Effect.Effect<boolean> = Effect.contextWith(
-  (context: Context.Context<never>) =>
-    Context.get(context, StoreTransaction) ||
-    Context.getOption(context, SqlClient.TransactionConnection)._tag === "Some"
+  (context: Context.Context<never>) => Context.get(context, StoreTransaction) || hasConnection(context)
 )
+
+/** Whether the statements of this fiber go to the connection of a transaction. */
+export const insideSqlTransaction: Effect.Effect<boolean> = Effect.contextWith(hasConnection)
+
+// --- internal ---
+
+function hasConnection(context: Context.Context<never>): boolean {
+  return Context.getOption(context, SqlClient.TransactionConnection)._tag === "Some"
+}

@@ -1,0 +1,27 @@
+/**
+ * Interruption that does not wait for a database that does not answer.
+ */
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+
+/**
+ * Runs the effect so that an interruption of it returns soon. What has to be cleaned up (cancelling a statement, rolling back,
+ * handing back a connection) is waited for only so long; where the database does not answer by then, it goes on in the
+ * background, and the connection stays out of the pool until it is done.
+ */
+export const promptly = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
+  Effect.uninterruptibleMask((restore) =>
+    Effect.flatMap(Effect.forkDaemon(restore(effect)), (fiber) =>
+      Effect.onInterrupt(restore(Fiber.join(fiber)), () =>
+        Effect.zipRight(
+          Effect.fiberIdWith((id) => Fiber.interruptAsFork(fiber, id)),
+          Effect.timeoutOption(Effect.interruptible(Fiber.await(fiber)), grace)
+        )
+      )
+    )
+  )
+
+// --- internal ---
+
+/** Enough for a cancelled statement and its rollback on a healthy connection, little for who has waited long enough. */
+const grace = "250 millis"
