@@ -19,6 +19,7 @@ const floors = [
   ["StoreAdapter.ts", "EventFeed.ts"],
   ["MemoryStore.ts", "SqlStore.ts", "PgliteClient.ts", "internal/lifecycle.ts"],
   ["Aggregate.ts", "Subscription.ts"],
+  ["internal/contract/"],
   ["AggregateTest.ts", "StoreContract.ts", "ClusterAggregate.ts"],
   ["cli/"],
   ["index.ts"]

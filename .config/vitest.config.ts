@@ -3,20 +3,34 @@ import { defineConfig } from "vitest/config"
 
 const root = fileURLToPath(new URL("..", import.meta.url))
 
-export default defineConfig({
-  root,
-  resolve: {
-    alias: [
-      { find: /^effect-maestro$/, replacement: `${root}src/index.ts` },
-      { find: /^effect-maestro\/(.+)$/, replacement: `${root}src/$1.ts` }
-    ]
-  },
-  test: {
-    include: ["test/**/*.test.ts"],
-    globalSetup: "test/postgres.globalSetup.ts",
-    pool: "forks",
-    reporters: "default",
-    testTimeout: 60_000,
-    hookTimeout: 60_000
+declare module "vitest" {
+  export interface ProvidedContext {
+    /** How many random inputs a property test tries. */
+    runs: number
+    /** How long a case may take, in milliseconds. */
+    timeout: number
+  }
+}
+
+export default defineConfig(({ mode }) => {
+  // `npm run test:long` looks for what a hundred random inputs do not find.
+  const [runs, timeout] = mode === "long" ? [5000, 1_800_000] : [100, 60_000]
+  return {
+    root,
+    resolve: {
+      alias: [
+        { find: /^effect-maestro$/, replacement: `${root}src/index.ts` },
+        { find: /^effect-maestro\/(.+)$/, replacement: `${root}src/$1.ts` }
+      ]
+    },
+    test: {
+      include: ["test/**/*.test.ts"],
+      globalSetup: "test/postgres.globalSetup.ts",
+      pool: "forks",
+      reporters: "default",
+      provide: { runs, timeout },
+      testTimeout: timeout,
+      hookTimeout: 60_000
+    }
   }
 })

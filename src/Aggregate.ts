@@ -10,12 +10,20 @@
 import * as SqlClient from "@effect/sql/SqlClient"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
-import * as Either from "effect/Either"
 import * as Layer from "effect/Layer"
 import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
 import * as Tracer from "effect/Tracer"
-import { makeEventCodec, parseIssues, type Tagged, tagsOf, unknownTag } from "./internal/eventCodec.js"
+import { maxSequence } from "./Event.js"
+import {
+  decodeInput,
+  makeEventCodec,
+  refusingBadInput,
+  type Tagged,
+  tagOf,
+  tagsOf,
+  unknownTag
+} from "./internal/eventCodec.js"
 import { commitSnapshot, type Definition, evaluate, load } from "./internal/lifecycle.js"
 import { makeStateCodec } from "./internal/stateCodec.js"
 import { insideTransaction, StoreTransaction } from "./internal/storeTransaction.js"
@@ -135,7 +143,7 @@ export interface Aggregate<
 
   /**
    * Evaluates a command that comes from outside, as JSON: one that is no command of this aggregate is refused by a
-   * `ValidationError` that says where.
+   * `ValidationError` that says where. (`evaluate` takes its command's type at its word.)
    */
   readonly evaluateUnknown: (
     id: string,
@@ -335,7 +343,7 @@ export const make = <
     name,
     newId: Effect.flatMap(HybridClock, ({ now }) => now),
     evaluate: <K extends C>(id: string, command: K) =>
-      operate("evaluate")(id, (service) => service.evaluate(id, command), { command: command?._tag }) as Effect.Effect<
+      operate("evaluate")(id, (service) => service.evaluate(id, command), { command: tagOf(command) }) as Effect.Effect<
         Evaluated<State, A>,
         // Of all refusals only those of this command's own handler can come: it is the one that decides it.
         HandlerError<Decide[K["_tag"] & keyof Decide]> | Projection.Error<Projections[number]> | Failure,
@@ -343,11 +351,9 @@ export const make = <
       >,
     evaluateUnknown: (id, command) =>
       operate("evaluateUnknown")(id, (service) =>
-        Either.match(decodeCommand(command), {
-          onLeft: (error) =>
-            Effect.fail(new ValidationError({ operation: `${name}.evaluateUnknown`, issues: parseIssues(error, 0) })),
-          onRight: (decoded) => service.evaluate(id, decoded)
-        })
+        Effect.flatMap(decodeInput(`${name}.evaluateUnknown`, decodeCommand, command), (decoded) =>
+          service.evaluate(id, decoded)
+        )
       ),
     get: (id) => operate("get")(id, (service) => Effect.map(service.load(id), ({ state }) => state)),
     fetch: (id) => operate("fetch")(id, (service) => Effect.map(service.load(id), ({ state }) => state)),
@@ -399,9 +405,13 @@ const define = <State, StateEncoded, A extends Tagged, I extends Tagged, C exten
       // biome-ignore lint/plugin: the handler under a tag takes the member of that tag, which a `Map` can't say
       return step === undefined ? state : step(state, event as never)
     },
-    decide: (command, root) =>
-      // biome-ignore lint/plugin: as above
-      decide.get(command?._tag)?.(command as never, root) ?? Effect.fail(unknownCommand),
+    decide: (command, root) => {
+      const handler = decide.get(tagOf(command) ?? "")
+      return handler === undefined
+        ? Effect.fail(unknownCommand)
+        : // biome-ignore lint/plugin: as above
+          refusingBadInput(`${name}.evaluate`, () => handler(command as never, root))
+    },
     projections: options.projections ?? [],
     snapshotEvery: options.snapshotEvery,
     retry: options.retry ?? defaultRetry
@@ -444,23 +454,21 @@ const makeService = <State, A extends Tagged, C extends Tagged, E, R>(
           Context.merge(caller, captured)
         ),
       load: (id) => load(definition, store, id),
-      replay: (id, sequence) =>
-        Effect.flatMap(load(definition, store, id, sequence), (root) =>
+      replay: (id, sequence) => {
+        const refused = (message: string) =>
+          new ValidationError({
+            operation: `${definition.name}.replay`,
+            issues: [new ValidationIssue({ index: 0, path: ["sequence"], message })]
+          })
+        if (!Number.isInteger(sequence) || sequence < 0 || sequence > maxSequence) {
+          return Effect.fail(refused(`must be an integer from 0 to ${maxSequence}`))
+        }
+        return Effect.flatMap(load(definition, store, id, sequence), (root) =>
           root.sequence === sequence
             ? Effect.succeed(root.state)
-            : Effect.fail(
-                new ValidationError({
-                  operation: `${definition.name}.replay`,
-                  issues: [
-                    new ValidationIssue({
-                      index: 0,
-                      path: ["sequence"],
-                      message: `must be at most ${root.sequence}, the sequence of the last event`
-                    })
-                  ]
-                })
-              )
-        ),
+            : Effect.fail(refused(`must be at most ${root.sequence}, the sequence of the last event`))
+        )
+      },
       snapshot: (id) => Effect.flatMap(load(definition, store, id), (root) => commitSnapshot(definition, store, root))
     }
   })

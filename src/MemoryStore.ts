@@ -8,13 +8,12 @@
  */
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
-import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import type { StoredEvent } from "./Event.js"
 import type { StoredSnapshot } from "./Snapshot.js"
 import { makeEncoded, type SequenceRange, StoreAdapter, type StoreAdapterService } from "./StoreAdapter.js"
-import { RetryCommand } from "./StoreError.js"
+import { RetryCommand, StoreError } from "./StoreError.js"
 
 /**
  * Makes an empty store.
@@ -24,43 +23,48 @@ import { RetryCommand } from "./StoreError.js"
  */
 export const make: Effect.Effect<StoreAdapterService> = Effect.sync(() => {
   const committed = new Records()
-  // One transaction at a time: whoever commits meanwhile waits for its end, as it would for the row locks of a database.
-  const turn = Effect.unsafeMakeSemaphore(1)
 
-  /** The records that this fiber sees: those of the transaction it is in, or else the committed ones. */
-  const visible: Effect.Effect<Records> = Effect.map(Effect.serviceOption(MemoryTransaction), (current) =>
-    // A transaction of another memory store is none of this one's.
-    Option.isSome(current) && current.value.root === committed ? current.value : committed
+  // The transaction that a fiber is in. Told by the store, not by the tag's type alone: a projection here may commit to a second
+  // memory store, and a projection there to this one again, which then has to know its own transaction.
+  const Transaction = Context.GenericTag<Records>(`effect-maestro/MemoryStore/Transaction/${++stores}`)
+  const visible: Effect.Effect<Records> = Effect.map(
+    Effect.serviceOption(Transaction),
+    Option.getOrElse(() => committed)
   )
 
-  /** Writes in one step, when it is this fiber's turn; inside a transaction it has the turn already. */
-  const write = <A, E>(f: (records: Records) => Effect.Effect<A, E>): Effect.Effect<A, E> =>
-    Effect.flatMap(visible, (records) => (records === committed ? turn.withPermits(1)(f(records)) : f(records)))
+  /**
+   * Runs the body on records of its own, which join those around them once it has succeeded; however else it ends they are
+   * dropped, and nobody has seen them.
+   */
+  const transact = <A, E, R>(
+    operation: string,
+    body: (records: Records) => Effect.Effect<A, E, R>
+  ): Effect.Effect<A, E | StoreError, R> =>
+    Effect.flatMap(visible, (outer) => {
+      const transaction = Effect.suspend(() => {
+        const records = new Records(outer)
+        return body(records).pipe(
+          Effect.tap(() => (outer.closed ? Effect.fail(transactionEnded(operation)) : Effect.void)),
+          // In `onExit`, since between success and this no interruption can come.
+          Effect.onExit((exit) => Effect.sync(() => records.close(exit._tag === "Success" ? outer : undefined)))
+        )
+      })
+      // One at a time, those that a projection starts too: what a body finds free must still be free when it joins. Whoever
+      // commits meanwhile waits for its end, as it would for the row locks of a database.
+      return outer.turn.withPermits(1)(transaction)
+    })
 
   return makeEncoded({
     name: "MemoryStore",
-    append: (events) => write((records) => append(records, events)),
+    append: (events) => transact("commitEvents", (records) => append(records, events)),
     appendWith: (events, project) =>
-      Effect.flatMap(visible, (outer) => {
-        const transaction = Effect.suspend(() => {
-          // Records of its own, which join those around them when it has succeeded.
-          const records = new Records(outer)
-          return Effect.flatMap(append(records, events), (outcome) =>
-            outcome === "stored" ? Effect.void : Effect.provideService(project, MemoryTransaction, records)
-          ).pipe(
-            // In `onExit`, since between success and this no interruption can come.
-            Effect.onExit((exit) => Effect.sync(() => (Exit.isSuccess(exit) ? records.join(outer) : undefined)))
-          )
-        })
-        return outer === committed ? turn.withPermits(1)(transaction) : transaction
-      }),
-    putSnapshot: (snapshot) =>
-      write((records) =>
-        Effect.sync(() => {
-          const stored = records.snapshot(snapshot.aggregateId)
-          if (stored === undefined || stored.sequence < snapshot.sequence) records.putSnapshot(snapshot)
-        })
+      transact("commitAll", (records) =>
+        Effect.flatMap(append(records, events), (outcome) =>
+          outcome === "stored" ? Effect.void : Effect.provideService(project, Transaction, records)
+        )
       ),
+    putSnapshot: (snapshot) =>
+      transact("commitSnapshot", (records) => Effect.sync(() => records.putSnapshot(snapshot))),
     readEvents: (range) => Effect.map(visible, (records) => records.read(range)),
     readSnapshot: ({ aggregateId, maxSequence, minSequence }) =>
       Effect.map(visible, (records) =>
@@ -82,34 +86,35 @@ export const layer: Layer.Layer<StoreAdapter> = Layer.effect(StoreAdapter, make)
 
 // --- internal ---
 
-/** The committed records, or what a transaction adds to those around it. */
+let stores = 0
+
+/** The committed records, or what an open transaction adds to those around it. */
 class Records {
-  readonly root: Records
+  /** One transaction at a time directly inside of this one. */
+  readonly turn = Effect.unsafeMakeSemaphore(1)
+  closed = false
   private readonly events = new Map<string, Array<StoredEvent>>()
   private readonly snapshots = new Map<string, StoredSnapshot>()
 
-  constructor(private readonly outer?: Records) {
-    this.root = outer?.root ?? this
-  }
+  constructor(private readonly outer?: Records) {}
 
   /** The highest sequence of an aggregate; 0 without events. */
   head(aggregateId: string): number {
-    return (this.outer?.head(aggregateId) ?? 0) + (this.events.get(aggregateId)?.length ?? 0)
+    return this.events.get(aggregateId)?.at(-1)?.sequence ?? this.outer?.head(aggregateId) ?? 0
   }
 
   event(aggregateId: string, sequence: number): StoredEvent | undefined {
-    const offset = this.outer?.head(aggregateId) ?? 0
-    return sequence > offset
-      ? this.events.get(aggregateId)?.[sequence - offset - 1]
-      : this.outer?.event(aggregateId, sequence)
+    const own = this.events.get(aggregateId)
+    const first = own?.[0]?.sequence ?? 1
+    return own !== undefined && sequence >= first ? own[sequence - first] : this.outer?.event(aggregateId, sequence)
   }
 
-  read({ aggregateId, maxSequence, minSequence }: SequenceRange): ReadonlyArray<StoredEvent> {
-    const offset = this.outer?.head(aggregateId) ?? 0
-    const own = this.events.get(aggregateId) ?? []
-    // The event of sequence n stands at index n - 1 of its stream.
-    const found = own.slice(Math.max(minSequence - 1 - offset, 0), Math.max(maxSequence - offset, 0))
-    return this.outer === undefined ? found : [...this.outer.read({ aggregateId, minSequence, maxSequence }), ...found]
+  read(range: SequenceRange): ReadonlyArray<StoredEvent> {
+    const own = this.events.get(range.aggregateId) ?? []
+    // Sequences have no gaps, so an event's place follows from that of the first.
+    const first = own[0]?.sequence ?? 1
+    const found = own.slice(Math.max(range.minSequence - first, 0), Math.max(range.maxSequence - first + 1, 0))
+    return this.outer === undefined ? found : [...this.outer.read(range), ...found]
   }
 
   push(event: StoredEvent): void {
@@ -123,17 +128,23 @@ class Records {
   }
 
   putSnapshot(snapshot: StoredSnapshot): void {
-    this.snapshots.set(snapshot.aggregateId, snapshot)
+    const stored = this.snapshot(snapshot.aggregateId)
+    if (stored === undefined || stored.sequence < snapshot.sequence) {
+      this.snapshots.set(snapshot.aggregateId, snapshot)
+    }
   }
 
-  join(outer: Records): void {
-    for (const stream of this.events.values()) for (const event of stream) outer.push(event)
-    for (const snapshot of this.snapshots.values()) outer.putSnapshot(snapshot)
+  /** Ends the transaction. Its records join those around it, or are dropped; who still reads in it sees those around it. */
+  close(into: Records | undefined): void {
+    if (into !== undefined) {
+      for (const stream of this.events.values()) for (const event of stream) into.push(event)
+      for (const snapshot of this.snapshots.values()) into.putSnapshot(snapshot)
+    }
+    this.closed = true
+    this.events.clear()
+    this.snapshots.clear()
   }
 }
-
-/** The transaction that a fiber is in. */
-class MemoryTransaction extends Context.Tag("effect-maestro/MemoryStore/Transaction")<MemoryTransaction, Records>() {}
 
 /** Adds the events, or finds them there already; where they don't fit, nothing is changed. */
 const append = (
@@ -153,4 +164,12 @@ const append = (
     }
     for (const event of events) records.push(event)
     return Effect.succeed("written")
+  })
+
+/** Success would be a lie: nobody keeps any more what that transaction gets. */
+const transactionEnded = (operation: string): StoreError =>
+  new StoreError({
+    reason: "Unknown",
+    operation,
+    description: "the commit whose projection started this one has ended before it"
   })

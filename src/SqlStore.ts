@@ -6,7 +6,7 @@
  */
 import * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
-import * as Statement from "@effect/sql/Statement"
+import type * as Statement from "@effect/sql/Statement"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
@@ -86,10 +86,13 @@ export const make = (options?: SqlStoreOptions): Effect.Effect<StoreAdapterServi
       putSnapshot: (snapshot) =>
         // Outside a transaction the statement is its own commit. One of unknown outcome does no harm when repeated.
         Effect.asVoid(statement("commitSnapshot", "committing", upsertSnapshot(sql, schema, snapshot))),
-      readEvents: (range) => statement("getEvents", "reading", selectEvents(sql, schema, range)),
+      readEvents: (range) =>
+        Effect.map(statement("getEvents", "reading", selectEvents(sql, schema, range)), (rows) =>
+          rows.map((row) => ({ ...row, aggregateId: range.aggregateId, type: withoutDot(row.type) }))
+        ),
       readSnapshot: (range) =>
         Effect.map(statement("getSnapshot", "reading", selectSnapshot(sql, schema, range)), ([row]) =>
-          Option.fromNullable(row)
+          Option.map(Option.fromNullable(row), (found) => ({ ...found, aggregateId: range.aggregateId }))
         )
     })
   })
@@ -158,7 +161,8 @@ const isSchemaName = (name: unknown): name is string => {
   return bytes >= 1 && bytes <= 63
 }
 
-const quoteIdentifier = Statement.defaultEscape('"')
+/** As one identifier, whatever is in it; the quoting of `@effect/sql` takes a dot for a separator. */
+const quoteIdentifier = (name: string): string => `"${name.replaceAll('"', '""')}"`
 
 interface CommitOutcome {
   readonly was_stored: boolean
@@ -172,13 +176,19 @@ const outcomeOf = ([outcome]: ReadonlyArray<CommitOutcome>): Effect.Effect<"writ
     ? Effect.succeed("written")
     : outcome.was_stored
       ? Effect.succeed("stored")
-      : Effect.fail(new RetryCommand({ aggregateId: outcome.refused_aggregate_id, sequence: outcome.refused_sequence }))
+      : Effect.fail(
+          new RetryCommand({
+            aggregateId: withoutDot(outcome.refused_aggregate_id),
+            sequence: outcome.refused_sequence
+          })
+        )
 
 /** One commit; a row comes back only when it was not written. Arrays, since parameters are limited to 65 535. */
 const insertEvents = (sql: SqlClient.SqlClient, schema: Statement.Fragment, events: ReadonlyArray<StoredEvent>) => {
   const seen = new Set<string>()
   const firsts = events.map(({ aggregateId }) => !seen.has(aggregateId) && seen.add(aggregateId).has(aggregateId))
-  return sql<CommitOutcome>`select was_stored, refused_aggregate_id, refused_sequence from ${schema}.commit_events(
+  return sql<CommitOutcome>`select was_stored, '.' || refused_aggregate_id as refused_aggregate_id,
+      refused_sequence from ${schema}.commit_events(
     ${events.map(() => 0)}::int[],
     ${firsts}::boolean[],
     ${events.map(({ aggregateId }) => aggregateId)}::text[],
@@ -197,14 +207,19 @@ const upsertSnapshot = (sql: SqlClient.SqlClient, schema: Statement.Fragment, sn
     set sequence = excluded.sequence, timestamp = excluded.timestamp, body = excluded.body, metadata = excluded.metadata
     where s.sequence < excluded.sequence`
 
-// JSON comes as text and is parsed here, so that no type parser of the driver can change what is in it.
+// JSON comes as text and is parsed here, so that no type parser of the driver can change what is in it. Texts that may begin
+// with anything come behind a dot: PGlite takes U+FEFF at the start of a text for a byte order mark, and drops it.
+const withoutDot = (text: string): string => text.slice(1)
+
 const selectEvents = (sql: SqlClient.SqlClient, schema: Statement.Fragment, range: SequenceRange) =>
-  sql<StoredEvent>`select timestamp::text, aggregate_id as "aggregateId", sequence, type, body::text, metadata::text
+  sql<
+    Omit<StoredEvent, "aggregateId">
+  >`select timestamp::text, sequence, '.' || type as type, body::text, metadata::text
     from ${schema}.event_log
     where aggregate_id = ${range.aggregateId} and sequence between ${range.minSequence} and ${range.maxSequence}
     order by sequence`
 
 const selectSnapshot = (sql: SqlClient.SqlClient, schema: Statement.Fragment, range: SequenceRange) =>
-  sql<StoredSnapshot>`select timestamp::text, aggregate_id as "aggregateId", sequence, body::text, metadata::text
+  sql<Omit<StoredSnapshot, "aggregateId">>`select timestamp::text, sequence, body::text, metadata::text
     from ${schema}.snapshots
     where aggregate_id = ${range.aggregateId} and sequence between ${range.minSequence} and ${range.maxSequence}`

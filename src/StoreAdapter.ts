@@ -119,8 +119,16 @@ export class StoreAdapter extends Context.Tag("effect-maestro/StoreAdapter")<Sto
  * What is left of an event store for an adapter to write, when `makeEncoded` does what all of them have in common: checking
  * the input, JSON, and running the projections.
  *
- * Everything is checked before it comes here, lists of events are never empty, and the JSON in them is text. So it is in the
- * records that come back.
+ * Everything is checked before it comes here: lists of events are never empty, within one list the sequences of an aggregate rise
+ * by one, and JSON is text. So it is in the records that come back.
+ *
+ * Which transaction a fiber is in is for the adapter to know, by a `Context.Tag` of its own, one for each store: all five
+ * operations, called inside the `project` of an `appendWith`, are part of that transaction, and see what it wrote. Waiting must
+ * be interruptible; an interruption during the last write may leave all of it stored, or nothing.
+ *
+ * A `StoreError` names the operation as the port does (`commitEvents` for `append`, `commitAll` for `appendWith`). Its reason
+ * decides what an aggregate does: `Unavailable`, `ConnectionLost` and `Contention` say that nothing is stored and that trying
+ * again may help, `CommitUnknown` that only the same commit again will tell; all others are final.
  *
  * @since 0.1.0
  * @category models
@@ -141,7 +149,8 @@ export interface EncodedStore {
   /**
    * One transaction: the events as `append` stores them, then `project`, unless they were stored already. When `project` fails,
    * dies or is interrupted, nothing of it all stays, and that is the result. Until it has succeeded only `project` itself sees
-   * the events. Called inside the `project` of another commit it is part of that transaction, and undoes only itself.
+   * the events. Called inside the `project` of another commit it is part of that transaction, and undoes only itself; two such
+   * at once take turns. A commit of a fiber that `project` left running must not succeed once the transaction has ended.
    */
   readonly appendWith: <E, R>(
     events: ReadonlyArray<StoredEvent>,

@@ -26,7 +26,7 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Schema from "effect/Schema"
-import { StoreError } from "./StoreError.js"
+import { StoreError, ValidationError, ValidationIssue } from "./StoreError.js"
 
 /**
  * A hybrid logical timestamp: a UUIDv7 in lower-case text.
@@ -135,9 +135,10 @@ export interface HybridClockService {
   readonly now: Effect.Effect<Timestamp>
   /**
    * Lets the clock know a timestamp of another node, so that the next `now` is higher. Fails with `ClockDrift`, and
-   * learns nothing, when it is ahead of this clock and further ahead of the wall clock than `maxDrift`.
+   * learns nothing, when it is ahead of this clock and further ahead of the wall clock than `maxDrift`. What is no timestamp is
+   * a `ValidationError`.
    */
-  readonly receive: (timestamp: Timestamp) => Effect.Effect<void, StoreError>
+  readonly receive: (timestamp: Timestamp) => Effect.Effect<void, StoreError | ValidationError>
 }
 
 /**
@@ -194,7 +195,9 @@ export const make = (options?: HybridClockOptions): HybridClockService => {
     now: Effect.clockWith((clock) => Effect.map(clock.currentTimeMillis, (wall) => tick(lineOf(clock), wall))),
     receive: (timestamp) =>
       Effect.clockWith((clock) =>
-        Effect.flatMap(clock.currentTimeMillis, (wall) => {
+        Effect.flatMap(clock.currentTimeMillis, (wall): Effect.Effect<void, StoreError | ValidationError> => {
+          // One that is none would leave this clock without a time.
+          if (!isTimestamp(timestamp)) return Effect.fail(noTimestamp)
           const line = lineOf(clock)
           const millis = millisOf(timestamp)
           const counter = counterOf(timestamp)
@@ -285,3 +288,8 @@ const clockDrift = (timestamp: Timestamp, drift: number, maxDrift: number): Stor
     operation: "HybridClock.receive",
     description: `timestamp ${timestamp} is ${drift} ms ahead of this node's clock, more than the ${maxDrift} ms allowed: the clock of a node is wrong`
   })
+
+const noTimestamp = new ValidationError({
+  operation: "HybridClock.receive",
+  issues: [new ValidationIssue({ index: 0, path: [], message: "must be a timestamp: a UUIDv7 in lower case" })]
+})

@@ -288,7 +288,7 @@ it.layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg({ maxConnections: 4 })))
       Effect.gen(function* () {
         const url = yield* makeDatabase
         const id = newId()
-        for (const schema of ["one", "Two", 'th"ree', "select", "x".repeat(63)]) {
+        for (const schema of ["one", "Two", 'th"ree', "fo.ur", "select", "x".repeat(63)]) {
           yield* Effect.gen(function* () {
             const store = yield* StoreAdapter.StoreAdapter
             expect(yield* store.getEvents(id, 1)).toEqual([])

@@ -3,11 +3,18 @@
 import * as Layer from "effect/Layer"
 import { MemoryStore, SqlStore } from "effect-maestro"
 import * as PgliteClient from "effect-maestro/PgliteClient"
+import * as StoreContract from "effect-maestro/StoreContract"
+import { inject } from "vitest"
 import { layerPg } from "./database.js"
-import { storeContract } from "./storeContract.js"
 
-storeContract("MemoryStore", MemoryStore.layer, { sql: false })
+const [runs, timeout] = [inject("runs"), inject("timeout")]
 
-storeContract("SqlStore on PGlite", SqlStore.layer.pipe(Layer.provideMerge(PgliteClient.layerMemory)), { sql: true })
+StoreContract.suite("MemoryStore", MemoryStore.layer, { runs, timeout, lacks: ["callerTransaction"] })
 
-storeContract("SqlStore on Postgres", SqlStore.layer.pipe(Layer.provideMerge(layerPg())), { sql: true })
+StoreContract.suite("SqlStore on PGlite", SqlStore.layer.pipe(Layer.provideMerge(PgliteClient.layerMemory)), {
+  runs,
+  timeout,
+  lacks: ["concurrentReads"]
+})
+
+StoreContract.suite("SqlStore on Postgres", SqlStore.layer.pipe(Layer.provideMerge(layerPg())), { runs, timeout })

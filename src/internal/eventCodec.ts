@@ -3,11 +3,13 @@
  */
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
+import * as Option from "effect/Option"
 import * as ParseResult from "effect/ParseResult"
 import * as Schema from "effect/Schema"
 import * as AST from "effect/SchemaAST"
 import type { Event } from "../Event.js"
-import { StoreError, ValidationIssue } from "../StoreError.js"
+import { StoreError, ValidationError, ValidationIssue } from "../StoreError.js"
+import { isBounded, thrownMessage } from "./json.js"
 
 /** What every event, command and refusal of an application has. */
 export interface Tagged {
@@ -56,22 +58,75 @@ export const parseIssues = (
   error: ParseResult.ParseError,
   index: number
 ): readonly [ValidationIssue, ...Array<ValidationIssue>] => {
-  const [first, ...rest] = ParseResult.ArrayFormatter.formatErrorSync(error).map(
-    ({ message, path }) =>
-      new ValidationIssue({
-        index,
-        path: path.map((key) => (typeof key === "symbol" ? String(key) : key)),
-        message
-      })
-  )
-  return [first ?? new ValidationIssue({ index, path: [], message: error.message }), ...rest]
+  try {
+    const [first, ...rest] = ParseResult.ArrayFormatter.formatErrorSync(error).map(
+      ({ message, path }) =>
+        new ValidationIssue({
+          index,
+          path: path.map((key) => (typeof key === "symbol" ? String(key) : key)),
+          message
+        })
+    )
+    return [first ?? new ValidationIssue({ index, path: [], message: error.message }), ...rest]
+  } catch (thrown) {
+    // The message shows the value, and the value can't be read.
+    return [unreadableValue(index, thrown)]
+  }
 }
 
 /** What is wrong with a value whose tag is none of those known. */
 export const unknownTag = (tags: ReadonlyArray<string>, index: number): ValidationIssue =>
   new ValidationIssue({ index, path: ["_tag"], message: `must be one of ${tags.join(", ")}` })
 
+/** The tag of a value that may be anything. */
+export const tagOf = (value: unknown): string | undefined => {
+  try {
+    const tag = typeof value === "object" && value !== null && "_tag" in value ? value._tag : undefined
+    return typeof tag === "string" ? tag : undefined
+  } catch {
+    // A proxy or getter that throws.
+    return undefined
+  }
+}
+
+/** Decodes what comes from outside; what can't be decoded, or not even be read, is a `ValidationError`. */
+export const decodeInput = <A>(
+  operation: string,
+  decode: (u: unknown) => Either.Either<A, ParseResult.ParseError>,
+  input: unknown
+): Effect.Effect<A, ValidationError> =>
+  Effect.try({
+    try: () => {
+      if (!isBounded(input)) throw new RangeError("it is larger than anything that could be stored")
+      return decode(input)
+    },
+    catch: (thrown) => unreadableInput(operation, thrown)
+  }).pipe(Effect.flatMap(Either.mapLeft((error) => new ValidationError({ operation, issues: parseIssues(error, 0) }))))
+
+/**
+ * A constructor of a schema's class throws when it is given what the schema forbids. Where that happens in a decision, the
+ * command brought it along.
+ */
+export const refusingBadInput = <A, E, R>(
+  operation: string,
+  decide: () => Effect.Effect<A, E, R>
+): Effect.Effect<A, E | ValidationError, R> =>
+  Effect.catchSomeDefect(Effect.suspend(decide), (defect) =>
+    ParseResult.isParseError(defect)
+      ? Option.some(Effect.fail(new ValidationError({ operation, issues: parseIssues(defect, 0) })))
+      : Option.none()
+  )
+
 // --- internal ---
+
+const unreadableInput = (operation: string, thrown: unknown): ValidationError =>
+  new ValidationError({
+    operation,
+    issues: [unreadableValue(0, thrown)]
+  })
+
+const unreadableValue = (index: number, thrown: unknown): ValidationIssue =>
+  new ValidationIssue({ index, path: [], message: `can't be read: ${thrownMessage(thrown)}` })
 
 interface MemberCodec<A> {
   readonly decode: (u: unknown) => Either.Either<A, ParseResult.ParseError>
@@ -87,7 +142,7 @@ const membersByTag = (ast: AST.AST): Map<string, Array<AST.AST>> => {
     } else if (AST.isSuspend(member)) {
       visit(member.f())
     } else {
-      const tag = tagOf(member)
+      const tag = literalTagOf(member)
       if (tag === undefined) throw new TypeError(`A schema without a literal _tag can't be told from others: ${member}`)
       found.set(tag, [...(found.get(tag) ?? []), member])
     }
@@ -96,7 +151,7 @@ const membersByTag = (ast: AST.AST): Map<string, Array<AST.AST>> => {
   return found
 }
 
-const tagOf = (ast: AST.AST): string | undefined => {
+const literalTagOf = (ast: AST.AST): string | undefined => {
   const encoded = AST.encodedAST(ast)
   if (!AST.isTypeLiteral(encoded)) return undefined
   const tag = encoded.propertySignatures.find((property) => property.name === "_tag")?.type

@@ -91,6 +91,21 @@ export const stringifyObject = (value: unknown, report: Report): string | undefi
 export const textProblem = (text: string): string | undefined =>
   text.includes("\0") ? "contains NUL" : /\p{Surrogate}/u.test(text) ? "contains half of a surrogate pair" : undefined
 
+/** Whether a value is small enough to be looked at: a list of four billion holes, or a cycle, keeps who walks it for ever. */
+export const isBounded = (value: unknown): boolean => {
+  let left = maxSize / sizeOfValue
+  const open: Array<unknown> = [value]
+  while (open.length > 0) {
+    const current = open.pop()
+    if (typeof current !== "object" || current === null) continue
+    const keys = Array.isArray(current) ? current.length : Object.keys(current).length
+    left -= keys + 1
+    if (left < 0) return false
+    for (const child of Object.values(current)) open.push(child)
+  }
+  return true
+}
+
 /** What a thrown value says, however it was made. */
 export const thrownMessage = (thrown: unknown): string => {
   try {

@@ -1,6 +1,7 @@
 /**
  * The way of a command: state, decision, commit; and the ways to a state: from the snapshot on, up to a sequence.
  */
+import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
 import * as Option from "effect/Option"
@@ -8,13 +9,7 @@ import type * as Schedule from "effect/Schedule"
 import { type Event, maxSequence } from "../Event.js"
 import type { Projection } from "../Projection.js"
 import type { StoreAdapterService } from "../StoreAdapter.js"
-import {
-  RetryCommand,
-  StoreError,
-  type StoreErrorReason,
-  ValidationError,
-  type ValidationIssue
-} from "../StoreError.js"
+import { RetryCommand, StoreError, type StoreErrorReason, ValidationError, ValidationIssue } from "../StoreError.js"
 import type { HybridClockService, Timestamp } from "../Timestamp.js"
 import type { EventCodec, Tagged } from "./eventCodec.js"
 import type { StateCodec } from "./stateCodec.js"
@@ -91,8 +86,8 @@ export interface Outcome<State, A> {
 }
 
 /**
- * Decides and commits, and again by the `retry` schedule while others come first. What was read once is not read again:
- * a further round begins where the one before ended.
+ * Decides and commits, and again by the `retry` schedule while others come first, or while the store can't be read for a reason
+ * that may pass. What was read once is not read again: a further round begins where the one before ended.
  */
 export const evaluate = <State, A extends Tagged, C extends Tagged, E, R>(
   definition: Definition<State, A, C, E, R>,
@@ -106,8 +101,10 @@ export const evaluate = <State, A extends Tagged, C extends Tagged, E, R>(
   Effect.suspend(() => {
     let known: Loaded<State> | undefined
     const round = Effect.gen(function* () {
-      const root: Loaded<State> =
-        known === undefined ? yield* load(definition, store, id) : yield* readOn(definition, store, known)
+      const root: Loaded<State> = yield* Effect.mapError(
+        known === undefined ? load(definition, store, id) : readOn(definition, store, known),
+        (error) => (!inTransaction && isPassing(error) ? new ReadFailed({ error }) : error)
+      )
       known = root
       const decided = yield* definition.decide(command, root)
       if (decided.length === 0) return { root, events: decided }
@@ -127,7 +124,10 @@ export const evaluate = <State, A extends Tagged, C extends Tagged, E, R>(
         events: decided
       }
     })
-    return Effect.retry(round, { schedule: definition.retry, while: isRetryCommand })
+    return Effect.mapError(
+      Effect.retry(round, { schedule: definition.retry, while: mayPass }),
+      (error): E | RetryCommand | ValidationError | StoreError => (error instanceof ReadFailed ? error.error : error)
+    )
   }).pipe(Effect.tap(({ events, root }) => snapshotWhenDue(definition, store, root, events.length)))
 
 /** Stores a snapshot of the state. */
@@ -147,7 +147,12 @@ export const commitSnapshot = <State, A extends Tagged, C extends Tagged, E, R>(
 
 const pageSize = 5000
 
-const isRetryCommand = (error: unknown): error is RetryCommand => error instanceof RetryCommand
+/**
+ * Reading failed before anything was decided. It is told from a failed commit, since trying that again would be deciding again.
+ */
+class ReadFailed extends Data.TaggedError("ReadFailed")<{ readonly error: StoreError | ValidationError }> {}
+
+const mayPass = (error: unknown): boolean => error instanceof RetryCommand || error instanceof ReadFailed
 
 const fold = <State, A extends Tagged, C extends Tagged, E, R>(
   definition: Definition<State, A, C, E, R>,
@@ -184,21 +189,20 @@ const record = <State, A extends Tagged, C extends Tagged, E, R>(
   Effect.gen(function* () {
     // So that time rises along the aggregate, whichever node wrote its last event.
     if (root.timestamp !== undefined) yield* clock.receive(root.timestamp)
-    const issues: Array<ValidationIssue> = []
+    const common = Either.map(readMetadata(metadata), (own) => ({ ...own, aggregate: definition.name }))
+    const issues: Array<ValidationIssue> = Either.isLeft(common) ? [common.left] : []
     const events: Array<Event> = []
     for (const [index, event] of decided.entries()) {
       const body = definition.events.encode(event, index)
-      if (Either.isLeft(body)) {
-        issues.push(...body.left)
-        continue
-      }
+      if (Either.isLeft(body)) issues.push(...body.left)
+      if (Either.isLeft(body) || Either.isLeft(common)) continue
       events.push({
         timestamp: yield* clock.now,
         aggregateId: root.id,
         sequence: root.sequence + 1 + index,
         type: event._tag,
         body: body.right,
-        metadata: { ...metadata, aggregate: definition.name }
+        metadata: common.right
       })
     }
     const [first, ...rest] = issues
@@ -206,6 +210,18 @@ const record = <State, A extends Tagged, C extends Tagged, E, R>(
       ? events
       : yield* new ValidationError({ operation: `${definition.name}.evaluate`, issues: [first, ...rest] })
   })
+
+/** What was set around the command; it comes from the application, and may be anything. */
+const readMetadata = (metadata: unknown): Either.Either<object, ValidationIssue> => {
+  try {
+    if (typeof metadata === "object" && metadata !== null && !Array.isArray(metadata)) {
+      return Either.right({ ...metadata })
+    }
+  } catch {
+    // A proxy or getter that throws.
+  }
+  return Either.left(new ValidationIssue({ index: 0, path: ["metadata"], message: "must be a JSON object" }))
+}
 
 /**
  * Finds out what became of a commit by committing the same events again: if they were stored that succeeds and writes
@@ -245,7 +261,7 @@ const snapshotWhenDue = <State, A extends Tagged, C extends Tagged, E, R>(
   // The command is stored already; that the shortcut to its state is not must not make it fail.
   return due
     ? Effect.catchAll(commitSnapshot(definition, store, root), (error) =>
-        Effect.logWarning(`no snapshot of ${definition.name} ${root.id} at ${root.sequence}`, error)
+        Effect.logWarning(`no snapshot of ${definition.name} ${root.id} at ${root.sequence}: ${error.message}`)
       )
     : Effect.void
 }

@@ -59,6 +59,7 @@ export const awkwardIds: ReadonlyArray<string> = [
   "a\nb",
   "a\tb",
   "a\u0001b",
+  "\ufeffmark",
   "日本語",
   "עברית",
   "ДОБРО",

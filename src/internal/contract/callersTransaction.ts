@@ -1,0 +1,130 @@
+/**
+ * The contract inside the caller's own `SqlClient.withTransaction`, a case to a sentence.
+ */
+import * as SqlClient from "@effect/sql/SqlClient"
+import { expect } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
+import type { Projection } from "../../Projection.js"
+import { StoreAdapter } from "../../StoreAdapter.js"
+import { RetryCommand, ValidationError } from "../../StoreError.js"
+import { type Case, idOf, newId, snapshot, stream, test } from "./case.js"
+
+export const callersTransactionCases: ReadonlyArray<Case> = [
+  ...[true, false].map((commits) =>
+    test(
+      `caller's transaction: what is stored in one that ${commits ? "commits" : "rolls back"} shares its fate`,
+      () =>
+        Effect.gen(function* () {
+          const store = yield* StoreAdapter
+          const { count, insert, sql } = yield* table
+          const [a, b] = [yield* stream(newId(), 1, 2), yield* stream(newId(), 1, 2)]
+          const saved = yield* snapshot(newId(), 3)
+          const result = yield* sql
+            .withTransaction(
+              Effect.gen(function* () {
+                yield* insert
+                yield* store.commitEvents(a)
+                yield* store.commitAll(b, [{ name: "insert", project: () => insert }])
+                yield* store.commitSnapshot(saved)
+                // The same again, inside the same transaction.
+                yield* store.commitEvents(a)
+                yield* store.commitAll(b, [{ name: "insert", project: () => insert }])
+                expect(yield* store.getEvents(idOf(a), 1)).toEqual(a)
+                return commits ? "done" : yield* Effect.fail("rolled back")
+              })
+            )
+            .pipe(Effect.merge)
+          expect(result).toBe(commits ? "done" : "rolled back")
+          expect(yield* store.getEvents(idOf(a), 1)).toEqual(commits ? a : [])
+          expect(yield* store.getEvents(idOf(b), 1)).toEqual(commits ? b : [])
+          expect(Option.isSome(yield* store.getSnapshot(saved.aggregateId, 0))).toBe(commits)
+          expect(yield* count).toBe(commits ? 3 : 0)
+        }),
+      "callerTransaction"
+    )
+  ),
+
+  ...["read committed", "repeatable read", "serializable"].map((isolation) =>
+    test(
+      `caller's transaction (${isolation}): it stays usable after every failure`,
+      () =>
+        Effect.gen(function* () {
+          const store = yield* StoreAdapter
+          const { count, insert, sql } = yield* table
+          const [taken, good, other] = [
+            yield* stream(newId(), 1, 2),
+            yield* stream(newId(), 1, 2),
+            yield* stream(newId(), 1, 2)
+          ]
+          yield* store.commitEvents(taken)
+          const conflict = yield* stream(idOf(taken), 2, 1)
+          const failing: Projection<unknown> = {
+            name: "failing",
+            project: () => Effect.zipRight(insert, Effect.fail("no"))
+          }
+          const broken: Projection<unknown> = { name: "broken", project: () => sql`select * from nowhere` }
+          yield* sql.withTransaction(
+            Effect.gen(function* () {
+              yield* sql.onDialectOrElse({
+                orElse: () => Effect.void,
+                pg: () => sql`set transaction isolation level ${sql.literal(isolation)}`
+              })
+              yield* insert
+              expect(yield* Effect.flip(store.commitEvents(conflict))).toBeInstanceOf(RetryCommand)
+              expect(yield* Effect.flip(store.commitAll(conflict, [failing]))).toBeInstanceOf(RetryCommand)
+              expect(yield* Effect.flip(store.commitEvents(yield* stream("", 1, 1)))).toBeInstanceOf(ValidationError)
+              expect(yield* Effect.flip(store.commitAll(other, [failing]))).toBe("no")
+              expect(yield* Effect.flip(store.commitAll(other, [broken]))).toMatchObject({ _tag: "SqlError" })
+              yield* store.commitEvents(good)
+              yield* insert
+            })
+          )
+          expect(yield* store.getEvents(idOf(good), 1)).toEqual(good)
+          expect(yield* store.getEvents(idOf(other), 1)).toEqual([])
+          expect(yield* store.getEvents(idOf(taken), 1)).toEqual(taken)
+          expect(yield* count).toBe(2)
+        }),
+      "callerTransaction"
+    )
+  ),
+
+  test(
+    "commitAll: what a projection writes through SqlClient is part of the commit",
+    () =>
+      Effect.gen(function* () {
+        const store = yield* StoreAdapter
+        const { count, insert } = yield* table
+        const inserting: Projection<unknown> = { name: "inserting", project: () => insert }
+        const failing: Projection<string> = {
+          name: "failing",
+          project: (one) => (one.sequence === 3 ? Effect.fail("no") : Effect.void)
+        }
+        const events = yield* stream(newId(), 1, 3)
+        expect(yield* Effect.flip(store.commitAll(events, [inserting, failing]))).toBe("no")
+        expect(yield* count).toBe(0)
+        yield* store.commitAll(events, [inserting])
+        yield* store.commitAll(events, [inserting])
+        expect(yield* count).toBe(3)
+        expect(yield* Effect.flip(store.commitAll(yield* stream(idOf(events), 3, 1), [inserting]))).toBeInstanceOf(
+          RetryCommand
+        )
+        expect(yield* count).toBe(3)
+      }),
+    "callerTransaction"
+  )
+]
+
+// --- internal ---
+
+/** A table of the application, new for each case. */
+const table = Effect.gen(function* () {
+  const sql = Option.getOrThrow(yield* Effect.serviceOption(SqlClient.SqlClient))
+  const name = sql(`rows_${newId().replaceAll("-", "")}`)
+  yield* sql`create table ${name} (n int)`
+  return {
+    sql,
+    insert: sql`insert into ${name} values (1)`,
+    count: Effect.map(sql<{ n: string }>`select count(*) as n from ${name}`, ([row]) => Number(row?.n))
+  }
+})

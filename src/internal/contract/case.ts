@@ -1,0 +1,127 @@
+/**
+ * What the cases of the contract are, and what they are made of.
+ */
+import * as Arr from "effect/Array"
+import * as Clock from "effect/Clock"
+import * as Effect from "effect/Effect"
+import * as FastCheck from "effect/FastCheck"
+import type { Event } from "../../Event.js"
+import type { Projection } from "../../Projection.js"
+import type { Snapshot } from "../../Snapshot.js"
+import type { StoreAdapter } from "../../StoreAdapter.js"
+import { HybridClock } from "../../Timestamp.js"
+
+/** What an adapter may lack. Documented at `StoreContract.Capability`. */
+export type Capability = "callerTransaction" | "concurrentReads"
+
+export interface Case {
+  readonly name: string
+  /** Not to be run for a store that lacks this. */
+  readonly needs: Capability | undefined
+  readonly run: Effect.Effect<void, unknown, StoreAdapter>
+}
+
+/** How the cases are to be run. */
+export interface Settings {
+  readonly lacks: ReadonlyArray<Capability>
+  /** How many random inputs a property test tries. */
+  readonly runs: number
+  /** Of the random inputs; drawn, and printed on failure, where there is none. */
+  readonly seed: number | undefined
+}
+
+export const test = (
+  name: string,
+  run: () => Effect.Effect<void, unknown, StoreAdapter>,
+  needs?: Capability
+): Case => ({
+  name,
+  needs,
+  run: Effect.suspend(run)
+})
+
+// --- records ---
+
+export const newId = (): string => crypto.randomUUID()
+
+export const event = (aggregateId: string, sequence: number): Effect.Effect<Event> =>
+  Effect.gen(function* () {
+    const { now } = yield* HybridClock
+    return {
+      timestamp: yield* now,
+      aggregateId,
+      sequence,
+      type: "Happened",
+      body: { amount: sequence, text: `event ${sequence}` },
+      metadata: { aggregate: "Test" }
+    }
+  })
+
+export const stream = (aggregateId: string, first: number, length: number): Effect.Effect<ReadonlyArray<Event>> =>
+  Effect.forEach(
+    Arr.makeBy(length, (index) => first + index),
+    (sequence) => event(aggregateId, sequence)
+  )
+
+export const snapshot = (aggregateId: string, sequence: number): Effect.Effect<Snapshot> =>
+  Effect.gen(function* () {
+    const { now } = yield* HybridClock
+    return {
+      timestamp: yield* now,
+      aggregateId,
+      sequence,
+      body: { state: { total: sequence } },
+      metadata: { version: 1 }
+    }
+  })
+
+export const idOf = (events: ReadonlyArray<Event>): string => {
+  const [first] = events
+  if (first === undefined) throw new Error("the case has no events")
+  return first.aggregateId
+}
+
+/** Two streams in one commit, their events by turns. */
+export const mixed = (a: ReadonlyArray<Event>, b: ReadonlyArray<Event>): ReadonlyArray<Event> =>
+  Arr.makeBy(Math.max(a.length, b.length), (index) => [a[index], b[index]])
+    .flat()
+    .filter((one) => one !== undefined)
+
+// --- projections ---
+
+export const recording = (ran: Array<string>): Projection => ({
+  name: "recording",
+  project: (one) => Effect.sync(() => ran.push(`${one.aggregateId} ${one.sequence}`))
+})
+
+export const passing: Projection = { name: "passing", project: () => Effect.yieldNow() }
+
+// --- running ---
+
+/** Lets timers and sockets have their turn. */
+export const macrotask = Effect.async<void>((resume) => {
+  setImmediate(() => resume(Effect.void))
+})
+
+/** On the clock of the machine, where the case is about waiting for something that no test clock drives. */
+export const onRealClock: <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R> = Effect.withClock(
+  Clock.make()
+)
+
+/** Tries so many random inputs. On failure fast-check prints the seed, and the smallest input that fails. */
+export const everyCase = <A, E, R>(
+  settings: Settings,
+  inputs: FastCheck.Arbitrary<A>,
+  check: (input: A) => Effect.Effect<void, E, R>,
+  runs: number = settings.runs
+): Effect.Effect<void, never, R> =>
+  Effect.flatMap(Effect.runtime<R>(), (runtime) =>
+    Effect.promise((signal) =>
+      FastCheck.assert(
+        FastCheck.asyncProperty(inputs, async (input) => {
+          if (!signal.aborted) await Effect.runPromise(Effect.provide(check(input), runtime), { signal })
+        }),
+        { numRuns: runs, ...(settings.seed === undefined ? {} : { seed: settings.seed }) }
+      )
+    )
+  )

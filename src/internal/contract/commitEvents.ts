@@ -1,0 +1,316 @@
+/**
+ * The contract of `commitEvents`, a case to a sentence.
+ */
+import { expect } from "@effect/vitest"
+import * as Arr from "effect/Array"
+import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
+import * as FastCheck from "effect/FastCheck"
+import type { Event } from "../../Event.js"
+import { StoreAdapter } from "../../StoreAdapter.js"
+import { RetryCommand, ValidationError } from "../../StoreError.js"
+import {
+  awkwardIds,
+  awkwardValues,
+  billionLaughs,
+  jsonObject,
+  refusedBodies,
+  refusedNames,
+  refusedSequences
+} from "./awkward.js"
+import { type Case, event, everyCase, idOf, mixed, newId, recording, type Settings, stream, test } from "./case.js"
+
+export const commitEventsCases = (settings: Settings): ReadonlyArray<Case> => [
+  test("commitEvents: an empty list succeeds and writes nothing", () =>
+    Effect.gen(function* () {
+      const store = yield* StoreAdapter
+      yield* store.commitEvents([])
+      yield* store.commitAll([], [recording([])])
+    })),
+
+  test("commitEvents: what was stored comes back as it was, in order of sequence", () =>
+    Effect.gen(function* () {
+      const store = yield* StoreAdapter
+      const events = yield* stream(newId(), 1, 5)
+      yield* store.commitEvents(events.slice(0, 2))
+      yield* store.commitEvents(events.slice(2))
+      expect(yield* store.getEvents(idOf(events), 1)).toEqual(events)
+    })),
+
+  test("commitEvents: any JSON comes back as it went in", () =>
+    Effect.gen(function* () {
+      const store = yield* StoreAdapter
+      yield* everyCase(settings, FastCheck.tuple(jsonObject, jsonObject), ([body, metadata]) =>
+        Effect.gen(function* () {
+          const events = [{ ...(yield* event(newId(), 1)), body, metadata }]
+          yield* store.commitEvents(events)
+          const [stored] = yield* store.getEvents(idOf(events), 1)
+          // What JSON text says of the value is the measure: it has no -0, and no order of keys.
+          expect(stored?.body).toEqual(JSON.parse(JSON.stringify(body)))
+          expect(stored?.metadata).toEqual(JSON.parse(JSON.stringify(metadata)))
+        })
+      )
+    })),
+
+  ...Object.entries(awkwardValues).map(([what, value]) =>
+    test(`commitEvents: stores ${what}`, () =>
+      Effect.gen(function* () {
+        const store = yield* StoreAdapter
+        const body = { value }
+        const events = [{ ...(yield* event(newId(), 1)), body, metadata: body }]
+        yield* store.commitEvents(events)
+        expect(JSON.stringify(yield* store.getEvents(idOf(events), 1))).toHaveLength(JSON.stringify(events).length)
+        expect(yield* store.getEvents(idOf(events), 1)).toEqual(events)
+      }))
+  ),
+
+  test("commitEvents: ids and types are any text, and each is its own", () =>
+    Effect.gen(function* () {
+      const store = yield* StoreAdapter
+      const unique = newId().slice(0, 12)
+      const ids = awkwardIds.map((id) => (Array.from(id).length > 240 ? id : `${id}${unique}`))
+      for (const id of ids) yield* store.commitEvents([{ ...(yield* event(id, 1)), type: id, body: { id } }])
+      for (const id of ids) {
+        const stored = yield* store.getEvents(id, 1)
+        expect(stored.map((found) => [found.aggregateId, found.type, found.body])).toEqual([[id, id, { id }]])
+      }
+    })),
+
+  test("commitEvents: a commit of 10 000 events, and of 500 aggregates, is one commit", () =>
+    Effect.gen(function* () {
+      const store = yield* StoreAdapter
+      const long = yield* stream(newId(), 1, 10_000)
+      yield* store.commitEvents(long)
+      expect(yield* store.getEvents(idOf(long), 1)).toEqual(long)
+      const wide = yield* Effect.forEach(Arr.range(1, 500), () => event(newId(), 1))
+      yield* store.commitEvents(wide)
+      for (const one of wide) expect(yield* store.getEvents(one.aggregateId, 1)).toEqual([one])
+    })),
+
+  test("commitEvents: refuses a bad event by a ValidationError that says where, and writes nothing", () =>
+    Effect.gen(function* () {
+      const store = yield* StoreAdapter
+      for (const [what, path, change] of refused) {
+        const [good, other] = [yield* event(newId(), 1), yield* event(newId(), 1)]
+        const bad = { ...other, ...change }
+        const ran: Array<string> = []
+        for (const commit of [store.commitEvents([good, bad]), store.commitAll([good, bad], [recording(ran)])]) {
+          const error = yield* Effect.flip(commit)
+          expect(error, what).toBeInstanceOf(ValidationError)
+          const issues = error instanceof ValidationError ? error.issues : []
+          expect(issues.map((issue) => `${issue.index} ${issue.path.join(".")}`)[0], what).toBe(`1 ${path}`)
+          expect(issues[0]?.message, what).not.toBe("")
+        }
+        expect(yield* store.getEvents(good.aggregateId, 1), what).toEqual([])
+        expect(ran, what).toEqual([])
+      }
+    })),
+
+  test("commitEvents: refuses a body beyond all bounds", () =>
+    Effect.gen(function* () {
+      const store = yield* StoreAdapter
+      const error = yield* Effect.flip(store.commitEvents([{ ...(yield* event(newId(), 1)), body: billionLaughs() }]))
+      expect(error instanceof ValidationError ? error.message : error).toContain("larger than 64 MB")
+    })),
+
+  test("commitEvents: 2 147 483 647 is a sequence, though not the next one", () =>
+    Effect.gen(function* () {
+      const store = yield* StoreAdapter
+      const error = yield* Effect.flip(store.commitEvents([yield* event(newId(), 2_147_483_647)]))
+      expect(error).toBeInstanceOf(RetryCommand)
+    })),
+
+  test("commitEvents: a ValidationError names every issue of every event, not the first", () =>
+    Effect.gen(function* () {
+      const store = yield* StoreAdapter
+      const first = {
+        ...(yield* event(newId(), 0)),
+        type: "",
+        body: { deep: [{ at: Number.NaN }], other: undefined }
+      }
+      const third = { ...(yield* event(newId(), 1)), metadata: { when: new Date(0) } }
+      const error = yield* Effect.flip(store.commitEvents([first, yield* event(newId(), 1), third]))
+      const issues = error instanceof ValidationError ? error.issues : []
+      expect(issues.map(({ index, path }) => [index, ...path])).toEqual([
+        [0, "type"],
+        [0, "sequence"],
+        [0, "body", "deep", 0, "at"],
+        [0, "body", "other"],
+        [2, "metadata", "when"]
+      ])
+    })),
+
+  test("commitEvents: refuses sequences of one aggregate that do not rise by one within the commit", () =>
+    Effect.gen(function* () {
+      const store = yield* StoreAdapter
+      for (const sequences of [
+        [1, 3],
+        [1, 1],
+        [2, 1],
+        [1, 2, 2]
+      ]) {
+        const id = newId()
+        const other = yield* event(newId(), 1)
+        const events = yield* Effect.forEach(sequences, (sequence) => event(id, sequence))
+        const error = yield* Effect.flip(store.commitEvents([...events, other]))
+        expect(error, `${sequences}`).toBeInstanceOf(ValidationError)
+        expect(yield* store.getEvents(id, 1)).toEqual([])
+        expect(yield* store.getEvents(other.aggregateId, 1)).toEqual([])
+      }
+    })),
+
+  test("commitEvents: stores several aggregates in one commit, however they are mixed", () =>
+    Effect.gen(function* () {
+      const store = yield* StoreAdapter
+      const [a, b] = [yield* stream(newId(), 1, 3), yield* stream(newId(), 1, 2)]
+      yield* store.commitEvents(mixed(a, b))
+      expect(yield* store.getEvents(idOf(a), 1)).toEqual(a)
+      expect(yield* store.getEvents(idOf(b), 1)).toEqual(b)
+    })),
+
+  test("commitEvents: a conflict in one aggregate leaves nothing in any", () =>
+    Effect.gen(function* () {
+      const store = yield* StoreAdapter
+      const taken = yield* stream(newId(), 1, 2)
+      yield* store.commitEvents(taken)
+      for (const sequence of [2, 4]) {
+        const [before, after] = [yield* stream(newId(), 1, 2), yield* stream(newId(), 1, 2)]
+        const conflict = yield* event(idOf(taken), sequence)
+        const error = yield* Effect.flip(store.commitEvents([...before, conflict, ...after]))
+        expect(error).toEqual(new RetryCommand({ aggregateId: idOf(taken), sequence }))
+        expect(yield* store.getEvents(idOf(before), 1)).toEqual([])
+        expect(yield* store.getEvents(idOf(after), 1)).toEqual([])
+        expect(yield* store.getEvents(idOf(taken), 1)).toEqual(taken)
+      }
+    })),
+
+  test("commitEvents: a sequence that is taken is a RetryCommand that names aggregate and sequence", () =>
+    Effect.gen(function* () {
+      const store = yield* StoreAdapter
+      const events = yield* stream(newId(), 1, 3)
+      yield* store.commitEvents(events)
+      for (const sequence of [1, 2, 3]) {
+        for (const length of [1, 3]) {
+          const stale = yield* stream(idOf(events), sequence, length)
+          expect(yield* Effect.flip(store.commitEvents(stale))).toEqual(
+            new RetryCommand({ aggregateId: idOf(events), sequence })
+          )
+          expect(yield* store.getEvents(idOf(events), 1)).toEqual(events)
+        }
+      }
+    })),
+
+  test("commitEvents: a gap after the stored head is a RetryCommand, at the first event too", () =>
+    Effect.gen(function* () {
+      const store = yield* StoreAdapter
+      const events = yield* stream(newId(), 1, 3)
+      yield* store.commitEvents(events)
+      for (const [aggregateId, sequence] of [
+        [idOf(events), 5],
+        [idOf(events), 6],
+        [newId(), 2]
+      ] as const) {
+        const ahead = yield* stream(aggregateId, sequence, 2)
+        expect(yield* Effect.flip(store.commitEvents(ahead))).toEqual(new RetryCommand({ aggregateId, sequence }))
+        expect(yield* store.getEvents(aggregateId, 4)).toEqual([])
+      }
+    })),
+
+  test("commitEvents: of twenty writers at the same sequence exactly one wins", () =>
+    Effect.gen(function* () {
+      const store = yield* StoreAdapter
+      for (const round of [1, 2, 3]) {
+        const id = newId()
+        if (round > 1) yield* store.commitEvents(yield* stream(id, 1, round - 1))
+        const commits = yield* Effect.forEach(Arr.range(1, 20), (length) => stream(id, round, (length % 3) + 1))
+        const results = yield* Effect.forEach(commits, (events) => Effect.either(store.commitEvents(events)), {
+          concurrency: "unbounded"
+        })
+        const winners = commits.filter((_, index) => results[index] !== undefined && Either.isRight(results[index]))
+        expect(winners).toHaveLength(1)
+        for (const result of results) {
+          if (Either.isLeft(result)) expect(result.left).toBeInstanceOf(RetryCommand)
+        }
+        expect(yield* store.getEvents(id, round)).toEqual(winners[0])
+      }
+    })),
+
+  test("commitEvents: commits that want the same aggregates in opposite order end, and one wins", () =>
+    Effect.gen(function* () {
+      const store = yield* StoreAdapter
+      for (const _ of Arr.range(1, 3)) {
+        // So many that two statements are at it at the same time.
+        const ids = Arr.makeBy(500, newId)
+        const commits = yield* Effect.forEach(Arr.range(1, 6), (index) =>
+          Effect.forEach(index % 2 === 0 ? ids : Arr.reverse(ids), (id) => event(id, 1))
+        )
+        const results = yield* Effect.forEach(commits, (events) => Effect.either(store.commitEvents(events)), {
+          concurrency: "unbounded"
+        })
+        expect(results.filter(Either.isRight)).toHaveLength(1)
+        expect(Arr.getLefts(results).filter((error) => !(error instanceof RetryCommand))).toEqual([])
+        const stored = yield* Effect.forEach(ids, (id) => store.getEvents(id, 1))
+        const winner = commits[results.findIndex(Either.isRight)] ?? []
+        expect(stored.flat().sort(byId)).toEqual([...winner].sort(byId))
+      }
+    })),
+
+  test("commitEvents: committing the very same events again succeeds and writes nothing", () =>
+    Effect.gen(function* () {
+      const store = yield* StoreAdapter
+      const [a, b] = [yield* stream(newId(), 1, 3), yield* stream(newId(), 1, 1)]
+      yield* store.commitEvents(mixed(a, b))
+      yield* store.commitEvents(mixed(a, b))
+      // Also when the stream has gone on since.
+      yield* store.commitEvents(yield* stream(idOf(a), 4, 2))
+      yield* store.commitEvents(mixed(a, b))
+      yield* store.commitEvents(a.slice(1))
+      expect((yield* store.getEvents(idOf(a), 1)).slice(0, 3)).toEqual(a)
+      expect(yield* store.getEvents(idOf(a), 1)).toHaveLength(5)
+      expect(yield* store.getEvents(idOf(b), 1)).toEqual(b)
+    })),
+
+  test("commitEvents: the same commit from many at once succeeds for each and is stored once", () =>
+    Effect.gen(function* () {
+      const store = yield* StoreAdapter
+      const events = yield* stream(newId(), 1, 3)
+      yield* Effect.forEach(Arr.range(1, 10), () => store.commitEvents(events), { concurrency: "unbounded" })
+      expect(yield* store.getEvents(idOf(events), 1)).toEqual(events)
+    })),
+
+  test("commitEvents: a commit that mixes stored and new events is a conflict", () =>
+    Effect.gen(function* () {
+      const store = yield* StoreAdapter
+      const events = yield* stream(newId(), 1, 3)
+      const other = yield* stream(newId(), 1, 2)
+      yield* store.commitEvents(events.slice(0, 2))
+      yield* store.commitEvents(other.slice(0, 1))
+      for (const commit of [events, events.slice(1), other, [...other.slice(0, 1), ...events.slice(2)]]) {
+        expect(yield* Effect.flip(store.commitEvents(commit))).toBeInstanceOf(RetryCommand)
+      }
+      // Of two aggregates: one stored, one new.
+      const fresh = yield* event(newId(), 1)
+      expect(yield* Effect.flip(store.commitEvents([fresh, ...events.slice(0, 2)]))).toBeInstanceOf(RetryCommand)
+      expect(yield* store.getEvents(fresh.aggregateId, 1)).toEqual([])
+      expect(yield* store.getEvents(idOf(events), 1)).toEqual(events.slice(0, 2))
+      expect(yield* store.getEvents(idOf(other), 1)).toEqual(other.slice(0, 1))
+    }))
+]
+
+// --- internal ---
+
+const refused: ReadonlyArray<readonly [what: string, path: string, change: object]> = [
+  ...refusedNames.flatMap(([what, text]) => [
+    [`an id that is ${what}`, "aggregateId", { aggregateId: text }] as const,
+    [`a type that is ${what}`, "type", { type: text }] as const
+  ]),
+  ...refusedSequences.map((sequence) => [`the sequence ${sequence}`, "sequence", { sequence }] as const),
+  ...refusedBodies.flatMap(([what, path, body]) => [
+    [`a body with ${what}`, `body${path}`, { body }] as const,
+    [`metadata with ${what}`, `metadata${path}`, { metadata: body }] as const
+  ]),
+  ["a timestamp that is none", "timestamp", { timestamp: "yesterday" }],
+  ["a timestamp that is missing", "timestamp", { timestamp: undefined }]
+]
+
+const byId = (a: Event, b: Event): number => (a.aggregateId < b.aggregateId ? -1 : 1)

@@ -1,0 +1,107 @@
+/**
+ * The contract under interruption and time limits, a case to a sentence.
+ */
+import { expect } from "@effect/vitest"
+import * as Arr from "effect/Array"
+import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Option from "effect/Option"
+import type { Projection } from "../../Projection.js"
+import { StoreAdapter } from "../../StoreAdapter.js"
+import { type Case, event, idOf, macrotask, newId, onRealClock, passing, snapshot, stream, test } from "./case.js"
+
+export const interruptionCases: ReadonlyArray<Case> = [
+  test("commitEvents, commitAll: interrupted at any step, all is stored or nothing", () =>
+    Effect.gen(function* () {
+      const store = yield* StoreAdapter
+      let stored = 0
+      for (const steps of Arr.range(0, 80)) {
+        const [a, b] = [yield* stream(newId(), 1, 2), yield* stream(newId(), 1, 2)]
+        const commit =
+          steps % 2 === 0 ? store.commitEvents([...a, ...b]) : store.commitAll([...a, ...b], [passing, passing])
+        const fiber = yield* Effect.fork(commit)
+        // First by single steps of the scheduler, then by turns of timers and sockets.
+        for (let step = 0; step < steps >> 1; step++) yield* step < 10 ? Effect.yieldNow() : macrotask
+        const exit = yield* Fiber.interrupt(fiber)
+        const found = [...(yield* store.getEvents(idOf(a), 1)), ...(yield* store.getEvents(idOf(b), 1))]
+        expect([0, 4]).toContain(found.length)
+        if (Exit.isSuccess(exit)) expect(found).toHaveLength(4)
+        stored += found.length / 4
+      }
+      // Nothing is left behind that would hold up the next one.
+      yield* Effect.forEach(
+        Arr.range(1, 30),
+        () => Effect.flatMap(event(newId(), 1), (one) => store.commitEvents([one])),
+        { concurrency: "unbounded" }
+      )
+      expect(stored).toBeGreaterThan(0)
+      expect(stored).toBeLessThan(81)
+    })),
+
+  test("every operation: interrupted at any step, the next one goes on", () =>
+    Effect.gen(function* () {
+      const store = yield* StoreAdapter
+      for (const steps of Arr.range(0, 20)) {
+        const [id, saved] = [newId(), yield* snapshot(newId(), 3)]
+        const commit = yield* stream(id, 1, 2)
+        const fibers = [
+          yield* Effect.fork(store.commitEvents(commit)),
+          yield* Effect.fork(store.commitSnapshot(saved)),
+          yield* Effect.fork(store.getEvents(id, 1)),
+          yield* Effect.fork(store.getSnapshot(saved.aggregateId, 1))
+        ]
+        for (let step = 0; step < steps; step++) yield* step < 10 ? Effect.yieldNow() : macrotask
+        yield* Fiber.interruptAll(fibers)
+        // Whatever became of the interrupted ones, doing it again leaves it done, once.
+        yield* store.commitEvents(commit)
+        yield* store.commitSnapshot(saved)
+        expect(yield* store.getEvents(id, 1)).toEqual(commit)
+        expect(yield* store.getSnapshot(saved.aggregateId, 1)).toEqual(Option.some(saved))
+      }
+    })),
+
+  test("every operation: one that has to wait can be given a time limit, returns soon, and leaves nothing behind", () =>
+    Effect.gen(function* () {
+      const store = yield* StoreAdapter
+      const id = newId()
+      const [started, go] = [yield* Deferred.make<void>(), yield* Deferred.make<void>()]
+      const holding: Projection = {
+        name: "holding",
+        project: () => Effect.zipRight(Deferred.succeed(started, undefined), Deferred.await(go))
+      }
+      const held = yield* stream(id, 1, 1)
+      const holder = yield* Effect.fork(store.commitAll(held, [holding]))
+      yield* Deferred.await(started)
+      // All of them are about the aggregate that the open commit holds; whoever need not wait for it may answer.
+      const late = yield* stream(id, 1, 2)
+      const operations: ReadonlyArray<Effect.Effect<unknown, unknown>> = [
+        store.commitEvents(late),
+        store.commitAll(late, [passing]),
+        store.commitSnapshot(yield* snapshot(id, 1)),
+        store.getEvents(id, 1),
+        store.getSnapshot(id, 1)
+      ]
+      let waited = 0
+      for (const operation of operations) {
+        const [took, result] = yield* Effect.exit(operation).pipe(
+          Effect.timeoutOption("50 millis"),
+          Effect.timed,
+          onRealClock
+        )
+        // Far more than it needs, far less than waiting for ever.
+        expect(Duration.toMillis(took)).toBeLessThan(2000)
+        if (Option.isNone(result)) waited++
+      }
+      // The two commits could not have been answered.
+      expect(waited).toBeGreaterThanOrEqual(2)
+      yield* Deferred.succeed(go, undefined)
+      yield* Fiber.join(holder)
+      expect(yield* store.getEvents(id, 1)).toEqual(held)
+      const next = yield* stream(id, 2, 1)
+      yield* store.commitAll(next, [passing])
+      expect(yield* store.getEvents(id, 1)).toEqual([...held, ...next])
+    }))
+]

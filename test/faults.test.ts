@@ -1,0 +1,251 @@
+/** The history under faults, shortly (`npm run test:faults` is the long run), and that what checks it can fail. */
+import * as SqlClient from "@effect/sql/SqlClient"
+import { PgClient } from "@effect/sql-pg"
+import { expect, layer } from "@effect/vitest"
+import * as Arr from "effect/Array"
+import * as Context from "effect/Context"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Logger from "effect/Logger"
+import * as LogLevel from "effect/LogLevel"
+import * as Option from "effect/Option"
+import * as Redacted from "effect/Redacted"
+import { type Projection, SqlStore, StoreAdapter, Timestamp } from "effect-maestro"
+import * as Broken from "./brokenStores.js"
+import { faults, mishaps, noFault, terminateConnections, underFault } from "./faults/faults.js"
+import type { Verdict } from "./faults/history.js"
+import { makeProxy, type Proxy } from "./faults/proxy.js"
+import { makeServer, type Server } from "./faults/server.js"
+import { createTables, Deposit, makeNode, Wallet } from "./faults/workload.js"
+
+class Ground extends Context.Tag("test/Ground")<Ground, { readonly server: Server; readonly proxy: Proxy }>() {
+  static readonly layer = Layer.scoped(
+    Ground,
+    Effect.gen(function* () {
+      const server = yield* makeServer(["-c", "deadlock_timeout=50ms"])
+      return { server, proxy: yield* makeProxy({ host: "127.0.0.1", port: server.port }) }
+    })
+  )
+}
+
+layer(Ground.layer, { timeout: "60 seconds", excludeTestServices: true })("faults", (it) => {
+  for (const fault of faults) {
+    const rounds = Math.max(Math.ceil(fault.rounds / 25), 3)
+    it.effect(`${fault.name}: nothing is lost, doubled, torn, untrue or leaked`, () =>
+      Effect.gen(function* () {
+        const { proxy, server } = yield* Ground
+        const report = yield* underFault(server, proxy, fault, rounds)
+        expect(report.acknowledged).toBeGreaterThan(0)
+        expect(report).toMatchObject({
+          lost: 0,
+          doubled: 0,
+          torn: 0,
+          ghosts: 0,
+          disorder: 0,
+          untrue: 0,
+          projectionsOff: 0,
+          statesOff: 0,
+          leaked: 0
+        })
+      })
+    )
+  }
+
+  // --- the check of the history can fail ---
+
+  const [cutBefore, , swallowed] = mishaps
+  const caught: ReadonlyArray<
+    readonly [breaking: typeof Broken.skipsTheConflictCheck, fault: typeof noFault, by: ReadonlyArray<keyof Verdict>]
+  > = [
+    [Broken.skipsTheConflictCheck, noFault, ["untrue"]],
+    [Broken.commitsOneByOne, cutBefore ?? noFault, ["torn"]],
+    [Broken.projectsAfterTheCommit, terminateConnections, ["projectionsOff"]],
+    [Broken.trustsWhatItKept, noFault, ["untrue"]],
+    [Broken.forgetsWhatItStored, swallowed ?? noFault, ["ghosts", "doubled"]],
+    [Broken.acknowledgesEarly, terminateConnections, ["lost"]]
+  ]
+  for (const [breaking, fault, by] of caught) {
+    it.effect(`a store that ${breaking.name.replace(/[A-Z]/g, (letter) => ` ${letter.toLowerCase()}`)} is caught`, () =>
+      Effect.gen(function* () {
+        const { proxy, server } = yield* Ground
+        // It is wrong under a race, so it may take more than one.
+        let found = 0
+        for (let attempt = 0; attempt < 5 && found === 0; attempt++) {
+          const report = yield* underFault(server, proxy, fault, 25, breaking)
+          found += by.reduce((sum, column) => sum + report[column], 0)
+        }
+        expect(found).toBeGreaterThan(0)
+      })
+    )
+  }
+
+  // --- exactly once ---
+
+  it.scoped("1 000 commands whose acknowledgements are swallowed again and again give exactly 1 000 events", () =>
+    Effect.gen(function* () {
+      const { proxy, url } = yield* database
+      const node = yield* makeNode("node", 1, proxy.url(url))
+      let commits = 0
+      // Of every four commits one is cut while the server is at it, one when it has done.
+      proxy.onCommit(() => {
+        commits++
+        return commits % 2 === 0 ? undefined : { _tag: "Cut", at: commits % 4 === 1 ? "during" : "after" }
+      })
+      const before = proxy.counts().swallowed
+      const answers = yield* Effect.forEach(
+        Arr.range(1, 1000),
+        (index) => Effect.provide(Wallet.evaluate(`account-${index % 50}`, new Deposit({ amount: 1 })), node.services),
+        { concurrency: 16 }
+      )
+      proxy.onCommit(() => undefined)
+      expect(answers).toHaveLength(1000)
+      expect(new Set(answers.map(({ sequence, state }) => `${sequence} ${state.balance}`)).size).toBe(20)
+      const admin = yield* connect(url)
+      expect(
+        yield* admin`select count(*)::int as events, count(distinct aggregate_id)::int as accounts, max(sequence) as last
+          from maestro.event_log`
+      ).toEqual([{ events: 1000, accounts: 50, last: 20 }])
+      expect(yield* admin`select sum(balance)::int as total from balances`).toEqual([{ total: 1000 }])
+      // It did happen.
+      expect(proxy.counts().swallowed - before).toBeGreaterThan(500)
+    }).pipe(quietly)
+  )
+
+  // --- time limits ---
+
+  it.scoped("on a network that stands still every operation keeps its time limit, and the connections come back", () =>
+    Effect.gen(function* () {
+      const { proxy, url } = yield* database
+      const services = yield* Layer.build(storeAt(proxy.url(url)))
+      const store = Context.get(services, StoreAdapter.StoreAdapter)
+      const sql = Context.get(services, SqlClient.SqlClient)
+      yield* store.getEvents("a", 1)
+      for (const rounds of Arr.range(1, 3)) {
+        proxy.pause()
+        const events = [yield* event(`a-${rounds}`, 1)]
+        // More than there are connections, so some wait for one.
+        const operations: ReadonlyArray<Effect.Effect<unknown, unknown>> = [
+          store.commitEvents(events),
+          store.commitAll(events, [nothing]),
+          store.commitAll(events, [nothing]),
+          store.getEvents("a", 1),
+          store.getSnapshot("a", 1),
+          store.commitSnapshot({ ...(yield* event("a", 1)) })
+        ]
+        const took = yield* Effect.forEach(
+          operations,
+          (operation) =>
+            Effect.map(Effect.timed(Effect.timeoutOption(Effect.exit(operation), "100 millis")), ([time]) => time),
+          { concurrency: "unbounded" }
+        )
+        for (const time of took) expect(Duration.toMillis(time)).toBeLessThan(1500)
+        proxy.resume()
+        yield* allConnectionsWork(sql)
+        // The commits were whole or nothing; doing them again settles it.
+        yield* store.commitEvents(events)
+        expect(yield* store.getEvents(`a-${rounds}`, 1)).toEqual(events)
+      }
+    })
+  )
+
+  it.scoped("statements that wait for each other on an exhausted pool keep their time limit", () =>
+    Effect.gen(function* () {
+      const { url } = yield* database
+      const services = yield* Layer.build(storeAt(url))
+      const store = Context.get(services, StoreAdapter.StoreAdapter)
+      const sql = Context.get(services, SqlClient.SqlClient)
+      const admin = yield* connect(url)
+      // Somebody else holds the place that all of them want.
+      const blocking = yield* Effect.fork(
+        admin.withTransaction(
+          Effect.zipRight(
+            admin`insert into maestro.event_log (aggregate_id, sequence, type, body, metadata, timestamp)
+              values ('held', 1, 't', '{}', '{}', gen_random_uuid())`,
+            Effect.zipRight(Effect.sleep("1 second"), Effect.fail("rolled back"))
+          )
+        )
+      )
+      yield* Effect.sleep("50 millis")
+      const commits = yield* Effect.forEach(Arr.range(1, 8), () => Effect.map(event("held", 1), Arr.of))
+      const results = yield* Effect.forEach(
+        commits,
+        (events, index) =>
+          Effect.timed(
+            Effect.timeoutOption(
+              Effect.exit(index % 2 === 0 ? store.commitEvents(events) : store.commitAll(events, [nothing])),
+              "100 millis"
+            )
+          ),
+        { concurrency: "unbounded" }
+      )
+      for (const [time, result] of results) {
+        expect(Option.isNone(result)).toBe(true)
+        expect(Duration.toMillis(time)).toBeLessThan(800)
+      }
+      yield* Effect.exit(blocking)
+      yield* allConnectionsWork(sql)
+      // No connection was left to cancel them by, so one of them may have come through when the place was free.
+      const { length } = yield* store.getEvents("held", 1)
+      expect(length).toBeLessThan(2)
+      yield* store.commitEvents([yield* event("held", length + 1)])
+    })
+  )
+})
+
+// --- what the cases are made of ---
+
+/** A snapshot that could not be written is a warning. */
+const quietly = Logger.withMinimumLogLevel(LogLevel.Error)
+
+/** A new database with the tables of the workload, on the server behind the proxy. */
+const database = Effect.gen(function* () {
+  const { proxy, server } = yield* Ground
+  const name = `db_${crypto.randomUUID().replaceAll("-", "")}`
+  const postgres = yield* connect(server.url)
+  yield* postgres`create database ${postgres(name)}`
+  const url = new URL(server.url)
+  url.pathname = `/${name}`
+  yield* createTables(yield* connect(url.href))
+  return { proxy, server, url: url.href }
+})
+
+const connect = (url: string) =>
+  Effect.map(
+    Layer.build(PgClient.layer({ url: Redacted.make(url), maxConnections: 1 })),
+    Context.get(PgClient.PgClient)
+  )
+
+const poolSize = 3
+
+const storeAt = (url: string) =>
+  SqlStore.layer.pipe(Layer.provideMerge(PgClient.layer({ url: Redacted.make(url), maxConnections: poolSize })))
+
+const event = (aggregateId: string, sequence: number) =>
+  Effect.gen(function* () {
+    const { now } = yield* Timestamp.HybridClock
+    return { timestamp: yield* now, aggregateId, sequence, type: "Happened", body: {}, metadata: {} }
+  })
+
+const nothing: Projection.Projection = { name: "nothing", project: () => Effect.void }
+
+/** As many transactions at once as the pool has connections, on each a statement that must not be cancelled. */
+const allConnectionsWork = (sql: SqlClient.SqlClient) =>
+  Effect.gen(function* () {
+    const arrived = yield* Effect.makeLatch(false)
+    let inside = 0
+    yield* Effect.forEach(
+      Arr.range(1, poolSize),
+      () =>
+        sql.withTransaction(
+          Effect.gen(function* () {
+            yield* sql`select 1`
+            inside++
+            if (inside === poolSize) yield* arrived.open
+            yield* arrived.await
+            yield* sql`select pg_sleep(0.02)`
+          })
+        ),
+      { concurrency: "unbounded" }
+    )
+  })

@@ -1,0 +1,306 @@
+/** The faults, and what becomes of the history under each of them. */
+import * as SqlClient from "@effect/sql/SqlClient"
+import { PgClient } from "@effect/sql-pg"
+import * as Arr from "effect/Array"
+import * as Context from "effect/Context"
+import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as Logger from "effect/Logger"
+import * as LogLevel from "effect/LogLevel"
+import * as Random from "effect/Random"
+import * as Redacted from "effect/Redacted"
+import { type Row, type Verdict, verdictOf } from "./history.js"
+import type { Mishap, Proxy } from "./proxy.js"
+import type { Server } from "./server.js"
+import {
+  type Breaking,
+  client,
+  connections,
+  createTables,
+  isProjected,
+  makeNode,
+  type Node,
+  Wallet,
+  World
+} from "./workload.js"
+
+/** What a fault can lay its hands on. */
+export interface Tools {
+  readonly server: Server
+  readonly proxy: Proxy
+  readonly world: World
+  readonly nodes: ReadonlyArray<Node>
+  /** A way to the server around the proxy. */
+  readonly admin: SqlClient.SqlClient
+  readonly database: string
+}
+
+export interface Fault {
+  readonly name: string
+  /** How often it is done, at full length. */
+  readonly rounds: number
+  /** Does it once, and ends when the cause is gone. How many kills or cuts that were. */
+  readonly once: (tools: Tools) => Effect.Effect<number, unknown>
+}
+
+export interface Report extends Verdict {
+  readonly fault: string
+  readonly rounds: number
+  /** Servers killed and connections cut. */
+  readonly cuts: number
+  readonly attempts: number
+  readonly acknowledged: number
+  /** Those whose outcome was left open, by the answer or by an interruption. */
+  readonly open: number
+  /** Connections that the pools do not give any more, and transactions that nobody ends. */
+  readonly leaked: number
+  /** Milliseconds from the end of the cause to the next acknowledged command. */
+  readonly backAfter: { readonly median: number; readonly longest: number }
+}
+
+const [nodeCount, clientsPerNode] = [3, 4]
+
+/** Runs clients, does the fault so many times while they are at it, lets them come to an end, and holds the record against the log. */
+export const underFault = (
+  server: Server,
+  proxy: Proxy,
+  fault: Fault,
+  rounds: number,
+  breaking?: Breaking
+): Effect.Effect<Report, unknown> =>
+  Effect.scoped(
+    Effect.gen(function* () {
+      const database = `faults_${(yield* Random.nextIntBetween(0, 2 ** 31)).toString(36)}`
+      const postgres = yield* connect(server.url)
+      yield* postgres`create database ${postgres(database)}`
+      const url = new URL(server.url)
+      url.pathname = `/${database}`
+      const admin = yield* connect(url.href)
+      yield* createTables(admin)
+
+      const world = new World()
+      const nodes = yield* Effect.forEach(Arr.range(1, nodeCount), (id) =>
+        makeNode(`node-${id}`, id, proxy.url(url.href), breaking)
+      )
+      const clients = yield* Effect.forEach(
+        nodes.flatMap((node) => Arr.makeBy(clientsPerNode, () => node)),
+        (node) => Effect.fork(client(world, node))
+      )
+
+      const tools: Tools = { server, proxy, world, nodes, admin, database }
+      let cuts = 0
+      const backAfter: Array<number> = []
+      for (let round = 0; round < rounds; round++) {
+        yield* Effect.sleep(yield* Random.nextIntBetween(10, 60))
+        cuts += yield* fault.once(tools)
+        const [back] = yield* Effect.timed(world.nextAcknowledgement)
+        backAfter.push(Duration.toMillis(back))
+      }
+
+      world.stopped = true
+      yield* Effect.forEach(clients, Fiber.join)
+      proxy.onCommit(() => undefined)
+      const leaked = (yield* openTransactions(admin, database)) + (yield* missingConnections(nodes))
+
+      const verdict = yield* inspect(admin, world, nodes)
+      return {
+        fault: fault.name,
+        rounds,
+        cuts,
+        attempts: world.attempts.length,
+        acknowledged: world.acknowledged,
+        open: world.open,
+        leaked,
+        backAfter: { median: median(backAfter), longest: Math.max(...backAfter, 0) },
+        ...verdict
+      }
+    })
+    // A snapshot that could not be written is a warning, and here there are many.
+  ).pipe(Logger.withMinimumLogLevel(LogLevel.Error))
+
+// --- the faults ---
+
+export const noFault: Fault = { name: "none", rounds: 40, once: () => Effect.succeed(0) }
+
+export const killServer: Fault = {
+  name: "server killed and started again",
+  rounds: 150,
+  once: ({ server }) => Effect.as(Effect.zipRight(server.kill, server.start), 1)
+}
+
+export const terminateConnections: Fault = {
+  name: "connections terminated by the server",
+  rounds: 150,
+  once: ({ admin, database }) =>
+    Effect.map(
+      admin`select pg_terminate_backend(pid) from pg_stat_activity
+        where datname = ${database} and pid <> pg_backend_pid() order by random() limit 2`,
+      (rows) => rows.length
+    )
+}
+
+export const cutEverything: Fault = {
+  name: "every connection cut at once",
+  rounds: 50,
+  once: ({ proxy }) => Effect.sync(() => proxy.cutAll())
+}
+
+/** The next commit that passes meets with a mishap. */
+const mishap = (name: string, rounds: number, what: Mishap): Fault => ({
+  name,
+  rounds,
+  once: ({ proxy }) =>
+    Effect.gen(function* () {
+      const happened = yield* Deferred.make<void>()
+      let met = false
+      proxy.onCommit(() => {
+        if (met) return undefined
+        met = true
+        Deferred.unsafeDone(happened, Effect.void)
+        return what
+      })
+      yield* Deferred.await(happened)
+      return what._tag === "Delay" ? 0 : 1
+    })
+})
+
+export const mishaps: ReadonlyArray<Fault> = [
+  mishap("cut before the commit reached the server", 200, { _tag: "Cut", at: "before" }),
+  mishap("cut while the server commits", 200, { _tag: "Cut", at: "during" }),
+  mishap("acknowledgement swallowed", 200, { _tag: "Cut", at: "after" }),
+  mishap("stalled before the commit, then cut", 40, { _tag: "Stall", at: "before", millis: 150 }),
+  mishap("stalled at the commit, then cut", 40, { _tag: "Stall", at: "after", millis: 150 }),
+  mishap("commit delayed", 40, { _tag: "Delay", at: "before", millis: 150 }),
+  mishap("acknowledgement delayed", 40, { _tag: "Delay", at: "after", millis: 150 })
+]
+
+export const exhaustPool: Fault = {
+  name: "pool exhausted",
+  rounds: 20,
+  once: ({ nodes }) =>
+    Effect.gen(function* () {
+      const node = nodes[0]
+      if (node === undefined) return 0
+      // More than there are, each held for longer than a command takes.
+      yield* Effect.forEach(
+        Arr.range(1, 2 * connections),
+        () =>
+          Effect.ignore(
+            Effect.provide(
+              Effect.flatMap(SqlClient.SqlClient, (sql) => sql`select pg_sleep(0.1)`),
+              node.services
+            )
+          ),
+        { concurrency: "unbounded", discard: true }
+      )
+      return 0
+    })
+}
+
+export const jumpingClocks: Fault = {
+  name: "clocks jump by minutes, both ways",
+  rounds: 100,
+  once: ({ nodes }) =>
+    Effect.gen(function* () {
+      for (const node of nodes) node.skew = (yield* Random.nextIntBetween(-10, 11)) * 60_000
+      return 0
+    })
+}
+
+export const interruptions: Fault = {
+  name: "commands interrupted at every step",
+  rounds: 200,
+  once: ({ world }) =>
+    Effect.gen(function* () {
+      let steps = 0
+      // Sometimes all the way, or nothing would ever be acknowledged.
+      world.interruptAfter = () => (++steps % 4 === 0 ? Number.POSITIVE_INFINITY : steps % 150)
+      yield* Effect.sleep("50 millis")
+      return 0
+    })
+}
+
+export const faults: ReadonlyArray<Fault> = [
+  noFault,
+  killServer,
+  terminateConnections,
+  cutEverything,
+  ...mishaps,
+  exhaustPool,
+  jumpingClocks,
+  interruptions
+]
+
+// --- internal ---
+
+const connect = (url: string) =>
+  Effect.map(
+    Layer.build(PgClient.layer({ url: Redacted.make(url), maxConnections: 1 })),
+    Context.get(PgClient.PgClient)
+  )
+
+const median = (values: ReadonlyArray<number>): number => [...values].sort((a, b) => a - b)[values.length >> 1] ?? 0
+
+/** Waits until the server has done with what the clients left behind; what it has not after five seconds is counted. */
+const openTransactions = (admin: SqlClient.SqlClient, database: string): Effect.Effect<number, unknown> =>
+  admin<{ n: number }>`select count(*)::int as n from pg_stat_activity
+    where datname = ${database} and pid <> pg_backend_pid() and state <> 'idle'`.pipe(
+    Effect.map(([row]) => row?.n ?? 0),
+    Effect.zipLeft(Effect.sleep("10 millis")),
+    Effect.repeat({ until: (n) => n === 0, times: 300 })
+  )
+
+/** As many transactions at once as a pool has connections: those that do not come are missing. */
+const missingConnections = (nodes: ReadonlyArray<Node>): Effect.Effect<number, unknown> =>
+  Effect.reduce(nodes, 0, (missing, node) =>
+    Effect.gen(function* () {
+      const sql = Context.get(node.services, SqlClient.SqlClient)
+      const arrived = yield* Effect.makeLatch(false)
+      let inside = 0
+      yield* Effect.forEach(
+        Arr.range(1, connections),
+        () =>
+          sql.withTransaction(
+            Effect.gen(function* () {
+              yield* sql`select 1`
+              inside++
+              if (inside === connections) yield* arrived.open
+              yield* arrived.await
+            })
+          ),
+        { concurrency: "unbounded" }
+      ).pipe(Effect.disconnect, Effect.timeout("10 seconds"), Effect.ignore)
+      return missing + connections - inside
+    })
+  )
+
+/** Reads the log past the store, and holds the record against it. */
+const inspect = (
+  admin: SqlClient.SqlClient,
+  world: World,
+  nodes: ReadonlyArray<Node>
+): Effect.Effect<Verdict, unknown> =>
+  Effect.gen(function* () {
+    const log = yield* admin<Row>`select aggregate_id as account, sequence, timestamp::text as timestamp,
+      coalesce(metadata ->> 'attempt', 'nobody') as attempt,
+      (body ->> 'amount')::int * case type when 'Withdrawn' then -1 else 1 end as amount
+      from maestro.event_log`
+    const balances = yield* admin<{ account: string; balance: string }>`select account, balance from balances`
+    const states = new Map<string, number>()
+    for (const [index, account] of world.accounts.entries()) {
+      const node = nodes[index % nodes.length]
+      if (node === undefined) continue
+      const { balance } = yield* Effect.provide(Wallet.fetch(account), node.services)
+      states.set(account, balance)
+    }
+    return verdictOf(
+      world.attempts,
+      log,
+      new Map(balances.map(({ account, balance }) => [account, Number(balance)])),
+      isProjected,
+      states
+    )
+  })

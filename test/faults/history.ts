@@ -1,0 +1,164 @@
+/**
+ * What clients asked and were told, and whether the log agrees: every acknowledged command is there once, every refused one
+ * nowhere, every unknown one whole or not at all, every answer true, every projection the fold of the log.
+ */
+
+/** One command, or one commit, of one client. */
+export interface Attempt {
+  /** It stands in the metadata of every event that the attempt makes. */
+  readonly id: string
+  /** The accounts that it concerns. */
+  readonly accounts: ReadonlyArray<string>
+  /** How many events it makes. */
+  readonly events: number
+  /** Places in the history: what began after another one ended knows of it. */
+  readonly began: number
+  readonly ended: number
+  readonly outcome: Outcome
+}
+
+export type Outcome =
+  /** It succeeded, with these answers. */
+  | { readonly _tag: "Acknowledged"; readonly answers: ReadonlyArray<Answer> }
+  /** The decision was no, on account of this balance. */
+  | { readonly _tag: "Refused"; readonly account: string; readonly balance: number }
+  /** A failure that says that nothing was stored. */
+  | { readonly _tag: "Failed"; readonly reason: string }
+  /** A failure, or an interruption, that leaves it open. */
+  | { readonly _tag: "Open"; readonly reason: string }
+
+/** What a command answered: at this sequence the account has this balance. */
+export interface Answer {
+  readonly account: string
+  readonly sequence: number
+  readonly balance: number
+}
+
+/** An event as it stands in the log. */
+export interface Row {
+  readonly account: string
+  readonly sequence: number
+  readonly timestamp: string
+  readonly attempt: string
+  /** What it adds to the balance. */
+  readonly amount: number
+}
+
+/** What was found wrong; all of it must be zero. */
+export interface Verdict {
+  /** Acknowledged, and not there. */
+  readonly lost: number
+  /** There more than once, or more of it than there should be. */
+  readonly doubled: number
+  /** There in part. */
+  readonly torn: number
+  /** Refused, or said to have failed, and there all the same; or there without having been asked for. */
+  readonly ghosts: number
+  /** Places in a stream where the sequence does not rise by one, or the timestamp does not rise. */
+  readonly disorder: number
+  /** Answers, and reasons for a refusal, that were true at no moment between the question and the answer. */
+  readonly untrue: number
+  /** Accounts whose projection is not the fold of the log. */
+  readonly projectionsOff: number
+  /** Accounts whose state, loaded with snapshots, is not the fold of the log. */
+  readonly statesOff: number
+}
+
+export const verdictOf = (
+  attempts: ReadonlyArray<Attempt>,
+  log: ReadonlyArray<Row>,
+  projection: ReadonlyMap<string, number>,
+  isProjected: (account: string) => boolean,
+  states: ReadonlyMap<string, number>
+): Verdict => {
+  const streams = groupBy(log, ({ account }) => account)
+  for (const stream of streams.values()) stream.sort((a, b) => a.sequence - b.sequence)
+  const rowsOf = groupBy(log, ({ attempt }) => attempt)
+  const known = new Map(attempts.map((attempt) => [attempt.id, attempt]))
+
+  let [lost, doubled, torn, ghosts, disorder, untrue] = [0, 0, 0, 0, 0, 0]
+  for (const attempt of attempts) {
+    const found = rowsOf.get(attempt.id)?.length ?? 0
+    if (found > attempt.events) doubled++
+    else if (found > 0 && found < attempt.events) torn++
+    else if (found === 0 && attempt.outcome._tag === "Acknowledged") lost++
+    else if (found > 0 && (attempt.outcome._tag === "Refused" || attempt.outcome._tag === "Failed")) ghosts++
+    untrue += untrueIn(attempt, streams, known)
+  }
+  for (const id of rowsOf.keys()) if (!known.has(id)) ghosts++
+
+  for (const stream of streams.values()) {
+    for (const [index, row] of stream.entries()) {
+      const before = stream[index - 1]
+      if (row.sequence !== index + 1 || (before !== undefined && before.timestamp >= row.timestamp)) disorder++
+    }
+  }
+  doubled += log.length - new Set(log.map(({ timestamp }) => timestamp)).size
+
+  const off = (found: ReadonlyMap<string, number>, concerns: (account: string) => boolean) =>
+    [...new Set([...streams.keys(), ...found.keys()])].filter(
+      (account) =>
+        concerns(account) &&
+        (found.get(account) ?? 0) !== balanceAt(streams.get(account) ?? [], Number.POSITIVE_INFINITY)
+    ).length
+  return {
+    lost,
+    doubled,
+    torn,
+    ghosts,
+    disorder,
+    untrue,
+    projectionsOff: off(projection, isProjected),
+    statesOff: off(states, (account) => states.has(account))
+  }
+}
+
+export const isClean = (verdict: Verdict): boolean => Object.values(verdict).every((count) => count === 0)
+
+// --- internal ---
+
+/** How many of an attempt's answers the log does not bear out. */
+const untrueIn = (
+  attempt: Attempt,
+  streams: ReadonlyMap<string, ReadonlyArray<Row>>,
+  known: ReadonlyMap<string, Attempt>
+): number => {
+  const { outcome } = attempt
+  if (outcome._tag === "Acknowledged") {
+    return outcome.answers.filter(({ account, balance, sequence }) => {
+      const stream = streams.get(account) ?? []
+      return balanceAt(stream, sequence) !== balance || !mine(stream, attempt, sequence)
+    }).length
+  }
+  if (outcome._tag !== "Refused") return 0
+  const stream = streams.get(outcome.account) ?? []
+  // What had been acknowledged before the question was there; what was asked for after the answer was not.
+  const last = (holds: (other: Attempt) => boolean) =>
+    stream.findLast((row) => {
+      const other = known.get(row.attempt)
+      return other !== undefined && holds(other)
+    })?.sequence ?? 0
+  const from = last((other) => other.outcome._tag === "Acknowledged" && other.ended < attempt.began)
+  const to = last((other) => other.began < attempt.ended)
+  for (let sequence = from; sequence <= to; sequence++) {
+    if (balanceAt(stream, sequence) === outcome.balance) return 0
+  }
+  return 1
+}
+
+/** The event at the answered sequence is the attempt's own. */
+const mine = (stream: ReadonlyArray<Row>, { id }: Attempt, sequence: number): boolean =>
+  stream[sequence - 1]?.attempt === id
+
+const balanceAt = (stream: ReadonlyArray<Row>, sequence: number): number =>
+  stream.reduce((sum, row) => (row.sequence <= sequence ? sum + row.amount : sum), 0)
+
+const groupBy = <A>(items: ReadonlyArray<A>, key: (item: A) => string): Map<string, Array<A>> => {
+  const groups = new Map<string, Array<A>>()
+  for (const item of items) {
+    const group = groups.get(key(item))
+    if (group === undefined) groups.set(key(item), [item])
+    else group.push(item)
+  }
+  return groups
+}

@@ -1,0 +1,60 @@
+/**
+ * Kills the server, cuts connections, swallows acknowledgements and worse while clients are at work, and holds what they were
+ * told against the log: `npm run test:faults`. Every column after `open` but the last must be zero.
+ */
+import * as Effect from "effect/Effect"
+import * as Random from "effect/Random"
+import { faults, type Report, underFault } from "./faults.js"
+import { isClean } from "./history.js"
+import { makeProxy } from "./proxy.js"
+import { makeServer } from "./server.js"
+
+const only = process.argv[2]
+const seed = Number(process.env.SEED ?? Date.now())
+
+const columns: ReadonlyArray<readonly [title: string, of: (report: Report) => number]> = [
+  ["rounds", ({ rounds }) => rounds],
+  ["kills, cuts", ({ cuts }) => cuts],
+  ["commands", ({ attempts }) => attempts],
+  ["acknowledged", ({ acknowledged }) => acknowledged],
+  ["open", ({ open }) => open],
+  ["lost", ({ lost }) => lost],
+  ["doubled", ({ doubled }) => doubled],
+  ["torn", ({ torn }) => torn],
+  ["ghosts", ({ ghosts }) => ghosts],
+  ["disorder", ({ disorder }) => disorder],
+  ["untrue", ({ untrue }) => untrue],
+  ["projections off", ({ projectionsOff }) => projectionsOff],
+  ["states off", ({ statesOff }) => statesOff],
+  ["leaked", ({ leaked }) => leaked]
+]
+
+const row = (name: string, cells: ReadonlyArray<string>) => `| ${[name, ...cells].join(" | ")} |`
+
+const program = Effect.gen(function* () {
+  const started = performance.now()
+  const server = yield* makeServer(["-c", "deadlock_timeout=50ms"])
+  const proxy = yield* makeProxy({ host: "127.0.0.1", port: server.port })
+  console.log(`seed ${seed}\n`)
+  console.log(row("fault", [...columns.map(([title]) => title), "back after, ms (median / longest)"]))
+  console.log(row("---", [...columns.map(() => "--:"), "--:"]))
+  const reports: Array<Report> = []
+  for (const fault of faults) {
+    if (only !== undefined && !fault.name.includes(only)) continue
+    const report = yield* underFault(server, proxy, fault, fault.rounds)
+    reports.push(report)
+    const { longest, median } = report.backAfter
+    console.log(
+      row(report.fault, [
+        ...columns.map(([, of]) => String(of(report))),
+        `${median.toFixed(0)} / ${longest.toFixed(0)}`
+      ])
+    )
+  }
+  const sum = (of: (report: Report) => number) => reports.reduce((total, report) => total + of(report), 0)
+  console.log(row("**all**", [...columns.map(([, of]) => String(sum(of))), ""]))
+  console.log(`\n${((performance.now() - started) / 1000).toFixed(0)} s`)
+  return reports.every((report) => isClean(report) && report.leaked === 0)
+}).pipe(Effect.scoped, Effect.withRandom(Random.make(seed)))
+
+process.exitCode = (await Effect.runPromise(program)) ? 0 : 1
