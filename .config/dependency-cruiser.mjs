@@ -11,7 +11,8 @@ const floors = [
     "internal/storeTransaction.ts",
     "internal/turns.ts",
     "internal/folderLock.ts",
-    "internal/promptly.ts"
+    "internal/promptly.ts",
+    "internal/tracing.ts"
   ],
   ["Event.ts", "internal/sqlTransaction.ts"],
   ["Snapshot.ts", "internal/eventCodec.ts", "internal/sqlMigrations.ts"],

@@ -27,6 +27,7 @@ import {
 import { commitSnapshot, type Definition, evaluate, load } from "./internal/lifecycle.js"
 import { makeStateCodec } from "./internal/stateCodec.js"
 import { insideTransaction, StoreTransaction } from "./internal/storeTransaction.js"
+import { spanned } from "./internal/tracing.js"
 import { HoldsTurn, makeTurns } from "./internal/turns.js"
 import type { Projection } from "./Projection.js"
 import { StoreAdapter } from "./StoreAdapter.js"
@@ -333,9 +334,8 @@ export const make = <
     (operation: string) =>
     <A2, E2>(id: string, run: (service: Service<State, A, C, E>) => Effect.Effect<A2, E2>, attributes?: object) =>
       Effect.flatMap(tag, run).pipe(
-        Effect.withSpan(`Aggregate.${operation}`, {
-          attributes: { "aggregate.name": name, "aggregate.id": id, ...attributes },
-          captureStackTrace: false
+        spanned(`Aggregate.${operation}`, {
+          attributes: { "aggregate.name": name, "aggregate.id": id, ...attributes }
         })
       )
 

@@ -11,6 +11,7 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import type { StoredEvent } from "./Event.js"
+import { type Commit, makeCoalescer, type Verdict } from "./internal/coalesce.js"
 import { textProblem } from "./internal/json.js"
 import { promptly } from "./internal/promptly.js"
 import { fromSqlError, type Phase } from "./internal/sqlError.js"
@@ -67,17 +68,35 @@ export const make = (options?: SqlStoreOptions): Effect.Effect<StoreAdapterServi
       )
     }
 
+    /** One commit as part of the transaction around it. */
+    const insert = (operation: string, events: Commit): Effect.Effect<Verdict | undefined, StoreError> =>
+      Effect.mapBoth(insertCommits(sql, schema, [events], false), {
+        onFailure: (error) => fromSqlError(operation, "writing", error),
+        onSuccess: (outcomes) => verdictsOf(outcomes)[0]
+      })
+
+    const commit = yield* makeCoalescer((commits, hurried) =>
+      Effect.mapBoth(insertCommits(sql, schema, commits, hurried), {
+        onFailure: (error) => fromSqlError("commitEvents", "committing", error),
+        onSuccess: verdictsOf
+      })
+    )
+
     return makeEncoded({
       name: "SqlStore",
       append: (events) =>
-        Effect.flatMap(statement("commitEvents", "committing", insertEvents(sql, schema, events)), outcomeOf),
+        Effect.flatMap(insideSqlTransaction, (inside) =>
+          Effect.flatMap(
+            inside ? withTransaction(sql, "commitEvents", insert("commitEvents", events)) : commit(events),
+            accepted
+          )
+        ),
       appendWith: (events, project) => {
         const transaction = withTransaction(
           sql,
           "commitAll",
-          insertEvents(sql, schema, events).pipe(
-            Effect.mapError((error) => fromSqlError("commitAll", "writing", error)),
-            Effect.flatMap(outcomeOf),
+          insert("commitAll", events).pipe(
+            Effect.flatMap(accepted),
             Effect.flatMap((outcome) => (outcome === "stored" ? Effect.void : project))
           )
         )
@@ -165,40 +184,78 @@ const isSchemaName = (name: unknown): name is string => {
 const quoteIdentifier = (name: string): string => `"${name.replaceAll('"', '""')}"`
 
 interface CommitOutcome {
+  readonly commit_index: number
   readonly was_stored: boolean
   readonly refused_aggregate_id: string
   readonly refused_sequence: number
 }
 
-/** What became of one commit, by the rows that its statement answered with. */
-const outcomeOf = ([outcome]: ReadonlyArray<CommitOutcome>): Effect.Effect<"written" | "stored", RetryCommand> =>
-  outcome === undefined
-    ? Effect.succeed("written")
-    : outcome.was_stored
-      ? Effect.succeed("stored")
-      : Effect.fail(
-          new RetryCommand({
-            aggregateId: withoutDot(outcome.refused_aggregate_id),
-            sequence: outcome.refused_sequence
-          })
-        )
+/** What became of the commits by their places, from the rows that their statement answered with: those not written. */
+const verdictsOf = (outcomes: ReadonlyArray<CommitOutcome>): ReadonlyArray<Verdict> => {
+  const verdicts: Array<Verdict> = []
+  for (const outcome of outcomes) {
+    verdicts[outcome.commit_index] = outcome.was_stored
+      ? "stored"
+      : new RetryCommand({
+          aggregateId: withoutDot(outcome.refused_aggregate_id),
+          sequence: outcome.refused_sequence
+        })
+  }
+  return verdicts
+}
 
-/** One commit; a row comes back only when it was not written. Arrays, since parameters are limited to 65 535. */
-const insertEvents = (sql: SqlClient.SqlClient, schema: Statement.Fragment, events: ReadonlyArray<StoredEvent>) => {
-  const seen = new Set<string>()
-  const firsts = events.map(({ aggregateId }) => !seen.has(aggregateId) && seen.add(aggregateId).has(aggregateId))
-  return sql<CommitOutcome>`select was_stored, '.' || refused_aggregate_id as refused_aggregate_id,
+const accepted = (verdict: Verdict | undefined): Effect.Effect<"written" | "stored", RetryCommand> =>
+  verdict === undefined
+    ? Effect.succeed("written")
+    : typeof verdict === "string"
+      ? Effect.succeed(verdict)
+      : Effect.fail(verdict)
+
+/**
+ * Commits, each for itself; a row comes back only for one that was not written. Arrays, since parameters are limited to
+ * 65 535.
+ */
+const insertCommits = (
+  sql: SqlClient.SqlClient,
+  schema: Statement.Fragment,
+  commits: ReadonlyArray<Commit>,
+  hurried: boolean
+) => {
+  const places: Array<number> = []
+  const firsts: Array<boolean> = []
+  const aggregateIds: Array<string> = []
+  const sequences: Array<number> = []
+  const types: Array<string> = []
+  const bodies: Array<string> = []
+  const metadata: Array<string> = []
+  const timestamps: Array<string> = []
+  for (const [place, events] of commits.entries()) {
+    const seen = new Set<string>()
+    for (const event of events) {
+      places.push(place)
+      firsts.push(!seen.has(event.aggregateId))
+      seen.add(event.aggregateId)
+      aggregateIds.push(event.aggregateId)
+      sequences.push(event.sequence)
+      types.push(event.type)
+      bodies.push(event.body)
+      metadata.push(event.metadata)
+      timestamps.push(event.timestamp)
+    }
+  }
+  // Set before the function is called, and for this statement only.
+  const first = hurried
+    ? sql`case when set_config('lock_timeout', ${lockPatience}, true) <> '' then ${places}::int[] end`
+    : sql`${places}::int[]`
+  return sql<CommitOutcome>`select commit_index, was_stored, '.' || refused_aggregate_id as refused_aggregate_id,
       refused_sequence from ${schema}.commit_events(
-    ${events.map(() => 0)}::int[],
-    ${firsts}::boolean[],
-    ${events.map(({ aggregateId }) => aggregateId)}::text[],
-    ${events.map(({ sequence }) => sequence)}::int[],
-    ${events.map(({ type }) => type)}::text[],
-    ${events.map(({ body }) => body)}::jsonb[],
-    ${events.map(({ metadata }) => metadata)}::jsonb[],
-    ${events.map(({ timestamp }) => timestamp)}::uuid[]
+    ${first}, ${firsts}::boolean[], ${aggregateIds}::text[], ${sequences}::int[], ${types}::text[], ${bodies}::jsonb[],
+    ${metadata}::jsonb[], ${timestamps}::uuid[]
   )`
 }
+
+/** How long a statement that carries the commits of others waits for a lock of somebody's open transaction. */
+const lockPatience = "100ms"
 
 const upsertSnapshot = (sql: SqlClient.SqlClient, schema: Statement.Fragment, snapshot: StoredSnapshot) =>
   sql`insert into ${schema}.snapshots as s (aggregate_id, sequence, timestamp, body, metadata)

@@ -18,6 +18,7 @@ import {
   restoreSnapshot
 } from "./internal/record.js"
 import { StoreTransaction } from "./internal/storeTransaction.js"
+import { spanned } from "./internal/tracing.js"
 import type { Projection } from "./Projection.js"
 import type { Snapshot, StoredSnapshot } from "./Snapshot.js"
 import type { RetryCommand, StoreError, ValidationError } from "./StoreError.js"
@@ -186,7 +187,7 @@ export interface SequenceRange extends Range {}
  */
 export const makeEncoded = (store: EncodedStore): StoreAdapterService => {
   const traced = (operation: string, attributes: Record<string, unknown>) =>
-    Effect.withSpan(`${store.name}.${operation}`, { attributes, captureStackTrace: false })
+    spanned(`${store.name}.${operation}`, { attributes })
 
   const commitEvents: StoreAdapterService["commitEvents"] = (events) =>
     Effect.flatMap(prepareEvents("commitEvents", events), (prepared) =>

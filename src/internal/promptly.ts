@@ -4,6 +4,9 @@
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 
+/** Enough for a cancelled statement and its rollback on a healthy connection, little for who has waited long enough. */
+export const grace = "250 millis"
+
 /**
  * Runs the effect so that an interruption of it returns soon. What has to be cleaned up (cancelling a statement, rolling back,
  * handing back a connection) is waited for only so long; where the database does not answer by then, it goes on in the
@@ -20,8 +23,3 @@ export const promptly = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect
       )
     )
   )
-
-// --- internal ---
-
-/** Enough for a cancelled statement and its rollback on a healthy connection, little for who has waited long enough. */
-const grace = "250 millis"

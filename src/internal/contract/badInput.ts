@@ -70,7 +70,8 @@ export const badInputCases = (settings: Settings): ReadonlyArray<Case> => [
           }
           if (stored) {
             expect(yield* store.getEvents(changed.aggregateId, 0)).toEqual([asJson(changed)])
-          } else if (field !== "sequence") {
+          } else if (field !== "sequence" && !(field === "aggregateId" && failureOf(exit) instanceof RetryCommand)) {
+            // A text that an input before had for an id too is a good one, only taken.
             expect(issuesOf(exit)[0]).toMatchObject({
               index: 1,
               path: [field, ...(issuesOf(exit)[0]?.path.slice(1) ?? [])]
@@ -138,9 +139,12 @@ const isTyped = (operation: () => Effect.Effect<unknown, unknown>): Effect.Effec
   })
 
 const issuesOf = (exit: Exit.Exit<unknown, unknown>): ReadonlyArray<ValidationIssue> => {
-  const failure = Exit.isFailure(exit) ? Option.getOrUndefined(Cause.failureOption(exit.cause)) : undefined
+  const failure = failureOf(exit)
   return failure instanceof ValidationError ? failure.issues : []
 }
+
+const failureOf = (exit: Exit.Exit<unknown, unknown>): unknown =>
+  Exit.isFailure(exit) ? Option.getOrUndefined(Cause.failureOption(exit.cause)) : undefined
 
 /** What JSON says of a record: it has no -0, and knows no prototypes. */
 const asJson = (record: object): unknown => JSON.parse(JSON.stringify(record))

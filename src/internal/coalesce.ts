@@ -1,0 +1,292 @@
+/**
+ * Commits of strangers in one statement: while the database is busy with some, those that arrive wait and leave together. No
+ * timer holds a commit back; one that comes alone leaves at once.
+ */
+import * as SqlClient from "@effect/sql/SqlClient"
+import * as Cause from "effect/Cause"
+import * as Clock from "effect/Clock"
+import * as Context from "effect/Context"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as FiberId from "effect/FiberId"
+import * as Option from "effect/Option"
+import * as Tracer from "effect/Tracer"
+import type { StoredEvent } from "../Event.js"
+import type { RetryCommand, StoreError, StoreErrorReason } from "../StoreError.js"
+import { grace, promptly } from "./promptly.js"
+import { spanned } from "./tracing.js"
+
+/** The events of one commit. */
+export type Commit = ReadonlyArray<StoredEvent>
+
+/** What became of one commit. */
+export type Verdict = "written" | "stored" | RetryCommand
+
+/**
+ * Sends commits and answers for each by itself, in their order. With `hurried` it gives up soon where it would have to wait for
+ * a lock, and nothing is stored.
+ */
+export type Send = (
+  commits: ReadonlyArray<Commit>,
+  hurried: boolean
+) => Effect.Effect<ReadonlyArray<Verdict>, StoreError>
+
+/**
+ * A way for single commits to a `send` that takes many.
+ *
+ * - No two commits of a statement concern the same aggregate, nor do those of two statements that are under way: whether one
+ *   is accepted never depends on who travels with it. Those about one aggregate leave in their order.
+ * - A statement that fails for a reason that may be one commit's own is sent again, each commit by itself.
+ * - A statement waits for nobody's lock while others wait for it: it gives up, and each of its commits waits by itself. One that
+ *   is held up otherwise does not hold up those that come after: they leave beside it.
+ * - An interruption takes one commit out of the queue. One that is under way is waited for; where nobody waits for a
+ *   statement any more, it is cancelled.
+ * - Only so many characters wait. Whoever comes when there are more waits in front of the queue.
+ */
+export const makeCoalescer = (send: Send): Effect.Effect<(commit: Commit) => Effect.Effect<Verdict, StoreError>> => {
+  const queue = new Set<Entry>()
+  /** The aggregates that the statements under way are about. */
+  const busy = new Set<string>()
+  let waitingSize = 0
+  let underWay = 0
+  let wakeSender: (() => void) | undefined
+  let room: Deferred.Deferred<void> | undefined
+
+  /** Takes out of the queue what may leave together. */
+  const take = (): ReadonlyArray<Entry> => {
+    const taken: Array<Entry> = []
+    if (underWay >= maxUnderWay) return taken
+    const held = new Set<string>()
+    let [seen, events, size] = [0, 0, 0]
+    for (const entry of queue) {
+      if (++seen > maxSeen || taken.length >= maxCommits || events >= maxEvents || size >= maxSize) break
+      if (entry.aggregates.some((id) => busy.has(id) || held.has(id))) {
+        // Those behind it that are about the same aggregates must not overtake it.
+        for (const id of entry.aggregates) held.add(id)
+        continue
+      }
+      taken.push(entry)
+      queue.delete(entry)
+      for (const id of entry.aggregates) busy.add(id)
+      events += entry.commit.length
+      size += entry.size
+    }
+    left(size)
+    return taken
+  }
+
+  const left = (size: number): void => {
+    waitingSize -= size
+    if (room !== undefined && waitingSize <= maxWaiting / 2) {
+      Deferred.unsafeDone(room, Effect.void)
+      room = undefined
+    }
+  }
+
+  const answer = (entries: ReadonlyArray<Entry>, exit: Exit.Exit<ReadonlyArray<Verdict>, StoreError>): void => {
+    for (const [index, entry] of entries.entries()) {
+      for (const id of entry.aggregates) busy.delete(id)
+      entry.answered = true
+      entry.resume(Exit.map(exit, (verdicts) => verdicts[index] ?? "written"))
+    }
+    wake()
+  }
+
+  /** Sends what was taken; the fiber ends when all of it is answered, or each is under way by itself. */
+  const dispatch = (entries: ReadonlyArray<Entry>, hurried: boolean): Effect.Effect<Fiber.RuntimeFiber<unknown>> =>
+    Effect.suspend(() => {
+      const batch: Batch = { live: 0, fiber: undefined }
+      for (const entry of entries) {
+        entry.batch = batch
+        if (!entry.gone) batch.live++
+      }
+      if (hurried) underWay++
+      const commits = entries.map(({ commit }) => commit)
+      const sending = Effect.onExit(Effect.interruptible(send(commits, hurried)), (exit) => {
+        if (hurried) underWay--
+        // Whose fault it was each finds out by itself; until then nothing else about its aggregates leaves.
+        return hurried && Exit.isFailure(exit) && mayBeOnes(exit.cause)
+          ? Effect.forEach(entries, (entry) => dispatch([entry], false), { discard: true })
+          : Effect.sync(() => answer(entries, exit))
+      })
+      return Effect.flatMap(Effect.forkDaemon(traced(entries, Effect.exit(sending))), (fiber) => {
+        batch.fiber = fiber
+        return batch.live === 0 ? Effect.as(Fiber.interruptFork(fiber), fiber) : Effect.succeed(fiber)
+      })
+    })
+
+  /** Sends as long as something waits that may leave, one statement after the other, but does not wait long for any. */
+  const sender: Effect.Effect<never> = Effect.forever(
+    Effect.suspend(() => {
+      const entries = take()
+      return entries.length > 0
+        ? Effect.flatMap(dispatch(entries, true), awaitPatiently)
+        : Effect.async<void>((resume) => {
+            wakeSender = () => resume(Effect.void)
+          })
+    })
+  )
+
+  const wake = (): void => {
+    if (wakeSender === undefined || queue.size === 0) return
+    const go = wakeSender
+    wakeSender = undefined
+    // Who has the next commit ready in this turn of the event loop comes along.
+    soon(go)
+  }
+
+  const withdraw = (entry: Entry): Effect.Effect<void> => {
+    entry.gone = true
+    const { batch } = entry
+    if (batch === undefined) {
+      if (queue.delete(entry)) left(entry.size)
+      return Effect.void
+    }
+    const cancel = --batch.live === 0 && batch.fiber !== undefined ? Fiber.interruptFork(batch.fiber) : Effect.void
+    const end = Effect.async<void>((resume) => {
+      if (entry.answered) resume(Effect.void)
+      entry.resume = () => resume(Effect.void)
+    })
+    // By the clock of the machine, whatever clock the program has: it is the database that may not answer.
+    return Effect.zipRight(
+      cancel,
+      Effect.withClock(Effect.timeoutOption(Effect.interruptible(end), grace), Clock.make())
+    )
+  }
+
+  const commitAlone = (commit: Commit): Effect.Effect<Verdict, StoreError> =>
+    promptly(Effect.map(send([commit], false), ([verdict]) => verdict ?? "written"))
+
+  const roomInQueue: Effect.Effect<void> = Effect.suspend(() => {
+    if (waitingSize <= maxWaiting) return Effect.void
+    if (room === undefined) room = Deferred.unsafeMake(FiberId.none)
+    return Effect.zipRight(Deferred.await(room), roomInQueue)
+  })
+
+  const commitInCompany = (commit: Commit, size: number): Effect.Effect<Verdict, StoreError> =>
+    Effect.contextWithEffect((context: Context.Context<never>) => {
+      const queued = Effect.async<Verdict, StoreError>((resume) => {
+        const entry: Entry = {
+          commit,
+          size,
+          aggregates: aggregatesOf(commit),
+          span: Context.getOption(context, Tracer.ParentSpan),
+          resume,
+          answered: false,
+          batch: undefined,
+          gone: false
+        }
+        queue.add(entry)
+        waitingSize += size
+        wake()
+        return Effect.suspend(() => withdraw(entry))
+      })
+      return waitingSize <= maxWaiting ? queued : Effect.zipRight(roomInQueue, queued)
+    })
+
+  return Effect.as(
+    // It belongs to no caller, and to nobody's transaction.
+    Effect.forkDaemon(Effect.mapInputContext(sender, Context.omit(Tracer.ParentSpan, SqlClient.TransactionConnection))),
+    (commit) => {
+      const size = sizeOf(commit)
+      // A large one would keep the others waiting, and gains nothing by company.
+      return commit.length > largeEvents || size > largeSize ? commitAlone(commit) : commitInCompany(commit, size)
+    }
+  )
+}
+
+// --- internal ---
+
+/** A commit on its way. */
+interface Entry {
+  readonly commit: Commit
+  readonly size: number
+  readonly aggregates: ReadonlyArray<string>
+  readonly span: Option.Option<Tracer.AnySpan>
+  resume: (answer: Effect.Effect<Verdict, StoreError>) => void
+  answered: boolean
+  batch: Batch | undefined
+  gone: boolean
+}
+
+/** A statement under way. */
+interface Batch {
+  /** How many still wait for it. */
+  live: number
+  fiber: Fiber.RuntimeFiber<unknown> | undefined
+}
+
+/** Statements at once, when they are held up. */
+const maxUnderWay = 8
+
+/** How long those that come after wait for a statement, in milliseconds: far longer than a healthy one takes. */
+const patience = 25
+
+// What one statement carries: enough to make its own cost small, little enough not to keep the first waiting for the last.
+const maxCommits = 512
+const maxEvents = 2048
+const maxSize = 1_000_000
+
+/** How far into the queue one looks for what may leave, where much of it waits for the same aggregates. */
+const maxSeen = 4 * maxCommits
+
+/** Of all that waits, in characters. */
+const maxWaiting = 64_000_000
+
+/** From here on a commit travels alone. */
+const largeEvents = 500
+const largeSize = 250_000
+
+const soon = (go: () => void): unknown => (typeof setImmediate === "function" ? setImmediate(go) : setTimeout(go, 0))
+
+const awaitPatiently = (fiber: Fiber.RuntimeFiber<unknown>): Effect.Effect<void> =>
+  Effect.async((resume) => {
+    const done = () => {
+      clearTimeout(timer)
+      fiber.removeObserver(done)
+      resume(Effect.void)
+    }
+    const timer = setTimeout(done, patience)
+    fiber.addObserver(done)
+  })
+
+/** A statement is part of the trace of the commit that it carries, or points to those of all that it carries. */
+const traced = <A>(entries: ReadonlyArray<Entry>, effect: Effect.Effect<A>): Effect.Effect<A> => {
+  const spans = entries.flatMap(({ span }) => (Option.isSome(span) ? [span.value] : []))
+  const [first, ...others] = spans
+  const place =
+    first !== undefined && others.length === 0
+      ? { parent: first }
+      : { root: true, links: spans.map((span) => ({ _tag: "SpanLink" as const, span, attributes: {} })) }
+  return spanned("SqlStore.sendCommits", { ...place, attributes: { commits: entries.length } })(effect)
+}
+
+const aggregatesOf = (commit: Commit): ReadonlyArray<string> => {
+  const [first] = commit
+  return commit.length === 1 && first !== undefined
+    ? [first.aggregateId]
+    : [...new Set(commit.map(({ aggregateId }) => aggregateId))]
+}
+
+const sizeOf = (commit: Commit): number => {
+  let size = 0
+  for (const { aggregateId, body, metadata, type } of commit) {
+    size += aggregateId.length + body.length + metadata.length + type.length
+  }
+  return size
+}
+
+/** Whether the failure may be due to one of the commits: then the others must not suffer. */
+const mayBeOnes = (cause: Cause.Cause<StoreError>): boolean => {
+  const failure = Cause.failureOption(cause)
+  return Option.isSome(failure) ? !ofTheDatabase.has(failure.value.reason) : !Cause.isInterrupted(cause)
+}
+
+const ofTheDatabase: ReadonlySet<StoreErrorReason> = new Set([
+  "CommitUnknown",
+  "ConnectionLost",
+  "Unavailable",
+  "Misconfigured"
+])

@@ -1,0 +1,24 @@
+/**
+ * Spans where somebody looks at them.
+ */
+import * as Context from "effect/Context"
+import * as DefaultServices from "effect/DefaultServices"
+import * as Effect from "effect/Effect"
+import * as Tracer from "effect/Tracer"
+
+/**
+ * Gives the effect a span, unless the program has no tracer but the one that Effect begins with: that one keeps spans to itself,
+ * and making one takes as long as half a command in memory.
+ */
+export const spanned =
+  (name: string, options: Tracer.SpanOptions) =>
+  <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
+    Effect.tracerWith((tracer) =>
+      tracer === unseen
+        ? effect
+        : (Effect.withSpan(effect, name, { ...options, captureStackTrace: false }) as Effect.Effect<A, E, R>)
+    )
+
+// --- internal ---
+
+const unseen = Context.get(DefaultServices.liveServices, Tracer.Tracer)
