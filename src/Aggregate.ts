@@ -7,14 +7,13 @@
  *
  * @since 0.1.0
  */
-import * as SqlClient from "@effect/sql/SqlClient"
 import * as Context from "effect/Context"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
-import * as Tracer from "effect/Tracer"
-import { maxSequence } from "./Event.js"
+import { makeService, type Service } from "./internal/aggregateService.js"
 import {
   decodeInput,
   makeEventCodec,
@@ -24,14 +23,13 @@ import {
   tagsOf,
   unknownTag
 } from "./internal/eventCodec.js"
-import { commitSnapshot, type Definition, evaluate, load } from "./internal/lifecycle.js"
+import type { Definition } from "./internal/loading.js"
+import type { Keeping } from "./internal/seats.js"
 import { makeStateCodec } from "./internal/stateCodec.js"
-import { insideTransaction, StoreTransaction } from "./internal/storeTransaction.js"
 import { spanned } from "./internal/tracing.js"
-import { HoldsTurn, makeTurns } from "./internal/turns.js"
 import type { Projection } from "./Projection.js"
-import { StoreAdapter } from "./StoreAdapter.js"
-import { type RetryCommand, type StoreError, ValidationError, ValidationIssue } from "./StoreError.js"
+import type { StoreAdapter } from "./StoreAdapter.js"
+import { type RetryCommand, type StoreError, ValidationError } from "./StoreError.js"
 import { HybridClock } from "./Timestamp.js"
 
 /**
@@ -128,7 +126,8 @@ export interface Aggregate<
    * in one transaction. When others come first it decides again on what is new, by the `retry` schedule; when that is
    * exhausted, the `RetryCommand` is the failure. A refusal stores nothing.
    *
-   * Commands on one aggregate take turns within a process. A commit of unknown outcome (a connection lost at COMMIT) is
+   * Commands on one aggregate take turns within a process; those that wait are decided one on the other and committed together,
+   * each answered after the commit. A commit of unknown outcome (a connection lost at COMMIT) is
    * settled by committing the same events again, so a command is applied once.
    *
    * Inside your own `SqlClient.withTransaction` all of it is part of that transaction.
@@ -155,7 +154,7 @@ export interface Aggregate<
     Instance<Name>
   >
 
-  /** The state as it is known here; it may be older than the store's. */
+  /** The state as it is known here: that which is kept, if one is, else that of the store. It may be older than the store's. */
   readonly get: (id: string) => Effect.Effect<State, ValidationError | StoreError, Instance<Name>>
 
   /** The state after reading the store. An aggregate without events has the initial state. */
@@ -214,8 +213,26 @@ export interface Options<
    * over. 1 by default.
    */
   readonly stateVersion?: number | undefined
+  /** How many states are kept in memory, and for how long: 10 000 for 10 minutes by default. */
+  readonly keep?: Keep | undefined
   /** How often and when to try again after a lost race or a passing failure of the store: `defaultRetry` by default. */
   readonly retry?: Schedule.Schedule<unknown> | undefined
+}
+
+/**
+ * The states that an aggregate's layer keeps in memory, so that a command on a known aggregate needs no read. A kept state can't
+ * lead to a wrong answer: events decided on an outdated one are refused by the store and decided again, and a refusal, or a
+ * decision of no events, is checked against the store before it is answered. States are handed out as they are kept: never change
+ * one in place.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Keep {
+  /** How many, those used last; with 0, only while commands wait for each other. 10 000 by default. */
+  readonly capacity?: number | undefined
+  /** How long one is kept that is not used; 10 minutes by default. */
+  readonly idleTimeToLive?: Duration.DurationInput | undefined
 }
 
 /**
@@ -355,11 +372,11 @@ export const make = <
           service.evaluate(id, decoded)
         )
       ),
-    get: (id) => operate("get")(id, (service) => Effect.map(service.load(id), ({ state }) => state)),
-    fetch: (id) => operate("fetch")(id, (service) => Effect.map(service.load(id), ({ state }) => state)),
+    get: (id) => operate("get")(id, (service) => service.get(id)),
+    fetch: (id) => operate("fetch")(id, (service) => service.fetch(id)),
     replay: (id, sequence) => operate("replay")(id, (service) => service.replay(id, sequence), { sequence }),
     snapshot: (id) => operate("snapshot")(id, (service) => service.snapshot(id)),
-    layer: Layer.effect(tag, makeService(definition))
+    layer: Layer.scoped(tag, makeService(definition, keepingOf(name, options.keep), Metadata))
   }
 }
 
@@ -367,13 +384,6 @@ export const make = <
 
 type HandlerError<F> = F extends (...args: infer _A) => Effect.Effect<infer _B, infer E, infer _R> ? E : never
 type HandlerContext<F> = F extends (...args: infer _A) => Effect.Effect<infer _B, infer _E, infer R> ? R : never
-
-interface Service<State, A, C, E> {
-  readonly evaluate: (id: string, command: C) => Effect.Effect<Evaluated<State, A>, E | Failure>
-  readonly load: (id: string) => Effect.Effect<Root<State>, ValidationError | StoreError>
-  readonly replay: (id: string, sequence: number) => Effect.Effect<State, ValidationError | StoreError>
-  readonly snapshot: (id: string) => Effect.Effect<void, ValidationError | StoreError>
-}
 
 const define = <State, StateEncoded, A extends Tagged, I extends Tagged, C extends Tagged, CI, E, R>(
   name: string,
@@ -418,6 +428,14 @@ const define = <State, StateEncoded, A extends Tagged, I extends Tagged, C exten
   }
 }
 
+const keepingOf = (name: string, keep: Keep | undefined): Keeping => {
+  const capacity = keep?.capacity ?? 10_000
+  if (!(Number.isInteger(capacity) && capacity >= 0)) {
+    throw new TypeError(`keep.capacity of ${name} must be a whole number from 0 on, and is ${capacity}`)
+  }
+  return { capacity, idleTimeToLive: Duration.decode(keep?.idleTimeToLive ?? "10 minutes") }
+}
+
 /** The handlers by tag; one that is missing is found when the aggregate is defined, not when it is first needed. */
 const handlersOf = <F>(
   what: string,
@@ -428,50 +446,3 @@ const handlersOf = <F>(
   if (missing.length > 0) throw new TypeError(`${what} has no handler for ${missing.join(", ")}`)
   return new Map(Object.entries(handlers))
 }
-
-const makeService = <State, A extends Tagged, C extends Tagged, E, R>(
-  definition: Definition<State, A, C, E, R>
-): Effect.Effect<Service<State, A, C, E>, never, StoreAdapter | R> =>
-  Effect.gen(function* () {
-    const store = yield* StoreAdapter
-    const clock = yield* HybridClock
-    const captured = Context.omit(...ofTheCaller)(yield* Effect.context<R>()) as Context.Context<R>
-    const turns = makeTurns()
-
-    const evaluateOnce = (id: string, command: C) =>
-      Effect.gen(function* () {
-        const inside = yield* insideTransaction
-        const metadata = yield* Metadata
-        const evaluated = evaluate(definition, store, clock, metadata, inside, id, command)
-        // Whoever waits inside a transaction may wait for somebody who waits for that transaction.
-        const { events, root } = yield* inside ? evaluated : turns.take(id)(evaluated)
-        return { state: root.state, sequence: root.sequence, events }
-      })
-
-    return {
-      evaluate: (id, command) =>
-        Effect.mapInputContext(evaluateOnce(id, command), (caller: Context.Context<never>) =>
-          Context.merge(caller, captured)
-        ),
-      load: (id) => load(definition, store, id),
-      replay: (id, sequence) => {
-        const refused = (message: string) =>
-          new ValidationError({
-            operation: `${definition.name}.replay`,
-            issues: [new ValidationIssue({ index: 0, path: ["sequence"], message })]
-          })
-        if (!Number.isInteger(sequence) || sequence < 0 || sequence > maxSequence) {
-          return Effect.fail(refused(`must be an integer from 0 to ${maxSequence}`))
-        }
-        return Effect.flatMap(load(definition, store, id, sequence), (root) =>
-          root.sequence === sequence
-            ? Effect.succeed(root.state)
-            : Effect.fail(refused(`must be at most ${root.sequence}, the sequence of the last event`))
-        )
-      },
-      snapshot: (id) => Effect.flatMap(load(definition, store, id), (root) => commitSnapshot(definition, store, root))
-    }
-  })
-
-/** What stays the caller's own when the services of the handlers come from the layer: its place in time, so to say. */
-const ofTheCaller = [SqlClient.TransactionConnection, StoreTransaction, HoldsTurn, Metadata, Tracer.ParentSpan] as const

@@ -23,6 +23,8 @@ import type { StoreError } from "./StoreError.js"
 export interface Projection<out E = never, out R = never> {
   /** Names the projection in traces and messages. */
   readonly name: string
+  /** The types of the events that concern it: all, when it does not say. A commit without them takes the short way. */
+  readonly events?: ReadonlyArray<string> | undefined
   /** What is to be done for one event. */
   readonly project: (event: Event) => Effect.Effect<void, E, R>
 }
@@ -105,6 +107,7 @@ export const make = <A extends Tagged, I extends Tagged, Handlers extends Projec
   )
   return {
     name: options.name,
+    events: [...handlers.keys()],
     project: (envelope) => {
       const handler = handlers.get(envelope.type)
       return handler === undefined

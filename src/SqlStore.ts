@@ -10,17 +10,20 @@ import type * as Statement from "@effect/sql/Statement"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
-import type { StoredEvent } from "./Event.js"
+import { maxSequence, type StoredEvent } from "./Event.js"
 import { type Commit, makeCoalescer, type Verdict } from "./internal/coalesce.js"
 import { textProblem } from "./internal/json.js"
 import { promptly } from "./internal/promptly.js"
-import { fromSqlError, type Phase } from "./internal/sqlError.js"
+import { prepareRange, restoreSnapshot, restoreStream } from "./internal/record.js"
+import { fromSqlError, isStrayCancel, type Phase } from "./internal/sqlError.js"
 import { migrate as migrateSchema } from "./internal/sqlMigrations.js"
 import { withTransaction } from "./internal/sqlTransaction.js"
 import { insideSqlTransaction } from "./internal/storeTransaction.js"
+import { provideStreamReader } from "./internal/streamReader.js"
+import { spanned } from "./internal/tracing.js"
 import type { StoredSnapshot } from "./Snapshot.js"
 import { makeEncoded, type SequenceRange, StoreAdapter, type StoreAdapterService } from "./StoreAdapter.js"
-import { RetryCommand, StoreError } from "./StoreError.js"
+import { RetryCommand, StoreError, type ValidationError } from "./StoreError.js"
 
 /**
  * The switches of the store.
@@ -64,7 +67,9 @@ export const make = (options?: SqlStoreOptions): Effect.Effect<StoreAdapterServi
     ): Effect.Effect<A, StoreError> => {
       const told = (as: Phase) => Effect.mapError(effect, (error) => fromSqlError(operation, as, error))
       return Effect.flatMap(insideSqlTransaction, (inside) =>
-        inside ? withTransaction(sql, operation, told("writing")) : promptly(told(phase))
+        inside
+          ? withTransaction(sql, operation, told("writing"))
+          : promptly(Effect.retry(told(phase), { times: 3, while: isStrayCancel }))
       )
     }
 
@@ -75,14 +80,28 @@ export const make = (options?: SqlStoreOptions): Effect.Effect<StoreAdapterServi
         onSuccess: (outcomes) => verdictsOf(outcomes)[0]
       })
 
+    /** One statement of an aggregate that loads. */
+    const read = <A>(
+      operation: string,
+      id: string,
+      minSequence: number,
+      upTo: number,
+      select: (range: SequenceRange) => Effect.Effect<A, SqlError>
+    ): Effect.Effect<A, ValidationError | StoreError> =>
+      Effect.flatMap(prepareRange(operation, id, minSequence, { maxSequence: upTo }), (range) =>
+        spanned(`SqlStore.${operation}`, { attributes: { "aggregate.id": id } })(
+          statement(operation, "reading", select(range))
+        )
+      )
+
     const commit = yield* makeCoalescer((commits, hurried) =>
       Effect.mapBoth(insertCommits(sql, schema, commits, hurried), {
         onFailure: (error) => fromSqlError("commitEvents", "committing", error),
         onSuccess: verdictsOf
-      })
+      }).pipe(Effect.retry({ times: 3, while: isStrayCancel }))
     )
 
-    return makeEncoded({
+    const service = makeEncoded({
       name: "SqlStore",
       append: (events) =>
         Effect.flatMap(insideSqlTransaction, (inside) =>
@@ -107,13 +126,36 @@ export const make = (options?: SqlStoreOptions): Effect.Effect<StoreAdapterServi
         Effect.asVoid(statement("commitSnapshot", "committing", upsertSnapshot(sql, schema, snapshot))),
       readEvents: (range) =>
         Effect.map(statement("getEvents", "reading", selectEvents(sql, schema, range)), (rows) =>
-          rows.map((row) => ({ ...row, aggregateId: range.aggregateId, type: withoutDot(row.type) }))
+          rows.map((row) => eventOf(range.aggregateId, row))
         ),
       readSnapshot: (range) =>
         Effect.map(statement("getSnapshot", "reading", selectSnapshot(sql, schema, range)), ([row]) =>
           Option.map(Option.fromNullable(row), (found) => ({ ...found, aggregateId: range.aggregateId }))
         )
     })
+
+    provideStreamReader(service, {
+      events: (id, minSequence, limit) =>
+        read("getEvents", id, minSequence, maxSequence, (range) =>
+          Effect.map(selectEvents(sql, schema, range, limit), (rows) => {
+            const events = restoreStream(rows.map((row) => eventOf(id, row)))
+            return { events, more: events.length >= limit }
+          })
+        ),
+      fromSnapshot: (id, upTo, limit) =>
+        read("getEvents", id, 1, upTo, (range) =>
+          Effect.map(selectStream(sql, schema, range, limit), (rows) => {
+            const place = rows.findIndex(({ type }) => type === null)
+            const snapshot = Option.map(Option.fromNullable(rows[place]), (row) =>
+              restoreSnapshot({ ...row, aggregateId: id })
+            )
+            const events = restoreStream(rows.filter(({ type }) => type !== null).map((row) => eventOf(id, row)))
+            return { events, more: events.length >= limit, snapshot }
+          })
+        )
+    })
+
+    return service
   })
 
 /**
@@ -268,13 +310,49 @@ const upsertSnapshot = (sql: SqlClient.SqlClient, schema: Statement.Fragment, sn
 // with anything come behind a dot: PGlite takes U+FEFF at the start of a text for a byte order mark, and drops it.
 const withoutDot = (text: string): string => text.slice(1)
 
-const selectEvents = (sql: SqlClient.SqlClient, schema: Statement.Fragment, range: SequenceRange) =>
-  sql<
-    Omit<StoredEvent, "aggregateId">
-  >`select timestamp::text, sequence, '.' || type as type, body::text, metadata::text
+interface EventRow extends Omit<StoredEvent, "aggregateId" | "type"> {
+  /** None is that of a snapshot. */
+  readonly type: string | null
+}
+
+const eventOf = (aggregateId: string, { body, metadata, sequence, timestamp, type }: EventRow): StoredEvent => ({
+  timestamp,
+  aggregateId,
+  sequence,
+  type: withoutDot(type ?? ""),
+  body,
+  metadata
+})
+
+const selectEvents = (
+  sql: SqlClient.SqlClient,
+  schema: Statement.Fragment,
+  { aggregateId, maxSequence, minSequence }: SequenceRange,
+  limit?: number
+) =>
+  sql<EventRow>`select timestamp::text, sequence, '.' || type as type, body::text, metadata::text
     from ${schema}.event_log
-    where aggregate_id = ${range.aggregateId} and sequence between ${range.minSequence} and ${range.maxSequence}
-    order by sequence`
+    where aggregate_id = ${aggregateId} and sequence between ${minSequence} and ${maxSequence}
+    order by sequence ${limit === undefined ? sql`` : sql`limit ${limit}`}`
+
+/** The snapshot, if there is one, and the events after it. */
+const selectStream = (
+  sql: SqlClient.SqlClient,
+  schema: Statement.Fragment,
+  { aggregateId, maxSequence }: SequenceRange,
+  limit: number
+) =>
+  sql<EventRow>`with snapshot as materialized (
+      select timestamp, sequence, body, metadata from ${schema}.snapshots
+      where aggregate_id = ${aggregateId} and sequence <= ${maxSequence}
+    )
+    select timestamp::text, sequence, null as type, body::text, metadata::text from snapshot
+    union all (
+      select timestamp::text, sequence, '.' || type, body::text, metadata::text from ${schema}.event_log
+      where aggregate_id = ${aggregateId} and sequence > coalesce((select sequence from snapshot), 0)
+        and sequence <= ${maxSequence}
+      order by sequence limit ${limit}
+    )`
 
 const selectSnapshot = (sql: SqlClient.SqlClient, schema: Statement.Fragment, range: SequenceRange) =>
   sql<Omit<StoredSnapshot, "aggregateId">>`select timestamp::text, sequence, body::text, metadata::text

@@ -21,7 +21,7 @@ import { StoreTransaction } from "./internal/storeTransaction.js"
 import { spanned } from "./internal/tracing.js"
 import type { Projection } from "./Projection.js"
 import type { Snapshot, StoredSnapshot } from "./Snapshot.js"
-import type { RetryCommand, StoreError, ValidationError } from "./StoreError.js"
+import { type RetryCommand, type StoreError, ValidationError, ValidationIssue } from "./StoreError.js"
 
 /**
  * The bounds of a read.
@@ -189,27 +189,31 @@ export const makeEncoded = (store: EncodedStore): StoreAdapterService => {
   const traced = (operation: string, attributes: Record<string, unknown>) =>
     spanned(`${store.name}.${operation}`, { attributes })
 
+  const append = (operation: string, prepared: ReadonlyArray<StoredEvent>) =>
+    prepared.length === 0
+      ? Effect.void
+      : Effect.asVoid(store.append(prepared)).pipe(traced(operation, { events: prepared.length }))
+
   const commitEvents: StoreAdapterService["commitEvents"] = (events) =>
-    Effect.flatMap(prepareEvents("commitEvents", events), (prepared) =>
-      prepared.length === 0
-        ? Effect.void
-        : Effect.asVoid(store.append(prepared)).pipe(traced("commitEvents", { events: prepared.length }))
-    )
+    Effect.flatMap(prepareEvents("commitEvents", events), (prepared) => append("commitEvents", prepared))
 
   return {
     commitEvents,
     commitAll: (events, projections) =>
-      projections.length === 0
-        ? commitEvents(events)
-        : Effect.flatMap(prepareEvents("commitAll", events), (prepared) =>
-            prepared.length === 0
-              ? Effect.void
-              : store
-                  .appendWith(prepared, project(prepared, projections))
-                  .pipe(
-                    traced("commitAll", { events: prepared.length, projections: projections.map(({ name }) => name) })
-                  )
-          ),
+      !areProjections(projections)
+        ? Effect.fail(noProjections)
+        : projections.length === 0
+          ? commitEvents(events)
+          : Effect.flatMap(prepareEvents("commitAll", events), (prepared) => {
+              const concerned = projections.filter(concerns(prepared))
+              return concerned.length === 0
+                ? append("commitAll", prepared)
+                : store
+                    .appendWith(prepared, project(prepared, concerned))
+                    .pipe(
+                      traced("commitAll", { events: prepared.length, projections: concerned.map(({ name }) => name) })
+                    )
+            }),
     commitSnapshot: (snapshot) =>
       Effect.flatMap(prepareSnapshot(snapshot), (prepared) =>
         store.putSnapshot(prepared).pipe(traced("commitSnapshot", { "aggregate.id": prepared.aggregateId }))
@@ -230,6 +234,21 @@ export const makeEncoded = (store: EncodedStore): StoreAdapterService => {
 }
 
 // --- internal ---
+
+/** What the types promise; what comes past them is to fail as all bad input does. */
+const areProjections = (projections: ReadonlyArray<Projection.Any>): boolean =>
+  Array.isArray(projections) && projections.every((projection) => typeof projection?.project === "function")
+
+const noProjections = new ValidationError({
+  operation: "commitAll",
+  issues: [new ValidationIssue({ index: 0, path: ["projections"], message: "must be a list of projections" })]
+})
+
+/** Whether a projection has anything to do for one of the events. */
+const concerns =
+  (events: ReadonlyArray<StoredEvent>) =>
+  ({ events: types }: Projection.Any): boolean =>
+    events.length > 0 && (types === undefined || events.some(({ type }) => types.includes(type)))
 
 /** Projection by projection, event by event, never two at once: they share one transaction. */
 const project = <E, R>(

@@ -19,7 +19,7 @@ export interface Tagged {
 /** Encodes and decodes the events of a union of tagged schemas; compiled once. */
 export interface EventCodec<A extends Tagged> {
   /** The event that was stored; `UnreadableEvent` names aggregate, sequence and type. */
-  readonly decode: (operation: string, stored: Event) => Effect.Effect<A, StoreError>
+  readonly decode: (operation: string, stored: Event) => Either.Either<A, StoreError>
   /** The body to store, or what is wrong with the event. */
   readonly encode: (event: A, index: number) => Either.Either<Record<string, unknown>, ReadonlyArray<ValidationIssue>>
 }
@@ -28,16 +28,18 @@ export const makeEventCodec = <A extends Tagged, I extends Tagged>(schema: Schem
   const members = new Map<string, MemberCodec<A>>()
   for (const [tag, asts] of membersByTag(schema.ast)) {
     const member: Schema.Schema<A, Tagged> = Schema.make(asts.length === 1 && asts[0] ? asts[0] : AST.Union.make(asts))
-    members.set(tag, { decode: Schema.decodeUnknownEither(member), encode: Schema.encodeUnknownEither(member) })
+    members.set(tag, {
+      decode: guarded(Schema.decodeUnknownEither(member)),
+      encode: guarded(Schema.encodeUnknownEither(member))
+    })
   }
   return {
     decode: (operation, stored) => {
       const member = members.get(stored.type)
-      if (member === undefined) return Effect.fail(unreadable(operation, stored, "no schema has this type"))
-      const decoded = member.decode({ ...stored.body, _tag: stored.type })
-      return Either.isRight(decoded)
-        ? Effect.succeed(decoded.right)
-        : Effect.fail(unreadable(operation, stored, decoded.left.message, decoded.left))
+      if (member === undefined) return Either.left(unreadable(operation, stored, "no schema has this type"))
+      return Either.mapLeft(member.decode({ ...stored.body, _tag: stored.type }), (error) =>
+        unreadable(operation, stored, error.message, error)
+      )
     },
     encode: (event, index) => {
       const member = members.get(event?._tag)
@@ -116,6 +118,21 @@ export const refusingBadInput = <A, E, R>(
       ? Option.some(Effect.fail(new ValidationError({ operation, issues: parseIssues(defect, 0) })))
       : Option.none()
   )
+
+/** A transformation of the schema's that throws says as much as one that fails. */
+export const guarded =
+  <A>(parse: (u: unknown) => Either.Either<A, ParseResult.ParseError>) =>
+  (u: unknown): Either.Either<A, ParseResult.ParseError> => {
+    try {
+      return parse(u)
+    } catch (thrown) {
+      return Either.left(
+        ParseResult.parseError(
+          new ParseResult.Type(AST.unknownKeyword, undefined, `can't be read: ${thrownMessage(thrown)}`)
+        )
+      )
+    }
+  }
 
 // --- internal ---
 

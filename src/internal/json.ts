@@ -15,10 +15,14 @@ export type Report = (path: ReadonlyArray<string | number>, message: string) => 
  * Refused are `undefined`, functions, symbols, `bigint`, `NaN` and the infinities, objects that are no plain ones (`Date`,
  * `Map`, class instances: JSON would keep a shadow of them), cycles, holes in arrays, and in strings and keys what
  * `jsonb` refuses: NUL, and surrogates without their other half.
+ *
+ * The text is written from what was checked, each value read once: a getter that answers differently the next time, or a
+ * `toJSON`, has no say in it.
  */
 export const stringifyObject = (value: unknown, report: Report): string | undefined => {
   let problems = 0
   let size = 0
+  let written = ""
   const path: Array<string | number> = []
   const ancestors = new Set<object>()
 
@@ -27,44 +31,61 @@ export const stringifyObject = (value: unknown, report: Report): string | undefi
     if (++problems >= maxIssues) throw new Enough()
   }
 
-  const checkText = (text: string, what: string): void => {
+  const writeText = (text: string, what: string): void => {
     size += text.length
     const problem = textProblem(text)
     if (problem !== undefined) refuse(`${what} ${problem}`)
+    written += JSON.stringify(text)
   }
 
-  const checkChild = <K extends string | number>(container: Readonly<Record<K, unknown>>, key: K): void => {
-    path.push(key)
-    if (typeof key === "string") checkText(key, "the key")
-    check(container[key])
-    path.pop()
-  }
-
-  const check = (current: unknown): void => {
+  const write = (current: unknown): void => {
     size += sizeOfValue
     if (size > maxSize) throw new TooLarge()
     switch (typeof current) {
       case "string":
-        return checkText(current, "the text")
-      case "boolean":
-        return
+        return writeText(current, "the text")
       case "number":
-        return Number.isFinite(current) ? undefined : refuse(`${current} is no JSON number`)
+        if (!Number.isFinite(current)) return refuse(`${current} is no JSON number`)
+        written += JSON.stringify(current)
+        return
+      case "boolean":
+        written += current
+        return
       case "object":
-        return current === null ? undefined : checkContainer(current)
+        if (current !== null) return writeContainer(current)
+        written += "null"
+        return
       default:
         return refuse(`${typeof current} can't be stored as JSON`)
     }
   }
 
-  const checkContainer = (container: object): void => {
+  const writeContainer = (container: object): void => {
     if (ancestors.has(container)) return refuse("a cycle: the value contains itself")
     if (path.length >= maxDepth) return refuse(`nested deeper than ${maxDepth} levels`)
     ancestors.add(container)
     if (Array.isArray(container)) {
-      for (let index = 0; index < container.length; index++) checkChild(container, index)
+      written += "["
+      for (let index = 0; index < container.length; index++) {
+        if (index > 0) written += ","
+        path.push(index)
+        write(container[index])
+        path.pop()
+      }
+      written += "]"
     } else if (isPlain(container)) {
-      for (const key of Object.keys(container)) checkChild(container, key)
+      written += "{"
+      let separator = ""
+      for (const key of Object.keys(container)) {
+        written += separator
+        separator = ","
+        path.push(key)
+        writeText(key, "the key")
+        written += ":"
+        write(container[key])
+        path.pop()
+      }
+      written += "}"
       if (Object.getOwnPropertySymbols(container).length > 0) refuse("keys that are symbols can't be stored as JSON")
     } else {
       refuse(`an object of class ${className(container)} can't be stored as JSON: encode it first`)
@@ -77,8 +98,8 @@ export const stringifyObject = (value: unknown, report: Report): string | undefi
       report([], "must be a JSON object")
       return undefined
     }
-    check(value)
-    return problems === 0 ? JSON.stringify(value) : undefined
+    write(value)
+    return problems === 0 ? written : undefined
   } catch (error) {
     if (error instanceof TooLarge) report([], `larger than ${maxSize / 1_000_000} MB`)
     // A getter or a proxy that throws while it is read.
@@ -106,6 +127,12 @@ export const isBounded = (value: unknown): boolean => {
   return true
 }
 
+/** Whether an object is what a literal makes, in whatever realm: not a `Date`, not a class' instance. */
+export const isPlain = (container: object): container is Record<string, unknown> => {
+  const prototype = Object.getPrototypeOf(container)
+  return prototype === null || Object.getPrototypeOf(prototype) === null
+}
+
 /** What a thrown value says, however it was made. */
 export const thrownMessage = (thrown: unknown): string => {
   try {
@@ -129,11 +156,6 @@ const sizeOfValue = 4
 class TooLarge extends Error {}
 
 class Enough extends Error {}
-
-const isPlain = (container: object): container is Record<string, unknown> => {
-  const prototype = Object.getPrototypeOf(container)
-  return prototype === null || Object.getPrototypeOf(prototype) === null
-}
 
 const className = (container: object): string => {
   const name: unknown = container.constructor?.name

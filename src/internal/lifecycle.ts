@@ -1,83 +1,25 @@
 /**
- * The way of a command: state, decision, commit; and the ways to a state: from the snapshot on, up to a sequence.
+ * The way of a command: its aggregate's turn, state, decision, commit, answer.
  */
+import * as Cause from "effect/Cause"
+import * as Clock from "effect/Clock"
 import * as Data from "effect/Data"
+import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
-import * as Either from "effect/Either"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as FiberId from "effect/FiberId"
 import * as Option from "effect/Option"
-import type * as Schedule from "effect/Schedule"
-import { type Event, maxSequence } from "../Event.js"
-import type { Projection } from "../Projection.js"
+import type { Event } from "../Event.js"
 import type { StoreAdapterService } from "../StoreAdapter.js"
-import { RetryCommand, StoreError, type StoreErrorReason, ValidationError, ValidationIssue } from "../StoreError.js"
-import type { HybridClockService, Timestamp } from "../Timestamp.js"
-import type { EventCodec, Tagged } from "./eventCodec.js"
-import type { StateCodec } from "./stateCodec.js"
-
-/** What an aggregate is made of, compiled. */
-export interface Definition<State, A extends Tagged, C extends Tagged, E, R> {
-  readonly name: string
-  readonly initialState: State
-  readonly events: EventCodec<A>
-  readonly state: StateCodec<State>
-  readonly evolve: (state: State, event: A) => State
-  readonly decide: (command: C, root: Loaded<State>) => Effect.Effect<ReadonlyArray<A>, E | ValidationError, R>
-  readonly projections: ReadonlyArray<Projection<E, R>>
-  readonly snapshotEvery: number | undefined
-  readonly retry: Schedule.Schedule<unknown>
-}
-
-/** A state and where in the stream it stands. */
-export interface Loaded<State> {
-  readonly id: string
-  readonly sequence: number
-  readonly state: State
-  /** Of the last event; there is none at sequence 0. */
-  readonly timestamp: Timestamp | undefined
-}
-
-/** The aggregate's state in the store, or the one that it had at a sequence. */
-export const load = <State, A extends Tagged, C extends Tagged, E, R>(
-  definition: Definition<State, A, C, E, R>,
-  store: StoreAdapterService,
-  id: string,
-  upTo: number = maxSequence
-): Effect.Effect<Loaded<State>, ValidationError | StoreError> =>
-  Effect.gen(function* () {
-    const snapshot = yield* store.getSnapshot(id, 1, { maxSequence: upTo })
-    const start = Option.flatMap(snapshot, (found) =>
-      Option.map(
-        definition.state.decode(found),
-        (state): Loaded<State> => ({ id, sequence: found.sequence, state, timestamp: found.timestamp })
-      )
-    )
-    const initial: Loaded<State> = { id, sequence: 0, state: definition.initialState, timestamp: undefined }
-    return yield* readOn(
-      definition,
-      store,
-      Option.getOrElse(start, () => initial),
-      upTo
-    )
-  })
-
-/** The state after the events that the store has beyond a known one. */
-const readOn = <State, A extends Tagged, C extends Tagged, E, R>(
-  definition: Definition<State, A, C, E, R>,
-  store: StoreAdapterService,
-  from: Loaded<State>,
-  upTo: number = maxSequence
-): Effect.Effect<Loaded<State>, ValidationError | StoreError> =>
-  Effect.gen(function* () {
-    let root = from
-    while (root.sequence < upTo) {
-      // In pages, so that a stream of millions takes no more memory than a page and the state.
-      const last = Math.min(root.sequence + pageSize, upTo)
-      const page = yield* store.getEvents(root.id, root.sequence + 1, { maxSequence: last })
-      for (const event of page) root = yield* fold(definition, root, event)
-      if (root.sequence < last) break
-    }
-    return root
-  })
+import { RetryCommand, type StoreError, type ValidationError } from "../StoreError.js"
+import type { HybridClockService } from "../Timestamp.js"
+import type { Tagged } from "./eventCodec.js"
+import { type Definition, type Loaded, load, refresh } from "./loading.js"
+import { grace } from "./promptly.js"
+import { type Recorded, record } from "./recording.js"
+import { type Group, HoldsTurn, passTurn, type Seat, type Seats, type Ticket, takeTurn } from "./seats.js"
+import { isPassing, retryWhile, settle } from "./settling.js"
 
 /** What a command came to. */
 export interface Outcome<State, A> {
@@ -85,49 +27,69 @@ export interface Outcome<State, A> {
   readonly events: ReadonlyArray<A>
 }
 
+/** What commands of one aggregate are evaluated with. */
+export interface Workplace<State, A extends Tagged, C extends Tagged, E, R> {
+  readonly definition: Definition<State, A, C, E, R>
+  readonly store: StoreAdapterService
+  readonly clock: HybridClockService
+  readonly seats: Seats<State>
+}
+
+type Failures<E> = E | RetryCommand | ValidationError | StoreError
+
 /**
  * Decides and commits, and again by the `retry` schedule while others come first, or while the store can't be read for a reason
- * that may pass. What was read once is not read again: a further round begins where the one before ended.
+ * that may pass.
+ *
+ * Commands on one aggregate are decided one at a time, in order of arrival. While others wait for their turn, what was decided is not
+ * committed yet: the next command is decided on the state that it leads to, and they are committed together. Nobody is answered
+ * before the commit, not even one who was refused, since the refusal is true only if what it was decided on is.
  */
 export const evaluate = <State, A extends Tagged, C extends Tagged, E, R>(
-  definition: Definition<State, A, C, E, R>,
-  store: StoreAdapterService,
-  clock: HybridClockService,
+  workplace: Workplace<State, A, C, E, R>,
+  metadata: Readonly<Record<string, unknown>>,
+  id: string,
+  command: C
+): Effect.Effect<Outcome<State, A>, Failures<E>, R> =>
+  Effect.suspend(() => {
+    const { definition } = workplace
+    let alone = false
+    const round: Effect.Effect<Outcome<State, A>, Failures<E> | ReadFailed, R> = Effect.catchAll(
+      Effect.suspend(() => decideInTurn(workplace, metadata, id, command, alone)),
+      (error) => {
+        if (!(error instanceof DecideAlone)) return Effect.fail(error)
+        alone = true
+        return round
+      }
+    )
+    return Effect.mapError(retryWhile(round, definition.retry, mayPass), unwrap)
+  })
+
+/**
+ * The same beside all turns and kept states, for who holds a turn already (two such could wait for each other for ever) and who is
+ * inside a transaction (what it reads may never come to be, and who waits for it may have to wait for its end).
+ */
+export const evaluateApart = <State, A extends Tagged, C extends Tagged, E, R>(
+  { clock, definition, store }: Workplace<State, A, C, E, R>,
   metadata: Readonly<Record<string, unknown>>,
   inTransaction: boolean,
   id: string,
   command: C
-): Effect.Effect<Outcome<State, A>, E | RetryCommand | ValidationError | StoreError, R> =>
+): Effect.Effect<Outcome<State, A>, Failures<E>, R> =>
   Effect.suspend(() => {
     let known: Loaded<State> | undefined
     const round = Effect.gen(function* () {
-      const root: Loaded<State> = yield* Effect.mapError(
-        known === undefined ? load(definition, store, id) : readOn(definition, store, known),
-        (error) => (!inTransaction && isPassing(error) ? new ReadFailed({ error }) : error)
-      )
+      const read = known === undefined ? load(definition, store, id) : refresh(definition, store, known)
+      const root: Loaded<State> = yield* inTransaction ? read : mayTryAgain(read)
       known = root
       const decided = yield* definition.decide(command, root)
       if (decided.length === 0) return { root, events: decided }
-      const events = yield* record(definition, clock, metadata, root, decided)
-      yield* inTransaction
-        ? store.commitAll(events, definition.projections)
-        : settle(definition.retry, store.commitAll(events, definition.projections))
-      const after = decided.reduce(definition.evolve, root.state)
-      const last = events.at(-1)
-      return {
-        root: {
-          id,
-          sequence: root.sequence + events.length,
-          state: after,
-          timestamp: last === undefined ? root.timestamp : last.timestamp
-        },
-        events: decided
-      }
+      const recorded = yield* record(definition, clock, metadata, root, decided)
+      const commit = store.commitAll(recorded.events, definition.projections)
+      yield* inTransaction ? commit : settle(definition.retry, commit)
+      return { root: recorded.root, events: decided }
     })
-    return Effect.mapError(
-      Effect.retry(round, { schedule: definition.retry, while: mayPass }),
-      (error): E | RetryCommand | ValidationError | StoreError => (error instanceof ReadFailed ? error.error : error)
-    )
+    return Effect.mapError(retryWhile(round, definition.retry, mayPass), unwrap)
   }).pipe(Effect.tap(({ events, root }) => snapshotWhenDue(definition, store, root, events.length)))
 
 /** Stores a snapshot of the state. */
@@ -145,110 +107,301 @@ export const commitSnapshot = <State, A extends Tagged, C extends Tagged, E, R>(
 
 // --- internal ---
 
-const pageSize = 5000
+/** As many events as a group grows to. */
+const maxGroup = 1000
+
+/** How long those who have decided wait for one who decides slowly, in milliseconds. */
+const patience = 5
 
 /**
  * Reading failed before anything was decided. It is told from a failed commit, since trying that again would be deciding again.
  */
 class ReadFailed extends Data.TaggedError("ReadFailed")<{ readonly error: StoreError | ValidationError }> {}
 
+/** The commit of several failed, maybe through the fault of one: each is to be decided and committed by itself. */
+class DecideAlone extends Data.TaggedError("DecideAlone") {}
+
 const mayPass = (error: unknown): boolean => error instanceof RetryCommand || error instanceof ReadFailed
 
-const fold = <State, A extends Tagged, C extends Tagged, E, R>(
-  definition: Definition<State, A, C, E, R>,
-  root: Loaded<State>,
-  stored: Event
-): Effect.Effect<Loaded<State>, StoreError> => {
-  const { aggregate } = stored.metadata
-  if (aggregate !== undefined && aggregate !== definition.name) {
-    return Effect.fail(
-      unusable(definition.name, stored, "ForeignEvent", `was written by an aggregate ${JSON.stringify(aggregate)}`)
-    )
-  }
-  if (stored.sequence !== root.sequence + 1) {
-    return Effect.fail(
-      unusable(definition.name, stored, "UnreadableEvent", `stands where event ${root.sequence + 1} is missing`)
-    )
-  }
-  return Effect.map(definition.events.decode(definition.name, stored), (event) => ({
-    id: root.id,
-    sequence: stored.sequence,
-    state: definition.evolve(root.state, event),
-    timestamp: stored.timestamp
-  }))
+const unwrap = <E>(error: E | ReadFailed): E | StoreError | ValidationError =>
+  error instanceof ReadFailed ? error.error : error
+
+const mayTryAgain = <A>(
+  read: Effect.Effect<A, ValidationError | StoreError>
+): Effect.Effect<A, ValidationError | StoreError | ReadFailed> =>
+  Effect.mapError(read, (error) => (isPassing(error) ? new ReadFailed({ error }) : error))
+
+/** What a command was decided on, and what it came to. */
+interface Decision<State, A, E> {
+  /** The group whose events lead to the state, and are not known to be stored yet. */
+  readonly basis: Group<State> | undefined
+  readonly exit: Exit.Exit<Recorded<State> & { readonly decided: ReadonlyArray<A> }, E>
 }
 
-/** Numbers and stamps what was decided. */
-const record = <State, A extends Tagged, C extends Tagged, E, R>(
-  definition: Definition<State, A, C, E, R>,
-  clock: HybridClockService,
+type Restore = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
+
+/** One round: everything between taking the turn and the answer. Interruptible where it waits for others, or for the store. */
+const decideInTurn = <State, A extends Tagged, C extends Tagged, E, R>(
+  workplace: Workplace<State, A, C, E, R>,
   metadata: Readonly<Record<string, unknown>>,
-  root: Loaded<State>,
-  decided: ReadonlyArray<A>
-): Effect.Effect<ReadonlyArray<Event>, ValidationError | StoreError> =>
-  Effect.gen(function* () {
-    // So that time rises along the aggregate, whichever node wrote its last event.
-    if (root.timestamp !== undefined) yield* clock.receive(root.timestamp)
-    const common = Either.map(readMetadata(metadata), (own) => ({ ...own, aggregate: definition.name }))
-    const issues: Array<ValidationIssue> = Either.isLeft(common) ? [common.left] : []
-    const events: Array<Event> = []
-    for (const [index, event] of decided.entries()) {
-      const body = definition.events.encode(event, index)
-      if (Either.isLeft(body)) issues.push(...body.left)
-      if (Either.isLeft(body) || Either.isLeft(common)) continue
-      events.push({
-        timestamp: yield* clock.now,
-        aggregateId: root.id,
-        sequence: root.sequence + 1 + index,
-        type: event._tag,
-        body: body.right,
-        metadata: common.right
+  id: string,
+  command: C,
+  alone: boolean
+): Effect.Effect<Outcome<State, A>, Failures<E> | ReadFailed | DecideAlone, R> =>
+  Effect.uninterruptibleMask((restore: Restore) =>
+    Effect.flatMap(Clock.currentTimeMillis, (now) => {
+      const seat = workplace.seats.at(id, now)
+      const ticket: Ticket = { holds: false }
+      return Effect.flatMap(takeTurn(seat, ticket, restore), (taken) => {
+        if (Exit.isFailure(taken)) {
+          return Effect.zipRight(
+            ticket.holds ? releaseTurn(workplace, seat) : Effect.void,
+            Effect.failCause(taken.cause)
+          )
+        }
+        return Effect.flatMap(
+          Effect.exit(restore(decide(workplace, metadata, seat, command, alone))),
+          (decision): Effect.Effect<Outcome<State, A>, Failures<E> | ReadFailed | DecideAlone, R> =>
+            Exit.isSuccess(decision)
+              ? conclude(workplace, seat, decision.value, alone, restore)
+              : Effect.zipRight(releaseTurn(workplace, seat), Effect.failCause(decision.cause))
+        )
+      })
+    })
+  )
+
+/** Decides on the newest state there is, with the turn in hand. */
+const decide = <State, A extends Tagged, C extends Tagged, E, R>(
+  workplace: Workplace<State, A, C, E, R>,
+  metadata: Readonly<Record<string, unknown>>,
+  seat: Seat<State>,
+  command: C,
+  alone: boolean
+): Effect.Effect<Decision<State, A, Failures<E>>, Failures<E> | ReadFailed, R> => {
+  const { clock, definition, store } = workplace
+
+  const decideOn = (
+    root: Loaded<State>,
+    basis: Group<State> | undefined
+  ): Effect.Effect<Decision<State, A, Failures<E>>, never, R> =>
+    Effect.map(
+      Effect.exit(
+        Effect.provideService(
+          Effect.flatMap(definition.decide(command, root), (decided) =>
+            decided.length === 0
+              ? Effect.succeed({ decided, root, events: [] })
+              : Effect.map(record(definition, clock, metadata, root, decided), (recorded) => ({ ...recorded, decided }))
+          ),
+          HoldsTurn,
+          true
+        )
+      ),
+      (exit) => ({ basis, exit })
+    )
+
+  const again = Effect.suspend(() => decide(workplace, metadata, seat, command, alone))
+
+  return Effect.suspend(() => {
+    const { group, kept } = seat
+    if (group !== undefined) {
+      if (!alone) return decideOn(group.root, group)
+      // On nothing that may fall with the others.
+      return Effect.zipRight(
+        group.sealed ? Effect.void : commitGroup(workplace, seat, group, false),
+        Effect.zipRight(Deferred.await(group.done), again)
+      )
+    }
+    if (kept === undefined || seat.stale) {
+      const read = kept === undefined ? load(definition, store, seat.id) : refresh(definition, store, kept)
+      return Effect.flatMap(mayTryAgain(read), (root) => {
+        seat.kept = root
+        seat.stale = false
+        return decideOn(root, undefined)
       })
     }
-    const [first, ...rest] = issues
-    return first === undefined
-      ? events
-      : yield* new ValidationError({ operation: `${definition.name}.evaluate`, issues: [first, ...rest] })
+    return Effect.flatMap(decideOn(kept, undefined), (decision) => {
+      if (!commitsNothing(decision.exit)) return Effect.succeed(decision)
+      // Events on an outdated state could not be committed, but nothing would stop a refusal.
+      return Effect.flatMap(mayTryAgain(refresh(definition, store, kept)), (root) => {
+        if (root === kept) return Effect.succeed(decision)
+        seat.kept = root
+        return again
+      })
+    })
   })
-
-/** What was set around the command; it comes from the application, and may be anything. */
-const readMetadata = (metadata: unknown): Either.Either<object, ValidationIssue> => {
-  try {
-    if (typeof metadata === "object" && metadata !== null && !Array.isArray(metadata)) {
-      return Either.right({ ...metadata })
-    }
-  } catch {
-    // A proxy or getter that throws.
-  }
-  return Either.left(new ValidationIssue({ index: 0, path: ["metadata"], message: "must be a JSON object" }))
 }
 
-/**
- * Finds out what became of a commit by committing the same events again: if they were stored that succeeds and writes
- * nothing. Deciding again instead could apply a command twice. Where the schedule ends before it is known, the failure is
- * `CommitUnknown`, whatever the last attempt said.
- */
-const settle = <E, R>(
-  schedule: Schedule.Schedule<unknown>,
-  commit: Effect.Effect<void, E | StoreError, R>
-): Effect.Effect<void, E | StoreError, R> =>
-  Effect.suspend(() => {
-    let unknown: StoreError | undefined
-    return commit.pipe(
-      Effect.tapError((error) =>
-        Effect.sync(() => {
-          if (error instanceof StoreError && error.reason === "CommitUnknown") unknown = error
-        })
-      ),
-      Effect.retry({ schedule, while: isPassing }),
-      Effect.mapError((error) => (isPassing(error) && unknown !== undefined ? unknown : error))
+/** Whether an answer would be given without the store having its say. */
+const commitsNothing = (exit: Exit.Exit<{ readonly events: ReadonlyArray<unknown> }, unknown>): boolean =>
+  Exit.isSuccess(exit) ? exit.value.events.length === 0 : !Cause.isInterrupted(exit.cause)
+
+/** What follows from a decision: commit it, alone or with others, pass the turn on, answer. */
+const conclude = <State, A extends Tagged, C extends Tagged, E, R>(
+  workplace: Workplace<State, A, C, E, R>,
+  seat: Seat<State>,
+  { basis, exit }: Decision<State, A, Failures<E>>,
+  alone: boolean,
+  restore: Restore
+): Effect.Effect<Outcome<State, A>, Failures<E> | DecideAlone, R> => {
+  const outcome = Exit.map(exit, ({ decided, root }): Outcome<State, A> => ({ root, events: decided }))
+  const release = releaseTurn(workplace, seat)
+
+  if (Exit.isFailure(exit) || exit.value.events.length === 0) {
+    // Decided on what is stored, or given up.
+    if (basis === undefined || !commitsNothing(exit)) return Effect.zipRight(release, outcome)
+    basis.members++
+    basis.live++
+    return Effect.zipRight(
+      basis.sealed ? release : passOn(workplace, seat, basis, alone),
+      answerWith(basis, outcome, restore)
     )
+  }
+
+  const { events, root } = exit.value
+  if (basis?.sealed) {
+    // It was sealed while this was decided on it. If it is stored, this is the beginning of the next.
+    basis.members++
+    basis.live++
+    return Effect.flatMap(Effect.exit(answerWith(basis, outcome, restore)), (stored) =>
+      Exit.isFailure(stored)
+        ? Effect.zipRight(release, Effect.failCause(stored.cause))
+        : conclude(workplace, seat, { basis: undefined, exit }, alone, restore)
+    )
+  }
+
+  if (basis === undefined && (alone || seat.waiting.size === 0)) {
+    return Effect.flatMap(Effect.exit(restore(commit(workplace, events))), (committed) => {
+      stored(seat, root, committed)
+      return Effect.zipRight(
+        release,
+        Exit.isFailure(committed)
+          ? Effect.failCause(committed.cause)
+          : Effect.zipRight(
+              restore(snapshotWhenDue(workplace.definition, workplace.store, root, events.length)),
+              outcome
+            )
+      )
+    })
+  }
+
+  const group = basis ?? {
+    root,
+    events: [],
+    members: 0,
+    live: 0,
+    sealed: false,
+    fiber: undefined,
+    done: Deferred.unsafeMake(FiberId.none)
+  }
+  group.events.push(...events)
+  group.root = root
+  group.members++
+  group.live++
+  return Effect.zipRight(passOn(workplace, seat, group, alone), answerWith(group, outcome, restore))
+}
+
+/** Lets the next command be decided on an open group, or commits it when there is none. */
+const passOn = <State, A extends Tagged, C extends Tagged, E, R>(
+  workplace: Workplace<State, A, C, E, R>,
+  seat: Seat<State>,
+  group: Group<State>,
+  alone: boolean
+): Effect.Effect<void, never, R> => {
+  if (alone || group.events.length >= maxGroup || !passTurn(seat)) return commitGroup(workplace, seat, group, true)
+  if (seat.group === group) return Effect.void
+  seat.group = group
+  const patiently = Effect.withClock(Effect.sleep(patience), Clock.make())
+  return Effect.asVoid(
+    Effect.forkDaemon(
+      Effect.zipRight(
+        patiently,
+        Effect.suspend(() => (group.sealed ? Effect.void : commitGroup(workplace, seat, group, false)))
+      )
+    )
+  )
+}
+
+/** Commits a group in a fiber that belongs to none of its callers; the turn, where it comes along, is passed on afterwards. */
+const commitGroup = <State, A extends Tagged, C extends Tagged, E, R>(
+  workplace: Workplace<State, A, C, E, R>,
+  seat: Seat<State>,
+  group: Group<State>,
+  withTurn: boolean
+): Effect.Effect<void, never, R> =>
+  Effect.suspend(() => {
+    group.sealed = true
+    seat.group = group
+    const committing = Effect.onExit(
+      Effect.interruptible(group.live > 0 ? commit(workplace, group.events) : Effect.interrupt),
+      (exit) => {
+        seat.group = undefined
+        stored(seat, group.root, exit)
+        return Effect.zipRight(
+          withTurn ? releaseTurn(workplace, seat) : Effect.sync(() => workplace.seats.leave(seat)),
+          Effect.zipRight(
+            Exit.isSuccess(exit)
+              ? snapshotWhenDue(workplace.definition, workplace.store, group.root, group.events.length)
+              : Effect.void,
+            Deferred.succeed(group.done, exit)
+          )
+        )
+      }
+    )
+    return Effect.map(Effect.forkDaemon(Effect.exit(committing)), (fiber) => {
+      group.fiber = fiber
+    })
   })
 
-/** Whether a failure of the store may be gone the next time. */
-const isPassing = (error: unknown): boolean => error instanceof StoreError && passing.has(error.reason)
+/** Waits until the group is stored, and answers; where it is not, this command fails as the group did, or is decided alone. */
+const answerWith = <State, A, E>(
+  group: Group<State>,
+  outcome: Exit.Exit<Outcome<State, A>, Failures<E>>,
+  restore: Restore
+): Effect.Effect<Outcome<State, A>, Failures<E> | DecideAlone> =>
+  Effect.flatMap(
+    Effect.exit(restore(Deferred.await(group.done))),
+    (waited): Effect.Effect<Outcome<State, A>, Failures<E> | DecideAlone> => {
+      if (Exit.isFailure(waited)) return Effect.zipRight(withdraw(group), Effect.failCause(waited.cause))
+      const result = waited.value as Exit.Exit<void, Failures<E>>
+      if (Exit.isSuccess(result)) return outcome
+      return group.members === 1 || isShared(result.cause) ? Effect.failCause(result.cause) : new DecideAlone()
+    }
+  )
 
-const passing: ReadonlySet<StoreErrorReason> = new Set(["CommitUnknown", "ConnectionLost", "Unavailable", "Contention"])
+const withdraw = <State>(group: Group<State>): Effect.Effect<void> =>
+  Effect.suspend(() => {
+    if (--group.live > 0 || group.fiber === undefined) return Effect.void
+    const end = Effect.timeoutOption(Effect.interruptible(Deferred.await(group.done)), grace)
+    return Effect.zipRight(Fiber.interruptFork(group.fiber), Effect.withClock(end, Clock.make()))
+  })
+
+/** Whether the failure of a group is that of each of its commands: somebody else came first, or the store is out of reach. */
+const isShared = (cause: Cause.Cause<unknown>): boolean =>
+  Option.exists(Cause.failureOption(cause), (error) => error instanceof RetryCommand || isPassing(error))
+
+const commit = <State, A extends Tagged, C extends Tagged, E, R>(
+  { definition, store }: Workplace<State, A, C, E, R>,
+  events: ReadonlyArray<Event>
+): Effect.Effect<void, Failures<E>, R> => settle(definition.retry, store.commitAll(events, definition.projections))
+
+/** Keeps what was stored. After a failure nobody knows what is. */
+const stored = <State>(seat: Seat<State>, root: Loaded<State>, exit: Exit.Exit<unknown, unknown>): void => {
+  if (Exit.isSuccess(exit)) seat.kept = root
+  seat.stale = Exit.isFailure(exit)
+}
+
+/** Gives the turn to the next; where there is none, what was decided so far is committed first. */
+const releaseTurn = <State, A extends Tagged, C extends Tagged, E, R>(
+  workplace: Workplace<State, A, C, E, R>,
+  seat: Seat<State>
+): Effect.Effect<void, never, R> =>
+  Effect.suspend(() => {
+    if (passTurn(seat)) return Effect.void
+    if (seat.group?.sealed === false) return commitGroup(workplace, seat, seat.group, true)
+    seat.taken = false
+    workplace.seats.leave(seat)
+    return Effect.void
+  })
 
 const snapshotWhenDue = <State, A extends Tagged, C extends Tagged, E, R>(
   definition: Definition<State, A, C, E, R>,
@@ -265,18 +418,3 @@ const snapshotWhenDue = <State, A extends Tagged, C extends Tagged, E, R>(
       )
     : Effect.void
 }
-
-const unusable = (
-  operation: string,
-  { aggregateId, sequence, type }: Event,
-  reason: "ForeignEvent" | "UnreadableEvent",
-  why: string
-): StoreError =>
-  new StoreError({
-    reason,
-    operation,
-    description: `event ${sequence} of aggregate ${JSON.stringify(aggregateId)}, of type ${JSON.stringify(type)}, ${why}`,
-    aggregateId,
-    sequence,
-    type
-  })

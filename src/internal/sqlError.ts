@@ -25,6 +25,13 @@ export const fromSqlError = (operation: string, phase: Phase, error: SqlError): 
   })
 }
 
+/**
+ * Whether a statement was cancelled that nobody here asked to cancel. `@effect/sql-pg` cancels an interrupted statement by its
+ * connection, through another one; when the statement ends before that, the next one on the connection is hit.
+ */
+export const isStrayCancel = (error: unknown): boolean =>
+  error instanceof StoreError && error.code === "57014" && !/timeout/i.test(error.description)
+
 // --- internal ---
 
 const describe: Record<StoreErrorReason, string> = {
@@ -56,7 +63,7 @@ const classify = (phase: Phase, code: string | undefined, error: SqlError): Stor
 
 const neverConnected =
   /^(ECONNREFUSED|ENOTFOUND|EHOSTUNREACH|ENETUNREACH|EAI_AGAIN|ENOENT|08001|08004|28...|53300|57P03)$/
-const connectionBroke = /^(E[A-Z]{3,}|08...|57P0[1245])$/
+const connectionBroke = /^(E[A-Z0-9_]{3,}|08...|57P0[1245]|40003)$/
 const connectionMessage = /connection|terminated|not queryable|timeout|socket|ended|closed/i
 
 // https://www.postgresql.org/docs/current/errcodes-appendix.html

@@ -23,7 +23,9 @@ export const migrate = (sql: SqlClient.SqlClient, name: string, schema: Fragment
       Effect.gen(function* () {
         // A lock of the transaction, not of the session: it works through a pooler, and can't be left behind.
         yield* sql`select pg_advisory_xact_lock(hashtextextended(${`effect-maestro/${name}`}, 0))`
-        yield* sql`create schema if not exists ${schema}`
+        // Asked first: `if not exists` wants the right to create even where nothing is to be created.
+        const found = yield* sql`select 1 from pg_namespace where nspname = ${name}`
+        if (found.length === 0) yield* sql`create schema ${schema}`
         yield* sql`create table if not exists ${schema}.migrations (
           id int primary key,
           name text not null,

@@ -1,28 +1,33 @@
 /**
- * `SqlClient.withTransaction` without its traps: failures stay failures, and waiting for a connection can be given up.
+ * Transactions of the store, on any `SqlClient`. They are told to the application's statements as `SqlClient.withTransaction`
+ * does, so those inside take part, but without its traps:
+ *
+ * - It turns an error at COMMIT or ROLLBACK into a defect. Here the first is told as what it means for the commit, and the second does
+ *   not hide why there was a rollback.
+ * - Postgres answers COMMIT by a silent rollback where a statement has failed and its failure was handled without a
+ *   savepoint. Here that is a failure: success means stored.
+ * - Its wait for a pooled connection can't be interrupted.
+ * - Two transactions at once inside of one use one savepoint, and undo each other. Here they take turns.
+ * - A fiber that outlives its transaction goes on writing to the connection, which may be a stranger's by then. Here the
+ *   connection is closed to it.
  */
 import * as SqlClient from "@effect/sql/SqlClient"
 import type { Connection } from "@effect/sql/SqlConnection"
 import { SqlError } from "@effect/sql/SqlError"
-import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
 import * as Scope from "effect/Scope"
-import type { StoreError } from "../StoreError.js"
+import * as Stream from "effect/Stream"
+import { StoreError } from "../StoreError.js"
 import { fromSqlError } from "./sqlError.js"
+import { spanned } from "./tracing.js"
 
 /**
  * Runs an effect in a transaction: the caller's, from a savepoint on, or one of its own. The effect's failures come back
- * as they are. What goes wrong in the transaction itself comes as `StoreError`:
- *
- * - `withTransaction` turns an error at COMMIT or ROLLBACK into a defect. At COMMIT it is told as what it means for the
- *   commit; at ROLLBACK it does not hide why there was a rollback: a transaction that can't be rolled back any more has
- *   ended with its connection.
- * - Its wait for a pooled connection can't be interrupted. So the connection is waited for in a fiber that is left behind
- *   when the caller gives up, and hands the connection back when it comes.
+ * as they are; what goes wrong in the transaction itself is a `StoreError`.
  */
 export const withTransaction = <A, E, R>(
   sql: SqlClient.SqlClient,
@@ -31,52 +36,131 @@ export const withTransaction = <A, E, R>(
 ): Effect.Effect<A, E | StoreError, R> =>
   Effect.contextWithEffect((context: Context.Context<never>) => {
     const outer = Context.getOption(context, SqlClient.TransactionConnection)
-    return Option.isSome(outer)
-      ? settle(sql, operation, "writing", effect)
-      : (Effect.scoped(
-          Effect.flatMap(reserve(sql, operation), (connection) =>
-            settle(sql, operation, "committing", effect).pipe(
-              // Depth -1: a reserved connection on which no transaction is open yet, so that `withTransaction` opens one.
-              Effect.provideService(SqlClient.TransactionConnection, [connection, -1])
-            )
-          )
-        ) as Effect.Effect<A, E | StoreError, R>)
+    return Option.isSome(outer) ? inner(operation, outer.value, effect) : outermost(sql, operation, effect)
   })
 
 // --- internal ---
 
-const settle = <A, E, R>(
+type Open = readonly [connection: Connection, depth: number]
+
+const outermost = <A, E, R>(
   sql: SqlClient.SqlClient,
   operation: string,
-  phase: "writing" | "committing",
   effect: Effect.Effect<A, E, R>
 ): Effect.Effect<A, E | StoreError, R> =>
-  Effect.suspend(() => {
-    let result: Exit.Exit<A, E> | undefined
-    const observed = Effect.onExit(effect, (exit) =>
-      Effect.sync(() => {
-        result = exit
-      })
-    )
-    return sql.withTransaction(observed).pipe(
-      Effect.catchAllCause((cause): Effect.Effect<A, E | StoreError> => {
-        // The effect failed, or was interrupted: that is the answer, even if the rollback failed too.
-        if (result !== undefined && Exit.isFailure(result)) return Effect.failCause(result.cause)
-        const error = sqlErrorIn(cause)
-        if (Option.isNone(error)) return Effect.failCause(cause as Cause.Cause<never>)
-        // With no result the transaction did not even begin.
-        return Effect.fail(fromSqlError(operation, result === undefined ? "writing" : phase, error.value))
-      })
-    )
-  })
+  Effect.scoped(
+    Effect.flatMap(reserve(sql, operation), (connection) => {
+      const lease = { over: false }
+      return Effect.uninterruptibleMask((restore) =>
+        Effect.flatMap(
+          Effect.mapError(
+            // Whatever the database has for a default: a commit has to see what others have committed.
+            connection.executeUnprepared("BEGIN ISOLATION LEVEL READ COMMITTED", [], undefined),
+            (error) => fromSqlError(operation, "writing", error)
+          ),
+          () =>
+            Effect.flatMap(
+              Effect.exit(restore(on([leased(connection, lease), 0], effect))),
+              (exit): Effect.Effect<A, E | StoreError> => {
+                lease.over = true
+                return Exit.isSuccess(exit)
+                  ? Effect.zipRight(commit(operation, connection), exit)
+                  : // One that can't be rolled back any more has ended with its connection.
+                    Effect.zipRight(Effect.ignore(Effect.retry(rollback(connection), { times: 2 })), exit)
+              }
+            )
+        )
+      )
+    })
+  ).pipe(spanned("sql.transaction", { kind: "client" })) as Effect.Effect<A, E | StoreError, R>
 
-const sqlErrorIn = (cause: Cause.Cause<unknown>): Option.Option<SqlError> =>
-  Option.filter(
-    Option.orElse(Cause.failureOption(cause), () => Cause.dieOption(cause)),
-    isSqlError
+const commit = (operation: string, connection: Connection): Effect.Effect<void, StoreError> =>
+  Effect.flatMap(
+    Effect.mapError(connection.executeRaw("COMMIT", []), (error) => fromSqlError(operation, "committing", error)),
+    (result) => (commandOf(result) === "ROLLBACK" ? Effect.fail(rolledBack(operation)) : Effect.void)
   )
 
-const isSqlError = (u: unknown): u is SqlError => u instanceof SqlError
+const rollback = (connection: Connection) => connection.executeUnprepared("ROLLBACK", [], undefined)
+
+/** What the server says it did, where the client passes that on. */
+const commandOf = (result: unknown): unknown =>
+  typeof result === "object" && result !== null && "command" in result ? result.command : undefined
+
+const inner = <A, E, R>(
+  operation: string,
+  outer: Open,
+  effect: Effect.Effect<A, E, R>
+): Effect.Effect<A, E | StoreError, R> => {
+  const [connection, depth] = outer
+  const savepoint = `effect_sql_${depth + 1}`
+  const run = (statement: string) =>
+    Effect.mapError(connection.executeUnprepared(statement, [], undefined), (error) =>
+      fromSqlError(operation, "writing", error)
+    )
+  const undo = run(`ROLLBACK TO SAVEPOINT ${savepoint}`)
+  const transaction = Effect.uninterruptibleMask((restore) =>
+    Effect.flatMap(run(`SAVEPOINT ${savepoint}`), () =>
+      Effect.flatMap(
+        Effect.exit(restore(on([connection, depth + 1], effect))),
+        (exit): Effect.Effect<A, E | StoreError> =>
+          Exit.isFailure(exit)
+            ? Effect.zipRight(Effect.ignore(undo), exit)
+            : Effect.matchEffect(run(`RELEASE SAVEPOINT ${savepoint}`), {
+                // Only where a statement has failed and its failure was handled can the savepoint not be released.
+                onFailure: (error) =>
+                  Effect.zipRight(
+                    Effect.ignore(undo),
+                    Effect.fail(error.code === "25P02" ? rolledBack(operation) : error)
+                  ),
+                onSuccess: () => exit
+              })
+      )
+    )
+  )
+  return turnIn(outer).withPermits(1)(transaction)
+}
+
+const on = <A, E, R>(open: Open, effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
+  Effect.provideService(effect, SqlClient.TransactionConnection, open) as Effect.Effect<A, E, R>
+
+const turnIn = (outer: Open): Effect.Semaphore => {
+  const known = turns.get(outer)
+  if (known !== undefined) return known
+  const turn = Effect.unsafeMakeSemaphore(1)
+  turns.set(outer, turn)
+  return turn
+}
+
+/** One at a time directly inside of each transaction. */
+const turns = new WeakMap<Open, Effect.Semaphore>()
+
+const rolledBack = (operation: string): StoreError =>
+  new StoreError({
+    reason: "Unknown",
+    operation,
+    description:
+      "a statement failed inside the transaction, and its failure was handled without undoing it (by a withTransaction around it): the database takes the whole transaction back, and nothing was stored"
+  })
+
+/** The connection, as long as the transaction lasts. */
+const leased = (connection: Connection, lease: { readonly over: boolean }): Connection => {
+  const whileOpen = <A>(effect: Effect.Effect<A, SqlError>): Effect.Effect<A, SqlError> =>
+    Effect.suspend(() => (lease.over ? Effect.fail(transactionOver()) : effect))
+  return {
+    execute: (...args) => whileOpen(connection.execute(...args)),
+    executeRaw: (...args) => whileOpen(connection.executeRaw(...args)),
+    executeStream: (...args) =>
+      Stream.suspend(() => (lease.over ? Stream.fail(transactionOver()) : connection.executeStream(...args))),
+    executeValues: (...args) => whileOpen(connection.executeValues(...args)),
+    executeUnprepared: (...args) => whileOpen(connection.executeUnprepared(...args))
+  }
+}
+
+const transactionOver = (): SqlError =>
+  new SqlError({
+    cause: new Error("the transaction that this belongs to is over"),
+    message: "Failed to execute statement"
+  })
 
 /** A connection for the scope; waiting for it can be interrupted. */
 const reserve = (sql: SqlClient.SqlClient, operation: string): Effect.Effect<Connection, StoreError, Scope.Scope> =>

@@ -8,7 +8,7 @@ import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
 import type { Snapshot } from "../Snapshot.js"
 import { ValidationError } from "../StoreError.js"
-import { parseIssues } from "./eventCodec.js"
+import { guarded, parseIssues } from "./eventCodec.js"
 
 export interface StateCodec<State> {
   /** The state, unless the snapshot is another aggregate's, of another version, or can't be decoded. */
@@ -24,14 +24,14 @@ export const makeStateCodec = <State, I>(
   const metadata = { aggregate, version, schema: fingerprint(schema) }
   // Under a key of its own, since a state may be a number or a list, and a snapshot's body is an object.
   const body = Schema.Struct({ state: schema })
-  const decode = Schema.decodeUnknownOption(body)
-  const encode = Schema.encodeEither(body)
+  const decode = guarded(Schema.decodeUnknownEither(body))
+  const encode = guarded(Schema.encodeUnknownEither(body))
   return {
     decode: (snapshot) =>
       snapshot.metadata.aggregate === aggregate &&
       snapshot.metadata.version === version &&
       snapshot.metadata.schema === metadata.schema
-        ? Option.map(decode(snapshot.body), ({ state }) => state)
+        ? Option.map(Either.getRight(decode(snapshot.body)), ({ state }) => state)
         : Option.none(),
     encode: (state) =>
       Either.mapBoth(encode({ state }), {

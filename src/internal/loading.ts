@@ -1,0 +1,170 @@
+/**
+ * The ways to an aggregate's state: from its snapshot on, from a state that is known, up to a sequence.
+ */
+import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
+import * as Option from "effect/Option"
+import type * as Schedule from "effect/Schedule"
+import { type Event, maxSequence } from "../Event.js"
+import type { Projection } from "../Projection.js"
+import type { Snapshot } from "../Snapshot.js"
+import type { StoreAdapterService } from "../StoreAdapter.js"
+import { StoreError, type ValidationError } from "../StoreError.js"
+import type { Timestamp } from "../Timestamp.js"
+import type { EventCodec, Tagged } from "./eventCodec.js"
+import type { StateCodec } from "./stateCodec.js"
+import { type Stream, streamReaderOf } from "./streamReader.js"
+
+/** What an aggregate is made of, compiled. */
+export interface Definition<State, A extends Tagged, C extends Tagged, E, R> {
+  readonly name: string
+  readonly initialState: State
+  readonly events: EventCodec<A>
+  readonly state: StateCodec<State>
+  readonly evolve: (state: State, event: A) => State
+  readonly decide: (command: C, root: Loaded<State>) => Effect.Effect<ReadonlyArray<A>, E | ValidationError, R>
+  readonly projections: ReadonlyArray<Projection<E, R>>
+  readonly snapshotEvery: number | undefined
+  readonly retry: Schedule.Schedule<unknown>
+}
+
+/** What it takes to come to a state. */
+export type Folding<State, A extends Tagged> = Pick<
+  Definition<State, A, never, unknown, unknown>,
+  "name" | "initialState" | "events" | "state" | "evolve"
+>
+
+/** A state and where in the stream it stands. */
+export interface Loaded<State> {
+  readonly id: string
+  readonly sequence: number
+  readonly state: State
+  /** Of the last event; there is none at sequence 0. */
+  readonly timestamp: Timestamp | undefined
+}
+
+/** The aggregate's state in the store, or the one that it had at a sequence. */
+export const load = <State, A extends Tagged>(
+  folding: Folding<State, A>,
+  store: StoreAdapterService,
+  id: string,
+  upTo: number = maxSequence
+): Effect.Effect<Loaded<State>, ValidationError | StoreError> =>
+  Effect.flatMap(streamReaderOf(store).fromSnapshot(id, upTo, pageSize), (stream) => {
+    const initial: Loaded<State> = { id, sequence: 0, state: folding.initialState, timestamp: undefined }
+    const start = Option.flatMap(stream.snapshot, (snapshot) => stateOf(folding, snapshot))
+    // The events that came along are those after the snapshot.
+    return Option.isNone(start) && Option.isSome(stream.snapshot)
+      ? readOn(folding, store, initial, upTo)
+      : foldOn(
+          folding,
+          store,
+          Option.getOrElse(start, () => initial),
+          stream,
+          upTo
+        )
+  })
+
+/**
+ * The state after the events that the store has beyond a known one. The last event of the known state is read again: a
+ * store that does not have it, or has another there, is no longer the one that the state came from, and is read anew. Where
+ * there is nothing new, what is answered is the known state itself.
+ */
+export const refresh = <State, A extends Tagged>(
+  folding: Folding<State, A>,
+  store: StoreAdapterService,
+  known: Loaded<State>
+): Effect.Effect<Loaded<State>, ValidationError | StoreError> =>
+  known.sequence === 0
+    ? Effect.map(load(folding, store, known.id), (root) => (root.sequence === 0 ? known : root))
+    : Effect.flatMap(streamReaderOf(store).events(known.id, known.sequence, pageSize), (stream) => {
+        const [last, ...news] = stream.events
+        return last !== undefined && last.sequence === known.sequence && last.timestamp === known.timestamp
+          ? foldOn(folding, store, known, { events: news, more: stream.more }, maxSequence)
+          : load(folding, store, known.id)
+      })
+
+/** Where the event brings the state. */
+export const fold = <State, A extends Tagged>(
+  folding: Folding<State, A>,
+  root: Loaded<State>,
+  stored: Event
+): Either.Either<Loaded<State>, StoreError> => {
+  const { aggregate } = stored.metadata
+  if (aggregate !== undefined && aggregate !== folding.name) {
+    return Either.left(
+      unusable(folding.name, stored, "ForeignEvent", `was written by an aggregate ${JSON.stringify(aggregate)}`)
+    )
+  }
+  if (stored.sequence !== root.sequence + 1) {
+    return Either.left(
+      unusable(folding.name, stored, "UnreadableEvent", `stands where event ${root.sequence + 1} is missing`)
+    )
+  }
+  return Either.map(folding.events.decode(folding.name, stored), (event) => ({
+    id: root.id,
+    sequence: stored.sequence,
+    state: folding.evolve(root.state, event),
+    timestamp: stored.timestamp
+  }))
+}
+
+// --- internal ---
+
+/** So that a stream of millions takes no more memory than a page and the state. */
+const pageSize = 5000
+
+const stateOf = <State, A extends Tagged>(
+  folding: Folding<State, A>,
+  snapshot: Snapshot
+): Option.Option<Loaded<State>> =>
+  Option.map(folding.state.decode(snapshot), (state) => ({
+    id: snapshot.aggregateId,
+    sequence: snapshot.sequence,
+    state,
+    timestamp: snapshot.timestamp
+  }))
+
+const readOn = <State, A extends Tagged>(
+  folding: Folding<State, A>,
+  store: StoreAdapterService,
+  root: Loaded<State>,
+  upTo: number
+): Effect.Effect<Loaded<State>, ValidationError | StoreError> =>
+  root.sequence >= upTo
+    ? Effect.succeed(root)
+    : Effect.flatMap(
+        streamReaderOf(store).events(root.id, root.sequence + 1, Math.min(pageSize, upTo - root.sequence)),
+        (stream) => foldOn(folding, store, root, stream, upTo)
+      )
+
+const foldOn = <State, A extends Tagged>(
+  folding: Folding<State, A>,
+  store: StoreAdapterService,
+  root: Loaded<State>,
+  stream: Stream,
+  upTo: number
+): Effect.Effect<Loaded<State>, ValidationError | StoreError> => {
+  let current = root
+  for (const event of stream.events) {
+    const next = fold(folding, current, event)
+    if (Either.isLeft(next)) return next
+    current = next.right
+  }
+  return stream.more ? readOn(folding, store, current, upTo) : Effect.succeed(current)
+}
+
+const unusable = (
+  operation: string,
+  { aggregateId, sequence, type }: Event,
+  reason: "ForeignEvent" | "UnreadableEvent",
+  why: string
+): StoreError =>
+  new StoreError({
+    reason,
+    operation,
+    description: `event ${sequence} of aggregate ${JSON.stringify(aggregateId)}, of type ${JSON.stringify(type)}, ${why}`,
+    aggregateId,
+    sequence,
+    type
+  })

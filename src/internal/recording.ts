@@ -1,0 +1,77 @@
+/**
+ * From what was decided to events that can be stored: encoded, numbered, stamped.
+ */
+import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
+import type { Event } from "../Event.js"
+import { type StoreError, ValidationError, ValidationIssue } from "../StoreError.js"
+import type { HybridClockService } from "../Timestamp.js"
+import type { Tagged } from "./eventCodec.js"
+import { isPlain } from "./json.js"
+import { type Folding, fold, type Loaded } from "./loading.js"
+
+/** What a decision came to: the events to store, and the state after them. */
+export interface Recorded<State> {
+  readonly events: ReadonlyArray<Event>
+  readonly root: Loaded<State>
+}
+
+/**
+ * Numbers and stamps what was decided on a state. The state after it is folded from the events as they will be read again, so it is
+ * the one that every later load comes to; an event that could not be read again is refused.
+ */
+export const record = <State, A extends Tagged>(
+  folding: Folding<State, A>,
+  clock: HybridClockService,
+  metadata: Readonly<Record<string, unknown>>,
+  root: Loaded<State>,
+  decided: ReadonlyArray<A>
+): Effect.Effect<Recorded<State>, ValidationError | StoreError> =>
+  Effect.flatMap(
+    // So that time rises along the aggregate, whichever node wrote its last event.
+    root.timestamp === undefined ? Effect.void : clock.receive(root.timestamp),
+    () =>
+      Effect.flatMap(Effect.replicateEffect(clock.now, decided.length), (timestamps) => {
+        const common = Either.map(readMetadata(metadata), (own) => ({ ...own, aggregate: folding.name }))
+        const issues: Array<ValidationIssue> = Either.isLeft(common) ? [common.left] : []
+        const events: Array<Event> = []
+        let after = root
+        for (const [index, event] of decided.entries()) {
+          const body = folding.events.encode(event, index)
+          const timestamp = timestamps[index]
+          if (Either.isLeft(body)) issues.push(...body.left)
+          if (Either.isLeft(body) || Either.isLeft(common) || timestamp === undefined) continue
+          const recorded: Event = {
+            timestamp,
+            aggregateId: root.id,
+            sequence: root.sequence + 1 + index,
+            type: event._tag,
+            body: body.right,
+            metadata: common.right
+          }
+          events.push(recorded)
+          if (issues.length > 0) continue
+          const next = fold(folding, after, recorded)
+          if (Either.isRight(next)) after = next.right
+          else issues.push(new ValidationIssue({ index, path: [], message: next.left.description }))
+        }
+        const [first, ...rest] = issues
+        return first === undefined
+          ? Either.right({ events, root: after })
+          : Either.left(new ValidationError({ operation: `${folding.name}.evaluate`, issues: [first, ...rest] }))
+      })
+  )
+
+// --- internal ---
+
+/** What was set around the command; it comes from the application, and may be anything. */
+const readMetadata = (metadata: unknown): Either.Either<object, ValidationIssue> => {
+  try {
+    if (typeof metadata === "object" && metadata !== null && !Array.isArray(metadata) && isPlain(metadata)) {
+      return Either.right({ ...metadata })
+    }
+  } catch {
+    // A proxy or getter that throws.
+  }
+  return Either.left(new ValidationIssue({ index: 0, path: ["metadata"], message: "must be a JSON object" }))
+}

@@ -1,0 +1,188 @@
+/**
+ * The aggregates that this process knows: for each one whose turn it is, the state that is kept of it, and the commands that were
+ * decided on it and will be committed together.
+ */
+import * as Context from "effect/Context"
+import type * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import type * as Fiber from "effect/Fiber"
+import type * as Scope from "effect/Scope"
+import type { Event } from "../Event.js"
+import type { Loaded } from "./loading.js"
+
+/** How many states are kept, and for how long without use. */
+export interface Keeping {
+  readonly capacity: number
+  readonly idleTimeToLive: Duration.Duration
+}
+
+/** Commands of one aggregate, decided one on the other, that are committed together. */
+export interface Group<State> {
+  /** The state after the last. */
+  root: Loaded<State>
+  readonly events: Array<Event>
+  /** How many commands, those that came to no event too. */
+  members: number
+  /** How many callers still wait. */
+  live: number
+  /** Nobody may join any more: it is being committed, or was. */
+  sealed: boolean
+  fiber: Fiber.RuntimeFiber<unknown, unknown> | undefined
+  /** What became of it. */
+  readonly done: Deferred.Deferred<Exit.Exit<void, unknown>>
+}
+
+/** The place of one aggregate. */
+export interface Seat<State> {
+  readonly id: string
+  /** The newest state that is known to have been stored. */
+  kept: Loaded<State> | undefined
+  /** Whether the kept state is known to be behind the store, or may be. */
+  stale: boolean
+  usedAt: number
+  taken: boolean
+  /** Who waits for the turn, in order of arrival. */
+  readonly waiting: Set<() => void>
+  /** What was decided by those who had the turn before, and is not yet known to be stored. */
+  group: Group<State> | undefined
+}
+
+export interface Seats<State> {
+  /** The aggregate's place, made where it has none. It must be taken, kept in or released: places without use are removed. */
+  readonly at: (id: string, now: number) => Seat<State>
+  /** The state that is kept of the aggregate, if one is. */
+  readonly kept: (id: string, now: number) => Loaded<State> | undefined
+  /** Keeps a state that was read outside of a turn. */
+  readonly keep: (root: Loaded<State>, instead: Loaded<State> | undefined, now: number) => void
+  /** The place is not used any more for now. */
+  readonly leave: (seat: Seat<State>) => void
+}
+
+/** Says whether the turn was given, whatever became of the one who waited for it. */
+export interface Ticket {
+  holds: boolean
+}
+
+/**
+ * Waits for the turn. The ticket tells whether it came; interrupted waiting may still have got it, when both happen at once, so
+ * whoever waited looks at the ticket, and passes the turn on.
+ */
+export const takeTurn = <State>(
+  seat: Seat<State>,
+  ticket: Ticket,
+  restore: <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
+): Effect.Effect<Exit.Exit<void>> =>
+  Effect.suspend(() => {
+    if (!seat.taken) {
+      seat.taken = true
+      ticket.holds = true
+      return Effect.succeed(Exit.void)
+    }
+    let waiter = () => {}
+    const wait = Effect.async<void>((resume) => {
+      waiter = () => {
+        ticket.holds = true
+        resume(Effect.void)
+      }
+      seat.waiting.add(waiter)
+    })
+    return Effect.tap(Effect.exit(restore(wait)), () => {
+      seat.waiting.delete(waiter)
+    })
+  })
+
+/** Gives the turn to the one who has waited longest; answers whether there was one. */
+export const passTurn = <State>(seat: Seat<State>): boolean => {
+  for (const next of seat.waiting) {
+    seat.waiting.delete(next)
+    next()
+    return true
+  }
+  return false
+}
+
+export const makeSeats = <State>(
+  keeping: Keeping,
+  currentTimeMillis: Effect.Effect<number>
+): Effect.Effect<Seats<State>, never, Scope.Scope> => {
+  // In order of use, the longest unused first.
+  const seats = new Map<string, Seat<State>>()
+  const idle = Duration.toMillis(keeping.idleTimeToLive)
+
+  const inUse = (seat: Seat<State>): boolean => seat.taken || seat.group !== undefined
+
+  const at = (id: string, now: number): Seat<State> => {
+    const known = seats.get(id)
+    if (known === undefined) {
+      const seat = {
+        id,
+        kept: undefined,
+        stale: false,
+        usedAt: now,
+        taken: false,
+        waiting: new Set<() => void>(),
+        group: undefined
+      }
+      seats.set(id, seat)
+      return seat
+    }
+    if (now - known.usedAt > idle && !inUse(known)) known.kept = undefined
+    known.usedAt = now
+    return known
+  }
+
+  const leave = (seat: Seat<State>): void => {
+    if (inUse(seat)) return
+    seats.delete(seat.id)
+    if (seat.kept === undefined || keeping.capacity === 0) return
+    seats.set(seat.id, seat)
+    for (const oldest of seats.values()) {
+      if (seats.size <= keeping.capacity) return
+      if (!inUse(oldest)) seats.delete(oldest.id)
+    }
+  }
+
+  const sweep = Effect.map(currentTimeMillis, (now) => {
+    for (const seat of seats.values()) {
+      if (now - seat.usedAt > idle && !inUse(seat)) seats.delete(seat.id)
+    }
+  })
+
+  return Effect.as(Effect.forkScoped(Effect.interruptible(Effect.forever(Effect.zipRight(pause(idle / 2), sweep)))), {
+    at,
+    leave,
+    kept: (id, now) => {
+      const seat = seats.get(id)
+      return seat === undefined || now - seat.usedAt > idle ? undefined : seat.kept
+    },
+    keep: (root, instead, now) => {
+      const seat = at(root.id, now)
+      if (seat.kept === instead || seat.kept === undefined || seat.kept.sequence < root.sequence) {
+        seat.kept = root
+        seat.stale = false
+      }
+      leave(seat)
+    }
+  })
+}
+
+/** Whether this fiber is deciding a command, and so holds its aggregate's turn. */
+export class HoldsTurn extends Context.Reference<HoldsTurn>()("effect-maestro/internal/HoldsTurn", {
+  defaultValue: () => false
+}) {}
+
+// --- internal ---
+
+/**
+ * Of the machine's time, and such that no process stays alive for it: this is about memory only. What is too old by the program's
+ * own clock is not used in any case.
+ */
+const pause = (millis: number): Effect.Effect<void> =>
+  Effect.async((resume) => {
+    const timer = setTimeout(() => resume(Effect.void), Math.min(Math.max(millis, 1000), 3_600_000))
+    // Browsers have numbers for timers.
+    timer.unref?.()
+    return Effect.sync(() => clearTimeout(timer))
+  })

@@ -1,0 +1,51 @@
+/**
+ * Trying again: what failed for a reason that may pass, and commits whose outcome nobody knows.
+ */
+import * as Effect from "effect/Effect"
+import type * as Schedule from "effect/Schedule"
+import { StoreError, type StoreErrorReason } from "../StoreError.js"
+
+/** `Effect.retry`, which sets up nothing before the first failure. */
+export const retryWhile = <A, E, R>(
+  effect: Effect.Effect<A, E, R>,
+  schedule: Schedule.Schedule<unknown>,
+  mayPass: (error: E) => boolean
+): Effect.Effect<A, E, R> =>
+  Effect.catchAll(effect, (error) => {
+    if (!mayPass(error)) return Effect.fail(error)
+    let first = true
+    const again = Effect.suspend(() => {
+      if (!first) return effect
+      first = false
+      return Effect.fail(error)
+    })
+    return Effect.retry(again, { schedule, while: mayPass })
+  })
+
+/**
+ * Finds out what became of a commit by committing the same events again: if they were stored that succeeds and writes
+ * nothing. Deciding again instead could apply a command twice. Where the schedule ends before it is known, or the store fails
+ * otherwise, the failure is `CommitUnknown`, whatever the last attempt said.
+ */
+export const settle = <E, R>(
+  schedule: Schedule.Schedule<unknown>,
+  commit: Effect.Effect<void, E | StoreError, R>
+): Effect.Effect<void, E | StoreError, R> =>
+  Effect.suspend(() => {
+    let unknown: StoreError | undefined
+    const told = Effect.tapError(commit, (error) =>
+      Effect.sync(() => {
+        if (error instanceof StoreError && error.reason === "CommitUnknown") unknown = error
+      })
+    )
+    return Effect.mapError(retryWhile(told, schedule, isPassing), (error) =>
+      error instanceof StoreError && unknown !== undefined ? unknown : error
+    )
+  })
+
+/** Whether a failure of the store may be gone the next time. */
+export const isPassing = (error: unknown): boolean => error instanceof StoreError && passing.has(error.reason)
+
+// --- internal ---
+
+const passing: ReadonlySet<StoreErrorReason> = new Set(["CommitUnknown", "ConnectionLost", "Unavailable", "Contention"])
