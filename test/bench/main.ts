@@ -18,7 +18,7 @@ import { warmUp } from "./warmUp.js"
 const { positionals, values } = parseArgs({
   allowPositionals: true,
   options: {
-    seconds: { type: "string", default: "1" },
+    seconds: { type: "string", default: "0.8" },
     rounds: { type: "string", default: "5" },
     /** The number of clients to profile the rows with, instead of measuring them. */
     profile: { type: "string" }
