@@ -1,0 +1,90 @@
+/** An account that takes deposits, the same for both libraries; and the balances as a strong projection of it. */
+import * as SqlClient from "@effect/sql/SqlClient"
+import { type CommandHandlerOptions, type Event as EmmettEvent, projections } from "@event-driven-io/emmett"
+import { postgreSQLProjection } from "@event-driven-io/emmett-postgresql"
+import * as Effect from "effect/Effect"
+import * as Schema from "effect/Schema"
+import { Aggregate, Projection } from "effect-maestro"
+
+export interface Balance {
+  readonly balance: number
+}
+
+// --- this library ---
+
+export class Deposited extends Schema.TaggedClass<Deposited>()("Deposited", { amount: Schema.Number }) {}
+export class Deposit extends Schema.TaggedClass<Deposit>()("Deposit", { amount: Schema.Number }) {}
+
+const options = {
+  state: Schema.Struct({ balance: Schema.Number }),
+  initialState: { balance: 0 },
+  events: Deposited,
+  commands: Deposit,
+  decide: { Deposit: ({ amount }: Deposit) => Effect.succeed([new Deposited({ amount })]) },
+  evolve: {
+    Deposited: (state: Balance, { amount }: Deposited) => ({ balance: state.balance + amount })
+  }
+}
+
+export const Account = Aggregate.make("Account", options)
+
+export const ProjectedAccount = Aggregate.make("ProjectedAccount", {
+  ...options,
+  projections: [
+    Projection.make({
+      name: "balances",
+      events: Deposited,
+      project: {
+        Deposited: ({ amount }, { aggregateId }) =>
+          Effect.flatMap(
+            SqlClient.SqlClient,
+            (sql) => sql`insert into balances as b (account, amount) values (${aggregateId}, ${amount})
+              on conflict (account) do update set amount = b.amount + excluded.amount`
+          )
+      }
+    })
+  ]
+})
+
+// --- Emmett ---
+
+export type EmmettDeposited = EmmettEvent<"Deposited", { amount: number }>
+
+export const emmettAccount: CommandHandlerOptions<Balance, EmmettDeposited> = {
+  evolve: (state, event) => ({ balance: state.balance + event.data.amount }),
+  initialState: () => ({ balance: 0 })
+}
+
+export const emmettDeposited: EmmettDeposited = { type: "Deposited", data: { amount: 1 } }
+
+export const emmettBalances = projections.inline([
+  postgreSQLProjection<EmmettDeposited>({
+    name: "balances",
+    canHandle: ["Deposited"],
+    handle: async (events, { connection }) => {
+      for (const { data, metadata } of events) {
+        await connection.client.query(
+          `insert into emmett_balances as b (account, amount) values ($1, $2)
+            on conflict (account) do update set amount = b.amount + excluded.amount`,
+          [metadata.streamName, data.amount]
+        )
+      }
+    }
+  })
+])
+
+// --- tables ---
+
+export const tables = `
+  create table balances (account text primary key, amount bigint not null);
+  create table emmett_balances (account text primary key, amount bigint not null);
+  -- What an event is made of, for inserts that check nothing.
+  create table bare (
+    aggregate_id text collate "C" not null,
+    sequence int not null,
+    type text not null,
+    body jsonb not null,
+    metadata jsonb not null,
+    timestamp uuid not null,
+    primary key (aggregate_id, sequence)
+  );`

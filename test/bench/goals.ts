@@ -1,0 +1,74 @@
+/** What each line is meant to reach, and whether it does. */
+import type { ContestantName, Measured } from "./measure.js"
+
+export interface Judged {
+  /** What is asked for. */
+  readonly goal: string
+  /** What was measured, in the goal's own terms. */
+  readonly measured: number
+  readonly met: boolean
+}
+
+/** What a line is judged by. */
+export interface Figures {
+  readonly measured: Partial<Record<ContestantName, Measured>>
+  /** How many times better this library is than what the key names. */
+  readonly ratios: Readonly<Record<string, number>>
+}
+
+/** The judgement on the line of that id. A goal against a contestant that was not there is left out. */
+export const judge = (id: string, figures: Figures): ReadonlyArray<Judged> =>
+  (goals[id] ?? []).flatMap((goal) => goal(figures) ?? [])
+
+// --- internal ---
+
+type Goal = (figures: Figures) => Judged | undefined
+
+/** So many times better than the first of these that was measured. */
+const atLeast =
+  (factor: number, than: string, ...otherwise: ReadonlyArray<string>): Goal =>
+  ({ ratios }) => {
+    for (const name of [than, ...otherwise]) {
+      const measured = ratios[name]
+      if (measured !== undefined)
+        return { goal: `${factor}× ${shown[name] ?? name}`, measured, met: measured >= factor }
+    }
+    return undefined
+  }
+
+/** At most so many times as long. */
+const takesAtMost =
+  (factor: number, than: string): Goal =>
+  ({ ratios }) => {
+    const ratio = ratios[than]
+    return ratio === undefined
+      ? undefined
+      : { goal: `≤ ${factor}× ${shown[than] ?? than}'s time`, measured: 1 / ratio, met: 1 / ratio <= factor }
+  }
+
+const noneFailing: Goal = ({ measured }) => {
+  const failures = measured.ours?.failures
+  return failures === undefined ? undefined : { goal: "none failing", measured: failures, met: failures === 0 }
+}
+
+const shown: Readonly<Record<string, string>> = { emmett: "Emmett", pg: "bare pg", pgbench: "pgbench" }
+
+const goals: Readonly<Record<string, ReadonlyArray<Goal>>> = {
+  "append/1": [atLeast(2, "emmett")],
+  "append/16": [atLeast(8, "emmett")],
+  "append/64": [atLeast(15, "emmett"), atLeast(4, "pgbench", "pg")],
+  "append/256": [atLeast(20, "emmett")],
+  "hot/1": [atLeast(4, "emmett")],
+  "hot/16": [atLeast(12, "emmett")],
+  "hot/64": [atLeast(20, "emmett")],
+  "hot-one/16": [atLeast(80, "emmett"), noneFailing],
+  "hot-one/64": [atLeast(80, "emmett"), noneFailing],
+  "projection/1": [atLeast(2, "emmett")],
+  "projection/16": [atLeast(4, "emmett")],
+  "projection-hot/1": [atLeast(2, "emmett")],
+  "projection-hot/16": [atLeast(4, "emmett")],
+  "load/1": [takesAtMost(1.3, "pg"), takesAtMost(1, "emmett")],
+  "memory/16": [atLeast(3, "emmett")],
+  "memory-hot/16": [atLeast(3, "emmett")],
+  "growth/append/10^6": [atLeast(0.9, "10^4")]
+}

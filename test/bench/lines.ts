@@ -1,0 +1,27 @@
+/** A line of the result: what each contestant came to, how they compare, and whether that is what was meant to be. */
+import { type Judged, judge } from "./goals.js"
+import type { ContestantName, Measured } from "./measure.js"
+
+/** One line of the table: some work, by so many clients. */
+export interface Line {
+  readonly id: string
+  readonly work: string
+  readonly clients: number
+  readonly unit: Unit
+  readonly measured: Partial<Record<ContestantName, Measured>>
+  /** How many times better this library is than each other contestant: faster, or with less. */
+  readonly ratios: Readonly<Record<string, number>>
+  readonly goals: ReadonlyArray<Judged>
+}
+
+export type Unit = "per second" | "ms" | "µs" | "round trips" | "bytes"
+
+/** A line, with its ratios and goals. `ratios` adds those to something other than a contestant of the same line. */
+export const makeLine = (line: Omit<Line, "ratios" | "goals">, ratios: Readonly<Record<string, number>> = {}): Line => {
+  const { ours, ...others } = line.measured
+  const all = { ...ratios }
+  for (const [name, { median }] of Object.entries(others)) {
+    if (ours !== undefined) all[name] = line.unit === "per second" ? ours.median / median : median / ours.median
+  }
+  return { ...line, ratios: all, goals: judge(line.id, { measured: line.measured, ratios: all }) }
+}

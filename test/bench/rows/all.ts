@@ -1,0 +1,27 @@
+/** All rows, in the order of the table. */
+import { append } from "./append.js"
+import { onHot, onNew, onOne, onOneEnduring, onShort } from "./command.js"
+import { cost } from "./cost.js"
+import { growth } from "./growth.js"
+import { kept } from "./kept.js"
+import { load } from "./load.js"
+import { inMemoryOnHot, inMemoryOnNew } from "./memory.js"
+import { projectionOnHot, projectionOnNew } from "./projection.js"
+import type { Row } from "./row.js"
+
+export const allRows: ReadonlyArray<Row> = [
+  append,
+  onNew,
+  onHot,
+  onShort,
+  onOne,
+  onOneEnduring,
+  projectionOnNew,
+  projectionOnHot,
+  load,
+  inMemoryOnNew,
+  inMemoryOnHot,
+  growth,
+  cost,
+  kept
+]

@@ -1,0 +1,45 @@
+/** What a row of the suite is, and the kind that most of them are: contestants at the same work, by numbers of clients. */
+import { type Line, makeLine, type Unit } from "../lines.js"
+import { type Contestant, compete, type Effort, medianLatency } from "../measure.js"
+import type { Stage } from "../stage.js"
+
+export interface Row {
+  /** Chooses it on the command line. */
+  readonly name: string
+  /** Measures it, and hands over its lines as they come. */
+  readonly run: (stage: Stage, emit: (line: Line) => void) => Promise<void>
+  /** This library's part of it, for the profiler. */
+  readonly ours?: (stage: Stage) => Promise<Contestant>
+}
+
+export interface Contest {
+  readonly name: string
+  readonly work: string
+  readonly clients: ReadonlyArray<number>
+  /** Operations per second by default, or the median of their times. */
+  readonly unit?: Extract<Unit, "per second" | "ms">
+  readonly effort?: (effort: Effort) => Effort
+  /** This library first. */
+  readonly contestants: (stage: Stage) => ReadonlyArray<Contestant> | Promise<ReadonlyArray<Contestant>>
+  /** Looks, after all of it, whether the work was done. */
+  readonly verify?: (stage: Stage) => Promise<void>
+}
+
+export const contest = ({ clients, contestants, name, verify, work, ...options }: Contest): Row => ({
+  name,
+  run: async (stage, emit) => {
+    const unit = options.unit ?? "per second"
+    const effort = options.effort?.(stage.effort) ?? stage.effort
+    const taking = await contestants(stage)
+    for (const count of clients) {
+      const measured = await compete(taking, count, effort, unit === "ms" ? medianLatency : undefined)
+      emit(makeLine({ id: `${name}/${count}`, work, clients: count, unit, measured }))
+    }
+    await verify?.(stage)
+  },
+  ours: async (stage) => {
+    const [ours] = await contestants(stage)
+    if (ours === undefined) throw new Error(`${name} has no contestants`)
+    return ours
+  }
+})
