@@ -46,33 +46,39 @@ export type Send = (
  * - Only so many characters wait. Whoever comes when there are more waits in front of the queue.
  */
 export const makeCoalescer = (send: Send): Effect.Effect<(commit: Commit) => Effect.Effect<Verdict, StoreError>> => {
-  const queue = new Set<Entry>()
+  // No `Set`: what one that is added to and taken from all the time leaves behind survives until a full garbage collection.
+  let queue: Array<Entry> = []
   /** The aggregates that the statements under way are about. */
   const busy = new Set<string>()
   let waitingSize = 0
   let underWay = 0
-  let wakeSender: (() => void) | undefined
+  /** Wakes a sender that found nothing to send. */
+  const idle: Array<() => void> = []
   let room: Deferred.Deferred<void> | undefined
 
   /** Takes out of the queue what may leave together. */
   const take = (): ReadonlyArray<Entry> => {
     const taken: Array<Entry> = []
     if (underWay >= maxUnderWay) return taken
+    const passed: Array<Entry> = []
     const held = new Set<string>()
     let [seen, events, size] = [0, 0, 0]
     for (const entry of queue) {
-      if (++seen > maxSeen || taken.length >= maxCommits || events >= maxEvents || size >= maxSize) break
+      if (seen >= maxSeen || taken.length >= maxCommits || events >= maxEvents || size >= maxSize) break
+      seen++
+      if (entry.gone) continue
       if (entry.aggregates.some((id) => busy.has(id) || held.has(id))) {
         // Those behind it that are about the same aggregates must not overtake it.
         for (const id of entry.aggregates) held.add(id)
+        passed.push(entry)
         continue
       }
       taken.push(entry)
-      queue.delete(entry)
       for (const id of entry.aggregates) busy.add(id)
       events += entry.commit.length
       size += entry.size
     }
+    queue = seen === queue.length ? passed : [...passed, ...queue.slice(seen)]
     left(size)
     return taken
   }
@@ -124,24 +130,22 @@ export const makeCoalescer = (send: Send): Effect.Effect<(commit: Commit) => Eff
       return entries.length > 0
         ? Effect.flatMap(dispatch(entries, true), awaitPatiently)
         : Effect.async<void>((resume) => {
-            wakeSender = () => resume(Effect.void)
+            idle.push(() => resume(Effect.void))
           })
     })
   )
 
   const wake = (): void => {
-    if (wakeSender === undefined || queue.size === 0) return
-    const go = wakeSender
-    wakeSender = undefined
+    const next = queue.length > 0 ? idle.pop() : undefined
     // Who has the next commit ready in this turn of the event loop comes along.
-    soon(go)
+    if (next !== undefined) soon(next)
   }
 
   const withdraw = (entry: Entry): Effect.Effect<void> => {
     entry.gone = true
     const { batch } = entry
     if (batch === undefined) {
-      if (queue.delete(entry)) left(entry.size)
+      left(entry.size)
       return Effect.void
     }
     const cancel = --batch.live === 0 && batch.fiber !== undefined ? Fiber.interruptFork(batch.fiber) : Effect.void
@@ -178,7 +182,7 @@ export const makeCoalescer = (send: Send): Effect.Effect<(commit: Commit) => Eff
           batch: undefined,
           gone: false
         }
-        queue.add(entry)
+        queue.push(entry)
         waitingSize += size
         wake()
         return Effect.suspend(() => withdraw(entry))
@@ -187,8 +191,13 @@ export const makeCoalescer = (send: Send): Effect.Effect<(commit: Commit) => Eff
     })
 
   return Effect.as(
-    // It belongs to no caller, and to nobody's transaction.
-    Effect.forkDaemon(Effect.mapInputContext(sender, Context.omit(Tracer.ParentSpan, SqlClient.TransactionConnection))),
+    // They belong to no caller, and to nobody's transaction.
+    Effect.replicateEffect(Effect.forkDaemon(sender), senders).pipe(
+      Effect.mapInputContext(
+        (context: Context.Context<never>) =>
+          Context.omit(Tracer.ParentSpan, SqlClient.TransactionConnection)(context) as Context.Context<never>
+      )
+    ),
     (commit) => {
       const size = sizeOf(commit)
       // A large one would keep the others waiting, and gains nothing by company.
@@ -217,6 +226,9 @@ interface Batch {
   live: number
   fiber: Fiber.RuntimeFiber<unknown> | undefined
 }
+
+/** One statement is made ready, or its answers are given, while the database works on the other. */
+const senders = 2
 
 /** Statements at once, when they are held up. */
 const maxUnderWay = 8
