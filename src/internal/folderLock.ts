@@ -3,7 +3,7 @@
  * or a copy of this module. PGlite itself would let them in, and all would ruin it.
  *
  * Whoever wants in raises a flag, a file with a name that nobody else ever has, and then looks for the flags of others. Of
- * two at once, the one that raised it later sees the other's, so they are never both in; they lower theirs and try again. A
+ * two at once, the one that raised it later sees the other's, so they are never both in; one gives way and tries again. A
  * dead one's flag is removed whenever it is found, and never by mistake another's, since its name does not come back.
  *
  * On Linux a flag is a socket, on which its owner listens: the kernel tells whether it lives, and closes it with the process,
@@ -107,28 +107,32 @@ const take = async (lock: string, what: string): Promise<() => Promise<void>> =>
     const node = await load()
     const self = await identify(node)
     let seen: Flag | undefined
-    for (let attempt = 0; attempt < 50; attempt++) {
-      let other = await look(node, lock, self)
+    for (let attempt = 0; attempt < 20; attempt++) {
+      let [other] = await look(node, lock, self)
       if (other === undefined) {
-        const lower = await raise(node, lock, self)
-        other = await look(node, lock, self, lower.name)
-        // Without one of its own, it was taken for that of a dead one while it was made.
-        if (other === undefined && lower.name !== undefined) {
+        const flag = await raise(node, lock, self)
+        let others = await look(node, lock, self, flag)
+        // One of those who see each other waits for the rest to give way, or they might do so for ever.
+        for (let wait = 0; wait < 50 && others.length > 0 && others.every(({ id }) => flag.id < id); wait++) {
+          await pause(10)
+          others = await look(node, lock, self, flag)
+        }
+        other = others[0]
+        if (other === undefined && flag.isRaised) {
           return async () => {
             held.delete(lock)
-            await lower.run()
+            await flag.lower()
           }
         }
-        await lower.run()
+        await flag.lower()
       }
       // Who only tries to get in has a new flag each time.
       if (other !== undefined && other.name === seen?.name) {
         throw refuse(`process ${other.pid}${isHere(other, self) ? "" : " of another container or machine"}`)
       }
       seen = other
-      // In the time of the disk: a `TestClock` would not let it pass. At random, or all would come back at once.
-      const pause = node.crypto.randomInt(5, 50)
-      await new Promise((resolve) => setTimeout(resolve, pause))
+      // At random, or all would come back at once; and later each time, for a disk that is slow.
+      await pause(node.crypto.randomInt(5, Math.min(20 * 2 ** attempt, 500)))
     }
     throw refuse("another process")
   } catch (error) {
@@ -136,6 +140,9 @@ const take = async (lock: string, what: string): Promise<() => Promise<void>> =>
     throw error
   }
 }
+
+/** In the time of the disk: a `TestClock` would not let it pass. */
+const pause = (milliseconds: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, milliseconds))
 
 /** Who has a flag; all of it is in its name, so that a full disk or a crash can't leave half of it. */
 interface Owner {
@@ -150,6 +157,7 @@ interface Owner {
 
 interface Flag extends Owner {
   readonly name: string
+  readonly id: string
   /** A `draft` has its place and no listener yet, and is not in anybody's way. */
   readonly kind: "socket" | "number" | "draft"
 }
@@ -172,29 +180,32 @@ const nameOf = (kind: Flag["kind"], { pid, start, host, boot, space }: Owner, id
   [kind, pid, start, host, boot, space, id].join("-")
 
 const parse = (name: string): Flag | undefined => {
-  const match = /^(socket|number|draft)-(\d+)-(-?\d+)-([0-9a-f]+)-([0-9a-f]+)-(\d+)-[0-9a-f]+$/.exec(name)
+  const match = /^(socket|number|draft)-(\d+)-(-?\d+)-([0-9a-f]+)-([0-9a-f]+)-(\d+)-([0-9a-f]+)$/.exec(name)
   if (match === null) return undefined
-  const [, kind, pid, start, host = "", boot = "", space = ""] = match
+  const [, kind, pid, start, host = "", boot = "", space = "", id = ""] = match
   if (kind !== "socket" && kind !== "number" && kind !== "draft") return undefined
-  return { name, kind, pid: Number(pid), start: Number(start), host, boot, space }
+  return { name, id, kind, pid: Number(pid), start: Number(start), host, boot, space }
 }
 
-/** Raises a flag. It has no name if it could not be kept. */
-const raise = async (
-  { crypto, fs, net, path }: Node,
-  lock: string,
-  self: Owner
-): Promise<{ readonly name: string | undefined; readonly run: () => Promise<void> }> => {
+interface OwnFlag {
+  readonly id: string
+  /** Or it was taken for that of a dead one while it was made. */
+  readonly isRaised: boolean
+  readonly lower: () => Promise<void>
+}
+
+const raise = async ({ crypto, fs, net, path }: Node, lock: string, self: Owner): Promise<OwnFlag> => {
   const id = crypto.randomBytes(6).toString("hex")
-  const removing = (name: string, server?: Server) => ({
-    name,
-    run: async () => {
+  const raised = (name: string, server?: Server): OwnFlag => ({
+    id,
+    isRaised: true,
+    lower: async () => {
       await fs.rm(path.join(lock, name), { force: true }).finally(() => server && close(server))
       // Not while others have theirs in it.
       await fs.rmdir(lock).catch(() => {})
     }
   })
-  const lost = { name: undefined, run: async () => {} }
+  const lost: OwnFlag = { id, isRaised: false, lower: async () => {} }
   const unlessLost = (error: unknown) => {
     // Whoever came before has just removed the folder, or taken the draft for that of a dead one.
     if (codeOf(error) === "ENOENT") return lost
@@ -207,38 +218,39 @@ const raise = async (
   // Between its two steps, to be there and to have a listener, a socket looks like that of a dead one.
   const server = await through(fs, lock, draft, (address) => listen(net, address))
   if (server !== undefined) {
-    const flag = removing(nameOf("socket", self, id), server)
+    const name = nameOf("socket", self, id)
+    const flag = raised(name, server)
     try {
-      await fs.rename(path.join(lock, draft), path.join(lock, flag.name))
-      if ((await through(fs, lock, flag.name, (address) => ask(net, address))) === "alive") return flag
+      await fs.rename(path.join(lock, draft), path.join(lock, name))
+      if ((await through(fs, lock, name, (address) => ask(net, address))) === "alive") return flag
       // The disk holds sockets, and does not lead to them.
-      await flag.run()
+      await flag.lower()
       await fs.mkdir(lock).catch(() => {})
     } catch (error) {
       await fs.rm(path.join(lock, draft), { force: true })
-      await flag.run()
+      await flag.lower()
       return unlessLost(error)
     }
   }
-  const flag = removing(nameOf("number", self, id))
-  return fs.writeFile(path.join(lock, flag.name), "", { flag: "wx" }).then(() => flag, unlessLost)
+  const name = nameOf("number", self, id)
+  return fs.writeFile(path.join(lock, name), "", { flag: "wx" }).then(() => raised(name), unlessLost)
 }
 
-/** The flag of somebody else who lives. Those of the dead are removed. */
-const look = async (node: Node, lock: string, self: Owner, own?: string): Promise<Flag | undefined> => {
+/** The flags of others who live. Those of the dead are removed. */
+const look = async (node: Node, lock: string, self: Owner, own?: OwnFlag): Promise<ReadonlyArray<Flag>> => {
   const { fs, path } = node
   const names = await fs.readdir(lock).catch((error: unknown): ReadonlyArray<string> => {
     if (codeOf(error) === "ENOENT") return []
     throw error
   })
-  let other: Flag | undefined
+  const others: Array<Flag> = []
   for (const flag of names.map(parse)) {
-    if (flag === undefined || flag.name === own) continue
+    if (flag === undefined || flag.id === own?.id) continue
     const state = await stateOf(node, lock, flag, self)
     if (state === "dead") await fs.rm(path.join(lock, flag.name), { force: true })
-    if (state === "alive" && flag.kind !== "draft") other ??= flag
+    if (state === "alive" && flag.kind !== "draft") others.push(flag)
   }
-  return other
+  return others
 }
 
 type State = "alive" | "dead" | "gone"
