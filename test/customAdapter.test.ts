@@ -1,7 +1,7 @@
 /** The example adapter passes the contract, and keeps what only files can lose. */
 
 import { spawnSync } from "node:child_process"
-import { type FileHandle, mkdtemp, open, readdir, readFile, rm, symlink, writeFile } from "node:fs/promises"
+import { type FileHandle, mkdtemp, open, readdir, readFile, rm, stat, symlink, writeFile } from "node:fs/promises"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { describe, expect, inject, it } from "@effect/vitest"
@@ -283,22 +283,27 @@ describe("FileStore", () => {
     })
   )
 
-  it.scoped("the lock of another process holds while that process lives", () =>
+  it.scoped("a new folder is on the disk with all above it before anything is acknowledged", () =>
+    Effect.gen(function* () {
+      const root = yield* makeFolder
+      const above = [root, join(root, "a"), join(root, "a/b"), join(root, "a/b/c")]
+      const inodes = (paths: ReadonlyArray<string>) =>
+        Effect.promise(() => Promise.all(paths.map((path) => stat(path).then(({ ino }) => ino))))
+      const synced = yield* recordSynced
+      yield* within(join(root, "a/b/c"), read("a"))
+      expect([...synced]).toEqual(expect.arrayContaining(yield* inodes(above)))
+      // An opening that a crash cut short may have made them, and not come so far.
+      synced.clear()
+      yield* within(join(root, "a/b/c"), commit(yield* stream("a", 1, 1)))
+      expect([...synced]).toEqual(expect.arrayContaining(yield* inodes(above)))
+    })
+  )
+
+  it.scoped("a process that is killed while it takes the lock keeps nobody out", () =>
     Effect.gen(function* () {
       const folder = yield* makeFolder
-      const lock = (text: string) => Effect.promise(() => writeFile(join(folder, "lock"), text))
-      yield* lock(String(process.ppid))
-      const error = yield* Effect.flip(within(folder, read("a")))
-      expect(error).toMatchObject({ _tag: "StoreError", reason: "Unavailable" })
-      expect(error.message).toContain(`process ${process.ppid} has`)
-      // It is still theirs.
-      expect(yield* Effect.promise(() => readFile(join(folder, "lock"), "utf8"))).toBe(String(process.ppid))
-      const { pid: dead } = spawnSync(process.execPath, ["--version"])
-      // And of one before with this very number, and what a power cut may make of a file.
-      for (const left of [String(dead), String(process.pid), "", "\0\0\0"]) {
-        yield* lock(left)
-        expect(yield* within(folder, read("a"))).toEqual([])
-      }
+      expect(spawnWriter(killedOpener, folder).signal).toBe("SIGKILL")
+      expect(yield* within(folder, read("a"))).toEqual([])
       expect(yield* Effect.promise(() => readdir(folder))).toEqual(["journal.jsonl"])
     })
   )
@@ -306,11 +311,7 @@ describe("FileStore", () => {
   it.scoped("a process that is killed leaves all that it was told is stored, and no lock", () =>
     Effect.gen(function* () {
       const folder = yield* makeFolder
-      const { signal, stdout } = spawnSync(
-        process.execPath,
-        ["--import", "tsx", "--input-type=module", "--eval", killedWriter, folder],
-        { encoding: "utf8", env: { ...process.env, NODE_OPTIONS: "" } }
-      )
+      const { signal, stdout } = spawnWriter(killedWriter, folder)
       expect(signal).toBe("SIGKILL")
       expect(yield* Effect.promise(() => readdir(folder))).toContain("lock")
       const stored = yield* within(folder, read("a"))
@@ -513,6 +514,49 @@ const halfWritten = (code: string) =>
 const notSynced = (code: string) => replaceOnce("datasync", () => Promise.reject(failed(code)))
 
 const notCut = (code: string) => replaceOnce("truncate", () => Promise.reject(failed(code)))
+
+/** The inodes of the folders and files that are synced, as they are. */
+const recordSynced = Effect.map(
+  Effect.acquireRelease(
+    Effect.promise(async () => {
+      const handle = await open(tmpdir())
+      await handle.close()
+      const prototype: FileHandle = Object.getPrototypeOf(handle)
+      const original = prototype.sync
+      const synced = new Set<number>()
+      prototype.sync = async function (this: FileHandle) {
+        await original.call(this)
+        synced.add((await this.stat()).ino)
+      }
+      return { prototype, original, synced }
+    }),
+    ({ prototype, original }) =>
+      Effect.sync(() => {
+        prototype.sync = original
+      })
+  ),
+  ({ synced }) => synced
+)
+
+const spawnWriter = (program: string, folder: string) =>
+  spawnSync(process.execPath, ["--import", "tsx", "--input-type=module", "--eval", program, folder], {
+    encoding: "utf8",
+    env: { ...process.env, NODE_OPTIONS: "" }
+  })
+
+/** Is killed when it has made the first file of its lock. */
+const killedOpener = `
+import fs from "node:fs/promises"
+import { syncBuiltinESMExports } from "node:module"
+import * as Effect from "effect/Effect"
+import * as FileStore from ${JSON.stringify(new URL("../examples/custom-adapter/FileStore.ts", import.meta.url).href)}
+const die = () => process.kill(process.pid, "SIGKILL")
+const { open } = fs
+fs.rename = die
+fs.open = (name, ...rest) => String(name).endsWith("journal.jsonl") ? die() : open(name, ...rest)
+syncBuiltinESMExports()
+FileStore.make(process.argv[1]).pipe(Effect.scoped, Effect.runPromise)
+`
 
 /** Commits one event after the other, writes how many it was told are stored, and is killed in the middle of the next. */
 const killedWriter = `

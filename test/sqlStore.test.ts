@@ -1,6 +1,6 @@
 /** What only a store on SQL can get wrong: transactions, connections, drivers, migrations. */
 
-import { mkdtemp, readdir, rm, writeFile } from "node:fs/promises"
+import { mkdtemp, readdir, rm } from "node:fs/promises"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import * as SqlClient from "@effect/sql/SqlClient"
@@ -418,36 +418,29 @@ it.layer(PgliteClient.layerMemory)("PgliteClient", (it) => {
   )
 })
 
-it.scoped(
-  "PgliteClient: a folder keeps the database, one process or scope at a time, and takes over from a dead one",
-  () =>
-    Effect.gen(function* () {
-      const folder = yield* Effect.acquireRelease(
-        Effect.promise(() => mkdtemp(join(tmpdir(), "effect-maestro-"))),
-        (path) => Effect.promise(() => rm(path, { recursive: true }))
-      )
-      const dataDir = join(folder, "nested", "data")
-      const layer = SqlStore.layer.pipe(Layer.provide(PgliteClient.layerWith({ dataDir })))
-      const events = [yield* event(newId(), 1)]
-      yield* Effect.gen(function* () {
-        const store = yield* StoreAdapter.StoreAdapter
-        yield* store.commitEvents(events)
-        expect(yield* Effect.flip(Layer.build(Layer.fresh(layer)))).toMatchObject({
-          _tag: "SqlError",
-          cause: { message: expect.stringContaining(`process ${process.pid} has the database open`) }
-        })
-      }).pipe(Effect.provide(layer))
-      // The number of a process that is gone, and of one that is there.
-      const lock = (pid: number) => Effect.promise(() => writeFile(`${dataDir}.lock`, String(pid)))
-      yield* lock(process.ppid)
-      expect(yield* Effect.flip(Effect.scoped(Layer.build(Layer.fresh(layer))))).toMatchObject({ _tag: "SqlError" })
-      yield* lock(2 ** 22 + 1)
-      yield* Effect.gen(function* () {
-        const store = yield* StoreAdapter.StoreAdapter
-        expect(yield* store.getEvents(idOf(events), 1)).toEqual(events)
-      }).pipe(Effect.provide(Layer.fresh(layer)))
-      expect(yield* Effect.promise(() => readdir(join(folder, "nested")))).toEqual(["data"])
-    })
+it.scoped("PgliteClient: a folder keeps the database, for one scope at a time", () =>
+  Effect.gen(function* () {
+    const folder = yield* Effect.acquireRelease(
+      Effect.promise(() => mkdtemp(join(tmpdir(), "effect-maestro-"))),
+      (path) => Effect.promise(() => rm(path, { recursive: true }))
+    )
+    const dataDir = join(folder, "nested", "data")
+    const layer = SqlStore.layer.pipe(Layer.provide(PgliteClient.layerWith({ dataDir })))
+    const events = [yield* event(newId(), 1)]
+    yield* Effect.gen(function* () {
+      const store = yield* StoreAdapter.StoreAdapter
+      yield* store.commitEvents(events)
+      expect(yield* Effect.flip(Layer.build(Layer.fresh(layer)))).toMatchObject({
+        _tag: "SqlError",
+        cause: { message: expect.stringContaining(`process ${process.pid} has the database open`) }
+      })
+    }).pipe(Effect.provide(layer))
+    yield* Effect.gen(function* () {
+      const store = yield* StoreAdapter.StoreAdapter
+      expect(yield* store.getEvents(idOf(events), 1)).toEqual(events)
+    }).pipe(Effect.provide(Layer.fresh(layer)))
+    expect(yield* Effect.promise(() => readdir(join(folder, "nested")))).toEqual(["data"])
+  })
 )
 
 // --- what the cases are made of ---

@@ -11,6 +11,7 @@ import * as Option from "effect/Option"
 import * as Predicate from "effect/Predicate"
 import type * as Scope from "effect/Scope"
 import { StoreError } from "effect-maestro"
+import { hold } from "../../src/internal/folderLock.js"
 
 export interface Journal<A> {
   /** The folder that it is in, under the one name that all its names lead to. */
@@ -28,7 +29,7 @@ export interface Journal<A> {
 /** Opens the journal of a folder, and keeps everybody else out of it for the scope. */
 export const open = <A>(folder: string): Effect.Effect<Journal<A>, StoreError.StoreError, Scope.Scope> =>
   Effect.gen(function* () {
-    const isNew = (yield* io("FileStore", () => fs.mkdir(folder, { recursive: true }))) !== undefined
+    yield* io("FileStore", () => fs.mkdir(folder, { recursive: true }))
     const home = yield* io("FileStore", () => fs.realpath(folder))
     yield* lock(home)
     const file = path.join(home, "journal.jsonl")
@@ -37,9 +38,10 @@ export const open = <A>(folder: string): Effect.Effect<Journal<A>, StoreError.St
       (handle) => Effect.promise(() => handle.close())
     )
     yield* io("FileStore", () => syncFolder(home))
-    if (isNew) yield* io("FileStore", () => syncFolder(path.dirname(home)))
 
     const content = yield* io("FileStore", () => handle.readFile())
+    // Nothing was ever acknowledged here, so this may be the first time; or the one before was cut short.
+    if (content.length === 0) yield* io("FileStore", () => syncAbove(home))
     const entries: Array<A> = []
     /** How much of the file is good. */
     let length = 0
@@ -117,62 +119,41 @@ const syncFolder = async (folder: string): Promise<void> => {
   await handle.sync().finally(() => handle.close())
 }
 
-/** The folders that this process has open. Its worker threads don't know of each other's. */
-const held = new Set<string>()
-
-/** Holds the folder's lock, a file with the number of the process, for the scope. That of a dead process is taken over. */
-const lock = (folder: string): Effect.Effect<void, StoreError.StoreError, Scope.Scope> => {
-  const file = path.join(folder, "lock")
-  const opening = path.join(folder, "lock.opening")
-  const refuse = (owner: string) =>
-    failure("Unavailable", "FileStore", `${owner} has ${folder} open; if that is not so, delete ${file} and ${opening}`)
-  const hold = Effect.suspend(() => (held.has(folder) ? refuse("this process") : Effect.sync(() => held.add(folder))))
-  const take = Effect.gen(function* () {
-    const owner = yield* io("FileStore", () => fs.readFile(file, "utf8")).pipe(
-      Effect.catchIf(
-        ({ code }) => code === "ENOENT",
-        () => Effect.succeed("")
-      )
-    )
-    if (isAlive(Number(owner))) return yield* refuse(`process ${owner}`)
-    yield* io("FileStore", () => fs.rename(opening, file))
+/** The folders above a new one may be new as well, and it is lost with the name of any of them. */
+const syncAbove = async (folder: string): Promise<void> => {
+  const above = path.dirname(folder)
+  if (above === folder) return
+  await syncFolder(above).catch((error: unknown) => {
+    // It is not made by us, if it is not ours to read or is on a disk that takes nothing.
+    if (!["EACCES", "EPERM", "EROFS", "EINVAL"].includes(codeOf(error) ?? "")) throw error
   })
-  // Whoever wants the lock makes a file that only one can make, and that becomes the lock in one step. Two that find the same
-  // process dead would otherwise remove each other's lock, and both be in.
-  const drop = Effect.promise(() => fs.rm(opening, { force: true }))
-  const acquire = io("FileStore", () => fs.writeFile(opening, String(process.pid), { flag: "wx" })).pipe(
-    // On a full disk it is there, and empty.
-    Effect.catchAll((error) => (error.code === "EEXIST" ? refuse("another process") : Effect.zipRight(drop, error))),
-    Effect.zipRight(Effect.tapErrorCause(take, () => drop))
-  )
-  return Effect.acquireRelease(hold, () => Effect.sync(() => held.delete(folder))).pipe(
-    Effect.zipRight(Effect.acquireRelease(acquire, () => Effect.promise(() => fs.rm(file, { force: true }))))
-  )
+  return syncAbove(above)
 }
 
-const isAlive = (pid: number): boolean => {
-  // With this process's own number it was one before it, as in a container, where numbers start anew.
-  if (!Number.isInteger(pid) || pid <= 0 || pid === process.pid) return false
-  try {
-    process.kill(pid, 0)
-    return true
-  } catch (error) {
-    // It is there, and somebody else's.
-    return codeOf(error) === "EPERM"
-  }
-}
+/**
+ * One process at a time, and one opening in it. How that is held to is in the file imported, which has nothing of this
+ * library in it: take it along with this one.
+ */
+const lock = (folder: string): Effect.Effect<void, StoreError.StoreError, Scope.Scope> =>
+  hold(path.join(folder, "lock"), folder).pipe(
+    Effect.mapError(({ cause, message, reason }) =>
+      reason === "Held" ? failure("Unavailable", "FileStore", message) : failureOf("FileStore", cause)
+    )
+  )
 
 const io = <A>(operation: string, run: () => Promise<A>): Effect.Effect<A, StoreError.StoreError> =>
   Effect.tryPromise({
     try: run,
-    catch: (cause) =>
-      failure(
-        isFull(cause) ? "Exhausted" : "Unknown",
-        operation,
-        cause instanceof Error ? cause.message : String(cause),
-        cause
-      )
+    catch: (cause) => failureOf(operation, cause)
   })
+
+const failureOf = (operation: string, cause: unknown): StoreError.StoreError =>
+  failure(
+    isFull(cause) ? "Exhausted" : "Unknown",
+    operation,
+    cause instanceof Error ? cause.message : String(cause),
+    cause
+  )
 
 const isFull = (cause: unknown): boolean => ["ENOSPC", "EDQUOT", "EROFS"].includes(codeOf(cause) ?? "")
 
