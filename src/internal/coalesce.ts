@@ -45,7 +45,10 @@ export type Send = (
  *   statement any more, it is cancelled.
  * - Only so many characters wait. Whoever comes when there are more waits in front of the queue.
  */
-export const makeCoalescer = (send: Send): Effect.Effect<(commit: Commit) => Effect.Effect<Verdict, StoreError>> => {
+export const makeCoalescer = (
+  send: Send,
+  patience = usualPatience
+): Effect.Effect<(commit: Commit) => Effect.Effect<Verdict, StoreError>> => {
   // No `Set`: what one that is added to and taken from all the time leaves behind survives until a full garbage collection.
   let queue: Array<Entry> = []
   /** The aggregates that the statements under way are about. */
@@ -128,7 +131,7 @@ export const makeCoalescer = (send: Send): Effect.Effect<(commit: Commit) => Eff
     Effect.suspend(() => {
       const entries = take()
       return entries.length > 0
-        ? Effect.flatMap(dispatch(entries, true), awaitPatiently)
+        ? Effect.flatMap(dispatch(entries, true), (fiber) => awaitAtMost(fiber, patience))
         : Effect.async<void>((resume) => {
             idle.push(() => resume(Effect.void))
           })
@@ -234,7 +237,7 @@ const senders = 2
 const maxUnderWay = 8
 
 /** How long those that come after wait for a statement, in milliseconds: far longer than a healthy one takes. */
-const patience = 25
+const usualPatience = 25
 
 // What one statement carries: enough to make its own cost small, little enough not to keep the first waiting for the last.
 const maxCommits = 512
@@ -253,7 +256,7 @@ const largeSize = 250_000
 
 const soon = (go: () => void): unknown => (typeof setImmediate === "function" ? setImmediate(go) : setTimeout(go, 0))
 
-const awaitPatiently = (fiber: Fiber.RuntimeFiber<unknown>): Effect.Effect<void> =>
+const awaitAtMost = (fiber: Fiber.RuntimeFiber<unknown>, patience: number): Effect.Effect<void> =>
   Effect.async((resume) => {
     const done = () => {
       clearTimeout(timer)

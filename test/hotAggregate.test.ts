@@ -1,0 +1,459 @@
+/** Commands that meet on one aggregate, and the states that are kept of it. */
+import * as SqlClient from "@effect/sql/SqlClient"
+import { expect, it } from "@effect/vitest"
+import * as Arr from "effect/Array"
+import type * as Context from "effect/Context"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
+import * as Schedule from "effect/Schedule"
+import * as Schema from "effect/Schema"
+import * as TestClock from "effect/TestClock"
+
+import { Aggregate, MemoryStore, type Projection, SqlStore, StoreAdapter, StoreError } from "effect-maestro"
+import { Account, Deposit, Deposited, definition, InsufficientFunds, Limits, Touch, Withdraw } from "./account.js"
+import { layerPg } from "./database.js"
+
+const stores = {
+  MemoryStore: MemoryStore.layer,
+  "SqlStore on Postgres": SqlStore.layer.pipe(Layer.provideMerge(layerPg()), Layer.orDie)
+}
+
+for (const [name, store] of Object.entries(stores)) {
+  it.layer(Layer.merge(Limits.layer, store), { timeout: 60_000 })(`Hot aggregates on ${name}`, (it) => {
+    it.scoped("commands that wait are decided one on the other, and committed together", () =>
+      Effect.gen(function* () {
+        const { gate, id, node } = yield* aHotAccount(Account.layer)
+        const first = yield* fork(node, Account.evaluate(id, new Deposit({ amount: 1 })))
+        yield* gate.reached(1)
+        const others = yield* Effect.forEach(Arr.range(2, 20), (amount) =>
+          fork(node, Account.evaluate(id, new Deposit({ amount })))
+        )
+        yield* settled
+        yield* gate.open
+        const results = yield* Effect.forEach([first, ...others], Fiber.join)
+        expect(results.map(({ sequence }) => sequence)).toEqual(Arr.range(1, 20))
+        for (const [index, { events, state }] of results.entries()) {
+          expect(events).toEqual([new Deposited({ amount: index + 1 })])
+          expect(state.balance).toBe(((index + 1) * (index + 2)) / 2)
+        }
+        expect(gate.commits()).toEqual([1, 19])
+        expect(yield* amounts(id)).toEqual(Arr.range(1, 20))
+      })
+    )
+
+    it.scoped("a refusal in the middle is its caller's alone, and true: it is not answered before the commit", () =>
+      Effect.gen(function* () {
+        const { gate, id, node } = yield* aHotAccount(Account.layer)
+        const first = yield* fork(node, Account.evaluate(id, new Deposit({ amount: 1 })))
+        yield* gate.reached(1)
+        const before = yield* fork(node, Account.evaluate(id, new Deposit({ amount: 10 })))
+        const refused = yield* fork(node, Effect.flip(Account.evaluate(id, new Withdraw({ amount: 100 }))))
+        const nothing = yield* fork(node, Account.evaluate(id, new Touch()))
+        const after = yield* fork(node, Account.evaluate(id, new Deposit({ amount: 5 })))
+        yield* settled
+        yield* gate.openOnce
+        yield* Fiber.join(first)
+        yield* gate.reached(2)
+        yield* settled
+        expect(yield* Fiber.poll(refused)).toEqual(Option.none())
+        expect(yield* Fiber.poll(nothing)).toEqual(Option.none())
+        yield* gate.open
+        expect(yield* Fiber.join(refused)).toEqual(new InsufficientFunds({ balance: 11 }))
+        expect(yield* Fiber.join(nothing)).toMatchObject({ sequence: 2, state: { balance: 11 }, events: [] })
+        expect(yield* Fiber.join(before)).toMatchObject({ sequence: 2 })
+        expect(yield* Fiber.join(after)).toMatchObject({ sequence: 3, state: { balance: 16 } })
+        expect(gate.commits()).toEqual([1, 2])
+      })
+    )
+
+    it.scoped("a conflict decides them all again, refusals too", () =>
+      Effect.gen(function* () {
+        const { gate, id, node } = yield* aHotAccount(Account.layer)
+        const elsewhere = yield* aNode(Account.layer)
+        const first = yield* fork(node, Account.evaluate(id, new Deposit({ amount: 1 })))
+        yield* gate.reached(1)
+        const results = yield* Effect.forEach(
+          [new Deposit({ amount: 2 }), new Withdraw({ amount: 50 }), new Deposit({ amount: 3 })],
+          (command) => fork(node, Account.evaluate(id, command))
+        )
+        yield* settled
+        yield* gate.openOnce
+        yield* Fiber.join(first)
+        yield* gate.reached(2)
+        // Somebody else comes first, and makes possible what was refused.
+        yield* Effect.provide(Account.evaluate(id, new Deposit({ amount: 100 })), elsewhere)
+        yield* gate.open
+        yield* Effect.forEach(results, Fiber.join)
+        expect(yield* Effect.provide(Account.fetch(id), elsewhere)).toMatchObject({ balance: 56 })
+        expect((yield* amounts(id)).sort((a, b) => a - b)).toEqual([1, 2, 3, 50, 100])
+      })
+    )
+
+    it.scoped("a projection that fails for one fails that one only", () =>
+      Effect.gen(function* () {
+        const ran: Array<number> = []
+        const Picky: Projection.Projection<string> = {
+          name: "picky",
+          project: ({ body }) => (body.amount === 13 ? Effect.fail("unlucky") : Effect.sync(() => ran.push(1)))
+        }
+        const Audited = Aggregate.make("Account", { ...definition, projections: [Picky] })
+        const { gate, id, node } = yield* aHotAccount(Audited.layer)
+        const first = yield* fork(node, Audited.evaluate(id, new Deposit({ amount: 1 })))
+        yield* gate.reached(1)
+        const results = yield* Effect.forEach([2, 13, 3], (amount) =>
+          fork(node, Effect.either(Audited.evaluate(id, new Deposit({ amount }))))
+        )
+        yield* settled
+        yield* gate.open
+        yield* Fiber.join(first)
+        const answers = yield* Effect.forEach(results, Fiber.join)
+        expect(answers.map(Either.isRight)).toEqual([true, false, true])
+        expect(answers[1]).toEqual(Either.left("unlucky"))
+        expect((yield* amounts(id)).sort((a, b) => a - b)).toEqual([1, 2, 3])
+      })
+    )
+
+    it.scoped("one that is interrupted takes nothing from the others; when all are, nothing goes on", () =>
+      Effect.gen(function* () {
+        const { gate, id, node } = yield* aHotAccount(Account.layer)
+        const first = yield* fork(node, Account.evaluate(id, new Deposit({ amount: 1 })))
+        yield* gate.reached(1)
+        const [a, b] = [
+          yield* fork(node, Account.evaluate(id, new Deposit({ amount: 2 }))),
+          yield* fork(node, Account.evaluate(id, new Deposit({ amount: 4 })))
+        ]
+        yield* settled
+        yield* gate.openOnce
+        yield* Fiber.join(first)
+        yield* gate.reached(2)
+        yield* Fiber.interruptFork(a)
+        yield* settled
+        yield* gate.openOnce
+        expect(yield* Fiber.join(b)).toMatchObject({ sequence: 3, state: { balance: 7 } })
+        expect(Exit.isInterrupted(yield* Fiber.await(a))).toBe(true)
+
+        const holder = yield* fork(node, Account.evaluate(id, new Deposit({ amount: 8 })))
+        yield* gate.reached(3)
+        const waiting = yield* Effect.forEach([16, 32], (amount) =>
+          fork(node, Account.evaluate(id, new Deposit({ amount })))
+        )
+        yield* settled
+        yield* gate.openOnce
+        yield* Fiber.join(holder)
+        yield* gate.reached(4)
+        yield* Fiber.interruptAll(waiting)
+        yield* gate.open
+        expect(yield* Effect.provide(Account.evaluate(id, new Deposit({ amount: 64 })), node)).toMatchObject({
+          state: { balance: 7 + 8 + 64 }
+        })
+      })
+    )
+
+    it.scoped("one who decides slowly keeps nobody from the answer who has decided", () =>
+      Effect.gen(function* () {
+        const go = yield* Deferred.make<void>()
+        const Slow = Aggregate.make("Account", {
+          ...definition,
+          decide: { ...definition.decide, Touch: () => Effect.as(Deferred.await(go), [new Deposited({ amount: 100 })]) }
+        })
+        const { gate, id, node } = yield* aHotAccount(Slow.layer)
+        const first = yield* fork(node, Slow.evaluate(id, new Deposit({ amount: 1 })))
+        yield* gate.reached(1)
+        const quick = yield* fork(node, Slow.evaluate(id, new Deposit({ amount: 2 })))
+        const slow = yield* fork(node, Slow.evaluate(id, new Touch()))
+        const behind = yield* fork(node, Slow.evaluate(id, new Deposit({ amount: 4 })))
+        yield* settled
+        yield* gate.open
+        yield* Fiber.join(first)
+        expect(yield* Fiber.join(quick)).toMatchObject({ sequence: 2 })
+        yield* Deferred.succeed(go, undefined)
+        expect(yield* Fiber.join(slow)).toMatchObject({ sequence: 3, state: { balance: 103 } })
+        expect(yield* Fiber.join(behind)).toMatchObject({ sequence: 4, state: { balance: 107 } })
+      })
+    )
+
+    it.scoped("a command that evaluates one on its own aggregate does not wait for itself", () =>
+      Effect.gen(function* () {
+        const Nested: Aggregate.Aggregate<
+          "Account",
+          { readonly owner: string | null; readonly balance: number },
+          Deposited,
+          Deposit | Touch,
+          {
+            readonly Deposit: (command: Deposit) => Effect.Effect<Array<Deposited>>
+            readonly Touch: (
+              command: Touch,
+              root: Aggregate.Root<unknown>
+            ) => Effect.Effect<Array<Deposited>, Aggregate.Failure, Aggregate.Instance<"Account">>
+          },
+          never,
+          Aggregate.Instance<"Account">
+        > = Aggregate.make("Account", {
+          state: definition.state,
+          initialState: definition.initialState,
+          events: Deposited,
+          commands: Schema.Union(Deposit, Touch),
+          decide: {
+            Deposit: ({ amount }: Deposit) => Effect.succeed([new Deposited({ amount })]),
+            Touch: (_: Touch, root: Aggregate.Root<unknown>) =>
+              root.sequence > 1
+                ? Effect.succeed([])
+                : Effect.as(Nested.evaluate(root.id, new Deposit({ amount: 7 })), [new Deposited({ amount: 1 })])
+          },
+          evolve: { Deposited: (state, { amount }) => ({ ...state, balance: state.balance + amount }) },
+          retry: Schedule.recurs(3)
+        })
+        const inner = yield* aNode(Account.layer)
+        const node = yield* Layer.build(Layer.fresh(Nested.layer)).pipe(Effect.provide(inner))
+        const id = yield* Account.newId
+        yield* Effect.provide(Nested.evaluate(id, new Deposit({ amount: 1 })), node)
+        const result = yield* Effect.provide(Nested.evaluate(id, new Touch()), node)
+        // The inner one came first; on what it led to there was nothing left to do.
+        expect(result).toMatchObject({ sequence: 2, state: { balance: 8 }, events: [] })
+      })
+    )
+
+    // --- kept states ---
+
+    it.scoped("a command on a known aggregate reads nothing; get neither", () =>
+      Effect.gen(function* () {
+        const { id, node, reads } = yield* aCountingAccount(Account.layer)
+        yield* Effect.provide(Account.evaluate(id, new Deposit({ amount: 1 })), node)
+        const before = reads()
+        yield* Effect.provide(Account.evaluate(id, new Deposit({ amount: 2 })), node)
+        expect(yield* Effect.provide(Account.get(id), node)).toMatchObject({ balance: 3 })
+        expect(reads()).toBe(before)
+      })
+    )
+
+    it.scoped("a refusal, or a decision of no events, on what is known here is checked against the store", () =>
+      Effect.gen(function* () {
+        const { id, node } = yield* aCountingAccount(Account.layer)
+        const elsewhere = yield* aNode(Account.layer)
+        yield* Effect.provide(Account.evaluate(id, new Deposit({ amount: 10 })), node)
+        yield* Effect.provide(Account.evaluate(id, new Deposit({ amount: 90 })), elsewhere)
+        // Here 10 are known.
+        expect(yield* Effect.provide(Account.get(id), node)).toMatchObject({ balance: 10 })
+        expect(yield* Effect.provide(Account.evaluate(id, new Withdraw({ amount: 50 })), node)).toMatchObject({
+          sequence: 3,
+          state: { balance: 50 }
+        })
+        yield* Effect.provide(Account.evaluate(id, new Withdraw({ amount: 50 })), elsewhere)
+        expect(yield* Effect.provide(Account.evaluate(id, new Touch()), node)).toMatchObject({
+          sequence: 4,
+          state: { balance: 0 }
+        })
+        expect(yield* Effect.provide(Effect.flip(Account.evaluate(id, new Withdraw({ amount: 1 }))), node)).toEqual(
+          new InsufficientFunds({ balance: 0 })
+        )
+      })
+    )
+
+    it.scoped("fetch reads on from what is kept, and what it finds is kept", () =>
+      Effect.gen(function* () {
+        const { id, node } = yield* aCountingAccount(Account.layer)
+        const elsewhere = yield* aNode(Account.layer)
+        yield* Effect.provide(Account.evaluate(id, new Deposit({ amount: 10 })), node)
+        yield* Effect.provide(Account.evaluate(id, new Deposit({ amount: 5 })), elsewhere)
+        expect(yield* Effect.provide(Account.fetch(id), node)).toMatchObject({ balance: 15 })
+        expect(yield* Effect.provide(Account.get(id), node)).toMatchObject({ balance: 15 })
+      })
+    )
+
+    it.scoped("so many states are kept, those used last, and none longer than it is used", () =>
+      Effect.gen(function* () {
+        const Few = Aggregate.make("Account", { ...definition, keep: { capacity: 2, idleTimeToLive: "10 minutes" } })
+        const { node, reads } = yield* aCountingAccount(Few.layer)
+        const ids = yield* Effect.replicateEffect(Few.newId, 3)
+        for (const id of ids) yield* Effect.provide(Few.evaluate(id, new Deposit({ amount: 1 })), node)
+        const readsFor = (id: string | undefined) =>
+          Effect.suspend(() => {
+            const before = reads()
+            return Effect.map(Effect.provide(Few.get(id ?? ""), node), () => reads() - before)
+          })
+        expect(yield* readsFor(ids[2])).toBe(0)
+        expect(yield* readsFor(ids[1])).toBe(0)
+        expect(yield* readsFor(ids[0])).toBeGreaterThan(0)
+        expect(yield* readsFor(ids[0])).toBe(0)
+        yield* TestClock.adjust("11 minutes")
+        expect(yield* readsFor(ids[0])).toBeGreaterThan(0)
+      })
+    )
+
+    for (const goneOn of [false, true]) {
+      it.scoped(
+        `a store that was put back to an earlier day${goneOn ? ", and went on from there," : ""} is believed, not what is kept`,
+        () =>
+          Effect.gen(function* () {
+            const before = yield* MemoryStore.make
+            const after = yield* MemoryStore.make
+            let current = before
+            const node = yield* aNode(Account.layer, {
+              commitAll: (events, projections) => Effect.suspend(() => current.commitAll(events, projections)),
+              commitEvents: (events) => Effect.suspend(() => current.commitEvents(events)),
+              commitSnapshot: (snapshot) => Effect.suspend(() => current.commitSnapshot(snapshot)),
+              getEvents: (...args) => Effect.suspend(() => current.getEvents(...args)),
+              getSnapshot: (...args) => Effect.suspend(() => current.getSnapshot(...args))
+            })
+            const id = yield* Account.newId
+            yield* Effect.provide(Account.evaluate(id, new Deposit({ amount: 10 })), node)
+            yield* after.commitEvents(yield* before.getEvents(id, 1))
+            yield* Effect.provide(Account.evaluate(id, new Deposit({ amount: 10 })), node)
+            const elsewhere = yield* aNode(Account.layer, after)
+            if (goneOn) yield* Effect.provide(Account.evaluate(id, new Deposit({ amount: 5 })), elsewhere)
+            current = after
+            const [sequence, balance] = goneOn ? [2, 15] : [1, 10]
+            expect(
+              yield* Effect.provide(Effect.flip(Account.evaluate(id, new Withdraw({ amount: 100 }))), node)
+            ).toEqual(new InsufficientFunds({ balance }))
+            expect(yield* Effect.provide(Account.fetch(id), node)).toMatchObject({ balance })
+            expect(yield* Effect.provide(Account.evaluate(id, new Deposit({ amount: 1 })), node)).toMatchObject({
+              sequence: sequence + 1,
+              state: { balance: balance + 1 }
+            })
+          })
+      )
+    }
+
+    it.scoped("a command in the caller's transaction that was rolled back leaves no trace in what is kept", () =>
+      Effect.gen(function* () {
+        const sql = yield* Effect.serviceOption(SqlClient.SqlClient)
+        if (Option.isNone(sql)) return
+        const { id, node } = yield* aCountingAccount(Account.layer)
+        yield* Effect.provide(Account.evaluate(id, new Deposit({ amount: 10 })), node)
+        yield* Effect.flip(
+          sql.value.withTransaction(
+            Effect.gen(function* () {
+              yield* Account.evaluate(id, new Deposit({ amount: 90 }))
+              expect(yield* Account.get(id)).toMatchObject({ balance: 100 })
+              return yield* Effect.fail("no")
+            })
+          )
+        ).pipe(Effect.provide(node))
+        expect(yield* Effect.provide(Account.get(id), node)).toMatchObject({ balance: 10 })
+        expect(yield* Effect.provide(Effect.flip(Account.evaluate(id, new Withdraw({ amount: 50 }))), node)).toEqual(
+          new InsufficientFunds({ balance: 10 })
+        )
+      })
+    )
+
+    it.scoped("snapshots are due wherever a commit crosses a multiple, also in the middle of several commands", () =>
+      Effect.gen(function* () {
+        const Saving = Aggregate.make("Account", { ...definition, snapshotEvery: 5 })
+        const { gate, id, node } = yield* aHotAccount(Saving.layer)
+        const store = yield* StoreAdapter.StoreAdapter
+        const first = yield* fork(node, Saving.evaluate(id, new Deposit({ amount: 1 })))
+        yield* gate.reached(1)
+        const others = yield* Effect.replicateEffect(fork(node, Saving.evaluate(id, new Deposit({ amount: 1 }))), 6)
+        yield* settled
+        yield* gate.open
+        yield* Effect.forEach([first, ...others], Fiber.join)
+        expect(Option.map(yield* store.getSnapshot(id, 1), ({ sequence }) => sequence)).toEqual(Option.some(7))
+      })
+    )
+  })
+}
+
+it.scoped("after a commit of unknown outcome no other failure of the store says that nothing is stored", () =>
+  Effect.gen(function* () {
+    for (const reason of ["Exhausted", "Cancelled", "Misconfigured", "Unknown"] as const) {
+      const store = yield* MemoryStore.make
+      let commits = 0
+      const node = yield* aNode(Account.layer, {
+        ...store,
+        commitAll: (events, projections) =>
+          Effect.suspend(() =>
+            ++commits === 1
+              ? Effect.zipRight(store.commitAll(events, projections), Effect.fail(failure("CommitUnknown")))
+              : Effect.fail(failure(reason))
+          )
+      })
+      const error = yield* Effect.flip(
+        Effect.provide(Account.evaluate(yield* Account.newId, new Deposit({ amount: 1 })), node)
+      )
+      expect(error).toMatchObject({ reason: "CommitUnknown" })
+    }
+  }).pipe(Effect.provide(Layer.merge(Limits.layer, MemoryStore.layer)))
+)
+
+it("a number of states that is none is refused when the aggregate is made", () => {
+  for (const capacity of [-1, 1.5, Number.NaN]) {
+    expect(() => Aggregate.make("Account", { ...definition, keep: { capacity } })).toThrow("keep.capacity")
+  }
+})
+
+// --- what the cases are made of ---
+
+const aNode = <Name extends string, R>(
+  layer: Layer.Layer<Aggregate.Instance<Name>, never, StoreAdapter.StoreAdapter | R>,
+  store?: StoreAdapter.StoreAdapterService
+) =>
+  Effect.flatMap(StoreAdapter.StoreAdapter, (shared) =>
+    Layer.build(Layer.fresh(layer).pipe(Layer.provide(Layer.succeed(StoreAdapter.StoreAdapter, store ?? shared))))
+  )
+
+/** A node whose commits wait at a gate. */
+const aHotAccount = <R>(layer: Layer.Layer<Aggregate.Instance<"Account">, never, StoreAdapter.StoreAdapter | R>) =>
+  Effect.gen(function* () {
+    const store = yield* StoreAdapter.StoreAdapter
+    const sizes: Array<number> = []
+    const latch = yield* Effect.makeSemaphore(1000)
+    yield* latch.take(1000)
+    const node = yield* aNode(layer, {
+      ...store,
+      commitAll: (events, projections) =>
+        Effect.suspend(() => {
+          sizes.push(events.length)
+          return Effect.zipRight(latch.take(1), store.commitAll(events, projections))
+        })
+    })
+    const gate = {
+      commits: () => sizes,
+      reached: (count: number) => Effect.repeat(turn, { until: () => sizes.length >= count }),
+      openOnce: latch.release(1),
+      open: latch.release(500)
+    }
+    return { gate, id: yield* Account.newId, node }
+  })
+
+/** A node that counts what it reads. */
+const aCountingAccount = <R>(layer: Layer.Layer<Aggregate.Instance<"Account">, never, StoreAdapter.StoreAdapter | R>) =>
+  Effect.gen(function* () {
+    const store = yield* StoreAdapter.StoreAdapter
+    let reads = 0
+    const counted = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
+      Effect.suspend(() => {
+        reads++
+        return effect
+      })
+    const node = yield* aNode(layer, {
+      ...store,
+      getEvents: (...args) => counted(store.getEvents(...args)),
+      getSnapshot: (...args) => counted(store.getSnapshot(...args))
+    })
+    return { id: yield* Account.newId, node, reads: () => reads }
+  })
+
+/** In order: each has taken its place in the line before the next begins. */
+const fork = <A, E, R>(node: Context.Context<R>, effect: Effect.Effect<A, E, R>) =>
+  Effect.zipLeft(Effect.fork(Effect.provide(effect, node)), turn)
+
+const turn = Effect.async<void>((resume) => {
+  setImmediate(() => resume(Effect.void))
+})
+
+/** Whoever can go on has gone on. */
+const settled = Effect.repeatN(turn, 20)
+
+const amounts = (id: string) =>
+  Effect.flatMap(StoreAdapter.StoreAdapter, (store) =>
+    Effect.map(store.getEvents(id, 1), (events) => events.map(({ body }) => Number(body.amount)))
+  )
+
+const failure = (reason: StoreError.StoreErrorReason) =>
+  new StoreError.StoreError({ reason, operation: "commitAll", description: "as the test wants it" })
