@@ -13,7 +13,7 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
-import { makeService, type Service } from "./internal/aggregateService.js"
+import { type Design, makeService, type Service } from "./internal/aggregateService.js"
 import {
   decodeInput,
   makeEventCodec,
@@ -23,7 +23,6 @@ import {
   tagsOf,
   unknownTag
 } from "./internal/eventCodec.js"
-import type { Definition } from "./internal/loading.js"
 import type { Keeping } from "./internal/seats.js"
 import { makeStateCodec } from "./internal/stateCodec.js"
 import { spanned } from "./internal/tracing.js"
@@ -388,7 +387,7 @@ type HandlerContext<F> = F extends (...args: infer _A) => Effect.Effect<infer _B
 const define = <State, StateEncoded, A extends Tagged, I extends Tagged, C extends Tagged, CI, E, R>(
   name: string,
   options: Options<State, StateEncoded, A, I, C, CI, DecideHandlers<State, A, C>, ReadonlyArray<Projection<E, R>>>
-): Definition<State, A, C, E, R> => {
+): Design<State, A, C, E, R> => {
   if (options.snapshotEvery !== undefined && !(Number.isInteger(options.snapshotEvery) && options.snapshotEvery > 0)) {
     throw new TypeError(`snapshotEvery of ${name} must be a whole number above 0, and is ${options.snapshotEvery}`)
   }

@@ -32,6 +32,17 @@ export const make: Effect.Effect<StoreAdapterService> = Effect.sync(() => {
     Option.getOrElse(() => committed)
   )
 
+  /** A transaction that is over at once, and waits for nobody, needs no records of its own. */
+  const atOnce = <A, E>(
+    operation: string,
+    body: (records: Records) => Effect.Effect<A, E>
+  ): Effect.Effect<A, E | StoreError> =>
+    Effect.contextWithEffect((context: Context.Context<never>) =>
+      committed.transactions === 0 && Option.isNone(Context.getOption(context, Transaction))
+        ? body(committed)
+        : transact(operation, body)
+    )
+
   /**
    * Runs the body on records of its own, which join those around them once it has succeeded; however else it ends they are
    * dropped, and nobody has seen them.
@@ -51,20 +62,27 @@ export const make: Effect.Effect<StoreAdapterService> = Effect.sync(() => {
       })
       // One at a time, those that a projection starts too: what a body finds free must still be free when it joins. Whoever
       // commits meanwhile waits for its end, as it would for the row locks of a database.
-      return outer.turn.withPermits(1)(transaction)
+      return Effect.suspend(() => {
+        outer.transactions++
+        return Effect.ensuring(
+          outer.turn.withPermits(1)(transaction),
+          Effect.sync(() => {
+            outer.transactions--
+          })
+        )
+      })
     })
 
   return makeEncoded({
     name: "MemoryStore",
-    append: (events) => transact("commitEvents", (records) => append(records, events)),
+    append: (events) => atOnce("commitEvents", (records) => append(records, events)),
     appendWith: (events, project) =>
       transact("commitAll", (records) =>
         Effect.flatMap(append(records, events), (outcome) =>
           outcome === "stored" ? Effect.void : Effect.provideService(project, Transaction, records)
         )
       ),
-    putSnapshot: (snapshot) =>
-      transact("commitSnapshot", (records) => Effect.sync(() => records.putSnapshot(snapshot))),
+    putSnapshot: (snapshot) => atOnce("commitSnapshot", (records) => Effect.sync(() => records.putSnapshot(snapshot))),
     readEvents: (range) => Effect.map(visible, (records) => records.read(range)),
     readSnapshot: ({ aggregateId, maxSequence, minSequence }) =>
       Effect.map(visible, (records) =>
@@ -92,6 +110,8 @@ let stores = 0
 class Records {
   /** One transaction at a time directly inside of this one. */
   readonly turn = Effect.unsafeMakeSemaphore(1)
+  /** How many are open there, or wait for their turn. */
+  transactions = 0
   closed = false
   private readonly events = new Map<string, Array<StoredEvent>>()
   private readonly snapshots = new Map<string, StoredSnapshot>()

@@ -192,23 +192,22 @@ export const make = (options?: HybridClockOptions): HybridClockService => {
     return line
   }
   return {
-    now: Effect.clockWith((clock) => Effect.map(clock.currentTimeMillis, (wall) => tick(lineOf(clock), wall))),
+    now: Effect.clockWith((clock) => Effect.succeed(tick(lineOf(clock), clock.unsafeCurrentTimeMillis()))),
     receive: (timestamp) =>
-      Effect.clockWith((clock) =>
-        Effect.flatMap(clock.currentTimeMillis, (wall): Effect.Effect<void, StoreError | ValidationError> => {
-          // One that is none would leave this clock without a time.
-          if (!isTimestamp(timestamp)) return Effect.fail(noTimestamp)
-          const line = lineOf(clock)
-          const millis = millisOf(timestamp)
-          const counter = counterOf(timestamp)
-          // What is behind this clock teaches nothing; so a node whose wall clock jumped back still knows its own events.
-          if (millis < line.millis || (millis === line.millis && counter <= line.counter)) return Effect.void
-          if (millis - wall > maxDrift) return Effect.fail(clockDrift(timestamp, millis - wall, maxDrift))
-          line.millis = millis
-          line.counter = counter
-          return Effect.void
-        })
-      )
+      Effect.clockWith((clock): Effect.Effect<void, StoreError | ValidationError> => {
+        const wall = clock.unsafeCurrentTimeMillis()
+        // One that is none would leave this clock without a time.
+        if (!isTimestamp(timestamp)) return Effect.fail(noTimestamp)
+        const line = lineOf(clock)
+        const millis = millisOf(timestamp)
+        const counter = counterOf(timestamp)
+        // What is behind this clock teaches nothing; so a node whose wall clock jumped back still knows its own events.
+        if (millis < line.millis || (millis === line.millis && counter <= line.counter)) return Effect.void
+        if (millis - wall > maxDrift) return Effect.fail(clockDrift(timestamp, millis - wall, maxDrift))
+        line.millis = millis
+        line.counter = counter
+        return Effect.void
+      })
   }
 }
 

@@ -5,9 +5,11 @@ import * as SqlClient from "@effect/sql/SqlClient"
 import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import type * as Scope from "effect/Scope"
 import * as Tracer from "effect/Tracer"
 import { maxSequence } from "../Event.js"
+import type { Projection } from "../Projection.js"
 import { StoreAdapter } from "../StoreAdapter.js"
 import { type RetryCommand, type StoreError, ValidationError, ValidationIssue } from "../StoreError.js"
 import { HybridClock } from "../Timestamp.js"
@@ -15,7 +17,7 @@ import type { Tagged } from "./eventCodec.js"
 import { commitSnapshot, evaluate, evaluateApart, type Workplace } from "./lifecycle.js"
 import { type Definition, type Loaded, load, refresh } from "./loading.js"
 import { HoldsTurn, type Keeping, makeSeats } from "./seats.js"
-import { insideTransaction, StoreTransaction } from "./storeTransaction.js"
+import { insideTransaction, isInsideTransaction, StoreTransaction } from "./storeTransaction.js"
 
 export interface Service<State, A, C, E> {
   readonly evaluate: (
@@ -34,10 +36,16 @@ interface Evaluated<State, A> {
   readonly events: ReadonlyArray<A>
 }
 
-export const makeService = <State, A extends Tagged, C extends Tagged, E, R, M>(
-  definition: Definition<State, A, C, E, R>,
+/** What an aggregate is made of, compiled. */
+export interface Design<State, A extends Tagged, C, E, R> extends Definition<State, A> {
+  readonly decide: (command: C, root: Loaded<State>) => Effect.Effect<ReadonlyArray<A>, E | ValidationError, R>
+  readonly projections: ReadonlyArray<Projection<E, R>>
+}
+
+export const makeService = <State, A extends Tagged, C, E, R, M>(
+  definition: Design<State, A, C, E, R>,
   keeping: Keeping,
-  metadata: Context.Tag<M, Readonly<Record<string, unknown>>> & Effect.Effect<Readonly<Record<string, unknown>>>
+  metadata: Context.Reference<M, Readonly<Record<string, unknown>>>
 ): Effect.Effect<Service<State, A, C, E>, never, StoreAdapter | R | Scope.Scope> =>
   Effect.gen(function* () {
     const store = yield* StoreAdapter
@@ -50,8 +58,21 @@ export const makeService = <State, A extends Tagged, C extends Tagged, E, R, M>(
       Tracer.ParentSpan,
       metadata
     )(yield* Effect.context<R>()) as Context.Context<R>
+    const capturedWithTurn = Context.add(captured, HoldsTurn, true)
     const seats = yield* makeSeats<State>(keeping, Clock.currentTimeMillis)
-    const workplace: Workplace<State, A, C, E, R> = { clock, definition, seats, store }
+    // Those that are none need nothing.
+    const noProjections: readonly [] | undefined = definition.projections.length === 0 ? [] : undefined
+    const workplace: Workplace<State, A, C, E> = {
+      clock,
+      definition,
+      seats,
+      store,
+      decide: (command, root) => provide(definition.decide(command, root), capturedWithTurn),
+      commit: (events) =>
+        noProjections === undefined
+          ? provide(store.commitAll(events, definition.projections), captured)
+          : store.commitAll(events, noProjections)
+    }
 
     /** Reads on from the state that is kept, and keeps what it came to. */
     const fetch = (id: string): Effect.Effect<Loaded<State>, ValidationError | StoreError> =>
@@ -65,25 +86,18 @@ export const makeService = <State, A extends Tagged, C extends Tagged, E, R, M>(
             })
       )
 
-    const evaluateHere = (id: string, command: C) =>
-      Effect.flatMap(metadata, (own) =>
-        Effect.flatMap(insideTransaction, (inside) =>
-          Effect.flatMap(HoldsTurn, (holds) =>
-            inside || holds ? evaluateApart(workplace, own, inside, id, command) : evaluate(workplace, own, id, command)
-          )
-        )
-      )
-
     return {
       evaluate: (id, command) =>
-        Effect.mapInputContext(
-          Effect.map(evaluateHere(id, command), ({ events, root }) => ({
-            state: root.state,
-            sequence: root.sequence,
-            events
-          })),
-          (caller: Context.Context<never>) => Context.merge(caller, captured)
-        ),
+        Effect.contextWithEffect((caller: Context.Context<never>) => {
+          const own = Context.get(caller, metadata)
+          const inside = isInsideTransaction(caller)
+          return Effect.map(
+            inside || Context.get(caller, HoldsTurn)
+              ? evaluateApart(workplace, own, inside, id, command)
+              : evaluate(workplace, own, id, command),
+            ({ events, root }) => ({ state: root.state, sequence: root.sequence, events })
+          )
+        }),
       get: (id) =>
         Effect.flatMap(insideTransaction, (inside) =>
           Effect.flatMap(Clock.currentTimeMillis, (now) => {
@@ -112,5 +126,11 @@ export const makeService = <State, A extends Tagged, C extends Tagged, E, R, M>(
   })
 
 // --- internal ---
+
+/** Gives an effect the services of the layer, beside what its caller has. One that has come to its end already needs none. */
+const provide = <A, E, R>(effect: Effect.Effect<A, E, R>, services: Context.Context<R>): Effect.Effect<A, E> =>
+  Exit.isExit(effect)
+    ? (effect as Effect.Effect<A, E>)
+    : Effect.mapInputContext(effect, (caller: Context.Context<never>) => Context.merge(caller, services))
 
 const stateOf = <State>({ state }: Loaded<State>): State => state

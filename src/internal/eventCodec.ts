@@ -3,6 +3,7 @@
  */
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
+import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
 import * as ParseResult from "effect/ParseResult"
 import * as Schema from "effect/Schema"
@@ -112,12 +113,19 @@ export const decodeInput = <A>(
 export const refusingBadInput = <A, E, R>(
   operation: string,
   decide: () => Effect.Effect<A, E, R>
-): Effect.Effect<A, E | ValidationError, R> =>
-  Effect.catchSomeDefect(Effect.suspend(decide), (defect) =>
+): Effect.Effect<A, E | ValidationError, R> => {
+  const refused = (defect: unknown) =>
     ParseResult.isParseError(defect)
       ? Option.some(Effect.fail(new ValidationError({ operation, issues: parseIssues(defect, 0) })))
       : Option.none()
-  )
+  try {
+    const decision = decide()
+    // What has come to its end already can't throw any more.
+    return Exit.isExit(decision) ? decision : Effect.catchSomeDefect(decision, refused)
+  } catch (thrown) {
+    return Option.getOrElse(refused(thrown), () => Effect.die(thrown))
+  }
+}
 
 /** A transformation of the schema's that throws says as much as one that fails. */
 export const guarded =

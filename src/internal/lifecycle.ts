@@ -18,7 +18,7 @@ import type { Tagged } from "./eventCodec.js"
 import { type Definition, type Loaded, load, refresh } from "./loading.js"
 import { grace } from "./promptly.js"
 import { type Recorded, record } from "./recording.js"
-import { type Group, HoldsTurn, passTurn, type Seat, type Seats, type Ticket, takeTurn } from "./seats.js"
+import { type Group, passTurn, type Seat, type Seats, type Ticket, waitForTurn } from "./seats.js"
 import { isPassing, retryWhile, settle } from "./settling.js"
 
 /** What a command came to. */
@@ -28,11 +28,15 @@ export interface Outcome<State, A> {
 }
 
 /** What commands of one aggregate are evaluated with. */
-export interface Workplace<State, A extends Tagged, C extends Tagged, E, R> {
-  readonly definition: Definition<State, A, C, E, R>
+export interface Workplace<State, A extends Tagged, C, E> {
+  readonly definition: Definition<State, A>
   readonly store: StoreAdapterService
   readonly clock: HybridClockService
   readonly seats: Seats<State>
+  /** The decision of the command's handler, with all that it needs. */
+  readonly decide: (command: C, root: Loaded<State>) => Effect.Effect<ReadonlyArray<A>, E | ValidationError>
+  /** Commits with the projections, with all that they need. */
+  readonly commit: (events: ReadonlyArray<Event>) => Effect.Effect<void, Failures<E>>
 }
 
 type Failures<E> = E | RetryCommand | ValidationError | StoreError
@@ -45,16 +49,16 @@ type Failures<E> = E | RetryCommand | ValidationError | StoreError
  * committed yet: the next command is decided on the state that it leads to, and they are committed together. Nobody is answered
  * before the commit, not even one who was refused, since the refusal is true only if what it was decided on is.
  */
-export const evaluate = <State, A extends Tagged, C extends Tagged, E, R>(
-  workplace: Workplace<State, A, C, E, R>,
+export const evaluate = <State, A extends Tagged, C, E>(
+  workplace: Workplace<State, A, C, E>,
   metadata: Readonly<Record<string, unknown>>,
   id: string,
   command: C
-): Effect.Effect<Outcome<State, A>, Failures<E>, R> =>
+): Effect.Effect<Outcome<State, A>, Failures<E>> =>
   Effect.suspend(() => {
     const { definition } = workplace
     let alone = false
-    const round: Effect.Effect<Outcome<State, A>, Failures<E> | ReadFailed, R> = Effect.catchAll(
+    const round: Effect.Effect<Outcome<State, A>, Failures<E> | ReadFailed> = Effect.catchAll(
       Effect.suspend(() => decideInTurn(workplace, metadata, id, command, alone)),
       (error) => {
         if (!(error instanceof DecideAlone)) return Effect.fail(error)
@@ -69,32 +73,32 @@ export const evaluate = <State, A extends Tagged, C extends Tagged, E, R>(
  * The same beside all turns and kept states, for who holds a turn already (two such could wait for each other for ever) and who is
  * inside a transaction (what it reads may never come to be, and who waits for it may have to wait for its end).
  */
-export const evaluateApart = <State, A extends Tagged, C extends Tagged, E, R>(
-  { clock, definition, store }: Workplace<State, A, C, E, R>,
+export const evaluateApart = <State, A extends Tagged, C, E>(
+  { clock, commit, decide, definition, store }: Workplace<State, A, C, E>,
   metadata: Readonly<Record<string, unknown>>,
   inTransaction: boolean,
   id: string,
   command: C
-): Effect.Effect<Outcome<State, A>, Failures<E>, R> =>
+): Effect.Effect<Outcome<State, A>, Failures<E>> =>
   Effect.suspend(() => {
     let known: Loaded<State> | undefined
     const round = Effect.gen(function* () {
       const read = known === undefined ? load(definition, store, id) : refresh(definition, store, known)
       const root: Loaded<State> = yield* inTransaction ? read : mayTryAgain(read)
       known = root
-      const decided = yield* definition.decide(command, root)
+      const decided = yield* decide(command, root)
       if (decided.length === 0) return { root, events: decided }
       const recorded = yield* record(definition, clock, metadata, root, decided)
-      const commit = store.commitAll(recorded.events, definition.projections)
-      yield* inTransaction ? commit : settle(definition.retry, commit)
+      const committing = commit(recorded.events)
+      yield* inTransaction ? committing : settle(definition.retry, committing)
       return { root: recorded.root, events: decided }
     })
     return Effect.mapError(retryWhile(round, definition.retry, mayPass), unwrap)
   }).pipe(Effect.tap(({ events, root }) => snapshotWhenDue(definition, store, root, events.length)))
 
 /** Stores a snapshot of the state. */
-export const commitSnapshot = <State, A extends Tagged, C extends Tagged, E, R>(
-  definition: Definition<State, A, C, E, R>,
+export const commitSnapshot = <State, A extends Tagged>(
+  definition: Definition<State, A>,
   store: StoreAdapterService,
   { id, sequence, state, timestamp }: Loaded<State>
 ): Effect.Effect<void, ValidationError | StoreError> =>
@@ -141,59 +145,60 @@ interface Decision<State, A, E> {
 type Restore = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
 
 /** One round: everything between taking the turn and the answer. Interruptible where it waits for others, or for the store. */
-const decideInTurn = <State, A extends Tagged, C extends Tagged, E, R>(
-  workplace: Workplace<State, A, C, E, R>,
+const decideInTurn = <State, A extends Tagged, C, E>(
+  workplace: Workplace<State, A, C, E>,
   metadata: Readonly<Record<string, unknown>>,
   id: string,
   command: C,
   alone: boolean
-): Effect.Effect<Outcome<State, A>, Failures<E> | ReadFailed | DecideAlone, R> =>
+): Effect.Effect<Outcome<State, A>, Failures<E> | ReadFailed | DecideAlone> =>
   Effect.uninterruptibleMask((restore: Restore) =>
-    Effect.flatMap(Clock.currentTimeMillis, (now) => {
-      const seat = workplace.seats.at(id, now)
+    Effect.clockWith((clock) => {
+      const seat = workplace.seats.at(id, clock.unsafeCurrentTimeMillis())
+      const withTurn = Effect.flatMap(
+        Effect.exit(restore(decide(workplace, metadata, seat, command, alone))),
+        (decision): Effect.Effect<Outcome<State, A>, Failures<E> | ReadFailed | DecideAlone> =>
+          Exit.isSuccess(decision)
+            ? conclude(workplace, seat, decision.value, alone, restore)
+            : Effect.zipRight(releaseTurn(workplace, seat), Effect.failCause(decision.cause))
+      )
+      if (!seat.taken) {
+        seat.taken = true
+        return withTurn
+      }
       const ticket: Ticket = { holds: false }
-      return Effect.flatMap(takeTurn(seat, ticket, restore), (taken) => {
-        if (Exit.isFailure(taken)) {
-          return Effect.zipRight(
-            ticket.holds ? releaseTurn(workplace, seat) : Effect.void,
-            Effect.failCause(taken.cause)
-          )
-        }
-        return Effect.flatMap(
-          Effect.exit(restore(decide(workplace, metadata, seat, command, alone))),
-          (decision): Effect.Effect<Outcome<State, A>, Failures<E> | ReadFailed | DecideAlone, R> =>
-            Exit.isSuccess(decision)
-              ? conclude(workplace, seat, decision.value, alone, restore)
-              : Effect.zipRight(releaseTurn(workplace, seat), Effect.failCause(decision.cause))
-        )
-      })
+      return Effect.flatMap(waitForTurn(seat, ticket, restore), (waited) =>
+        Exit.isSuccess(waited)
+          ? withTurn
+          : Effect.zipRight(ticket.holds ? releaseTurn(workplace, seat) : Effect.void, Effect.failCause(waited.cause))
+      )
     })
   )
 
 /** Decides on the newest state there is, with the turn in hand. */
-const decide = <State, A extends Tagged, C extends Tagged, E, R>(
-  workplace: Workplace<State, A, C, E, R>,
+const decide = <State, A extends Tagged, C, E>(
+  workplace: Workplace<State, A, C, E>,
   metadata: Readonly<Record<string, unknown>>,
   seat: Seat<State>,
   command: C,
   alone: boolean
-): Effect.Effect<Decision<State, A, Failures<E>>, Failures<E> | ReadFailed, R> => {
+): Effect.Effect<Decision<State, A, Failures<E>>, Failures<E> | ReadFailed> => {
   const { clock, definition, store } = workplace
 
   const decideOn = (
     root: Loaded<State>,
     basis: Group<State> | undefined
-  ): Effect.Effect<Decision<State, A, Failures<E>>, never, R> =>
+  ): Effect.Effect<Decision<State, A, Failures<E>>> =>
     Effect.map(
       Effect.exit(
-        Effect.provideService(
-          Effect.flatMap(definition.decide(command, root), (decided) =>
-            decided.length === 0
-              ? Effect.succeed({ decided, root, events: [] })
-              : Effect.map(record(definition, clock, metadata, root, decided), (recorded) => ({ ...recorded, decided }))
-          ),
-          HoldsTurn,
-          true
+        Effect.flatMap(workplace.decide(command, root), (decided) =>
+          decided.length === 0
+            ? Effect.succeed({ decided, root, events: [] })
+            : Effect.map(record(definition, clock, metadata, root, decided), ({ events, root }) => ({
+                decided,
+                events,
+                root
+              }))
         )
       ),
       (exit) => ({ basis, exit })
@@ -236,13 +241,13 @@ const commitsNothing = (exit: Exit.Exit<{ readonly events: ReadonlyArray<unknown
   Exit.isSuccess(exit) ? exit.value.events.length === 0 : !Cause.isInterrupted(exit.cause)
 
 /** What follows from a decision: commit it, alone or with others, pass the turn on, answer. */
-const conclude = <State, A extends Tagged, C extends Tagged, E, R>(
-  workplace: Workplace<State, A, C, E, R>,
+const conclude = <State, A extends Tagged, C, E>(
+  workplace: Workplace<State, A, C, E>,
   seat: Seat<State>,
   { basis, exit }: Decision<State, A, Failures<E>>,
   alone: boolean,
   restore: Restore
-): Effect.Effect<Outcome<State, A>, Failures<E> | DecideAlone, R> => {
+): Effect.Effect<Outcome<State, A>, Failures<E> | DecideAlone> => {
   const outcome = Exit.map(exit, ({ decided, root }): Outcome<State, A> => ({ root, events: decided }))
   const release = releaseTurn(workplace, seat)
 
@@ -301,12 +306,12 @@ const conclude = <State, A extends Tagged, C extends Tagged, E, R>(
 }
 
 /** Lets the next command be decided on an open group, or commits it when there is none. */
-const passOn = <State, A extends Tagged, C extends Tagged, E, R>(
-  workplace: Workplace<State, A, C, E, R>,
+const passOn = <State, A extends Tagged, C, E>(
+  workplace: Workplace<State, A, C, E>,
   seat: Seat<State>,
   group: Group<State>,
   alone: boolean
-): Effect.Effect<void, never, R> => {
+): Effect.Effect<void, never> => {
   if (alone || group.events.length >= maxGroup || !passTurn(seat)) return commitGroup(workplace, seat, group, true)
   if (seat.group === group) return Effect.void
   seat.group = group
@@ -322,12 +327,12 @@ const passOn = <State, A extends Tagged, C extends Tagged, E, R>(
 }
 
 /** Commits a group in a fiber that belongs to none of its callers; the turn, where it comes along, is passed on afterwards. */
-const commitGroup = <State, A extends Tagged, C extends Tagged, E, R>(
-  workplace: Workplace<State, A, C, E, R>,
+const commitGroup = <State, A extends Tagged, C, E>(
+  workplace: Workplace<State, A, C, E>,
   seat: Seat<State>,
   group: Group<State>,
   withTurn: boolean
-): Effect.Effect<void, never, R> =>
+): Effect.Effect<void, never> =>
   Effect.suspend(() => {
     group.sealed = true
     seat.group = group
@@ -379,10 +384,10 @@ const withdraw = <State>(group: Group<State>): Effect.Effect<void> =>
 const isShared = (cause: Cause.Cause<unknown>): boolean =>
   Option.exists(Cause.failureOption(cause), (error) => error instanceof RetryCommand || isPassing(error))
 
-const commit = <State, A extends Tagged, C extends Tagged, E, R>(
-  { definition, store }: Workplace<State, A, C, E, R>,
+const commit = <State, A extends Tagged, C, E>(
+  { commit, definition }: Workplace<State, A, C, E>,
   events: ReadonlyArray<Event>
-): Effect.Effect<void, Failures<E>, R> => settle(definition.retry, store.commitAll(events, definition.projections))
+): Effect.Effect<void, Failures<E>> => settle(definition.retry, commit(events))
 
 /** Keeps what was stored. After a failure nobody knows what is. */
 const stored = <State>(seat: Seat<State>, root: Loaded<State>, exit: Exit.Exit<unknown, unknown>): void => {
@@ -391,10 +396,10 @@ const stored = <State>(seat: Seat<State>, root: Loaded<State>, exit: Exit.Exit<u
 }
 
 /** Gives the turn to the next; where there is none, what was decided so far is committed first. */
-const releaseTurn = <State, A extends Tagged, C extends Tagged, E, R>(
-  workplace: Workplace<State, A, C, E, R>,
+const releaseTurn = <State, A extends Tagged, C, E>(
+  workplace: Workplace<State, A, C, E>,
   seat: Seat<State>
-): Effect.Effect<void, never, R> =>
+): Effect.Effect<void, never> =>
   Effect.suspend(() => {
     if (passTurn(seat)) return Effect.void
     if (seat.group?.sealed === false) return commitGroup(workplace, seat, seat.group, true)
@@ -403,8 +408,8 @@ const releaseTurn = <State, A extends Tagged, C extends Tagged, E, R>(
     return Effect.void
   })
 
-const snapshotWhenDue = <State, A extends Tagged, C extends Tagged, E, R>(
-  definition: Definition<State, A, C, E, R>,
+const snapshotWhenDue = <State, A extends Tagged>(
+  definition: Definition<State, A>,
   store: StoreAdapterService,
   root: Loaded<State>,
   added: number

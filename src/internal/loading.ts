@@ -6,7 +6,6 @@ import * as Either from "effect/Either"
 import * as Option from "effect/Option"
 import type * as Schedule from "effect/Schedule"
 import { type Event, maxSequence } from "../Event.js"
-import type { Projection } from "../Projection.js"
 import type { Snapshot } from "../Snapshot.js"
 import type { StoreAdapterService } from "../StoreAdapter.js"
 import { StoreError, type ValidationError } from "../StoreError.js"
@@ -15,24 +14,20 @@ import type { EventCodec, Tagged } from "./eventCodec.js"
 import type { StateCodec } from "./stateCodec.js"
 import { type Stream, streamReaderOf } from "./streamReader.js"
 
-/** What an aggregate is made of, compiled. */
-export interface Definition<State, A extends Tagged, C extends Tagged, E, R> {
+/** What it takes to come to a state. */
+export interface Folding<State, A extends Tagged> {
   readonly name: string
   readonly initialState: State
   readonly events: EventCodec<A>
   readonly state: StateCodec<State>
   readonly evolve: (state: State, event: A) => State
-  readonly decide: (command: C, root: Loaded<State>) => Effect.Effect<ReadonlyArray<A>, E | ValidationError, R>
-  readonly projections: ReadonlyArray<Projection<E, R>>
+}
+
+/** What an aggregate is made of beside its decisions and projections, compiled. */
+export interface Definition<State, A extends Tagged> extends Folding<State, A> {
   readonly snapshotEvery: number | undefined
   readonly retry: Schedule.Schedule<unknown>
 }
-
-/** What it takes to come to a state. */
-export type Folding<State, A extends Tagged> = Pick<
-  Definition<State, A, never, unknown, unknown>,
-  "name" | "initialState" | "events" | "state" | "evolve"
->
 
 /** A state and where in the stream it stands. */
 export interface Loaded<State> {

@@ -1,11 +1,12 @@
 /**
  * From what was decided to events that can be stored: encoded, numbered, stamped.
  */
+import * as Arr from "effect/Array"
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
 import type { Event } from "../Event.js"
 import { type StoreError, ValidationError, ValidationIssue } from "../StoreError.js"
-import type { HybridClockService } from "../Timestamp.js"
+import type { HybridClockService, Timestamp } from "../Timestamp.js"
 import type { Tagged } from "./eventCodec.js"
 import { isPlain } from "./json.js"
 import { type Folding, fold, type Loaded } from "./loading.js"
@@ -31,7 +32,7 @@ export const record = <State, A extends Tagged>(
     // So that time rises along the aggregate, whichever node wrote its last event.
     root.timestamp === undefined ? Effect.void : clock.receive(root.timestamp),
     () =>
-      Effect.flatMap(Effect.replicateEffect(clock.now, decided.length), (timestamps) => {
+      Effect.flatMap(stamps(clock, decided.length), (timestamps) => {
         const common = Either.map(readMetadata(metadata), (own) => ({ ...own, aggregate: folding.name }))
         const issues: Array<ValidationIssue> = Either.isLeft(common) ? [common.left] : []
         const events: Array<Event> = []
@@ -63,6 +64,9 @@ export const record = <State, A extends Tagged>(
   )
 
 // --- internal ---
+
+const stamps = (clock: HybridClockService, count: number): Effect.Effect<ReadonlyArray<Timestamp>> =>
+  count === 1 ? Effect.map(clock.now, Arr.of) : Effect.replicateEffect(clock.now, count)
 
 /** What was set around the command; it comes from the application, and may be anything. */
 const readMetadata = (metadata: unknown): Either.Either<object, ValidationIssue> => {

@@ -6,7 +6,7 @@ import * as Context from "effect/Context"
 import type * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import * as Exit from "effect/Exit"
+import type * as Exit from "effect/Exit"
 import type * as Fiber from "effect/Fiber"
 import type * as Scope from "effect/Scope"
 import type { Event } from "../Event.js"
@@ -69,17 +69,12 @@ export interface Ticket {
  * Waits for the turn. The ticket tells whether it came; interrupted waiting may still have got it, when both happen at once, so
  * whoever waited looks at the ticket, and passes the turn on.
  */
-export const takeTurn = <State>(
+export const waitForTurn = <State>(
   seat: Seat<State>,
   ticket: Ticket,
   restore: <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
 ): Effect.Effect<Exit.Exit<void>> =>
   Effect.suspend(() => {
-    if (!seat.taken) {
-      seat.taken = true
-      ticket.holds = true
-      return Effect.succeed(Exit.void)
-    }
     let waiter = () => {}
     const wait = Effect.async<void>((resume) => {
       waiter = () => {

@@ -11,16 +11,9 @@ export const retryWhile = <A, E, R>(
   schedule: Schedule.Schedule<unknown>,
   mayPass: (error: E) => boolean
 ): Effect.Effect<A, E, R> =>
-  Effect.catchAll(effect, (error) => {
-    if (!mayPass(error)) return Effect.fail(error)
-    let first = true
-    const again = Effect.suspend(() => {
-      if (!first) return effect
-      first = false
-      return Effect.fail(error)
-    })
-    return Effect.retry(again, { schedule, while: mayPass })
-  })
+  Effect.catchAll(effect, (error) =>
+    mayPass(error) ? retryFrom(error, effect, schedule, mayPass) : Effect.fail(error)
+  )
 
 /**
  * Finds out what became of a commit by committing the same events again: if they were stored that succeeds and writes
@@ -31,15 +24,15 @@ export const settle = <E, R>(
   schedule: Schedule.Schedule<unknown>,
   commit: Effect.Effect<void, E | StoreError, R>
 ): Effect.Effect<void, E | StoreError, R> =>
-  Effect.suspend(() => {
+  Effect.catchAll(commit, (error) => {
+    if (!isPassing(error)) return Effect.fail(error)
     let unknown: StoreError | undefined
-    const told = Effect.tapError(commit, (error) =>
-      Effect.sync(() => {
-        if (error instanceof StoreError && error.reason === "CommitUnknown") unknown = error
-      })
-    )
-    return Effect.mapError(retryWhile(told, schedule, isPassing), (error) =>
-      error instanceof StoreError && unknown !== undefined ? unknown : error
+    const told = (error: E | StoreError): E | StoreError => {
+      if (error instanceof StoreError && error.reason === "CommitUnknown") unknown = error
+      return error
+    }
+    return Effect.mapError(retryFrom(told(error), Effect.mapError(commit, told), schedule, isPassing), (last) =>
+      last instanceof StoreError && unknown !== undefined ? unknown : last
     )
   })
 
@@ -47,5 +40,21 @@ export const settle = <E, R>(
 export const isPassing = (error: unknown): boolean => error instanceof StoreError && passing.has(error.reason)
 
 // --- internal ---
+
+/** The retries after the first failure. */
+const retryFrom = <A, E, R>(
+  error: E,
+  effect: Effect.Effect<A, E, R>,
+  schedule: Schedule.Schedule<unknown>,
+  mayPass: (error: E) => boolean
+): Effect.Effect<A, E, R> => {
+  let first = true
+  const again = Effect.suspend(() => {
+    if (!first) return effect
+    first = false
+    return Effect.fail(error)
+  })
+  return Effect.retry(again, { schedule, while: mayPass })
+}
 
 const passing: ReadonlySet<StoreErrorReason> = new Set(["CommitUnknown", "ConnectionLost", "Unavailable", "Contention"])

@@ -14,9 +14,11 @@ export class StoreTransaction extends Context.Reference<StoreTransaction>()(
 ) {}
 
 /** Inside a transaction, what is read may never come to be, and whoever waits for another fiber may wait for itself. */
-export const insideTransaction: Effect.Effect<boolean> = Effect.contextWith(
-  (context: Context.Context<never>) => Context.get(context, StoreTransaction) || hasConnection(context)
-)
+export const isInsideTransaction = (context: Context.Context<never>): boolean =>
+  Context.get(context, StoreTransaction) || hasConnection(context)
+
+/** The same of the running fiber. */
+export const insideTransaction: Effect.Effect<boolean> = Effect.contextWith(isInsideTransaction)
 
 /** Whether the statements of this fiber go to the connection of a transaction. */
 export const insideSqlTransaction: Effect.Effect<boolean> = Effect.contextWith(hasConnection)
