@@ -352,8 +352,21 @@ export const commitAllCases = ({ lacks }: Settings): ReadonlyArray<Case> => [
         }
         const exit = yield* Effect.exit(store.commitAll(outer, [leaving]))
         expect(exit).toEqual(ended === "failed" ? Exit.fail("no") : Exit.void)
+        // Others have come meanwhile, and the connection that it had may be theirs now.
+        const [started, end] = [yield* Deferred.make<void>(), yield* Deferred.make<void>()]
+        const holding = projecting(Effect.zipRight(Deferred.succeed(started, undefined), Deferred.await(end)))
+        const others = yield* Effect.forEach(Arr.range(1, 5), () =>
+          Effect.flatMap(stream(newId(), 1, 1), (events) => Effect.fork(store.commitAll(events, [holding])))
+        )
+        yield* Deferred.await(started)
+        yield* Effect.sleep("20 millis")
         yield* Deferred.succeed(go, undefined)
-        const exits = yield* Effect.forEach(late, Fiber.await)
+        const ending = Effect.forEach(late, Fiber.await, { concurrency: "unbounded" })
+        // Who waits for those others is told afterwards.
+        yield* Effect.timeoutOption(ending, "100 millis")
+        yield* Deferred.succeed(end, undefined)
+        const exits = yield* ending
+        yield* Effect.forEach(others, Fiber.join)
         // Success would be a lie where nobody keeps what that transaction gets, and worse where somebody else's does.
         expect(exits.map(Exit.isSuccess)).toEqual([false, false, false])
         expect(yield* store.getEvents(idOf(plain), 1)).toEqual([])

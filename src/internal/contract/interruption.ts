@@ -41,7 +41,7 @@ export const interruptionCases: ReadonlyArray<Case> = [
       const store = yield* StoreAdapter
       const [took] = yield* Effect.timed(store.commitAll(yield* stream(newId(), 1, 2), [passing, passing]))
       // Fewer of them where a commit takes long.
-      const times = Math.min(Math.max(Math.floor(5000 / Math.max(Duration.toMillis(took), 1)), 6), 40)
+      const times = Math.min(Math.max(Math.floor(2000 / Math.max(Duration.toMillis(took), 1)), 6), 40)
       for (const time of Arr.range(1, times)) {
         const [a, b] = [yield* stream(newId(), 1, 2), yield* stream(newId(), 1, 2)]
         const commit =
