@@ -154,7 +154,7 @@ export const commitAllCases = ({ lacks }: Settings): ReadonlyArray<Case> => [
               for (const { after, read } of reads) expect(yield* read).toEqual(after)
               yield* Deferred.succeed(started, undefined)
               yield* Deferred.await(go)
-              if (ending === "fails") yield* Effect.fail("no")
+              return yield* ending === "fails" ? Effect.fail("no") : Effect.void
             })
         }
         const committing = yield* Effect.fork(store.commitAll(events, [looking]))
@@ -347,7 +347,7 @@ export const commitAllCases = ({ lacks }: Settings): ReadonlyArray<Case> => [
               ] satisfies ReadonlyArray<Effect.Effect<void, unknown>>) {
                 late.push(yield* Effect.forkDaemon(Effect.zipRight(Deferred.await(go), commit)))
               }
-              if (ended === "failed") yield* Effect.fail("no")
+              return yield* ended === "failed" ? Effect.fail("no") : Effect.void
             })
         }
         const exit = yield* Effect.exit(store.commitAll(outer, [leaving]))

@@ -341,7 +341,7 @@ export const commitEventsCases = (settings: Settings): ReadonlyArray<Case> => [
         for (const reader of readers) {
           // They never come to an end of their own but by finding what must not be.
           const exit = yield* Fiber.interrupt(reader)
-          if (!Exit.isInterrupted(exit)) yield* exit
+          expect(Exit.isInterrupted(exit), String(exit)).toBe(true)
         }
       }
     })),
