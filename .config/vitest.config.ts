@@ -27,6 +27,8 @@ export default defineConfig(({ mode }) => {
       include: ["test/**/*.test.ts"],
       globalSetup: "test/postgres.globalSetup.ts",
       pool: "forks",
+      // By default one core of two stays idle, and a long run takes twice as long.
+      ...(mode === "long" ? { maxWorkers: 2, minWorkers: 2 } : {}),
       reporters: "default",
       provide: { runs, timeout },
       testTimeout: timeout,

@@ -1,14 +1,14 @@
 /**
  * The contract of `StoreAdapter` as a suite of tests, for whoever writes an adapter: the stores of this library pass the same.
  *
- * It runs on `@effect/vitest`, which is an optional dependency of this package; import it in tests only. It is not part of the
- * index for that reason.
+ * It runs on `@effect/vitest`, which is an optional dependency of this package: import it in tests only, since outside of vitest
+ * the import itself throws. It is not part of the index for that reason.
  *
  * The idea of a published suite is that of Akka Persistence's TCK.
  *
  * @since 0.1.0
  */
-import { it } from "@effect/vitest"
+import { layer as withLayer } from "@effect/vitest"
 import * as Duration from "effect/Duration"
 import type * as Effect from "effect/Effect"
 import type * as Layer from "effect/Layer"
@@ -29,7 +29,7 @@ import type { StoreAdapter } from "./StoreAdapter.js"
  * - `callerTransaction`: it takes part in `SqlClient.withTransaction`, of the `SqlClient` that its layer provides beside the
  *   store.
  * - `concurrentReads`: a read is answered while a commit is under way, from what was there before. A store with one connection
- *   lacks it: its reads wait.
+ *   lacks it: its reads wait, or fail. What is not committed they don't show either.
  *
  * @since 0.1.0
  * @category models
@@ -45,7 +45,7 @@ export type Capability = "callerTransaction" | "concurrentReads"
 export interface Options {
   /**
    * What the adapter lacks; nothing by default. The cases that need it are shown as skipped, with the reason, so that a report
-   * tells what a store can't do.
+   * tells what a store can't do; those that can do without ask for less.
    */
   readonly lacks?: ReadonlyArray<Capability> | undefined
   /** How many random inputs each property test tries; 100 by default. */
@@ -66,13 +66,14 @@ export interface Case {
   readonly name: string
   /** What a store must not lack for it. */
   readonly needs: Capability | undefined
-  /** It expects the services of a test, such as `TestClock`. */
+  /** Runs on the clock of the machine, also where the test around has a `TestClock`. */
   readonly run: Effect.Effect<void, unknown, StoreAdapter>
 }
 
 /**
- * Registers the suite with the test runner, as one block of that name. The layer is built once for all of it; it need not be
- * empty, and the cases leave their events behind.
+ * Registers the suite with vitest, as one block of that name. The layer is built once for all of it, and everything runs on the
+ * clock of the machine, so that a store may sleep. The store need not be empty: the cases use ids of their own in each run. They
+ * leave their events behind, and in a database tables whose names begin with `rows_`.
  *
  * @since 0.1.0
  * @category suites
@@ -87,7 +88,7 @@ export interface Case {
  */
 export const suite = <A, E>(name: string, layer: Layer.Layer<StoreAdapter | A, E>, options?: Options): void => {
   const timeout = options?.timeout ?? "60 seconds"
-  it.layer(layer, { timeout })(name, (it) => {
+  withLayer(layer, { timeout, excludeTestServices: true })(name, (it) => {
     for (const { name, needs, run } of cases(options)) {
       if (needs !== undefined && options?.lacks?.includes(needs)) {
         it.effect.skip(`${name} (this store lacks ${needs})`, () => run)
@@ -99,7 +100,7 @@ export const suite = <A, E>(name: string, layer: Layer.Layer<StoreAdapter | A, E
 }
 
 /**
- * The sentences of the contract as values, for another test runner or for a part of them.
+ * The sentences of the contract as values, for who wants to run a part of them, or to run them in tests of their own.
  *
  * @since 0.1.0
  * @category suites

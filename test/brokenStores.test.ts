@@ -7,23 +7,37 @@ import { MemoryStore, StoreAdapter } from "effect-maestro"
 import * as StoreContract from "effect-maestro/StoreContract"
 import { onRealClock } from "../src/internal/contract/case.js"
 import * as Broken from "./brokenStores.js"
+import * as Unusual from "./unusualStores.js"
+
+function asWords(name: string): string {
+  return name.replace(/[A-Z]/g, (letter) => ` ${letter.toLowerCase()}`)
+}
+
+interface Which {
+  readonly runs?: number
+  readonly lacks?: ReadonlyArray<StoreContract.Capability>
+}
+
+const casesFor = ({ lacks = [], runs = 60 }: Which = {}) =>
+  StoreContract.cases({ runs, seed: 1, lacks: ["callerTransaction", ...lacks] }).filter(
+    ({ needs }) => needs === undefined || ![...lacks, "callerTransaction"].includes(needs)
+  )
 
 // Those about the input take long, and no store here is wrong about it.
-const cases = StoreContract.cases({ runs: 60, seed: 1, lacks: ["callerTransaction"] }).filter(
-  ({ name, needs }) =>
-    needs === undefined && !/beyond all bounds|bad input|stores (a megabyte|thirty)|10 000/.test(name)
-)
+const aboutTheInput = /beyond all bounds|bad input|stores (a megabyte|thirty)|10 000/
 
-type Breaking = (store: StoreAdapter.StoreAdapterService) => StoreAdapter.StoreAdapterService
+const quickCasesFor = (which?: Which) => casesFor(which).filter(({ name }) => !aboutTheInput.test(name))
 
-/** The names of the cases that fail on a store. */
-const failing = (breaking: Breaking) =>
+type Store = StoreAdapter.StoreAdapterService
+type Breaking = (store: Store) => Store
+
+/** The names of the cases that fail on a store, each with one of its own. */
+const failing = (make: Effect.Effect<Store>, cases = quickCasesFor()) =>
   Effect.gen(function* () {
     const failed: Array<string> = []
     for (const { name, run } of cases) {
-      const store = breaking(yield* MemoryStore.make)
       const exit = yield* run.pipe(
-        Effect.provideService(StoreAdapter.StoreAdapter, store),
+        Effect.provideService(StoreAdapter.StoreAdapter, yield* make),
         Effect.provide(TestContext.TestContext),
         // Broken stores may wait for ever.
         Effect.timeoutFail({ duration: "10 seconds", onTimeout: () => "it hangs" }),
@@ -35,13 +49,25 @@ const failing = (breaking: Breaking) =>
     return failed
   })
 
-it.live("a store that is not broken passes", () =>
+it.live("a store that is not broken passes, and again when it has been through all of it before", () =>
   Effect.gen(function* () {
-    expect(yield* failing((store) => ({ ...store }))).toEqual([])
+    const store = yield* MemoryStore.make
+    for (const _ of [1, 2]) expect(yield* failing(Effect.succeed(store), casesFor())).toEqual([])
   })
 )
 
+for (const [what, make] of Object.entries(Unusual)) {
+  it.live(`a store that ${asWords(what)} passes`, () =>
+    Effect.gen(function* () {
+      expect(yield* failing(make, quickCasesFor({ runs: 5 }))).toEqual([])
+    })
+  )
+}
+
 const model = "model: random programs come to what the model comes to, step by step"
+
+const unseen = (ending: string) =>
+  `commitAll: until all projections succeeded nobody but they sees what is committed, and then it ${ending}`
 
 const caught: ReadonlyArray<readonly [breaking: Breaking, cases: ReadonlyArray<string>]> = [
   [
@@ -70,13 +96,49 @@ const caught: ReadonlyArray<readonly [breaking: Breaking, cases: ReadonlyArray<s
     Broken.keepsTheLastSnapshot,
     ["commitSnapshot: replaces the stored one if and only if its sequence is higher", model]
   ],
-  [Broken.acknowledgesEarly, ["commitEvents: what was stored comes back as it was, in order of sequence"]]
+  [Broken.acknowledgesEarly, ["commitEvents: what was stored comes back as it was, in order of sequence"]],
+  [
+    Broken.keepsWhatFailedInside,
+    ["commitAll: a commit inside a projection that fails undoes itself and no more, where the projection goes on"]
+  ],
+  [Broken.showsSnapshotsEarly, [unseen("succeeds"), unseen("fails")]],
+  [Broken.keepsTheSnapshotsOfFailures, [unseen("fails")]],
+  [
+    Broken.acknowledgesWhatComesTooLate,
+    ["succeeded", "failed"].map(
+      (ended) =>
+        `commitAll: what a fiber commits that a projection left running does not succeed once the commit has ${ended}`
+    )
+  ],
+  [
+    Broken.losesThoseBesideAFailure,
+    ["commitAll: of several that a projection commits at once each is by itself, where the one that fails ends first"]
+  ],
+  [
+    Broken.looksAtTheEndsOnly,
+    ["commitEvents: a commit of which one event, any of them, is not the stored one is a conflict", model]
+  ],
+  [
+    Broken.showsCommitsByHalves,
+    ["commitEvents: whoever reads meanwhile finds all of a commit or nothing, of each aggregate and of all"]
+  ],
+  [Broken.readsWhatIsNotCommitted, [unseen("succeeds"), unseen("fails")]]
 ]
 
+it.live("a store whose reads may wait is caught too when they find what is not committed", () =>
+  Effect.gen(function* () {
+    const failed = yield* failing(
+      Effect.map(MemoryStore.make, Broken.readsWhatIsNotCommitted),
+      quickCasesFor({ lacks: ["concurrentReads"] })
+    )
+    for (const ending of ["succeeds", "fails"]) expect(failed).toContain(unseen(ending))
+  })
+)
+
 for (const [breaking, expected] of caught) {
-  it.live(`a store that ${breaking.name.replace(/[A-Z]/g, (letter) => ` ${letter.toLowerCase()}`)} is caught`, () =>
+  it.live(`a store that ${asWords(breaking.name)} is caught`, () =>
     Effect.gen(function* () {
-      const failed = yield* failing(breaking)
+      const failed = yield* failing(Effect.map(MemoryStore.make, breaking))
       for (const sentence of expected) expect(failed).toContain(sentence)
     })
   )

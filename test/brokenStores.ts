@@ -1,6 +1,8 @@
 /** Stores that are wrong on purpose, to see whether what checks a store would notice. */
+import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
-import type { Event, Projection } from "effect-maestro"
+import * as Option from "effect/Option"
+import type { Event, Projection, Snapshot } from "effect-maestro"
 import { type StoreAdapter, StoreError } from "effect-maestro"
 
 type Store = StoreAdapter.StoreAdapterService
@@ -156,6 +158,200 @@ export const acknowledgesEarly = (store: Store): Store => ({
   ...store,
   commitEvents: (events) =>
     Effect.asVoid(Effect.forkDaemon(Effect.zipRight(Effect.yieldNow(), store.commitEvents(events))))
+})
+
+/** What a failed commit inside a projection wrote stays, where the projection goes on. */
+export const keepsWhatFailedInside = (store: Store): Store => ({
+  ...store,
+  commitAll: (events, projections) =>
+    Effect.flatMap(Inside, (inside) =>
+      inside === undefined
+        ? store.commitAll(events, within({}, projections))
+        : projectsAfterTheCommit(store).commitAll(events, projections)
+    )
+})
+
+/** What a projection saves is seen before the commit has succeeded. */
+export const showsSnapshotsEarly = (store: Store): Store => {
+  const early = new Map<string, Snapshot.Snapshot>()
+  return {
+    ...store,
+    commitAll: (events, projections) => {
+      const transaction = { saved: [] as Snapshot.Snapshot[] }
+      return Effect.ensuring(
+        store.commitAll(events, within(transaction, projections)),
+        Effect.sync(() => {
+          for (const { aggregateId } of transaction.saved) early.delete(aggregateId)
+        })
+      )
+    },
+    commitSnapshot: (snapshot) =>
+      Effect.zipRight(
+        store.commitSnapshot(snapshot),
+        Effect.map(Inside, (inside) => {
+          inside?.saved?.push(snapshot)
+          if (inside !== undefined) early.set(snapshot.aggregateId, snapshot)
+        })
+      ),
+    getSnapshot: (id, min, options) =>
+      Effect.map(store.getSnapshot(id, min, options), (found) =>
+        Option.orElse(Option.fromNullable(early.get(id)), () => found)
+      )
+  }
+}
+
+/** What a projection saved stays, though the commit has failed. */
+export const keepsTheSnapshotsOfFailures = (store: Store): Store => ({
+  ...store,
+  commitAll: (events, projections) => {
+    const transaction = { saved: [] as Snapshot.Snapshot[] }
+    return Effect.ensuring(
+      store.commitAll(events, within(transaction, projections)),
+      Effect.suspend(() => Effect.ignore(Effect.forEach(transaction.saved, (one) => store.commitSnapshot(one))))
+    )
+  },
+  commitSnapshot: (snapshot) =>
+    Effect.zipRight(
+      store.commitSnapshot(snapshot),
+      Effect.map(Inside, (inside) => {
+        inside?.saved?.push(snapshot)
+      })
+    )
+})
+
+/** A fiber that a projection left running is told that its commit is stored, when nobody keeps it any more. */
+export const acknowledgesWhatComesTooLate = (store: Store): Store => {
+  const lie = <E, R>(commit: Effect.Effect<void, E, R>): Effect.Effect<void, E, R> =>
+    Effect.catchIf(
+      commit,
+      (error) => error instanceof StoreError.StoreError,
+      () => Effect.void
+    )
+  return {
+    ...store,
+    commitAll: (events, projections) => lie(store.commitAll(events, projections)),
+    commitEvents: (events) => lie(store.commitEvents(events)),
+    commitSnapshot: (snapshot) => lie(store.commitSnapshot(snapshot))
+  }
+}
+
+/** Of commits that a projection starts at once those that succeed are lost with those that fail. */
+export const losesThoseBesideAFailure = (store: Store): Store => {
+  const commitAll: Store["commitAll"] = (events, projections) =>
+    Effect.flatMap(Inside, (inside) => {
+      if (inside === undefined) return store.commitAll(events, within({}, projections))
+      const losing: Projection.Projection = {
+        name: "losing",
+        project: () => (inside.failed === true ? Effect.die(lost) : Effect.void)
+      }
+      return store.commitAll(events, [...projections, losing]).pipe(
+        Effect.tapError(() =>
+          Effect.sync(() => {
+            inside.failed = true
+          })
+        ),
+        Effect.catchSomeDefect((defect) => (defect === lost ? Option.some(Effect.void) : Option.none()))
+      )
+    })
+  return { ...store, commitAll, commitEvents: (events) => commitAll(events, []) }
+}
+
+/** A commit whose first and last events are stored is taken for stored. */
+export const looksAtTheEndsOnly = (store: Store): Store => {
+  const commitAll: Store["commitAll"] = (events, projections) =>
+    Effect.gen(function* () {
+      const ends = Array.isArray(events) && events.length > 0 ? [events[0], events.at(-1)] : []
+      const found = yield* Effect.forEach(ends, (end) =>
+        end === undefined
+          ? Effect.succeed(false)
+          : store.getEvents(end.aggregateId, end.sequence, { maxSequence: end.sequence }).pipe(
+              Effect.map(([stored]) => stored?.timestamp === end.timestamp),
+              Effect.orElseSucceed(() => false)
+            )
+      )
+      if (found.length > 0 && found.every(Boolean)) return
+      yield* store.commitAll(events, projections)
+    })
+  return { ...store, commitAll, commitEvents: (events) => commitAll(events, []) }
+}
+
+/** For a moment readers find the first half of a commit only. */
+export const showsCommitsByHalves = (store: Store): Store => {
+  const hidden = new Set<Event.Event["timestamp"]>()
+  return {
+    ...store,
+    commitEvents: (events) =>
+      Effect.suspend(() => {
+        const half = Array.isArray(events) && events.length > 1 ? events.slice(events.length >> 1) : []
+        for (const { timestamp } of half) hidden.add(timestamp)
+        return Effect.zipLeft(store.commitEvents(events), half.length === 0 ? Effect.void : macrotask)
+      }).pipe(
+        Effect.ensuring(
+          Effect.sync(() => {
+            hidden.clear()
+          })
+        )
+      ),
+    getEvents: (id, min, options) =>
+      Effect.map(store.getEvents(id, min, options), (events) =>
+        events.filter(({ timestamp }) => !hidden.has(timestamp))
+      )
+  }
+}
+
+/** Readers find what is not committed yet. */
+export const readsWhatIsNotCommitted = (store: Store): Store => {
+  let open: Context.Context<never> | undefined
+  const opening: Projection.Projection = {
+    name: "opening",
+    project: () =>
+      Effect.contextWith((context: Context.Context<never>) => {
+        open = context
+      })
+  }
+  const closing = Effect.sync(() => {
+    open = undefined
+  })
+  return {
+    ...store,
+    commitAll: (events, projections) =>
+      Effect.flatMap(Inside, (inside) =>
+        inside === undefined
+          ? Effect.ensuring(store.commitAll(events, [opening, ...within({}, projections)]), closing)
+          : store.commitAll(events, projections)
+      ),
+    getEvents: (id, min, options) =>
+      Effect.suspend(() =>
+        open === undefined ? store.getEvents(id, min, options) : Effect.provide(store.getEvents(id, min, options), open)
+      )
+  }
+}
+
+// --- internal ---
+
+/** What a broken store knows of the commit whose projections are running. */
+interface Open {
+  readonly saved?: Array<Snapshot.Snapshot>
+  failed?: boolean
+}
+
+class Inside extends Context.Reference<Inside>()("brokenStores/Inside", {
+  defaultValue: (): Open | undefined => undefined
+}) {}
+
+const within = <E, R>(
+  open: Open,
+  projections: ReadonlyArray<Projection.Projection<E, R>>
+): ReadonlyArray<Projection.Projection<E, R>> =>
+  projections.map((projection) => ({
+    ...projection,
+    project: (event) => Effect.provideService(projection.project(event), Inside, open)
+  }))
+
+const lost = "lost beside a failure"
+
+const macrotask = Effect.async<void>((resume) => {
+  setImmediate(() => resume(Effect.void))
 })
 
 const isRetryCommand = (error: unknown): error is StoreError.RetryCommand => error instanceof StoreError.RetryCommand

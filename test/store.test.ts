@@ -1,8 +1,7 @@
-/** Every store of this library passes the contract. */
+/** Every store of this library passes the contract; the one on PGlite in a file of its own. */
 
 import * as Layer from "effect/Layer"
 import { MemoryStore, SqlStore } from "effect-maestro"
-import * as PgliteClient from "effect-maestro/PgliteClient"
 import * as StoreContract from "effect-maestro/StoreContract"
 import { inject } from "vitest"
 import { layerPg } from "./database.js"
@@ -10,11 +9,5 @@ import { layerPg } from "./database.js"
 const [runs, timeout] = [inject("runs"), inject("timeout")]
 
 StoreContract.suite("MemoryStore", MemoryStore.layer, { runs, timeout, lacks: ["callerTransaction"] })
-
-StoreContract.suite("SqlStore on PGlite", SqlStore.layer.pipe(Layer.provideMerge(PgliteClient.layerMemory)), {
-  runs,
-  timeout,
-  lacks: ["concurrentReads"]
-})
 
 StoreContract.suite("SqlStore on Postgres", SqlStore.layer.pipe(Layer.provideMerge(layerPg())), { runs, timeout })

@@ -4,11 +4,12 @@
 import * as SqlClient from "@effect/sql/SqlClient"
 import { expect } from "@effect/vitest"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
 import type { Projection } from "../../Projection.js"
 import { StoreAdapter } from "../../StoreAdapter.js"
-import { RetryCommand, ValidationError } from "../../StoreError.js"
-import { type Case, idOf, newId, snapshot, stream, test } from "./case.js"
+import { RetryCommand, StoreError, ValidationError } from "../../StoreError.js"
+import { type Case, failureOf, idOf, newId, projecting, snapshot, stream, test } from "./case.js"
 
 export const callersTransactionCases: ReadonlyArray<Case> = [
   ...[true, false].map((commits) =>
@@ -90,6 +91,53 @@ export const callersTransactionCases: ReadonlyArray<Case> = [
   ),
 
   test(
+    "commitAll: a projection that passes over its own failed SQL commits all of it, or fails and leaves nothing",
+    () =>
+      Effect.gen(function* () {
+        const store = yield* StoreAdapter
+        const { count, ignoring } = yield* table
+        for (const nested of [false, true]) {
+          const [events, outer] = [yield* stream(newId(), 1, 2), yield* stream(newId(), 1, 1)]
+          const before = yield* count
+          let exit: Exit.Exit<void, unknown> = Exit.void
+          const commit = Effect.map(Effect.exit(store.commitAll(events, [ignoring])), (ended) => {
+            exit = ended
+          })
+          yield* nested ? store.commitAll(outer, [projecting(commit)]) : commit
+          if (Exit.isFailure(exit)) expect(failureOf(exit)).toBeInstanceOf(StoreError)
+          expect(yield* store.getEvents(idOf(events), 1)).toEqual(Exit.isSuccess(exit) ? events : [])
+          expect((yield* count) - before).toBe(Exit.isSuccess(exit) ? 4 : 0)
+          expect(yield* store.getEvents(idOf(outer), 1)).toEqual(nested ? outer : [])
+        }
+      }),
+    "callerTransaction"
+  ),
+
+  test(
+    "caller's transaction: a commit whose projection passes over its own failed SQL is stored, or fails and leaves no trace",
+    () =>
+      Effect.gen(function* () {
+        const store = yield* StoreAdapter
+        const { count, ignoring, insert, sql } = yield* table
+        const [events, next] = [yield* stream(newId(), 1, 2), yield* stream(newId(), 1, 1)]
+        const exit = yield* sql.withTransaction(
+          Effect.gen(function* () {
+            yield* insert
+            const ended = yield* Effect.exit(store.commitAll(events, [ignoring]))
+            yield* store.commitEvents(next)
+            yield* insert
+            return ended
+          })
+        )
+        if (Exit.isFailure(exit)) expect(failureOf(exit)).toBeInstanceOf(StoreError)
+        expect(yield* store.getEvents(idOf(events), 1)).toEqual(Exit.isSuccess(exit) ? events : [])
+        expect(yield* store.getEvents(idOf(next), 1)).toEqual(next)
+        expect(yield* count).toBe(Exit.isSuccess(exit) ? 6 : 2)
+      }),
+    "callerTransaction"
+  ),
+
+  test(
     "commitAll: what a projection writes through SqlClient is part of the commit",
     () =>
       Effect.gen(function* () {
@@ -122,9 +170,15 @@ const table = Effect.gen(function* () {
   const sql = Option.getOrThrow(yield* Effect.serviceOption(SqlClient.SqlClient))
   const name = sql(`rows_${newId().replaceAll("-", "")}`)
   yield* sql`create table ${name} (n int)`
+  const insert = sql`insert into ${name} values (1)`
+  const missing = sql(`missing_${newId().replaceAll("-", "")}`)
   return {
     sql,
-    insert: sql`insert into ${name} values (1)`,
+    insert,
+    /** Writes before and after a statement that fails, of which it takes no notice; what fails after it neither. */
+    ignoring: projecting(
+      Effect.all([insert, sql`select * from ${missing}`, insert].map((statement) => Effect.ignore(statement)))
+    ),
     count: Effect.map(sql<{ n: string }>`select count(*) as n from ${name}`, ([row]) => Number(row?.n))
   }
 })

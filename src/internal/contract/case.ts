@@ -2,9 +2,12 @@
  * What the cases of the contract are, and what they are made of.
  */
 import * as Arr from "effect/Array"
+import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as FastCheck from "effect/FastCheck"
+import * as Option from "effect/Option"
 import type { Event } from "../../Event.js"
 import type { Projection } from "../../Projection.js"
 import type { Snapshot } from "../../Snapshot.js"
@@ -37,7 +40,8 @@ export const test = (
 ): Case => ({
   name,
   needs,
-  run: Effect.suspend(run)
+  // A store may sleep, and a test clock would leave it asleep.
+  run: onRealClock(Effect.suspend(run))
 })
 
 // --- records ---
@@ -96,6 +100,18 @@ export const recording = (ran: Array<string>): Projection => ({
 
 export const passing: Projection = { name: "passing", project: () => Effect.yieldNow() }
 
+/** A projection that runs one effect, whatever the event is. */
+export const projecting = <E>(effect: Effect.Effect<unknown, E>): Projection<E> => ({
+  name: "projecting",
+  project: () => effect
+})
+
+// --- answers ---
+
+/** The typed failure, if that is what it came to. */
+export const failureOf = (exit: Exit.Exit<unknown, unknown>): unknown =>
+  Exit.isFailure(exit) ? Option.getOrUndefined(Cause.failureOption(exit.cause)) : undefined
+
 // --- running ---
 
 /** Lets timers and sockets have their turn. */
@@ -103,10 +119,9 @@ export const macrotask = Effect.async<void>((resume) => {
   setImmediate(() => resume(Effect.void))
 })
 
-/** On the clock of the machine, where the case is about waiting for something that no test clock drives. */
-export const onRealClock: <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R> = Effect.withClock(
-  Clock.make()
-)
+/** On the clock of the machine, whatever clock there is around: what stores wait for is driven by no test clock. */
+export const onRealClock = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
+  Effect.withClock(effect, Clock.make())
 
 /** Tries so many random inputs. On failure fast-check prints the seed, and the smallest input that fails. */
 export const everyCase = <A, E, R>(

@@ -12,8 +12,22 @@ import * as Option from "effect/Option"
 import type { Event } from "../../Event.js"
 import type { Projection } from "../../Projection.js"
 import { StoreAdapter } from "../../StoreAdapter.js"
-import { RetryCommand, ValidationError } from "../../StoreError.js"
-import { type Case, idOf, macrotask, mixed, newId, recording, type Settings, snapshot, stream, test } from "./case.js"
+import { RetryCommand, StoreError, ValidationError } from "../../StoreError.js"
+import {
+  type Case,
+  failureOf,
+  idOf,
+  macrotask,
+  mixed,
+  newId,
+  passing,
+  projecting,
+  recording,
+  type Settings,
+  snapshot,
+  stream,
+  test
+} from "./case.js"
 
 export const commitAllCases = ({ lacks }: Settings): ReadonlyArray<Case> => [
   test("commitAll: without projections it is commitEvents", () =>
@@ -115,36 +129,57 @@ export const commitAllCases = ({ lacks }: Settings): ReadonlyArray<Case> => [
       expect(ran).toHaveLength(2)
     })),
 
-  test("commitAll: until all projections succeeded nobody but they sees the events", () =>
-    Effect.gen(function* () {
-      const store = yield* StoreAdapter
-      const events = yield* stream(newId(), 1, 2)
-      const [seen, started, go] = [
-        yield* Deferred.make<ReadonlyArray<Event>, unknown>(),
-        yield* Deferred.make<void>(),
-        yield* Deferred.make<void>()
-      ]
-      const looking: Projection = {
-        name: "looking",
-        project: (one) =>
-          Effect.intoDeferred(store.getEvents(one.aggregateId, 1), seen).pipe(
-            Effect.zipRight(Deferred.succeed(started, undefined)),
-            Effect.zipRight(Deferred.await(go))
-          )
-      }
-      // A store with one connection keeps a reader from outside waiting until the end of the transaction.
-      const waits = lacks.includes("concurrentReads")
-      const outside = Effect.fork(store.getEvents(idOf(events), 1))
-      const fiber = yield* Effect.fork(store.commitAll(events, [looking]))
-      yield* Deferred.await(started)
-      expect(yield* Deferred.await(seen)).toEqual(events)
-      const reader = yield* outside
-      if (!waits) expect(yield* Fiber.join(reader)).toEqual([])
-      yield* Deferred.succeed(go, undefined)
-      yield* Fiber.join(fiber)
-      if (waits) expect(yield* Fiber.join(reader)).toEqual(events)
-      expect(yield* store.getEvents(idOf(events), 1)).toEqual(events)
-    })),
+  ...["succeeds", "fails"].map((ending) =>
+    test(`commitAll: until all projections succeeded nobody but they sees what is committed, and then it ${ending}`, () =>
+      Effect.gen(function* () {
+        const store = yield* StoreAdapter
+        const [events, inner] = [yield* stream(newId(), 1, 2), yield* stream(newId(), 1, 2)]
+        const [old, saved] = [yield* snapshot(newId(), 1), yield* snapshot(newId(), 1)]
+        const replacing = yield* snapshot(old.aggregateId, 2)
+        yield* store.commitSnapshot(old)
+        const reads: ReadonlyArray<Read> = [
+          { read: store.getEvents(idOf(events), 1), before: [], after: events },
+          { read: store.getEvents(idOf(inner), 1), before: [], after: inner },
+          { read: store.getSnapshot(saved.aggregateId, 0), before: Option.none(), after: Option.some(saved) },
+          { read: store.getSnapshot(old.aggregateId, 0), before: Option.some(old), after: Option.some(replacing) }
+        ]
+        const [started, go] = [yield* Deferred.make<void, unknown>(), yield* Deferred.make<void>()]
+        const looking: Projection<unknown> = {
+          name: "looking",
+          project: ({ sequence }) =>
+            Effect.gen(function* () {
+              if (sequence === 1) return
+              yield* store.commitAll(inner, [projecting(store.commitSnapshot(saved))])
+              yield* store.commitSnapshot(replacing)
+              for (const { after, read } of reads) expect(yield* read).toEqual(after)
+              yield* Deferred.succeed(started, undefined)
+              yield* Deferred.await(go)
+              return yield* ending === "fails" ? Effect.fail("no") : Effect.void
+            })
+        }
+        const committing = yield* Effect.fork(store.commitAll(events, [looking]))
+        yield* Effect.raceFirst(Deferred.await(started), Fiber.join(committing))
+        const readers = yield* Effect.forEach(reads, ({ read }) => Effect.fork(read))
+        // A store with one connection keeps a reader from outside waiting until the end of the transaction, or refuses it.
+        const lacking = lacks.includes("concurrentReads")
+        const whileOpen = Effect.forEach(readers, Fiber.await, { concurrency: "unbounded" })
+        if (lacking) yield* Effect.timeoutOption(whileOpen, "100 millis")
+        else yield* whileOpen
+        const early = yield* Effect.forEach(readers, Fiber.poll)
+        yield* Deferred.succeed(go, undefined)
+        const exit = yield* Fiber.await(committing)
+        expect(exit).toEqual(ending === "fails" ? Exit.fail("no") : Exit.void)
+        for (const [index, reader] of readers.entries()) {
+          const { after, before, read } = reads[index] as Read
+          const answer = yield* Fiber.await(reader)
+          if (Exit.isSuccess(answer)) {
+            const mayBeThere = Option.isNone(early[index] ?? Option.none()) && ending === "succeeds"
+            expect(mayBeThere ? [before, after] : [before]).toContainEqual(answer.value)
+          } else expect(lacking && failureOf(answer)).toBeInstanceOf(StoreError)
+          expect(yield* read).toEqual(ending === "fails" ? before : after)
+        }
+      }))
+  ),
 
   test("commitAll: what a projection commits to the store is part of the same transaction", () =>
     Effect.gen(function* () {
@@ -172,6 +207,178 @@ export const commitAllCases = ({ lacks }: Settings): ReadonlyArray<Case> => [
       expect(yield* store.getEvents(idOf(rolledBack), 1)).toEqual(rolledBack)
     })),
 
+  test("commitAll: a commit inside a projection that fails undoes itself and no more, where the projection goes on", () =>
+    Effect.gen(function* () {
+      const store = yield* StoreAdapter
+      const [outer, before, after] = [
+        yield* stream(newId(), 1, 1),
+        yield* stream(newId(), 1, 1),
+        yield* stream(newId(), 1, 1)
+      ]
+      const undone = yield* Effect.forEach(["fails", "dies", "is interrupted"] as const, (ending) =>
+        Effect.gen(function* () {
+          const [events, inner, saved] = [yield* stream(newId(), 1, 2), yield* stream(newId(), 1, 1), newId()]
+          return { ending, events, inner, saved: yield* snapshot(saved, 1) }
+        })
+      )
+      const nothingOf = ({ events, inner, saved }: (typeof undone)[number]) =>
+        Effect.gen(function* () {
+          expect(yield* store.getEvents(idOf(events), 1)).toEqual([])
+          expect(yield* store.getEvents(idOf(inner), 1)).toEqual([])
+          expect(yield* store.getSnapshot(saved.aggregateId, 0)).toEqual(Option.none())
+        })
+      const going: Projection<unknown> = {
+        name: "going",
+        project: () =>
+          Effect.gen(function* () {
+            yield* store.commitEvents(before)
+            for (const one of undone) {
+              const reached = yield* Deferred.make<void>()
+              const ending =
+                one.ending === "fails"
+                  ? Effect.fail("no")
+                  : one.ending === "dies"
+                    ? Effect.die("defect")
+                    : Effect.zipRight(Deferred.succeed(reached, undefined), Effect.never)
+              const nested = store.commitAll<unknown, never>(one.events, [
+                projecting(store.commitSnapshot(one.saved)),
+                projecting(store.commitAll(one.inner, [passing])),
+                projecting(ending)
+              ])
+              const fiber = yield* Effect.fork(nested)
+              if (one.ending === "is interrupted") {
+                yield* Effect.raceFirst(Deferred.await(reached), Fiber.join(fiber))
+                yield* Fiber.interrupt(fiber)
+              }
+              const exit = yield* Fiber.await(fiber)
+              if (one.ending === "is interrupted") expect(Exit.isInterrupted(exit)).toBe(true)
+              else expect(exit).toEqual(one.ending === "fails" ? Exit.fail("no") : Exit.die("defect"))
+              yield* nothingOf(one)
+            }
+            yield* store.commitAll(after, [passing])
+          })
+      }
+      yield* store.commitAll(outer, [going])
+      for (const one of undone) yield* nothingOf(one)
+      for (const events of [outer, before, after]) {
+        expect(yield* store.getEvents(idOf(events), 1)).toEqual(events)
+      }
+    })),
+
+  ...["first", "last"].map((failsWhen) =>
+    test(`commitAll: of several that a projection commits at once each is by itself, where the one that fails ends ${failsWhen}`, () =>
+      Effect.gen(function* () {
+        const store = yield* StoreAdapter
+        const [outer, kept, lost, plain] = [
+          yield* stream(newId(), 1, 1),
+          yield* stream(newId(), 1, 2),
+          yield* stream(newId(), 1, 2),
+          yield* stream(newId(), 1, 2)
+        ]
+        const saved = yield* snapshot(newId(), 1)
+        const turns = (count: number) => Effect.repeatN(macrotask, count)
+        const failing = projecting(Effect.zipRight(turns(failsWhen === "first" ? 2 : 20), Effect.fail("no")))
+        const succeeding = projecting(turns(failsWhen === "first" ? 20 : 2))
+        const atOnce = projecting(
+          Effect.gen(function* () {
+            const exits = yield* Effect.all(
+              [
+                store.commitAll(kept, [succeeding]),
+                store.commitAll(lost, [failing]),
+                store.commitEvents(plain),
+                store.commitSnapshot(saved)
+              ].map((commit: Effect.Effect<void, unknown>) => Effect.exit(commit)),
+              { concurrency: "unbounded" }
+            )
+            expect(exits).toEqual([Exit.void, Exit.fail("no"), Exit.void, Exit.void])
+          })
+        )
+        yield* store.commitAll(outer, [atOnce])
+        expect(yield* store.getEvents(idOf(lost), 1)).toEqual([])
+        for (const events of [outer, kept, plain]) {
+          expect(yield* store.getEvents(idOf(events), 1)).toEqual(events)
+        }
+        expect(yield* store.getSnapshot(saved.aggregateId, 0)).toEqual(Option.some(saved))
+      }))
+  ),
+
+  test("commitAll: of several that a projection commits at the same sequence at once one wins", () =>
+    Effect.gen(function* () {
+      const store = yield* StoreAdapter
+      const id = newId()
+      const racing = projecting(
+        Effect.gen(function* () {
+          const results = yield* Effect.forEach(
+            Arr.range(1, 6),
+            (index) =>
+              Effect.flatMap(stream(id, 1, 1), (events) =>
+                Effect.either(store.commitAll(events, index % 2 === 0 ? [] : [passing]))
+              ),
+            { concurrency: "unbounded" }
+          )
+          expect(results.filter(Either.isRight)).toHaveLength(1)
+          for (const error of Arr.getLefts(results)) expect(error).toBeInstanceOf(RetryCommand)
+        })
+      )
+      yield* store.commitAll(yield* stream(newId(), 1, 1), [racing])
+      expect(yield* store.getEvents(id, 1)).toHaveLength(1)
+    })),
+
+  ...["succeeded", "failed"].map((ended) =>
+    test(`commitAll: what a fiber commits that a projection left running does not succeed once the commit has ${ended}`, () =>
+      Effect.gen(function* () {
+        const store = yield* StoreAdapter
+        const [outer, plain, projected] = [
+          yield* stream(newId(), 1, 1),
+          yield* stream(newId(), 1, 2),
+          yield* stream(newId(), 1, 2)
+        ]
+        const saved = yield* snapshot(newId(), 1)
+        const go = yield* Deferred.make<void>()
+        const late: Array<Fiber.Fiber<void, unknown>> = []
+        const leaving: Projection<unknown> = {
+          name: "leaving",
+          project: () =>
+            Effect.gen(function* () {
+              for (const commit of [
+                store.commitEvents(plain),
+                store.commitAll(projected, [passing]),
+                store.commitSnapshot(saved)
+              ] satisfies ReadonlyArray<Effect.Effect<void, unknown>>) {
+                late.push(yield* Effect.forkDaemon(Effect.zipRight(Deferred.await(go), commit)))
+              }
+              return yield* ended === "failed" ? Effect.fail("no") : Effect.void
+            })
+        }
+        const exit = yield* Effect.exit(store.commitAll(outer, [leaving]))
+        expect(exit).toEqual(ended === "failed" ? Exit.fail("no") : Exit.void)
+        // Others have come meanwhile, and the connection that it had may be theirs now.
+        const [started, end] = [yield* Deferred.make<void>(), yield* Deferred.make<void>()]
+        const holding = projecting(Effect.zipRight(Deferred.succeed(started, undefined), Deferred.await(end)))
+        const others = yield* Effect.forEach(Arr.range(1, 5), () =>
+          Effect.flatMap(stream(newId(), 1, 1), (events) => Effect.fork(store.commitAll(events, [holding])))
+        )
+        yield* Deferred.await(started)
+        yield* Effect.sleep("20 millis")
+        yield* Deferred.succeed(go, undefined)
+        const ending = Effect.forEach(late, Fiber.await, { concurrency: "unbounded" })
+        // Who waits for those others is told afterwards.
+        yield* Effect.timeoutOption(ending, "100 millis")
+        yield* Deferred.succeed(end, undefined)
+        const exits = yield* ending
+        yield* Effect.forEach(others, Fiber.join)
+        // Success would be a lie where nobody keeps what that transaction gets, and worse where somebody else's does.
+        expect(exits.map(Exit.isSuccess)).toEqual([false, false, false])
+        expect(yield* store.getEvents(idOf(plain), 1)).toEqual([])
+        expect(yield* store.getEvents(idOf(projected), 1)).toEqual([])
+        expect(yield* store.getSnapshot(saved.aggregateId, 0)).toEqual(Option.none())
+        expect(yield* store.getEvents(idOf(outer), 1)).toEqual(ended === "failed" ? [] : outer)
+        // Nor does it hold up those that come after.
+        yield* store.commitEvents(plain)
+        yield* store.commitAll(projected, [passing])
+      }))
+  ),
+
   test("commitAll: of many at the same sequence one wins, and only its projections count", () =>
     Effect.gen(function* () {
       const store = yield* StoreAdapter
@@ -179,17 +386,35 @@ export const commitAllCases = ({ lacks }: Settings): ReadonlyArray<Case> => [
       const commits = yield* Effect.forEach(Arr.range(1, 10), () => stream(id, 1, 2))
       const results = yield* Effect.forEach(
         commits,
-        (events) => {
-          const ran: Array<string> = []
-          return Effect.map(Effect.either(store.commitAll(events, [recording(ran)])), (result) => ({ ran, result }))
-        },
+        (events) =>
+          Effect.gen(function* () {
+            const ran: Array<string> = []
+            const projected = yield* stream(newId(), 1, 2)
+            const keeping: Projection<unknown> = {
+              name: "keeping",
+              project: ({ sequence }) => store.commitEvents(projected.slice(sequence - 1, sequence))
+            }
+            const result = yield* Effect.either(store.commitAll(events, [recording(ran), keeping]))
+            return { projected, ran, result }
+          }),
         { concurrency: "unbounded" }
       )
       expect(results.filter(({ result }) => Either.isRight(result))).toHaveLength(1)
-      for (const { ran, result } of results) {
-        expect(ran).toHaveLength(Either.isRight(result) ? 2 : 0)
-        if (Either.isLeft(result)) expect(result.left).toBeInstanceOf(RetryCommand)
+      for (const { projected, ran, result } of results) {
+        // A store that finds conflicts at the end has run those of a loser too, and undone what they did.
+        if (Either.isRight(result)) expect(ran).toHaveLength(2)
+        else expect(result.left).toBeInstanceOf(RetryCommand)
+        expect(yield* store.getEvents(idOf(projected), 1)).toEqual(Either.isRight(result) ? projected : [])
       }
       expect(yield* store.getEvents(id, 1)).toEqual(commits[results.findIndex(({ result }) => Either.isRight(result))])
     }))
 ]
+
+// --- internal ---
+
+/** A read, and what it finds without and with a commit. */
+interface Read {
+  readonly read: Effect.Effect<unknown, unknown>
+  readonly before: unknown
+  readonly after: unknown
+}

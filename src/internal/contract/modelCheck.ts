@@ -48,11 +48,14 @@ interface Part {
 /** How a projection ends. */
 type Ending = "succeeds" | "fails" | "dies" | "commits" | "is refused"
 
-/** The very same events as those of an earlier commit; or with one more, which makes it a mixture of stored and new. */
+/**
+ * The very same events as those of an earlier commit; or with one more, or with another one at some place, which make it a
+ * mixture of stored and new.
+ */
 interface Again {
   readonly _tag: "Again"
   readonly which: number
-  readonly withOneMore: boolean
+  readonly change: "none" | "one more" | number
   readonly projections: ReadonlyArray<Ending>
 }
 
@@ -122,7 +125,7 @@ const programs = (settings: Settings): FastCheck.Arbitrary<ReadonlyArray<Step>> 
   const again: FastCheck.Arbitrary<Again> = FastCheck.record({
     _tag: FastCheck.constant("Again"),
     which: FastCheck.nat({ max: 20 }),
-    withOneMore: FastCheck.boolean(),
+    change: FastCheck.oneof(FastCheck.constantFrom("none" as const, "one more" as const), FastCheck.nat({ max: 8 })),
     projections: endings(false)
   })
   const takeSnapshot: FastCheck.Arbitrary<TakeSnapshot> = FastCheck.record({
@@ -209,13 +212,18 @@ class Run {
     })
   }
 
-  private again({ projections, which, withOneMore }: Again): Effect.Effect<void, unknown> {
+  private again({ change, projections, which }: Again): Effect.Effect<void, unknown> {
     return Effect.gen(this, function* () {
       const events = this.tried[which % Math.max(this.tried.length, 1)]
       const last = events?.at(-1)
       if (events === undefined || last === undefined) return
-      const more = withOneMore ? [yield* event(last.aggregateId, last.sequence + 1)] : []
-      yield* this.commit([...events, ...more], projections)
+      if (change === "none") return yield* this.commit(events, projections)
+      if (change === "one more") {
+        return yield* this.commit([...events, yield* event(last.aggregateId, last.sequence + 1)], projections)
+      }
+      const place = change % events.length
+      const { aggregateId, sequence } = events[place] ?? last
+      yield* this.commit(Arr.replace(events, place, yield* event(aggregateId, sequence)), projections)
     })
   }
 

@@ -1,0 +1,16 @@
+/**
+ * The store on PGlite passes the contract. In a process of its own: a test runner holds on to what it has built until the end of
+ * a file, and after thousands of random programs a store with its database is a gigabyte.
+ */
+
+import * as Layer from "effect/Layer"
+import { SqlStore } from "effect-maestro"
+import * as PgliteClient from "effect-maestro/PgliteClient"
+import * as StoreContract from "effect-maestro/StoreContract"
+import { inject } from "vitest"
+
+StoreContract.suite("SqlStore on PGlite", SqlStore.layer.pipe(Layer.provideMerge(PgliteClient.layerMemory)), {
+  runs: inject("runs"),
+  timeout: inject("timeout"),
+  lacks: ["concurrentReads"]
+})
