@@ -16,7 +16,7 @@ const floors = [
   ["Event.ts", "internal/sqlTransaction.ts"],
   ["Snapshot.ts", "internal/eventCodec.ts", "internal/sqlMigrations.ts", "internal/coalesce.ts"],
   ["Projection.ts", "internal/record.ts", "internal/stateCodec.ts"],
-  ["StoreAdapter.ts", "EventFeed.ts"],
+  ["StoreAdapter.ts", "EventFeed.ts", "internal/sqlStatements.ts"],
   ["internal/streamReader.ts", "internal/settling.ts"],
   ["internal/loading.ts"],
   ["internal/recording.ts", "internal/seats.ts"],

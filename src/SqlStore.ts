@@ -6,24 +6,32 @@
  */
 import * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
-import type * as Statement from "@effect/sql/Statement"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
-import { maxSequence, type StoredEvent } from "./Event.js"
+import { maxSequence } from "./Event.js"
 import { type Commit, makeCoalescer, type Verdict } from "./internal/coalesce.js"
 import { textProblem } from "./internal/json.js"
 import { promptly } from "./internal/promptly.js"
-import { prepareRange, restoreSnapshot, restoreStream } from "./internal/record.js"
+import { prepareRange, restoreSnapshot } from "./internal/record.js"
 import { fromSqlError, isStrayCancel, type Phase } from "./internal/sqlError.js"
 import { migrate as migrateSchema } from "./internal/sqlMigrations.js"
+import {
+  eventOf,
+  eventsOf,
+  insertCommits,
+  selectEvents,
+  selectSnapshot,
+  selectStream,
+  upsertSnapshot,
+  verdictsOf
+} from "./internal/sqlStatements.js"
 import { withTransaction } from "./internal/sqlTransaction.js"
 import { insideSqlTransaction } from "./internal/storeTransaction.js"
 import { provideStreamReader } from "./internal/streamReader.js"
 import { spanned } from "./internal/tracing.js"
-import type { StoredSnapshot } from "./Snapshot.js"
 import { makeEncoded, type SequenceRange, StoreAdapter, type StoreAdapterService } from "./StoreAdapter.js"
-import { RetryCommand, StoreError, type ValidationError } from "./StoreError.js"
+import { type RetryCommand, StoreError, type ValidationError } from "./StoreError.js"
 
 /**
  * The switches of the store.
@@ -138,7 +146,7 @@ export const make = (options?: SqlStoreOptions): Effect.Effect<StoreAdapterServi
       events: (id, minSequence, limit) =>
         read("getEvents", id, minSequence, maxSequence, (range) =>
           Effect.map(selectEvents(sql, schema, range, limit), (rows) => {
-            const events = restoreStream(rows.map((row) => eventOf(id, row)))
+            const events = eventsOf(id, rows)
             return { events, more: events.length >= limit }
           })
         ),
@@ -149,7 +157,7 @@ export const make = (options?: SqlStoreOptions): Effect.Effect<StoreAdapterServi
             const snapshot = Option.map(Option.fromNullable(rows[place]), (row) =>
               restoreSnapshot({ ...row, aggregateId: id })
             )
-            const events = restoreStream(rows.filter(({ type }) => type !== null).map((row) => eventOf(id, row)))
+            const events = eventsOf(id, rows)
             return { events, more: events.length >= limit, snapshot }
           })
         )
@@ -225,136 +233,9 @@ const isSchemaName = (name: unknown): name is string => {
 /** As one identifier, whatever is in it; the quoting of `@effect/sql` takes a dot for a separator. */
 const quoteIdentifier = (name: string): string => `"${name.replaceAll('"', '""')}"`
 
-interface CommitOutcome {
-  readonly commit_index: number
-  readonly was_stored: boolean
-  readonly refused_aggregate_id: string
-  readonly refused_sequence: number
-}
-
-/** What became of the commits by their places, from the rows that their statement answered with: those not written. */
-const verdictsOf = (outcomes: ReadonlyArray<CommitOutcome>): ReadonlyArray<Verdict> => {
-  const verdicts: Array<Verdict> = []
-  for (const outcome of outcomes) {
-    verdicts[outcome.commit_index] = outcome.was_stored
-      ? "stored"
-      : new RetryCommand({
-          aggregateId: withoutDot(outcome.refused_aggregate_id),
-          sequence: outcome.refused_sequence
-        })
-  }
-  return verdicts
-}
-
 const accepted = (verdict: Verdict | undefined): Effect.Effect<"written" | "stored", RetryCommand> =>
   verdict === undefined
     ? Effect.succeed("written")
     : typeof verdict === "string"
       ? Effect.succeed(verdict)
       : Effect.fail(verdict)
-
-/**
- * Commits, each for itself; a row comes back only for one that was not written. Arrays, since parameters are limited to
- * 65 535.
- */
-const insertCommits = (
-  sql: SqlClient.SqlClient,
-  schema: Statement.Fragment,
-  commits: ReadonlyArray<Commit>,
-  hurried: boolean
-) => {
-  const places: Array<number> = []
-  const firsts: Array<boolean> = []
-  const aggregateIds: Array<string> = []
-  const sequences: Array<number> = []
-  const types: Array<string> = []
-  const bodies: Array<string> = []
-  const metadata: Array<string> = []
-  const timestamps: Array<string> = []
-  for (const [place, events] of commits.entries()) {
-    const seen = new Set<string>()
-    for (const event of events) {
-      places.push(place)
-      firsts.push(!seen.has(event.aggregateId))
-      seen.add(event.aggregateId)
-      aggregateIds.push(event.aggregateId)
-      sequences.push(event.sequence)
-      types.push(event.type)
-      bodies.push(event.body)
-      metadata.push(event.metadata)
-      timestamps.push(event.timestamp)
-    }
-  }
-  // Set before the function is called, and for this statement only.
-  const first = hurried
-    ? sql`case when set_config('lock_timeout', ${lockPatience}, true) <> '' then ${places}::int[] end`
-    : sql`${places}::int[]`
-  return sql<CommitOutcome>`select commit_index, was_stored, '.' || refused_aggregate_id as refused_aggregate_id,
-      refused_sequence from ${schema}.commit_events(
-    ${first}, ${firsts}::boolean[], ${aggregateIds}::text[], ${sequences}::int[], ${types}::text[], ${bodies}::jsonb[],
-    ${metadata}::jsonb[], ${timestamps}::uuid[]
-  )`
-}
-
-/** How long a statement that carries the commits of others waits for a lock of somebody's open transaction. */
-const lockPatience = "100ms"
-
-const upsertSnapshot = (sql: SqlClient.SqlClient, schema: Statement.Fragment, snapshot: StoredSnapshot) =>
-  sql`insert into ${schema}.snapshots as s (aggregate_id, sequence, timestamp, body, metadata)
-    values (${snapshot.aggregateId}, ${snapshot.sequence}, ${snapshot.timestamp}, ${snapshot.body}, ${snapshot.metadata})
-    on conflict (aggregate_id) do update
-    set sequence = excluded.sequence, timestamp = excluded.timestamp, body = excluded.body, metadata = excluded.metadata
-    where s.sequence < excluded.sequence`
-
-// JSON comes as text and is parsed here, so that no type parser of the driver can change what is in it. Texts that may begin
-// with anything come behind a dot: PGlite takes U+FEFF at the start of a text for a byte order mark, and drops it.
-const withoutDot = (text: string): string => text.slice(1)
-
-interface EventRow extends Omit<StoredEvent, "aggregateId" | "type"> {
-  /** None is that of a snapshot. */
-  readonly type: string | null
-}
-
-const eventOf = (aggregateId: string, { body, metadata, sequence, timestamp, type }: EventRow): StoredEvent => ({
-  timestamp,
-  aggregateId,
-  sequence,
-  type: withoutDot(type ?? ""),
-  body,
-  metadata
-})
-
-const selectEvents = (
-  sql: SqlClient.SqlClient,
-  schema: Statement.Fragment,
-  { aggregateId, maxSequence, minSequence }: SequenceRange,
-  limit?: number
-) =>
-  sql<EventRow>`select timestamp::text, sequence, '.' || type as type, body::text, metadata::text
-    from ${schema}.event_log
-    where aggregate_id = ${aggregateId} and sequence between ${minSequence} and ${maxSequence}
-    order by sequence ${limit === undefined ? sql`` : sql`limit ${limit}`}`
-
-/** The snapshot, if there is one, and the events after it. */
-const selectStream = (
-  sql: SqlClient.SqlClient,
-  schema: Statement.Fragment,
-  { aggregateId, maxSequence }: SequenceRange,
-  limit: number
-) =>
-  sql<EventRow>`with snapshot as materialized (
-      select timestamp, sequence, body, metadata from ${schema}.snapshots
-      where aggregate_id = ${aggregateId} and sequence <= ${maxSequence}
-    )
-    select timestamp::text, sequence, null as type, body::text, metadata::text from snapshot
-    union all (
-      select timestamp::text, sequence, '.' || type, body::text, metadata::text from ${schema}.event_log
-      where aggregate_id = ${aggregateId} and sequence > coalesce((select sequence from snapshot), 0)
-        and sequence <= ${maxSequence}
-      order by sequence limit ${limit}
-    )`
-
-const selectSnapshot = (sql: SqlClient.SqlClient, schema: Statement.Fragment, range: SequenceRange) =>
-  sql<Omit<StoredSnapshot, "aggregateId">>`select timestamp::text, sequence, body::text, metadata::text
-    from ${schema}.snapshots
-    where aggregate_id = ${range.aggregateId} and sequence between ${range.minSequence} and ${range.maxSequence}`

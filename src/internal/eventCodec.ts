@@ -30,7 +30,7 @@ export const makeEventCodec = <A extends Tagged, I extends Tagged>(schema: Schem
   for (const [tag, asts] of membersByTag(schema.ast)) {
     const member: Schema.Schema<A, Tagged> = Schema.make(asts.length === 1 && asts[0] ? asts[0] : AST.Union.make(asts))
     members.set(tag, {
-      decode: guarded(Schema.decodeUnknownEither(member)),
+      decode: guarded(decoderOf(member)),
       encode: guarded(Schema.encodeUnknownEither(member))
     })
   }
@@ -174,6 +174,29 @@ const membersByTag = (ast: AST.AST): Map<string, Array<AST.AST>> => {
   }
   visit(ast)
   return found
+}
+
+/**
+ * `Schema.decodeUnknownEither`, with a short way for classes, which takes half as long: decode the fields, construct, and see that it
+ * is an instance. Whatever does not go that way goes the long one, which says why.
+ */
+const decoderOf = <A>(schema: Schema.Schema<A, Tagged>): MemberCodec<A>["decode"] => {
+  const decode = Schema.decodeUnknownEither(schema)
+  const { ast } = schema
+  if (!AST.isTransformation(ast) || !AST.isFinalTransformation(ast.transformation) || !AST.isDeclaration(ast.to)) {
+    return decode
+  }
+  const decodeFields = Schema.decodeUnknownEither(Schema.make<unknown>(ast.from))
+  const isInstance = Schema.is(Schema.make<A>(ast.to))
+  const construct = ast.transformation.decode
+  return (input) => {
+    const fields = decodeFields(input)
+    if (Either.isLeft(fields)) return decode(input)
+    const instance = construct(fields.right, {}, ast, fields.right)
+    return Either.isEither(instance) && Either.isRight(instance) && isInstance(instance.right)
+      ? Either.right(instance.right)
+      : decode(input)
+  }
 }
 
 const literalTagOf = (ast: AST.AST): string | undefined => {

@@ -105,26 +105,6 @@ export const restoreEvent = (stored: StoredEvent): Event => ({
   metadata: JSON.parse(stored.metadata)
 })
 
-/** Reads stored events for one reader: where metadata is the same text, it is one object. */
-export const restoreStream = (stored: ReadonlyArray<StoredEvent>): ReadonlyArray<Event> => {
-  let text: string | undefined
-  let metadata: Event["metadata"] = {}
-  return stored.map((event) => {
-    if (event.metadata !== text) {
-      text = event.metadata
-      metadata = JSON.parse(text)
-    }
-    return {
-      timestamp: event.timestamp,
-      aggregateId: event.aggregateId,
-      sequence: event.sequence,
-      type: event.type,
-      body: JSON.parse(event.body),
-      metadata
-    }
-  })
-}
-
 /** Reads a stored snapshot. */
 export const restoreSnapshot = (stored: StoredSnapshot): Snapshot => ({
   timestamp: stored.timestamp,

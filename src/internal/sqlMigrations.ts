@@ -7,8 +7,10 @@ import type { SqlError } from "@effect/sql/SqlError"
 import type { Fragment, Statement } from "@effect/sql/Statement"
 import * as Effect from "effect/Effect"
 import type { StoreError } from "../StoreError.js"
+import { promptly } from "./promptly.js"
 import { fromSqlError } from "./sqlError.js"
 import { withTransaction } from "./sqlTransaction.js"
+import { insideSqlTransaction } from "./storeTransaction.js"
 
 /**
  * Brings the schema up to date. Any number of nodes may do so at once, on an empty database too: one of them works, the
@@ -17,7 +19,7 @@ import { withTransaction } from "./sqlTransaction.js"
 export const migrate = (sql: SqlClient.SqlClient, name: string, schema: Fragment): Effect.Effect<void, StoreError> =>
   Effect.gen(function* () {
     if ((yield* Effect.mapError(applied(sql, name, schema), fail)) >= migrations.length) return
-    yield* withTransaction(
+    const migrating = withTransaction(
       sql,
       operation,
       Effect.gen(function* () {
@@ -39,6 +41,7 @@ export const migrate = (sql: SqlClient.SqlClient, name: string, schema: Fragment
         }
       })
     ).pipe(Effect.catchTag("SqlError", (error) => Effect.fail(fail(error))))
+    yield* Effect.flatMap(insideSqlTransaction, (inside) => (inside ? migrating : promptly(migrating)))
   }).pipe(Effect.withSpan("SqlStore.migrate", { attributes: { schema: name } }))
 
 // --- internal ---

@@ -6,7 +6,6 @@
  *   not hide why there was a rollback.
  * - Postgres answers COMMIT by a silent rollback where a statement has failed and its failure was handled without a
  *   savepoint. Here that is a failure: success means stored.
- * - Its wait for a pooled connection can't be interrupted.
  * - Two transactions at once inside of one use one savepoint, and undo each other. Here they take turns.
  * - A fiber that outlives its transaction goes on writing to the connection, which may be a stranger's by then. Here the
  *   connection is closed to it.
@@ -15,11 +14,10 @@ import * as SqlClient from "@effect/sql/SqlClient"
 import type { Connection } from "@effect/sql/SqlConnection"
 import { SqlError } from "@effect/sql/SqlError"
 import * as Context from "effect/Context"
-import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
-import * as Scope from "effect/Scope"
+import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { StoreError } from "../StoreError.js"
 import { fromSqlError } from "./sqlError.js"
@@ -162,20 +160,9 @@ const transactionOver = (): SqlError =>
     message: "Failed to execute statement"
   })
 
-/** A connection for the scope; waiting for it can be interrupted. */
+/**
+ * A connection for the scope. Its wait can't be interrupted: the one who gives a connection does not notice that nobody wants it any
+ * more. So whoever may be interrupted runs the whole transaction by `promptly`.
+ */
 const reserve = (sql: SqlClient.SqlClient, operation: string): Effect.Effect<Connection, StoreError, Scope.Scope> =>
-  Effect.uninterruptibleMask((restore) =>
-    Effect.gen(function* () {
-      const scope = yield* Scope.make()
-      const acquired = yield* Deferred.make<Connection, SqlError>()
-      yield* Effect.forkDaemon(Effect.intoDeferred(Scope.extend(sql.reserve, scope), acquired))
-      // Closed when the scope around ends, or where the connection has not come by then, as soon as it comes.
-      yield* Effect.addFinalizer((exit) => {
-        const close = Effect.zipRight(Effect.exit(Deferred.await(acquired)), Scope.close(scope, exit))
-        return Effect.flatMap(Deferred.isDone(acquired), (done) => (done ? close : Effect.forkDaemon(close)))
-      })
-      return yield* Effect.mapError(restore(Deferred.await(acquired)), (error) =>
-        fromSqlError(operation, "reading", error)
-      )
-    })
-  )
+  Effect.mapError(Effect.uninterruptible(sql.reserve), (error) => fromSqlError(operation, "reading", error))
