@@ -1,0 +1,258 @@
+/** Failures that pass, databases that are set up otherwise, and layers that are built in odd places. */
+import * as SqlClient from "@effect/sql/SqlClient"
+import { SqlError } from "@effect/sql/SqlError"
+import { PgClient } from "@effect/sql-pg"
+import { expect, it } from "@effect/vitest"
+import * as Arr from "effect/Array"
+import * as Context from "effect/Context"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
+import * as Redacted from "effect/Redacted"
+import * as Schema from "effect/Schema"
+import { Aggregate, type Event, MemoryStore, SqlStore, StoreAdapter, StoreError, Timestamp } from "effect-maestro"
+import { fromSqlError } from "../src/internal/sqlError.js"
+import { Account, Deposit, Limits } from "./account.js"
+import { layerPg, makeDatabase, uniqueName } from "./database.js"
+
+for (const reason of ["ConnectionLost", "Unavailable", "Contention"] as const) {
+  it.scoped(`evaluate: a read or a commit that fails by ${reason} is tried again`, () =>
+    Effect.gen(function* () {
+      const store = yield* MemoryStore.make
+      let reads = 0
+      let commits = 0
+      const node = yield* aNodeOn(Account.layer, {
+        ...store,
+        getEvents: (...args) =>
+          Effect.suspend(() => (++reads === 1 ? Effect.fail(failure(reason)) : store.getEvents(...args))),
+        commitAll: (...args) =>
+          Effect.suspend(() => (++commits === 1 ? Effect.fail(failure(reason)) : store.commitAll(...args)))
+      })
+      const id = yield* Account.newId
+      yield* Effect.provide(Account.evaluate(id, new Deposit({ amount: 1 })), node)
+      expect([reads, commits]).toEqual([2, 2])
+      expect(yield* store.getEvents(id, 1)).toHaveLength(1)
+    }).pipe(Effect.provide(Limits.layer))
+  )
+}
+
+it.scoped("a stream that lacks an event in the middle is UnreadableEvent, whatever the store says", () =>
+  Effect.gen(function* () {
+    const store = yield* MemoryStore.make
+    const node = yield* aNodeOn(Account.layer, {
+      ...store,
+      getEvents: (...args) =>
+        Effect.map(store.getEvents(...args), (events) => events.filter(({ sequence }) => sequence !== 2))
+    })
+    const id = yield* Account.newId
+    for (const sequence of [1, 2, 3]) yield* store.commitEvents([yield* deposited(id, sequence)])
+    expect(yield* Effect.flip(Effect.provide(Account.fetch(id), node))).toMatchObject({
+      reason: "UnreadableEvent",
+      sequence: 3
+    })
+  }).pipe(Effect.provide(Limits.layer))
+)
+
+it.scoped("the type of an event is its type, whatever its body says", () =>
+  Effect.gen(function* () {
+    const store = yield* MemoryStore.make
+    const node = yield* aNodeOn(Account.layer, store)
+    const id = yield* Account.newId
+    yield* store.commitEvents([{ ...(yield* deposited(id, 1)), body: { _tag: "Withdrawn", amount: 5 } }])
+    expect(yield* Effect.provide(Account.fetch(id), node)).toMatchObject({ balance: 5 })
+  }).pipe(Effect.provide(Limits.layer))
+)
+
+it.scoped("a schema that throws while it reads is a typed failure; a snapshot by it is passed over", () =>
+  Effect.gen(function* () {
+    const Throwing = Schema.transform(Schema.String, Schema.BigIntFromSelf, {
+      strict: true,
+      decode: (text) => BigInt(text),
+      encode: String
+    })
+    class Counted extends Schema.TaggedClass<Counted>()("Counted", { to: Throwing }) {}
+    class Count extends Schema.TaggedClass<Count>()("Count", { to: Schema.BigIntFromSelf }) {}
+    const Counter = Aggregate.make("Counter", {
+      state: Schema.Struct({ at: Throwing }),
+      initialState: { at: 0n },
+      events: Counted,
+      commands: Count,
+      decide: { Count: ({ to }) => Effect.succeed([new Counted({ to })]) },
+      evolve: { Counted: (_, { to }) => ({ at: to }) }
+    })
+    const store = yield* MemoryStore.make
+    const node = yield* aNodeOn(Counter.layer, store)
+    const [whole, broken] = ["whole", "broken"]
+    yield* Effect.provide(Counter.evaluate(whole, new Count({ to: 7n })), node)
+    yield* Effect.provide(Counter.snapshot(whole), node)
+    const elsewhere = yield* aNodeOn(Counter.layer, {
+      ...store,
+      getSnapshot: (...args) =>
+        Effect.map(
+          store.getSnapshot(...args),
+          Option.map((snapshot) => ({ ...snapshot, body: { state: { at: "no number" } } }))
+        )
+    })
+    expect(yield* Effect.provide(Counter.fetch(whole), elsewhere)).toEqual({ at: 7n })
+    yield* store.commitEvents([{ ...(yield* deposited(broken, 1)), type: "Counted", body: { to: "no number" } }])
+    expect(yield* Effect.flip(Effect.provide(Counter.fetch(broken), node))).toMatchObject({
+      reason: "UnreadableEvent",
+      sequence: 1
+    })
+  })
+)
+
+it("what a broken connection says, and what it means while a commit is under way", () => {
+  for (const code of [
+    "ECONNRESET",
+    "ERR_SSL_DECRYPTION_FAILED_OR_BAD_RECORD_MAC",
+    "ERR_STREAM_DESTROYED",
+    "57P01",
+    "40003"
+  ]) {
+    const error = new SqlError({ cause: Object.assign(new Error("it broke"), { code }) })
+    expect(fromSqlError("commitEvents", "committing", error).reason, code).toBe("CommitUnknown")
+    expect(fromSqlError("commitAll", "writing", error).reason, code).toBe("ConnectionLost")
+  }
+})
+
+it.layer(Layer.merge(SqlStore.layer.pipe(Layer.provideMerge(layerPg()), Layer.orDie), Limits.layer), {
+  timeout: 60_000
+})("on Postgres", (it) => {
+  it.scoped("an aggregate's layer that was built inside a transaction does not stay in it", () =>
+    Effect.gen(function* () {
+      const sql = yield* SqlClient.SqlClient
+      const node = yield* sql.withTransaction(aNode(Account.layer))
+      const id = yield* Account.newId
+      yield* Effect.provide(Account.evaluate(id, new Deposit({ amount: 1 })), node)
+      const store = yield* StoreAdapter.StoreAdapter
+      expect(yield* store.getEvents(id, 1)).toHaveLength(1)
+    })
+  )
+
+  it.scoped("a store that was built inside a transaction does not stay in it", () =>
+    Effect.gen(function* () {
+      const sql = yield* SqlClient.SqlClient
+      const store = yield* sql.withTransaction(SqlStore.make({ migrate: false }))
+      const id = yield* Account.newId
+      yield* store.commitEvents([yield* deposited(id, 1)])
+      expect(yield* (yield* StoreAdapter.StoreAdapter).getEvents(id, 1)).toHaveLength(1)
+    })
+  )
+
+  it.effect("a statement that somebody cancels by mistake is sent again", () =>
+    Effect.gen(function* () {
+      const store = yield* StoreAdapter.StoreAdapter
+      const sql = yield* SqlClient.SqlClient
+      const id = yield* Account.newId
+      const [holding, go] = [yield* Deferred.make<void>(), yield* Deferred.make<void>()]
+      const holder = yield* Effect.fork(
+        sql.withTransaction(
+          Effect.gen(function* () {
+            yield* store.commitEvents([yield* deposited(id, 1)])
+            yield* Deferred.succeed(holding, undefined)
+            yield* Deferred.await(go)
+          })
+        )
+      )
+      yield* Deferred.await(holding)
+      const waiting = yield* Effect.fork(Effect.flip(store.commitEvents([yield* deposited(id, 1)])))
+      // The first wait ends by itself, in favour of others; the second is the commit's own.
+      for (const _ of [1, 2]) {
+        yield* sql`select pg_cancel_backend(pid) from pg_stat_activity
+          where datname = current_database() and wait_event_type = 'Lock'`.pipe(
+          Effect.zipLeft(turn),
+          Effect.repeat({ until: (rows) => rows.length > 0 })
+        )
+      }
+      yield* Deferred.succeed(go, undefined)
+      yield* Fiber.join(holder)
+      expect(yield* Fiber.join(waiting)).toEqual(new StoreError.RetryCommand({ aggregateId: id, sequence: 1 }))
+    })
+  )
+})
+
+for (const level of ["repeatable read", "serializable"]) {
+  it.scoped(`a database whose transactions are ${level} by default is as good as any`, () =>
+    Effect.gen(function* () {
+      const url = yield* makeDatabase
+      const name = new URL(url).pathname.slice(1)
+      yield* Effect.flatMap(
+        SqlClient.SqlClient,
+        (sql) => sql`alter database ${sql(name)} set default_transaction_isolation = ${sql.literal(`'${level}'`)}`
+      ).pipe(Effect.provide(PgClient.layer({ url: Redacted.make(url), maxConnections: 1 })))
+      const stores = yield* Effect.forEach(
+        Arr.range(1, 6),
+        () =>
+          Effect.map(
+            Layer.build(
+              SqlStore.layer.pipe(Layer.provide(PgClient.layer({ url: Redacted.make(url), maxConnections: 4 })))
+            ),
+            Context.get(StoreAdapter.StoreAdapter)
+          ),
+        { concurrency: "unbounded" }
+      )
+      for (const sequence of Arr.range(1, 15)) {
+        const results = yield* Effect.forEach(
+          stores,
+          (store) =>
+            Effect.flatMap(deposited("contested", sequence), (event) => Effect.either(store.commitEvents([event]))),
+          { concurrency: "unbounded" }
+        )
+        expect(results.filter(Either.isRight)).toHaveLength(1)
+        for (const error of Arr.getLefts(results)) expect(error).toBeInstanceOf(StoreError.RetryCommand)
+      }
+    }).pipe(Effect.timeout("50 seconds"))
+  )
+}
+
+it.scoped("a role that owns the schema, and may create no other, can migrate it", () =>
+  Effect.gen(function* () {
+    const url = yield* makeDatabase
+    const role = uniqueName("owner")
+    yield* Effect.flatMap(SqlClient.SqlClient, (sql) =>
+      Effect.gen(function* () {
+        yield* sql`create role ${sql(role)} login password 'secret'`
+        yield* sql`create schema maestro authorization ${sql(role)}`
+      })
+    ).pipe(Effect.provide(PgClient.layer({ url: Redacted.make(url), maxConnections: 1 })))
+    const asOwner = new URL(url)
+    asOwner.username = role
+    asOwner.password = "secret"
+    yield* Layer.build(
+      SqlStore.layer.pipe(Layer.provide(PgClient.layer({ url: Redacted.make(asOwner.href), maxConnections: 1 })))
+    )
+  })
+)
+
+// --- what the cases are made of ---
+
+const aNode = <Name extends string, R>(layer: Layer.Layer<Aggregate.Instance<Name>, never, R>) =>
+  Layer.build(Layer.fresh(layer))
+
+const aNodeOn = <Name extends string, R>(
+  layer: Layer.Layer<Aggregate.Instance<Name>, never, StoreAdapter.StoreAdapter | R>,
+  store: StoreAdapter.StoreAdapterService
+) => aNode(layer.pipe(Layer.provide(Layer.succeed(StoreAdapter.StoreAdapter, store))))
+
+const deposited = (aggregateId: string, sequence: number): Effect.Effect<Event.Event> =>
+  Effect.flatMap(Timestamp.HybridClock, ({ now }) =>
+    Effect.map(now, (timestamp) => ({
+      timestamp,
+      aggregateId,
+      sequence,
+      type: "Deposited",
+      body: { amount: 1 },
+      metadata: {}
+    }))
+  )
+
+const failure = (reason: StoreError.StoreErrorReason) =>
+  new StoreError.StoreError({ reason, operation: "commitAll", description: "as the test wants it" })
+
+const turn = Effect.async<void>((resume) => {
+  setImmediate(() => resume(Effect.void))
+})
