@@ -19,7 +19,7 @@ import { migrate as migrateSchema } from "./internal/sqlMigrations.js"
 import {
   eventOf,
   eventsOf,
-  insertCommits,
+  makeInsertCommits,
   selectEvents,
   selectSnapshot,
   selectStream,
@@ -29,7 +29,7 @@ import {
 import { withTransaction } from "./internal/sqlTransaction.js"
 import { insideSqlTransaction } from "./internal/storeTransaction.js"
 import { provideStreamReader } from "./internal/streamReader.js"
-import { spanned } from "./internal/tracing.js"
+import { quietly, spanned } from "./internal/tracing.js"
 import { makeEncoded, type SequenceRange, StoreAdapter, type StoreAdapterService } from "./StoreAdapter.js"
 import { type RetryCommand, StoreError, type ValidationError } from "./StoreError.js"
 
@@ -67,6 +67,8 @@ export const make = (options?: SqlStoreOptions): Effect.Effect<StoreAdapterServi
     const { name, schema, sql } = yield* resolve(options)
     if (options?.migrate !== false) yield* migrateSchema(sql, name, schema)
 
+    const insertCommits = makeInsertCommits(sql, schema)
+
     /** One statement: on its own, or from a savepoint on in the transaction around it. */
     const statement = <A>(
       operation: string,
@@ -75,15 +77,13 @@ export const make = (options?: SqlStoreOptions): Effect.Effect<StoreAdapterServi
     ): Effect.Effect<A, StoreError> => {
       const told = (as: Phase) => Effect.mapError(effect, (error) => fromSqlError(operation, as, error))
       return Effect.flatMap(insideSqlTransaction, (inside) =>
-        inside
-          ? withTransaction(sql, operation, told("writing"))
-          : promptly(Effect.retry(told(phase), { times: 3, while: isStrayCancel }))
+        inside ? withTransaction(sql, operation, told("writing")) : promptly(quietly(againWhenCancelled(told(phase))))
       )
     }
 
     /** One commit as part of the transaction around it. */
     const insert = (operation: string, events: Commit): Effect.Effect<Verdict | undefined, StoreError> =>
-      Effect.mapBoth(insertCommits(sql, schema, [events], false), {
+      Effect.mapBoth(insertCommits([events], false), {
         onFailure: (error) => fromSqlError(operation, "writing", error),
         onSuccess: (outcomes) => verdictsOf(outcomes)[0]
       })
@@ -103,10 +103,10 @@ export const make = (options?: SqlStoreOptions): Effect.Effect<StoreAdapterServi
       )
 
     const commit = yield* makeCoalescer((commits, hurried) =>
-      Effect.mapBoth(insertCommits(sql, schema, commits, hurried), {
+      Effect.mapBoth(insertCommits(commits, hurried), {
         onFailure: (error) => fromSqlError("commitEvents", "committing", error),
         onSuccess: verdictsOf
-      }).pipe(Effect.retry({ times: 3, while: isStrayCancel }))
+      }).pipe(againWhenCancelled, quietly)
     )
 
     const service = makeEncoded({
@@ -232,6 +232,10 @@ const isSchemaName = (name: unknown): name is string => {
 
 /** As one identifier, whatever is in it; the quoting of `@effect/sql` takes a dot for a separator. */
 const quoteIdentifier = (name: string): string => `"${name.replaceAll('"', '""')}"`
+
+/** Sends a statement again that was cancelled though nobody here asked for it. */
+const againWhenCancelled = <A>(statement: Effect.Effect<A, StoreError>): Effect.Effect<A, StoreError> =>
+  Effect.catchIf(statement, isStrayCancel, () => Effect.retry(statement, { times: 2, while: isStrayCancel }))
 
 const accepted = (verdict: Verdict | undefined): Effect.Effect<"written" | "stored", RetryCommand> =>
   verdict === undefined

@@ -1,6 +1,7 @@
 /**
  * Interruption that does not wait for a database that does not answer.
  */
+import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 
@@ -18,7 +19,8 @@ export const promptly = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect
       Effect.onInterrupt(restore(Fiber.join(fiber)), () =>
         Effect.zipRight(
           Effect.fiberIdWith((id) => Fiber.interruptAsFork(fiber, id)),
-          Effect.timeoutOption(Effect.interruptible(Fiber.await(fiber)), grace)
+          // By the clock of the machine, whatever clock the program has: it is the database that may not answer.
+          Effect.withClock(Effect.timeoutOption(Effect.interruptible(Fiber.await(fiber)), grace), Clock.make())
         )
       )
     )

@@ -31,15 +31,29 @@ export const verdictsOf = (outcomes: ReadonlyArray<CommitOutcome>): ReadonlyArra
 }
 
 /**
- * Commits, each for itself; a row comes back only for one that was not written. Arrays, since parameters are limited to
- * 65 535.
+ * Makes the statement that stores commits, each for itself; a row comes back only for one that was not written. Arrays, since
+ * parameters are limited to 65 535. `hurried` waits for a lock of somebody's open transaction only so long.
  */
-export const insertCommits = (
-  sql: SqlClient.SqlClient,
-  schema: Statement.Fragment,
-  commits: ReadonlyArray<Commit>,
-  hurried: boolean
-) => {
+export const makeInsertCommits = (sql: SqlClient.SqlClient, schema: Statement.Fragment) => {
+  const text = (first: Statement.Fragment) =>
+    sql`select commit_index, was_stored, '.' || refused_aggregate_id as refused_aggregate_id, refused_sequence
+      from ${schema}.commit_events(
+        ${first}, ${""}::boolean[], ${""}::text[], ${""}::int[], ${""}::text[], ${""}::jsonb[], ${""}::jsonb[], ${""}::uuid[]
+      )`.compile()[0]
+  // Put together once: it is the statement that is sent most.
+  const patient = text(sql`${""}::int[]`)
+  // Set before the function is called, and for this statement only.
+  const hurriedly = text(sql`case when set_config('lock_timeout', ${""}, true) <> '' then ${""}::int[] end`)
+  return (commits: ReadonlyArray<Commit>, hurried: boolean) => {
+    const columns = columnsOf(commits)
+    return hurried
+      ? sql.unsafe<CommitOutcome>(hurriedly, [lockPatience, ...columns])
+      : sql.unsafe<CommitOutcome>(patient, columns)
+  }
+}
+
+/** The parameters of `commit_events`. */
+const columnsOf = (commits: ReadonlyArray<Commit>): ReadonlyArray<unknown> => {
   const places: Array<number> = []
   const firsts: Array<boolean> = []
   const aggregateIds: Array<string> = []
@@ -62,15 +76,7 @@ export const insertCommits = (
       timestamps.push(event.timestamp)
     }
   }
-  // Set before the function is called, and for this statement only.
-  const first = hurried
-    ? sql`case when set_config('lock_timeout', ${lockPatience}, true) <> '' then ${places}::int[] end`
-    : sql`${places}::int[]`
-  return sql<CommitOutcome>`select commit_index, was_stored, '.' || refused_aggregate_id as refused_aggregate_id,
-      refused_sequence from ${schema}.commit_events(
-    ${first}, ${firsts}::boolean[], ${aggregateIds}::text[], ${sequences}::int[], ${types}::text[], ${bodies}::jsonb[],
-    ${metadata}::jsonb[], ${timestamps}::uuid[]
-  )`
+  return [places, firsts, aggregateIds, sequences, types, bodies, metadata, timestamps]
 }
 
 /** How long a statement that carries the commits of others waits for a lock of somebody's open transaction. */

@@ -19,6 +19,10 @@ export const spanned =
         : (Effect.withSpan(effect, name, { ...options, captureStackTrace: false }) as Effect.Effect<A, E, R>)
     )
 
+/** The same for spans that others make. */
+export const quietly = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
+  Effect.tracerWith((tracer) => (tracer === unseen ? Effect.withTracerEnabled(effect, false) : effect))
+
 // --- internal ---
 
 const unseen = Context.get(DefaultServices.liveServices, Tracer.Tracer)
