@@ -127,7 +127,7 @@ export const make = (options?: SqlStoreOptions): Effect.Effect<StoreAdapterServi
             Effect.flatMap((outcome) => (outcome === "stored" ? Effect.void : project))
           )
         )
-        return Effect.flatMap(insideSqlTransaction, (inside) => (inside ? transaction : promptly(transaction)))
+        return Effect.flatMap(insideSqlTransaction, (inside) => (inside ? transaction : promptly(quietly(transaction))))
       },
       putSnapshot: (snapshot) =>
         // Outside a transaction the statement is its own commit. One of unknown outcome does no harm when repeated.

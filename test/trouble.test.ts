@@ -8,12 +8,14 @@ import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
+import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import * as Schema from "effect/Schema"
 import { Aggregate, type Event, MemoryStore, SqlStore, StoreAdapter, StoreError, Timestamp } from "effect-maestro"
+import * as StoreContract from "effect-maestro/StoreContract"
 import { fromSqlError } from "../src/internal/sqlError.js"
 import { Account, Deposit, Limits } from "./account.js"
 import { layerPg, makeDatabase, uniqueName } from "./database.js"
@@ -175,6 +177,35 @@ it.layer(Layer.merge(SqlStore.layer.pipe(Layer.provideMerge(layerPg()), Layer.or
   )
 })
 
+it.layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg()), Layer.orDie), { timeout: 60_000 })(
+  "a store that takes the transactions of @effect/sql as they are",
+  (it) => {
+    for (const { name, run } of StoreContract.cases().filter(({ name }) =>
+      name.includes("passes over its own failed SQL")
+    )) {
+      it.effect(`is caught by "${name}"`, () =>
+        Effect.gen(function* () {
+          const store = yield* StoreAdapter.StoreAdapter
+          const sql = yield* SqlClient.SqlClient
+          expect(Exit.isSuccess(yield* Effect.exit(run))).toBe(true)
+          const trusting: StoreAdapter.StoreAdapterService = {
+            ...store,
+            commitAll: (events, projections) =>
+              Effect.zipRight(
+                store.commitEvents(events),
+                Effect.forEach(projections, ({ project }) => Effect.forEach(events, project, { discard: true }), {
+                  discard: true
+                })
+              ).pipe(sql.withTransaction, Effect.catchIf(isSqlError, Effect.die))
+          }
+          const exit = yield* Effect.exit(Effect.provideService(run, StoreAdapter.StoreAdapter, trusting))
+          expect(Exit.isFailure(exit)).toBe(true)
+        })
+      )
+    }
+  }
+)
+
 for (const level of ["repeatable read", "serializable"]) {
   it.scoped(`a database whose transactions are ${level} by default is as good as any`, () =>
     Effect.gen(function* () {
@@ -249,6 +280,8 @@ const deposited = (aggregateId: string, sequence: number): Effect.Effect<Event.E
       metadata: {}
     }))
   )
+
+const isSqlError = (error: unknown): error is SqlError => error instanceof SqlError
 
 const failure = (reason: StoreError.StoreErrorReason) =>
   new StoreError.StoreError({ reason, operation: "commitAll", description: "as the test wants it" })

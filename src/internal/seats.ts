@@ -145,7 +145,10 @@ export const makeSeats = <State>(
     }
   })
 
-  return Effect.as(Effect.forkScoped(Effect.interruptible(Effect.forever(Effect.zipRight(pause(idle / 2), sweep)))), {
+  const sweeping = Effect.forkScoped(Effect.interruptible(Effect.forever(Effect.zipRight(pause(idle / 2), sweep))))
+  // Whoever still holds the service of a layer that is closed does not hold its states.
+  const emptying = Effect.addFinalizer(() => Effect.sync(() => seats.clear()))
+  return Effect.as(Effect.zipRight(sweeping, emptying), {
     at,
     leave,
     kept: (id, now) => {

@@ -27,7 +27,8 @@ export const kept: Row = {
 
 // --- internal ---
 
-const aggregates = 20_000
+/** As many as are kept. */
+const aggregates = 10_000
 const clients = 16
 
 /** Growth of the heap for each aggregate, in bytes. */
