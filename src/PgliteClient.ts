@@ -46,7 +46,7 @@ export class PgliteClient extends Context.Tag("effect-maestro/PgliteClient")<Pgl
  */
 export interface PgliteClientOptions {
   /** The folder that keeps the database; it is created when missing. In memory by default. One process at a time: a second
-   * one is refused, by a lock file beside the folder. */
+   * one is refused, by a lock beside the folder. */
   readonly dataDir?: string | undefined
   /** Further options of PGlite, such as `extensions`. */
   readonly pglite?: Omit<PGliteOptions, "dataDir"> | undefined

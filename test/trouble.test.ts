@@ -121,9 +121,39 @@ it("what a broken connection says, and what it means while a commit is under way
   }
 })
 
+it("a connection that was found dead in the pool is Unavailable: nothing was sent", () => {
+  const error = new SqlError({
+    cause: new Error("Client has encountered a connection error and is not queryable"),
+    message: "Failed to execute statement"
+  })
+  expect(fromSqlError("commitEvents", "committing", error).reason).toBe("Unavailable")
+})
+
 it.layer(Layer.merge(SqlStore.layer.pipe(Layer.provideMerge(layerPg()), Layer.orDie), Limits.layer), {
   timeout: 60_000
 })("on Postgres", (it) => {
+  it.scoped("inside the caller's transaction nothing is tried again: it is lost with its connection", () =>
+    Effect.gen(function* () {
+      const store = yield* StoreAdapter.StoreAdapter
+      const sql = yield* SqlClient.SqlClient
+      let reads = 0
+      const node = yield* aNodeOn(Account.layer, {
+        ...store,
+        getEvents: () =>
+          Effect.suspend(() => {
+            reads++
+            return Effect.fail(failure("ConnectionLost"))
+          })
+      })
+      const id = yield* Account.newId
+      const error = yield* Effect.flip(
+        sql.withTransaction(Effect.provide(Account.evaluate(id, new Deposit({ amount: 1 })), node))
+      )
+      expect(error).toMatchObject({ reason: "ConnectionLost" })
+      expect(reads).toBe(1)
+    })
+  )
+
   it.scoped("an aggregate's layer that was built inside a transaction does not stay in it", () =>
     Effect.gen(function* () {
       const sql = yield* SqlClient.SqlClient
