@@ -32,7 +32,10 @@ export const make: Effect.Effect<StoreAdapterService> = Effect.sync(() => {
     Option.getOrElse(() => committed)
   )
 
-  /** A transaction that is over at once, and waits for nobody, needs no records of its own. */
+  /**
+   * A transaction that is over at once, and waits for nobody, needs no records of its own. The body has done its work when it
+   * returns: between seeing that nobody is in the way and writing no other fiber may come.
+   */
   const atOnce = <A, E>(
     operation: string,
     body: (records: Records) => Effect.Effect<A, E>
@@ -62,15 +65,16 @@ export const make: Effect.Effect<StoreAdapterService> = Effect.sync(() => {
       })
       // One at a time, those that a projection starts too: what a body finds free must still be free when it joins. Whoever
       // commits meanwhile waits for its end, as it would for the row locks of a database.
-      return Effect.suspend(() => {
-        outer.transactions++
-        return Effect.ensuring(
-          outer.turn.withPermits(1)(transaction),
+      return Effect.acquireUseRelease(
+        Effect.sync(() => {
+          outer.transactions++
+        }),
+        () => outer.turn.withPermits(1)(transaction),
+        () =>
           Effect.sync(() => {
             outer.transactions--
           })
-        )
-      })
+      )
     })
 
   return makeEncoded({
@@ -82,7 +86,11 @@ export const make: Effect.Effect<StoreAdapterService> = Effect.sync(() => {
           outcome === "stored" ? Effect.void : Effect.provideService(project, Transaction, records)
         )
       ),
-    putSnapshot: (snapshot) => atOnce("commitSnapshot", (records) => Effect.sync(() => records.putSnapshot(snapshot))),
+    putSnapshot: (snapshot) =>
+      atOnce("commitSnapshot", (records) => {
+        records.putSnapshot(snapshot)
+        return Effect.void
+      }),
     readEvents: (range) => Effect.map(visible, (records) => records.read(range)),
     readSnapshot: ({ aggregateId, maxSequence, minSequence }) =>
       Effect.map(visible, (records) =>
@@ -170,21 +178,20 @@ class Records {
 const append = (
   records: Records,
   events: ReadonlyArray<StoredEvent>
-): Effect.Effect<"written" | "stored", RetryCommand> =>
-  Effect.suspend(() => {
-    if (events.every((event) => records.event(event.aggregateId, event.sequence)?.timestamp === event.timestamp)) {
-      return Effect.succeed("stored")
+): Effect.Effect<"written" | "stored", RetryCommand> => {
+  if (events.every((event) => records.event(event.aggregateId, event.sequence)?.timestamp === event.timestamp)) {
+    return Effect.succeed("stored")
+  }
+  const heads = new Map<string, number>()
+  for (const { aggregateId, sequence } of events) {
+    if (sequence !== (heads.get(aggregateId) ?? records.head(aggregateId)) + 1) {
+      return Effect.fail(new RetryCommand({ aggregateId, sequence }))
     }
-    const heads = new Map<string, number>()
-    for (const { aggregateId, sequence } of events) {
-      if (sequence !== (heads.get(aggregateId) ?? records.head(aggregateId)) + 1) {
-        return Effect.fail(new RetryCommand({ aggregateId, sequence }))
-      }
-      heads.set(aggregateId, sequence)
-    }
-    for (const event of events) records.push(event)
-    return Effect.succeed("written")
-  })
+    heads.set(aggregateId, sequence)
+  }
+  for (const event of events) records.push(event)
+  return Effect.succeed("written")
+}
 
 /** Success would be a lie: nobody keeps any more what that transaction gets. */
 const transactionEnded = (operation: string): StoreError =>

@@ -26,7 +26,7 @@ import {
   upsertSnapshot,
   verdictsOf
 } from "./internal/sqlStatements.js"
-import { withTransaction } from "./internal/sqlTransaction.js"
+import { withSavepoint, withTransaction } from "./internal/sqlTransaction.js"
 import { insideSqlTransaction } from "./internal/storeTransaction.js"
 import { provideStreamReader } from "./internal/streamReader.js"
 import { quietly, spanned } from "./internal/tracing.js"
@@ -77,16 +77,18 @@ export const make = (options?: SqlStoreOptions): Effect.Effect<StoreAdapterServi
     ): Effect.Effect<A, StoreError> => {
       const told = (as: Phase) => Effect.mapError(effect, (error) => fromSqlError(operation, as, error))
       return Effect.flatMap(insideSqlTransaction, (inside) =>
-        inside ? withTransaction(sql, operation, told("writing")) : promptly(quietly(againWhenCancelled(told(phase))))
+        inside ? withSavepoint(operation, told("writing")) : promptly(quietly(againWhenCancelled(told(phase))))
       )
     }
 
     /** One commit as part of the transaction around it. */
     const insert = (operation: string, events: Commit): Effect.Effect<Verdict | undefined, StoreError> =>
-      Effect.mapBoth(insertCommits([events], false), {
-        onFailure: (error) => fromSqlError(operation, "writing", error),
-        onSuccess: (outcomes) => verdictsOf(outcomes)[0]
-      })
+      quietly(
+        Effect.mapBoth(insertCommits([events], false), {
+          onFailure: (error) => fromSqlError(operation, "writing", error),
+          onSuccess: (outcomes) => verdictsOf(outcomes)[0]
+        })
+      )
 
     /** One statement of an aggregate that loads. */
     const read = <A>(
@@ -114,7 +116,7 @@ export const make = (options?: SqlStoreOptions): Effect.Effect<StoreAdapterServi
       append: (events) =>
         Effect.flatMap(insideSqlTransaction, (inside) =>
           Effect.flatMap(
-            inside ? withTransaction(sql, "commitEvents", insert("commitEvents", events)) : commit(events),
+            inside ? withSavepoint("commitEvents", insert("commitEvents", events)) : commit(events),
             accepted
           )
         ),
@@ -127,7 +129,7 @@ export const make = (options?: SqlStoreOptions): Effect.Effect<StoreAdapterServi
             Effect.flatMap((outcome) => (outcome === "stored" ? Effect.void : project))
           )
         )
-        return Effect.flatMap(insideSqlTransaction, (inside) => (inside ? transaction : promptly(quietly(transaction))))
+        return Effect.flatMap(insideSqlTransaction, (inside) => (inside ? transaction : promptly(transaction)))
       },
       putSnapshot: (snapshot) =>
         // Outside a transaction the statement is its own commit. One of unknown outcome does no harm when repeated.

@@ -39,6 +39,7 @@ import {
   Withdrawn
 } from "./account.js"
 import { layerPg, uniqueName } from "./database.js"
+import { aNode, failure, macrotask } from "./nodes.js"
 
 const stores = {
   MemoryStore: MemoryStore.layer,
@@ -831,15 +832,6 @@ interface Depositable<Name extends string> {
   readonly replay: (id: string, sequence: number) => Effect.Effect<unknown, unknown, Aggregate.Instance<Name>>
 }
 
-/** Another process on the same store: an instance of the aggregate of its own. */
-const aNode = <Name extends string, R>(
-  layer: Layer.Layer<Aggregate.Instance<Name>, never, StoreAdapter.StoreAdapter | R>,
-  store?: StoreAdapter.StoreAdapterService
-) =>
-  Effect.flatMap(StoreAdapter.StoreAdapter, (shared) =>
-    Layer.build(Layer.fresh(layer).pipe(Layer.provide(Layer.succeed(StoreAdapter.StoreAdapter, store ?? shared))))
-  )
-
 const nodeAt = <A>(nodes: ReadonlyArray<A>, index: number): A => {
   const node = nodes[index % nodes.length]
   if (node === undefined) throw new Error("the test has no nodes")
@@ -856,10 +848,3 @@ const raw = (event: Pick<Event.Event, "aggregateId" | "sequence" | "type" | "bod
     const store = yield* StoreAdapter.StoreAdapter
     yield* store.commitEvents([{ ...event, timestamp: yield* now, metadata: {} }])
   })
-
-const failure = (reason: StoreError.StoreErrorReason) =>
-  new StoreError.StoreError({ reason, operation: "commitAll", description: "as the test wants it" })
-
-const macrotask = Effect.async<void>((resume) => {
-  setImmediate(() => resume(Effect.void))
-})

@@ -11,6 +11,7 @@ import * as Option from "effect/Option"
 import { type Event, SqlStore, StoreAdapter, StoreError, Timestamp } from "effect-maestro"
 import { type Commit, makeCoalescer, type Verdict } from "../src/internal/coalesce.js"
 import { layerPg } from "./database.js"
+import { macrotask } from "./nodes.js"
 
 it.effect("one that comes alone leaves at once; those that come while all ways are taken leave together", () =>
   Effect.gen(function* () {
@@ -126,7 +127,7 @@ it.effect("a statement that is held up does not hold up those that come after", 
     const stuck = yield* Effect.forEach(["a", "b"], (id) => fork(database.commit([anEvent(id)])))
     const next = yield* fork(database.commit([anEvent("c")]))
     // By the machine's clock, not by that of the test.
-    yield* Effect.repeat(turn, { until: () => database.statements().length === 3 })
+    yield* Effect.repeat(macrotask, { until: () => database.statements().length === 3 })
     yield* database.answer(2, [])
     yield* Fiber.join(next)
     yield* Effect.forEach([0, 1], (index) => database.answer(index, []))
@@ -152,6 +153,28 @@ it.effect("a large commit travels alone, and so much waits that memory is bounde
     yield* Effect.forEach([...busy, ...many], Fiber.join)
     // 64 million characters fit; the rest came when there was room, and no statement took more than a million.
     expect(database.largest()).toBeLessThan(6)
+  })
+)
+
+it.effect("those who give up while nothing leaves make room, and are not sent", () =>
+  Effect.gen(function* () {
+    const database = yield* aDatabase()
+    const busy = yield* Effect.forEach(["x", "y"], (id) => fork(database.commit([anEvent(id)])))
+    const body = JSON.stringify({ text: "x".repeat(240_000) })
+    for (const round of [1, 2, 3]) {
+      const many = yield* Effect.forEach(Arr.range(1, 250), (index) =>
+        Effect.fork(database.commit([{ ...anEvent(`gone-${round}-${index}`), body }]))
+      )
+      yield* settled
+      yield* Fiber.interruptAll(many)
+    }
+    const last = yield* fork(database.commit([anEvent("last")]))
+    yield* database.answer(0, [])
+    yield* settled
+    expect(database.statements()).toEqual([["x"], ["y"], ["last"]])
+    yield* database.answer(2, [])
+    yield* database.answer(1, [])
+    yield* Effect.forEach([...busy, last], Fiber.join)
   })
 )
 
@@ -288,9 +311,5 @@ const stamped = (aggregateId: string, sequence: number): Effect.Effect<Event.Eve
 
 const fork = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.zipLeft(Effect.fork(effect), settled)
 
-const turn = Effect.async<void>((resume) => {
-  setImmediate(() => resume(Effect.void))
-})
-
 /** Whoever can go on has gone on. */
-const settled = Effect.repeatN(turn, 5)
+const settled = Effect.repeatN(macrotask, 5)

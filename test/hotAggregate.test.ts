@@ -14,9 +14,10 @@ import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
 import * as TestClock from "effect/TestClock"
 
-import { Aggregate, MemoryStore, type Projection, SqlStore, StoreAdapter, StoreError } from "effect-maestro"
+import { Aggregate, MemoryStore, type Projection, SqlStore, StoreAdapter } from "effect-maestro"
 import { Account, Deposit, Deposited, definition, InsufficientFunds, Limits, Touch, Withdraw } from "./account.js"
 import { layerPg } from "./database.js"
+import { aNode, failure, macrotask } from "./nodes.js"
 
 const stores = {
   MemoryStore: MemoryStore.layer,
@@ -389,14 +390,6 @@ it("a number of states that is none is refused when the aggregate is made", () =
 
 // --- what the cases are made of ---
 
-const aNode = <Name extends string, R>(
-  layer: Layer.Layer<Aggregate.Instance<Name>, never, StoreAdapter.StoreAdapter | R>,
-  store?: StoreAdapter.StoreAdapterService
-) =>
-  Effect.flatMap(StoreAdapter.StoreAdapter, (shared) =>
-    Layer.build(Layer.fresh(layer).pipe(Layer.provide(Layer.succeed(StoreAdapter.StoreAdapter, store ?? shared))))
-  )
-
 /** A node whose commits wait at a gate. */
 const aHotAccount = <R>(layer: Layer.Layer<Aggregate.Instance<"Account">, never, StoreAdapter.StoreAdapter | R>) =>
   Effect.gen(function* () {
@@ -414,7 +407,7 @@ const aHotAccount = <R>(layer: Layer.Layer<Aggregate.Instance<"Account">, never,
     })
     const gate = {
       commits: () => sizes,
-      reached: (count: number) => Effect.repeat(turn, { until: () => sizes.length >= count }),
+      reached: (count: number) => Effect.repeat(macrotask, { until: () => sizes.length >= count }),
       openOnce: latch.release(1),
       open: latch.release(500)
     }
@@ -441,19 +434,12 @@ const aCountingAccount = <R>(layer: Layer.Layer<Aggregate.Instance<"Account">, n
 
 /** In order: each has taken its place in the line before the next begins. */
 const fork = <A, E, R>(node: Context.Context<R>, effect: Effect.Effect<A, E, R>) =>
-  Effect.zipLeft(Effect.fork(Effect.provide(effect, node)), turn)
-
-const turn = Effect.async<void>((resume) => {
-  setImmediate(() => resume(Effect.void))
-})
+  Effect.zipLeft(Effect.fork(Effect.provide(effect, node)), macrotask)
 
 /** Whoever can go on has gone on. */
-const settled = Effect.repeatN(turn, 20)
+const settled = Effect.repeatN(macrotask, 20)
 
 const amounts = (id: string) =>
   Effect.flatMap(StoreAdapter.StoreAdapter, (store) =>
     Effect.map(store.getEvents(id, 1), (events) => events.map(({ body }) => Number(body.amount)))
   )
-
-const failure = (reason: StoreError.StoreErrorReason) =>
-  new StoreError.StoreError({ reason, operation: "commitAll", description: "as the test wants it" })

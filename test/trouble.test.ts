@@ -19,6 +19,7 @@ import * as StoreContract from "effect-maestro/StoreContract"
 import { fromSqlError } from "../src/internal/sqlError.js"
 import { Account, Deposit, Limits } from "./account.js"
 import { layerPg, makeDatabase, uniqueName } from "./database.js"
+import { aNode, aNodeOn, failure, macrotask } from "./nodes.js"
 
 for (const reason of ["ConnectionLost", "Unavailable", "Contention"] as const) {
   it.scoped(`evaluate: a read or a commit that fails by ${reason} is tried again`, () =>
@@ -196,7 +197,7 @@ it.layer(Layer.merge(SqlStore.layer.pipe(Layer.provideMerge(layerPg()), Layer.or
       for (const _ of [1, 2]) {
         yield* sql`select pg_cancel_backend(pid) from pg_stat_activity
           where datname = current_database() and wait_event_type = 'Lock'`.pipe(
-          Effect.zipLeft(turn),
+          Effect.zipLeft(macrotask),
           Effect.repeat({ until: (rows) => rows.length > 0 })
         )
       }
@@ -291,14 +292,6 @@ it.scoped("a role that owns the schema, and may create no other, can migrate it"
 
 // --- what the cases are made of ---
 
-const aNode = <Name extends string, R>(layer: Layer.Layer<Aggregate.Instance<Name>, never, R>) =>
-  Layer.build(Layer.fresh(layer))
-
-const aNodeOn = <Name extends string, R>(
-  layer: Layer.Layer<Aggregate.Instance<Name>, never, StoreAdapter.StoreAdapter | R>,
-  store: StoreAdapter.StoreAdapterService
-) => aNode(layer.pipe(Layer.provide(Layer.succeed(StoreAdapter.StoreAdapter, store))))
-
 const deposited = (aggregateId: string, sequence: number): Effect.Effect<Event.Event> =>
   Effect.flatMap(Timestamp.HybridClock, ({ now }) =>
     Effect.map(now, (timestamp) => ({
@@ -312,10 +305,3 @@ const deposited = (aggregateId: string, sequence: number): Effect.Effect<Event.E
   )
 
 const isSqlError = (error: unknown): error is SqlError => error instanceof SqlError
-
-const failure = (reason: StoreError.StoreErrorReason) =>
-  new StoreError.StoreError({ reason, operation: "commitAll", description: "as the test wants it" })
-
-const turn = Effect.async<void>((resume) => {
-  setImmediate(() => resume(Effect.void))
-})

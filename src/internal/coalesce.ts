@@ -4,7 +4,6 @@
  */
 import * as SqlClient from "@effect/sql/SqlClient"
 import * as Cause from "effect/Cause"
-import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
@@ -15,7 +14,7 @@ import * as Option from "effect/Option"
 import * as Tracer from "effect/Tracer"
 import type { StoredEvent } from "../Event.js"
 import type { RetryCommand, StoreError, StoreErrorReason } from "../StoreError.js"
-import { grace, promptly } from "./promptly.js"
+import { promptly, withinGrace } from "./promptly.js"
 import { spanned } from "./tracing.js"
 
 /** The events of one commit. */
@@ -54,6 +53,7 @@ export const makeCoalescer = (
   /** The aggregates that the statements under way are about. */
   const busy = new Set<string>()
   let waitingSize = 0
+  let goneInQueue = 0
   let underWay = 0
   /** Wakes a sender that found nothing to send. */
   const idle: Array<() => void> = []
@@ -69,7 +69,10 @@ export const makeCoalescer = (
     for (const entry of queue) {
       if (seen >= maxSeen || taken.length >= maxCommits || events >= maxEvents || size >= maxSize) break
       seen++
-      if (entry.gone) continue
+      if (entry.gone) {
+        goneInQueue--
+        continue
+      }
       if (entry.aggregates.some((id) => busy.has(id) || held.has(id))) {
         // Those behind it that are about the same aggregates must not overtake it.
         for (const id of entry.aggregates) held.add(id)
@@ -77,6 +80,7 @@ export const makeCoalescer = (
         continue
       }
       taken.push(entry)
+      entry.queued = false
       for (const id of entry.aggregates) busy.add(id)
       events += entry.commit.length
       size += entry.size
@@ -146,21 +150,27 @@ export const makeCoalescer = (
 
   const withdraw = (entry: Entry): Effect.Effect<void> => {
     entry.gone = true
-    const { batch } = entry
-    if (batch === undefined) {
+    if (entry.queued) {
+      goneInQueue++
       left(entry.size)
+      // So that those who give up while nothing leaves do not fill the memory.
+      if (goneInQueue > maxGone && goneInQueue > queue.length / 2) {
+        queue = queue.filter(({ gone }) => !gone)
+        goneInQueue = 0
+      }
       return Effect.void
     }
-    const cancel = --batch.live === 0 && batch.fiber !== undefined ? Fiber.interruptFork(batch.fiber) : Effect.void
+    const { batch } = entry
+    // One that was taken just now, and has no batch yet, is not counted there.
+    const cancel =
+      batch !== undefined && --batch.live === 0 && batch.fiber !== undefined
+        ? Fiber.interruptFork(batch.fiber)
+        : Effect.void
     const end = Effect.async<void>((resume) => {
       if (entry.answered) resume(Effect.void)
       entry.resume = () => resume(Effect.void)
     })
-    // By the clock of the machine, whatever clock the program has: it is the database that may not answer.
-    return Effect.zipRight(
-      cancel,
-      Effect.withClock(Effect.timeoutOption(Effect.interruptible(end), grace), Clock.make())
-    )
+    return Effect.zipRight(cancel, withinGrace(end))
   }
 
   const commitAlone = (commit: Commit): Effect.Effect<Verdict, StoreError> =>
@@ -181,6 +191,7 @@ export const makeCoalescer = (
           aggregates: aggregatesOf(commit),
           span: Context.getOption(context, Tracer.ParentSpan),
           resume,
+          queued: true,
           answered: false,
           batch: undefined,
           gone: false
@@ -218,6 +229,7 @@ interface Entry {
   readonly aggregates: ReadonlyArray<string>
   readonly span: Option.Option<Tracer.AnySpan>
   resume: (answer: Effect.Effect<Verdict, StoreError>) => void
+  queued: boolean
   answered: boolean
   batch: Batch | undefined
   gone: boolean
@@ -246,6 +258,9 @@ const maxSize = 1_000_000
 
 /** How far into the queue one looks for what may leave, where much of it waits for the same aggregates. */
 const maxSeen = 4 * maxCommits
+
+/** So many that nobody waits for any more may stay in the queue until their turn comes. */
+const maxGone = 64
 
 /** Of all that waits, in characters. */
 const maxWaiting = 64_000_000

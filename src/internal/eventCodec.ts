@@ -183,7 +183,13 @@ const membersByTag = (ast: AST.AST): Map<string, Array<AST.AST>> => {
 const decoderOf = <A>(schema: Schema.Schema<A, Tagged>): MemberCodec<A>["decode"] => {
   const decode = Schema.decodeUnknownEither(schema)
   const { ast } = schema
-  if (!AST.isTransformation(ast) || !AST.isFinalTransformation(ast.transformation) || !AST.isDeclaration(ast.to)) {
+  if (
+    !AST.isTransformation(ast) ||
+    !AST.isFinalTransformation(ast.transformation) ||
+    !AST.isDeclaration(ast.to) ||
+    // What tells a class from other declarations, which may have more to decode.
+    Option.isNone(AST.getSurrogateAnnotation(ast.to))
+  ) {
     return decode
   }
   const decodeFields = Schema.decodeUnknownEither(Schema.make<unknown>(ast.from))

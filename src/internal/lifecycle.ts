@@ -16,7 +16,7 @@ import { RetryCommand, type StoreError, type ValidationError } from "../StoreErr
 import type { HybridClockService } from "../Timestamp.js"
 import type { Tagged } from "./eventCodec.js"
 import { type Definition, type Loaded, load, refresh } from "./loading.js"
-import { grace } from "./promptly.js"
+import { withinGrace } from "./promptly.js"
 import { type Recorded, record } from "./recording.js"
 import { type Group, passTurn, type Seat, type Seats, type Ticket, waitForTurn } from "./seats.js"
 import { isPassing, retryWhile, settle } from "./settling.js"
@@ -333,29 +333,32 @@ const commitGroup = <State, A extends Tagged, C, E>(
   group: Group<State>,
   withTurn: boolean
 ): Effect.Effect<void, never> =>
-  Effect.suspend(() => {
-    group.sealed = true
-    seat.group = group
-    const committing = Effect.onExit(
-      Effect.interruptible(group.live > 0 ? commit(workplace, group.events) : Effect.interrupt),
-      (exit) => {
-        seat.group = undefined
-        stored(seat, group.root, exit)
-        return Effect.zipRight(
-          withTurn ? releaseTurn(workplace, seat) : Effect.sync(() => workplace.seats.leave(seat)),
-          Effect.zipRight(
-            Exit.isSuccess(exit)
-              ? snapshotWhenDue(workplace.definition, workplace.store, group.root, group.events.length)
-              : Effect.void,
-            Deferred.succeed(group.done, exit)
+  // Once it is sealed its members wait for this fiber: it must come to be.
+  Effect.uninterruptible(
+    Effect.suspend(() => {
+      group.sealed = true
+      seat.group = group
+      const committing = Effect.onExit(
+        Effect.interruptible(group.live > 0 ? commit(workplace, group.events) : Effect.interrupt),
+        (exit) => {
+          seat.group = undefined
+          stored(seat, group.root, exit)
+          return Effect.zipRight(
+            withTurn ? releaseTurn(workplace, seat) : Effect.sync(() => workplace.seats.leave(seat)),
+            Effect.zipRight(
+              Exit.isSuccess(exit)
+                ? snapshotWhenDue(workplace.definition, workplace.store, group.root, group.events.length)
+                : Effect.void,
+              Deferred.succeed(group.done, exit)
+            )
           )
-        )
-      }
-    )
-    return Effect.map(Effect.forkDaemon(Effect.exit(committing)), (fiber) => {
-      group.fiber = fiber
+        }
+      )
+      return Effect.map(Effect.forkDaemon(Effect.exit(committing)), (fiber) => {
+        group.fiber = fiber
+      })
     })
-  })
+  )
 
 /** Waits until the group is stored, and answers; where it is not, this command fails as the group did, or is decided alone. */
 const answerWith = <State, A, E>(
@@ -376,8 +379,7 @@ const answerWith = <State, A, E>(
 const withdraw = <State>(group: Group<State>): Effect.Effect<void> =>
   Effect.suspend(() => {
     if (--group.live > 0 || group.fiber === undefined) return Effect.void
-    const end = Effect.timeoutOption(Effect.interruptible(Deferred.await(group.done)), grace)
-    return Effect.zipRight(Fiber.interruptFork(group.fiber), Effect.withClock(end, Clock.make()))
+    return Effect.zipRight(Fiber.interruptFork(group.fiber), withinGrace(Deferred.await(group.done)))
   })
 
 /** Whether the failure of a group is that of each of its commands: somebody else came first, or the store is out of reach. */

@@ -5,8 +5,10 @@ import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 
-/** Enough for a cancelled statement and its rollback on a healthy connection, little for who has waited long enough. */
-export const grace = "250 millis"
+/** Waits for what has to be cleaned up after an interruption, but only so long. */
+export const withinGrace = <A>(cleanUp: Effect.Effect<A>): Effect.Effect<unknown> =>
+  // By the clock of the machine, whatever clock the program has: it is the database that may not answer.
+  Effect.withClock(Effect.timeoutOption(Effect.interruptible(cleanUp), grace), Clock.make())
 
 /**
  * Runs the effect so that an interruption of it returns soon. What has to be cleaned up (cancelling a statement, rolling back,
@@ -19,9 +21,13 @@ export const promptly = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect
       Effect.onInterrupt(restore(Fiber.join(fiber)), () =>
         Effect.zipRight(
           Effect.fiberIdWith((id) => Fiber.interruptAsFork(fiber, id)),
-          // By the clock of the machine, whatever clock the program has: it is the database that may not answer.
-          Effect.withClock(Effect.timeoutOption(Effect.interruptible(Fiber.await(fiber)), grace), Clock.make())
+          withinGrace(Fiber.await(fiber))
         )
       )
     )
   )
+
+// --- internal ---
+
+/** Enough for a cancelled statement and its rollback on a healthy connection, little for who has waited long enough. */
+const grace = "250 millis"

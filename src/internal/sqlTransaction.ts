@@ -34,8 +34,23 @@ export const withTransaction = <A, E, R>(
 ): Effect.Effect<A, E | StoreError, R> =>
   Effect.contextWithEffect((context: Context.Context<never>) => {
     const outer = Context.getOption(context, SqlClient.TransactionConnection)
-    return Option.isSome(outer) ? inner(operation, outer.value, effect) : outermost(sql, operation, effect)
+    return Option.isSome(outer) ? inner(operation, outer.value, effect, true) : outermost(sql, operation, effect)
   })
+
+/**
+ * Runs one statement of the store in the transaction around it, from a savepoint on: when it fails, the transaction is as it was. A
+ * statement that succeeds has nothing to hide, so nothing is asked after it.
+ */
+export const withSavepoint = <A, E, R>(
+  operation: string,
+  statement: Effect.Effect<A, E, R>
+): Effect.Effect<A, E | StoreError, R> =>
+  Effect.contextWithEffect((context: Context.Context<never>) =>
+    Option.match(Context.getOption(context, SqlClient.TransactionConnection), {
+      onNone: () => statement,
+      onSome: (outer) => inner(operation, outer, statement, false)
+    })
+  )
 
 // --- internal ---
 
@@ -87,7 +102,8 @@ const commandOf = (result: unknown): unknown =>
 const inner = <A, E, R>(
   operation: string,
   outer: Open,
-  effect: Effect.Effect<A, E, R>
+  effect: Effect.Effect<A, E, R>,
+  mayHide: boolean
 ): Effect.Effect<A, E | StoreError, R> => {
   const [connection, depth] = outer
   const savepoint = `effect_sql_${depth + 1}`
@@ -103,15 +119,17 @@ const inner = <A, E, R>(
         (exit): Effect.Effect<A, E | StoreError> =>
           Exit.isFailure(exit)
             ? Effect.zipRight(Effect.ignore(undo), exit)
-            : Effect.matchEffect(run(`RELEASE SAVEPOINT ${savepoint}`), {
-                // Only where a statement has failed and its failure was handled can the savepoint not be released.
-                onFailure: (error) =>
-                  Effect.zipRight(
-                    Effect.ignore(undo),
-                    Effect.fail(error.code === "25P02" ? rolledBack(operation) : error)
-                  ),
-                onSuccess: () => exit
-              })
+            : !mayHide
+              ? exit
+              : Effect.matchEffect(run(`RELEASE SAVEPOINT ${savepoint}`), {
+                  // Only where a statement has failed and its failure was handled can the savepoint not be released.
+                  onFailure: (error) =>
+                    Effect.zipRight(
+                      Effect.ignore(undo),
+                      Effect.fail(error.code === "25P02" ? rolledBack(operation) : error)
+                    ),
+                  onSuccess: () => exit
+                })
       )
     )
   )
