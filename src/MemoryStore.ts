@@ -11,18 +11,42 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import type { StoredEvent } from "./Event.js"
+import { EventFeed } from "./EventFeed.js"
+import { MemoryLog, makeMemoryFeed } from "./internal/memoryFeed.js"
+import { makeMemorySubscriptions } from "./internal/memorySubscriptions.js"
 import type { StoredSnapshot } from "./Snapshot.js"
 import { makeEncoded, type SequenceRange, StoreAdapter, type StoreAdapterService } from "./StoreAdapter.js"
 import { RetryCommand, StoreError } from "./StoreError.js"
+import { SubscriptionStore } from "./SubscriptionStore.js"
 
 /**
- * Makes an empty store.
+ * Makes an empty store, without the feed.
  *
  * @since 0.1.0
  * @category constructors
  */
-export const make: Effect.Effect<StoreAdapterService> = Effect.sync(() => {
-  const committed = new Records()
+export const make: Effect.Effect<StoreAdapterService> = Effect.sync(() => makeOn(new MemoryLog()))
+
+/**
+ * An empty store in memory with its feed, gone with the scope of the layer.
+ *
+ * @since 0.1.0
+ * @category layers
+ */
+export const layer: Layer.Layer<StoreAdapter | EventFeed | SubscriptionStore> = Layer.effectContext(
+  Effect.sync(() => {
+    const log = new MemoryLog()
+    return Context.make(StoreAdapter, makeOn(log)).pipe(
+      Context.add(EventFeed, makeMemoryFeed(log)),
+      Context.add(SubscriptionStore, makeMemorySubscriptions(log))
+    )
+  })
+)
+
+// --- internal ---
+
+const makeOn = (log: MemoryLog): StoreAdapterService => {
+  const committed = new Records(undefined, log)
 
   // The transaction that a fiber is in. Told by the store, not by the tag's type alone: a projection here may commit to a second
   // memory store, and a projection there to this one again, which then has to know its own transaction.
@@ -100,17 +124,7 @@ export const make: Effect.Effect<StoreAdapterService> = Effect.sync(() => {
         )
       )
   })
-})
-
-/**
- * An empty store in memory, gone with the scope of the layer.
- *
- * @since 0.1.0
- * @category layers
- */
-export const layer: Layer.Layer<StoreAdapter> = Layer.effect(StoreAdapter, make)
-
-// --- internal ---
+}
 
 let stores = 0
 
@@ -124,7 +138,11 @@ class Records {
   private readonly events = new Map<string, Array<StoredEvent>>()
   private readonly snapshots = new Map<string, StoredSnapshot>()
 
-  constructor(private readonly outer?: Records) {}
+  constructor(
+    private readonly outer?: Records,
+    /** Where all that is committed comes to stand in its order. */
+    private readonly log?: MemoryLog
+  ) {}
 
   /** The highest sequence of an aggregate; 0 without events. */
   head(aggregateId: string): number {
@@ -149,6 +167,7 @@ class Records {
     const stream = this.events.get(event.aggregateId)
     if (stream === undefined) this.events.set(event.aggregateId, [event])
     else stream.push(event)
+    this.log?.push(event)
   }
 
   snapshot(aggregateId: string): StoredSnapshot | undefined {

@@ -6,16 +6,21 @@
  */
 import * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
+import * as Context from "effect/Context"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import { maxSequence } from "./Event.js"
+import { EventFeed } from "./EventFeed.js"
 import { type Commit, makeCoalescer, type Verdict } from "./internal/coalesce.js"
 import { textProblem } from "./internal/json.js"
 import { promptly } from "./internal/promptly.js"
 import { prepareRange, restoreSnapshot } from "./internal/record.js"
 import { fromSqlError, isStrayCancel, type Phase } from "./internal/sqlError.js"
+import { makeSqlFeed } from "./internal/sqlFeed.js"
 import { migrate as migrateSchema } from "./internal/sqlMigrations.js"
+import { repair } from "./internal/sqlRepair.js"
 import {
   eventOf,
   eventsOf,
@@ -26,12 +31,15 @@ import {
   upsertSnapshot,
   verdictsOf
 } from "./internal/sqlStatements.js"
+import { makeSqlSubscriptions } from "./internal/sqlSubscriptions.js"
 import { withSavepoint, withTransaction } from "./internal/sqlTransaction.js"
 import { insideSqlTransaction } from "./internal/storeTransaction.js"
 import { provideStreamReader } from "./internal/streamReader.js"
 import { quietly, spanned } from "./internal/tracing.js"
+import { type WakeUps, wakeUpsOf } from "./internal/wakeUps.js"
 import { makeEncoded, type SequenceRange, StoreAdapter, type StoreAdapterService } from "./StoreAdapter.js"
 import { type RetryCommand, StoreError, type ValidationError } from "./StoreError.js"
+import { SubscriptionStore } from "./SubscriptionStore.js"
 
 /**
  * The switches of the store.
@@ -50,10 +58,16 @@ export interface SqlStoreOptions {
    * with the rights for it: `SqlStore.migrate`.
    */
   readonly migrate?: boolean | undefined
+  /**
+   * How often, at least, those who wait for events look for them: 500 milliseconds by default. Commits made in this process wake them
+   * at once, and those of others by a notification of the database, where the client can hear one: `@effect/sql-pg` can, by a
+   * connection of its pool, if that has four or more. Polling is for what neither tells, such as the end of your own transaction.
+   */
+  readonly pollInterval?: Duration.DurationInput | undefined
 }
 
 /**
- * Makes the store.
+ * Makes the store alone, without the feed.
  *
  * Inside a transaction of yours every statement of the store has a savepoint: a failure of the store that you handle
  * leaves the transaction usable, where Postgres would otherwise refuse all that follows and answer COMMIT by a silent
@@ -64,9 +78,14 @@ export interface SqlStoreOptions {
  */
 export const make = (options?: SqlStoreOptions): Effect.Effect<StoreAdapterService, StoreError, SqlClient.SqlClient> =>
   Effect.gen(function* () {
-    const { name, schema, sql } = yield* resolve(options)
-    if (options?.migrate !== false) yield* migrateSchema(sql, name, schema)
+    const { name, schema, sql, wakeUps } = yield* resolve(options)
+    if (options?.migrate !== false) {
+      yield* migrateSchema(sql, name, schema)
+      yield* repair(sql, schema)
+    }
+    yield* Effect.forkDaemon(wakeUps.notify)
 
+    const accepted = acceptedBy(wakeUps)
     const insertCommits = makeInsertCommits(sql, schema)
 
     /** One statement: on its own, or from a savepoint on in the transaction around it. */
@@ -129,7 +148,10 @@ export const make = (options?: SqlStoreOptions): Effect.Effect<StoreAdapterServi
             Effect.flatMap((outcome) => (outcome === "stored" ? Effect.void : project))
           )
         )
-        return Effect.flatMap(insideSqlTransaction, (inside) => (inside ? transaction : promptly(transaction)))
+        return Effect.flatMap(insideSqlTransaction, (inside) =>
+          // Accepted is not committed yet: those who wait are told again.
+          inside ? transaction : Effect.tap(promptly(transaction), () => wakeUps.committed())
+        )
       },
       putSnapshot: (snapshot) =>
         // Outside a transaction the statement is its own commit. One of unknown outcome does no harm when repeated.
@@ -169,7 +191,8 @@ export const make = (options?: SqlStoreOptions): Effect.Effect<StoreAdapterServi
   })
 
 /**
- * The store in the schema `maestro`, whose tables it creates and updates when the layer is built.
+ * The store in the schema `maestro`, whose tables it creates and updates when the layer is built; its feed, and what subscriptions
+ * keep.
  *
  * @since 0.1.0
  * @category layers
@@ -186,7 +209,8 @@ export const make = (options?: SqlStoreOptions): Effect.Effect<StoreAdapterServi
  * )
  * ```
  */
-export const layer: Layer.Layer<StoreAdapter, StoreError, SqlClient.SqlClient> = Layer.effect(StoreAdapter, make())
+export const layer: Layer.Layer<StoreAdapter | EventFeed | SubscriptionStore, StoreError, SqlClient.SqlClient> =
+  Layer.suspend(() => layerWith({}))
 
 /**
  * The store with switches of your own.
@@ -194,8 +218,25 @@ export const layer: Layer.Layer<StoreAdapter, StoreError, SqlClient.SqlClient> =
  * @since 0.1.0
  * @category layers
  */
-export const layerWith = (options: SqlStoreOptions): Layer.Layer<StoreAdapter, StoreError, SqlClient.SqlClient> =>
-  Layer.effect(StoreAdapter, make(options))
+export const layerWith = (
+  options: SqlStoreOptions
+): Layer.Layer<StoreAdapter | EventFeed | SubscriptionStore, StoreError, SqlClient.SqlClient> =>
+  Layer.scopedContext(
+    Effect.gen(function* () {
+      const store = yield* make(options)
+      const { schema, sql, wakeUps } = yield* resolve(options)
+      const feed = yield* makeSqlFeed(
+        sql,
+        schema,
+        wakeUps,
+        Duration.toMillis(options.pollInterval ?? usualPollInterval)
+      )
+      return Context.make(StoreAdapter, store).pipe(
+        Context.add(EventFeed, feed),
+        Context.add(SubscriptionStore, makeSqlSubscriptions(sql, schema, wakeUps))
+      )
+    })
+  )
 
 /**
  * Creates or updates the tables, where the layer is not to do it: in a deployment step, by a role that may. Any number of
@@ -209,7 +250,25 @@ export const migrate = (
 ): Effect.Effect<void, StoreError, SqlClient.SqlClient> =>
   Effect.flatMap(resolve(options), ({ name, schema, sql }) => migrateSchema(sql, name, schema))
 
+/**
+ * Puts the feed in order after the database was restored from a dump into a server whose transaction ids start anew: there, what
+ * was stored would be of transactions that have not begun yet, and the feed would not show it. It keeps the order of the events, and
+ * where subscriptions are; positions kept elsewhere mean nothing afterwards. Answers whether there was something to do.
+ *
+ * Layers that migrate do it by themselves. It takes a lock on the log meanwhile, and writes every event anew: about a minute for
+ * some millions. `pg_upgrade`, replicas and file-system backups keep their transaction ids, and need none of this.
+ *
+ * @since 0.1.0
+ * @category migrations
+ */
+export const repairAfterRestore = (
+  options?: Pick<SqlStoreOptions, "schema">
+): Effect.Effect<boolean, StoreError, SqlClient.SqlClient> =>
+  Effect.flatMap(resolve(options), ({ schema, sql }) => repair(sql, schema))
+
 // --- internal ---
+
+const usualPollInterval = "500 millis"
 
 const resolve = (options: Pick<SqlStoreOptions, "schema"> | undefined) =>
   Effect.gen(function* () {
@@ -222,8 +281,9 @@ const resolve = (options: Pick<SqlStoreOptions, "schema"> | undefined) =>
       })
     }
     // Without transforms: they would rename keys inside stored JSON. As a literal: the schema's name is what was asked for.
-    const sql = (yield* SqlClient.SqlClient).withoutTransforms()
-    return { name, schema: sql.literal(quoteIdentifier(name)), sql }
+    const client = yield* SqlClient.SqlClient
+    const sql = client.withoutTransforms()
+    return { name, schema: sql.literal(quoteIdentifier(name)), sql, wakeUps: wakeUpsOf(client, name) }
   })
 
 const isSchemaName = (name: unknown): name is string => {
@@ -239,9 +299,14 @@ const quoteIdentifier = (name: string): string => `"${name.replaceAll('"', '""')
 const againWhenCancelled = <A>(statement: Effect.Effect<A, StoreError>): Effect.Effect<A, StoreError> =>
   Effect.catchIf(statement, isStrayCancel, () => Effect.retry(statement, { times: 2, while: isStrayCancel }))
 
-const accepted = (verdict: Verdict | undefined): Effect.Effect<"written" | "stored", RetryCommand> =>
-  verdict === undefined
-    ? Effect.succeed("written")
-    : typeof verdict === "string"
-      ? Effect.succeed(verdict)
-      : Effect.fail(verdict)
+const acceptedBy =
+  (wakeUps: WakeUps) =>
+  (verdict: Verdict | undefined): Effect.Effect<"written" | "stored", RetryCommand> => {
+    if (verdict === undefined || verdict === "written") {
+      wakeUps.committed()
+      return written
+    }
+    return verdict === "stored" ? Effect.succeed(verdict) : Effect.fail(verdict)
+  }
+
+const written = Effect.succeed("written" as const)

@@ -3,10 +3,12 @@
  */
 export * as Aggregate from "./Aggregate.js"
 export * as Event from "./Event.js"
+export * as EventFeed from "./EventFeed.js"
 export * as MemoryStore from "./MemoryStore.js"
 export * as Projection from "./Projection.js"
 export * as Snapshot from "./Snapshot.js"
 export * as SqlStore from "./SqlStore.js"
 export * as StoreAdapter from "./StoreAdapter.js"
 export * as StoreError from "./StoreError.js"
+export * as SubscriptionStore from "./SubscriptionStore.js"
 export * as Timestamp from "./Timestamp.js"

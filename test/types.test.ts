@@ -6,11 +6,13 @@ import type * as Layer from "effect/Layer"
 import * as Schema from "effect/Schema"
 import {
   Aggregate,
+  type EventFeed,
   type MemoryStore,
   Projection,
   type SqlStore,
   type StoreAdapter,
-  type StoreError
+  type StoreError,
+  type SubscriptionStore
 } from "effect-maestro"
 import { expectTypeOf, it } from "vitest"
 import {
@@ -153,8 +155,9 @@ it("handlers are inferred where they stand", () => {
   })
 })
 
-it("the layers of the stores provide the port; the failures are data", () => {
-  expectTypeOf<typeof MemoryStore.layer>().toEqualTypeOf<Layer.Layer<StoreAdapter.StoreAdapter>>()
-  expectTypeOf<Layer.Layer.Success<typeof SqlStore.layer>>().toEqualTypeOf<StoreAdapter.StoreAdapter>()
+it("the layers of the stores provide the ports; the failures are data", () => {
+  type Ports = StoreAdapter.StoreAdapter | EventFeed.EventFeed | SubscriptionStore.SubscriptionStore
+  expectTypeOf<typeof MemoryStore.layer>().toEqualTypeOf<Layer.Layer<Ports>>()
+  expectTypeOf<Layer.Layer.Success<typeof SqlStore.layer>>().toEqualTypeOf<Ports>()
   expectTypeOf<StoreError.StoreError["reason"]>().toEqualTypeOf<StoreError.StoreErrorReason>()
 })

@@ -95,6 +95,39 @@ const migrations: ReadonlyArray<Migration> = [
       )`,
       commitEvents(sql, schema)
     ]
+  },
+  {
+    name: "subscriptions",
+    statements: (sql, schema) => [
+      // A lease is had by who raised `token` last. `transaction_id` and `position` are the checkpoint: the place in the global order up
+      // to which all is done.
+      sql`create table ${schema}.subscriptions (
+        name text collate "C" not null,
+        partition int not null,
+        partitions int not null,
+        transaction_id xid8 not null,
+        position bigint not null,
+        token bigint not null default 0,
+        holder text,
+        leased_until timestamptz,
+        stopped boolean not null default false,
+        last_failure jsonb,
+        primary key (name, partition)
+      )`,
+      sql`create table ${schema}.events_set_aside (
+        subscription text collate "C" not null,
+        aggregate_id text collate "C" not null,
+        sequence int not null,
+        partition int not null,
+        transaction_id xid8 not null,
+        position bigint not null,
+        type text not null,
+        error text not null,
+        attempts int not null,
+        set_aside_at timestamptz not null default clock_timestamp(),
+        primary key (subscription, aggregate_id, sequence)
+      )`
+    ]
   }
 ]
 

@@ -1,0 +1,256 @@
+/**
+ * The second port: all events of a store in one order, for whoever follows them.
+ *
+ * A place in that order is a `Position`. Reading after a position never misses what comes to be before it: a store shows an event
+ * only once nothing can appear in front of it any more. So a reader that remembers where it was has seen all there is up to there,
+ * whatever was committed at the same time, and in whatever order those commits ended.
+ *
+ * @since 0.1.0
+ */
+import type * as Brand from "effect/Brand"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
+import * as Order_ from "effect/Order"
+import * as Schema from "effect/Schema"
+import * as Stream from "effect/Stream"
+import type { Event } from "./Event.js"
+import type { StoreError, ValidationError } from "./StoreError.js"
+
+/**
+ * A place in the feed, as text that may be kept, sent and compared by `order`. It belongs to the store that gave it.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type Position = string & Brand.Brand<"effect-maestro/Position">
+
+/**
+ * Tells whether a value is a position.
+ *
+ * @since 0.1.0
+ * @category guards
+ */
+export const isPosition = (u: unknown): u is Position => typeof u === "string" && pattern.test(u)
+
+/**
+ * The schema of a position, decoding from text.
+ *
+ * @since 0.1.0
+ * @category schemas
+ */
+export const Position: Schema.Schema<Position, string> = Schema.String.pipe(
+  Schema.filter(isPosition, {
+    identifier: "Position",
+    description: "a position of the feed",
+    message: () => "Expected a position of the feed"
+  })
+)
+
+/**
+ * The position before the first event.
+ *
+ * @since 0.1.0
+ * @category constants
+ */
+export const beginning = "0-0" as Position
+
+/**
+ * Positions as the feed has them.
+ *
+ * @since 0.1.0
+ * @category instances
+ */
+export const order: Order_.Order<Position> = Order_.make((self, that) => {
+  if (self === that) return 0
+  const [a, b] = [partsOf(self), partsOf(that)]
+  return a[0] < b[0] ? -1 : a[0] > b[0] ? 1 : a[1] < b[1] ? -1 : a[1] > b[1] ? 1 : 0
+})
+
+/**
+ * The place of an event in its aggregate's stream. `Aggregate.evaluate` answers with one.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface StreamPosition {
+  readonly aggregateId: string
+  readonly sequence: number
+}
+
+/**
+ * An event and its place in the feed.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface FeedEvent extends Event {
+  readonly position: Position
+}
+
+/**
+ * Which events to show. What is left out restricts nothing; what is given must all be so. The store applies it, so what is not
+ * shown does not travel.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Filter {
+  /** Only events of these types. */
+  readonly types?: ReadonlyArray<string> | undefined
+  /** Only events of aggregates of these names: those that `Aggregate.make` was given. */
+  readonly aggregates?: ReadonlyArray<string> | undefined
+  /** Only events of one share of the aggregates, cut by a hash of their ids: share `index` (from 0) of `of`. */
+  readonly slice?: { readonly index: number; readonly of: number } | undefined
+}
+
+/**
+ * What to read.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface ReadOptions {
+  /** The position to go on after; the beginning by default. */
+  readonly after?: Position | undefined
+  /** As many events as wanted, at most 10 000; 1 000 by default. */
+  readonly limit?: number | undefined
+  readonly filter?: Filter | undefined
+}
+
+/**
+ * A part of the feed.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Page {
+  /** In the order of the feed. May be empty though `more` is there: a store looks through only so much at once. */
+  readonly events: ReadonlyArray<FeedEvent>
+  /** All that the filter lets through up to here has been shown. Go on after it. */
+  readonly position: Position
+  /** Whether there is more already. */
+  readonly more: boolean
+}
+
+/**
+ * The operations of a feed.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface EventFeedService {
+  /**
+   * A page of the feed. Inside a transaction it shows what others have committed, and nothing that is not committed.
+   */
+  readonly read: (options?: ReadOptions) => Effect.Effect<Page, ValidationError | StoreError>
+
+  /** The position of the last event that the feed shows; `beginning` while there is none. */
+  readonly head: Effect.Effect<Position, StoreError>
+
+  /** The position of an event, whether the feed shows it already or not yet; none where there is no such event. */
+  readonly positionOf: (place: StreamPosition) => Effect.Effect<Option.Option<Position>, ValidationError | StoreError>
+
+  /**
+   * Waits until there may be something to read after the position, and answers with a position to read after: that one, or a later
+   * one up to which the filter lets nothing through. It may answer for nothing: read, and wait again.
+   */
+  readonly awaitNews: (after: Position, filter?: Filter) => Effect.Effect<Position, ValidationError | StoreError>
+}
+
+/**
+ * The service that followers of events read. Layers: `MemoryStore.layer`, `SqlStore.layer`.
+ *
+ * @since 0.1.0
+ * @category tags
+ */
+export class EventFeed extends Context.Tag("effect-maestro/EventFeed")<EventFeed, EventFeedService>() {}
+
+/**
+ * A page of the feed.
+ *
+ * @since 0.1.0
+ * @category reading
+ */
+export const read = (options?: ReadOptions): Effect.Effect<Page, ValidationError | StoreError, EventFeed> =>
+  Effect.flatMap(EventFeed, (feed) => feed.read(options))
+
+/**
+ * The position of the last event that the feed shows.
+ *
+ * @since 0.1.0
+ * @category reading
+ */
+export const head: Effect.Effect<Position, StoreError, EventFeed> = Effect.flatMap(EventFeed, (feed) => feed.head)
+
+/**
+ * All events after a position, those stored already and then those that come, for ever: each once, in the order of the feed. It
+ * holds one page, and the next one meanwhile.
+ *
+ * @since 0.1.0
+ * @category reading
+ *
+ * @example
+ * ```ts
+ * import { EventFeed, MemoryStore } from "effect-maestro"
+ * import * as Console from "effect/Console"
+ * import * as Effect from "effect/Effect"
+ * import * as Stream from "effect/Stream"
+ *
+ * export const audit = EventFeed.stream({ filter: { types: ["Withdrawn"] } }).pipe(
+ *   Stream.runForEach((event) => Console.log(event.position, event.aggregateId, event.body)),
+ *   Effect.provide(MemoryStore.layer)
+ * )
+ * ```
+ */
+export const stream = (options?: ReadOptions): Stream.Stream<FeedEvent, ValidationError | StoreError, EventFeed> =>
+  Stream.unwrap(Effect.map(EventFeed, (feed) => pages(feed, options ?? {}, true))).pipe(
+    Stream.buffer({ capacity: 1 }),
+    Stream.flattenIterables
+  )
+
+/**
+ * The events after a position that are stored already: it ends where there are no more.
+ *
+ * @since 0.1.0
+ * @category reading
+ */
+export const streamStored = (
+  options?: ReadOptions
+): Stream.Stream<FeedEvent, ValidationError | StoreError, EventFeed> =>
+  Stream.unwrap(Effect.map(EventFeed, (feed) => pages(feed, options ?? {}, false))).pipe(
+    Stream.buffer({ capacity: 1 }),
+    Stream.flattenIterables
+  )
+
+// --- internal ---
+
+const pattern = /^\d{1,20}-\d{1,19}$/
+
+const partsOf = (position: Position): readonly [bigint, bigint] => {
+  const [major, minor] = position.split("-")
+  return [BigInt(major ?? 0), BigInt(minor ?? 0)]
+}
+
+const pages = (
+  feed: EventFeedService,
+  options: ReadOptions,
+  live: boolean
+): Stream.Stream<ReadonlyArray<FeedEvent>, ValidationError | StoreError> =>
+  Stream.unfoldEffect(
+    Option.some({ after: options.after ?? beginning, wait: false }) as Option.Option<{
+      after: Position
+      wait: boolean
+    }>,
+    Option.match({
+      onNone: () => Effect.succeedNone,
+      onSome: ({ after, wait }) =>
+        Effect.map(
+          Effect.flatMap(wait ? feed.awaitNews(after, options.filter) : Effect.succeed(after), (from) =>
+            feed.read({ ...options, after: from })
+          ),
+          ({ events, more, position }) =>
+            Option.some([events, more || live ? Option.some({ after: position, wait: !more }) : Option.none()] as const)
+        )
+    })
+  )

@@ -1,0 +1,190 @@
+/**
+ * The third port: what subscriptions keep, which is how far they have come, who is at work, and which events they have set aside.
+ *
+ * @since 0.1.0
+ */
+import * as Context from "effect/Context"
+import type * as Effect from "effect/Effect"
+import type * as Option from "effect/Option"
+import * as Schema from "effect/Schema"
+import type * as Scope from "effect/Scope"
+import type { FeedEvent, Position } from "./EventFeed.js"
+import type { StoreError } from "./StoreError.js"
+
+/**
+ * A subscription, or one of the partitions that it is cut into.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Key {
+  readonly name: string
+  /** From 0. */
+  readonly partition: number
+  /** How many partitions the subscription has. */
+  readonly partitions: number
+}
+
+/**
+ * Somebody else has taken over the subscription, after this process could not keep its lease: nothing that it did since its last
+ * checkpoint is stored.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class LeaseLost extends Schema.TaggedError<LeaseLost>("effect-maestro/LeaseLost")("LeaseLost", {
+  subscription: Schema.String,
+  partition: Schema.Number
+}) {
+  override get message(): string {
+    return `subscription ${JSON.stringify(this.subscription)}, partition ${this.partition}: another process holds the lease`
+  }
+}
+
+/**
+ * A failure as it is kept for people to read: of which event, and why.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Failure {
+  readonly position: Position
+  readonly aggregateId: string
+  readonly sequence: number
+  readonly type: string
+  /** What the handler failed with, as text. */
+  readonly error: string
+  /** How often it was tried. */
+  readonly attempts: number
+}
+
+/**
+ * An event that was set aside.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface SetAside extends Failure {
+  readonly partition: number
+  /** Milliseconds since 1970. */
+  readonly since: number
+}
+
+/**
+ * The right to work for one subscription, or partition of it: at most one process at a time has it.
+ *
+ * All but `lost` run in the transaction around them, where there is one, and fail with `LeaseLost` when somebody else has the lease.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Lease {
+  /** How far the subscription had come when the lease was had. */
+  readonly position: Position
+  /** Ends when the lease is lost. */
+  readonly lost: Effect.Effect<void>
+  /** How far the subscription has come. */
+  readonly checkpoint: Effect.Effect<Position, LeaseLost | StoreError>
+  /**
+   * Runs the effect and stores the checkpoint in one transaction, for stores that have them: both or neither. The effect's failures
+   * come back unchanged.
+   */
+  readonly advance: <E, R>(
+    position: Position,
+    effect: Effect.Effect<void, E, R>
+  ) => Effect.Effect<void, E | LeaseLost | StoreError, R>
+  /** Sets the event of the failure aside. To be run in the effect of `advance`. */
+  readonly setAside: (failure: Failure) => Effect.Effect<void, StoreError>
+  /**
+   * Those of the aggregates that have events set aside. To be run in the effect of `advance`: until its end nobody else sets aside or
+   * takes back.
+   */
+  readonly blocked: (aggregateIds: ReadonlyArray<string>) => Effect.Effect<ReadonlySet<string>, StoreError>
+  /** Keeps the last failure for people to see, or takes it off. */
+  readonly failing: (failure: Failure | undefined) => Effect.Effect<void, LeaseLost | StoreError>
+  /** Stops the subscription until somebody resumes it. */
+  readonly stop: (failure: Failure) => Effect.Effect<void, LeaseLost | StoreError>
+}
+
+/**
+ * How a subscription, or partition of it, stands.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Standing extends Key {
+  readonly position: Position
+  /** Who has the lease; none while nobody works. */
+  readonly holder: Option.Option<string>
+  /** Whether it stopped at an event that could not be handled, and waits to be resumed. */
+  readonly stopped: boolean
+  /** Why it stopped, or what it is trying again. */
+  readonly lastFailure: Option.Option<Failure>
+  /** How many events are set aside. */
+  readonly setAside: number
+}
+
+/**
+ * What a subscription asks for a lease.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface LeaseOptions {
+  readonly key: Key
+  /** Where the subscription begins, the first time. */
+  readonly from: Position
+  /** Who asks, for people to read. */
+  readonly holder: string
+  /** In milliseconds: when its holder gives no sign for so long, another may have it. */
+  readonly duration: number
+}
+
+/**
+ * The operations of the port.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface SubscriptionStoreService {
+  /**
+   * Waits for the lease, keeps it alive, and gives it back when the scope ends. While the subscription is stopped nobody gets it.
+   */
+  readonly lease: (options: LeaseOptions) => Effect.Effect<Lease, StoreError, Scope.Scope>
+
+  /** How the partitions of a subscription stand, by partition; empty while it has never run. */
+  readonly standing: (name: string) => Effect.Effect<ReadonlyArray<Standing>, StoreError>
+
+  /** Lets a subscription that has stopped go on. */
+  readonly resume: (name: string) => Effect.Effect<void, StoreError>
+
+  /** The events that are set aside, in the order of the feed. */
+  readonly setAside: (name: string) => Effect.Effect<ReadonlyArray<SetAside>, StoreError>
+
+  /**
+   * Takes an event back: runs the effect on it, and where that succeeds the event is no longer set aside, in one transaction, for stores
+   * that have them. Answers whether it was set aside.
+   */
+  readonly takeBack: <E, R>(
+    name: string,
+    event: { readonly aggregateId: string; readonly sequence: number },
+    effect: (event: FeedEvent) => Effect.Effect<void, E, R>
+  ) => Effect.Effect<boolean, E | StoreError, R>
+
+  /** Forgets an event that is set aside. Answers whether it was. */
+  readonly discard: (
+    name: string,
+    event: { readonly aggregateId: string; readonly sequence: number }
+  ) => Effect.Effect<boolean, StoreError>
+}
+
+/**
+ * What subscriptions are kept in. Layers: `MemoryStore.layer`, `SqlStore.layer`.
+ *
+ * @since 0.1.0
+ * @category tags
+ */
+export class SubscriptionStore extends Context.Tag("effect-maestro/SubscriptionStore")<
+  SubscriptionStore,
+  SubscriptionStoreService
+>() {}

@@ -1,0 +1,76 @@
+/**
+ * What is asked of a feed, checked.
+ */
+import * as Effect from "effect/Effect"
+import { beginning, type Filter, isPosition, type Position, type ReadOptions } from "../EventFeed.js"
+import { ValidationError, ValidationIssue } from "../StoreError.js"
+
+/** A read with its defaults. A filter that restricts nothing is none. */
+export const prepareFeedRead = (
+  options: ReadOptions | undefined
+): Effect.Effect<
+  { readonly after: Position; readonly limit: number; readonly filter: Filter | undefined },
+  ValidationError
+> =>
+  checked((issues) => {
+    const { after = beginning, filter, limit = usualLimit } = options ?? {}
+    if (!isPosition(after)) issues.push(issue(["after"], "must be a position that the feed has given"))
+    if (!isWhole(limit, 1, maxLimit)) issues.push(issue(["limit"], `must be an integer from 1 to ${maxLimit}`))
+    checkFilter(filter, ["filter"], issues)
+    return { after, limit, filter: restricting(filter) }
+  })
+
+/** Checks a filter. */
+export const prepareFilter = (filter: Filter | undefined): Effect.Effect<Filter | undefined, ValidationError> =>
+  checked((issues) => {
+    checkFilter(filter, ["filter"], issues)
+    return restricting(filter)
+  })
+
+// --- internal ---
+
+const usualLimit = 1000
+const maxLimit = 10_000
+const maxSlices = 10_000
+
+const checked = <A>(check: (issues: Array<ValidationIssue>) => A): Effect.Effect<A, ValidationError> =>
+  Effect.suspend(() => {
+    const issues: Array<ValidationIssue> = []
+    const value = check(issues)
+    const [first, ...rest] = issues
+    return first === undefined
+      ? Effect.succeed(value)
+      : new ValidationError({ operation: "EventFeed.read", issues: [first, ...rest] })
+  })
+
+const issue = (path: ReadonlyArray<string>, message: string) => new ValidationIssue({ index: 0, path, message })
+
+const checkFilter = (filter: unknown, path: ReadonlyArray<string>, issues: Array<ValidationIssue>): void => {
+  if (filter === undefined) return
+  if (typeof filter !== "object" || filter === null) {
+    issues.push(issue(path, "must be an object"))
+    return
+  }
+  for (const field of ["types", "aggregates"] as const) {
+    const names: unknown = Reflect.get(filter, field)
+    if (names !== undefined && !(Array.isArray(names) && names.every((name) => typeof name === "string"))) {
+      issues.push(issue([...path, field], "must be a list of names"))
+    }
+  }
+  const slice: unknown = Reflect.get(filter, "slice")
+  if (slice === undefined) return
+  const { index, of } = (typeof slice === "object" && slice !== null ? slice : {}) as Record<string, unknown>
+  if (!isWhole(of, 1, maxSlices) || !isWhole(index, 0, of - 1)) {
+    issues.push(
+      issue([...path, "slice"], `must have an \`of\` from 1 to ${maxSlices}, and an \`index\` from 0 and below it`)
+    )
+  }
+}
+
+const isWhole = (value: unknown, min: number, max: number): value is number =>
+  typeof value === "number" && Number.isInteger(value) && value >= min && value <= max
+
+const restricting = (filter: Filter | undefined): Filter | undefined =>
+  filter === undefined || (filter.types === undefined && filter.aggregates === undefined && filter.slice === undefined)
+    ? undefined
+    : filter

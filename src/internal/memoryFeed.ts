@@ -1,0 +1,101 @@
+/**
+ * The feed of the store in memory: commits happen one after the other, so the order in which they come is that of the feed.
+ */
+import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
+import type { StoredEvent } from "../Event.js"
+import { beginning, type EventFeedService, type FeedEvent, type Filter, type Position } from "../EventFeed.js"
+import { prepareFeedRead, prepareFilter } from "./feedInput.js"
+import { prepareRange, restoreEvent } from "./record.js"
+
+/** All committed events in their order. */
+export class MemoryLog {
+  private readonly events: Array<StoredEvent> = []
+  private readonly places = new Map<string, number>()
+  private readonly waiting = new Set<() => void>()
+
+  get length(): number {
+    return this.events.length
+  }
+
+  at(index: number): StoredEvent | undefined {
+    return this.events[index]
+  }
+
+  push(event: StoredEvent): void {
+    this.places.set(keyOf(event), this.events.length)
+    this.events.push(event)
+    for (const wake of this.waiting) wake()
+  }
+
+  indexOf(aggregateId: string, sequence: number): number | undefined {
+    return this.places.get(keyOf({ aggregateId, sequence }))
+  }
+
+  /** Waits until there are more events than that. */
+  longerThan(length: number): Effect.Effect<void> {
+    return Effect.async((resume) => {
+      if (this.events.length > length) return resume(Effect.void)
+      const wake = () => {
+        this.waiting.delete(wake)
+        resume(Effect.void)
+      }
+      this.waiting.add(wake)
+      return Effect.sync(() => this.waiting.delete(wake))
+    })
+  }
+}
+
+export const makeMemoryFeed = (log: MemoryLog): EventFeedService => ({
+  read: (options) =>
+    Effect.map(prepareFeedRead(options), ({ after, filter, limit }) => {
+      const matching = matcher(filter)
+      const events: Array<FeedEvent> = []
+      let index = indexAfter(after)
+      for (; index < log.length && events.length < limit; index++) {
+        const stored = log.at(index)
+        if (stored !== undefined && matching(stored)) {
+          events.push({ ...restoreEvent(stored), position: positionAt(index) })
+        }
+      }
+      return { events, position: index === 0 ? after : positionAt(index - 1), more: index < log.length }
+    }),
+  head: Effect.sync(() => headOf(log)),
+  positionOf: ({ aggregateId, sequence }) =>
+    Effect.map(prepareRange("EventFeed.positionOf", aggregateId, sequence, { maxSequence: sequence }), () =>
+      Option.map(Option.fromNullable(log.indexOf(aggregateId, sequence)), positionAt)
+    ),
+  awaitNews: (after, filter) =>
+    Effect.flatMap(prepareFilter(filter), () => Effect.as(log.longerThan(indexAfter(after)), after))
+})
+
+/** The position of an event by its place among all, from 0. */
+export const positionAt = (index: number): Position => `1-${index + 1}` as Position
+
+/** The place of the first event after a position. */
+export const indexAfter = (position: Position): number => Number(position.slice(position.indexOf("-") + 1))
+
+// --- internal ---
+
+const headOf = (log: MemoryLog): Position => (log.length === 0 ? beginning : positionAt(log.length - 1))
+
+const keyOf = ({ aggregateId, sequence }: { readonly aggregateId: string; readonly sequence: number }) =>
+  `${sequence}:${aggregateId}`
+
+const matcher = (filter: Filter | undefined): ((event: StoredEvent) => boolean) => {
+  if (filter === undefined) return () => true
+  const { aggregates, slice, types } = filter
+  return (event) =>
+    (types === undefined || types.includes(event.type)) &&
+    (aggregates === undefined || aggregates.includes(JSON.parse(event.metadata).aggregate)) &&
+    (slice === undefined || hash(event.aggregateId) % slice.of === slice.index)
+}
+
+/** FNV-1a of 32 bits. */
+const hash = (text: string): number => {
+  let value = 0x811c9dc5
+  for (let index = 0; index < text.length; index++) {
+    value = Math.imul(value ^ text.charCodeAt(index), 0x01000193)
+  }
+  return value >>> 0
+}

@@ -1,0 +1,265 @@
+/**
+ * The feed of the SQL store.
+ *
+ * Positions are handed out before their transaction commits, so what is committed last may stand first. Hence the order is that of
+ * transaction ids, then of positions, and only what lies below the oldest transaction that is still open is shown: nothing can come to
+ * be there any more. Nobody who writes waits for that, and one that is rolled back leaves no hole to wait at. An open transaction holds
+ * back what is committed after its first write, until it ends.
+ */
+import type * as SqlClient from "@effect/sql/SqlClient"
+import type { SqlError } from "@effect/sql/SqlError"
+import type * as Statement from "@effect/sql/Statement"
+import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
+import type * as Scope from "effect/Scope"
+import type { StoredEvent } from "../Event.js"
+import { beginning, type EventFeedService, type FeedEvent, type Filter, type Position } from "../EventFeed.js"
+import { StoreError } from "../StoreError.js"
+import { prepareFeedRead, prepareFilter } from "./feedInput.js"
+import { makeWatch, type News } from "./feedWatch.js"
+import { promptly } from "./promptly.js"
+import { prepareRange } from "./record.js"
+import { fromSqlError } from "./sqlError.js"
+import { withSavepoint } from "./sqlTransaction.js"
+import { insideSqlTransaction } from "./storeTransaction.js"
+import { quietly, spanned } from "./tracing.js"
+import type { WakeUps } from "./wakeUps.js"
+
+export const makeSqlFeed = (
+  sql: SqlClient.SqlClient,
+  schema: Statement.Fragment,
+  wakeUps: WakeUps,
+  pollInterval: number
+): Effect.Effect<EventFeedService, never, Scope.Scope> => {
+  const statement = <A>(effect: Effect.Effect<A, SqlError>): Effect.Effect<A, StoreError> => {
+    const told = Effect.mapError(effect, (error) => fromSqlError(operation, "reading", error))
+    return Effect.flatMap(insideSqlTransaction, (inside) =>
+      inside ? withSavepoint(operation, told) : promptly(quietly(told))
+    )
+  }
+
+  const head = Effect.flatMap(statement(selectHead(sql, schema)), ([row]) =>
+    row?.restored ? Effect.fail(restored()) : Effect.succeed(positionOf(row))
+  )
+
+  const look = (since: Position | undefined): Effect.Effect<News, StoreError> =>
+    since === undefined
+      ? Effect.map(head, (position) => ({ head: position, kinds: undefined }))
+      : Effect.flatMap(statement(selectNews(sql, schema, since)), ([row]) =>
+          row === undefined
+            ? Effect.succeed({ head: since, kinds: undefined })
+            : row.restored
+              ? Effect.fail(restored())
+              : row.seen > newsWindow
+                ? look(undefined)
+                : Effect.succeed({
+                    head: row.seen === 0 ? since : positionOf(row),
+                    kinds: { types: namesOf(row.types), aggregates: namesOf(row.aggregates) }
+                  })
+        )
+
+  return Effect.map(
+    makeWatch(look, wakeUps, pollInterval),
+    (awaitNews): EventFeedService => ({
+      read: (options) =>
+        Effect.flatMap(prepareFeedRead(options), ({ after, filter, limit }) =>
+          Effect.map(
+            statement(
+              filter === undefined
+                ? selectPage(sql, schema, after, limit)
+                : selectFilteredPage(sql, schema, after, limit, filter)
+            ),
+            (rows) => pageOf(rows, after, limit)
+          ).pipe(spanned("EventFeed.read", { attributes: { after, limit } }))
+        ),
+      head: head.pipe(spanned("EventFeed.head", {})),
+      positionOf: ({ aggregateId, sequence }) =>
+        Effect.flatMap(prepareRange("EventFeed.positionOf", aggregateId, sequence, { maxSequence: sequence }), () =>
+          Effect.map(
+            statement(
+              sql<PlaceRow>`select transaction_id::text, position::text from ${schema}.event_log
+              where aggregate_id = ${aggregateId} and sequence = ${sequence}`
+            ),
+            ([row]) => Option.map(Option.fromNullable(row), positionOf)
+          )
+        ),
+      awaitNews: (after, filter) => Effect.flatMap(prepareFilter(filter), () => awaitNews(after, filter))
+    })
+  )
+}
+
+/** The two parts of a position, as parameters. */
+export const partsOf = (position: Position): readonly [transactionId: string, position: string] => {
+  const [transactionId = "0", place = "0"] = position.split("-")
+  return [transactionId, place]
+}
+
+/** The position of a row that has its two parts as text. */
+export const positionOf = (row: PlaceRow | undefined): Position =>
+  row === undefined || row.transaction_id === null ? beginning : (`${row.transaction_id}-${row.position}` as Position)
+
+export interface PlaceRow {
+  readonly transaction_id: string | null
+  readonly position: string | null
+}
+
+/** The columns of a `FeedRow`. */
+export const feedColumns = (sql: SqlClient.SqlClient) =>
+  sql.literal(
+    `transaction_id::text, position::text, timestamp::text, '.' || aggregate_id as aggregate_id, sequence, '.' || type as type, body::text, metadata::text`
+  )
+
+export interface FeedRow extends PlaceRow, Omit<StoredEvent, never> {
+  readonly aggregate_id: string
+}
+
+/** The events of rows; where metadata is the same text as before, it is the same object. */
+export const feedEventsOf = (rows: ReadonlyArray<FeedRow>): ReadonlyArray<FeedEvent> => {
+  let text: string | undefined
+  let metadata: FeedEvent["metadata"] = {}
+  return rows.map((row) => {
+    if (row.metadata !== text) {
+      text = row.metadata
+      metadata = JSON.parse(text)
+    }
+    return {
+      position: positionOf(row),
+      timestamp: row.timestamp,
+      aggregateId: row.aggregate_id.slice(1),
+      sequence: row.sequence,
+      type: row.type.slice(1),
+      body: JSON.parse(row.body),
+      metadata
+    }
+  })
+}
+
+/** The condition that an event is one of those that the filter lets through. */
+export const matches = (sql: SqlClient.SqlClient, filter: Filter): Statement.Fragment =>
+  sql.and([
+    ...(filter.types === undefined ? [] : [sql`type = any(${filter.types as Array<string>}::text[])`]),
+    ...(filter.aggregates === undefined
+      ? []
+      : [sql`metadata ->> 'aggregate' = any(${filter.aggregates as Array<string>}::text[])`]),
+    ...(filter.slice === undefined
+      ? []
+      : // A hash that is the same on every server and in every version: an aggregate must stay in its slice.
+        [sql`${sliceOf(sql, filter.slice.of)} = ${filter.slice.index}`])
+  ])
+
+// --- internal ---
+
+const operation = "EventFeed"
+
+/** How far one statement looks for events that a filter lets through. */
+const window = 10_000
+
+/** How much news is told apart by kind; more than that is simply much. */
+const newsWindow = 500
+
+const xmin = "pg_snapshot_xmin(pg_current_snapshot())"
+
+const sliceOf = (sql: SqlClient.SqlClient, of: number) => {
+  const byte = (index: number) => sql.literal(`get_byte(sha256(convert_to(aggregate_id, 'UTF8')), ${index})`)
+  return sql`(${byte(0)} * 65536 + ${byte(1)} * 256 + ${byte(2)}) % ${of}`
+}
+
+const behind = (sql: SqlClient.SqlClient, after: Position): Statement.Fragment => {
+  const [transactionId, position] = partsOf(after)
+  return sql`(transaction_id, position) > (${transactionId}::xid8, ${position}::bigint)`
+}
+
+const shown = (sql: SqlClient.SqlClient) => sql.literal(`transaction_id < ${xmin}`)
+
+const selectPage = (sql: SqlClient.SqlClient, schema: Statement.Fragment, after: Position, limit: number) =>
+  sql<FeedRow>`select ${feedColumns(sql)} from ${schema}.event_log
+    where ${behind(sql, after)} and ${shown(sql)}
+    order by event_log.transaction_id, event_log.position limit ${limit + 1}`
+
+interface WindowRow extends Partial<FeedRow> {
+  /** Of the row that ends the window. */
+  readonly scanned: number | null
+}
+
+const selectFilteredPage = (
+  sql: SqlClient.SqlClient,
+  schema: Statement.Fragment,
+  after: Position,
+  limit: number,
+  filter: Filter
+) =>
+  sql<FeedRow & WindowRow>`with bound as materialized (
+      select transaction_id, position, scanned from (
+        select transaction_id, position, row_number() over (order by transaction_id, position) as scanned
+        from (
+          select transaction_id, position from ${schema}.event_log
+          where ${behind(sql, after)} and ${shown(sql)}
+          order by transaction_id, position limit ${window}
+        ) places
+      ) counted order by scanned desc limit 1
+    )
+    (
+      select ${feedColumns(sql)}, null::int as scanned from ${schema}.event_log
+      where ${behind(sql, after)} and (transaction_id, position) <= (select transaction_id, position from bound)
+        and ${matches(sql, filter)}
+      order by event_log.transaction_id, event_log.position limit ${limit + 1}
+    )
+    union all
+    select transaction_id::text, position::text, null, null, null, null, null, null, scanned::int from bound`
+
+const pageOf = (rows: ReadonlyArray<FeedRow & Partial<WindowRow>>, after: Position, limit: number) => {
+  const bound = rows.findLast(({ scanned }) => typeof scanned === "number")
+  const found = bound === undefined ? rows : rows.filter((row) => row !== bound)
+  if (found.length > limit) {
+    const events = feedEventsOf(found.slice(0, limit))
+    return { events, position: events.at(-1)?.position ?? after, more: true }
+  }
+  const events = feedEventsOf(found)
+  const position = bound === undefined ? (events.at(-1)?.position ?? after) : positionOf(bound)
+  return { events, position, more: bound?.scanned === window }
+}
+
+const selectHead = (sql: SqlClient.SqlClient, schema: Statement.Fragment) =>
+  sql<
+    PlaceRow & { readonly restored: boolean }
+  >`select h.transaction_id::text, h.position::text, ${fromTheFuture(sql, schema)} as restored
+    from (select 1) one left join lateral (
+      select transaction_id, position from ${schema}.event_log where ${shown(sql)}
+      order by transaction_id desc, position desc limit 1
+    ) h on true`
+
+interface NewsRow extends PlaceRow {
+  readonly seen: number
+  readonly types: string | null
+  readonly aggregates: string | null
+  readonly restored: boolean
+}
+
+const selectNews = (sql: SqlClient.SqlClient, schema: Statement.Fragment, since: Position) =>
+  sql<NewsRow>`with news as materialized (
+      select transaction_id, position, type, metadata ->> 'aggregate' as aggregate from ${schema}.event_log
+      where ${behind(sql, since)} and ${shown(sql)}
+      order by transaction_id, position limit ${newsWindow + 1}
+    )
+    select h.transaction_id::text, h.position::text, k.seen, k.types, k.aggregates,
+      ${fromTheFuture(sql, schema)} as restored
+    from (
+      select count(*)::int as seen, json_agg(distinct type)::text as types, json_agg(distinct aggregate)::text as aggregates
+      from news
+    ) k left join lateral (
+      select transaction_id, position from news order by transaction_id desc, position desc limit 1
+    ) h on true`
+
+/** No transaction has written what is of one that has not begun: such events come from a database that had another history. */
+const fromTheFuture = (sql: SqlClient.SqlClient, schema: Statement.Fragment) =>
+  sql`exists (select 1 from ${schema}.event_log where transaction_id >= pg_snapshot_xmax(pg_current_snapshot()))`
+
+const namesOf = (json: string | null): ReadonlySet<string> => new Set(json === null ? [] : JSON.parse(json))
+
+const restored = (): StoreError =>
+  new StoreError({
+    reason: "Misconfigured",
+    operation,
+    description:
+      "the event log was restored from a dump into a database whose transaction ids start anew, so the feed can't go on: run SqlStore.repairAfterRestore"
+  })

@@ -1,0 +1,357 @@
+/**
+ * What subscriptions keep, in the tables of the SQL store.
+ *
+ * A lease is a row's token: who has it raised the token when the last lease had run out, and stores checkpoints only while the token is
+ * still that one. So a holder that slept through the end of its lease can't write, whatever it believes. No lock outlives a
+ * transaction, so it works through a pooler, and all times are the database's.
+ */
+import type * as SqlClient from "@effect/sql/SqlClient"
+import type { SqlError } from "@effect/sql/SqlError"
+import type * as Statement from "@effect/sql/Statement"
+import * as Clock from "effect/Clock"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Option from "effect/Option"
+import type { Position } from "../EventFeed.js"
+import { StoreError } from "../StoreError.js"
+import {
+  type Failure,
+  type Key,
+  type Lease,
+  LeaseLost,
+  type LeaseOptions,
+  type SetAside,
+  type Standing,
+  type SubscriptionStoreService
+} from "../SubscriptionStore.js"
+import { withinGrace } from "./promptly.js"
+import { fromSqlError, type Phase } from "./sqlError.js"
+import { type FeedRow, feedColumns, feedEventsOf, type PlaceRow, partsOf, positionOf } from "./sqlFeed.js"
+import { withTransaction } from "./sqlTransaction.js"
+import { quietly } from "./tracing.js"
+import type { WakeUps } from "./wakeUps.js"
+
+export const makeSqlSubscriptions = (
+  sql: SqlClient.SqlClient,
+  schema: Statement.Fragment,
+  wakeUps: WakeUps
+): SubscriptionStoreService => {
+  const told =
+    (phase: Phase) =>
+    <A>(effect: Effect.Effect<A, SqlError>): Effect.Effect<A, StoreError> =>
+      quietly(Effect.mapError(effect, (error) => fromSqlError(operation, phase, error)))
+  const reading = told("reading")
+  const writing = told("writing")
+
+  const ofKey = ({ name, partition }: Key) => sql`name = ${name} and partition = ${partition}`
+  const until = (duration: number) => sql`clock_timestamp() + ${duration} * interval '1 millisecond'`
+
+  /** Makes the row of a subscription that runs for the first time. */
+  const register = ({ from, key }: LeaseOptions) =>
+    Effect.gen(function* () {
+      const others = yield* reading(
+        sql<{ partitions: number }>`select distinct partitions from ${schema}.subscriptions where name = ${key.name}`
+      )
+      const other = others.find(({ partitions }) => partitions !== key.partitions)
+      if (other !== undefined) {
+        return yield* new StoreError({
+          reason: "Misconfigured",
+          operation,
+          description: `subscription ${JSON.stringify(key.name)} has ${other.partitions} partitions in the store, and ${key.partitions} here: what is in which would change`
+        })
+      }
+      const [transactionId, position] = partsOf(from)
+      yield* writing(
+        sql`insert into ${schema}.subscriptions (name, partition, partitions, transaction_id, position)
+          values (${key.name}, ${key.partition}, ${key.partitions}, ${transactionId}::xid8, ${position}::bigint)
+          on conflict (name, partition) do nothing`
+      )
+    })
+
+  /** Takes the lease if it is to be had, and tells otherwise in how many milliseconds it runs out. */
+  const take = ({ duration, holder, key }: LeaseOptions) =>
+    Effect.gen(function* () {
+      const taken = yield* writing(
+        sql<PlaceRow & { readonly token: string }>`update ${schema}.subscriptions s
+          set token = s.token + 1, holder = ${holder}, leased_until = ${until(duration)}
+          from (
+            select name, partition from ${schema}.subscriptions
+            where ${ofKey(key)} and not stopped and coalesce(leased_until < clock_timestamp(), true)
+            -- Who holds the row is at work in a transaction.
+            for update skip locked
+          ) free
+          where s.name = free.name and s.partition = free.partition
+          returning s.token::text, s.transaction_id::text, s.position::text`
+      )
+      if (taken[0] !== undefined) return { token: taken[0].token, position: positionOf(taken[0]) }
+      const [row] = yield* reading(
+        sql<{ left: number | null }>`select
+          case when stopped then null else extract(epoch from leased_until - clock_timestamp()) * 1000 end::float8 as left
+          from ${schema}.subscriptions where ${ofKey(key)}`
+      )
+      return { wait: Math.min(Math.max(row?.left ?? slowPoll, fastPoll), slowPoll) }
+    })
+
+  const lease = (options: LeaseOptions) =>
+    Effect.gen(function* () {
+      const { duration, key } = options
+      yield* register(options)
+      const { position, token } = yield* Effect.acquireRelease(
+        Effect.interruptible(waitFor(take(options))).pipe(Effect.withClock(Clock.make())),
+        (taken) =>
+          withinGrace(
+            Effect.ignore(
+              writing(
+                sql`update ${schema}.subscriptions set holder = null, leased_until = null
+                where ${ofKey(key)} and token = ${taken.token}::bigint`
+              )
+            )
+          )
+      )
+      const lostLease = new LeaseLost({ subscription: key.name, partition: key.partition })
+      const mine = sql`${ofKey(key)} and token = ${token}::bigint`
+      const onlyMine = <A>(statement: Effect.Effect<ReadonlyArray<A>, SqlError>) =>
+        Effect.flatMap(writing(statement), (rows) => (rows[0] === undefined ? lostLease : Effect.succeed(rows[0])))
+
+      const lost = yield* Deferred.make<void>()
+      yield* Effect.forkScoped(
+        keepAlive(
+          Effect.map(
+            writing(
+              sql<{ token: string }>`with renewed as (
+                  update ${schema}.subscriptions s set leased_until = ${until(duration)}
+                  from (
+                    select name, partition from ${schema}.subscriptions where ${mine}
+                    -- This process itself may be at work, and renews the lease when it is done.
+                    for update skip locked
+                  ) held
+                  where s.name = held.name and s.partition = held.partition
+                )
+                select token::text from ${schema}.subscriptions where ${ofKey(key)}`
+            ),
+            ([row]) => row?.token === token
+          ),
+          duration
+        ).pipe(Effect.withClock(Clock.make()), Effect.zipRight(Deferred.succeed(lost, undefined)))
+      )
+
+      const held: Lease = {
+        position,
+        lost: Deferred.await(lost),
+        checkpoint: Effect.map(
+          onlyMine(
+            sql<PlaceRow>`select transaction_id::text, position::text from ${schema}.subscriptions where ${mine}`
+          ),
+          positionOf
+        ),
+        advance: (to, effect) => {
+          const [transactionId, place] = partsOf(to)
+          return withTransaction(
+            sql,
+            operation,
+            Effect.gen(function* () {
+              // A process that is stopped in the middle must not hold the locks of its transaction for ever.
+              yield* onlyMine(
+                sql`select set_config('idle_in_transaction_session_timeout', ${String(Math.ceil(duration))}, true)
+                  from ${schema}.subscriptions where ${mine}`
+              )
+              yield* effect
+              yield* onlyMine(
+                sql`update ${schema}.subscriptions
+                  set transaction_id = ${transactionId}::xid8, position = ${place}::bigint, leased_until = ${until(duration)}
+                  where ${mine} returning token`
+              )
+            })
+            // What was committed inside is committed only now.
+          ).pipe(Effect.tap(() => wakeUps.committed()))
+        },
+        setAside: (failure) => {
+          const [transactionId, place] = partsOf(failure.position)
+          return Effect.asVoid(
+            writing(
+              sql`insert into ${schema}.events_set_aside
+                (subscription, aggregate_id, sequence, partition, transaction_id, position, type, error, attempts)
+                values (${key.name}, ${failure.aggregateId}, ${failure.sequence}, ${key.partition}, ${transactionId}::xid8,
+                  ${place}::bigint, ${failure.type}, ${failure.error}, ${failure.attempts})
+                on conflict (subscription, aggregate_id, sequence) do nothing`
+            )
+          )
+        },
+        blocked: (aggregateIds) =>
+          Effect.gen(function* () {
+            const found = writing(
+              sql<{
+                aggregate_id: string
+              }>`select distinct '.' || aggregate_id as aggregate_id from ${schema}.events_set_aside
+                where subscription = ${key.name} and aggregate_id = any(${[...aggregateIds]}::text[])`
+            )
+            if ((yield* found).length === 0) return new Set<string>()
+            // Whoever takes back waits for this transaction, or this one has waited for him.
+            yield* writing(sql`select 1 from ${schema}.subscriptions where ${ofKey(key)} for update`)
+            return new Set((yield* found).map(({ aggregate_id }) => aggregate_id.slice(1)))
+          }),
+        failing: (failure) =>
+          Effect.asVoid(
+            onlyMine(
+              sql`update ${schema}.subscriptions
+                set last_failure = ${failure === undefined ? null : JSON.stringify(failure)}::jsonb where ${mine} returning token`
+            )
+          ),
+        stop: (failure) =>
+          Effect.asVoid(
+            onlyMine(
+              sql`update ${schema}.subscriptions set stopped = true, last_failure = ${JSON.stringify(failure)}::jsonb
+                where ${mine} returning token`
+            )
+          )
+      }
+      return held
+    })
+
+  return {
+    lease,
+    standing: (name) =>
+      Effect.map(
+        reading(
+          sql<StandingRow>`select s.partition, s.partitions, s.transaction_id::text, s.position::text, s.stopped,
+              case when s.leased_until > clock_timestamp() then s.holder end as holder, s.last_failure::text,
+              (select count(*)::int from ${schema}.events_set_aside e
+                where e.subscription = s.name and e.partition = s.partition) as set_aside
+            from ${schema}.subscriptions s where s.name = ${name} order by s.partition`
+        ),
+        (rows) => rows.map((row) => standingOf(name, row))
+      ),
+    resume: (name) =>
+      Effect.asVoid(
+        writing(
+          sql`update ${schema}.subscriptions set stopped = false, last_failure = null where name = ${name} and stopped`
+        )
+      ),
+    setAside: (name) =>
+      Effect.map(
+        reading(
+          sql<SetAsideRow>`select '.' || aggregate_id as aggregate_id, sequence, partition, transaction_id::text, position::text,
+              '.' || type as type, '.' || error as error, attempts, (extract(epoch from set_aside_at) * 1000)::float8 as since
+            from ${schema}.events_set_aside where subscription = ${name} order by events_set_aside.transaction_id, events_set_aside.position`
+        ),
+        (rows) =>
+          rows.map(
+            (row): SetAside => ({
+              position: positionOf(row),
+              aggregateId: row.aggregate_id.slice(1),
+              sequence: row.sequence,
+              type: row.type.slice(1),
+              error: row.error.slice(1),
+              attempts: row.attempts,
+              partition: row.partition,
+              since: Math.floor(row.since)
+            })
+          )
+      ),
+    takeBack: (name, { aggregateId, sequence }, effect) =>
+      withTransaction(
+        sql,
+        operation,
+        Effect.gen(function* () {
+          const [row] = yield* writing(
+            sql<{ partition: number }>`select partition from ${schema}.events_set_aside
+              where subscription = ${name} and aggregate_id = ${aggregateId} and sequence = ${sequence}`
+          )
+          if (row === undefined) return false
+          yield* writing(
+            sql`select 1 from ${schema}.subscriptions where name = ${name} and partition = ${row.partition} for update`
+          )
+          const deleted = yield* writing(
+            sql`delete from ${schema}.events_set_aside
+              where subscription = ${name} and aggregate_id = ${aggregateId} and sequence = ${sequence} returning 1 as one`
+          )
+          const [event] = feedEventsOf(
+            yield* reading(
+              sql<FeedRow>`select ${feedColumns(sql)} from ${schema}.event_log
+                where aggregate_id = ${aggregateId} and sequence = ${sequence}`
+            )
+          )
+          if (deleted.length === 0 || event === undefined) return false
+          yield* effect(event)
+          return true
+        })
+      ).pipe(Effect.tap(() => wakeUps.committed())),
+    discard: (name, { aggregateId, sequence }) =>
+      Effect.map(
+        writing(
+          sql`delete from ${schema}.events_set_aside
+            where subscription = ${name} and aggregate_id = ${aggregateId} and sequence = ${sequence} returning 1 as one`
+        ),
+        (rows) => rows.length > 0
+      )
+  }
+}
+
+// --- internal ---
+
+const operation = "Subscription"
+
+/** How often who waits for a lease looks whether it was given back or has run out, in milliseconds: at least and at most. */
+const fastPoll = 20
+const slowPoll = 500
+
+interface StandingRow extends PlaceRow {
+  readonly partition: number
+  readonly partitions: number
+  readonly stopped: boolean
+  readonly holder: string | null
+  readonly last_failure: string | null
+  readonly set_aside: number
+}
+
+interface SetAsideRow extends PlaceRow {
+  readonly aggregate_id: string
+  readonly sequence: number
+  readonly partition: number
+  readonly type: string
+  readonly error: string
+  readonly attempts: number
+  readonly since: number
+}
+
+const standingOf = (name: string, row: StandingRow): Standing => ({
+  name,
+  partition: row.partition,
+  partitions: row.partitions,
+  position: positionOf(row) as Position,
+  holder: Option.fromNullable(row.holder),
+  stopped: row.stopped,
+  lastFailure: Option.map(Option.fromNullable(row.last_failure), (text): Failure => JSON.parse(text)),
+  setAside: row.set_aside
+})
+
+interface Taken {
+  readonly token: string
+  readonly position: Position
+}
+
+const waitFor = <E>(take: Effect.Effect<Taken | { readonly wait: number }, E>): Effect.Effect<Taken, E> =>
+  Effect.flatMap(take, (result) =>
+    "token" in result ? Effect.succeed(result) : Effect.zipRight(Effect.sleep(result.wait), waitFor(take))
+  )
+
+/** Renews the lease again and again; ends when it is lost, or could not be renewed until it must have run out. */
+const keepAlive = (renew: Effect.Effect<boolean, StoreError>, duration: number): Effect.Effect<void> =>
+  Effect.gen(function* () {
+    let renewedAt = yield* Clock.currentTimeMillis
+    for (;;) {
+      yield* Effect.sleep(duration / 3)
+      const asked = yield* Clock.currentTimeMillis
+      const renewed = yield* Effect.exit(
+        Effect.timeoutFail(Effect.disconnect(renew), {
+          duration: Math.max(renewedAt + duration - asked, 1),
+          onTimeout: () => "late"
+        })
+      )
+      if (Exit.isSuccess(renewed)) {
+        if (!renewed.value) return
+        renewedAt = asked
+      } else if ((yield* Clock.currentTimeMillis) >= renewedAt + duration) return
+    }
+  })

@@ -1,0 +1,191 @@
+/**
+ * Waking those who wait for events: in this process at once, in others by a notification of the database.
+ */
+import * as SqlClient from "@effect/sql/SqlClient"
+import type { Connection } from "@effect/sql/SqlConnection"
+import * as Clock from "effect/Clock"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Schedule from "effect/Schedule"
+import * as Tracer from "effect/Tracer"
+
+/** Those who commit to the tables of one schema through one client, and those who wait for them. */
+export interface WakeUps {
+  /** Something was committed, or will be. */
+  readonly committed: () => void
+  /** Calls back for every commit made here, until the answer is called. */
+  readonly onCommit: (wake: () => void) => () => void
+  /** Calls back for notifications of commits made elsewhere, until it can't hear any more: then it answers whether it ever could. */
+  readonly listen: (wake: () => void) => Effect.Effect<boolean>
+  /** Notifies others of commits made here, for ever. Who makes a store forks it, once. */
+  readonly notify: Effect.Effect<void>
+}
+
+/** What the stores and feeds that share a client and a schema have in common. */
+export const wakeUpsOf = (sql: SqlClient.SqlClient, schema: string): WakeUps => {
+  const known = hubs.get(sql) ?? new Map<string, WakeUps>()
+  hubs.set(sql, known)
+  const hub = known.get(schema) ?? makeWakeUps(sql, channelOf(schema))
+  known.set(schema, hub)
+  return hub
+}
+
+// --- internal ---
+
+const hubs = new WeakMap<SqlClient.SqlClient, Map<string, WakeUps>>()
+
+const makeWakeUps = (sql: SqlClient.SqlClient, channel: string): WakeUps => {
+  const waiting = new Set<() => void>()
+  let notifying = false
+  let news = false
+  /** Wakes the notifier that found nothing to tell. */
+  let wakeNotifier: (() => void) | undefined
+
+  const somethingToTell = Effect.async<void>((resume) => {
+    if (news) return resume(Effect.void)
+    wakeNotifier = () => resume(Effect.void)
+  })
+
+  const notifier = Effect.forever(
+    Effect.zipRight(
+      somethingToTell,
+      Effect.suspend(() => {
+        news = false
+        return Effect.zipRight(
+          // Outside of any commit: a transaction that notifies holds a lock on all that do until its commit is on the disk.
+          Effect.ignore(sql`select pg_notify(${channel}, '')`),
+          Effect.sleep(pause)
+        )
+      })
+    )
+  ).pipe(
+    Effect.withTracerEnabled(false),
+    Effect.withClock(Clock.make()),
+    Effect.mapInputContext(
+      (context: Context.Context<never>) =>
+        Context.omit(Tracer.ParentSpan, SqlClient.TransactionConnection)(context) as Context.Context<never>
+    )
+  )
+
+  return {
+    committed: () => {
+      if (!news) {
+        news = true
+        const wake = wakeNotifier
+        wakeNotifier = undefined
+        wake?.()
+      }
+      for (const wake of waiting) wake()
+    },
+    onCommit: (wake) => {
+      waiting.add(wake)
+      return () => waiting.delete(wake)
+    },
+    listen: (wake) => listen(sql, channel, wake),
+    notify: Effect.suspend(() => {
+      // An embedded database has nobody else to notify.
+      if (notifying || isEmbedded(sql)) return Effect.void
+      notifying = true
+      return notifier
+    })
+  }
+}
+
+/** Between two notifications: those that commit often are heard of often enough. */
+const pause = "10 millis"
+
+/** Channels have no schema of their own, and at most 63 bytes. */
+const channelOf = (schema: string): string => `effect-maestro:${encodeURIComponent(schema).slice(0, 48)}`
+
+const isEmbedded = (sql: SqlClient.SqlClient): boolean => "pglite" in sql
+
+/**
+ * A connection of the pool, held as long as it hears. `PgClient.listen` ends in silence when its connection dies, so this looks at
+ * the connection itself, as far as the client shows it.
+ */
+const listen = (sql: SqlClient.SqlClient, channel: string, wake: () => void): Effect.Effect<boolean> =>
+  !canSpareConnection(sql)
+    ? Effect.succeed(false)
+    : Effect.scoped(
+        Effect.flatMap(Effect.uninterruptible(sql.reserve), (connection) => {
+          const { pg } = connection as { readonly pg?: unknown }
+          if (!isListener(pg)) return Effect.succeed(false)
+          const ended = Effect.async<void>((resume) => {
+            const done = () => resume(Effect.void)
+            pg.on("end", done)
+            pg.on("error", done)
+            return Effect.sync(() => {
+              pg.removeListener("end", done)
+              pg.removeListener("error", done)
+            })
+          })
+          const hear = (message: { readonly channel: string }) => {
+            if (message.channel === channel) wake()
+          }
+          // A connection whose other end is gone without a word is given up, so that the pool does not give it to anybody.
+          const alive = answers(connection, "select 1")
+          const watching = Effect.repeat(
+            Effect.filterOrFail(
+              alive,
+              (answered) => answered,
+              () => "silent"
+            ),
+            { schedule: Schedule.spaced(heartbeat) }
+          )
+          return Effect.acquireUseRelease(
+            Effect.sync(() => pg.on("notification", hear)),
+            () =>
+              Effect.flatMap(answers(connection, `LISTEN "${channel}"`), (listening) =>
+                // What was committed before it could hear.
+                Effect.zipRight(
+                  Effect.sync(wake),
+                  listening ? Effect.as(Effect.raceFirst(ended, Effect.ignore(watching)), true) : Effect.succeed(false)
+                )
+              ),
+            () =>
+              Effect.flatMap(answers(connection, `UNLISTEN "${channel}"`), (answered) =>
+                Effect.sync(() => {
+                  pg.removeListener("notification", hear)
+                  if (!answered) pg.end()
+                })
+              )
+          )
+        })
+      ).pipe(
+        Effect.withTracerEnabled(false),
+        Effect.catchAll(() => Effect.succeed(false))
+      )
+
+/** Whether the connection answers, and does so in time. */
+const answers = (connection: Connection, statement: string): Effect.Effect<boolean> =>
+  Effect.isSuccess(
+    Effect.timeoutFail(
+      Effect.disconnect(Effect.interruptible(connection.executeUnprepared(statement, [], undefined))),
+      {
+        duration: timeToAnswer,
+        onTimeout: () => "silent"
+      }
+    )
+  )
+
+const heartbeat = "10 seconds"
+const timeToAnswer = "5 seconds"
+
+/** A pool of few connections needs them all. */
+const canSpareConnection = (sql: SqlClient.SqlClient): boolean => {
+  const { config } = sql as { readonly config?: { readonly maxConnections?: unknown } }
+  const most = config?.maxConnections
+  return !isEmbedded(sql) && (typeof most !== "number" || most >= 4)
+}
+
+/** What this needs of a connection of `pg`. */
+interface Listener {
+  readonly on: (event: string, listener: (message: { readonly channel: string }) => void) => unknown
+  readonly removeListener: (event: string, listener: (message: { readonly channel: string }) => void) => unknown
+  readonly end: () => unknown
+}
+
+const isListener = (u: unknown): u is Listener =>
+  typeof u === "object" &&
+  u !== null &&
+  ["on", "removeListener", "end"].every((name) => name in u && typeof Reflect.get(u, name) === "function")
