@@ -148,6 +148,11 @@ export interface EventFeedService {
   /** The position of the last event that the feed shows; `beginning` while there is none. */
   readonly head: Effect.Effect<Position, StoreError>
 
+  /** How many events the feed shows after the position. */
+  readonly count: (
+    options?: Pick<ReadOptions, "after" | "filter">
+  ) => Effect.Effect<number, ValidationError | StoreError>
+
   /** The position of an event, whether the feed shows it already or not yet; none where there is no such event. */
   readonly positionOf: (place: StreamPosition) => Effect.Effect<Option.Option<Position>, ValidationError | StoreError>
 

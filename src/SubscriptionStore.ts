@@ -155,6 +155,12 @@ export interface SubscriptionStoreService {
   /** How the partitions of a subscription stand, by partition; empty while it has never run. */
   readonly standing: (name: string) => Effect.Effect<ReadonlyArray<Standing>, StoreError>
 
+  /**
+   * Waits until the subscription has come so far: all its partitions, or the one that the aggregate is in. One that has never run is
+   * waited for.
+   */
+  readonly reached: (name: string, position: Position, aggregateId?: string) => Effect.Effect<void, StoreError>
+
   /** Lets a subscription that has stopped go on. */
   readonly resume: (name: string) => Effect.Effect<void, StoreError>
 

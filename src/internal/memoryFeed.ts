@@ -61,6 +61,16 @@ export const makeMemoryFeed = (log: MemoryLog): EventFeedService => ({
       return { events, position: index === 0 ? after : positionAt(index - 1), more: index < log.length }
     }),
   head: Effect.sync(() => headOf(log)),
+  count: (options) =>
+    Effect.map(prepareFeedRead(options), ({ after, filter }) => {
+      const matching = matcher(filter)
+      let count = 0
+      for (let index = indexAfter(after); index < log.length; index++) {
+        const stored = log.at(index)
+        if (stored !== undefined && matching(stored)) count++
+      }
+      return count
+    }),
   positionOf: ({ aggregateId, sequence }) =>
     Effect.map(prepareRange("EventFeed.positionOf", aggregateId, sequence, { maxSequence: sequence }), () =>
       Option.map(Option.fromNullable(log.indexOf(aggregateId, sequence)), positionAt)

@@ -138,6 +138,15 @@ export const makeMemorySubscriptions = (log: MemoryLog): SubscriptionStoreServic
           )
           .sort((a, b) => a.partition - b.partition)
       ),
+    reached: (name, position) => {
+      const wait: Effect.Effect<void> = Effect.suspend(() => {
+        const known = rows.get(name) ?? []
+        return known.length > 0 && known.every((row) => order(row.position, position) >= 0)
+          ? Effect.void
+          : Effect.zipRight(change, wait)
+      })
+      return wait
+    },
     resume: (name) =>
       each(name, (row) => {
         if (row.stopped) row.lastFailure = undefined

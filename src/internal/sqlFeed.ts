@@ -73,6 +73,16 @@ export const makeSqlFeed = (
           ).pipe(spanned("EventFeed.read", { attributes: { after, limit } }))
         ),
       head: head.pipe(spanned("EventFeed.head", {})),
+      count: (options) =>
+        Effect.flatMap(prepareFeedRead(options), ({ after, filter }) =>
+          Effect.map(
+            statement(
+              sql<{ count: string }>`select count(*)::text as count from ${schema}.event_log
+              where ${behind(sql, after)} and ${shown(sql)} ${filter === undefined ? sql`` : sql`and ${matches(sql, filter)}`}`
+            ),
+            ([row]) => Number(row?.count ?? 0)
+          )
+        ),
       positionOf: ({ aggregateId, sequence }) =>
         Effect.flatMap(prepareRange("EventFeed.positionOf", aggregateId, sequence, { maxSequence: sequence }), () =>
           Effect.map(
@@ -144,8 +154,12 @@ export const matches = (sql: SqlClient.SqlClient, filter: Filter): Statement.Fra
     ...(filter.slice === undefined
       ? []
       : // A hash that is the same on every server and in every version: an aggregate must stay in its slice.
-        [sql`${sliceOf(sql, filter.slice.of)} = ${filter.slice.index}`])
+        [sql`${sliceOf(sql, sql`aggregate_id`, sql`${filter.slice.of}::int`)} = ${filter.slice.index}`])
   ])
+
+/** The slice that an aggregate is in, of so many. */
+export const sliceOf = (sql: SqlClient.SqlClient, aggregateId: Statement.Fragment, of: Statement.Fragment) =>
+  sql`('x' || encode(substring(sha256(convert_to(${aggregateId}, 'UTF8')) from 1 for 3), 'hex'))::bit(24)::int % ${of}`
 
 // --- internal ---
 
@@ -158,11 +172,6 @@ const window = 10_000
 const newsWindow = 500
 
 const xmin = "pg_snapshot_xmin(pg_current_snapshot())"
-
-const sliceOf = (sql: SqlClient.SqlClient, of: number) => {
-  const byte = (index: number) => sql.literal(`get_byte(sha256(convert_to(aggregate_id, 'UTF8')), ${index})`)
-  return sql`(${byte(0)} * 65536 + ${byte(1)} * 256 + ${byte(2)}) % ${of}`
-}
 
 const behind = (sql: SqlClient.SqlClient, after: Position): Statement.Fragment => {
   const [transactionId, position] = partsOf(after)

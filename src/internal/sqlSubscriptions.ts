@@ -27,7 +27,7 @@ import {
 } from "../SubscriptionStore.js"
 import { withinGrace } from "./promptly.js"
 import { fromSqlError, type Phase } from "./sqlError.js"
-import { type FeedRow, feedColumns, feedEventsOf, type PlaceRow, partsOf, positionOf } from "./sqlFeed.js"
+import { type FeedRow, feedColumns, feedEventsOf, type PlaceRow, partsOf, positionOf, sliceOf } from "./sqlFeed.js"
 import { withTransaction } from "./sqlTransaction.js"
 import { quietly } from "./tracing.js"
 import type { WakeUps } from "./wakeUps.js"
@@ -222,6 +222,21 @@ export const makeSqlSubscriptions = (
         ),
         (rows) => rows.map((row) => standingOf(name, row))
       ),
+    reached: (name, position, aggregateId) => {
+      const [transactionId, place] = partsOf(position)
+      const all = aggregateId === undefined
+      const arrived = Effect.map(
+        reading(
+          sql<{
+            arrived: boolean | null
+          }>`select bool_and((transaction_id, position) >= (${transactionId}::xid8, ${place}::bigint)) as arrived
+            from ${schema}.subscriptions
+            where name = ${name} ${all ? sql`` : sql`and partition = ${sliceOf(sql, sql`${aggregateId}::text`, sql`partitions`)}`}`
+        ),
+        ([row]) => row?.arrived === true
+      )
+      return waitUntil(arrived, wakeUps)
+    },
     resume: (name) =>
       Effect.asVoid(
         writing(
@@ -335,6 +350,32 @@ const waitFor = <E>(take: Effect.Effect<Taken | { readonly wait: number }, E>): 
   Effect.flatMap(take, (result) =>
     "token" in result ? Effect.succeed(result) : Effect.zipRight(Effect.sleep(result.wait), waitFor(take))
   )
+
+/** Looks again and again: after each commit that is made here, and from time to time. */
+const waitUntil = (arrived: Effect.Effect<boolean, StoreError>, wakeUps: WakeUps): Effect.Effect<void, StoreError> => {
+  const look = (pause: number): Effect.Effect<void, StoreError> =>
+    Effect.flatMap(arrived, (there) =>
+      there
+        ? Effect.void
+        : Effect.zipRight(
+            Effect.raceFirst(nextCommit(wakeUps), Effect.sleep(pause)),
+            look(Math.min(pause * 2, slowLook))
+          )
+    )
+  return Effect.withClock(look(fastLook), Clock.make())
+}
+
+const fastLook = 5
+const slowLook = 100
+
+const nextCommit = (wakeUps: WakeUps): Effect.Effect<void> =>
+  Effect.async((resume) => {
+    const stop = wakeUps.onCommit(() => {
+      stop()
+      resume(Effect.void)
+    })
+    return Effect.sync(stop)
+  })
 
 /** Renews the lease again and again; ends when it is lost, or could not be renewed until it must have run out. */
 const keepAlive = (renew: Effect.Effect<boolean, StoreError>, duration: number): Effect.Effect<void> =>
