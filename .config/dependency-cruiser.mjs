@@ -20,9 +20,16 @@ const floors = [
   ["StoreAdapter.ts", "EventFeed.ts", "internal/sqlStatements.ts"],
   ["SubscriptionStore.ts", "internal/streamReader.ts", "internal/settling.ts", "internal/feedInput.ts"],
   ["internal/loading.ts", "internal/feedWatch.ts"],
-  ["internal/recording.ts", "internal/seats.ts", "internal/sqlFeed.ts", "internal/memoryFeed.ts"],
+  [
+    "internal/recording.ts",
+    "internal/receipt.ts",
+    "internal/seats.ts",
+    "internal/sqlFeed.ts",
+    "internal/memoryFeed.ts"
+  ],
   ["internal/sqlSubscriptions.ts", "internal/sqlRepair.ts", "internal/memorySubscriptions.ts", "internal/consumer.ts"],
   ["MemoryStore.ts", "SqlStore.ts", "PgliteClient.ts", "internal/lifecycle.ts"],
+  ["internal/evaluateOnce.ts"],
   ["internal/aggregateService.ts", "internal/subscriptionMetrics.ts"],
   ["Aggregate.ts", "Subscription.ts"],
   ["internal/contract/"],

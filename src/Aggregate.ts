@@ -13,6 +13,7 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
+import type { StreamPosition } from "./EventFeed.js"
 import { type Design, makeService, type Service } from "./internal/aggregateService.js"
 import {
   decodeInput,
@@ -54,6 +55,16 @@ export interface Evaluated<out State, out A> {
   readonly state: State
   readonly sequence: number
   readonly events: ReadonlyArray<A>
+  /**
+   * Where the aggregate stands now: what `Subscription.waitFor` takes, to read your own write from what a subscription keeps. It is
+   * plain JSON, so it may travel with an answer, and another node may wait for it.
+   */
+  readonly position: StreamPosition
+  /**
+   * Whether a command of this `CommandId` had taken effect on the aggregate before, so that nothing was done now: there are no events, and
+   * the state is the current one. Never so for a command without an id.
+   */
+  readonly repeated: boolean
 }
 
 /**
@@ -129,7 +140,8 @@ export interface Aggregate<
    * each answered after the commit. A commit of unknown outcome (a connection lost at COMMIT) is
    * settled by committing the same events again, so a command is applied once.
    *
-   * Inside your own `SqlClient.withTransaction` all of it is part of that transaction.
+   * Inside your own `SqlClient.withTransaction` all of it is part of that transaction. With a `CommandId` around it, the command takes
+   * effect once, however often it is evaluated.
    */
   readonly evaluate: <K extends C>(
     id: string,
@@ -254,6 +266,63 @@ export class Metadata extends Context.Reference<Metadata>()("effect-maestro/Aggr
 }) {}
 
 /**
+ * The id of a command, set around `evaluate`: with one, a command takes effect at most once on its aggregate, for ever, however often and
+ * on however many nodes it is evaluated, whatever crashed in between. None by default. `withCommandId` sets it.
+ *
+ * With the command's events a receipt is stored, in the same commit, so one is there if and only if the others are. Where it is there already,
+ * `evaluate` answers with the current state and `repeated: true`. A refusal stores no receipt: the command is decided again the next
+ * time. A decision of no events stores the receipt alone, and the next time is a repetition.
+ *
+ * - An id is a text of 1 to 1000 characters; any other is a `ValidationError`. The same id on another aggregate is another command. What
+ *   the command is does not matter: a different one of the same id is taken for a repetition.
+ * - It is meant for one command. Those that a handler or a projection evaluates have no id, unless they are given their own.
+ * - A handler may run more than once, as always; what it does beside its decision is not covered.
+ *
+ * A receipt is an event of type `effect-maestro/CommandHandled`, in a stream of its own, and tells command id, aggregate and sequence. Loading an
+ * aggregate never meets one, but the feed has them: a subscription sees them unless its filter names types or aggregates. Strong
+ * projections that name no types are not given any.
+ *
+ * @since 0.1.0
+ * @category references
+ */
+export class CommandId extends Context.Reference<CommandId>()("effect-maestro/Aggregate/CommandId", {
+  defaultValue: (): string | undefined => undefined
+}) {}
+
+/**
+ * Gives a command its `CommandId`: a key that its sender keeps for as long as it may send the command again.
+ *
+ * @since 0.1.0
+ * @category references
+ *
+ * @example
+ * ```ts
+ * import { Aggregate } from "effect-maestro"
+ * import * as Effect from "effect/Effect"
+ * import * as Schema from "effect/Schema"
+ *
+ * class Deposited extends Schema.TaggedClass<Deposited>()("Deposited", { amount: Schema.Positive }) {}
+ *
+ * const Account = Aggregate.make("Account", {
+ *   state: Schema.Number,
+ *   initialState: 0,
+ *   events: Deposited,
+ *   commands: Deposited,
+ *   decide: { Deposited: (command) => Effect.succeed([command]) },
+ *   evolve: { Deposited: (balance, { amount }) => balance + amount }
+ * })
+ *
+ * // However often this request comes, the money comes once.
+ * export const deposit = (account: string, amount: number, idempotencyKey: string) =>
+ *   Account.evaluate(account, new Deposited({ amount })).pipe(Aggregate.withCommandId(idempotencyKey))
+ * ```
+ */
+export const withCommandId =
+  (commandId: string) =>
+  <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
+    Effect.mapInputContext(effect, (context: Context.Context<R>) => Context.add(context, CommandId, commandId))
+
+/**
  * The retries of an aggregate that does not say otherwise: 15 at most, after 2 ms, 4 ms, 8 ms … but no more than 200 ms
  * each, jittered so that those who collided do not meet again. About two seconds in all.
  *
@@ -375,7 +444,7 @@ export const make = <
     fetch: (id) => operate("fetch")(id, (service) => service.fetch(id)),
     replay: (id, sequence) => operate("replay")(id, (service) => service.replay(id, sequence), { sequence }),
     snapshot: (id) => operate("snapshot")(id, (service) => service.snapshot(id)),
-    layer: Layer.scoped(tag, makeService(definition, keepingOf(name, options.keep), Metadata))
+    layer: Layer.scoped(tag, makeService(definition, keepingOf(name, options.keep), Metadata, CommandId))
   }
 }
 

@@ -19,6 +19,7 @@ import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
 import { EventFeed, type FeedEvent, type Filter, order, type Position, type StreamPosition } from "./EventFeed.js"
 import { HasStopped, type Work, work } from "./internal/consumer.js"
+import { withoutReceipts } from "./internal/receipt.js"
 import { measured, measureLag } from "./internal/subscriptionMetrics.js"
 import type { Projection } from "./Projection.js"
 import { type StoreError, ValidationError, ValidationIssue } from "./StoreError.js"
@@ -307,7 +308,7 @@ export const make = <E, R>(name: string, options: Settings & Handler<E, R>): Sub
 
 /**
  * An eventual projection: strong ones, as they are, kept by a subscription instead of by those who commit. It follows the types that the
- * projections name.
+ * projections name; with one that names none it follows all, but for the receipts of `Aggregate.CommandId`.
  *
  * @since 0.1.0
  * @category constructors
@@ -318,12 +319,13 @@ export const fromProjections = <const Projections extends ReadonlyArray<Projecti
   settings?: Omit<Settings, "filter"> & { readonly filter?: Omit<Filter, "types"> | undefined }
 ): Subscription<Projection.Error<Projections[number]>, Projection.Context<Projections[number]>> => {
   const types = typesOf(projections)
+  const given = projections.map((projection) => withoutReceipts(projection))
   return make<Projection.Error<Projections[number]>, Projection.Context<Projections[number]>>(name, {
     ...settings,
     filter: types === undefined ? settings?.filter : { ...settings?.filter, types },
     handle: (event) =>
       Effect.forEach(
-        projections.filter(({ events }) => events === undefined || events.includes(event.type)),
+        given.filter(({ events }) => events === undefined || events.includes(event.type)),
         (projection) => projection.project(event),
         { discard: true }
       )
@@ -371,6 +373,52 @@ export const waitFor = (
       }
     )
   })
+
+/**
+ * The id of a command that a subscription evaluates because of an event: for the same subscription, event and step it is always the same. Set
+ * by `Aggregate.withCommandId`, it sees to it that an event that is handled again, after a crash or a retry, does not
+ * repeat the command. Give each of several commands on one aggregate a step of its own.
+ *
+ * @since 0.1.0
+ * @category process managers
+ *
+ * @example
+ * ```ts
+ * import { Aggregate, Subscription } from "effect-maestro"
+ * import * as Effect from "effect/Effect"
+ * import * as Schema from "effect/Schema"
+ *
+ * class Reserved extends Schema.TaggedClass<Reserved>()("Reserved", { order: Schema.String }) {}
+ *
+ * const Stock = Aggregate.make("Stock", {
+ *   state: Schema.Number,
+ *   initialState: 100,
+ *   events: Reserved,
+ *   commands: Reserved,
+ *   decide: { Reserved: (command) => Effect.succeed([command]) },
+ *   evolve: { Reserved: (left) => left - 1 }
+ * })
+ *
+ * // Outside of any transaction, so that a slow command holds no locks.
+ * export const Reservations = Subscription.make("reservations", {
+ *   filter: { types: ["OrderPlaced"] },
+ *   delivery: "at-least-once",
+ *   handle: (event) =>
+ *     Stock.evaluate("stock", new Reserved({ order: event.aggregateId })).pipe(
+ *       Aggregate.withCommandId(Subscription.commandId("reservations", event))
+ *     )
+ * })
+ * ```
+ */
+export const commandId = (
+  subscription: string | Pick<Subscription<unknown, unknown>, "name">,
+  event: StreamPosition,
+  step?: string
+): string => {
+  const name = typeof subscription === "string" ? subscription : subscription.name
+  // As JSON, so that no two of them come to one text, whatever is in the names.
+  return JSON.stringify([name, event.aggregateId, event.sequence, ...(step === undefined ? [] : [step])])
+}
 
 /**
  * Lets a subscription that has stopped go on: with the event that it stopped at.

@@ -60,7 +60,9 @@ for (const [name, store] of Object.entries(stores)) {
         expect(yield* Account.evaluate(id, new Open({ owner: "ann" }))).toEqual({
           state: { owner: "ann", balance: 0 },
           sequence: 1,
-          events: [new Opened({ owner: "ann" })]
+          events: [new Opened({ owner: "ann" })],
+          position: { aggregateId: id, sequence: 1 },
+          repeated: false
         })
         expect((yield* Account.evaluate(id, new Deposit({ amount: 10 }))).sequence).toBe(2)
         const stored = yield* Effect.flatMap(StoreAdapter.StoreAdapter, (adapter) => adapter.getEvents(id, 1))
@@ -95,13 +97,17 @@ for (const [name, store] of Object.entries(stores)) {
         expect(yield* Account.evaluate(id, new Touch())).toEqual({
           state: definition.initialState,
           sequence: 0,
-          events: []
+          events: [],
+          position: { aggregateId: id, sequence: 0 },
+          repeated: false
         })
         yield* Account.evaluate(id, new Deposit({ amount: 1 }))
         expect(yield* Account.evaluate(id, new Touch())).toEqual({
           state: { owner: null, balance: 1 },
           sequence: 1,
-          events: []
+          events: [],
+          position: { aggregateId: id, sequence: 1 },
+          repeated: false
         })
         expect(yield* headOf(id)).toBe(1)
       })

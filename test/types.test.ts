@@ -12,6 +12,7 @@ import {
   type SqlStore,
   type StoreAdapter,
   type StoreError,
+  Subscription,
   type SubscriptionStore
 } from "effect-maestro"
 import { expectTypeOf, it } from "vitest"
@@ -81,6 +82,25 @@ it("evaluate fails with exactly the refusals of its command, and the store's fai
     ]
   }
   expectTypeOf(types).toBeFunction()
+})
+
+it("evaluate answers with a position that waitFor takes; an id of the command changes no type", () => {
+  const types = () => {
+    const evaluating = Account.evaluate(id, withdraw)
+    const identified = evaluating.pipe(Aggregate.withCommandId("c"))
+    expectTypeOf(identified).toEqualTypeOf<typeof evaluating>()
+    const waiting = Effect.flatMap(evaluating, ({ position, repeated }) => {
+      expectTypeOf(position).toEqualTypeOf<EventFeed.StreamPosition>()
+      expectTypeOf(repeated).toEqualTypeOf<boolean>()
+      return Subscription.waitFor("s", position, "1 second")
+    })
+    expectTypeOf<NeedsOf<typeof waiting>>().toEqualTypeOf<
+      Aggregate.Instance<"Account"> | EventFeed.EventFeed | SubscriptionStore.SubscriptionStore
+    >()
+  }
+  expectTypeOf(types).toBeFunction()
+  const subscription = Subscription.make("s", { handle: () => Effect.fail("no" as const) })
+  expectTypeOf(Subscription.commandId(subscription, { aggregateId: "a", sequence: 1 })).toBeString()
 })
 
 it("evaluateUnknown can fail with every refusal", () => {

@@ -9,13 +9,16 @@ import * as Exit from "effect/Exit"
 import type * as Scope from "effect/Scope"
 import * as Tracer from "effect/Tracer"
 import { maxSequence } from "../Event.js"
+import type { StreamPosition } from "../EventFeed.js"
 import type { Projection } from "../Projection.js"
 import { StoreAdapter } from "../StoreAdapter.js"
 import { type RetryCommand, type StoreError, ValidationError, ValidationIssue } from "../StoreError.js"
 import { HybridClock } from "../Timestamp.js"
+import { evaluateOnce } from "./evaluateOnce.js"
 import type { Tagged } from "./eventCodec.js"
-import { commitSnapshot, evaluate, evaluateApart, type Workplace } from "./lifecycle.js"
+import { commitSnapshot, evaluate, evaluateApart, type Outcome, type Workplace } from "./lifecycle.js"
 import { type Definition, type Loaded, load, refresh } from "./loading.js"
+import { withoutReceipts } from "./receipt.js"
 import { HoldsTurn, type Keeping, makeSeats } from "./seats.js"
 import { insideTransaction, isInsideTransaction, StoreTransaction } from "./storeTransaction.js"
 
@@ -34,6 +37,8 @@ interface Evaluated<State, A> {
   readonly state: State
   readonly sequence: number
   readonly events: ReadonlyArray<A>
+  readonly position: StreamPosition
+  readonly repeated: boolean
 }
 
 /** What an aggregate is made of, compiled. */
@@ -42,26 +47,30 @@ export interface Design<State, A extends Tagged, C, E, R> extends Definition<Sta
   readonly projections: ReadonlyArray<Projection<E, R>>
 }
 
-export const makeService = <State, A extends Tagged, C, E, R, M>(
+export const makeService = <State, A extends Tagged, C, E, R, M, I>(
   definition: Design<State, A, C, E, R>,
   keeping: Keeping,
-  metadata: Context.Reference<M, Readonly<Record<string, unknown>>>
+  metadata: Context.Reference<M, Readonly<Record<string, unknown>>>,
+  commandId: Context.Reference<I, string | undefined>
 ): Effect.Effect<Service<State, A, C, E>, never, StoreAdapter | R | Scope.Scope> =>
   Effect.gen(function* () {
     const store = yield* StoreAdapter
     const clock = yield* HybridClock
     // What stays the caller's own: its place in time, so to say.
-    const captured = Context.omit(
+    const own = Context.omit(
       SqlClient.TransactionConnection,
       StoreTransaction,
       HoldsTurn,
       Tracer.ParentSpan,
       metadata
     )(yield* Effect.context<R>()) as Context.Context<R>
+    // The id is this command's alone: not of those that its handler or its projections evaluate.
+    const captured = Context.add(own, commandId, undefined)
     const capturedWithTurn = Context.add(captured, HoldsTurn, true)
     const seats = yield* makeSeats<State>(keeping, Clock.currentTimeMillis)
+    const projections = definition.projections.map(withoutReceipts)
     // Those that are none need nothing.
-    const noProjections: readonly [] | undefined = definition.projections.length === 0 ? [] : undefined
+    const noProjections: readonly [] | undefined = projections.length === 0 ? [] : undefined
     const workplace: Workplace<State, A, C, E> = {
       clock,
       definition,
@@ -70,7 +79,7 @@ export const makeService = <State, A extends Tagged, C, E, R, M>(
       decide: (command, root) => provide(definition.decide(command, root), capturedWithTurn),
       commit: (events) =>
         noProjections === undefined
-          ? provide(store.commitAll(events, definition.projections), captured)
+          ? provide(store.commitAll(events, projections), captured)
           : store.commitAll(events, noProjections)
     }
 
@@ -91,11 +100,14 @@ export const makeService = <State, A extends Tagged, C, E, R, M>(
         Effect.contextWithEffect((caller: Context.Context<never>) => {
           const own = Context.get(caller, metadata)
           const inside = isInsideTransaction(caller)
+          const apart = inside || Context.get(caller, HoldsTurn)
+          const once = Context.get(caller, commandId)
+          if (once !== undefined) {
+            return Effect.map(evaluateOnce(workplace, own, { apart, inside }, id, command, once), answerOf)
+          }
           return Effect.map(
-            inside || Context.get(caller, HoldsTurn)
-              ? evaluateApart(workplace, own, inside, id, command)
-              : evaluate(workplace, own, id, command),
-            ({ events, root }) => ({ state: root.state, sequence: root.sequence, events })
+            apart ? evaluateApart(workplace, own, inside, id, command) : evaluate(workplace, own, id, command),
+            answerOf
           )
         }),
       get: (id) =>
@@ -132,5 +144,13 @@ const provide = <A, E, R>(effect: Effect.Effect<A, E, R>, services: Context.Cont
   Exit.isExit(effect)
     ? (effect as Effect.Effect<A, E>)
     : Effect.mapInputContext(effect, (caller: Context.Context<never>) => Context.merge(caller, services))
+
+const answerOf = <State, A>({ events, repeated, root }: Outcome<State, A>): Evaluated<State, A> => ({
+  state: root.state,
+  sequence: root.sequence,
+  events,
+  position: { aggregateId: root.id, sequence: root.sequence },
+  repeated: repeated === true
+})
 
 const stateOf = <State>({ state }: Loaded<State>): State => state

@@ -25,6 +25,8 @@ import { isPassing, retryWhile, settle } from "./settling.js"
 export interface Outcome<State, A> {
   readonly root: Loaded<State>
   readonly events: ReadonlyArray<A>
+  /** Whether it had been done before, so that nothing was done now. */
+  readonly repeated?: boolean
 }
 
 /** What commands of one aggregate are evaluated with. */
@@ -39,7 +41,7 @@ export interface Workplace<State, A extends Tagged, C, E> {
   readonly commit: (events: ReadonlyArray<Event>) => Effect.Effect<void, Failures<E>>
 }
 
-type Failures<E> = E | RetryCommand | ValidationError | StoreError
+export type Failures<E> = E | RetryCommand | ValidationError | StoreError
 
 /**
  * Decides and commits, and again by the `retry` schedule while others come first, or while the store can't be read for a reason
@@ -96,6 +98,44 @@ export const evaluateApart = <State, A extends Tagged, C, E>(
     return Effect.mapError(retryWhile(round, definition.retry, mayPass), unwrap)
   }).pipe(Effect.tap(({ events, root }) => snapshotWhenDue(definition, store, root, events.length)))
 
+/** Takes the aggregate's turn. Whoever gets it has to pass it on by `releaseTurn`, and is not interrupted but where it lets itself be. */
+export const inTurn = <State, A extends Tagged, C, E, A2, E2>(
+  workplace: Workplace<State, A, C, E>,
+  id: string,
+  work: (seat: Seat<State>, restore: Restore) => Effect.Effect<A2, E2>
+): Effect.Effect<A2, E2> =>
+  Effect.uninterruptibleMask((restore: Restore) =>
+    Effect.clockWith((clock) => {
+      const seat = workplace.seats.at(id, clock.unsafeCurrentTimeMillis())
+      const withTurn = work(seat, restore)
+      if (!seat.taken) {
+        seat.taken = true
+        return withTurn
+      }
+      const ticket: Ticket = { holds: false }
+      return Effect.flatMap(waitForTurn(seat, ticket, restore), (waited) =>
+        Exit.isSuccess(waited)
+          ? withTurn
+          : Effect.zipRight(ticket.holds ? releaseTurn(workplace, seat) : Effect.void, Effect.failCause(waited.cause))
+      )
+    })
+  )
+
+/** With the turn in hand: has what others decided committed, and waits for it, whatever comes of it. */
+export const untilCommitted = <State, A extends Tagged, C, E>(
+  workplace: Workplace<State, A, C, E>,
+  seat: Seat<State>
+): Effect.Effect<void> =>
+  Effect.suspend(() => {
+    const { group } = seat
+    return group === undefined
+      ? Effect.void
+      : Effect.zipRight(
+          group.sealed ? Effect.void : commitGroup(workplace, seat, group, false),
+          Deferred.await(group.done)
+        )
+  })
+
 /** Stores a snapshot of the state. */
 export const commitSnapshot = <State, A extends Tagged>(
   definition: Definition<State, A>,
@@ -120,17 +160,17 @@ const patience = 5
 /**
  * Reading failed before anything was decided. It is told from a failed commit, since trying that again would be deciding again.
  */
-class ReadFailed extends Data.TaggedError("ReadFailed")<{ readonly error: StoreError | ValidationError }> {}
+export class ReadFailed extends Data.TaggedError("ReadFailed")<{ readonly error: StoreError | ValidationError }> {}
 
 /** The commit of several failed, maybe through the fault of one: each is to be decided and committed by itself. */
 class DecideAlone extends Data.TaggedError("DecideAlone") {}
 
-const mayPass = (error: unknown): boolean => error instanceof RetryCommand || error instanceof ReadFailed
+export const mayPass = (error: unknown): boolean => error instanceof RetryCommand || error instanceof ReadFailed
 
-const unwrap = <E>(error: E | ReadFailed): E | StoreError | ValidationError =>
+export const unwrap = <E>(error: E | ReadFailed): E | StoreError | ValidationError =>
   error instanceof ReadFailed ? error.error : error
 
-const mayTryAgain = <A>(
+export const mayTryAgain = <A>(
   read: Effect.Effect<A, ValidationError | StoreError>
 ): Effect.Effect<A, ValidationError | StoreError | ReadFailed> =>
   Effect.mapError(read, (error) => (isPassing(error) ? new ReadFailed({ error }) : error))
@@ -152,27 +192,14 @@ const decideInTurn = <State, A extends Tagged, C, E>(
   command: C,
   alone: boolean
 ): Effect.Effect<Outcome<State, A>, Failures<E> | ReadFailed | DecideAlone> =>
-  Effect.uninterruptibleMask((restore: Restore) =>
-    Effect.clockWith((clock) => {
-      const seat = workplace.seats.at(id, clock.unsafeCurrentTimeMillis())
-      const withTurn = Effect.flatMap(
-        Effect.exit(restore(decide(workplace, metadata, seat, command, alone))),
-        (decision): Effect.Effect<Outcome<State, A>, Failures<E> | ReadFailed | DecideAlone> =>
-          Exit.isSuccess(decision)
-            ? conclude(workplace, seat, decision.value, alone, restore)
-            : Effect.zipRight(releaseTurn(workplace, seat), Effect.failCause(decision.cause))
-      )
-      if (!seat.taken) {
-        seat.taken = true
-        return withTurn
-      }
-      const ticket: Ticket = { holds: false }
-      return Effect.flatMap(waitForTurn(seat, ticket, restore), (waited) =>
-        Exit.isSuccess(waited)
-          ? withTurn
-          : Effect.zipRight(ticket.holds ? releaseTurn(workplace, seat) : Effect.void, Effect.failCause(waited.cause))
-      )
-    })
+  inTurn(workplace, id, (seat, restore) =>
+    Effect.flatMap(
+      Effect.exit(restore(decide(workplace, metadata, seat, command, alone))),
+      (decision): Effect.Effect<Outcome<State, A>, Failures<E> | ReadFailed | DecideAlone> =>
+        Exit.isSuccess(decision)
+          ? conclude(workplace, seat, decision.value, alone, restore)
+          : Effect.zipRight(releaseTurn(workplace, seat), Effect.failCause(decision.cause))
+    )
   )
 
 /** Decides on the newest state there is, with the turn in hand. */
@@ -211,10 +238,7 @@ const decide = <State, A extends Tagged, C, E>(
     if (group !== undefined) {
       if (!alone) return decideOn(group.root, group)
       // On nothing that may fall with the others.
-      return Effect.zipRight(
-        group.sealed ? Effect.void : commitGroup(workplace, seat, group, false),
-        Effect.zipRight(Deferred.await(group.done), again)
-      )
+      return Effect.zipRight(untilCommitted(workplace, seat), again)
     }
     if (kept === undefined || seat.stale) {
       const read = kept === undefined ? load(definition, store, seat.id) : refresh(definition, store, kept)
@@ -398,7 +422,7 @@ const stored = <State>(seat: Seat<State>, root: Loaded<State>, exit: Exit.Exit<u
 }
 
 /** Gives the turn to the next; where there is none, what was decided so far is committed first. */
-const releaseTurn = <State, A extends Tagged, C, E>(
+export const releaseTurn = <State, A extends Tagged, C, E>(
   workplace: Workplace<State, A, C, E>,
   seat: Seat<State>
 ): Effect.Effect<void, never> =>
@@ -410,7 +434,7 @@ const releaseTurn = <State, A extends Tagged, C, E>(
     return Effect.void
   })
 
-const snapshotWhenDue = <State, A extends Tagged>(
+export const snapshotWhenDue = <State, A extends Tagged>(
   definition: Definition<State, A>,
   store: StoreAdapterService,
   root: Loaded<State>,

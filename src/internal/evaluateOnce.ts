@@ -1,0 +1,132 @@
+/**
+ * The way of a command that has an id: it takes effect once, and whoever comes again with the same id is told so.
+ */
+import * as Cause from "effect/Cause"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Option from "effect/Option"
+import { RetryCommand, StoreError } from "../StoreError.js"
+import type { Tagged } from "./eventCodec.js"
+import {
+  type Failures,
+  inTurn,
+  mayPass,
+  mayTryAgain,
+  type Outcome,
+  type ReadFailed,
+  releaseTurn,
+  snapshotWhenDue,
+  untilCommitted,
+  unwrap,
+  type Workplace
+} from "./lifecycle.js"
+import { type Loaded, load, refresh } from "./loading.js"
+import { makeReceipt, type ReceiptPlace, receiptPlace } from "./receipt.js"
+import { record } from "./recording.js"
+import { retryWhile, settle } from "./settling.js"
+
+/**
+ * Decides on what is stored, and commits the events with a receipt. Whatever stands against that (the receipt of an earlier time, a conflict, a
+ * refusal by a state in which the command has taken effect) is looked at in the light of the receipt before it is answered.
+ *
+ * Such commands take their aggregate's turn, unless they are to be apart, but they share no commit: one whose receipt is
+ * there already would take all others down with it.
+ */
+export const evaluateOnce = <State, A extends Tagged, C, E>(
+  workplace: Workplace<State, A, C, E>,
+  metadata: Readonly<Record<string, unknown>>,
+  where: Where,
+  id: string,
+  command: C,
+  commandId: string
+): Effect.Effect<Outcome<State, A>, Failures<E>> =>
+  Effect.flatMap(receiptPlace(workplace.definition.name, id, commandId), (place) => {
+    const { definition, store } = workplace
+    let known: Loaded<State> | undefined
+
+    const round = (kept: Loaded<State> | undefined) =>
+      Effect.gen(function* () {
+        const before = kept ?? known
+        const read = before === undefined ? load(definition, store, id) : refresh(definition, store, before)
+        const root = yield* where.inside ? read : mayTryAgain(read)
+        known = root
+        return yield* Effect.catchAllCause(attempt(workplace, metadata, where, root, command, place), (cause) =>
+          judge(workplace, where, root, place, cause)
+        )
+      })
+
+    const roundInTurn = inTurn(workplace, id, (seat, restore) =>
+      Effect.flatMap(
+        Effect.exit(
+          restore(
+            Effect.zipRight(
+              untilCommitted(workplace, seat),
+              Effect.suspend(() => round(seat.kept))
+            )
+          )
+        ),
+        (exit) => {
+          // After a failure nobody knows what is stored.
+          if (Exit.isSuccess(exit)) seat.kept = exit.value.root
+          seat.stale = Exit.isFailure(exit)
+          return Effect.zipRight(releaseTurn(workplace, seat), exit)
+        }
+      )
+    )
+
+    return Effect.mapError(
+      retryWhile(where.apart ? Effect.suspend(() => round(undefined)) : roundInTurn, definition.retry, mayPass),
+      unwrap
+    ).pipe(Effect.tap(({ events, root }) => snapshotWhenDue(definition, store, root, events.length)))
+  })
+
+/** Whether the command is evaluated beside all turns and kept states, and whether that is because of a transaction around it. */
+interface Where {
+  readonly apart: boolean
+  readonly inside: boolean
+}
+
+// --- internal ---
+
+const attempt = <State, A extends Tagged, C, E>(
+  { clock, commit, decide, definition }: Workplace<State, A, C, E>,
+  metadata: Readonly<Record<string, unknown>>,
+  { inside }: Where,
+  root: Loaded<State>,
+  command: C,
+  place: ReceiptPlace
+): Effect.Effect<Outcome<State, A>, Failures<E>> =>
+  Effect.gen(function* () {
+    const decided = yield* decide(command, root)
+    const recorded = yield* record(definition, clock, metadata, root, decided)
+    const receipt = yield* makeReceipt(clock, place, recorded.root.sequence)
+    const committing = commit([...recorded.events, receipt])
+    yield* inside ? committing : settle(definition.retry, committing)
+    return { root: recorded.root, events: decided }
+  })
+
+/** What a failed attempt means: that the command has been handled before, or what it says. */
+const judge = <State, A extends Tagged, C, E>(
+  { definition, store }: Workplace<State, A, C, E>,
+  { inside }: Where,
+  root: Loaded<State>,
+  place: ReceiptPlace,
+  cause: Cause.Cause<Failures<E>>
+): Effect.Effect<Outcome<State, A>, Failures<E> | ReadFailed> => {
+  const failed = Effect.failCause(cause)
+  const error = Option.getOrUndefined(Cause.failureOption(cause))
+  // A store that fails says nothing about the command, and would not say more.
+  if (Cause.isInterrupted(cause) || error instanceof StoreError) return failed
+  const current = refresh(definition, store, root)
+  const repeated = Effect.map(
+    inside ? current : mayTryAgain(current),
+    (now): Outcome<State, A> => ({ root: now, events: [], repeated: true })
+  )
+  if (error instanceof RetryCommand && error.aggregateId === place.id) return repeated
+  const receipts = store.getEvents(place.id, 1)
+  return Effect.flatMap(
+    // In a transaction that the failure has spoiled nothing can be read, and nothing will be stored.
+    inside ? Effect.catchAll(receipts, () => Effect.succeed([])) : mayTryAgain(receipts),
+    ({ length }): Effect.Effect<Outcome<State, A>, Failures<E> | ReadFailed> => (length > 0 ? repeated : failed)
+  )
+}

@@ -1,0 +1,88 @@
+/**
+ * Receipts: what is stored with the events of a command that has an id, so that it takes effect once.
+ *
+ * A receipt is the only event of a stream of its own. A store takes the first event of a stream once, and a commit whole or not at all;
+ * that is all it takes, so it works on every store.
+ */
+import * as Effect from "effect/Effect"
+import type { Event } from "../Event.js"
+import type { Projection } from "../Projection.js"
+import { ValidationError, ValidationIssue } from "../StoreError.js"
+import type { HybridClockService } from "../Timestamp.js"
+import { textProblem } from "./json.js"
+
+/** Which command, and where its receipt is to be. */
+export interface ReceiptPlace {
+  readonly commandId: string
+  readonly aggregate: string
+  readonly aggregateId: string
+  /** The aggregate id of the receipt itself. */
+  readonly id: string
+}
+
+/** The place of a command's receipt; an id that can be none is refused. */
+export const receiptPlace = (
+  aggregate: string,
+  aggregateId: string,
+  commandId: unknown
+): Effect.Effect<ReceiptPlace, ValidationError> =>
+  Effect.suspend(() => {
+    const problem = problemOf(commandId)
+    if (problem !== undefined || typeof commandId !== "string") {
+      const message = problem ?? "must be a text"
+      return new ValidationError({
+        operation: `${aggregate}.evaluate`,
+        issues: [new ValidationIssue({ index: 0, path: ["commandId"], message })]
+      })
+    }
+    return Effect.map(digest(JSON.stringify([aggregate, aggregateId, commandId])), (hash) => ({
+      commandId,
+      aggregate,
+      aggregateId,
+      id: `${receiptAggregate}/${hash}`
+    }))
+  })
+
+/** The receipt of a command after which the aggregate stands at that sequence. */
+export const makeReceipt = (
+  clock: HybridClockService,
+  { aggregate, aggregateId, commandId, id }: ReceiptPlace,
+  sequence: number
+): Effect.Effect<Event> =>
+  Effect.map(clock.now, (timestamp) => ({
+    timestamp,
+    aggregateId: id,
+    sequence: 1,
+    type: "effect-maestro/CommandHandled",
+    body: { commandId, aggregate, aggregateId, sequence },
+    metadata: { aggregate: receiptAggregate }
+  }))
+
+/** A projection of an aggregate is about the aggregate's own events: it is given a receipt only if it asks for that type. */
+export const withoutReceipts = <E, R>(projection: Projection<E, R>): Projection<E, R> =>
+  projection.events === undefined
+    ? { ...projection, project: (event) => (isReceipt(event) ? Effect.void : projection.project(event)) }
+    : projection
+
+// --- internal ---
+
+const receiptAggregate = "effect-maestro/Receipt"
+
+const isReceipt = ({ metadata }: Event): boolean => metadata.aggregate === receiptAggregate
+
+/** Room for what names a command by an event: a subscription, an aggregate id of 255 characters, a step. */
+const maxCommandId = 1000
+
+const problemOf = (commandId: unknown): string | undefined => {
+  if (typeof commandId !== "string") return "must be a text"
+  if (commandId === "") return "must not be empty"
+  if (commandId.length > maxCommandId) return `must be at most ${maxCommandId} characters long`
+  return textProblem(commandId)
+}
+
+/** Three texts of any length in a short one: of their own they would not always fit into an aggregate id. */
+const digest = (text: string): Effect.Effect<string> =>
+  Effect.map(
+    Effect.promise(() => crypto.subtle.digest("SHA-256", new TextEncoder().encode(text))),
+    (bytes) => Array.from(new Uint8Array(bytes), (byte) => byte.toString(16).padStart(2, "0")).join("")
+  )
