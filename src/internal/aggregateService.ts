@@ -57,15 +57,14 @@ export const makeService = <State, A extends Tagged, C, E, R, M, I>(
     const store = yield* StoreAdapter
     const clock = yield* HybridClock
     // What stays the caller's own: its place in time, so to say.
-    const own = Context.omit(
+    const captured = Context.omit(
       SqlClient.TransactionConnection,
       StoreTransaction,
       HoldsTurn,
       Tracer.ParentSpan,
-      metadata
+      metadata,
+      commandId
     )(yield* Effect.context<R>()) as Context.Context<R>
-    // The id is this command's alone: not of those that its handler or its projections evaluate.
-    const captured = Context.add(own, commandId, undefined)
     const capturedWithTurn = Context.add(captured, HoldsTurn, true)
     const seats = yield* makeSeats<State>(keeping, Clock.currentTimeMillis)
     const projections = definition.projections.map(withoutReceipts)
@@ -103,7 +102,15 @@ export const makeService = <State, A extends Tagged, C, E, R, M, I>(
           const apart = inside || Context.get(caller, HoldsTurn)
           const once = Context.get(caller, commandId)
           if (once !== undefined) {
-            return Effect.map(evaluateOnce(workplace, own, { apart, inside }, id, command, once), answerOf)
+            // The id is this command's alone: not of those that its handler or its projections evaluate.
+            return Effect.map(
+              Effect.provideService(
+                evaluateOnce(workplace, own, { apart, inside }, id, command, once),
+                commandId,
+                undefined
+              ),
+              answerOf
+            )
           }
           return Effect.map(
             apart ? evaluateApart(workplace, own, inside, id, command) : evaluate(workplace, own, id, command),
