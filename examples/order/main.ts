@@ -1,0 +1,108 @@
+/**
+ * Orders that wait for their payments: two aggregates, and a process manager between them that repeats no command.
+ *
+ * Run it by `npm run order`.
+ */
+import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
+import * as Console from "effect/Console"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Ref from "effect/Ref"
+import * as Schedule from "effect/Schedule"
+import * as Stream from "effect/Stream"
+import { Aggregate, EventFeed, type Projection, SqlStore, Subscription } from "effect-maestro"
+import * as PgliteClient from "effect-maestro/PgliteClient"
+import * as Deadlines from "./Deadlines.js"
+import * as Fulfilment from "./Fulfilment.js"
+import { Order, PlaceOrder } from "./Order.js"
+import { Payment, paymentOf, ReceivePayment } from "./Payment.js"
+
+/** The aggregates, on the store, on the database. */
+const layerDomain = Layer.mergeAll(Order.layer, Payment.layer, Deadlines.layerTable).pipe(
+  Layer.provideMerge(SqlStore.layer),
+  Layer.provideMerge(PgliteClient.layerMemory)
+)
+
+/** The process that is always there: the process manager, and the loop over the deadlines. */
+const layerProcess = Layer.merge(Fulfilment.Fulfilment.layer, Deadlines.layer)
+
+const place = (order: string, customer: string, payWithin: Duration.DurationInput) =>
+  Effect.gen(function* () {
+    const { position } = yield* Order.evaluate(
+      order,
+      new PlaceOrder({ customer, amount: 30, payWithin: Duration.decode(payWithin) })
+    )
+    // What the process manager does because of it has been done when this comes back.
+    yield* Subscription.waitFor(Fulfilment.Fulfilment.name, position, "10 seconds")
+  })
+
+/** What the payment provider calls, as often as it likes: its reference is the command's id. */
+const pay = (order: string, reference: string) =>
+  Effect.gen(function* () {
+    const { position, repeated } = yield* Payment.evaluate(paymentOf(order), new ReceivePayment()).pipe(
+      Aggregate.withCommandId(reference)
+    )
+    yield* Subscription.waitFor(Fulfilment.Fulfilment.name, position, "10 seconds")
+    return repeated
+  })
+
+const tell = (order: string) =>
+  Effect.gen(function* () {
+    const { status } = yield* Order.fetch(order)
+    const payment = yield* Payment.fetch(paymentOf(order))
+    yield* Console.log(`  ${order}: the order is ${status}, the payment is ${payment.status}`)
+  })
+
+const story = Effect.gen(function* () {
+  yield* Console.log("Ann orders, and pays; the provider reports it twice")
+  yield* place("order 1", "Ann", "1 hour")
+  yield* tell("order 1")
+  for (const _ of [1, 2]) {
+    const repeated = yield* pay("order 1", "reference 1")
+    yield* Console.log(`  the report ${repeated ? "was known already" : "is new"}`)
+  }
+  yield* tell("order 1")
+
+  yield* Console.log("Bob orders, does not pay in time, and then he does")
+  yield* place("order 2", "Bob", "2 seconds")
+  yield* tell("order 2")
+  yield* Effect.repeat(Order.fetch("order 2"), {
+    until: ({ status }) => status === "cancelled",
+    schedule: Schedule.spaced("50 millis")
+  })
+  yield* tell("order 2")
+  yield* pay("order 2", "reference 2")
+  yield* tell("order 2")
+})
+
+/** The same handlers in a subscription that has seen nothing yet, so all events come again. */
+const again = Effect.gen(function* () {
+  yield* Console.log(
+    "All events are handled once more, each twice, since the first attempt fails before the checkpoint"
+  )
+  const before = yield* EventFeed.streamStored().pipe(Stream.runCount)
+  const handled = yield* Ref.make(0)
+  const failing: Projection.Projection<"the power fails"> = {
+    name: "power",
+    events: Fulfilment.process.events,
+    project: () =>
+      Effect.flatMap(
+        Ref.updateAndGet(handled, (count) => count + 1),
+        (count) => (count % 2 === 1 ? Effect.fail("the power fails" as const) : Effect.void)
+      )
+  }
+  const replay = Subscription.fromProjections("again", [Fulfilment.process, failing], {
+    delivery: "at-least-once",
+    batchSize: 1
+  })
+  yield* Effect.gen(function* () {
+    yield* Subscription.waitFor("again", yield* EventFeed.head, "10 seconds")
+  }).pipe(Effect.provide(replay.layer))
+  const after = yield* EventFeed.streamStored().pipe(Stream.runCount)
+  yield* Console.log(`  handled ${yield* Ref.get(handled)} times; ${after - before} new events`)
+  yield* tell("order 1")
+  yield* tell("order 2")
+})
+
+Effect.zipRight(story.pipe(Effect.provide(layerProcess)), again).pipe(Effect.provide(layerDomain), NodeRuntime.runMain)

@@ -1,0 +1,186 @@
+/** The example of a process manager: every order comes to one end, whatever happens when. */
+import * as SqlClient from "@effect/sql/SqlClient"
+import { expect, it } from "@effect/vitest"
+import * as Arr from "effect/Array"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as TestClock from "effect/TestClock"
+import {
+  Aggregate,
+  EventFeed,
+  type Projection,
+  SqlStore,
+  StoreAdapter,
+  Subscription,
+  type SubscriptionStore
+} from "effect-maestro"
+import * as PgliteClient from "effect-maestro/PgliteClient"
+import * as Deadlines from "../examples/order/Deadlines.js"
+import * as Fulfilment from "../examples/order/Fulfilment.js"
+import { Order, PlaceOrder } from "../examples/order/Order.js"
+import { Payment, paymentOf, ReceivePayment } from "../examples/order/Payment.js"
+import { uniqueName } from "./database.js"
+import { macrotask } from "./nodes.js"
+
+const layerDomain = Layer.mergeAll(Order.layer, Payment.layer, Deadlines.layerTable).pipe(
+  Layer.provideMerge(SqlStore.layer),
+  Layer.provideMerge(PgliteClient.layerMemory)
+)
+
+/** A process: the process manager and the loop over the deadlines, for as long as the scope lives. */
+const aProcess = Layer.build(Layer.fresh(Layer.merge(Fulfilment.Fulfilment.layer, Deadlines.layer)))
+
+it.layer(layerDomain, { timeout: 60_000 })("Orders and their payments", (it) => {
+  it.scoped("paid in time: confirmed, and the deadline changes nothing", () =>
+    Effect.gen(function* () {
+      yield* aProcess
+      const order = yield* placed
+      yield* handled(yield* pay(order))
+      yield* TestClock.adjust("2 seconds")
+      yield* noDeadlineOf(order)
+      expect(yield* endOf(order)).toEqual(["OrderPlaced", "OrderConfirmed"])
+      expect(yield* paymentsOf(order)).toEqual(["PaymentRequested", "PaymentReceived"])
+    })
+  )
+
+  it.scoped("not paid in time: cancelled; what is paid afterwards is refunded, once", () =>
+    Effect.gen(function* () {
+      yield* aProcess
+      const order = yield* placed
+      yield* TestClock.adjust("900 millis")
+      yield* Effect.repeatN(macrotask, 20)
+      expect(yield* endOf(order)).toEqual(["OrderPlaced"])
+      yield* TestClock.adjust("200 millis")
+      yield* noDeadlineOf(order)
+      expect(yield* endOf(order)).toEqual(["OrderPlaced", "OrderCancelled"])
+      yield* handled(yield* pay(order))
+      // The provider reports it once more.
+      yield* pay(order)
+      expect(yield* endOf(order)).toEqual(["OrderPlaced", "OrderCancelled"])
+      expect(yield* paymentsOf(order)).toEqual(["PaymentRequested", "PaymentReceived", "PaymentRefunded"])
+    })
+  )
+
+  it.scoped("paid at the very moment of the time-out: one of both wins, and the money follows", () =>
+    Effect.gen(function* () {
+      yield* aProcess
+      const orders = yield* Effect.replicateEffect(placed, 10)
+      yield* Effect.all(
+        [
+          TestClock.adjust("1 second"),
+          ...orders.map((order, index) => Effect.zipRight(Effect.repeatN(macrotask, index), pay(order)))
+        ],
+        { concurrency: "unbounded" }
+      )
+      for (const order of orders) {
+        yield* noDeadlineOf(order)
+        yield* handled({ aggregateId: paymentOf(order), sequence: 2 })
+        const [end, payment] = [yield* endOf(order), yield* paymentsOf(order)]
+        expect(end).toHaveLength(2)
+        expect(payment.at(-1)).toBe(end.at(-1) === "OrderConfirmed" ? "PaymentReceived" : "PaymentRefunded")
+      }
+    })
+  )
+
+  it.effect("a restart in the middle loses no time-out, and what happened meanwhile is done then", () =>
+    Effect.gen(function* () {
+      const first = yield* Effect.scoped(Effect.zipRight(aProcess, placed))
+      // Nobody is there.
+      const second = yield* place
+      yield* TestClock.adjust("2 seconds")
+      yield* Effect.scoped(
+        Effect.gen(function* () {
+          yield* aProcess
+          yield* handled({ aggregateId: second, sequence: 1 })
+          yield* noDeadlineOf(first)
+          yield* noDeadlineOf(second)
+        })
+      )
+      for (const order of [first, second]) expect(yield* endOf(order)).toEqual(["OrderPlaced", "OrderCancelled"])
+    })
+  )
+
+  it.scoped("a crash between a command and the checkpoint, or the deletion of a deadline, repeats no command", () =>
+    Effect.gen(function* () {
+      const [paid, late] = yield* Effect.scoped(
+        Effect.gen(function* () {
+          yield* aProcess
+          const [paid, late] = [yield* placed, yield* placed]
+          yield* handled(yield* pay(paid))
+          yield* TestClock.adjust("2 seconds")
+          yield* noDeadlineOf(late)
+          yield* handled(yield* pay(late))
+          return [paid, late] as const
+        })
+      )
+      const before = yield* eventsOf(paid, late)
+      // As if the checkpoint had never been stored: a reader of the same handlers that begins anew, each of whose first attempts fails.
+      let attempts = 0
+      const crash: Projection.Projection<string> = {
+        name: "crash",
+        events: Fulfilment.process.events,
+        project: () => Effect.suspend(() => (++attempts % 2 === 1 ? Effect.fail("crashed") : Effect.void))
+      }
+      const anew = uniqueName("anew")
+      const again = Subscription.fromProjections(anew, [Fulfilment.process, crash], {
+        delivery: "at-least-once",
+        batchSize: 1
+      })
+      yield* Layer.build(again.layer)
+      yield* Subscription.waitFor(anew, yield* EventFeed.head, "1 minute")
+      expect(attempts).toBeGreaterThanOrEqual(8)
+      // The deadlines are back, by that; they are due.
+      yield* Deadlines.cancelDue
+      yield* noDeadlineOf(paid)
+      expect(yield* eventsOf(paid, late)).toEqual(before)
+    })
+  )
+})
+
+// --- what the cases are made of ---
+
+const place = Effect.gen(function* () {
+  const order = yield* Order.newId
+  yield* Order.evaluate(order, new PlaceOrder({ customer: "Ann", amount: 10, payWithin: Duration.seconds(1) }))
+  return order
+})
+
+/** An order whose payment is requested. */
+const placed = Effect.tap(place, (order) => handled({ aggregateId: order, sequence: 1 }))
+
+const pay = (order: string) =>
+  Payment.evaluate(paymentOf(order), new ReceivePayment()).pipe(
+    Aggregate.withCommandId("the provider's reference"),
+    Effect.map(({ position }) => position)
+  )
+
+const handled = (
+  position: EventFeed.StreamPosition
+): Effect.Effect<void, unknown, EventFeed.EventFeed | SubscriptionStore.SubscriptionStore> =>
+  Subscription.waitFor(Fulfilment.Fulfilment.name, position, "1 minute")
+
+/** Waits until the loop has done with an order. */
+const noDeadlineOf = (order: string) =>
+  Effect.flatMap(SqlClient.SqlClient, (sql) =>
+    Effect.repeat(
+      Effect.zipRight(TestClock.adjust("100 millis"), sql`select 1 from ordering.deadlines where order_id = ${order}`),
+      {
+        until: (rows) => rows.length === 0
+      }
+    )
+  )
+
+const typesOf = (id: string) =>
+  Effect.flatMap(StoreAdapter.StoreAdapter, (store) =>
+    Effect.map(
+      store.getEvents(id, 1),
+      Arr.map(({ type }) => type)
+    )
+  )
+
+const endOf = (order: string) => typesOf(order)
+const paymentsOf = (order: string) => typesOf(paymentOf(order))
+
+const eventsOf = (...orders: ReadonlyArray<string>) =>
+  Effect.forEach(orders, (order) => Effect.all([endOf(order), paymentsOf(order)]))
