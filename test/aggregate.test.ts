@@ -15,11 +15,13 @@ import * as TestClock from "effect/TestClock"
 import {
   Aggregate,
   type Event,
+  type EventFeed,
   MemoryStore,
   Projection,
   SqlStore,
   StoreAdapter,
   StoreError,
+  Subscription,
   Timestamp
 } from "effect-maestro"
 import {
@@ -71,6 +73,27 @@ for (const [name, store] of Object.entries(stores)) {
           { aggregateId: id, sequence: 2, type: "Deposited", body: { amount: 10 } }
         ])
         expect(Object.keys(stored[0]?.body ?? {})).toEqual(["owner"])
+      })
+    )
+
+    it.scoped("evaluate: its position is what to wait for, here or elsewhere, to read one's own write", () =>
+      Effect.gen(function* () {
+        const counted = new Map<string, number>()
+        const count = Subscription.make(uniqueName("count"), {
+          filter: { aggregates: ["Account"] },
+          handle: ({ aggregateId }) => Effect.sync(() => counted.set(aggregateId, (counted.get(aggregateId) ?? 0) + 1))
+        })
+        const id = yield* Account.newId
+        // Of an aggregate without events there is nothing to wait for, not even a subscription that has never run.
+        const { position: nowhere } = yield* Account.evaluate(id, new Touch())
+        yield* Subscription.waitFor(count.name, nowhere, "1 minute")
+        yield* Layer.build(count.layer)
+        for (const expected of [1, 2, 3]) {
+          const { position } = yield* Account.evaluate(id, new Deposit({ amount: 1 }))
+          const sent: EventFeed.StreamPosition = JSON.parse(JSON.stringify(position))
+          yield* Subscription.waitFor(count.name, sent, "1 minute")
+          expect(counted.get(id)).toBe(expected)
+        }
       })
     )
 

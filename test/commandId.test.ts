@@ -10,6 +10,7 @@ import * as Option from "effect/Option"
 import * as Random from "effect/Random"
 import {
   Aggregate,
+  type Event,
   EventFeed,
   MemoryStore,
   type Projection,
@@ -32,7 +33,7 @@ import {
   Touch,
   Withdraw
 } from "./account.js"
-import { layerPg } from "./database.js"
+import { layerPg, uniqueName } from "./database.js"
 import { aNode, failure, macrotask } from "./nodes.js"
 
 const stores = {
@@ -393,6 +394,31 @@ for (const [name, store] of Object.entries(stores)) {
           expect(seen.filter((text) => text.startsWith("all"))).toEqual(["all Deposited"])
           expect(seen).toContain("receipts effect-maestro/CommandHandled")
         })
+    )
+
+    it.scoped("so it is with eventual projections; a subscription without a filter is told of everything", () =>
+      Effect.gen(function* () {
+        const id = yield* Account.newId
+        const seen: Array<string> = []
+        const noting = (name: string, { aggregateId, body, type }: Event.Event) =>
+          Effect.sync(() => {
+            if (aggregateId === id || body.aggregateId === id) seen.push(`${name} ${type}`)
+          })
+        const from = yield* EventFeed.head
+        const [projection, raw] = [uniqueName("projection"), uniqueName("raw")]
+        yield* Layer.build(
+          Layer.merge(
+            Subscription.fromProjections(projection, [{ name: "all", project: (event) => noting("all", event) }], {
+              from
+            }).layer,
+            Subscription.make(raw, { from, handle: (event) => noting("raw", event) }).layer
+          )
+        )
+        yield* Account.evaluate(id, new Deposit({ amount: 1 })).pipe(Aggregate.withCommandId("c"))
+        const head = yield* EventFeed.head
+        for (const name of [projection, raw]) yield* Subscription.waitFor(name, head, "1 minute")
+        expect(seen.sort()).toEqual(["all Deposited", "raw Deposited", "raw effect-maestro/CommandHandled"])
+      })
     )
 
     it.effect("snapshots are taken where they are due, receipts do not count", () =>
