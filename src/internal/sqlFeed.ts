@@ -173,7 +173,7 @@ const newsWindow = 500
 
 const xmin = "pg_snapshot_xmin(pg_current_snapshot())"
 
-const behind = (sql: SqlClient.SqlClient, after: Position): Statement.Fragment => {
+export const behind = (sql: SqlClient.SqlClient, after: Position): Statement.Fragment => {
   const [transactionId, position] = partsOf(after)
   return sql`(transaction_id, position) > (${transactionId}::xid8, ${position}::bigint)`
 }
