@@ -130,7 +130,7 @@ export const abandonRebuild = (name: string): Effect.Effect<void, StoreError, Su
 const operation = "Rebuild"
 
 // In milliseconds.
-const leaseDuration = 10_000
+const leaseDuration = 5000
 const firstPause = 100
 const lastPause = 5000
 
