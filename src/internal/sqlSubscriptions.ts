@@ -128,6 +128,13 @@ export const makeSqlSubscriptions = (home: Home, wakeUps: WakeUps): Subscription
       const onlyMine = <A>(statement: Effect.Effect<ReadonlyArray<A>, SqlError>) =>
         Effect.flatMap(writing(statement), (rows) => (rows[0] === undefined ? lostLease : Effect.succeed(rows[0])))
 
+      const moveTo = (to: Position) => {
+        const [transactionId, place] = partsOf(to)
+        return sql`update ${schema}.subscriptions
+          set transaction_id = ${transactionId}::xid8, position = ${place}::bigint, leased_until = ${until(duration)}
+          where ${mine} returning token`
+      }
+
       const lost = yield* Deferred.make<void>()
       yield* Effect.forkScoped(
         keepAlive(
@@ -159,9 +166,9 @@ export const makeSqlSubscriptions = (home: Home, wakeUps: WakeUps): Subscription
           ),
           positionOf
         ),
-        advance: (to, effect) => {
-          const [transactionId, place] = partsOf(to)
-          return withTransaction(
+        pass: (to) => Effect.asVoid(onlyMine(moveTo(to))),
+        advance: (to, effect) =>
+          withTransaction(
             sql,
             operation,
             Effect.gen(function* () {
@@ -171,15 +178,10 @@ export const makeSqlSubscriptions = (home: Home, wakeUps: WakeUps): Subscription
                   from ${schema}.subscriptions where ${mine}`
               )
               yield* effect
-              yield* onlyMine(
-                sql`update ${schema}.subscriptions
-                  set transaction_id = ${transactionId}::xid8, position = ${place}::bigint, leased_until = ${until(duration)}
-                  where ${mine} returning token`
-              )
+              yield* onlyMine(moveTo(to))
             })
             // What was committed inside is committed only now.
-          ).pipe(Effect.tap(() => wakeUps.committed()))
-        },
+          ).pipe(Effect.tap(() => wakeUps.committed())),
         setAside: (failure) => {
           const [transactionId, place] = partsOf(failure.position)
           return Effect.asVoid(
