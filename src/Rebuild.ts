@@ -137,7 +137,7 @@ export const run = <const Projections extends ReadonlyArray<Projection.Any>, E =
  * How far a rebuild is, whoever runs it; none where it was never begun.
  *
  * @since 0.1.0
- * @category reading
+ * @category accessors
  */
 export const status = rebuildStatus
 
@@ -145,6 +145,6 @@ export const status = rebuildStatus
  * Gives up a rebuild that was begun, with the tables that it has made, or forgets one that is done, so that it can be run again.
  *
  * @since 0.1.0
- * @category administration
+ * @category operations
  */
 export const abandon = abandonRebuild
