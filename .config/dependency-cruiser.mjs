@@ -27,11 +27,17 @@ const floors = [
     "internal/sqlFeed.ts",
     "internal/memoryFeed.ts"
   ],
-  ["internal/sqlSubscriptions.ts", "internal/sqlRepair.ts", "internal/memorySubscriptions.ts", "internal/consumer.ts"],
+  [
+    "internal/sqlSubscriptions.ts",
+    "internal/sqlRepair.ts",
+    "internal/memorySubscriptions.ts",
+    "internal/consumer.ts",
+    "internal/shadowTables.ts"
+  ],
   ["MemoryStore.ts", "SqlStore.ts", "PgliteClient.ts", "internal/lifecycle.ts"],
   ["internal/evaluateOnce.ts"],
-  ["internal/aggregateService.ts", "internal/subscriptionMetrics.ts"],
-  ["Aggregate.ts", "Subscription.ts"],
+  ["internal/aggregateService.ts", "internal/subscriptionMetrics.ts", "internal/rebuilding.ts"],
+  ["Aggregate.ts", "Subscription.ts", "Rebuild.ts"],
   ["internal/contract/"],
   ["AggregateTest.ts", "StoreContract.ts", "ClusterAggregate.ts"],
   ["cli/"],

@@ -175,7 +175,7 @@ export class EventFeed extends Context.Tag("effect-maestro/EventFeed")<EventFeed
  * A page of the feed.
  *
  * @since 0.1.0
- * @category reading
+ * @category accessors
  */
 export const read = (options?: ReadOptions): Effect.Effect<Page, ValidationError | StoreError, EventFeed> =>
   Effect.flatMap(EventFeed, (feed) => feed.read(options))
@@ -184,7 +184,7 @@ export const read = (options?: ReadOptions): Effect.Effect<Page, ValidationError
  * The position of the last event that the feed shows.
  *
  * @since 0.1.0
- * @category reading
+ * @category accessors
  */
 export const head: Effect.Effect<Position, StoreError, EventFeed> = Effect.flatMap(EventFeed, (feed) => feed.head)
 
@@ -193,7 +193,7 @@ export const head: Effect.Effect<Position, StoreError, EventFeed> = Effect.flatM
  * holds one page, and the next one meanwhile.
  *
  * @since 0.1.0
- * @category reading
+ * @category accessors
  *
  * @example
  * ```ts
@@ -218,7 +218,7 @@ export const stream = (options?: ReadOptions): Stream.Stream<FeedEvent, Validati
  * The events after a position that are stored already: it ends where there are no more.
  *
  * @since 0.1.0
- * @category reading
+ * @category accessors
  */
 export const streamStored = (
   options?: ReadOptions

@@ -224,7 +224,7 @@ export const layerWith = (
   Layer.scopedContext(
     Effect.gen(function* () {
       const store = yield* make(options)
-      const { schema, sql, wakeUps } = yield* resolve(options)
+      const { name, schema, sql, wakeUps } = yield* resolve(options)
       const feed = yield* makeSqlFeed(
         sql,
         schema,
@@ -233,7 +233,7 @@ export const layerWith = (
       )
       return Context.make(StoreAdapter, store).pipe(
         Context.add(EventFeed, feed),
-        Context.add(SubscriptionStore, makeSqlSubscriptions(sql, schema, wakeUps))
+        Context.add(SubscriptionStore, makeSqlSubscriptions({ name, schema, sql }, wakeUps))
       )
     })
   )

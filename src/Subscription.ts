@@ -339,7 +339,7 @@ export const fromProjections = <const Projections extends ReadonlyArray<Projecti
  * An event that the subscription's filter does not let through is passed within a second or two.
  *
  * @since 0.1.0
- * @category reading
+ * @category accessors
  *
  * @example
  * ```ts
@@ -380,7 +380,7 @@ export const waitFor = (
  * repeat the command. Give each of several commands on one aggregate a step of its own.
  *
  * @since 0.1.0
- * @category process managers
+ * @category constructors
  *
  * @example
  * ```ts
@@ -424,7 +424,7 @@ export const commandId = (
  * Lets a subscription that has stopped go on: with the event that it stopped at.
  *
  * @since 0.1.0
- * @category administration
+ * @category operations
  */
 export const resume = (name: string): Effect.Effect<void, StoreError, SubscriptionStore> =>
   Effect.flatMap(SubscriptionStore, (store) => store.resume(name))
@@ -433,7 +433,7 @@ export const resume = (name: string): Effect.Effect<void, StoreError, Subscripti
  * The events that a subscription has set aside, in the order of the feed.
  *
  * @since 0.1.0
- * @category administration
+ * @category operations
  */
 export const setAside = (name: string): Effect.Effect<ReadonlyArray<SetAside>, StoreError, SubscriptionStore> =>
   Effect.flatMap(SubscriptionStore, (store) => store.setAside(name))
@@ -442,7 +442,7 @@ export const setAside = (name: string): Effect.Effect<ReadonlyArray<SetAside>, S
  * Forgets an event that was set aside. Answers whether it was.
  *
  * @since 0.1.0
- * @category administration
+ * @category operations
  */
 export const discard = (name: string, place: StreamPosition): Effect.Effect<boolean, StoreError, SubscriptionStore> =>
   Effect.flatMap(SubscriptionStore, (store) => store.discard(name, place))

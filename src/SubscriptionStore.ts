@@ -93,6 +93,8 @@ export interface Lease {
     position: Position,
     effect: Effect.Effect<void, E, R>
   ) => Effect.Effect<void, E | LeaseLost | StoreError, R>
+  /** Stores the checkpoint alone, where there was nothing to handle up to there. */
+  readonly pass: (position: Position) => Effect.Effect<void, LeaseLost | StoreError>
   /** Sets the event of the failure aside. To be run in the effect of `advance`. */
   readonly setAside: (failure: Failure) => Effect.Effect<void, StoreError>
   /**

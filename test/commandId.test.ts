@@ -14,6 +14,7 @@ import {
   EventFeed,
   MemoryStore,
   type Projection,
+  Rebuild,
   SqlStore,
   StoreAdapter,
   StoreError,
@@ -455,6 +456,23 @@ for (const [name, store] of Object.entries(stores)) {
     )
 
     if (name.includes("SqlStore")) {
+      it.effect("so it is with a rebuild", () =>
+        Effect.gen(function* () {
+          const sql = Option.getOrThrow(yield* Effect.serviceOption(SqlClient.SqlClient))
+          const table = uniqueName("noted")
+          yield* sql`create table ${sql(table)} (type text)`
+          yield* Account.evaluate(yield* Account.newId, new Deposit({ amount: 1 })).pipe(Aggregate.withCommandId("c"))
+          yield* Rebuild.run({
+            name: table,
+            tables: [table],
+            projections: [{ name: "all", project: ({ type }) => sql`insert into ${sql(table)} values (${type})` }]
+          }).pipe(Effect.provideService(SqlClient.SqlClient, sql))
+          const types = (yield* sql<{ type: string }>`select distinct type from ${sql(table)}`).map(({ type }) => type)
+          expect(types).toContain("Deposited")
+          expect(types).not.toContain("effect-maestro/CommandHandled")
+        })
+      )
+
       it.effect("in a transaction of the caller that rolls back it has not been done; in one that commits it has", () =>
         Effect.gen(function* () {
           const sql = Option.getOrThrow(yield* Effect.serviceOption(SqlClient.SqlClient))

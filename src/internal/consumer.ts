@@ -108,7 +108,7 @@ export const failureOf = (event: FeedEvent, cause: Cause.Cause<unknown>, attempt
 const maxError = 4000
 
 /** How often a subscription that finds nothing for it stores how far it has looked, in milliseconds. */
-const idleCheckpoint = 1000
+const idleCheckpoint = 2000
 
 /** Waits between attempts to reach a database that does not answer, in milliseconds: at least and at most. */
 const firstPause = 50
@@ -145,7 +145,7 @@ const follow = <E, R>(
           Effect.fail(new Final({ error }))
         )
       )
-      if (error instanceof Final) return yield* Effect.fail(error.error)
+      if (error instanceof Final) return yield* error.error
       yield* Effect.logWarning(`subscription ${post.job.name}, partition ${post.partition}: ${error.error.message}`)
       yield* Effect.sleep(pause)
       pause = Math.min(pause * 2, lastPause)
@@ -272,7 +272,11 @@ const followFrom = <E, R>(
       const [first, ...rest] = page.events
       if (first === undefined) {
         const idle = (yield* Clock.currentTimeMillis) - storedAt
-        if (page.position !== stored && idle >= idleCheckpoint) yield* note(page.position, Effect.void)
+        if (page.position !== stored && idle >= idleCheckpoint) {
+          yield* Effect.mapError(lease.pass(page.position), ofDatabase)
+          stored = page.position
+          storedAt = yield* Clock.currentTimeMillis
+        }
         continue
       }
       const events: NonEmptyReadonlyArray<FeedEvent> = [first, ...rest]

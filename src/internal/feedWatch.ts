@@ -96,7 +96,7 @@ export const makeWatch = (
         for (const waiter of [...waiters]) answer(waiter, Exit.failCause(found.cause))
       }
       // Whatever happens, the looks take only a small part of the database's time.
-      yield* Effect.sleep(Math.min(Math.max((ended - began) * 10, leastGap), pollInterval))
+      yield* Effect.sleep(Math.min(Math.max((ended - began) * restPerLook, leastGap), mostGap, pollInterval))
       // Soon at first: what was signalled may be committed a little later, or be held back by an older transaction.
       patience = signalled ? firstPatience : Math.min(patience * 2, pollInterval)
       yield* signalWithin(patience)
@@ -141,10 +141,14 @@ interface Waiter {
   readonly resume: (exit: Exit.Exit<Position, StoreError>) => void
 }
 
+/** How many times as long as a look takes it rests. */
+const restPerLook = 20
+
 // In milliseconds.
 const firstPatience = 2
 const leastGap = 5
-const tellMoved = 1000
+const mostGap = 50
+const tellMoved = 2000
 const firstReconnect = 250
 const lastReconnect = 60_000
 

@@ -100,6 +100,11 @@ export const makeMemorySubscriptions = (log: MemoryLog): SubscriptionStoreServic
               row.position = position
               changed()
             }),
+          pass: (position) =>
+            Effect.sync(() => {
+              row.position = position
+              changed()
+            }),
           setAside: (failure) =>
             Effect.map(Clock.currentTimeMillis, (since) => {
               row.setAside.push({ ...failure, partition: row.partition, since })

@@ -126,6 +126,13 @@ const migrations: ReadonlyArray<Migration> = [
         attempts int not null,
         set_aside_at timestamptz not null default clock_timestamp(),
         primary key (subscription, aggregate_id, sequence)
+      )`,
+      sql`create table ${schema}.rebuilds (
+        name text collate "C" primary key,
+        events_total bigint not null,
+        events_done bigint not null default 0,
+        started_at timestamptz not null default clock_timestamp(),
+        finished_at timestamptz
       )`
     ]
   }

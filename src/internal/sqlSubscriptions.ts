@@ -26,17 +26,27 @@ import {
   type SubscriptionStoreService
 } from "../SubscriptionStore.js"
 import { withinGrace } from "./promptly.js"
+import { isPassing } from "./settling.js"
 import { fromSqlError, type Phase } from "./sqlError.js"
 import { type FeedRow, feedColumns, feedEventsOf, type PlaceRow, partsOf, positionOf, sliceOf } from "./sqlFeed.js"
 import { withTransaction } from "./sqlTransaction.js"
 import { quietly } from "./tracing.js"
 import type { WakeUps } from "./wakeUps.js"
 
-export const makeSqlSubscriptions = (
-  sql: SqlClient.SqlClient,
-  schema: Statement.Fragment,
-  wakeUps: WakeUps
-): SubscriptionStoreService => {
+/** Where the tables are. */
+export interface Home {
+  readonly sql: SqlClient.SqlClient
+  /** The name of the schema. */
+  readonly name: string
+  /** The same as an identifier. */
+  readonly schema: Statement.Fragment
+}
+
+/** Where a store keeps subscriptions, if it is in such tables. */
+export const homeOf = (store: SubscriptionStoreService): Home | undefined => homes.get(store)
+
+export const makeSqlSubscriptions = (home: Home, wakeUps: WakeUps): SubscriptionStoreService => {
+  const { schema, sql } = home
   const told =
     (phase: Phase) =>
     <A>(effect: Effect.Effect<A, SqlError>): Effect.Effect<A, StoreError> =>
@@ -102,9 +112,13 @@ export const makeSqlSubscriptions = (
         (taken) =>
           withinGrace(
             Effect.ignore(
-              writing(
-                sql`update ${schema}.subscriptions set holder = null, leased_until = null
-                where ${ofKey(key)} and token = ${taken.token}::bigint`
+              Effect.retry(
+                writing(
+                  sql`update ${schema}.subscriptions set holder = null, leased_until = null
+                    where ${ofKey(key)} and token = ${taken.token}::bigint`
+                ),
+                // The connections of a pool may all have been cut at once.
+                { times: 10, while: isPassing }
               )
             )
           )
@@ -113,6 +127,13 @@ export const makeSqlSubscriptions = (
       const mine = sql`${ofKey(key)} and token = ${token}::bigint`
       const onlyMine = <A>(statement: Effect.Effect<ReadonlyArray<A>, SqlError>) =>
         Effect.flatMap(writing(statement), (rows) => (rows[0] === undefined ? lostLease : Effect.succeed(rows[0])))
+
+      const moveTo = (to: Position) => {
+        const [transactionId, place] = partsOf(to)
+        return sql`update ${schema}.subscriptions
+          set transaction_id = ${transactionId}::xid8, position = ${place}::bigint, leased_until = ${until(duration)}
+          where ${mine} returning token`
+      }
 
       const lost = yield* Deferred.make<void>()
       yield* Effect.forkScoped(
@@ -145,9 +166,9 @@ export const makeSqlSubscriptions = (
           ),
           positionOf
         ),
-        advance: (to, effect) => {
-          const [transactionId, place] = partsOf(to)
-          return withTransaction(
+        pass: (to) => Effect.asVoid(onlyMine(moveTo(to))),
+        advance: (to, effect) =>
+          withTransaction(
             sql,
             operation,
             Effect.gen(function* () {
@@ -157,15 +178,10 @@ export const makeSqlSubscriptions = (
                   from ${schema}.subscriptions where ${mine}`
               )
               yield* effect
-              yield* onlyMine(
-                sql`update ${schema}.subscriptions
-                  set transaction_id = ${transactionId}::xid8, position = ${place}::bigint, leased_until = ${until(duration)}
-                  where ${mine} returning token`
-              )
+              yield* onlyMine(moveTo(to))
             })
             // What was committed inside is committed only now.
-          ).pipe(Effect.tap(() => wakeUps.committed()))
-        },
+          ).pipe(Effect.tap(() => wakeUps.committed())),
         setAside: (failure) => {
           const [transactionId, place] = partsOf(failure.position)
           return Effect.asVoid(
@@ -209,7 +225,7 @@ export const makeSqlSubscriptions = (
       return held
     })
 
-  return {
+  const service: SubscriptionStoreService = {
     lease,
     standing: (name) =>
       Effect.map(
@@ -301,9 +317,13 @@ export const makeSqlSubscriptions = (
         (rows) => rows.length > 0
       )
   }
+  homes.set(service, home)
+  return service
 }
 
 // --- internal ---
+
+const homes = new WeakMap<SubscriptionStoreService, Home>()
 
 const operation = "Subscription"
 

@@ -92,7 +92,7 @@ const makeWakeUps = (sql: SqlClient.SqlClient, channel: string): WakeUps => {
 }
 
 /** Between two notifications: those that commit often are heard of often enough. */
-const pause = "10 millis"
+const pause = "20 millis"
 
 /** Channels have no schema of their own, and at most 63 bytes. */
 const channelOf = (schema: string): string => `effect-maestro:${encodeURIComponent(schema).slice(0, 48)}`

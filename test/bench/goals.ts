@@ -46,6 +46,14 @@ const takesAtMost =
       : { goal: `≤ ${factor}× ${shown[than] ?? than}'s time`, measured: 1 / ratio, met: 1 / ratio <= factor }
   }
 
+/** A median below so many milliseconds. */
+const within =
+  (millis: number): Goal =>
+  ({ measured }) => {
+    const median = measured.ours?.median
+    return median === undefined ? undefined : { goal: `< ${millis} ms`, measured: median, met: median < millis }
+  }
+
 const noneFailing: Goal = ({ measured }) => {
   const failures = measured.ours?.failures
   return failures === undefined ? undefined : { goal: "none failing", measured: failures, met: failures === 0 }
@@ -70,5 +78,10 @@ const goals: Readonly<Record<string, ReadonlyArray<Goal>>> = {
   "load/1": [takesAtMost(1.3, "pg"), takesAtMost(1, "emmett")],
   "memory/16": [atLeast(3, "emmett")],
   "memory-hot/16": [atLeast(3, "emmett")],
+  "feed/count": [atLeast(0.5, "pg")],
+  "feed/live-here": [within(20)],
+  "feed/live-elsewhere": [within(20)],
+  "feed/idle/1": [atLeast(0.97, "without them")],
+  "feed/idle/16": [atLeast(0.97, "without them")],
   "growth/append/10^6": [atLeast(0.9, "10^4")]
 }

@@ -2,6 +2,7 @@
 import { append } from "./append.js"
 import { onHot, onNew, onOne, onOneEnduring, onShort } from "./command.js"
 import { cost } from "./cost.js"
+import { feed } from "./feed.js"
 import { growth } from "./growth.js"
 import { kept } from "./kept.js"
 import { load } from "./load.js"
@@ -22,6 +23,7 @@ export const allRows: ReadonlyArray<Row> = [
   inMemoryOnNew,
   inMemoryOnHot,
   growth,
+  feed,
   cost,
   kept
 ]

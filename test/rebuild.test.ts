@@ -1,0 +1,390 @@
+/** A rebuild ends in what all events come to, while everybody goes on reading and writing. */
+import * as SqlClient from "@effect/sql/SqlClient"
+import { PgClient } from "@effect/sql-pg"
+import { expect, it, layer } from "@effect/vitest"
+import * as Arr from "effect/Array"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
+import * as Redacted from "effect/Redacted"
+import * as Schema from "effect/Schema"
+import {
+  type Event,
+  MemoryStore,
+  Projection,
+  Rebuild,
+  SqlStore,
+  StoreAdapter,
+  Subscription,
+  Timestamp
+} from "effect-maestro"
+import * as PgliteClient from "effect-maestro/PgliteClient"
+import { layerPg, makeDatabase } from "./database.js"
+
+class Deposited extends Schema.TaggedClass<Deposited>()("Deposited", { amount: Schema.Int }) {}
+
+/** Adds deposits up, in cents where the table has them. */
+const balances = (column = "amount", factor = 1) =>
+  Projection.make({
+    name: "balances",
+    events: Deposited,
+    project: {
+      Deposited: ({ amount }, { aggregateId }) =>
+        Effect.flatMap(
+          SqlClient.SqlClient,
+          (sql) =>
+            sql`insert into balances as b (account, ${sql(column)}) values (${aggregateId}, ${amount * factor})
+            on conflict on constraint balances_account_key do update set ${sql(column)} = b.${sql(column)} + excluded.${sql(column)}`
+        )
+    }
+  })
+
+const Balances = balances()
+
+const makeTable = Effect.flatMap(
+  SqlClient.SqlClient,
+  (sql) =>
+    sql`create table balances (id serial primary key, account text not null constraint balances_account_key unique, amount int not null)`
+)
+
+const event = (aggregateId: string, sequence: number, amount = 1): Effect.Effect<Event.Event> =>
+  Effect.map(
+    Effect.flatMap(Timestamp.HybridClock, ({ now }) => now),
+    (timestamp) => ({
+      timestamp,
+      aggregateId,
+      sequence,
+      type: "Deposited",
+      body: { amount },
+      metadata: {}
+    })
+  )
+
+/** Deposits with the projection, or without. */
+const deposit = (account: string, sequence: number, projections: ReadonlyArray<typeof Balances> = [], amount = 1) =>
+  Effect.gen(function* () {
+    const store = yield* StoreAdapter.StoreAdapter
+    yield* store.commitAll([yield* event(account, sequence, amount)], projections)
+  })
+
+const deposits = (account: string, count: number, projections: ReadonlyArray<typeof Balances> = []) =>
+  Effect.forEach(Arr.range(1, count), (sequence) => deposit(account, sequence, projections), { discard: true })
+
+/** What the table says, and what the log says. */
+const table = Effect.flatMap(SqlClient.SqlClient, (sql) =>
+  Effect.map(sql<{ account: string; amount: number }>`select account, amount from balances`, (rows) =>
+    Object.fromEntries(rows.map(({ account, amount }) => [account, amount]))
+  )
+)
+const folded = Effect.flatMap(SqlClient.SqlClient, (sql) =>
+  Effect.map(
+    sql<{
+      account: string
+      amount: number
+    }>`select aggregate_id as account, sum((body ->> 'amount')::int)::int as amount
+      from maestro.event_log group by aggregate_id`,
+    (rows) => Object.fromEntries(rows.map(({ account, amount }) => [account, amount]))
+  )
+)
+
+/** The store on a database of its own, with the table. */
+const onPostgres = Layer.effectDiscard(makeTable).pipe(
+  Layer.provideMerge(SqlStore.layer),
+  Layer.provideMerge(layerPg())
+)
+
+const strong = { projections: [Balances], tables: ["balances"] } as const
+
+layer(Layer.fresh(onPostgres), { excludeTestServices: true, timeout: 60_000 })("on Postgres", (it) => {
+  it.effect("puts a table right that was wrong, and is done once", () =>
+    Effect.gen(function* () {
+      const sql = yield* SqlClient.SqlClient
+      yield* deposits("wrong", 5, [Balances])
+      yield* sql`update balances set amount = 77`
+      expect(yield* Rebuild.run({ ...strong, name: "puts right" })).toBe(5)
+      expect(yield* table).toEqual(yield* folded)
+      expect(yield* Rebuild.status("puts right")).toEqual(Option.some({ done: 5, total: 5, finished: true }))
+      yield* sql`update balances set amount = 77 where account = 'wrong'`
+      expect(yield* Rebuild.run({ ...strong, name: "puts right" })).toBe(0)
+      expect(yield* table).toMatchObject({ wrong: 77 })
+      yield* Rebuild.abandon("puts right")
+      expect(yield* Rebuild.run({ ...strong, name: "puts right" })).toBe(5)
+      expect(yield* table).toEqual(yield* folded)
+    })
+  )
+
+  it.effect("a storm of commits by strong projections goes on, and the new table is equal to a fold of the log", () =>
+    Effect.gen(function* () {
+      const sql = yield* SqlClient.SqlClient
+      yield* Effect.forEach(Arr.range(1, 8), (n) => deposits(`before-${n}`, 20, [Balances]), { concurrency: 4 })
+      const going = { on: true }
+      const written: Array<number> = []
+      const storm = yield* Effect.forkAll(
+        Arr.makeBy(3, (writer) =>
+          Effect.iterate(0, {
+            while: () => going.on,
+            body: (count) => Effect.as(deposit(`storm-${writer}`, count + 1, [Balances]), count + 1)
+          }).pipe(Effect.tap((count) => written.push(count)))
+        )
+      )
+      // Among them transactions that stay open across the swap: one that has written the table, and one that is still to do so.
+      const early = yield* Deferred.make<void>()
+      const holding = yield* sql
+        .withTransaction(Effect.zipRight(deposit("slow", 1, [Balances]), Deferred.await(early)))
+        .pipe(Effect.fork)
+      const running = yield* Effect.fork(Rebuild.run({ ...strong, name: "storm", batchSize: 50 }))
+      yield* Effect.sleep("700 millis")
+      yield* Deferred.succeed(early, undefined)
+      yield* Fiber.join(holding)
+      yield* Fiber.join(running)
+      yield* Effect.sleep("100 millis")
+      going.on = false
+      yield* Fiber.join(storm)
+      expect(written.every((count) => count > 0)).toBe(true)
+      expect(yield* table).toEqual(yield* folded)
+    })
+  )
+
+  it.effect("a transaction that is open for long does not lock everybody out", () =>
+    Effect.gen(function* () {
+      const sql = yield* SqlClient.SqlClient
+      yield* deposit("held", 1, [Balances])
+      const end = yield* Deferred.make<void>()
+      const reading = yield* Deferred.make<void>()
+      const reader = yield* sql
+        .withTransaction(
+          sql`select * from balances`.pipe(
+            Effect.zipRight(Deferred.succeed(reading, undefined)),
+            Effect.zipRight(Deferred.await(end))
+          )
+        )
+        .pipe(Effect.fork)
+      yield* Deferred.await(reading)
+      const running = yield* Effect.fork(Rebuild.run({ ...strong, name: "patient" }))
+      // Others read and write all the same, again and again.
+      for (const sequence of Arr.range(2, 15)) {
+        yield* deposit("held", sequence, [Balances])
+        yield* Effect.sleep("100 millis")
+      }
+      expect(yield* Rebuild.status("patient")).toMatchObject({ value: { finished: false } })
+      yield* Deferred.succeed(end, undefined)
+      yield* Fiber.join(reader)
+      yield* Fiber.join(running)
+      expect(yield* table).toEqual(yield* folded)
+    })
+  )
+
+  it.effect("a subscription goes on where the rebuild has ended, in the middle of a storm", () =>
+    Effect.gen(function* () {
+      const sql = yield* SqlClient.SqlClient
+      yield* sql`delete from balances`
+      const Eventual = Subscription.fromProjections("balances", [Balances], { batchSize: 7, partitions: 2 })
+      yield* Effect.gen(function* () {
+        yield* deposits("eventual", 30)
+        yield* Subscription.waitFor("balances", { aggregateId: "eventual", sequence: 30 }, "20 seconds")
+        yield* sql`update balances set amount = -1000`
+        const storm = yield* Effect.forkAll(Arr.makeBy(4, (writer) => deposits(`eventual-${writer}`, 60)))
+        yield* Rebuild.run({ ...strong, name: "eventual", batchSize: 20, subscription: Eventual })
+        yield* Fiber.join(storm)
+        for (const writer of Arr.range(0, 3)) {
+          yield* Subscription.waitFor("balances", { aggregateId: `eventual-${writer}`, sequence: 60 }, "20 seconds")
+        }
+        expect(yield* table).toEqual(yield* folded)
+      }).pipe(Effect.provide(Eventual.layer))
+      yield* sql`delete from maestro.subscriptions where name = 'balances'`
+    })
+  )
+
+  it.effect("the new table may be another one than the old", () =>
+    Effect.gen(function* () {
+      const sql = yield* SqlClient.SqlClient
+      yield* deposit("cents", 1)
+      yield* Rebuild.run({
+        name: "cents",
+        projections: [balances("cents", 100)],
+        tables: ["balances"],
+        create: sql`create table balances (account text constraint balances_account_key primary key, cents bigint not null)`
+      })
+      expect(yield* sql`select account, cents::int from balances where account = 'cents'`).toEqual([
+        { account: "cents", cents: 100 }
+      ])
+      yield* Rebuild.run({
+        name: "and back",
+        projections: [Balances],
+        tables: ["balances"],
+        create: sql`create table balances (id serial primary key, account text constraint balances_account_key unique, amount int not null)`
+      })
+      expect(yield* table).toEqual(yield* folded)
+    })
+  )
+
+  it.effect("keeps indexes by their names, sequences, rights and defaults", () =>
+    Effect.gen(function* () {
+      const sql = yield* SqlClient.SqlClient
+      yield* sql`create index richest_first on balances (amount desc) where amount > 0`
+      yield* sql`create role reader`
+      yield* sql`grant select, insert on balances to reader with grant option`
+      const of = Effect.all([
+        sql`select indexname, indexdef from pg_indexes where tablename = 'balances' order by 1`,
+        sql`select conname, pg_get_constraintdef(oid) as definition from pg_constraint where conrelid = 'balances'::regclass order by 1`,
+        sql`select column_name, column_default, is_nullable from information_schema.columns where table_name = 'balances' order by 1`,
+        sql`select grantee, privilege_type, is_grantable from information_schema.role_table_grants where table_name = 'balances' order by 1, 2`
+      ])
+      const before = yield* of
+      yield* Rebuild.run({ ...strong, name: "keeps" })
+      expect(yield* of).toEqual(before)
+      yield* deposit("sequence goes on", 1, [Balances])
+      expect(yield* table).toEqual(yield* folded)
+      yield* sql`drop owned by reader`
+      yield* sql`drop role reader`
+    })
+  )
+
+  it.effect("what hangs on the table is said before the work: a view, a foreign key, a trigger", () =>
+    Effect.gen(function* () {
+      const sql = yield* SqlClient.SqlClient
+      const refused = (name: string) => Effect.map(Effect.flip(Rebuild.run({ ...strong, name })), (error) => `${error}`)
+      yield* sql`create view rich as select * from balances where amount > 100`
+      expect(yield* refused("view")).toContain("the view rich")
+      yield* sql`drop view rich`
+      yield* sql`create table notes (account text references balances (account))`
+      expect(yield* refused("foreign key")).toContain("the foreign key notes_account_fkey of notes")
+      yield* sql`drop table notes`
+      expect(`${yield* Effect.flip(Rebuild.run({ ...strong, tables: ["nowhere"], name: "none" }))}`).toContain(
+        'there is no table "nowhere"'
+      )
+    })
+  )
+
+  it.effect("a projection that writes elsewhere is refused, and nothing is written there", () =>
+    Effect.gen(function* () {
+      const sql = yield* SqlClient.SqlClient
+      yield* sql`create table elsewhere (account text)`
+      const Elsewhere: Projection.Projection<unknown> = {
+        name: "elsewhere",
+        project: ({ aggregateId }) => sql`insert into public.elsewhere values (${aggregateId})`
+      }
+      const error = yield* Effect.flip(
+        Rebuild.run({ name: "elsewhere", projections: [Balances, Elsewhere], tables: ["balances"] })
+      )
+      expect(error).toMatchObject({ _tag: "StoreError", reason: "Misconfigured" })
+      expect(`${error}`).toContain("public.elsewhere")
+      expect(yield* sql`select * from elsewhere`).toEqual([])
+    })
+  )
+
+  it.effect("a projection's failure comes back as it is, and the next run goes on behind the last batch", () =>
+    Effect.gen(function* () {
+      yield* deposits("fails", 30)
+      let broken = true
+      let projected = 0
+      const Fragile: Projection.Projection<"broken" | unknown, SqlClient.SqlClient> = {
+        name: "fragile",
+        project: (event) => {
+          if (broken && event.aggregateId === "fails" && event.sequence === 15) return Effect.fail("broken" as const)
+          projected++
+          return Balances.project(event)
+        }
+      }
+      const total = Object.values(yield* folded).length
+      expect(total).toBeGreaterThan(0)
+      const running = Rebuild.run({ name: "fails", projections: [Fragile], tables: ["balances"], batchSize: 10 })
+      expect(yield* Effect.exit(running)).toEqual(Exit.fail("broken"))
+      const status = Option.getOrThrow(yield* Rebuild.status("fails"))
+      expect(status.done).toBeGreaterThan(0)
+      expect(status.finished).toBe(false)
+      broken = false
+      projected = 0
+      expect(yield* running).toBe(status.total - status.done)
+      expect(projected).toBe(status.total - status.done)
+      expect(yield* table).toEqual(yield* folded)
+    })
+  )
+
+  it.effect("tells how far it is", () =>
+    Effect.gen(function* () {
+      const told: Array<Rebuild.Progress> = []
+      const events = yield* Rebuild.run({
+        ...strong,
+        name: "progress",
+        batchSize: 50,
+        onProgress: (progress) => Effect.sync(() => told.push(progress))
+      })
+      const done = told.map((progress) => progress.done)
+      expect(done).toEqual(done.toSorted((a, b) => a - b))
+      expect(told.at(0)?.total).toBe(events)
+      expect(told.at(0)?.done).toBe(50)
+      expect(told.at(0)?.eventsPerSecond).toBeGreaterThan(0)
+      expect(told.at(-1)).toMatchObject({ done: events, total: events, secondsLeft: 0 })
+    })
+  )
+
+  it.effect("killed in the middle, again and again, it ends as if it had not been", () =>
+    Effect.gen(function* () {
+      const sql = yield* SqlClient.SqlClient
+      yield* Effect.forEach(Arr.range(1, 8), (n) => deposits(`killed-${n}`, 20), { concurrency: 4 })
+      let events = 0
+      const Slow: Projection.Projection<unknown, SqlClient.SqlClient> = {
+        name: "slow",
+        project: (event) => {
+          events++
+          return Balances.project(event)
+        }
+      }
+      const running = Rebuild.run({ name: "killed", projections: [Slow], tables: ["balances"], batchSize: 10 })
+      for (const round of Arr.range(1, 6)) {
+        const fiber = yield* Effect.fork(running)
+        const before = events
+        yield* Effect.iterate(0, {
+          while: () => events < before + 15,
+          body: () => Effect.as(Effect.sleep("5 millis"), 0)
+        })
+        // Its connections at the server, or itself.
+        if (round % 2 === 0) {
+          yield* sql`select pg_terminate_backend(pid) from pg_stat_activity
+            where datname = current_database() and pid <> pg_backend_pid() and backend_type = 'client backend'`
+        }
+        yield* Fiber.interrupt(fiber)
+      }
+      // The pool may still hold connections that are dead.
+      const status = yield* Effect.retry(Rebuild.status("killed"), { times: 20 })
+      expect(status).toMatchObject({ value: { finished: false } })
+      yield* running
+      expect(yield* table).toEqual(yield* folded)
+    })
+  )
+})
+
+it.scopedLive("of several nodes that rebuild at once one does, and all find it done", () =>
+  Effect.gen(function* () {
+    const url = yield* makeDatabase
+    const node = SqlStore.layer.pipe(Layer.provideMerge(PgClient.layer({ url: Redacted.make(url) })))
+    yield* Effect.provide(Effect.zipRight(makeTable, deposits("nodes", 40)), node)
+    const counts = yield* Effect.forEach(
+      Arr.range(1, 3),
+      () => Effect.provide(Rebuild.run({ ...strong, name: "nodes", batchSize: 5 }), Layer.fresh(node)),
+      { concurrency: "unbounded" }
+    )
+    expect(counts.toSorted()).toEqual([0, 0, 40])
+    expect(yield* Effect.provide(table, node)).toEqual({ nodes: 40 })
+  })
+)
+
+it.live("works on PGlite", () =>
+  Effect.gen(function* () {
+    yield* makeTable
+    yield* deposits("embedded", 12)
+    expect(yield* Rebuild.run({ ...strong, name: "embedded", batchSize: 5 })).toBe(12)
+    expect(yield* table).toEqual({ embedded: 12 })
+  }).pipe(Effect.provide(SqlStore.layer.pipe(Layer.provideMerge(PgliteClient.layerMemory))))
+)
+
+it.effect("needs the store in SQL, and says so", () =>
+  Effect.gen(function* () {
+    const error = yield* Effect.flip(Rebuild.run({ name: "memory", projections: [], tables: ["balances"] }))
+    expect(error).toMatchObject({ _tag: "StoreError", reason: "Misconfigured" })
+  }).pipe(Effect.provide(MemoryStore.layer))
+)
