@@ -10,6 +10,7 @@ const floors = [
     "internal/sqlError.ts",
     "internal/storeTransaction.ts",
     "internal/folderLock.ts",
+    "internal/nextTurn.ts",
     "internal/promptly.ts",
     "internal/tracing.ts"
   ],
