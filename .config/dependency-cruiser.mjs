@@ -3,13 +3,14 @@
  * and a file of src that stands on no floor is an error. An entry ending in "/" is a whole folder.
  */
 const floors = [
-  ["StoreError.ts"],
+  ["StoreError.ts", "internal/shortWay.ts"],
   [
     "Timestamp.ts",
     "internal/json.ts",
     "internal/sqlError.ts",
     "internal/storeTransaction.ts",
     "internal/folderLock.ts",
+    "internal/nextTurn.ts",
     "internal/promptly.ts",
     "internal/tracing.ts",
     "internal/wakeUps.ts"

@@ -23,8 +23,8 @@ import { migrate as migrateSchema } from "./internal/sqlMigrations.js"
 import { repair } from "./internal/sqlRepair.js"
 import {
   eventOf,
-  eventsOf,
   makeInsertCommits,
+  pageOf,
   selectEvents,
   selectSnapshot,
   selectStream,
@@ -169,10 +169,7 @@ export const make = (options?: SqlStoreOptions): Effect.Effect<StoreAdapterServi
     provideStreamReader(service, {
       events: (id, minSequence, limit) =>
         read("getEvents", id, minSequence, maxSequence, (range) =>
-          Effect.map(selectEvents(sql, schema, range, limit), (rows) => {
-            const events = eventsOf(id, rows)
-            return { events, more: events.length >= limit }
-          })
+          Effect.map(selectEvents(sql, schema, range, limit), (rows) => pageOf(id, rows, limit))
         ),
       fromSnapshot: (id, upTo, limit) =>
         read("getEvents", id, 1, upTo, (range) =>
@@ -181,8 +178,7 @@ export const make = (options?: SqlStoreOptions): Effect.Effect<StoreAdapterServi
             const snapshot = Option.map(Option.fromNullable(rows[place]), (row) =>
               restoreSnapshot({ ...row, aggregateId: id })
             )
-            const events = eventsOf(id, rows)
-            return { events, more: events.length >= limit, snapshot }
+            return { ...pageOf(id, rows, limit), snapshot }
           })
         )
     })

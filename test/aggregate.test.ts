@@ -524,7 +524,7 @@ for (const [name, store] of Object.entries(stores)) {
         const store = yield* StoreAdapter.StoreAdapter
         const { now } = yield* Timestamp.HybridClock
         const id = yield* Account.newId
-        const events = yield* Effect.forEach(Arr.range(1, 10_001), (sequence) =>
+        const events = yield* Effect.forEach(Arr.range(1, 20_001), (sequence) =>
           Effect.map(now, (timestamp) => ({
             timestamp,
             aggregateId: id,
@@ -535,17 +535,74 @@ for (const [name, store] of Object.entries(stores)) {
           }))
         )
         yield* store.commitEvents(events)
-        let largest = 0
-        const paged = yield* aNode(Account.layer, {
+        const steps: Array<string> = []
+        let folded = 0
+        const Watched = Aggregate.make("Account", {
+          ...definition,
+          evolve: {
+            ...definition.evolve,
+            Deposited: (state, event: Deposited) => {
+              if (folded++ % 10_000 === 0) steps.push(`fold ${folded}`)
+              return definition.evolve.Deposited(state, event)
+            }
+          }
+        })
+        const paged = yield* aNode(Watched.layer, {
           ...store,
-          getEvents: (...args) =>
-            Effect.tap(store.getEvents(...args), (page) => {
-              largest = Math.max(largest, page.length)
+          getEvents: (id, from, options) =>
+            Effect.suspend(() => {
+              steps.push(`read ${from} to ${options?.maxSequence}`)
+              return store.getEvents(id, from, options)
             })
         })
-        expect(yield* Effect.provide(Account.fetch(id), paged)).toEqual({ owner: null, balance: 10_001 })
-        expect(largest).toBe(5000)
-        expect(yield* Account.replay(id, 5000)).toEqual({ owner: null, balance: 5000 })
+        expect(yield* Effect.provide(Watched.fetch(id), paged)).toEqual({ owner: null, balance: 20_001 })
+        // While a page is folded the next one is looked for, and no more.
+        expect(steps).toEqual([
+          "read 1 to 10000",
+          "read 10001 to 20000",
+          "fold 1",
+          "read 20001 to 30000",
+          "fold 10001",
+          "fold 20001"
+        ])
+        expect(yield* Account.fetch(id)).toEqual({ owner: null, balance: 20_001 })
+        for (const sequence of [9_999, 10_000, 10_001, 20_000, 20_001]) {
+          expect(yield* Account.replay(id, sequence)).toEqual({ owner: null, balance: sequence })
+        }
+      }).pipe(Effect.scoped)
+    )
+
+    it.effect("the next page is not looked for any longer when this one can't be read, or nobody waits", () =>
+      Effect.gen(function* () {
+        const store = yield* StoreAdapter.StoreAdapter
+        const id = yield* Account.newId
+        const types = ["Closed", "Deposited"]
+        for (const type of types) {
+          const asked = yield* Deferred.make<void>()
+          const gone = yield* Deferred.make<void>()
+          const page = Arr.makeBy(10_000, (index) => ({
+            timestamp: Timestamp.fromParts({ millis: index, counter: 0, node: 0n }),
+            aggregateId: id,
+            sequence: index + 1,
+            type,
+            body: { amount: 1 },
+            metadata: {}
+          }))
+          const node = yield* aNode(Account.layer, {
+            ...store,
+            getEvents: (_, from) =>
+              from === 1
+                ? Effect.succeed(page)
+                : Effect.onInterrupt(Effect.zipRight(Deferred.succeed(asked, undefined), Effect.never), () =>
+                    Deferred.succeed(gone, undefined)
+                  )
+          })
+          const loading = yield* Effect.fork(Effect.flip(Effect.provide(Account.fetch(id), node)))
+          yield* Deferred.await(asked)
+          if (type === "Closed") expect(yield* Fiber.join(loading)).toMatchObject({ reason: "UnreadableEvent", type })
+          else yield* Fiber.interrupt(loading)
+          expect(yield* Deferred.isDone(gone)).toBe(true)
+        }
       }).pipe(Effect.scoped)
     )
 

@@ -47,6 +47,22 @@ for (const [name, store] of Object.entries(stores)) {
       })
     )
 
+    it.scoped("who comes back at once with the next command goes along with those who wait", () =>
+      Effect.gen(function* () {
+        const { gate, id, node } = yield* aHotAccount(Account.layer)
+        const clients = yield* Effect.forEach(Arr.range(1, 4), () =>
+          fork(node, Effect.replicateEffect(Account.evaluate(id, new Deposit({ amount: 1 })), 5))
+        )
+        yield* gate.reached(1)
+        yield* gate.open
+        const results = yield* Effect.forEach(clients, Fiber.join)
+        const sequences = results.flatMap((answers) => answers.map(({ sequence }) => sequence))
+        expect(sequences.sort((a, b) => a - b)).toEqual(Arr.range(1, 20))
+        // One for the first, who may come alone, and then one for each time that all come back.
+        expect(gate.commits().length).toBeLessThanOrEqual(6)
+      })
+    )
+
     it.scoped("a refusal in the middle is its caller's alone, and true: it is not answered before the commit", () =>
       Effect.gen(function* () {
         const { gate, id, node } = yield* aHotAccount(Account.layer)

@@ -14,6 +14,7 @@ import * as Option from "effect/Option"
 import * as Tracer from "effect/Tracer"
 import type { StoredEvent } from "../Event.js"
 import type { RetryCommand, StoreError, StoreErrorReason } from "../StoreError.js"
+import { soon } from "./nextTurn.js"
 import { promptly, withinGrace } from "./promptly.js"
 import { spanned } from "./tracing.js"
 
@@ -268,8 +269,6 @@ const maxWaiting = 64_000_000
 /** From here on a commit travels alone. */
 const largeEvents = 500
 const largeSize = 250_000
-
-const soon = (go: () => void): unknown => (typeof setImmediate === "function" ? setImmediate(go) : setTimeout(go, 0))
 
 const awaitAtMost = (fiber: Fiber.RuntimeFiber<unknown>, patience: number): Effect.Effect<void> =>
   Effect.async((resume) => {

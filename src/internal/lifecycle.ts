@@ -16,6 +16,7 @@ import { RetryCommand, type StoreError, type ValidationError } from "../StoreErr
 import type { HybridClockService } from "../Timestamp.js"
 import type { Tagged } from "./eventCodec.js"
 import { type Definition, type Loaded, load, refresh } from "./loading.js"
+import { nextTurn } from "./nextTurn.js"
 import { withinGrace } from "./promptly.js"
 import { type Recorded, record } from "./recording.js"
 import { type Group, passTurn, type Seat, type Seats, type Ticket, waitForTurn } from "./seats.js"
@@ -350,7 +351,11 @@ const passOn = <State, A extends Tagged, C, E>(
   )
 }
 
-/** Commits a group in a fiber that belongs to none of its callers; the turn, where it comes along, is passed on afterwards. */
+/**
+ * Commits a group in a fiber that belongs to none of its callers; the turn, where it comes along, is passed on afterwards, when those who
+ * are answered have had the time to come back with their next: so they go along with those who wait, and do not leave them one commit
+ * behind.
+ */
 const commitGroup = <State, A extends Tagged, C, E>(
   workplace: Workplace<State, A, C, E>,
   seat: Seat<State>,
@@ -368,7 +373,9 @@ const commitGroup = <State, A extends Tagged, C, E>(
           seat.group = undefined
           stored(seat, group.root, exit)
           return Effect.zipRight(
-            withTurn ? releaseTurn(workplace, seat) : Effect.sync(() => workplace.seats.leave(seat)),
+            withTurn
+              ? Effect.forkDaemon(Effect.zipRight(nextTurn, releaseTurn(workplace, seat)))
+              : Effect.sync(() => workplace.seats.leave(seat)),
             Effect.zipRight(
               Exit.isSuccess(exit)
                 ? snapshotWhenDue(workplace.definition, workplace.store, group.root, group.events.length)

@@ -3,6 +3,8 @@
  */
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
 import type * as Schedule from "effect/Schedule"
 import { type Event, maxSequence } from "../Event.js"
@@ -11,6 +13,7 @@ import type { StoreAdapterService } from "../StoreAdapter.js"
 import { StoreError, type ValidationError } from "../StoreError.js"
 import type { Timestamp } from "../Timestamp.js"
 import type { EventCodec, Tagged } from "./eventCodec.js"
+import { nextTurn } from "./nextTurn.js"
 import type { StateCodec } from "./stateCodec.js"
 import { type Stream, streamReaderOf } from "./streamReader.js"
 
@@ -106,8 +109,11 @@ export const fold = <State, A extends Tagged>(
 
 // --- internal ---
 
-/** So that a stream of millions takes no more memory than a page and the state. */
-const pageSize = 5000
+/**
+ * So that a stream of millions takes no more memory than two pages and the state. With smaller ones a statement's own cost, and that of
+ * making ready the next, outweighs what is won by working at two pages at once.
+ */
+const pageSize = 10_000
 
 const stateOf = <State, A extends Tagged>(
   folding: Folding<State, A>,
@@ -128,26 +134,69 @@ const readOn = <State, A extends Tagged>(
 ): Effect.Effect<Loaded<State>, ValidationError | StoreError> =>
   root.sequence >= upTo
     ? Effect.succeed(root)
-    : Effect.flatMap(
-        streamReaderOf(store).events(root.id, root.sequence + 1, Math.min(pageSize, upTo - root.sequence)),
-        (stream) => foldOn(folding, store, root, stream, upTo)
+    : Effect.flatMap(pageAfter(store, root.id, root.sequence, upTo), (stream) =>
+        foldOn(folding, store, root, stream, upTo)
       )
 
+const pageAfter = (
+  store: StoreAdapterService,
+  id: string,
+  sequence: number,
+  upTo: number
+): Effect.Effect<Stream, ValidationError | StoreError> =>
+  streamReaderOf(store).events(id, sequence + 1, Math.min(pageSize, upTo - sequence))
+
+/** Folds a page, and meanwhile the store looks for the next. */
 const foldOn = <State, A extends Tagged>(
   folding: Folding<State, A>,
   store: StoreAdapterService,
   root: Loaded<State>,
-  stream: Stream,
+  { events, more }: Stream,
   upTo: number
 ): Effect.Effect<Loaded<State>, ValidationError | StoreError> => {
+  const last = events.at(-1)
+  return more && last !== undefined && last.sequence < upTo
+    ? Effect.flatMap(
+        beside(
+          pageAfter(store, root.id, last.sequence, upTo),
+          Effect.suspend(() => foldPage(folding, root, events))
+        ),
+        ([next, current]) => foldOn(folding, store, current, next, upTo)
+      )
+    : foldPage(folding, root, events)
+}
+
+const foldPage = <State, A extends Tagged>(
+  folding: Folding<State, A>,
+  root: Loaded<State>,
+  events: ReadonlyArray<Event>
+): Either.Either<Loaded<State>, StoreError> => {
   let current = root
-  for (const event of stream.events) {
+  for (const event of events) {
     const next = fold(folding, current, event)
     if (Either.isLeft(next)) return next
     current = next.right
   }
-  return stream.more ? readOn(folding, store, current, upTo) : Effect.succeed(current)
+  return Either.right(current)
 }
+
+/** Both, the first under way before the second begins. It is interrupted, and waited for, where the second fails. */
+const beside = <A, E1, B, E2>(
+  first: Effect.Effect<A, E1>,
+  second: Effect.Effect<B, E2>
+): Effect.Effect<readonly [A, B], E1 | E2> =>
+  Effect.uninterruptibleMask((restore) =>
+    Effect.flatMap(Effect.fork(restore(first)), (fiber) =>
+      Effect.onExit(
+        restore(
+          Effect.flatMap(Effect.zipRight(nextTurn, second), (b) =>
+            Effect.map(Fiber.join(fiber), (a) => [a, b] as const)
+          )
+        ),
+        (exit) => (Exit.isSuccess(exit) ? Effect.void : Fiber.interrupt(fiber))
+      )
+    )
+  )
 
 const unusable = (
   operation: string,

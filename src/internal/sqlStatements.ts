@@ -107,13 +107,21 @@ export const eventOf = (aggregateId: string, { body, metadata, sequence, timesta
   metadata
 })
 
-/** The events for one reader: where metadata is the same text, it is one object. The row of a snapshot is passed over. */
-export const eventsOf = (aggregateId: string, rows: ReadonlyArray<EventRow>): ReadonlyArray<Event> => {
+/**
+ * The events for one reader, of rows that were selected up to a limit, and whether there are more. Where metadata is the same text, it is
+ * one object. The row of a snapshot is passed over.
+ */
+export const pageOf = (
+  aggregateId: string,
+  rows: ReadonlyArray<EventRow>,
+  limit: number
+): { readonly events: ReadonlyArray<Event>; readonly more: boolean } => {
   const events: Array<Event> = []
   let text: string | undefined
   let metadata: Event["metadata"] = {}
   for (const row of rows) {
     if (row.type === null) continue
+    if (events.length === limit) return { events, more: true }
     if (row.metadata !== text) {
       text = row.metadata
       metadata = JSON.parse(text)
@@ -127,9 +135,10 @@ export const eventsOf = (aggregateId: string, rows: ReadonlyArray<EventRow>): Re
       metadata
     })
   }
-  return events
+  return { events, more: false }
 }
 
+/** With a limit, one more than that: where it comes, there are more. */
 export const selectEvents = (
   sql: SqlClient.SqlClient,
   schema: Statement.Fragment,
@@ -139,9 +148,9 @@ export const selectEvents = (
   sql<EventRow>`select timestamp::text, sequence, '.' || type as type, body::text, metadata::text
     from ${schema}.event_log
     where aggregate_id = ${aggregateId} and sequence between ${minSequence} and ${maxSequence}
-    order by sequence ${limit === undefined ? sql`` : sql`limit ${limit}`}`
+    order by sequence ${limit === undefined ? sql`` : sql`limit ${limit + 1}`}`
 
-/** The snapshot, if there is one, and the events after it. */
+/** The snapshot, if there is one, and the events after it up to a limit, and one more. */
 export const selectStream = (
   sql: SqlClient.SqlClient,
   schema: Statement.Fragment,
@@ -157,7 +166,7 @@ export const selectStream = (
       select timestamp::text, sequence, '.' || type, body::text, metadata::text from ${schema}.event_log
       where aggregate_id = ${aggregateId} and sequence > coalesce((select sequence from snapshot), 0)
         and sequence <= ${maxSequence}
-      order by sequence limit ${limit}
+      order by sequence limit ${limit + 1}
     )`
 
 export const selectSnapshot = (sql: SqlClient.SqlClient, schema: Statement.Fragment, range: Range) =>

@@ -9,6 +9,7 @@ import * as Schema from "effect/Schema"
 import type { Snapshot } from "../Snapshot.js"
 import { ValidationError } from "../StoreError.js"
 import { guarded, parseIssues } from "./eventCodec.js"
+import { decodeUnknownEither, encodeUnknownEither } from "./shortWay.js"
 
 export interface StateCodec<State> {
   /** The state, unless the snapshot is another aggregate's, of another version, or can't be decoded. */
@@ -24,8 +25,8 @@ export const makeStateCodec = <State, I>(
   const metadata = { aggregate, version, schema: fingerprint(schema) }
   // Under a key of its own, since a state may be a number or a list, and a snapshot's body is an object.
   const body = Schema.Struct({ state: schema })
-  const decode = guarded(Schema.decodeUnknownEither(body))
-  const encode = guarded(Schema.encodeUnknownEither(body))
+  const decode = guarded(decodeUnknownEither(body))
+  const encode = guarded(encodeUnknownEither(body))
   return {
     decode: (snapshot) =>
       snapshot.metadata.aggregate === aggregate &&
