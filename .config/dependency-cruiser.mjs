@@ -11,7 +11,8 @@ const floors = [
     "internal/storeTransaction.ts",
     "internal/folderLock.ts",
     "internal/promptly.ts",
-    "internal/tracing.ts"
+    "internal/tracing.ts",
+    "internal/minted.ts"
   ],
   ["Event.ts", "internal/sqlTransaction.ts"],
   ["Snapshot.ts", "internal/eventCodec.ts", "internal/sqlMigrations.ts", "internal/coalesce.ts"],
