@@ -12,11 +12,12 @@ const floors = [
     "internal/folderLock.ts",
     "internal/promptly.ts",
     "internal/tracing.ts",
-    "internal/minted.ts"
+    "internal/minted.ts",
+    "internal/sharingPace.ts"
   ],
   ["Event.ts", "internal/sqlTransaction.ts"],
   ["Snapshot.ts", "internal/eventCodec.ts", "internal/sqlMigrations.ts", "internal/coalesce.ts"],
-  ["Projection.ts", "internal/record.ts", "internal/stateCodec.ts"],
+  ["Projection.ts", "internal/record.ts", "internal/stateCodec.ts", "internal/sharedTransaction.ts"],
   ["StoreAdapter.ts", "EventFeed.ts", "internal/sqlStatements.ts"],
   ["internal/streamReader.ts", "internal/settling.ts"],
   ["internal/loading.ts"],

@@ -14,6 +14,7 @@ import { type Commit, makeCoalescer, type Verdict } from "./internal/coalesce.js
 import { textProblem } from "./internal/json.js"
 import { promptly } from "./internal/promptly.js"
 import { prepareRange, restoreSnapshot } from "./internal/record.js"
+import { makeSharing } from "./internal/sharedTransaction.js"
 import { fromSqlError, isStrayCancel, type Phase } from "./internal/sqlError.js"
 import { migrate as migrateSchema } from "./internal/sqlMigrations.js"
 import {
@@ -84,10 +85,21 @@ export const make = (options?: SqlStoreOptions): Effect.Effect<StoreAdapterServi
     /** One commit as part of the transaction around it. */
     const insert = (operation: string, events: Commit): Effect.Effect<Verdict | undefined, StoreError> =>
       quietly(
-        Effect.mapBoth(insertCommits([events], false), {
+        Effect.mapBoth(insertCommits([events], "patient"), {
           onFailure: (error) => fromSqlError(operation, "writing", error),
           onSuccess: (outcomes) => verdictsOf(outcomes)[0]
         })
+      )
+
+    /** One commit with its projections. */
+    const transact = <E, R>(events: Commit, project: Effect.Effect<void, E, R>) =>
+      withTransaction(
+        sql,
+        "commitAll",
+        insert("commitAll", events).pipe(
+          Effect.flatMap(accepted),
+          Effect.flatMap((outcome) => (outcome === "stored" ? Effect.void : project))
+        )
       )
 
     /** One statement of an aggregate that loads. */
@@ -105,11 +117,23 @@ export const make = (options?: SqlStoreOptions): Effect.Effect<StoreAdapterServi
       )
 
     const commit = yield* makeCoalescer((commits, hurried) =>
-      Effect.mapBoth(insertCommits(commits, hurried), {
+      Effect.mapBoth(insertCommits(commits, hurried ? "hurried" : "patient"), {
         onFailure: (error) => fromSqlError("commitEvents", "committing", error),
         onSuccess: verdictsOf
       }).pipe(againWhenCancelled, quietly)
     )
+
+    const commitWith = yield* makeSharing({
+      sql,
+      store: (commits) =>
+        quietly(
+          Effect.mapBoth(insertCommits(commits, "inCompany"), {
+            onFailure: (error) => fromSqlError("commitAll", "writing", error),
+            onSuccess: verdictsOf
+          })
+        ),
+      alone: (events, project) => promptly(transact(events, project))
+    })
 
     const service = makeEncoded({
       name: "SqlStore",
@@ -120,17 +144,10 @@ export const make = (options?: SqlStoreOptions): Effect.Effect<StoreAdapterServi
             accepted
           )
         ),
-      appendWith: (events, project) => {
-        const transaction = withTransaction(
-          sql,
-          "commitAll",
-          insert("commitAll", events).pipe(
-            Effect.flatMap(accepted),
-            Effect.flatMap((outcome) => (outcome === "stored" ? Effect.void : project))
-          )
-        )
-        return Effect.flatMap(insideSqlTransaction, (inside) => (inside ? transaction : promptly(transaction)))
-      },
+      appendWith: (events, project) =>
+        Effect.flatMap(insideSqlTransaction, (inside) =>
+          inside ? transact(events, project) : commitWith(events, project)
+        ),
       putSnapshot: (snapshot) =>
         // Outside a transaction the statement is its own commit. One of unknown outcome does no harm when repeated.
         Effect.asVoid(statement("commitSnapshot", "committing", upsertSnapshot(sql, schema, snapshot))),

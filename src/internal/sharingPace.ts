@@ -1,0 +1,97 @@
+/**
+ * How many transactions are to be under way at once, how many commits one may carry, and whose commits had better go alone: all from
+ * what came of those before. By the machine's clock, whatever clock the program has.
+ */
+
+/** What is learned and answered. */
+export interface Pace {
+  /** How many transactions may be under way before others wait. */
+  readonly lanes: () => number
+  /** How many commits travel together. */
+  readonly seats: () => number
+  /** Whether commits of this kind go alone for now. */
+  readonly isOut: (kind: string) => boolean
+  /** A commit's projections took so many milliseconds. */
+  readonly took: (millis: number) => void
+  /** A commit of this kind took a shared transaction apart, or may have; the weight says how much harm that did. */
+  readonly blame: (kind: string, weight: number) => void
+  /** One of this kind came through. */
+  readonly praise: (kind: string) => void
+  /** Two transactions wanted the same rows. */
+  readonly collided: () => void
+}
+
+export const makePace = (): Pace => {
+  let usual = 0
+  let oneLaneUntil = 0
+  const records = new Map<string, { faults: number; outs: number; outUntil: number }>()
+
+  return {
+    // While others compute, one waits for the database; more would only share the processor. Where projections wait longer than
+    // that, for a database that is far or for whatever they do, many at once are worth more than many in one.
+    lanes: () =>
+      performance.now() < oneLaneUntil ? 1 : Math.floor(lanesAtLeast + Math.max(0, usual - quick) * lanesPerMilli),
+    seats: () => Math.max(1, Math.min(maxSeats, Math.floor(maxMillis / Math.max(usual, 0.01)))),
+    isOut: (kind) => {
+      const record = records.get(kind)
+      return record !== undefined && performance.now() < record.outUntil
+    },
+    took: (millis) => {
+      // Nearly the least: what the waiting for each other adds is not to make them wait even more.
+      usual = millis < usual || usual === 0 ? millis : usual + (millis - usual) * drift
+    },
+    blame: (kind, weight) => {
+      const record = records.get(kind) ?? { faults: 0, outs: 0, outUntil: 0 }
+      records.delete(kind)
+      records.set(kind, record)
+      record.faults += weight
+      if (record.faults >= maxFaults) {
+        record.outUntil = performance.now() + shortestOut * 2 ** record.outs
+        record.outs = Math.min(record.outs + 1, maxOuts)
+        // The next one is enough.
+        record.faults = maxFaults - 1
+      }
+      for (const oldest of records.keys()) {
+        if (records.size <= maxRecords) return
+        records.delete(oldest)
+      }
+    },
+    praise: (kind) => {
+      const record = records.get(kind)
+      if (record === undefined) return
+      record.faults -= redemption
+      if (record.faults <= 0) records.delete(kind)
+    },
+    collided: () => {
+      oneLaneUntil = performance.now() + oneLaneFor
+    }
+  }
+}
+
+// --- internal ---
+
+const lanesAtLeast = 2
+
+/** What a projection takes that is one statement on a database near by, in milliseconds, and so far no more lanes are made. */
+const quick = 0.5
+const lanesPerMilli = 2
+
+/** How much of the difference to what is usual a slower one counts. */
+const drift = 0.02
+
+const maxSeats = 64
+
+/** How long the projections of a shared transaction should take at most, in milliseconds. */
+const maxMillis = 20
+
+const maxFaults = 3
+const redemption = 0.25
+
+/** For how long a kind goes alone, in milliseconds: at first, and how often that is doubled. */
+const shortestOut = 250
+const maxOuts = 6
+
+const maxRecords = 1000
+
+/** Rows that are wanted by many are so for some time. In one lane nobody waits for them. */
+const oneLaneFor = 10_000
