@@ -70,13 +70,13 @@ export const makeSharing = (ways: Ways): Effect.Effect<Ways["alone"]> => {
       const entries = take(Math.min(pace.seats(), Math.ceil(queue.length / lanes)))
       const [first, ...others] = entries
       if (first === undefined) return
-      const lane = enter()
+      const leave = enter()
       if (others.length === 0) {
-        first.lane = lane
+        first.leave = leave
         first.isAlone = true
         tell(first, { _tag: "Alone" })
       } else {
-        departures.push(travel(entries, lane))
+        departures.push(travel(entries, leave))
         callCarrier()
       }
     }
@@ -98,18 +98,20 @@ export const makeSharing = (ways: Ways): Effect.Effect<Ways["alone"]> => {
   /** A place among those under way, which is left at the latest after some time. */
   const enter = (): Lane => {
     underWay++
-    const lane: Lane = {
-      leave: () => {
-        if (lane.left) return
-        lane.left = true
-        clearTimeout(timer)
-        underWay--
-        departSoon()
-      },
-      left: false
+    const entered = performance.now()
+    let left = false
+    const clear = (): void => {
+      if (left) return
+      left = true
+      underWay--
+      departSoon()
     }
-    const timer = setTimeout(lane.leave, patience)
-    return lane
+    const timer = setTimeout(clear, pace.patience())
+    return () => {
+      clearTimeout(timer)
+      clear()
+      pace.lasted(performance.now() - entered)
+    }
   }
 
   /** Takes out of the queue what may leave together. */
@@ -146,7 +148,7 @@ export const makeSharing = (ways: Ways): Effect.Effect<Ways["alone"]> => {
     if (entry.finished) return
     entry.finished = true
     for (const id of entry.aggregates) busy.delete(id)
-    entry.lane?.leave()
+    entry.leave?.()
     entry.onFinish?.()
     departSoon()
   }
@@ -157,7 +159,7 @@ export const makeSharing = (ways: Ways): Effect.Effect<Ways["alone"]> => {
   }
 
   /** One shared transaction, from its connection on. Its fiber belongs to none of those that it carries. */
-  const travel = (entries: ReadonlyArray<Entry>, lane: Lane): Effect.Effect<void> =>
+  const travel = (entries: ReadonlyArray<Entry>, leave: Lane): Effect.Effect<void> =>
     Effect.scoped(
       Effect.flatMap(Effect.exit(reserve(ways.sql, operation)), (reserved) => {
         if (Exit.isSuccess(reserved)) return withConnection(entries, reserved.value)
@@ -166,7 +168,7 @@ export const makeSharing = (ways: Ways): Effect.Effect<Ways["alone"]> => {
       })
     ).pipe(
       spanned("SqlStore.shareTransaction", { ...placeAmong(entries), attributes: { commits: entries.length } }),
-      Effect.ensuring(Effect.sync(lane.leave)),
+      Effect.ensuring(Effect.sync(leave)),
       Effect.uninterruptible
     )
 
@@ -192,6 +194,7 @@ export const makeSharing = (ways: Ways): Effect.Effect<Ways["alone"]> => {
       }
       const trip: Trip = {
         projecting: undefined,
+        since: 0,
         over: false,
         body: undefined,
         stop: () => {
@@ -206,8 +209,9 @@ export const makeSharing = (ways: Ways): Effect.Effect<Ways["alone"]> => {
 
       const tooLong = setTimeout(() => {
         if (trip.over) return
-        if (trip.projecting === undefined) for (const entry of aboard) pace.blame(entry.kind, 1)
-        else pace.blame(trip.projecting.kind, severe)
+        const { projecting, since } = trip
+        if (projecting !== undefined && performance.now() - since > maxMillis / 2) pace.blame(projecting.kind, severe)
+        else pace.tooLong()
         trip.stop()
       }, maxMillis)
 
@@ -222,6 +226,7 @@ export const makeSharing = (ways: Ways): Effect.Effect<Ways["alone"]> => {
         aboard = written
         for (const entry of written) {
           trip.projecting = entry
+          trip.since = performance.now()
           yield* turn(entry, trip, connection)
           trip.projecting = undefined
         }
@@ -354,7 +359,7 @@ export const makeSharing = (ways: Ways): Effect.Effect<Ways["alone"]> => {
           isAlone: false,
           finished: false,
           projected: false,
-          lane: undefined,
+          leave: undefined,
           trip: undefined,
           place: undefined,
           running: undefined
@@ -421,7 +426,7 @@ interface Entry {
   isAlone: boolean
   finished: boolean
   projected: boolean
-  lane: Lane | undefined
+  leave: Lane | undefined
   trip: Trip | undefined
   place: Place | undefined
   /** Its projections, in a transaction with others. */
@@ -434,14 +439,14 @@ type Instruction =
   | { readonly _tag: "Project"; readonly place: Place }
   | { readonly _tag: "Ended"; readonly exit: Exit.Exit<void, RetryCommand | StoreError> }
 
-interface Lane {
-  readonly leave: () => void
-  left: boolean
-}
+/** Gives back a place among those under way. */
+type Lane = () => void
 
 /** A shared transaction under way. */
 interface Trip {
   projecting: Entry | undefined
+  /** When that began. */
+  since: number
   /** It will not be committed, or it was. */
   over: boolean
   body: Fiber.RuntimeFiber<void, unknown> | undefined
@@ -458,9 +463,6 @@ interface Place {
 }
 
 const operation = "commitAll"
-
-/** How long those that come after wait for a transaction, in milliseconds: far longer than a healthy one takes. */
-const patience = 25
 
 /** How long a shared transaction may take before its COMMIT, and those in it wait when it is undone, in milliseconds. */
 const maxMillis = 200

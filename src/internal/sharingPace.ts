@@ -9,10 +9,16 @@ export interface Pace {
   readonly lanes: () => number
   /** How many commits travel together. */
   readonly seats: () => number
+  /** How long those that come after wait for a transaction, in milliseconds: far longer than a healthy one takes here. */
+  readonly patience: () => number
   /** Whether commits of this kind go alone for now. */
   readonly isOut: (kind: string) => boolean
   /** A commit's projections took so many milliseconds. */
   readonly took: (millis: number) => void
+  /** A transaction, shared or not, lasted so many milliseconds. */
+  readonly lasted: (millis: number) => void
+  /** A shared transaction took too long, through nobody's fault. */
+  readonly tooLong: () => void
   /** A commit of this kind took a shared transaction apart, or may have; the weight says how much harm that did. */
   readonly blame: (kind: string, weight: number) => void
   /** One of this kind came through. */
@@ -23,6 +29,8 @@ export interface Pace {
 
 export const makePace = (): Pace => {
   let usual = 0
+  let duration = 0
+  let mostSeats = maxSeats
   let oneLaneUntil = 0
   const records = new Map<string, { faults: number; outs: number; outUntil: number }>()
 
@@ -31,7 +39,8 @@ export const makePace = (): Pace => {
     // that, for a database that is far or for whatever they do, many at once are worth more than many in one.
     lanes: () =>
       performance.now() < oneLaneUntil ? 1 : Math.floor(lanesAtLeast + Math.max(0, usual - quick) * lanesPerMilli),
-    seats: () => Math.max(1, Math.min(maxSeats, Math.floor(maxMillis / Math.max(usual, 0.01)))),
+    seats: () => Math.max(1, Math.min(mostSeats, Math.floor(maxMillis / Math.max(usual, 0.01)))),
+    patience: () => Math.min(Math.max(3 * duration, leastPatience), mostPatience),
     isOut: (kind) => {
       const record = records.get(kind)
       return record !== undefined && performance.now() < record.outUntil
@@ -39,6 +48,12 @@ export const makePace = (): Pace => {
     took: (millis) => {
       // Nearly the least: what the waiting for each other adds is not to make them wait even more.
       usual = millis < usual || usual === 0 ? millis : usual + (millis - usual) * drift
+    },
+    lasted: (millis) => {
+      duration += (millis - duration) * 0.1
+    },
+    tooLong: () => {
+      mostSeats = Math.max(2, mostSeats >> 1)
     },
     blame: (kind, weight) => {
       const record = records.get(kind) ?? { faults: 0, outs: 0, outUntil: 0 }
@@ -57,6 +72,7 @@ export const makePace = (): Pace => {
       }
     },
     praise: (kind) => {
+      if (mostSeats < maxSeats) mostSeats++
       const record = records.get(kind)
       if (record === undefined) return
       record.faults -= redemption
@@ -74,7 +90,7 @@ const lanesAtLeast = 2
 
 /** What a projection takes that is one statement on a database near by, in milliseconds, and so far no more lanes are made. */
 const quick = 0.5
-const lanesPerMilli = 2
+const lanesPerMilli = 0.5
 
 /** How much of the difference to what is usual a slower one counts. */
 const drift = 0.02
@@ -82,7 +98,10 @@ const drift = 0.02
 const maxSeats = 64
 
 /** How long the projections of a shared transaction should take at most, in milliseconds. */
-const maxMillis = 20
+const maxMillis = 50
+
+const leastPatience = 25
+const mostPatience = 100
 
 const maxFaults = 3
 const redemption = 0.25
