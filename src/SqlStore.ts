@@ -14,7 +14,7 @@ import { type Commit, makeCoalescer, type Verdict } from "./internal/coalesce.js
 import { textProblem } from "./internal/json.js"
 import { promptly } from "./internal/promptly.js"
 import { prepareRange, restoreSnapshot } from "./internal/record.js"
-import { makeSharing } from "./internal/sharedTransaction.js"
+import { makeSharing, type Ways } from "./internal/sharedTransaction.js"
 import { fromSqlError, isStrayCancel, type Phase } from "./internal/sqlError.js"
 import { migrate as migrateSchema } from "./internal/sqlMigrations.js"
 import {
@@ -51,6 +51,12 @@ export interface SqlStoreOptions {
    * with the rights for it: `SqlStore.migrate`.
    */
   readonly migrate?: boolean | undefined
+  /**
+   * Whether commits with projections that wait share a transaction; `true` by default. With `false` each has its own: for projections
+   * that call functions of the database which set something for the transaction (`set_config`), where that must not be there
+   * for those who come after.
+   */
+  readonly shareTransactions?: boolean | undefined
 }
 
 /**
@@ -123,7 +129,8 @@ export const make = (options?: SqlStoreOptions): Effect.Effect<StoreAdapterServi
       }).pipe(againWhenCancelled, quietly)
     )
 
-    const commitWith = yield* makeSharing({
+    const alone: Ways["alone"] = (events, project) => promptly(transact(events, project))
+    const sharing = makeSharing({
       sql,
       store: (commits) =>
         quietly(
@@ -132,8 +139,9 @@ export const make = (options?: SqlStoreOptions): Effect.Effect<StoreAdapterServi
             onSuccess: verdictsOf
           })
         ),
-      alone: (events, project) => promptly(transact(events, project))
+      alone
     })
+    const commitWith = options?.shareTransactions === false ? alone : yield* sharing
 
     const service = makeEncoded({
       name: "SqlStore",

@@ -51,6 +51,15 @@ it.layer(stores.Postgres, { timeout: 60_000 })("shared transactions on Postgres"
     })
   )
 
+  it.effect("with shareTransactions: false each is a transaction of its own", () =>
+    Effect.gen(function* () {
+      const rows = yield* aTable
+      const ids = Arr.makeBy(8, (): string => crypto.randomUUID())
+      yield* allSucceed(yield* inCompany(ids.map((id) => commit(id, [rows.projection()]))))
+      expect(yield* transactionsOf(ids)).toBe(8)
+    }).pipe(Effect.provide(SqlStore.layerWith({ migrate: false, shareTransactions: false })))
+  )
+
   it.effect("those about one aggregate keep their order, and strangers do not wait for them", () =>
     Effect.gen(function* () {
       const rows = yield* aTable

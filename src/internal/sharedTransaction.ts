@@ -192,6 +192,10 @@ export const makeSharing = (ways: Ways): Effect.Effect<Ways["alone"]> => {
           }
         }
       }
+      /** Somebody's fault it was. */
+      const blameAll = (): void => {
+        for (const kind of new Set(aboard.map(({ kind }) => kind))) pace.blame(kind, 1)
+      }
       const trip: Trip = {
         projecting: undefined,
         since: 0,
@@ -216,7 +220,10 @@ export const makeSharing = (ways: Ways): Effect.Effect<Ways["alone"]> => {
       }, maxMillis)
 
       const body = Effect.gen(function* () {
-        const verdicts = yield* on([connection, 0], ways.store(entries.map(({ commit }) => commit)))
+        // It gives up by itself where it has to wait; to cancel it would take another connection.
+        const verdicts = yield* Effect.uninterruptible(
+          on([connection, 0], ways.store(entries.map(({ commit }) => commit)))
+        )
         const written: Array<Entry> = []
         for (const [index, entry] of entries.entries()) {
           const verdict = verdicts[index] ?? "written"
@@ -250,11 +257,9 @@ export const makeSharing = (ways: Ways): Effect.Effect<Ways["alone"]> => {
           }
           return
         }
-        for (const entry of aboard) pace.blame(entry.kind, 1)
+        blameAll()
       } else {
-        if (Exit.isFailure(exit) && Cause.isFailure(exit.cause) && !isLost(exit.cause)) {
-          for (const entry of aboard) pace.blame(entry.kind, 1)
-        }
+        if (Exit.isFailure(exit) && Cause.isFailure(exit.cause) && !isLost(exit.cause)) blameAll()
         trip.over = true
         yield* rollback(connection)
       }

@@ -90,7 +90,7 @@ const lanesAtLeast = 2
 
 /** What a projection takes that is one statement on a database near by, in milliseconds, and so far no more lanes are made. */
 const quick = 0.5
-const lanesPerMilli = 0.5
+const lanesPerMilli = 2
 
 /** How much of the difference to what is usual a slower one counts. */
 const drift = 0.02
