@@ -13,11 +13,13 @@ const floors = [
     "internal/nextTurn.ts",
     "internal/promptly.ts",
     "internal/tracing.ts",
-    "internal/wakeUps.ts"
+    "internal/wakeUps.ts",
+    "internal/minted.ts",
+    "internal/sharingPace.ts"
   ],
   ["Event.ts", "internal/sqlTransaction.ts"],
   ["Snapshot.ts", "internal/eventCodec.ts", "internal/sqlMigrations.ts", "internal/coalesce.ts"],
-  ["Projection.ts", "internal/record.ts", "internal/stateCodec.ts"],
+  ["Projection.ts", "internal/record.ts", "internal/stateCodec.ts", "internal/sharedTransaction.ts"],
   ["StoreAdapter.ts", "EventFeed.ts", "internal/sqlStatements.ts"],
   ["SubscriptionStore.ts", "internal/streamReader.ts", "internal/settling.ts", "internal/feedInput.ts"],
   ["internal/loading.ts", "internal/feedWatch.ts"],

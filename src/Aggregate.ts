@@ -24,6 +24,7 @@ import {
   tagsOf,
   unknownTag
 } from "./internal/eventCodec.js"
+import { makeMinted } from "./internal/minted.js"
 import type { Keeping } from "./internal/seats.js"
 import { makeStateCodec } from "./internal/stateCodec.js"
 import { spanned } from "./internal/tracing.js"
@@ -128,7 +129,10 @@ export interface Aggregate<
 > {
   readonly name: Name
 
-  /** An id for a new aggregate: a timestamp, so ids rise with time. Any other text will do as well. */
+  /**
+   * An id for a new aggregate: a timestamp, so ids rise with time. Any other text will do as well; but of an id that was made here the
+   * first command need not look for events in the store.
+   */
   readonly newId: Effect.Effect<string>
 
   /**
@@ -426,7 +430,13 @@ export const make = <
 
   return {
     name,
-    newId: Effect.flatMap(HybridClock, ({ now }) => now),
+    newId: Effect.map(
+      Effect.flatMap(HybridClock, ({ now }) => now),
+      (id) => {
+        definition.minted.add(id)
+        return id
+      }
+    ),
     evaluate: <K extends C>(id: string, command: K) =>
       operate("evaluate")(id, (service) => service.evaluate(id, command), { command: tagOf(command) }) as Effect.Effect<
         Evaluated<State, A>,
@@ -491,6 +501,7 @@ const define = <State, StateEncoded, A extends Tagged, I extends Tagged, C exten
           refusingBadInput(`${name}.evaluate`, () => handler(command as never, root))
     },
     projections: options.projections ?? [],
+    minted: makeMinted(),
     snapshotEvery: options.snapshotEvery,
     retry: options.retry ?? defaultRetry
   }

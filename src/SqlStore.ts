@@ -17,6 +17,7 @@ import { type Commit, makeCoalescer, type Verdict } from "./internal/coalesce.js
 import { textProblem } from "./internal/json.js"
 import { promptly } from "./internal/promptly.js"
 import { prepareRange, restoreSnapshot } from "./internal/record.js"
+import { makeSharing, type Ways } from "./internal/sharedTransaction.js"
 import { fromSqlError, isStrayCancel, type Phase } from "./internal/sqlError.js"
 import { makeSqlFeed } from "./internal/sqlFeed.js"
 import { migrate as migrateSchema } from "./internal/sqlMigrations.js"
@@ -64,6 +65,12 @@ export interface SqlStoreOptions {
    * connection of its pool, if that has four or more. Polling is for what neither tells, such as the end of your own transaction.
    */
   readonly pollInterval?: Duration.DurationInput | undefined
+  /**
+   * Whether commits with projections that wait share a transaction; `true` by default. With `false` each has its own: for projections
+   * that call functions of the database which set something for the transaction (`set_config`), where that must not be there
+   * for those who come after.
+   */
+  readonly shareTransactions?: boolean | undefined
 }
 
 /**
@@ -103,10 +110,21 @@ export const make = (options?: SqlStoreOptions): Effect.Effect<StoreAdapterServi
     /** One commit as part of the transaction around it. */
     const insert = (operation: string, events: Commit): Effect.Effect<Verdict | undefined, StoreError> =>
       quietly(
-        Effect.mapBoth(insertCommits([events], false), {
+        Effect.mapBoth(insertCommits([events], "patient"), {
           onFailure: (error) => fromSqlError(operation, "writing", error),
           onSuccess: (outcomes) => verdictsOf(outcomes)[0]
         })
+      )
+
+    /** One commit with its projections. */
+    const transact = <E, R>(events: Commit, project: Effect.Effect<void, E, R>) =>
+      withTransaction(
+        sql,
+        "commitAll",
+        insert("commitAll", events).pipe(
+          Effect.flatMap(accepted),
+          Effect.flatMap((outcome) => (outcome === "stored" ? Effect.void : project))
+        )
       )
 
     /** One statement of an aggregate that loads. */
@@ -124,11 +142,25 @@ export const make = (options?: SqlStoreOptions): Effect.Effect<StoreAdapterServi
       )
 
     const commit = yield* makeCoalescer((commits, hurried) =>
-      Effect.mapBoth(insertCommits(commits, hurried), {
+      Effect.mapBoth(insertCommits(commits, hurried ? "hurried" : "patient"), {
         onFailure: (error) => fromSqlError("commitEvents", "committing", error),
         onSuccess: verdictsOf
       }).pipe(againWhenCancelled, quietly)
     )
+
+    const alone: Ways["alone"] = (events, project) => promptly(transact(events, project))
+    const sharing = makeSharing({
+      sql,
+      store: (commits) =>
+        quietly(
+          Effect.mapBoth(insertCommits(commits, "inCompany"), {
+            onFailure: (error) => fromSqlError("commitAll", "writing", error),
+            onSuccess: verdictsOf
+          })
+        ),
+      alone
+    })
+    const commitWith = options?.shareTransactions === false ? alone : yield* sharing
 
     const service = makeEncoded({
       name: "SqlStore",
@@ -139,20 +171,11 @@ export const make = (options?: SqlStoreOptions): Effect.Effect<StoreAdapterServi
             accepted
           )
         ),
-      appendWith: (events, project) => {
-        const transaction = withTransaction(
-          sql,
-          "commitAll",
-          insert("commitAll", events).pipe(
-            Effect.flatMap(accepted),
-            Effect.flatMap((outcome) => (outcome === "stored" ? Effect.void : project))
-          )
-        )
-        return Effect.flatMap(insideSqlTransaction, (inside) =>
+      appendWith: (events, project) =>
+        Effect.flatMap(insideSqlTransaction, (inside) =>
           // Accepted is not committed yet: those who wait are told again.
-          inside ? transaction : Effect.tap(promptly(transaction), () => wakeUps.committed())
-        )
-      },
+          inside ? transact(events, project) : Effect.tap(commitWith(events, project), () => wakeUps.committed())
+        ),
       putSnapshot: (snapshot) =>
         // Outside a transaction the statement is its own commit. One of unknown outcome does no harm when repeated.
         Effect.asVoid(statement("commitSnapshot", "committing", upsertSnapshot(sql, schema, snapshot))),

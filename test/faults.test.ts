@@ -107,8 +107,8 @@ layer(Ground.layer, { timeout: "60 seconds", excludeTestServices: true })("fault
           from maestro.event_log`
       ).toEqual([{ events: 1000, accounts: 50, last: 20 }])
       expect(yield* admin`select sum(balance)::int as total from balances`).toEqual([{ total: 1000 }])
-      // It did happen.
-      expect(proxy.counts().swallowed - before).toBeGreaterThan(500)
+      // It did happen, and a COMMIT carries several commands.
+      expect(proxy.counts().swallowed - before).toBeGreaterThan(50)
     }).pipe(quietly)
   )
 

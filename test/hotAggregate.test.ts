@@ -271,6 +271,59 @@ for (const [name, store] of Object.entries(stores)) {
       })
     )
 
+    it.scoped("of an id that was made here the first command reads nothing; of any other it does", () =>
+      Effect.gen(function* () {
+        const { id, node, reads } = yield* aCountingAccount(Account.layer)
+        expect(yield* Effect.provide(Account.evaluate(id, new Deposit({ amount: 1 })), node)).toMatchObject({
+          sequence: 1,
+          state: { balance: 1 }
+        })
+        expect(reads()).toBe(0)
+        yield* Effect.provide(Account.evaluate(crypto.randomUUID(), new Deposit({ amount: 1 })), node)
+        expect(reads()).toBeGreaterThan(0)
+      })
+    )
+
+    it.scoped("where others have written to an id that was made here, it is their events that count", () =>
+      Effect.gen(function* () {
+        const { node } = yield* aCountingAccount(Account.layer)
+        const Elsewhere = Aggregate.make("Account", definition)
+        const elsewhere = yield* aNode(Elsewhere.layer)
+        const [committing, refused, touched] = yield* Effect.replicateEffect(Account.newId, 3)
+        for (const id of [committing, refused, touched]) {
+          yield* Effect.provide(Elsewhere.evaluate(id ?? "", new Deposit({ amount: 10 })), elsewhere)
+        }
+        expect(
+          yield* Effect.provide(Account.evaluate(committing ?? "", new Deposit({ amount: 5 })), node)
+        ).toMatchObject({ sequence: 2, state: { balance: 15 } })
+        expect(
+          yield* Effect.provide(Account.evaluate(refused ?? "", new Withdraw({ amount: 10 })), node)
+        ).toMatchObject({ sequence: 2, state: { balance: 0 } })
+        expect(yield* Effect.provide(Account.evaluate(touched ?? "", new Touch()), node)).toMatchObject({
+          sequence: 1,
+          state: { balance: 10 }
+        })
+      })
+    )
+
+    it.scoped("an id that was made here is believed new once, and never where no states are kept", () =>
+      Effect.gen(function* () {
+        const Unkept = Aggregate.make("Account", { ...definition, keep: { capacity: 0 } })
+        const unkept = yield* aCountingAccount(Unkept.layer)
+        yield* Effect.provide(Unkept.evaluate(yield* Unkept.newId, new Deposit({ amount: 1 })), unkept.node)
+        expect(unkept.reads()).toBeGreaterThan(0)
+
+        const One = Aggregate.make("Account", { ...definition, keep: { capacity: 1 } })
+        const { node, reads } = yield* aCountingAccount(One.layer)
+        const ids = yield* Effect.replicateEffect(One.newId, 2)
+        for (const id of ids) yield* Effect.provide(One.evaluate(id, new Deposit({ amount: 1 })), node)
+        expect(reads()).toBe(0)
+        // Its state is not kept any more.
+        yield* Effect.provide(One.evaluate(ids[0] ?? "", new Deposit({ amount: 1 })), node)
+        expect(reads()).toBeGreaterThan(0)
+      })
+    )
+
     it.scoped("fetch reads on from what is kept, and what it finds is kept", () =>
       Effect.gen(function* () {
         const { id, node } = yield* aCountingAccount(Account.layer)

@@ -34,7 +34,8 @@ for (const reason of ["ConnectionLost", "Unavailable", "Contention"] as const) {
         commitAll: (...args) =>
           Effect.suspend(() => (++commits === 1 ? Effect.fail(failure(reason)) : store.commitAll(...args)))
       })
-      const id = yield* Account.newId
+      // An id of somebody else: it has to be looked for.
+      const id = crypto.randomUUID()
       yield* Effect.provide(Account.evaluate(id, new Deposit({ amount: 1 })), node)
       expect([reads, commits]).toEqual([2, 2])
       expect(yield* store.getEvents(id, 1)).toHaveLength(1)

@@ -17,7 +17,8 @@ import { HybridClock } from "../Timestamp.js"
 import { evaluateOnce } from "./evaluateOnce.js"
 import type { Tagged } from "./eventCodec.js"
 import { commitSnapshot, evaluate, evaluateApart, type Outcome, type Workplace } from "./lifecycle.js"
-import { type Definition, type Loaded, load, refresh } from "./loading.js"
+import { type Definition, initial, type Loaded, load, refresh } from "./loading.js"
+import type { Minted } from "./minted.js"
 import { withoutReceipts } from "./receipt.js"
 import { HoldsTurn, type Keeping, makeSeats } from "./seats.js"
 import { insideTransaction, isInsideTransaction, StoreTransaction } from "./storeTransaction.js"
@@ -45,6 +46,7 @@ interface Evaluated<State, A> {
 export interface Design<State, A extends Tagged, C, E, R> extends Definition<State, A> {
   readonly decide: (command: C, root: Loaded<State>) => Effect.Effect<ReadonlyArray<A>, E | ValidationError, R>
   readonly projections: ReadonlyArray<Projection<E, R>>
+  readonly minted: Minted
 }
 
 export const makeService = <State, A extends Tagged, C, E, R, M, I>(
@@ -66,7 +68,11 @@ export const makeService = <State, A extends Tagged, C, E, R, M, I>(
       commandId
     )(yield* Effect.context<R>()) as Context.Context<R>
     const capturedWithTurn = Context.add(captured, HoldsTurn, true)
-    const seats = yield* makeSeats<State>(keeping, Clock.currentTimeMillis)
+    const seats = yield* makeSeats<State>(
+      keeping,
+      (id) => (definition.minted.take(id) ? initial(definition, id) : undefined),
+      Clock.currentTimeMillis
+    )
     const projections = definition.projections.map(withoutReceipts)
     // Those that are none need nothing.
     const noProjections: readonly [] | undefined = projections.length === 0 ? [] : undefined

@@ -145,7 +145,6 @@ export const makeCoalescer = (
 
   const wake = (): void => {
     const next = queue.length > 0 ? idle.pop() : undefined
-    // Who has the next commit ready in this turn of the event loop comes along.
     if (next !== undefined) soon(next)
   }
 
@@ -215,10 +214,39 @@ export const makeCoalescer = (
     ),
     (commit) => {
       const size = sizeOf(commit)
-      // A large one would keep the others waiting, and gains nothing by company.
-      return commit.length > largeEvents || size > largeSize ? commitAlone(commit) : commitInCompany(commit, size)
+      return isLarge(commit, size) ? commitAlone(commit) : commitInCompany(commit, size)
     }
   )
+}
+
+/** Whether a commit is to travel alone: it would keep the others waiting, and gains nothing by company. */
+export const isLarge = (commit: Commit, size: number): boolean => commit.length > largeEvents || size > largeSize
+
+export const aggregatesOf = (commit: Commit): ReadonlyArray<string> => {
+  const [first] = commit
+  return commit.length === 1 && first !== undefined
+    ? [first.aggregateId]
+    : [...new Set(commit.map(({ aggregateId }) => aggregateId))]
+}
+
+/** In characters. */
+export const sizeOf = (commit: Commit): number => {
+  let size = 0
+  for (const { aggregateId, body, metadata, type } of commit) {
+    size += aggregateId.length + body.length + metadata.length + type.length
+  }
+  return size
+}
+
+/** What is done for several is part of the trace of the only one, or points to those of all. */
+export const placeAmong = (
+  entries: ReadonlyArray<{ readonly span: Option.Option<Tracer.AnySpan> }>
+): Tracer.SpanOptions => {
+  const spans = entries.flatMap(({ span }) => (Option.isSome(span) ? [span.value] : []))
+  const [first, ...others] = spans
+  return first !== undefined && others.length === 0
+    ? { parent: first }
+    : { root: true, links: spans.map((span) => ({ _tag: "SpanLink" as const, span, attributes: {} })) }
 }
 
 // --- internal ---
@@ -281,30 +309,8 @@ const awaitAtMost = (fiber: Fiber.RuntimeFiber<unknown>, patience: number): Effe
     fiber.addObserver(done)
   })
 
-/** A statement is part of the trace of the commit that it carries, or points to those of all that it carries. */
 const traced = <A>(entries: ReadonlyArray<Entry>, effect: Effect.Effect<A>): Effect.Effect<A> => {
-  const spans = entries.flatMap(({ span }) => (Option.isSome(span) ? [span.value] : []))
-  const [first, ...others] = spans
-  const place =
-    first !== undefined && others.length === 0
-      ? { parent: first }
-      : { root: true, links: spans.map((span) => ({ _tag: "SpanLink" as const, span, attributes: {} })) }
-  return spanned("SqlStore.sendCommits", { ...place, attributes: { commits: entries.length } })(effect)
-}
-
-const aggregatesOf = (commit: Commit): ReadonlyArray<string> => {
-  const [first] = commit
-  return commit.length === 1 && first !== undefined
-    ? [first.aggregateId]
-    : [...new Set(commit.map(({ aggregateId }) => aggregateId))]
-}
-
-const sizeOf = (commit: Commit): number => {
-  let size = 0
-  for (const { aggregateId, body, metadata, type } of commit) {
-    size += aggregateId.length + body.length + metadata.length + type.length
-  }
-  return size
+  return spanned("SqlStore.sendCommits", { ...placeAmong(entries), attributes: { commits: entries.length } })(effect)
 }
 
 /** Whether the failure may be due to one of the commits: then the others must not suffer. */

@@ -41,6 +41,14 @@ export interface Loaded<State> {
   readonly timestamp: Timestamp | undefined
 }
 
+/** The state before the first event. */
+export const initial = <State, A extends Tagged>({ initialState }: Folding<State, A>, id: string): Loaded<State> => ({
+  id,
+  sequence: 0,
+  state: initialState,
+  timestamp: undefined
+})
+
 /** The aggregate's state in the store, or the one that it had at a sequence. */
 export const load = <State, A extends Tagged>(
   folding: Folding<State, A>,
@@ -49,15 +57,14 @@ export const load = <State, A extends Tagged>(
   upTo: number = maxSequence
 ): Effect.Effect<Loaded<State>, ValidationError | StoreError> =>
   Effect.flatMap(streamReaderOf(store).fromSnapshot(id, upTo, pageSize), (stream) => {
-    const initial: Loaded<State> = { id, sequence: 0, state: folding.initialState, timestamp: undefined }
     const start = Option.flatMap(stream.snapshot, (snapshot) => stateOf(folding, snapshot))
     // The events that came along are those after the snapshot.
     return Option.isNone(start) && Option.isSome(stream.snapshot)
-      ? readOn(folding, store, initial, upTo)
+      ? readOn(folding, store, initial(folding, id), upTo)
       : foldOn(
           folding,
           store,
-          Option.getOrElse(start, () => initial),
+          Option.getOrElse(start, () => initial(folding, id)),
           stream,
           upTo
         )

@@ -37,7 +37,7 @@ export interface Group<State> {
 /** The place of one aggregate. */
 export interface Seat<State> {
   readonly id: string
-  /** The newest state that is known to have been stored. */
+  /** The newest state that is known to have been stored; of an id that was made here, the one before its first event. */
   kept: Loaded<State> | undefined
   /** Whether the kept state is known to be behind the store, or may be. */
   stale: boolean
@@ -98,8 +98,10 @@ export const passTurn = <State>(seat: Seat<State>): boolean => {
   return false
 }
 
+/** `first` tells the state of an aggregate that nobody can have written to yet, where it is one. */
 export const makeSeats = <State>(
   keeping: Keeping,
+  first: (id: string) => Loaded<State> | undefined,
   currentTimeMillis: Effect.Effect<number>
 ): Effect.Effect<Seats<State>, never, Scope.Scope> => {
   // In order of use, the longest unused first.
@@ -113,7 +115,8 @@ export const makeSeats = <State>(
     if (known === undefined) {
       const seat = {
         id,
-        kept: undefined,
+        // With nothing to be kept, nothing is trusted either.
+        kept: keeping.capacity === 0 ? undefined : first(id),
         stale: false,
         usedAt: now,
         taken: false,

@@ -32,7 +32,8 @@ export const verdictsOf = (outcomes: ReadonlyArray<CommitOutcome>): ReadonlyArra
 
 /**
  * Makes the statement that stores commits, each for itself; a row comes back only for one that was not written. Arrays, since
- * parameters are limited to 65 535. `hurried` waits for a lock of somebody's open transaction only so long.
+ * parameters are limited to 65 535. `hurried` waits for a lock of somebody's open transaction only so long; `inCompany` sets that for
+ * the transaction around it, and how long a statement there may take at all.
  */
 export const makeInsertCommits = (sql: SqlClient.SqlClient, schema: Statement.Fragment) => {
   const text = (first: Statement.Fragment) =>
@@ -42,13 +43,22 @@ export const makeInsertCommits = (sql: SqlClient.SqlClient, schema: Statement.Fr
       )`.compile()[0]
   // Put together once: it is the statement that is sent most.
   const patient = text(sql`${""}::int[]`)
-  // Set before the function is called, and for this statement only.
-  const hurriedly = text(sql`case when set_config('lock_timeout', ${""}, true) <> '' then ${""}::int[] end`)
-  return (commits: ReadonlyArray<Commit>, hurried: boolean) => {
+  // Set before the function is called, and for this statement only where it is its own transaction.
+  const hurried = text(sql`case when set_config('lock_timeout', ${""}, true) <> '' then ${""}::int[] end`)
+  const inCompany = text(
+    sql`case when set_config('lock_timeout', ${""}, true) || set_config('statement_timeout', ${""}, true) <> ''
+      then ${""}::int[] end`
+  )
+  return (commits: ReadonlyArray<Commit>, manner: "patient" | "hurried" | "inCompany") => {
     const columns = columnsOf(commits)
-    return hurried
-      ? sql.unsafe<CommitOutcome>(hurriedly, [lockPatience, ...columns])
-      : sql.unsafe<CommitOutcome>(patient, columns)
+    switch (manner) {
+      case "patient":
+        return sql.unsafe<CommitOutcome>(patient, columns)
+      case "hurried":
+        return sql.unsafe<CommitOutcome>(hurried, [lockPatience, ...columns])
+      case "inCompany":
+        return sql.unsafe<CommitOutcome>(inCompany, [lockPatience, statementPatience, ...columns])
+    }
   }
 }
 
@@ -81,6 +91,9 @@ const columnsOf = (commits: ReadonlyArray<Commit>): ReadonlyArray<unknown> => {
 
 /** How long a statement that carries the commits of others waits for a lock of somebody's open transaction. */
 const lockPatience = "100ms"
+
+/** How long a statement may take in a transaction with others, before the server itself breaks it off. */
+const statementPatience = "200ms"
 
 export const upsertSnapshot = (sql: SqlClient.SqlClient, schema: Statement.Fragment, snapshot: StoredSnapshot) =>
   sql`insert into ${schema}.snapshots as s (aggregate_id, sequence, timestamp, body, metadata)

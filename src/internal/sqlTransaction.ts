@@ -52,9 +52,80 @@ export const withSavepoint = <A, E, R>(
     })
   )
 
-// --- internal ---
+/** A transaction, as `SqlClient` knows it. */
+export type Open = readonly [connection: Connection, depth: number]
 
-type Open = readonly [connection: Connection, depth: number]
+/** Begins a transaction on a connection that was reserved. */
+export const begin = (operation: string, connection: Connection): Effect.Effect<void, StoreError> =>
+  Effect.mapError(
+    // Whatever the database has for a default: a commit has to see what others have committed.
+    Effect.asVoid(connection.executeUnprepared("BEGIN ISOLATION LEVEL READ COMMITTED", [], undefined)),
+    (error) => fromSqlError(operation, "writing", error)
+  )
+
+/** Commits it. A success means stored. */
+export const commit = (operation: string, connection: Connection): Effect.Effect<void, StoreError> =>
+  Effect.flatMap(
+    Effect.mapError(connection.executeRaw("COMMIT", []), (error) => fromSqlError(operation, "committing", error)),
+    (result) => (commandOf(result) === "ROLLBACK" ? Effect.fail(rolledBack(operation)) : Effect.void)
+  )
+
+/** Takes it back. One that can't be taken back any more has ended with its connection. */
+export const rollback = (connection: Connection): Effect.Effect<void> =>
+  Effect.ignore(Effect.retry(connection.executeUnprepared("ROLLBACK", [], undefined), { times: 2 }))
+
+/** Runs an effect whose statements go to the connection of a transaction. */
+export const on = <A, E, R>(open: Open, effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
+  Effect.provideService(effect, SqlClient.TransactionConnection, open) as Effect.Effect<A, E, R>
+
+/** Until when a connection may be used. */
+export interface Lease {
+  over: boolean
+}
+
+/** Who looks at all that is done on a connection. */
+export interface Watch {
+  /** Why a statement must not be sent, if it must not. */
+  readonly refuses: (statement: string) => SqlError | undefined
+  readonly failed: (error: SqlError) => void
+}
+
+/** The connection, as long as the lease lasts. */
+export const leased = (connection: Connection, lease: Readonly<Lease>, watch?: Watch): Connection => {
+  const refusal = (statement: string): SqlError | undefined =>
+    lease.over ? transactionOver() : watch?.refuses(statement)
+  const guarded = <A>(statement: string, effect: Effect.Effect<A, SqlError>): Effect.Effect<A, SqlError> =>
+    Effect.suspend(() => {
+      const refused = refusal(statement)
+      if (refused !== undefined) return Effect.fail(refused)
+      return watch === undefined ? effect : Effect.tapError(effect, (error) => Effect.sync(() => watch.failed(error)))
+    })
+  return {
+    execute: (statement, ...args) => guarded(statement, connection.execute(statement, ...args)),
+    executeRaw: (statement, ...args) => guarded(statement, connection.executeRaw(statement, ...args)),
+    executeStream: (statement, ...args) =>
+      Stream.suspend(() => {
+        const refused = refusal(statement)
+        if (refused !== undefined) return Stream.fail(refused)
+        const rows = connection.executeStream(statement, ...args)
+        return watch === undefined ? rows : Stream.tapError(rows, (error) => Effect.sync(() => watch.failed(error)))
+      }),
+    executeValues: (statement, ...args) => guarded(statement, connection.executeValues(statement, ...args)),
+    executeUnprepared: (statement, ...args) => guarded(statement, connection.executeUnprepared(statement, ...args))
+  }
+}
+
+/**
+ * A connection for the scope. Its wait can't be interrupted: the one who gives a connection does not notice that nobody wants it any
+ * more. So whoever may be interrupted runs the whole transaction by `promptly`.
+ */
+export const reserve = (
+  sql: SqlClient.SqlClient,
+  operation: string
+): Effect.Effect<Connection, StoreError, Scope.Scope> =>
+  Effect.mapError(Effect.uninterruptible(sql.reserve), (error) => fromSqlError(operation, "reading", error))
+
+// --- internal ---
 
 const outermost = <A, E, R>(
   sql: SqlClient.SqlClient,
@@ -65,35 +136,18 @@ const outermost = <A, E, R>(
     Effect.flatMap(reserve(sql, operation), (connection) => {
       const lease = { over: false }
       return Effect.uninterruptibleMask((restore) =>
-        Effect.flatMap(
-          Effect.mapError(
-            // Whatever the database has for a default: a commit has to see what others have committed.
-            connection.executeUnprepared("BEGIN ISOLATION LEVEL READ COMMITTED", [], undefined),
-            (error) => fromSqlError(operation, "writing", error)
-          ),
-          () =>
-            Effect.flatMap(
-              Effect.exit(restore(on([leased(connection, lease), 0], effect))),
-              (exit): Effect.Effect<A, E | StoreError> => {
-                lease.over = true
-                return Exit.isSuccess(exit)
-                  ? Effect.zipRight(commit(operation, connection), exit)
-                  : // One that can't be rolled back any more has ended with its connection.
-                    Effect.zipRight(Effect.ignore(Effect.retry(rollback(connection), { times: 2 })), exit)
-              }
-            )
+        Effect.flatMap(begin(operation, connection), () =>
+          Effect.flatMap(
+            Effect.exit(restore(on([leased(connection, lease), 0], effect))),
+            (exit): Effect.Effect<A, E | StoreError> => {
+              lease.over = true
+              return Effect.zipRight(Exit.isSuccess(exit) ? commit(operation, connection) : rollback(connection), exit)
+            }
+          )
         )
       )
     })
   ).pipe(spanned("sql.transaction", { kind: "client" })) as Effect.Effect<A, E | StoreError, R>
-
-const commit = (operation: string, connection: Connection): Effect.Effect<void, StoreError> =>
-  Effect.flatMap(
-    Effect.mapError(connection.executeRaw("COMMIT", []), (error) => fromSqlError(operation, "committing", error)),
-    (result) => (commandOf(result) === "ROLLBACK" ? Effect.fail(rolledBack(operation)) : Effect.void)
-  )
-
-const rollback = (connection: Connection) => connection.executeUnprepared("ROLLBACK", [], undefined)
 
 /** What the server says it did, where the client passes that on. */
 const commandOf = (result: unknown): unknown =>
@@ -136,9 +190,6 @@ const inner = <A, E, R>(
   return turnIn(outer).withPermits(1)(transaction)
 }
 
-const on = <A, E, R>(open: Open, effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
-  Effect.provideService(effect, SqlClient.TransactionConnection, open) as Effect.Effect<A, E, R>
-
 const turnIn = (outer: Open): Effect.Semaphore => {
   const known = turns.get(outer)
   if (known !== undefined) return known
@@ -158,29 +209,8 @@ const rolledBack = (operation: string): StoreError =>
       "a statement failed inside the transaction, and its failure was handled without undoing it (by a withTransaction around it): the database takes the whole transaction back, and nothing was stored"
   })
 
-/** The connection, as long as the transaction lasts. */
-const leased = (connection: Connection, lease: { readonly over: boolean }): Connection => {
-  const whileOpen = <A>(effect: Effect.Effect<A, SqlError>): Effect.Effect<A, SqlError> =>
-    Effect.suspend(() => (lease.over ? Effect.fail(transactionOver()) : effect))
-  return {
-    execute: (...args) => whileOpen(connection.execute(...args)),
-    executeRaw: (...args) => whileOpen(connection.executeRaw(...args)),
-    executeStream: (...args) =>
-      Stream.suspend(() => (lease.over ? Stream.fail(transactionOver()) : connection.executeStream(...args))),
-    executeValues: (...args) => whileOpen(connection.executeValues(...args)),
-    executeUnprepared: (...args) => whileOpen(connection.executeUnprepared(...args))
-  }
-}
-
 const transactionOver = (): SqlError =>
   new SqlError({
     cause: new Error("the transaction that this belongs to is over"),
     message: "Failed to execute statement"
   })
-
-/**
- * A connection for the scope. Its wait can't be interrupted: the one who gives a connection does not notice that nobody wants it any
- * more. So whoever may be interrupted runs the whole transaction by `promptly`.
- */
-const reserve = (sql: SqlClient.SqlClient, operation: string): Effect.Effect<Connection, StoreError, Scope.Scope> =>
-  Effect.mapError(Effect.uninterruptible(sql.reserve), (error) => fromSqlError(operation, "reading", error))

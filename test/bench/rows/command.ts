@@ -6,6 +6,7 @@ import {
   type EventStore,
   isExpectedVersionConflictError
 } from "@event-driven-io/emmett"
+import * as Effect from "effect/Effect"
 import type { Aggregate } from "effect-maestro"
 import { Account, type Balance, Deposit, type EmmettDeposited, emmettAccount, emmettDeposited } from "../domain.js"
 import { type Contestant, contestant, type Work, workFor } from "../measure.js"
@@ -17,7 +18,7 @@ export const onNew: Row = contest({
   work: "command on a new aggregate",
   clients: [1, 16, 64],
   contestants: ({ emmett, ours }) => [
-    contestant("ours", () => fresh(deposit(ours.run))),
+    contestant("ours", () => () => ours.run(Effect.flatMap(Account.newId, depositOn))),
     contestant("emmett", () => fresh(emmettDeposit(emmett.store)))
   ]
 })
@@ -86,7 +87,7 @@ export const hot = (evaluate: Evaluate): Work => {
 export const deposit =
   (run: Ours<Aggregate.Instance<"Account">>["run"]): Evaluate =>
   (id) =>
-    run(Account.evaluate(id, new Deposit({ amount: 1 })))
+    run(depositOn(id))
 
 /** Tried once, unless it is said otherwise: that is Emmett's own default. */
 export const emmettDeposit = <Store extends EventStore>(store: Store, retry?: CommandHandlerRetryOptions): Evaluate => {
@@ -98,6 +99,8 @@ export const emmettDeposit = <Store extends EventStore>(store: Store, retry?: Co
 // --- internal ---
 
 type Evaluate = (id: string) => Promise<unknown>
+
+const depositOn = (id: string) => Account.evaluate(id, new Deposit({ amount: 1 }))
 
 /** The same, with another aggregate after every fifty commands. */
 const short = (evaluate: Evaluate): Work => {

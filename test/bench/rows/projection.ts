@@ -1,8 +1,8 @@
 /** Evaluates a command whose event is also an upsert into a table, in the same transaction. */
+import * as Effect from "effect/Effect"
 import type pg from "pg"
 import { Deposit, ProjectedAccount } from "../domain.js"
-import { contestant, type Work } from "../measure.js"
-import type { Stage } from "../stage.js"
+import { contestant } from "../measure.js"
 import { emmettDeposit, fresh, hot } from "./command.js"
 import { contest, type Row } from "./row.js"
 
@@ -10,7 +10,10 @@ export const projectionOnNew: Row = contest({
   name: "projection",
   work: "command with a strong projection, new aggregate",
   clients: [1, 16],
-  contestants: (stage) => contestants(stage, fresh),
+  contestants: ({ ours, projecting }) => [
+    contestant("ours", () => () => ours.run(Effect.flatMap(ProjectedAccount.newId, deposit))),
+    contestant("emmett", () => fresh(emmettDeposit(projecting.store)))
+  ],
   verify: ({ pool }) => projected(pool)
 })
 
@@ -18,16 +21,16 @@ export const projectionOnHot: Row = contest({
   name: "projection-hot",
   work: "command with a strong projection, hot aggregate",
   clients: [1, 16],
-  contestants: (stage) => contestants(stage, hot),
+  contestants: ({ ours, projecting }) => [
+    contestant("ours", () => hot((id) => ours.run(deposit(id)))),
+    contestant("emmett", () => hot(emmettDeposit(projecting.store)))
+  ],
   verify: ({ pool }) => projected(pool)
 })
 
 // --- internal ---
 
-const contestants = ({ ours, projecting }: Stage, on: (evaluate: (id: string) => Promise<unknown>) => Work) => [
-  contestant("ours", () => on((id) => ours.run(ProjectedAccount.evaluate(id, new Deposit({ amount: 1 }))))),
-  contestant("emmett", () => on(emmettDeposit(projecting.store)))
-]
+const deposit = (id: string) => ProjectedAccount.evaluate(id, new Deposit({ amount: 1 }))
 
 /** Each deposit of one is in the table, on both sides. */
 const projected = async (pool: pg.Pool): Promise<void> => {
