@@ -44,18 +44,16 @@ export const makeSqlFeed = (
 
   const look = (since: Position | undefined): Effect.Effect<News, StoreError> =>
     since === undefined
-      ? Effect.map(head, (position) => ({ head: position, kinds: undefined }))
-      : Effect.flatMap(statement(selectNews(sql, schema, since)), ([row]) =>
+      ? Effect.map(head, (position): News => ({ head: position, kinds: undefined }))
+      : Effect.flatMap(statement(selectNews(sql, schema, since)), ([row]): Effect.Effect<News, StoreError> =>
           row === undefined
             ? Effect.succeed({ head: since, kinds: undefined })
             : row.restored
               ? Effect.fail(restored())
-              : row.seen > newsWindow
-                ? look(undefined)
-                : Effect.succeed({
-                    head: row.seen === 0 ? since : positionOf(row),
-                    kinds: { types: namesOf(row.types), aggregates: namesOf(row.aggregates) }
-                  })
+              : Effect.succeed({
+                  head: row.seen === 0 ? since : positionOf(row),
+                  kinds: { types: namesOf(row.types), aggregates: namesOf(row.aggregates) }
+                })
         )
 
   return Effect.map(
@@ -171,8 +169,8 @@ const operation = "EventFeed"
 /** How far one statement looks for events that a filter lets through. */
 const window = 10_000
 
-/** How much news is told apart by kind; more than that is simply much. */
-const newsWindow = 500
+/** How far one look for news goes; where more has come, the next look goes on. */
+const newsWindow = 5000
 
 const xmin = "pg_snapshot_xmin(pg_current_snapshot())"
 
@@ -251,7 +249,7 @@ const selectNews = (sql: SqlClient.SqlClient, schema: Statement.Fragment, since:
   sql<NewsRow>`with news as materialized (
       select transaction_id, position, type, metadata ->> 'aggregate' as aggregate from ${schema}.event_log
       where ${behind(sql, since)} and ${shown(sql)}
-      order by transaction_id, position limit ${newsWindow + 1}
+      order by transaction_id, position limit ${newsWindow}
     )
     select h.transaction_id::text, h.position::text, k.seen, k.types, k.aggregates,
       ${fromTheFuture(sql, schema)} as restored
