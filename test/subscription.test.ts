@@ -387,6 +387,8 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>) {
         const parts = Subscription.make(by, {
           filter: { types: [kind] },
           partitions: 4,
+          // In a transaction it would keep the only connection of an embedded database.
+          delivery: "at-least-once",
           shutdown: 0,
           handle: (event) => (event.aggregateId === stuck ? Effect.never : write(by)(event))
         })
@@ -394,7 +396,7 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>) {
         yield* start(parts)
         const reached = yield* Effect.forEach(
           others,
-          (aggregateId) => Effect.option(Subscription.waitFor(by, { aggregateId, sequence: 1 }, "3 seconds")),
+          (aggregateId) => Effect.option(Subscription.waitFor(by, { aggregateId, sequence: 1 }, "1 second")),
           { concurrency: "unbounded" }
         )
         // All but those that are in the partition of the one that is stuck, and they are not all in that.
@@ -413,6 +415,7 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>) {
         const slow = Subscription.make(by, {
           filter: { types: [a] },
           batchSize: 2,
+          delivery: "at-least-once",
           holder: "me",
           handle: (event) => gate.whenOpen(write(by)(event))
         })
@@ -448,6 +451,7 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>) {
         const gate = yield* Effect.makeLatch(true)
         const told = Subscription.make(by, {
           filter: { types: [a] },
+          delivery: "at-least-once",
           shutdown: 0,
           handle: (event) => (event.sequence > 5 ? gate.whenOpen(Effect.never) : Effect.void)
         })

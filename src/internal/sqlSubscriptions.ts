@@ -6,7 +6,7 @@
  * transaction, so it works through a pooler, and all times are the database's.
  */
 import type * as SqlClient from "@effect/sql/SqlClient"
-import type { SqlError } from "@effect/sql/SqlError"
+import { SqlError } from "@effect/sql/SqlError"
 import type * as Statement from "@effect/sql/Statement"
 import * as Clock from "effect/Clock"
 import * as Deferred from "effect/Deferred"
@@ -317,7 +317,7 @@ export const makeSqlSubscriptions = (
       // Its locks are taken in another order than those of who holds the lease, if the handler has some.
       const again = Effect.retry(transaction, {
         times: 5,
-        while: (error) => error instanceof StoreError && error.reason === "Contention"
+        while: isContention
       })
       return Effect.flatMap(insideSqlTransaction, (inside) => (inside ? transaction : again)).pipe(
         Effect.tap(() => wakeUps.committed())
@@ -337,6 +337,12 @@ export const makeSqlSubscriptions = (
 // --- internal ---
 
 const operation = "Subscription"
+
+/** Whether the database broke off a conflict, in a statement of this library or of the handler's own. */
+const isContention = (error: unknown): boolean => {
+  const told = error instanceof SqlError ? fromSqlError(operation, "writing", error) : error
+  return told instanceof StoreError && told.reason === "Contention"
+}
 
 /** How often who waits for a lease looks whether it was given back or has run out, in milliseconds: at least and at most. */
 const fastPoll = 20
