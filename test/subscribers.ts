@@ -83,9 +83,9 @@ export const write = (by: string) => (event: EventFeed.FeedEvent) =>
   Effect.flatMap(Ledger, (ledger) => ledger.write(by, event))
 
 /** The stores of this library, each with a ledger. */
-export const onMemory = Layer.merge(MemoryStore.layer, Ledger.layerMemory)
-export const onPglite = Layer.provideMerge(Layer.merge(SqlStore.layer, Ledger.layerSql), PgliteClient.layerMemory)
-export const onPostgres = Layer.provideMerge(Layer.merge(SqlStore.layer, Ledger.layerSql), layerPg())
+const onMemory = Layer.merge(MemoryStore.layer, Ledger.layerMemory)
+const onPglite = Layer.provideMerge(Layer.merge(SqlStore.layer, Ledger.layerSql), PgliteClient.layerMemory)
+const onPostgres = Layer.provideMerge(Layer.merge(SqlStore.layer, Ledger.layerSql), layerPg())
 
 export type Ground = Layer.Layer.Success<typeof onMemory>
 

@@ -18,8 +18,6 @@ import {
   eventually,
   type Ground,
   newId,
-  onPglite,
-  onPostgres,
   placeOf,
   placesOf,
   shortly,
@@ -29,9 +27,9 @@ import {
   written
 } from "./subscribers.js"
 
-for (const [name, store] of stores) suite(name, store)
+for (const [name, store] of stores) suite(name, store, name !== "MemoryStore")
 
-function suite(name: string, store: Layer.Layer<Ground, unknown>) {
+function suite(name: string, store: Layer.Layer<Ground, unknown>, transactional: boolean) {
   layer(store, { excludeTestServices: true, timeout: 60_000 })(name, (it) => {
     it.scoped("tries again by its schedule, and goes on where that helps", () =>
       Effect.gen(function* () {
@@ -247,7 +245,7 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>) {
         yield* commitOf(a, 1, 2, a)
         yield* caughtUp(race)
         broken = false
-        const retrying = yield* Effect.fork(Effect.forever(Effect.zipRight(race.retryAll, Effect.yieldNow())))
+        const retrying = yield* Effect.fork(Effect.forever(Effect.zipRight(race.retryAll, shortly)))
         for (const sequence of Arr.range(3, 40)) yield* commitOf(a, sequence, sequence, a)
         yield* Subscription.waitFor(by, { aggregateId: a, sequence: 40 }, "30 seconds")
         yield* eventually(Subscription.setAside(by), (left) => left.length === 0)
@@ -256,6 +254,113 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>) {
       })
     )
 
+    it.scoped.runIf(transactional)(
+      "exactly once: what a handler wrote before it failed is not there, nor what the batch wrote before that",
+      () =>
+        Effect.gen(function* () {
+          const [a, by] = [newId("a"), newId("undone")]
+          const undone = Subscription.make(by, {
+            filter: { types: [a] },
+            retry: Schedule.recurs(2),
+            onFailure: "setAside",
+            handle: (event) =>
+              Effect.zipRight(write(by)(event), event.sequence === 3 ? Effect.fail("three") : Effect.void)
+          })
+          yield* commitOf(a, 1, 5, a)
+          yield* start(undone)
+          yield* caughtUp(undone)
+          expect(yield* written(by)).toEqual([1, 2, 4, 5].map((sequence) => `${a}/${sequence}`))
+          expect(yield* Effect.flip(undone.retry({ aggregateId: a, sequence: 3 }))).toBe("three")
+          expect(yield* written(by)).toHaveLength(4)
+        })
+    )
+
+    it.scoped.runIf(transactional)(
+      "exactly once: a handler that passes over the failure of its own statement has not handled the event",
+      () =>
+        Effect.gen(function* () {
+          const [a, by] = [newId("a"), newId("swallows")]
+          const sql = yield* client
+          const swallows = Subscription.make(by, {
+            filter: { types: [a] },
+            retry: Schedule.recurs(1),
+            onFailure: "setAside",
+            handle: (event) =>
+              event.sequence === 2
+                ? Effect.ignore(Effect.zipRight(write(by)(event), sql`select 1 / 0`))
+                : event.sequence === 3
+                  ? // This one undoes what failed, and is fine.
+                    Effect.zipRight(Effect.ignore(sql.withTransaction(sql`select 1 / 0`)), write(by)(event))
+                  : write(by)(event)
+          })
+          yield* commitOf(a, 1, 4, a)
+          yield* start(swallows)
+          yield* caughtUp(swallows)
+          expect(yield* written(by)).toEqual([1, 3, 4].map((sequence) => `${a}/${sequence}`))
+          expect(yield* Subscription.setAside(by)).toMatchObject([{ sequence: 2, attempts: 2 }])
+        })
+    )
+
+    it.scoped.runIf(transactional)("exactly once: a handler may take longer than the lease", () =>
+      Effect.gen(function* () {
+        const [a, by] = [newId("a"), newId("long")]
+        const sql = yield* client
+        let begun = 0
+        const long = Subscription.make(by, {
+          filter: { types: [a] },
+          lease: "150 millis",
+          handleBatch: ([first]) =>
+            Effect.suspend(() => {
+              begun++
+              // Not idle: then the database would end it.
+              return Effect.zipRight(Effect.repeatN(sql`select pg_sleep(0.03)`, 15), write(by)(first))
+            })
+        })
+        yield* commitOf(a, 1, 1, a)
+        yield* start(long)
+        yield* caughtUp(long)
+        expect(begun).toBe(1)
+        expect(yield* written(by)).toEqual([`${a}/1`])
+      })
+    )
+
+    it.scoped.runIf(transactional)(
+      "exactly once: a retry that waits for a lock of the one at work, and the other way round, both come to their end",
+      () =>
+        Effect.gen(function* () {
+          const [a, kind, by] = [newId("a"), newId("kind"), newId("deadlock")]
+          const sql = yield* client
+          yield* sql`create table if not exists totals (id text primary key, n int not null)`
+          yield* sql`insert into totals values (${by}, 0)`
+          const [holding, go] = [yield* Deferred.make<void>(), yield* Deferred.make<void>()]
+          let broken = true
+          const locks = Subscription.make(by, {
+            filter: { types: [kind] },
+            retry: Schedule.stop,
+            onFailure: "setAside",
+            handle: (event) =>
+              Effect.gen(function* () {
+                if (broken) return yield* Effect.fail("no")
+                yield* sql`update totals set n = n + 1 where id = ${by}`
+                if (event.aggregateId === a) return
+                yield* Deferred.succeed(holding, undefined)
+                yield* Deferred.await(go)
+              })
+          })
+          yield* commitOf(a, 1, 1, kind)
+          yield* start(locks)
+          yield* caughtUp(locks)
+          broken = false
+          yield* commitOf(newId("b"), 1, 1, kind)
+          yield* Deferred.await(holding)
+          const retrying = yield* Effect.fork(locks.retry({ aggregateId: a, sequence: 1 }))
+          yield* Effect.repeatN(shortly, 10)
+          yield* Deferred.succeed(go, undefined)
+          expect(yield* Fiber.join(retrying)).toBe(true)
+          yield* caughtUp(locks)
+          expect(yield* sql`select n from totals where id = ${by}`).toEqual([{ n: 2 }])
+        })
+    )
     describe("whatever way a handler fails", () => {
       const ways: ReadonlyArray<
         readonly [way: string, handle: (event: EventFeed.FeedEvent) => Effect.Effect<void, unknown>, error: RegExp]
@@ -315,115 +420,6 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>) {
   })
 }
 
-for (const [name, store] of [
-  ["SqlStore on PGlite", onPglite],
-  ["SqlStore on Postgres", onPostgres]
-] as const) {
-  layer(store, { excludeTestServices: true, timeout: 60_000 })(`${name}, exactly once`, (it) => {
-    it.scoped("what a handler wrote before it failed is not there, nor what the batch wrote before that", () =>
-      Effect.gen(function* () {
-        const [a, by] = [newId("a"), newId("undone")]
-        const undone = Subscription.make(by, {
-          filter: { types: [a] },
-          retry: Schedule.recurs(2),
-          onFailure: "setAside",
-          handle: (event) =>
-            Effect.zipRight(write(by)(event), event.sequence === 3 ? Effect.fail("three") : Effect.void)
-        })
-        yield* commitOf(a, 1, 5, a)
-        yield* start(undone)
-        yield* caughtUp(undone)
-        expect(yield* written(by)).toEqual([1, 2, 4, 5].map((sequence) => `${a}/${sequence}`))
-        expect(yield* Effect.flip(undone.retry({ aggregateId: a, sequence: 3 }))).toBe("three")
-        expect(yield* written(by)).toHaveLength(4)
-      })
-    )
-
-    it.scoped("a handler that passes over the failure of its own statement has not handled the event", () =>
-      Effect.gen(function* () {
-        const [a, by] = [newId("a"), newId("swallows")]
-        const sql = yield* SqlClient.SqlClient
-        const swallows = Subscription.make(by, {
-          filter: { types: [a] },
-          retry: Schedule.recurs(1),
-          onFailure: "setAside",
-          handle: (event) =>
-            event.sequence === 2
-              ? Effect.ignore(Effect.zipRight(write(by)(event), sql`select 1 / 0`))
-              : event.sequence === 3
-                ? // This one undoes what failed, and is fine.
-                  Effect.zipRight(Effect.ignore(sql.withTransaction(sql`select 1 / 0`)), write(by)(event))
-                : write(by)(event)
-        })
-        yield* commitOf(a, 1, 4, a)
-        yield* start(swallows)
-        yield* caughtUp(swallows)
-        expect(yield* written(by)).toEqual([1, 3, 4].map((sequence) => `${a}/${sequence}`))
-        expect(yield* Subscription.setAside(by)).toMatchObject([{ sequence: 2, attempts: 2 }])
-      })
-    )
-
-    it.scoped("a handler may take longer than the lease", () =>
-      Effect.gen(function* () {
-        const [a, by] = [newId("a"), newId("long")]
-        const sql = yield* SqlClient.SqlClient
-        let begun = 0
-        const long = Subscription.make(by, {
-          filter: { types: [a] },
-          lease: "150 millis",
-          handleBatch: ([first]) =>
-            Effect.suspend(() => {
-              begun++
-              // Not idle: then the database would end it.
-              return Effect.zipRight(Effect.repeatN(sql`select pg_sleep(0.03)`, 15), write(by)(first))
-            })
-        })
-        yield* commitOf(a, 1, 1, a)
-        yield* start(long)
-        yield* caughtUp(long)
-        expect(begun).toBe(1)
-        expect(yield* written(by)).toEqual([`${a}/1`])
-      })
-    )
-
-    it.scoped("a retry that waits for a lock of the one at work, and the other way round, both come to their end", () =>
-      Effect.gen(function* () {
-        const [a, kind, by] = [newId("a"), newId("kind"), newId("deadlock")]
-        const sql = yield* SqlClient.SqlClient
-        yield* sql`create table if not exists totals (id text primary key, n int not null)`
-        yield* sql`insert into totals values (${by}, 0)`
-        const [holding, go] = [yield* Deferred.make<void>(), yield* Deferred.make<void>()]
-        let broken = true
-        const locks = Subscription.make(by, {
-          filter: { types: [kind] },
-          retry: Schedule.stop,
-          onFailure: "setAside",
-          handle: (event) =>
-            Effect.gen(function* () {
-              if (broken) return yield* Effect.fail("no")
-              yield* sql`update totals set n = n + 1 where id = ${by}`
-              if (event.aggregateId === a) return
-              yield* Deferred.succeed(holding, undefined)
-              yield* Deferred.await(go)
-            })
-        })
-        yield* commitOf(a, 1, 1, kind)
-        yield* start(locks)
-        yield* caughtUp(locks)
-        broken = false
-        yield* commitOf(newId("b"), 1, 1, kind)
-        yield* Deferred.await(holding)
-        const retrying = yield* Effect.fork(locks.retry({ aggregateId: a, sequence: 1 }))
-        yield* Effect.repeatN(shortly, 10)
-        yield* Deferred.succeed(go, undefined)
-        expect(yield* Fiber.join(retrying)).toBe(true)
-        yield* caughtUp(locks)
-        expect(yield* sql`select n from totals where id = ${by}`).toEqual([{ n: 2 }])
-      })
-    )
-  })
-}
-
 it("a subscription that stopped says where and why", () => {
   const stopped = new Subscription.SubscriptionStopped({
     subscription: "s",
@@ -438,6 +434,9 @@ it("a subscription that stopped says where and why", () => {
     'subscription "s" stopped at event 3 of aggregate "a", of type "T", after 2 attempts: because'
   )
 })
+
+/** That of the store, where it is on one. */
+const client = Effect.map(Effect.serviceOption(SqlClient.SqlClient), Option.getOrThrow)
 
 /** Lets seconds of the program pass, once a retry waits for their end. */
 const passes = (seconds: number) =>
