@@ -83,7 +83,6 @@ export const make = (options?: SqlStoreOptions): Effect.Effect<StoreAdapterServi
       yield* migrateSchema(sql, name, schema)
       yield* repair(sql, schema)
     }
-    yield* Effect.forkDaemon(wakeUps.notify)
 
     const accepted = acceptedBy(wakeUps)
     const insertCommits = makeInsertCommits(sql, schema)
@@ -150,7 +149,7 @@ export const make = (options?: SqlStoreOptions): Effect.Effect<StoreAdapterServi
         )
         return Effect.flatMap(insideSqlTransaction, (inside) =>
           // Accepted is not committed yet: those who wait are told again.
-          inside ? transaction : Effect.tap(promptly(transaction), () => wakeUps.committed())
+          inside ? transaction : Effect.tap(promptly(transaction), wakeUps.committed)
         )
       },
       putSnapshot: (snapshot) =>
@@ -303,10 +302,7 @@ const acceptedBy =
   (wakeUps: WakeUps) =>
   (verdict: Verdict | undefined): Effect.Effect<"written" | "stored", RetryCommand> => {
     if (verdict === undefined || verdict === "written") {
-      wakeUps.committed()
-      return written
+      return Effect.as(wakeUps.committed, "written" as const)
     }
     return verdict === "stored" ? Effect.succeed(verdict) : Effect.fail(verdict)
   }
-
-const written = Effect.succeed("written" as const)

@@ -65,39 +65,43 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("restored fro
     return { a, b, end, middle, order: [...placesOf(a, 1, 3), `${b}/1`, ...placesOf(a, 4, 6)] }
   })
 
-  it.scoped("the feed says so, and shows all in order again when it is repaired; subscriptions go on where they were", () =>
-    inDatabase(
-      Effect.gen(function* () {
-        const before = yield* aNode({})
-        const { a, end, middle, order } = yield* Effect.provide(past, before)
-        yield* Effect.provide(restore(), before)
+  it.scoped(
+    "the feed says so, and shows all in order again when it is repaired; subscriptions go on where they were",
+    () =>
+      inDatabase(
+        Effect.gen(function* () {
+          const before = yield* aNode({})
+          const { a, end, middle, order } = yield* Effect.provide(past, before)
+          yield* Effect.provide(restore(), before)
 
-        const node = yield* aNode()
-        const told = { _tag: "StoreError", reason: "Misconfigured", message: expect.stringContaining("repairAfterRestore") }
-        expect(yield* Effect.flip(Effect.provide(EventFeed.head, node))).toMatchObject(told)
-        expect(
-          yield* Effect.flip(Effect.provide(Stream.runDrain(EventFeed.stream()), node))
-        ).toMatchObject(told)
-        expect(yield* Effect.flip(Effect.provide(end.run, node))).toMatchObject(told)
+          const node = yield* aNode()
+          const told = {
+            _tag: "StoreError",
+            reason: "Misconfigured",
+            message: expect.stringContaining("repairAfterRestore")
+          }
+          expect(yield* Effect.flip(Effect.provide(EventFeed.head, node))).toMatchObject(told)
+          expect(yield* Effect.flip(Effect.provide(Stream.runDrain(EventFeed.stream()), node))).toMatchObject(told)
+          expect(yield* Effect.flip(Effect.provide(end.run, node))).toMatchObject(told)
 
-        expect(yield* Effect.provide(SqlStore.repairAfterRestore(), node)).toBe(true)
-        expect(yield* Effect.provide(SqlStore.repairAfterRestore(), node)).toBe(false)
-        yield* Effect.gen(function* () {
-          expect(yield* all).toEqual(order)
-          yield* commitOf(a, 7, 8, "T")
-          expect(yield* all).toEqual([...order, ...placesOf(a, 7, 8)])
-          yield* start(end)
-          yield* start(middle)
-          yield* caughtUp(end)
-          yield* caughtUp(middle)
-          expect(yield* written("middle")).toEqual([...order, ...placesOf(a, 7, 8)])
-          expect(yield* written("end")).toEqual(
-            [...order, ...placesOf(a, 7, 8)].filter((place) => place !== `${a}/2`)
-          )
-          expect((yield* Subscription.setAside("end")).map(placeOf)).toEqual([`${a}/2`])
-        }).pipe(Effect.provide(node))
-      })
-    )
+          expect(yield* Effect.provide(SqlStore.repairAfterRestore(), node)).toBe(true)
+          expect(yield* Effect.provide(SqlStore.repairAfterRestore(), node)).toBe(false)
+          yield* Effect.gen(function* () {
+            expect(yield* all).toEqual(order)
+            yield* commitOf(a, 7, 8, "T")
+            expect(yield* all).toEqual([...order, ...placesOf(a, 7, 8)])
+            yield* start(end)
+            yield* start(middle)
+            yield* caughtUp(end)
+            yield* caughtUp(middle)
+            expect(yield* written("middle")).toEqual([...order, ...placesOf(a, 7, 8)])
+            expect(yield* written("end")).toEqual(
+              [...order, ...placesOf(a, 7, 8)].filter((place) => place !== `${a}/2`)
+            )
+            expect((yield* Subscription.setAside("end")).map(placeOf)).toEqual([`${a}/2`])
+          }).pipe(Effect.provide(node))
+        })
+      )
   )
 
   it.scoped("where only the last of it is of the future, the order is kept too", () =>

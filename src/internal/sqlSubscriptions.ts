@@ -175,10 +175,10 @@ export const makeSqlSubscriptions = (
               watch.atWork++
             }),
             () =>
-              Effect.map(transaction, (asked) => {
+              Effect.flatMap(transaction, (asked) => {
                 watch.renewedAt = Math.max(watch.renewedAt, asked)
                 // What was committed inside is committed only now.
-                wakeUps.committed()
+                return wakeUps.committed
               }),
             () =>
               Effect.sync(() => {
@@ -320,7 +320,7 @@ export const makeSqlSubscriptions = (
         while: isContention
       })
       return Effect.flatMap(insideSqlTransaction, (inside) => (inside ? transaction : again)).pipe(
-        Effect.tap(() => wakeUps.committed())
+        Effect.tap(wakeUps.committed)
       )
     },
     discard: (name, { aggregateId, sequence }) =>
