@@ -68,9 +68,7 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>, transactional:
           filter: { types: [a] },
           retry: Schedule.recurs(2),
           handle: (event) =>
-            event.sequence === 3 && broken
-              ? Effect.suspend(() => Effect.fail(new Error(`try ${++tries}`)))
-              : write(by)(event)
+            event.sequence === 3 && broken ? Effect.suspend(() => Effect.fail(`try ${++tries}`)) : write(by)(event)
         })
         yield* commitOf(a, 1, 2, a)
         yield* Effect.forkScoped(Effect.ignore(stops.run)).pipe(Effect.zipRight(caughtUp(stops)), Effect.scoped)

@@ -87,6 +87,41 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("nodes", (it) => {
     })
   )
 
+  it.scoped("one that has nothing to do, or much, keeps its lease", () =>
+    Effect.gen(function* () {
+      const [a, by] = [newId("a"), newId("keeps")]
+      const sql = yield* SqlClient.SqlClient
+      const state = Effect.map(
+        sql<{ token: string; until: string }>`select token, leased_until::text as until from maestro.subscriptions
+          where name = ${by}`,
+        ([row]) => row
+      )
+      let begun = 0
+      const keeps = Subscription.make(by, {
+        filter: { types: [a] },
+        lease: "900 millis",
+        holder: "one",
+        handle: (event) => {
+          begun++
+          return Effect.zipRight(Effect.repeatN(sql`select pg_sleep(0.1)`, 12), write(by)(event))
+        }
+      })
+      yield* Effect.provide(start(keeps), yield* aNode())
+      const had = yield* eventually(state, (row) => row?.until !== undefined)
+      yield* Effect.provide(start(writing(by, a, { lease: "900 millis", holder: "two" })), yield* aNode())
+      // Longer than the lease: it was renewed at least thrice.
+      for (const _ of Arr.range(1, 4)) {
+        const before = yield* state
+        yield* eventually(state, (row) => row?.until !== before?.until)
+      }
+      yield* commitOf(a, 1, 1, a)
+      yield* reached(by, a, 1)
+      expect(begun).toBe(1)
+      expect((yield* state)?.token).toBe(had?.token)
+      expect(yield* holderOf(by)).toBe("one")
+    })
+  )
+
   it.scoped("nothing of a lease lives in a connection", () =>
     Effect.gen(function* () {
       const [a, by] = [newId("a"), newId("stateless")]

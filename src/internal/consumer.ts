@@ -190,7 +190,7 @@ const follow = <E, R>(
           Effect.fail(new Final({ error }))
         )
       )
-      if (error instanceof Final) return yield* Effect.fail(error.error)
+      if (error instanceof Final) return yield* error.error
       yield* Effect.logWarning(`subscription ${post.job.name}, partition ${post.partition}: ${error.error.message}`)
       yield* machineSleep(pause)
       pause = Math.min(pause * 2, lastPause)
