@@ -90,7 +90,6 @@ export const make = (options?: SqlStoreOptions): Effect.Effect<StoreAdapterServi
       yield* migrateSchema(sql, name, schema)
       yield* repair(sql, schema)
     }
-    yield* Effect.forkDaemon(wakeUps.notify)
 
     const accepted = acceptedBy(wakeUps)
     const insertCommits = makeInsertCommits(sql, schema)
@@ -174,7 +173,7 @@ export const make = (options?: SqlStoreOptions): Effect.Effect<StoreAdapterServi
       appendWith: (events, project) =>
         Effect.flatMap(insideSqlTransaction, (inside) =>
           // Accepted is not committed yet: those who wait are told again.
-          inside ? transact(events, project) : Effect.tap(commitWith(events, project), () => wakeUps.committed())
+          inside ? transact(events, project) : Effect.tap(commitWith(events, project), wakeUps.committed)
         ),
       putSnapshot: (snapshot) =>
         // Outside a transaction the statement is its own commit. One of unknown outcome does no harm when repeated.
@@ -322,10 +321,7 @@ const acceptedBy =
   (wakeUps: WakeUps) =>
   (verdict: Verdict | undefined): Effect.Effect<"written" | "stored", RetryCommand> => {
     if (verdict === undefined || verdict === "written") {
-      wakeUps.committed()
-      return written
+      return Effect.as(wakeUps.committed, "written" as const)
     }
     return verdict === "stored" ? Effect.succeed(verdict) : Effect.fail(verdict)
   }
-
-const written = Effect.succeed("written" as const)

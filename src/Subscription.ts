@@ -10,6 +10,7 @@
  * @since 0.1.0
  */
 import type { NonEmptyReadonlyArray } from "effect/Array"
+import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -19,6 +20,7 @@ import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
 import { EventFeed, type FeedEvent, type Filter, order, type Position, type StreamPosition } from "./EventFeed.js"
 import { HasStopped, type Work, work } from "./internal/consumer.js"
+import { textProblem } from "./internal/json.js"
 import { withoutReceipts } from "./internal/receipt.js"
 import { measured, measureLag } from "./internal/subscriptionMetrics.js"
 import type { Projection } from "./Projection.js"
@@ -268,34 +270,33 @@ export const make = <E, R>(name: string, options: Settings & Handler<E, R>): Sub
 
   const lag = measureLag(name, status)
 
-  const run: Subscription<E, R>["run"] = Effect.flatMap(
-    Effect.forEach(all, runPartition, { concurrency: "unbounded", discard: true }).pipe(
-      Effect.raceFirst(Effect.zipRight(lag, Effect.never))
-    ),
-    () => Effect.never
-  )
+  const inAll = <A, E2, R2>(runOne: (partition: number) => Effect.Effect<A, E2, R2>) =>
+    Effect.scoped(
+      Effect.zipRight(
+        Effect.forkScoped(lag),
+        Effect.zipRight(Effect.forEach(all, runOne, { concurrency: "unbounded", discard: true }), Effect.never)
+      )
+    )
 
   return {
     name,
     filter,
     partitions,
-    run,
+    run: inAll(runPartition),
     layer: Layer.scopedDiscard(
       Effect.forkScoped(
-        Effect.forEach(
-          all,
-          (partition) =>
-            Effect.forever(
-              Effect.catchAll(runPartition(partition), (error) =>
-                Effect.zipRight(
-                  Effect.logError(error.message),
-                  // Stopped, it waits for `resume`. Anything else is a mistake in the program or the database: not too often.
-                  error._tag === "SubscriptionStopped" ? Effect.void : Effect.sleep("10 seconds")
-                )
+        inAll((partition) =>
+          Effect.forever(
+            Effect.catchAllCause(runPartition(partition), (cause) => {
+              const error = Cause.squash(cause)
+              return Effect.zipRight(
+                Effect.logError(error instanceof Error ? error.message : error),
+                // Stopped, it waits for `resume`. Anything else is a mistake in the program or the database: not too often.
+                error instanceof SubscriptionStopped ? Effect.void : Effect.sleep("10 seconds")
               )
-            ),
-          { concurrency: "unbounded", discard: true }
-        ).pipe(Effect.raceFirst(Effect.zipRight(lag, Effect.never)))
+            })
+          )
+        )
       )
     ),
     retry,
@@ -460,15 +461,23 @@ export const defaultRetry: Schedule.Schedule<unknown> = Schedule.exponential("10
 
 // --- internal ---
 
-const checkSettings = (name: string, { batchSize, partitions }: Settings): void => {
+const checkSettings = (name: string, { batchSize, filter, lease, partitions }: Settings): void => {
   const whole = (value: number | undefined, field: string, max: number) => {
     if (value !== undefined && !(Number.isInteger(value) && value >= 1 && value <= max)) {
       throw new TypeError(`${field} of subscription ${name} must be a whole number from 1 to ${max}, and is ${value}`)
     }
   }
-  if (name === "") throw new TypeError("a subscription must have a name")
+  const problem = name === "" ? "must not be empty" : textProblem(name)
+  if (problem !== undefined) throw new TypeError(`the name of subscription ${JSON.stringify(name)} ${problem}`)
   whole(batchSize, "batchSize", 10_000)
   whole(partitions, "partitions", 1000)
+  if (filter?.slice !== undefined && (partitions ?? 1) > 1) {
+    throw new TypeError(`subscription ${name} can't be cut into partitions and be about a slice: partitions are slices`)
+  }
+  const millis = lease === undefined ? undefined : Duration.toMillis(lease)
+  if (millis !== undefined && !(millis >= 10 && millis <= 86_400_000)) {
+    throw new TypeError(`lease of subscription ${name} must be from 10 milliseconds to a day`)
+  }
 }
 
 /** The types that projections are about; none where one of them is about all. */

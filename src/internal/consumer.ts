@@ -21,8 +21,9 @@ import {
 } from "../EventFeed.js"
 import { StoreError, type ValidationError } from "../StoreError.js"
 import { type Failure, type Lease, LeaseLost, type SubscriptionStoreService } from "../SubscriptionStore.js"
+import { within, withinGrace } from "./promptly.js"
 import { isPassing } from "./settling.js"
-import { fromSqlError } from "./sqlError.js"
+import { fromSqlError, isStrayCancel } from "./sqlError.js"
 
 /** What a subscription does. */
 export interface Work<E, R> {
@@ -46,7 +47,7 @@ export interface Work<E, R> {
 }
 
 export type Happening =
-  | { readonly _tag: "Handled"; readonly partition: number; readonly events: number; readonly last: FeedEvent }
+  | { readonly _tag: "Handled"; readonly partition: number; readonly events: number }
   | { readonly _tag: "Failed"; readonly partition: number; readonly failure: Failure }
   | { readonly _tag: "SetAside"; readonly partition: number; readonly failure: Failure }
 
@@ -80,10 +81,7 @@ export const work = <E, R>(
   const turn = Effect.scoped(
     Effect.flatMap(enduring(leased), (lease) => {
       const post: Post<E, R> = { job, feed, filter, partition, lease, lost: false }
-      const lost = Effect.map(lease.lost, () => {
-        post.lost = true
-      })
-      return Effect.raceFirst(lost, follow(post))
+      return untilLost(post, follow(post))
     })
   )
   return Effect.forever(Effect.catchIf(turn, isLeaseLost, () => Effect.void)) as Effect.Effect<
@@ -99,13 +97,27 @@ export const failureOf = (event: FeedEvent, cause: Cause.Cause<unknown>, attempt
   aggregateId: event.aggregateId,
   sequence: event.sequence,
   type: event.type,
-  error: wellFormed(Cause.pretty(cause).slice(0, maxError)),
+  error: wellFormed(textOf(cause).slice(0, maxError)),
   attempts
 })
 
 // --- internal ---
 
 const maxError = 4000
+
+/** The time of the machine, whatever clock the program has: it is the database that is waited for, or the end of the process. */
+const machine = Clock.make()
+
+const machineSleep = (millis: number): Effect.Effect<void> => Effect.withClock(Effect.sleep(millis), machine)
+
+/** What a handler fails with may be anything, such as an object that can't be told as JSON. */
+const textOf = (cause: Cause.Cause<unknown>): string => {
+  try {
+    return Cause.pretty(cause)
+  } catch (error) {
+    return `a failure that can't be told as text: ${String(error)}`
+  }
+}
 
 /** How often a subscription that finds nothing for it stores how far it has looked, in milliseconds. */
 const idleCheckpoint = 2000
@@ -120,14 +132,47 @@ const isLeaseLost = (error: unknown): error is LeaseLost => error instanceof Lea
 const wellFormed = (text: string): string =>
   text.replaceAll("\0", "").replace(/[\uD800-\uDBFF](?![\uDC00-\uDFFF])|(?<![\uD800-\uDBFF])[\uDC00-\uDFFF]/g, "\uFFFD")
 
+/** Whether a statement of this library may succeed the next time: none of them fails for what is in it. */
+const mayPass = (error: unknown): boolean =>
+  isPassing(error) || (error instanceof StoreError && (error.reason === "Cancelled" || error.reason === "Exhausted"))
+
 /** Tries again for as long as the database can't be reached. */
 const enduring = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> => {
   const from = (pause: number): Effect.Effect<A, E, R> =>
     Effect.catchAll(effect, (error) =>
-      isPassing(error) ? Effect.zipRight(Effect.sleep(pause), from(Math.min(pause * 2, lastPause))) : Effect.fail(error)
+      mayPass(error) ? Effect.zipRight(machineSleep(pause), from(Math.min(pause * 2, lastPause))) : Effect.fail(error)
     )
   return from(firstPause)
 }
+
+/**
+ * Works until the lease is lost. Not a race: when that is interrupted it does not wait for those who run it, and the lease would be given
+ * back before the batch under way has ended.
+ */
+const untilLost = <A, E, R>(
+  post: { readonly lease: Lease; lost: boolean },
+  effect: Effect.Effect<A, E, R>
+): Effect.Effect<A | undefined, E, R> =>
+  Effect.uninterruptibleMask((restore) =>
+    Effect.gen(function* () {
+      const working = yield* Effect.fork(restore(effect))
+      const watching = yield* post.lease.lost.pipe(
+        Effect.zipRight(
+          Effect.suspend(() => {
+            post.lost = true
+            return Fiber.interruptFork(working)
+          })
+        ),
+        restore,
+        Effect.fork
+      )
+      const exit = yield* restore(Fiber.await(working)).pipe(
+        Effect.onInterrupt(() => Fiber.interrupt(working)),
+        Effect.ensuring(Fiber.interrupt(watching))
+      )
+      return post.lost && Exit.isInterrupted(exit) ? undefined : yield* exit
+    })
+  )
 
 /** With the lease in hand: from the checkpoint on, for ever. Where the database fails in between, from what it says then. */
 const follow = <E, R>(
@@ -147,7 +192,7 @@ const follow = <E, R>(
       )
       if (error instanceof Final) return yield* error.error
       yield* Effect.logWarning(`subscription ${post.job.name}, partition ${post.partition}: ${error.error.message}`)
-      yield* Effect.sleep(pause)
+      yield* machineSleep(pause)
       pause = Math.min(pause * 2, lastPause)
       position = yield* enduring(post.lease.checkpoint)
     }
@@ -179,19 +224,20 @@ const followFrom = <E, R>(
   const readOn = ({ more, position }: Page) =>
     more ? read(position) : Effect.flatMap(Effect.mapError(feed.awaitNews(position, filter), ofDatabase), read)
 
-  const advance = (position: Position, effect: Effect.Effect<void, Refusal | StoreError, R>) =>
-    Effect.flatMap(finishing(post, lease.advance(position, effect)), (exit) => {
+  /** Does the work that ends with the checkpoint. */
+  const move = (position: Position, work: Effect.Effect<void, Refusal | LeaseLost | StoreError, R>) =>
+    Effect.flatMap(finishing(post, work), (exit) => {
       if (Exit.isFailure(exit)) return Effect.fail(reasonOf(exit.cause))
       stored = position
       progressed()
-      return Effect.map(Clock.currentTimeMillis, (now) => {
+      return Effect.map(machine.currentTimeMillis, (now) => {
         storedAt = now
       })
     })
 
   /** What this library itself stores with a checkpoint: if it fails, that is nobody's fault but the database's. */
   const note = (position: Position, effect: Effect.Effect<void, StoreError>) =>
-    Effect.catchIf(advance(position, effect), isRefusal, ({ cause }) =>
+    Effect.catchIf(move(position, lease.advance(position, effect)), isRefusal, ({ cause }) =>
       Effect.fail(new DatabaseFailed({ error: storeErrorOf(cause) }))
     )
 
@@ -201,39 +247,51 @@ const followFrom = <E, R>(
       const [first, ...rest] = open
       return first === undefined
         ? Effect.void
-        : Effect.catchAllCause(Effect.asVoid(job.handle([first, ...rest])), (cause) => new Refusal({ cause }))
+        : Effect.catchAllCause(
+            Effect.suspend(() => Effect.asVoid(job.handle([first, ...rest]))),
+            (cause) => new Refusal({ cause })
+          )
     }
     const blocked =
       job.onFailure === "setAsideAggregate"
         ? lease.blocked([...new Set(events.map(({ aggregateId }) => aggregateId))])
         : Effect.succeed(none)
-    const join = (ids: ReadonlySet<string>) =>
-      Effect.forEach(
-        events.filter(({ aggregateId }) => ids.has(aggregateId)),
-        (event) => lease.setAside(failureOf(event, Cause.fail("an earlier event of the aggregate is set aside"), 0)),
-        { discard: true }
-      )
-    const open = (ids: ReadonlySet<string>) =>
-      ids.size === 0 ? events : events.filter(({ aggregateId }) => !ids.has(aggregateId))
-    return job.transactional
-      ? advance(
+    const isBlocked = (ids: ReadonlySet<string>) => (event: FeedEvent) => ids.has(event.aggregateId)
+    return Effect.suspend(() => {
+      let joined: ReadonlyArray<Failure> = []
+      const open = (ids: ReadonlySet<string>) => {
+        if (ids.size === 0) return events
+        joined = events
+          .filter(isBlocked(ids))
+          .map((event) => failureOf(event, Cause.fail("an earlier event of the aggregate is set aside"), 0))
+        return events.filter((event) => !isBlocked(ids)(event))
+      }
+      const join = Effect.suspend(() => Effect.forEach(joined, lease.setAside, { discard: true }))
+      return Effect.map(
+        move(
           position,
-          Effect.flatMap(blocked, (ids) => Effect.zipRight(run(open(ids)), join(ids)))
-        )
-      : Effect.flatMap(Effect.mapError(blocked, ofDatabase), (ids) =>
-          Effect.flatMap(finishing(post, run(open(ids))), (exit) =>
-            Exit.isSuccess(exit) ? advance(position, join(ids)) : Effect.fail(reasonOf(exit.cause))
-          )
-        )
+          job.transactional
+            ? lease.advance(
+                position,
+                Effect.flatMap(blocked, (ids) => Effect.zipRight(run(open(ids)), join))
+              )
+            : Effect.flatMap(blocked, (ids) => Effect.zipRight(run(open(ids)), lease.advance(position, join)))
+        ),
+        () => joined
+      )
+    })
   }
 
-  const handled = (events: NonEmptyReadonlyArray<FeedEvent>) =>
+  /** Tells of events that are done with: handled, but for those that joined an earlier one. */
+  const done = (events: NonEmptyReadonlyArray<FeedEvent>, joined: ReadonlyArray<Failure>) =>
     Effect.suspend(() => {
       const cleared = failing ? Effect.mapError(lease.failing(undefined), ofDatabase) : Effect.void
       failing = false
-      return Effect.zipRight(
-        cleared,
-        job.observe({ _tag: "Handled", partition, events: events.length, last: events.at(-1) ?? events[0] })
+      return cleared.pipe(
+        Effect.zipRight(job.observe({ _tag: "Handled", partition, events: events.length - joined.length })),
+        Effect.zipRight(
+          Effect.forEach(joined, (failure) => job.observe({ _tag: "SetAside", partition, failure }), { discard: true })
+        )
       )
     })
 
@@ -257,13 +315,25 @@ const followFrom = <E, R>(
               job.observe({ _tag: "SetAside", partition, failure })
             )
       return Effect.retry(attempt, { schedule: job.retry, while: isRefused }).pipe(
-        Effect.zipRight(handled([event])),
+        Effect.flatMap((joined) => done([event], joined)),
         Effect.catchIf(isRefused, giveUp)
       )
     })
 
+  /** Where nothing was for it, it stores how far it has looked: not too often, but though nothing more should come. */
+  const look = (position: Position, next: Fiber.Fiber<unknown, unknown>) =>
+    Effect.gen(function* () {
+      if (position === stored) return
+      const due = Math.min(storedAt + idleCheckpoint - (yield* machine.currentTimeMillis), idleCheckpoint)
+      const more = due > 0 && (yield* Effect.raceFirst(Effect.as(Fiber.await(next), true), machineSleep(due)))
+      if (more === true) return
+      yield* Effect.mapError(lease.pass(position), ofDatabase)
+      stored = position
+      storedAt = yield* machine.currentTimeMillis
+    })
+
   return Effect.gen(function* () {
-    storedAt = yield* Clock.currentTimeMillis
+    storedAt = yield* machine.currentTimeMillis
     let next = yield* Effect.forkScoped(read(start))
     for (;;) {
       const page = yield* Fiber.join(next)
@@ -271,30 +341,33 @@ const followFrom = <E, R>(
       next = yield* Effect.forkScoped(readOn(page))
       const [first, ...rest] = page.events
       if (first === undefined) {
-        const idle = (yield* Clock.currentTimeMillis) - storedAt
-        if (page.position !== stored && idle >= idleCheckpoint) {
-          yield* Effect.mapError(lease.pass(page.position), ofDatabase)
-          stored = page.position
-          storedAt = yield* Clock.currentTimeMillis
-        }
-        continue
-      }
-      const events: NonEmptyReadonlyArray<FeedEvent> = [first, ...rest]
-      yield* Effect.catchIf(Effect.zipRight(handle(events, page.position), handled(events)), isRefusal, () =>
-        // Whose fault it was each finds out by itself.
-        Effect.forEach(
-          events,
-          (event, index) => handleAlone(event, index === rest.length ? page.position : event.position),
-          { discard: true }
+        yield* look(page.position, next)
+      } else if (rest.length === 0) {
+        yield* handleAlone(first, page.position)
+      } else {
+        const events: NonEmptyReadonlyArray<FeedEvent> = [first, ...rest]
+        yield* handle(events, page.position).pipe(
+          Effect.flatMap((joined) => done(events, joined)),
+          Effect.catchIf(isRefusal, () =>
+            // Whose fault it was each finds out by itself.
+            Effect.forEach(
+              events,
+              (event, index) => handleAlone(event, index === rest.length ? page.position : event.position),
+              { discard: true }
+            )
+          )
         )
-      )
+      }
     }
   })
 }
 
 const none: ReadonlySet<string> = new Set()
 
-/** To the end, whatever happens around it, unless that takes too long, or is in vain. */
+/**
+ * To the end, whatever happens around it, unless that takes too long, or is in vain. What does not end when it is interrupted, since
+ * the database does not answer, is left behind: what it stores is refused when somebody else has the lease.
+ */
 const finishing = <A, E2, R2>(
   post: { readonly job: { readonly grace: number }; readonly lost: boolean },
   effect: Effect.Effect<A, E2, R2>
@@ -302,12 +375,10 @@ const finishing = <A, E2, R2>(
   Effect.uninterruptibleMask((restore) =>
     Effect.flatMap(Effect.forkDaemon(Effect.interruptible(effect)), (fiber) =>
       Effect.onInterrupt(restore(Fiber.await(fiber)), () =>
-        post.lost
-          ? Fiber.interrupt(fiber)
-          : Effect.zipRight(
-              Effect.timeoutOption(Effect.interruptible(Fiber.await(fiber)), post.job.grace),
-              Fiber.interrupt(fiber)
-            )
+        Effect.suspend(() => (post.lost ? Effect.void : within(post.job.grace, Fiber.await(fiber)))).pipe(
+          Effect.zipRight(Effect.fiberIdWith((id) => Fiber.interruptAsFork(fiber, id))),
+          Effect.zipRight(withinGrace(Fiber.await(fiber)))
+        )
       )
     )
   )
@@ -330,7 +401,7 @@ const isRefusal = (error: unknown): error is Refusal => error instanceof Refusal
 const isRefused = (error: unknown): error is Refused => error instanceof Refused
 
 const ofDatabase = <E>(error: E): E | DatabaseFailed =>
-  error instanceof StoreError && isPassing(error) ? new DatabaseFailed({ error }) : error
+  error instanceof StoreError && mayPass(error) ? new DatabaseFailed({ error }) : error
 
 /** What stopped a batch: the loss of the lease, the database, or the handler. */
 const reasonOf = (cause: Cause.Cause<unknown>): LeaseLost | DatabaseFailed | Refusal => {
@@ -338,7 +409,7 @@ const reasonOf = (cause: Cause.Cause<unknown>): LeaseLost | DatabaseFailed | Ref
   if (isLeaseLost(error)) return error
   const refused = isRefusal(error) ? error.cause : undefined
   const told = storeErrorOf(refused ?? cause)
-  if (isPassing(told)) return new DatabaseFailed({ error: told })
+  if (isPassing(told) || isStrayCancel(told)) return new DatabaseFailed({ error: told })
   if (refused !== undefined) return new Refusal({ cause: refused })
   // Said of the commit, and due to what the handler did in it, unless the database has no room, or lacks something.
   return told.reason === "Exhausted" || told.reason === "Misconfigured"
@@ -352,5 +423,5 @@ const storeErrorOf = (cause: Cause.Cause<unknown>): StoreError => {
     ? error
     : error instanceof SqlError
       ? fromSqlError("Subscription", "writing", error)
-      : new StoreError({ reason: "Unknown", operation: "Subscription", description: Cause.pretty(cause), cause: error })
+      : new StoreError({ reason: "Unknown", operation: "Subscription", description: textOf(cause), cause: error })
 }

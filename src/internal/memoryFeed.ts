@@ -85,6 +85,9 @@ export const positionAt = (index: number): Position => `1-${index + 1}` as Posit
 /** The place of the first event after a position. */
 export const indexAfter = (position: Position): number => Number(position.slice(position.indexOf("-") + 1))
 
+/** The slice that an aggregate is in, of so many. */
+export const sliceOf = (aggregateId: string, of: number): number => hash(aggregateId) % of
+
 // --- internal ---
 
 const headOf = (log: MemoryLog): Position => (log.length === 0 ? beginning : positionAt(log.length - 1))
@@ -98,7 +101,7 @@ const matcher = (filter: Filter | undefined): ((event: StoredEvent) => boolean) 
   return (event) =>
     (types === undefined || types.includes(event.type)) &&
     (aggregates === undefined || aggregates.includes(JSON.parse(event.metadata).aggregate)) &&
-    (slice === undefined || hash(event.aggregateId) % slice.of === slice.index)
+    (slice === undefined || sliceOf(event.aggregateId, slice.of) === slice.index)
 }
 
 /** FNV-1a of 32 bits. */

@@ -7,12 +7,13 @@ import * as Option from "effect/Option"
 import { order, type Position } from "../EventFeed.js"
 import { StoreError } from "../StoreError.js"
 import type { Failure, Key, Lease, SetAside, Standing, SubscriptionStoreService } from "../SubscriptionStore.js"
-import { type MemoryLog, positionAt } from "./memoryFeed.js"
+import { type MemoryLog, positionAt, sliceOf } from "./memoryFeed.js"
 import { restoreEvent } from "./record.js"
 
 export const makeMemorySubscriptions = (log: MemoryLog): SubscriptionStoreService => {
   const rows = new Map<string, Array<Row>>()
   const waiting = new Set<() => void>()
+  const takingBack = Effect.unsafeMakeSemaphore(1)
 
   const changed = () => {
     for (const wake of [...waiting]) wake()
@@ -143,9 +144,11 @@ export const makeMemorySubscriptions = (log: MemoryLog): SubscriptionStoreServic
           )
           .sort((a, b) => a.partition - b.partition)
       ),
-    reached: (name, position) => {
+    reached: (name, position, aggregateId) => {
       const wait: Effect.Effect<void> = Effect.suspend(() => {
-        const known = rows.get(name) ?? []
+        const known = (rows.get(name) ?? []).filter(
+          ({ partition, partitions }) => aggregateId === undefined || sliceOf(aggregateId, partitions) === partition
+        )
         return known.length > 0 && known.every((row) => order(row.position, position) >= 0)
           ? Effect.void
           : Effect.zipRight(change, wait)
@@ -159,16 +162,19 @@ export const makeMemorySubscriptions = (log: MemoryLog): SubscriptionStoreServic
       }),
     setAside: (name) => Effect.sync(() => [...setAsideOf(name)].sort((a, b) => order(a.position, b.position))),
     takeBack: (name, place, effect) =>
-      Effect.suspend(() => {
-        const index = log.indexOf(place.aggregateId, place.sequence)
-        const stored = index === undefined ? undefined : log.at(index)
-        const known = setAsideOf(name).some(
-          ({ aggregateId, sequence }) => aggregateId === place.aggregateId && sequence === place.sequence
-        )
-        return !known || index === undefined || stored === undefined
-          ? Effect.succeed(false)
-          : Effect.zipRight(effect({ ...restoreEvent(stored), position: positionAt(index) }), discard(name, place))
-      }),
+      // One after the other: who comes second finds it done.
+      takingBack.withPermits(1)(
+        Effect.suspend(() => {
+          const index = log.indexOf(place.aggregateId, place.sequence)
+          const stored = index === undefined ? undefined : log.at(index)
+          const known = setAsideOf(name).some(
+            ({ aggregateId, sequence }) => aggregateId === place.aggregateId && sequence === place.sequence
+          )
+          return !known || index === undefined || stored === undefined
+            ? Effect.succeed(false)
+            : Effect.zipRight(effect({ ...restoreEvent(stored), position: positionAt(index) }), discard(name, place))
+        })
+      ),
     discard
   }
 }

@@ -45,15 +45,17 @@ export const makeSqlFeed = (
   const look = (since: Position | undefined): Effect.Effect<News, StoreError> =>
     since === undefined
       ? Effect.map(head, (position): News => ({ head: position, kinds: undefined }))
-      : Effect.flatMap(statement(selectNews(sql, schema, since)), ([row]): Effect.Effect<News, StoreError> =>
-          row === undefined
-            ? Effect.succeed({ head: since, kinds: undefined })
-            : row.restored
-              ? Effect.fail(restored())
-              : Effect.succeed({
-                  head: row.seen === 0 ? since : positionOf(row),
-                  kinds: { types: namesOf(row.types), aggregates: namesOf(row.aggregates) }
-                })
+      : Effect.flatMap(
+          statement(selectNews(sql, schema, since)),
+          ([row]): Effect.Effect<News, StoreError> =>
+            row === undefined
+              ? Effect.succeed({ head: since, kinds: undefined })
+              : row.restored
+                ? Effect.fail(restored())
+                : Effect.succeed({
+                    head: row.seen === 0 ? since : positionOf(row),
+                    kinds: { types: namesOf(row.types), aggregates: namesOf(row.aggregates) }
+                  })
         )
 
   return Effect.map(

@@ -11,28 +11,27 @@ import { fromSqlError } from "./sqlError.js"
 import { withTransaction } from "./sqlTransaction.js"
 import { insideSqlTransaction } from "./storeTransaction.js"
 
-/** Numbers the events anew in their order, where some are of transactions to come, and the checkpoints with them. */
+/**
+ * Numbers the events anew in their order, where some are of transactions to come, and the checkpoints with them.
+ *
+ * What was committed here before that has ids lower than those restored, and comes after them all the same: its positions, which went
+ * on where they were, tell it from what is old.
+ */
 export const repair = (sql: SqlClient.SqlClient, schema: Statement.Fragment): Effect.Effect<boolean, StoreError> => {
   const run = <A>(statement: Effect.Effect<A, SqlError>) =>
     Effect.mapError(statement, (error) => fromSqlError("repairAfterRestore", "writing", error))
 
+  /** The first id that no transaction has had, where something is of it or of a later one. */
   const needed = Effect.map(
     run(
-      sql<{ needed: boolean }>`select exists (
-          select 1 from ${schema}.event_log where transaction_id >= pg_snapshot_xmax(pg_current_snapshot())
+      sql<{ now: string; needed: boolean }>`select now::text, exists (
+          select 1 from ${schema}.event_log where transaction_id >= now
         ) or exists (
-          select 1 from ${schema}.subscriptions where transaction_id >= pg_snapshot_xmax(pg_current_snapshot())
-        ) as needed`
+          select 1 from ${schema}.subscriptions where transaction_id >= now
+        ) as needed from pg_snapshot_xmax(pg_current_snapshot()) now`
     ),
-    ([row]) => row?.needed === true
+    ([row]) => (row?.needed ? row.now : undefined)
   )
-
-  /** As many events as there are up to a place: the number that its last event gets. */
-  const renumber = (table: Statement.Fragment) =>
-    sql`update ${table} t set transaction_id = ${oldest}::xid8, position = (
-        select count(*) from ${schema}.event_log e
-        where (e.transaction_id, e.position) <= (t.transaction_id, t.position)
-      )`
 
   const repairing = withTransaction(
     sql,
@@ -42,23 +41,39 @@ export const repair = (sql: SqlClient.SqlClient, schema: Statement.Fragment): Ef
         sql`lock table ${schema}.event_log, ${schema}.subscriptions, ${schema}.events_set_aside in access exclusive mode`
       )
       // Another node may have done it meanwhile.
-      if (!(yield* needed)) return false
-      yield* run(renumber(sql`${schema}.subscriptions`))
-      yield* run(renumber(sql`${schema}.events_set_aside`))
+      const now = yield* needed
+      if (now === undefined) return false
+      const [row] = yield* run(
+        sql<{ last: string | null }>`select max(position)::text as last from ${schema}.event_log
+          where transaction_id >= ${now}::xid8`
+      )
+      const isNew = sql`e.transaction_id < ${now}::xid8 and e.position > ${row?.last ?? maxPosition}::bigint`
+      // As many events as there are up to a place: the number that its last event gets.
       yield* run(
-        sql`update ${schema}.event_log e set transaction_id = ${oldest}::xid8, position = o.place
+        sql`update ${schema}.subscriptions t set transaction_id = ${oldest}::xid8, position = (
+            select count(*) from ${schema}.event_log e
+            where (e.transaction_id, e.position) <= (t.transaction_id, t.position) and not (${isNew})
+          )`
+      )
+      yield* run(
+        sql`update ${schema}.event_log t set transaction_id = ${oldest}::xid8, position = o.place
           from (
-            select aggregate_id, sequence, row_number() over (order by transaction_id, position) as place
-            from ${schema}.event_log
+            select aggregate_id, sequence,
+              row_number() over (order by (${isNew}), e.transaction_id, e.position) as place
+            from ${schema}.event_log e
           ) o
-          where e.aggregate_id = o.aggregate_id and e.sequence = o.sequence`
+          where t.aggregate_id = o.aggregate_id and t.sequence = o.sequence`
+      )
+      yield* run(
+        sql`update ${schema}.events_set_aside t set transaction_id = ${oldest}::xid8, position = e.position
+          from ${schema}.event_log e where e.aggregate_id = t.aggregate_id and e.sequence = t.sequence`
       )
       return true
     })
   )
 
   return Effect.flatMap(needed, (now) =>
-    now
+    now !== undefined
       ? Effect.flatMap(insideSqlTransaction, (inside) => (inside ? repairing : promptly(repairing)))
       : Effect.succeed(false)
   )
@@ -68,3 +83,6 @@ export const repair = (sql: SqlClient.SqlClient, schema: Statement.Fragment): Ef
 
 /** The first id that a transaction can have: on every server it lies in the past. */
 const oldest = "3"
+
+/** No position lies behind it. */
+const maxPosition = "9223372036854775807"

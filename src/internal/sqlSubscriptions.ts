@@ -6,12 +6,13 @@
  * transaction, so it works through a pooler, and all times are the database's.
  */
 import type * as SqlClient from "@effect/sql/SqlClient"
-import type { SqlError } from "@effect/sql/SqlError"
+import { SqlError } from "@effect/sql/SqlError"
 import type * as Statement from "@effect/sql/Statement"
 import * as Clock from "effect/Clock"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
 import type { Position } from "../EventFeed.js"
 import { StoreError } from "../StoreError.js"
@@ -25,11 +26,12 @@ import {
   type Standing,
   type SubscriptionStoreService
 } from "../SubscriptionStore.js"
-import { withinGrace } from "./promptly.js"
+import { promptly, withinGrace } from "./promptly.js"
 import { isPassing } from "./settling.js"
 import { fromSqlError, type Phase } from "./sqlError.js"
 import { type FeedRow, feedColumns, feedEventsOf, type PlaceRow, partsOf, positionOf, sliceOf } from "./sqlFeed.js"
 import { withTransaction } from "./sqlTransaction.js"
+import { insideSqlTransaction } from "./storeTransaction.js"
 import { quietly } from "./tracing.js"
 import type { WakeUps } from "./wakeUps.js"
 
@@ -49,8 +51,10 @@ export const makeSqlSubscriptions = (home: Home, wakeUps: WakeUps): Subscription
   const { schema, sql } = home
   const told =
     (phase: Phase) =>
-    <A>(effect: Effect.Effect<A, SqlError>): Effect.Effect<A, StoreError> =>
-      quietly(Effect.mapError(effect, (error) => fromSqlError(operation, phase, error)))
+    <A>(effect: Effect.Effect<A, SqlError>): Effect.Effect<A, StoreError> => {
+      const statement = quietly(Effect.mapError(effect, (error) => fromSqlError(operation, phase, error)))
+      return Effect.flatMap(insideSqlTransaction, (inside) => (inside ? statement : promptly(statement)))
+    }
   const reading = told("reading")
   const writing = told("writing")
 
@@ -107,21 +111,19 @@ export const makeSqlSubscriptions = (home: Home, wakeUps: WakeUps): Subscription
     Effect.gen(function* () {
       const { duration, key } = options
       yield* register(options)
-      const { position, token } = yield* Effect.acquireRelease(
-        Effect.interruptible(waitFor(take(options))).pipe(Effect.withClock(Clock.make())),
-        (taken) =>
-          withinGrace(
-            Effect.ignore(
-              Effect.retry(
-                writing(
-                  sql`update ${schema}.subscriptions set holder = null, leased_until = null
-                    where ${ofKey(key)} and token = ${taken.token}::bigint`
-                ),
-                // The connections of a pool may all have been cut at once.
-                { times: 10, while: isPassing }
-              )
-            )
+      // With the token, so that a renewal that is still under way comes too late.
+      const giveBack = (taken: Taken) =>
+        writing(
+          sql`update ${schema}.subscriptions set token = token + 1, holder = null, leased_until = null
+            where ${ofKey(key)} and token = ${taken.token}::bigint`
+        )
+      const { position, token } = yield* Effect.uninterruptibleMask((restore) =>
+        Effect.tap(Effect.withClock(waitFor(take(options), giveBack, restore), machine), (taken) =>
+          // The connections of a pool may all have been cut at once.
+          Effect.addFinalizer(() =>
+            withinGrace(Effect.ignore(Effect.retry(giveBack(taken), { times: 10, while: isPassing })))
           )
+        )
       )
       const lostLease = new LeaseLost({ subscription: key.name, partition: key.partition })
       const mine = sql`${ofKey(key)} and token = ${token}::bigint`
@@ -136,6 +138,7 @@ export const makeSqlSubscriptions = (home: Home, wakeUps: WakeUps): Subscription
       }
 
       const lost = yield* Deferred.make<void>()
+      const watch: Watch = { duration, renewedAt: yield* uptime, atWork: 0 }
       yield* Effect.forkScoped(
         keepAlive(
           Effect.map(
@@ -153,8 +156,8 @@ export const makeSqlSubscriptions = (home: Home, wakeUps: WakeUps): Subscription
             ),
             ([row]) => row?.token === token
           ),
-          duration
-        ).pipe(Effect.withClock(Clock.make()), Effect.zipRight(Deferred.succeed(lost, undefined)))
+          watch
+        ).pipe(Effect.withClock(machine), Effect.zipRight(Deferred.succeed(lost, undefined)))
       )
 
       const held: Lease = {
@@ -167,8 +170,8 @@ export const makeSqlSubscriptions = (home: Home, wakeUps: WakeUps): Subscription
           positionOf
         ),
         pass: (to) => Effect.asVoid(onlyMine(moveTo(to))),
-        advance: (to, effect) =>
-          withTransaction(
+        advance: (to, effect) => {
+          const transaction = withTransaction(
             sql,
             operation,
             Effect.gen(function* () {
@@ -178,10 +181,27 @@ export const makeSqlSubscriptions = (home: Home, wakeUps: WakeUps): Subscription
                   from ${schema}.subscriptions where ${mine}`
               )
               yield* effect
+              const asked = yield* uptime
               yield* onlyMine(moveTo(to))
+              return asked
             })
-            // What was committed inside is committed only now.
-          ).pipe(Effect.tap(() => wakeUps.committed())),
+          )
+          return Effect.acquireUseRelease(
+            Effect.sync(() => {
+              watch.atWork++
+            }),
+            () =>
+              Effect.flatMap(transaction, (asked) => {
+                watch.renewedAt = Math.max(watch.renewedAt, asked)
+                // What was committed inside is committed only now.
+                return wakeUps.committed
+              }),
+            () =>
+              Effect.sync(() => {
+                watch.atWork--
+              })
+          )
+        },
         setAside: (failure) => {
           const [transactionId, place] = partsOf(failure.position)
           return Effect.asVoid(
@@ -280,8 +300,8 @@ export const makeSqlSubscriptions = (home: Home, wakeUps: WakeUps): Subscription
             })
           )
       ),
-    takeBack: (name, { aggregateId, sequence }, effect) =>
-      withTransaction(
+    takeBack: (name, { aggregateId, sequence }, effect) => {
+      const transaction = withTransaction(
         sql,
         operation,
         Effect.gen(function* () {
@@ -290,8 +310,10 @@ export const makeSqlSubscriptions = (home: Home, wakeUps: WakeUps): Subscription
               where subscription = ${name} and aggregate_id = ${aggregateId} and sequence = ${sequence}`
           )
           if (row === undefined) return false
+          // Who holds the lease waits for this one: not for ever, if this process is stopped.
           yield* writing(
-            sql`select 1 from ${schema}.subscriptions where name = ${name} and partition = ${row.partition} for update`
+            sql`select set_config('idle_in_transaction_session_timeout', ${patience}, true) from ${schema}.subscriptions
+              where name = ${name} and partition = ${row.partition} for update`
           )
           const deleted = yield* writing(
             sql`delete from ${schema}.events_set_aside
@@ -307,7 +329,16 @@ export const makeSqlSubscriptions = (home: Home, wakeUps: WakeUps): Subscription
           yield* effect(event)
           return true
         })
-      ).pipe(Effect.tap(() => wakeUps.committed())),
+      )
+      // Its locks are taken in another order than those of who holds the lease, if the handler has some.
+      const again = Effect.retry(transaction, {
+        times: 5,
+        while: isContention
+      })
+      return Effect.flatMap(insideSqlTransaction, (inside) => (inside ? transaction : again)).pipe(
+        Effect.tap(wakeUps.committed)
+      )
+    },
     discard: (name, { aggregateId, sequence }) =>
       Effect.map(
         writing(
@@ -327,9 +358,18 @@ const homes = new WeakMap<SubscriptionStoreService, Home>()
 
 const operation = "Subscription"
 
+/** Whether the database broke off a conflict, in a statement of this library or of the handler's own. */
+const isContention = (error: unknown): boolean => {
+  const told = error instanceof SqlError ? fromSqlError(operation, "writing", error) : error
+  return told instanceof StoreError && told.reason === "Contention"
+}
+
 /** How often who waits for a lease looks whether it was given back or has run out, in milliseconds: at least and at most. */
 const fastPoll = 20
 const slowPoll = 500
+
+/** How long one that takes an event back may leave its transaction idle, in milliseconds. */
+const patience = "60000"
 
 interface StandingRow extends PlaceRow {
   readonly partition: number
@@ -366,9 +406,26 @@ interface Taken {
   readonly position: Position
 }
 
-const waitFor = <E>(take: Effect.Effect<Taken | { readonly wait: number }, E>): Effect.Effect<Taken, E> =>
-  Effect.flatMap(take, (result) =>
-    "token" in result ? Effect.succeed(result) : Effect.zipRight(Effect.sleep(result.wait), waitFor(take))
+/**
+ * Waits for the lease, interruptibly by `restore`. One that is had in the moment of an interruption is given back, so that others need
+ * not wait until it runs out.
+ */
+const waitFor = (
+  take: Effect.Effect<Taken | { readonly wait: number }, StoreError>,
+  giveBack: (taken: Taken) => Effect.Effect<unknown, StoreError>,
+  restore: <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
+): Effect.Effect<Taken, StoreError> =>
+  Effect.flatMap(Effect.forkDaemon(take), (taking) => {
+    const undo = Effect.flatMap(Fiber.join(taking), (result) => ("token" in result ? giveBack(result) : Effect.void))
+    return Effect.onInterrupt(restore(Fiber.join(taking)), () =>
+      Effect.flatMap(Effect.forkDaemon(Effect.ignore(undo)), (undoing) => withinGrace(Fiber.await(undoing)))
+    )
+  }).pipe(
+    Effect.flatMap((result) =>
+      "token" in result
+        ? Effect.succeed(result)
+        : Effect.zipRight(restore(Effect.sleep(result.wait)), waitFor(take, giveBack, restore))
+    )
   )
 
 /** Looks again and again: after each commit that is made here, and from time to time. */
@@ -382,7 +439,7 @@ const waitUntil = (arrived: Effect.Effect<boolean, StoreError>, wakeUps: WakeUps
             look(Math.min(pause * 2, slowLook))
           )
     )
-  return Effect.withClock(look(fastLook), Clock.make())
+  return Effect.withClock(look(fastLook), machine)
 }
 
 const fastLook = 5
@@ -397,22 +454,42 @@ const nextCommit = (wakeUps: WakeUps): Effect.Effect<void> =>
     return Effect.sync(stop)
   })
 
-/** Renews the lease again and again; ends when it is lost, or could not be renewed until it must have run out. */
-const keepAlive = (renew: Effect.Effect<boolean, StoreError>, duration: number): Effect.Effect<void> =>
+/** What is known of a lease here. */
+interface Watch {
+  /** In milliseconds. */
+  readonly duration: number
+  /** When it was asked for the last time, with success, by `uptime`. */
+  renewedAt: number
+  /** How many transactions are open that end with a checkpoint. */
+  atWork: number
+}
+
+/** The time of the machine, whatever clock the program has: it is the database that is waited for. */
+const machine = Clock.make()
+
+/** Milliseconds by a clock that nobody sets. */
+const uptime: Effect.Effect<number> = Effect.map(machine.currentTimeNanos, (nanos) => Number(nanos / 1_000_000n))
+
+/**
+ * Renews the lease again and again; ends when it is lost, or could not be renewed until it must have run out. While a transaction is
+ * open that ends with a checkpoint it is for the database to say: its pool may have no other connection to renew it by.
+ */
+const keepAlive = (renew: Effect.Effect<boolean, StoreError>, watch: Watch): Effect.Effect<void> =>
   Effect.gen(function* () {
-    let renewedAt = yield* Clock.currentTimeMillis
+    const { duration } = watch
     for (;;) {
       yield* Effect.sleep(duration / 3)
-      const asked = yield* Clock.currentTimeMillis
+      const asked = yield* uptime
       const renewed = yield* Effect.exit(
         Effect.timeoutFail(Effect.disconnect(renew), {
-          duration: Math.max(renewedAt + duration - asked, 1),
+          // A process that was stopped for a while asks before it gives up.
+          duration: Math.max(watch.renewedAt + duration - asked, duration / 3),
           onTimeout: () => "late"
         })
       )
       if (Exit.isSuccess(renewed)) {
         if (!renewed.value) return
-        renewedAt = asked
-      } else if ((yield* Clock.currentTimeMillis) >= renewedAt + duration) return
+        watch.renewedAt = Math.max(watch.renewedAt, asked)
+      } else if (watch.atWork === 0 && (yield* uptime) >= watch.renewedAt + duration) return
     }
   })

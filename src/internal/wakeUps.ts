@@ -11,14 +11,12 @@ import * as Tracer from "effect/Tracer"
 
 /** Those who commit to the tables of one schema through one client, and those who wait for them. */
 export interface WakeUps {
-  /** Something was committed, or will be. */
-  readonly committed: () => void
+  /** Something was committed, or will be: wakes who waits here, and notifies others. */
+  readonly committed: Effect.Effect<void>
   /** Calls back for every commit made here, until the answer is called. */
   readonly onCommit: (wake: () => void) => () => void
   /** Calls back for notifications of commits made elsewhere, until it can't hear any more: then it answers whether it ever could. */
   readonly listen: (wake: () => void) => Effect.Effect<boolean>
-  /** Notifies others of commits made here, for ever. Who makes a store forks it, once. */
-  readonly notify: Effect.Effect<void>
 }
 
 /** What the stores and feeds that share a client and a schema have in common. */
@@ -38,27 +36,22 @@ const makeWakeUps = (sql: SqlClient.SqlClient, channel: string): WakeUps => {
   const waiting = new Set<() => void>()
   let notifying = false
   let news = false
-  /** Wakes the notifier that found nothing to tell. */
-  let wakeNotifier: (() => void) | undefined
 
-  const somethingToTell = Effect.async<void>((resume) => {
-    if (news) return resume(Effect.void)
-    wakeNotifier = () => resume(Effect.void)
-  })
-
-  const notifier = Effect.forever(
-    Effect.zipRight(
-      somethingToTell,
-      Effect.suspend(() => {
-        news = false
-        return Effect.zipRight(
-          // Outside of any commit: a transaction that notifies holds a lock on all that do until its commit is on the disk.
-          Effect.ignore(sql`select pg_notify(${channel}, '')`),
-          Effect.sleep(pause)
-        )
-      })
+  // It ends when there is nothing to tell, so that nothing is left behind of a store that is no longer used.
+  const notify: Effect.Effect<void> = Effect.suspend(() => {
+    if (!news) {
+      notifying = false
+      return Effect.void
+    }
+    news = false
+    // Outside of any commit: a transaction that notifies holds a lock on all that do until its commit is on the disk.
+    return sql`select pg_notify(${channel}, '')`.pipe(
+      Effect.catchAllCause(() => Effect.void),
+      Effect.zipRight(Effect.sleep(pause)),
+      Effect.zipRight(notify)
     )
-  ).pipe(
+  })
+  const notifier = notify.pipe(
     Effect.withTracerEnabled(false),
     Effect.withClock(Clock.make()),
     Effect.mapInputContext(
@@ -68,26 +61,20 @@ const makeWakeUps = (sql: SqlClient.SqlClient, channel: string): WakeUps => {
   )
 
   return {
-    committed: () => {
-      if (!news) {
-        news = true
-        const wake = wakeNotifier
-        wakeNotifier = undefined
-        wake?.()
-      }
+    committed: Effect.suspend(() => {
       for (const wake of waiting) wake()
-    },
+      // An embedded database has nobody else to notify.
+      if (isEmbedded(sql)) return Effect.void
+      news = true
+      if (notifying) return Effect.void
+      notifying = true
+      return Effect.asVoid(Effect.forkDaemon(notifier))
+    }),
     onCommit: (wake) => {
       waiting.add(wake)
       return () => waiting.delete(wake)
     },
-    listen: (wake) => listen(sql, channel, wake),
-    notify: Effect.suspend(() => {
-      // An embedded database has nobody else to notify.
-      if (notifying || isEmbedded(sql)) return Effect.void
-      notifying = true
-      return notifier
-    })
+    listen: (wake) => listen(sql, channel, wake)
   }
 }
 
@@ -123,23 +110,24 @@ const listen = (sql: SqlClient.SqlClient, channel: string, wake: () => void): Ef
             if (message.channel === channel) wake()
           }
           // A connection whose other end is gone without a word is given up, so that the pool does not give it to anybody.
-          const alive = answers(connection, "select 1")
+          // It is asked by the same words, which do no harm twice: so whoever looks at the server's connections sees what this one is for.
+          const listening = answers(connection, `LISTEN "${channel}"`)
           const watching = Effect.repeat(
             Effect.filterOrFail(
-              alive,
+              Effect.delay(listening, heartbeat),
               (answered) => answered,
               () => "silent"
             ),
-            { schedule: Schedule.spaced(heartbeat) }
+            { schedule: Schedule.forever }
           )
           return Effect.acquireUseRelease(
             Effect.sync(() => pg.on("notification", hear)),
             () =>
-              Effect.flatMap(answers(connection, `LISTEN "${channel}"`), (listening) =>
+              Effect.flatMap(listening, (hears) =>
                 // What was committed before it could hear.
                 Effect.zipRight(
                   Effect.sync(wake),
-                  listening ? Effect.as(Effect.raceFirst(ended, Effect.ignore(watching)), true) : Effect.succeed(false)
+                  hears ? Effect.as(Effect.raceFirst(ended, Effect.ignore(watching)), true) : Effect.succeed(false)
                 )
               ),
             () =>

@@ -1,0 +1,209 @@
+/** Readers that wait are woken by commits of other clients, and nothing is left behind when they no longer wait. */
+import * as SqlClient from "@effect/sql/SqlClient"
+import { PgClient } from "@effect/sql-pg"
+import { expect, layer } from "@effect/vitest"
+import * as Arr from "effect/Array"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as Redacted from "effect/Redacted"
+import * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
+import { EventFeed, SqlStore, StoreAdapter, Subscription } from "effect-maestro"
+import { type WakeUps, wakeUpsOf } from "../src/internal/wakeUps.js"
+import { makeDatabase } from "./database.js"
+import { commitOf, eventually, newId, shortly } from "./subscribers.js"
+
+class Url extends Context.Tag("test/Url")<Url, string>() {
+  static readonly layer = Layer.scoped(Url, makeDatabase)
+}
+
+const pgAt = (url: string, maxConnections = 6) => PgClient.layer({ url: Redacted.make(url), maxConnections })
+
+const ground = Layer.unwrapEffect(Effect.map(Url, (url) => SqlStore.layer.pipe(Layer.provideMerge(pgAt(url))))).pipe(
+  Layer.provideMerge(Url.layer)
+)
+
+/** Another client of the database. */
+const aClient = (maxConnections?: number) =>
+  Effect.flatMap(Url, (url) => Layer.build(Layer.fresh(pgAt(url, maxConnections))))
+
+const aNode = (maxConnections: number, options: SqlStore.SqlStoreOptions = { pollInterval: "1 hour" }) =>
+  Effect.flatMap(aClient(maxConnections), (client) =>
+    Effect.map(
+      Layer.build(Layer.fresh(SqlStore.layerWith(options)).pipe(Layer.provide(Layer.succeedContext(client)))),
+      (store) => Context.merge(client, store)
+    )
+  )
+
+layer(ground, { excludeTestServices: true, timeout: 60_000 })("waiting readers", (it) => {
+  /** The processes that listen. */
+  const listeners = Effect.flatMap(SqlClient.SqlClient, (sql) =>
+    Effect.map(
+      sql<{ pid: number }>`select pid from pg_stat_activity
+        where datname = current_database() and query like 'LISTEN%' order by pid`,
+      Arr.map(({ pid }) => pid)
+    )
+  )
+
+  /** What comes after the position, on the node. */
+  const waitingOn = (node: Context.Context<EventFeed.EventFeed>, after: EventFeed.Position) =>
+    EventFeed.stream({ after }).pipe(Stream.take(1), Stream.runCollect, Effect.provide(node), Effect.fork)
+
+  it.scoped("are woken by commits of another client, also after the connection that listens was killed", () =>
+    Effect.gen(function* () {
+      const sql = yield* SqlClient.SqlClient
+      const node = yield* aNode(6)
+      let killed = 0
+      for (const sequence of Arr.range(1, 3)) {
+        const a = newId("a")
+        const reading = yield* waitingOn(node, yield* EventFeed.head)
+        const [pid = 0] = yield* eventually(listeners, ([first]) => first !== undefined && first !== killed)
+        yield* commitOf(a, 1, 1, "T")
+        expect([...(yield* Fiber.join(reading))]).toMatchObject([{ aggregateId: a }])
+        if (sequence === 3) continue
+        killed = pid
+        yield* sql`select pg_terminate_backend(${pid})`
+      }
+    })
+  )
+
+  it.scoped("hear each commit of another client, and that they can't hear any more", () =>
+    Effect.gen(function* () {
+      const sql = yield* SqlClient.SqlClient
+      const client = Context.get(yield* aClient(), SqlClient.SqlClient)
+      let heard = 0
+      const listening = yield* Effect.fork(wakeUpsOf(client, "maestro").listen(() => void heard++))
+      // Once for what was committed before it could hear.
+      yield* eventually(
+        Effect.sync(() => heard),
+        (count) => count === 1
+      )
+      yield* commitOf(newId("a"), 1, 1, "T")
+      yield* eventually(
+        Effect.sync(() => heard),
+        (count) => count === 2
+      )
+      yield* eventually(
+        sql`select pg_terminate_backend(pid) from pg_stat_activity where query like 'LISTEN%'`,
+        (rows) => rows.length > 0
+      )
+      expect(yield* Fiber.join(listening)).toBe(true)
+      // Another one can.
+      const again = yield* Effect.fork(wakeUpsOf(client, "maestro").listen(() => void heard++))
+      yield* eventually(
+        Effect.sync(() => heard),
+        (count) => count === 3
+      )
+      yield* Fiber.interrupt(again)
+      yield* eventually(listeners, (all) => all.length === 0)
+    })
+  )
+
+  for (const maxConnections of [1, 2, 3]) {
+    it.scoped(`do not listen on a pool of ${maxConnections}, and see what comes all the same`, () =>
+      Effect.gen(function* () {
+        const node = yield* aNode(maxConnections, { pollInterval: "100 millis" })
+        const a = newId("a")
+        const reading = yield* waitingOn(node, yield* EventFeed.head)
+        // Longer than it takes to begin to listen.
+        yield* Effect.sleep("400 millis")
+        expect(yield* listeners).toEqual([])
+        yield* commitOf(a, 1, 1, "T")
+        expect([...(yield* Fiber.join(reading))]).toMatchObject([{ aggregateId: a }])
+        const by = newId("small")
+        const small = Subscription.make(by, { from: "now", handle: () => Effect.void })
+        yield* Effect.provide(Layer.build(small.layer), node)
+        yield* Effect.provide(Subscription.waitFor(by, { aggregateId: a, sequence: 1 }, "30 seconds"), node)
+      })
+    )
+  }
+
+  it.scoped("give the connection back to the pool when the layer ends, and leave nothing behind", () =>
+    Effect.gen(function* () {
+      const client = yield* aClient(4)
+      const sql = Context.get(client, SqlClient.SqlClient)
+      const subscribed = countingSubscribers(wakeUpsOf(sql, "maestro"))
+      const roots = Effect.map(Fiber.roots, (all) => [...all].length)
+      const before = yield* roots
+      for (const _ of Arr.range(1, 3)) {
+        const scope = yield* Scope.make()
+        const node = yield* Layer.build(
+          Layer.fresh(SqlStore.layer).pipe(Layer.provideMerge(Layer.succeedContext(client)))
+        ).pipe(Scope.extend(scope))
+        const reading = yield* waitingOn(node, yield* EventFeed.head)
+        yield* eventually(listeners, (all) => all.length === 1)
+        const by = newId("left")
+        const left = Subscription.make(by, { handle: () => Effect.void })
+        yield* Layer.build(left.layer).pipe(Effect.provide(node), Scope.extend(scope))
+        const a = newId("a")
+        const waiting = yield* Subscription.waitFor("never", EventFeed.beginning, "1 minute").pipe(
+          Effect.provide(node),
+          Effect.fork
+        )
+        yield* Effect.provide(
+          Effect.flatMap(StoreAdapter.StoreAdapter, () => commitOf(a, 1, 1, "T")),
+          node
+        )
+        yield* Effect.provide(Subscription.waitFor(by, { aggregateId: a, sequence: 1 }, "30 seconds"), node)
+        yield* Fiber.interrupt(reading)
+        yield* Fiber.interrupt(waiting)
+        yield* Scope.close(scope, Exit.void)
+        expect(subscribed()).toBe(0)
+        yield* eventually(listeners, (all) => all.length === 0)
+      }
+      // Those that send the commits of a store stay as long as the process: two for each.
+      yield* eventually(roots, (now) => now <= before + 3 * 2)
+      // All four are there, at once.
+      const all = yield* Effect.makeLatch(false)
+      let inside = 0
+      yield* Effect.forEach(
+        Arr.range(1, 4),
+        () =>
+          sql.withTransaction(
+            Effect.suspend(() => Effect.zipRight(++inside === 4 ? all.open : Effect.void, all.await))
+          ),
+        { concurrency: 4 }
+      )
+    })
+  )
+
+  it.scoped("who gives up leaves nobody to be woken", () =>
+    Effect.gen(function* () {
+      const node = yield* aNode(6, {})
+      const sql = Context.get(node, SqlClient.SqlClient)
+      const subscribed = countingSubscribers(wakeUpsOf(sql, "maestro"))
+      const waits = yield* Effect.forEach(
+        Arr.range(1, 20),
+        () => Effect.option(Subscription.waitFor("nobody", EventFeed.beginning, "60 millis")),
+        { concurrency: "unbounded" }
+      ).pipe(Effect.provide(node))
+      expect(waits).toHaveLength(20)
+      yield* shortly
+      expect(subscribed()).toBe(0)
+    })
+  )
+})
+
+// --- what the cases are made of ---
+
+/** How many more wait for commits than when this was called. */
+const countingSubscribers = (hub: WakeUps): (() => number) => {
+  let count = 0
+  const onCommit = hub.onCommit
+  Object.assign(hub, {
+    onCommit: (wake: () => void) => {
+      count++
+      const stop = onCommit(wake)
+      let stopped = false
+      return () => {
+        if (!stopped) count--
+        stopped = true
+        stop()
+      }
+    }
+  })
+  return () => count
+}

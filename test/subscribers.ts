@@ -1,0 +1,128 @@
+/** What the tests of subscriptions are made of: events, stores with a table to write in, and waiting for what is to come. */
+import * as SqlClient from "@effect/sql/SqlClient"
+import * as Arr from "effect/Array"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import { type Event, EventFeed, MemoryStore, SqlStore, StoreAdapter, Subscription, Timestamp } from "effect-maestro"
+import * as PgliteClient from "effect-maestro/PgliteClient"
+import { layerPg } from "./database.js"
+
+export const newId = (text: string): string => `${text}-${crypto.randomUUID()}`
+
+export const event = (
+  aggregateId: string,
+  sequence: number,
+  options: { readonly type?: string; readonly aggregate?: string } = {}
+): Effect.Effect<Event.Event> =>
+  Effect.map(
+    Effect.flatMap(Timestamp.HybridClock, ({ now }) => now),
+    (timestamp) => ({
+      timestamp,
+      aggregateId,
+      sequence,
+      type: options.type ?? "Happened",
+      body: {},
+      metadata: options.aggregate === undefined ? {} : { aggregate: options.aggregate }
+    })
+  )
+
+/** Commits the events together. */
+export const commit = (...events: ReadonlyArray<Effect.Effect<Event.Event>>) =>
+  Effect.flatMap(Effect.all(events), (all) =>
+    Effect.flatMap(StoreAdapter.StoreAdapter, (store) => store.commitEvents(all))
+  )
+
+/** Commits the events of an aggregate, from one sequence to another, all of one type. */
+export const commitOf = (aggregateId: string, first: number, last: number, type: string) =>
+  commit(...Arr.range(first, last).map((sequence) => event(aggregateId, sequence, { type })))
+
+export const placeOf = ({ aggregateId, sequence }: EventFeed.StreamPosition): string => `${aggregateId}/${sequence}`
+
+export const placesOf = (aggregateId: string, first: number, last: number): ReadonlyArray<string> =>
+  Arr.range(first, last).map((sequence) => placeOf({ aggregateId, sequence }))
+
+/** What handlers write, in the transaction around them where the store has such; and what is there. */
+export class Ledger extends Context.Tag("test/Ledger")<
+  Ledger,
+  {
+    readonly write: (by: string, event: EventFeed.FeedEvent) => Effect.Effect<void>
+    /** What was written, in the order of writing. */
+    readonly written: (by: string) => Effect.Effect<ReadonlyArray<string>>
+  }
+>() {
+  static readonly layerMemory = Layer.sync(Ledger, () => {
+    const lines: Array<readonly [by: string, place: string]> = []
+    return {
+      write: (by, event) => Effect.sync(() => void lines.push([by, placeOf(event)])),
+      written: (by) => Effect.sync(() => lines.filter(([writer]) => writer === by).map(([, place]) => place))
+    }
+  })
+
+  static readonly layerSql = Layer.effect(
+    Ledger,
+    Effect.gen(function* () {
+      const sql = yield* SqlClient.SqlClient
+      yield* sql`create table if not exists ledger (line bigint generated always as identity, by text, place text)`
+      return {
+        write: (by, event) =>
+          Effect.orDie(Effect.asVoid(sql`insert into ledger (by, place) values (${by}, ${placeOf(event)})`)),
+        written: (by) =>
+          Effect.orDie(
+            Effect.map(sql<{ place: string }>`select place from ledger where by = ${by} order by line`, (rows) =>
+              rows.map(({ place }) => place)
+            )
+          )
+      }
+    })
+  )
+}
+
+export const written = (by: string) => Effect.flatMap(Ledger, (ledger) => ledger.written(by))
+export const write = (by: string) => (event: EventFeed.FeedEvent) =>
+  Effect.flatMap(Ledger, (ledger) => ledger.write(by, event))
+
+/** The stores of this library, each with a ledger. */
+const onMemory = Layer.merge(MemoryStore.layer, Ledger.layerMemory)
+const onPglite = Layer.provideMerge(Layer.merge(SqlStore.layer, Ledger.layerSql), PgliteClient.layerMemory)
+const onPostgres = Layer.provideMerge(Layer.merge(SqlStore.layer, Ledger.layerSql), layerPg())
+
+export type Ground = Layer.Layer.Success<typeof onMemory>
+
+export const stores: ReadonlyArray<readonly [name: string, layer: Layer.Layer<Ground, unknown>]> = [
+  ["MemoryStore", onMemory],
+  ["SqlStore on PGlite", onPglite],
+  ["SqlStore on Postgres", onPostgres]
+]
+
+/** Runs it for as long as the scope lasts. */
+export const start = <E, R>(subscription: Subscription.Subscription<E, R>) =>
+  Layer.build(Layer.fresh(subscription.layer))
+
+/** Waits until it has come to the end of what is there. */
+export const caughtUp = (subscription: { readonly name: string }) =>
+  Effect.flatMap(EventFeed.head, (head) => Subscription.waitFor(subscription.name, head, "30 seconds"))
+
+/** By the machine's clock, whatever clock the program has. */
+export const shortly: Effect.Effect<void> = Effect.async((resume) => {
+  const timer = setTimeout(() => resume(Effect.void), 10)
+  return Effect.sync(() => clearTimeout(timer))
+})
+
+/** Looks again and again until it is so, and answers what it saw then; what it saw last is the defect of one that never is. */
+export const eventually = <A, E, R>(
+  look: Effect.Effect<A, E, R>,
+  isSo: (seen: NoInfer<A>) => boolean,
+  within = 30_000
+): Effect.Effect<A, E, R> =>
+  Effect.suspend(() => {
+    const until = Date.now() + within
+    const again: Effect.Effect<A, E, R> = Effect.flatMap(look, (seen) =>
+      isSo(seen)
+        ? Effect.succeed(seen)
+        : Date.now() > until
+          ? Effect.dieMessage(`it never came to be so; last seen: ${JSON.stringify(seen)}`)
+          : Effect.zipRight(shortly, again)
+    )
+    return again
+  })

@@ -1,0 +1,154 @@
+/** Subscriptions of several processes: what one that is killed, or stopped for a while, leaves to the next. */
+import { type ChildProcess, spawn } from "node:child_process"
+import { once } from "node:events"
+import * as SqlClient from "@effect/sql/SqlClient"
+import { expect, layer } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import { Subscription } from "effect-maestro"
+import { commitOf, eventually, newId, placesOf, start, write, written } from "./subscribers.js"
+import { Database, ground, holderOf, reached, writing } from "./subscriptionNodes.js"
+
+layer(ground, { excludeTestServices: true, timeout: 60_000 })("processes", (it) => {
+  it.scoped("a process that is killed between its write and its checkpoint", () =>
+    Effect.gen(function* () {
+      const [a, by] = [newId("a"), newId("sigkill")]
+      const child = yield* startChild({ name: by, type: a, lease: 800, middleAt: 3, hold: 60_000 })
+      yield* commitOf(a, 1, 5, a)
+      yield* child.says("middle")
+      expect(yield* holderOf(by)).toBe("child")
+      yield* start(writing(by, a, { lease: "800 millis", holder: "parent" }))
+      yield* kill(child.process)
+      yield* reached(by, a, 5)
+      expect(yield* holderOf(by)).toBe("parent")
+      expect(yield* written(by)).toEqual(placesOf(a, 1, 5))
+    })
+  )
+
+  for (const [when, middleAt] of [
+    ["between two batches", 0],
+    ["in the middle of its transaction, with locks that the next one needs", 3]
+  ] as const) {
+    it.scoped(`a process that is stopped ${when}, and goes on when another has taken over`, () =>
+      Effect.gen(function* () {
+        const [a, by] = [newId("a"), newId("sigstop")]
+        const sql = yield* SqlClient.SqlClient
+        yield* sql`create table if not exists totals (id text primary key, n int not null)`
+        yield* sql`insert into totals values (${by}, 0)`
+        const child = yield* startChild({ name: by, type: a, lease: 800, middleAt, hold: 300 })
+        yield* commitOf(a, 1, 2, a)
+        yield* reached(by, a, 2)
+        if (middleAt > 0) {
+          yield* commitOf(a, 3, 4, a)
+          yield* child.says("middle")
+          child.process.kill("SIGSTOP")
+        } else {
+          child.process.kill("SIGSTOP")
+          yield* commitOf(a, 3, 4, a)
+        }
+        const parent = yield* start(
+          Subscription.make(by, {
+            filter: { types: [a] },
+            lease: "800 millis",
+            holder: "parent",
+            handle: (event) => Effect.zipRight(write(by)(event), sql`update totals set n = n + 1 where id = ${by}`)
+          })
+        ).pipe(Effect.zipRight(Effect.never), Effect.scoped, Effect.fork)
+        yield* reached(by, a, 4)
+        expect(yield* holderOf(by)).toBe("parent")
+        child.process.kill("SIGCONT")
+        yield* commitOf(a, 5, 6, a)
+        yield* reached(by, a, 6)
+        expect(yield* holderOf(by)).toBe("parent")
+        // It stands by again, and has its turn when that one ends.
+        yield* Fiber.interrupt(parent)
+        yield* commitOf(a, 7, 8, a)
+        yield* reached(by, a, 8)
+        expect(yield* holderOf(by)).toBe("child")
+        expect(yield* written(by)).toEqual(placesOf(a, 1, 8))
+        expect(yield* sql`select n from totals where id = ${by}`).toEqual([{ n: 8 }])
+      })
+    )
+  }
+})
+
+// --- what the cases are made of ---
+
+interface Order {
+  readonly name: string
+  readonly type: string
+  readonly lease: number
+  /** In the transaction of this event it says `middle`, and waits for so many milliseconds. */
+  readonly middleAt: number
+  readonly hold: number
+}
+
+/** A process that runs a subscription. It is killed with the scope. */
+const startChild = (order: Order) =>
+  Effect.gen(function* () {
+    const { url } = yield* Database
+    const child = yield* Effect.acquireRelease(
+      Effect.sync(() =>
+        spawn(
+          process.execPath,
+          ["--import", "tsx", "--input-type=module", "--eval", program, JSON.stringify({ ...order, url })],
+          { stdio: ["ignore", "pipe", "inherit"], env: { ...process.env, NODE_OPTIONS: "" } }
+        )
+      ),
+      kill
+    )
+    let text = ""
+    child.stdout.on("data", (data) => {
+      text += data
+    })
+    const says = (line: string) =>
+      eventually(
+        Effect.sync(() => text.split("\n")),
+        (lines) => lines.includes(line)
+      )
+    yield* says("started")
+    return { process: child, says }
+  })
+
+const kill = (child: ChildProcess): Effect.Effect<void> =>
+  Effect.promise(async () => {
+    if (child.exitCode !== null || child.signalCode !== null) return
+    const closed = once(child, "close")
+    child.kill("SIGKILL")
+    await closed
+  })
+
+const program = `
+import { writeSync } from "node:fs"
+import * as SqlClient from "@effect/sql/SqlClient"
+import { PgClient } from "@effect/sql-pg"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Redacted from "effect/Redacted"
+import { SqlStore, Subscription } from "effect-maestro"
+const { hold, lease, middleAt, name, type, url } = JSON.parse(process.argv[1])
+const say = (line) => Effect.sync(() => writeSync(1, line + "\\n"))
+let held = false
+const subscription = Subscription.make(name, {
+  filter: { types: [type] },
+  lease,
+  holder: "child",
+  batchSize: 1,
+  handle: ({ aggregateId, sequence }) =>
+    Effect.gen(function* () {
+      const sql = yield* SqlClient.SqlClient
+      yield* sql\`insert into ledger (by, place) values (\${name}, \${aggregateId + "/" + sequence})\`
+      yield* sql\`update totals set n = n + 1 where id = \${name}\`.pipe(sql.withTransaction, Effect.ignore)
+      if (sequence !== middleAt || held) return
+      held = true
+      yield* say("middle")
+      // Not idle all the time, which the database would not allow.
+      for (let waited = 0; waited < hold; waited += 100) yield* Effect.zipRight(Effect.sleep(100), sql\`select 1\`)
+    })
+})
+say("started").pipe(
+  Effect.zipRight(Layer.launch(subscription.layer)),
+  Effect.provide(SqlStore.layer.pipe(Layer.provideMerge(PgClient.layer({ url: Redacted.make(url), maxConnections: 6 })))),
+  Effect.runFork
+)
+`

@@ -1,0 +1,174 @@
+/** A database that was restored from a dump of a busier server: its events are of transactions that have not begun there. */
+import * as SqlClient from "@effect/sql/SqlClient"
+import { PgClient } from "@effect/sql-pg"
+import { expect, layer } from "@effect/vitest"
+import * as Arr from "effect/Array"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Redacted from "effect/Redacted"
+import * as Schedule from "effect/Schedule"
+import * as Stream from "effect/Stream"
+import { EventFeed, SqlStore, Subscription } from "effect-maestro"
+import { makeDatabase } from "./database.js"
+import { caughtUp, commitOf, Ledger, newId, placeOf, placesOf, start, write, written } from "./subscribers.js"
+
+/** The URL of the server's database that each case has for its own. */
+class Url extends Context.Tag("test/Url")<Url, string>() {}
+
+const pgAt = (url: string) => PgClient.layer({ url: Redacted.make(url), maxConnections: 6 })
+
+/** A node that leaves the tables as they are, or one that migrates. */
+const aNode = (options: SqlStore.SqlStoreOptions = { migrate: false }) =>
+  Effect.flatMap(Url, (url) =>
+    Layer.build(
+      Layer.fresh(Layer.merge(SqlStore.layerWith(options), Ledger.layerSql).pipe(Layer.provideMerge(pgAt(url))))
+    )
+  )
+
+/** What a dump of a busier server looks like once it is restored: the events and checkpoints of so many of the last are of the future. */
+const restore = (last = 1_000_000) =>
+  Effect.gen(function* () {
+    const sql = yield* SqlClient.SqlClient
+    const [row] = yield* sql<{ from: string }>`select transaction_id::text as from from (
+      select transaction_id from maestro.event_log order by transaction_id desc, position desc limit ${last}
+    ) l order by transaction_id limit 1`
+    for (const table of ["event_log", "subscriptions", "events_set_aside"]) {
+      yield* sql`update ${sql(`maestro.${table}`)}
+        set transaction_id = (transaction_id::text::bigint + 1000000)::text::xid8
+        where transaction_id >= ${row?.from ?? "0"}::xid8`
+    }
+  })
+
+const inDatabase = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.provideServiceEffect(effect, Url, makeDatabase)
+
+const all = Effect.map(
+  Effect.map(Stream.runCollect(EventFeed.streamStored()), (chunk) => [...chunk]),
+  Arr.map(placeOf)
+)
+
+layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("restored from a dump", (it) => {
+  /** Events of two aggregates, a subscription in the middle of them and one at their end, and one event set aside. */
+  const past = Effect.gen(function* () {
+    const [a, b] = [newId("a"), newId("b")]
+    const end = Subscription.make("end", {
+      handle: (event) => (event.sequence === 2 ? Effect.fail("two") : write("end")(event)),
+      retry: Schedule.stop,
+      onFailure: "setAside"
+    })
+    const middle = Subscription.make("middle", { handle: write("middle") })
+    yield* commitOf(a, 1, 3, "T")
+    yield* commitOf(b, 1, 1, "T")
+    yield* Effect.scoped(Effect.zipRight(start(middle), caughtUp(middle)))
+    yield* commitOf(a, 4, 6, "T")
+    yield* Effect.scoped(Effect.zipRight(start(end), caughtUp(end)))
+    return { a, b, end, middle, order: [...placesOf(a, 1, 3), `${b}/1`, ...placesOf(a, 4, 6)] }
+  })
+
+  it.scoped(
+    "the feed says so, and shows all in order again when it is repaired; subscriptions go on where they were",
+    () =>
+      inDatabase(
+        Effect.gen(function* () {
+          const before = yield* aNode({})
+          const { a, end, middle, order } = yield* Effect.provide(past, before)
+          yield* Effect.provide(restore(), before)
+
+          const node = yield* aNode()
+          const told = {
+            _tag: "StoreError",
+            reason: "Misconfigured",
+            message: expect.stringContaining("repairAfterRestore")
+          }
+          expect(yield* Effect.flip(Effect.provide(EventFeed.head, node))).toMatchObject(told)
+          expect(yield* Effect.flip(Effect.provide(Stream.runDrain(EventFeed.stream()), node))).toMatchObject(told)
+          expect(yield* Effect.flip(Effect.provide(end.run, node))).toMatchObject(told)
+
+          expect(yield* Effect.provide(SqlStore.repairAfterRestore(), node)).toBe(true)
+          expect(yield* Effect.provide(SqlStore.repairAfterRestore(), node)).toBe(false)
+          yield* Effect.gen(function* () {
+            expect(yield* all).toEqual(order)
+            yield* commitOf(a, 7, 8, "T")
+            expect(yield* all).toEqual([...order, ...placesOf(a, 7, 8)])
+            yield* start(end)
+            yield* start(middle)
+            yield* caughtUp(end)
+            yield* caughtUp(middle)
+            expect(yield* written("middle")).toEqual([...order, ...placesOf(a, 7, 8)])
+            expect(yield* written("end")).toEqual(
+              [...order, ...placesOf(a, 7, 8)].filter((place) => place !== `${a}/2`)
+            )
+            expect((yield* Subscription.setAside("end")).map(placeOf)).toEqual([`${a}/2`])
+          }).pipe(Effect.provide(node))
+        })
+      )
+  )
+
+  it.scoped("where only the last of it is of the future, the order is kept too", () =>
+    inDatabase(
+      Effect.gen(function* () {
+        const before = yield* aNode({})
+        const { end, order } = yield* Effect.provide(past, before)
+        yield* Effect.provide(restore(2), before)
+        const node = yield* aNode({})
+        expect(yield* Effect.provide(all, node)).toEqual(order)
+        yield* Effect.provide(Effect.zipRight(start(end), caughtUp(end)), node)
+        expect(yield* Effect.provide(written("end"), node)).toHaveLength(order.length - 1)
+      })
+    )
+  )
+
+  it.scoped("what was committed before the repair comes after what was restored, and nobody passes by it", () =>
+    inDatabase(
+      Effect.gen(function* () {
+        const before = yield* aNode({})
+        const { a, b, end, middle, order } = yield* Effect.provide(past, before)
+        yield* Effect.provide(restore(), before)
+        const node = yield* aNode()
+        // Commits need no feed.
+        yield* Effect.provide(commitOf(b, 2, 3, "T"), node)
+        yield* Effect.provide(commitOf(a, 7, 7, "T"), node)
+        yield* Effect.provide(SqlStore.repairAfterRestore(), node)
+        const expected = [...order, ...placesOf(b, 2, 3), `${a}/7`]
+        yield* Effect.gen(function* () {
+          expect(yield* all).toEqual(expected)
+          for (const one of [end, middle]) yield* Effect.zipRight(start(one), caughtUp(one))
+          expect(yield* written("middle")).toEqual(expected)
+        }).pipe(Effect.provide(node))
+      })
+    )
+  )
+
+  it.scoped("nodes that migrate repair it by themselves, also when they start at once", () =>
+    inDatabase(
+      Effect.gen(function* () {
+        const before = yield* aNode({})
+        const { a, order } = yield* Effect.provide(past, before)
+        yield* Effect.provide(restore(), before)
+        const nodes = yield* Effect.all(Arr.replicate(aNode({}), 3), { concurrency: "unbounded" })
+        for (const node of nodes) expect(yield* Effect.provide(all, node)).toEqual(order)
+        const [node = before] = nodes
+        yield* Effect.provide(commitOf(a, 7, 7, "T"), node)
+        for (const node of nodes) expect(yield* Effect.provide(all, node)).toEqual([...order, `${a}/7`])
+        expect(yield* Effect.provide(SqlStore.repairAfterRestore(), node)).toBe(false)
+      })
+    )
+  )
+
+  it.scoped("many who repair it at once do so once", () =>
+    inDatabase(
+      Effect.gen(function* () {
+        const before = yield* aNode({})
+        const { order } = yield* Effect.provide(past, before)
+        yield* Effect.provide(restore(), before)
+        const nodes = yield* Effect.all(Arr.replicate(aNode(), 3))
+        const answers = yield* Effect.all(
+          nodes.map((node) => Effect.provide(SqlStore.repairAfterRestore(), node)),
+          { concurrency: "unbounded" }
+        )
+        expect(answers.filter((repaired) => repaired)).toHaveLength(1)
+        expect(yield* Effect.provide(all, before)).toEqual(order)
+      })
+    )
+  )
+})
