@@ -5,6 +5,7 @@ import * as Arr from "effect/Array"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import * as Schedule from "effect/Schedule"
 import * as TestClock from "effect/TestClock"
 import {
   Aggregate,
@@ -125,7 +126,8 @@ it.layer(layerDomain, { timeout: 60_000 })("Orders and their payments", (it) => 
       const anew = uniqueName("anew")
       const again = Subscription.fromProjections(anew, [Fulfilment.process, crash], {
         delivery: "at-least-once",
-        batchSize: 1
+        batchSize: 1,
+        retry: Schedule.recurs(1)
       })
       yield* Layer.build(again.layer)
       yield* Subscription.waitFor(anew, yield* EventFeed.head, "1 minute")
