@@ -1,3 +1,4 @@
+import { availableParallelism } from "node:os"
 import { fileURLToPath } from "node:url"
 import { defineConfig } from "vitest/config"
 
@@ -27,8 +28,8 @@ export default defineConfig(({ mode }) => {
       include: ["test/**/*.test.ts"],
       globalSetup: "test/postgres.globalSetup.ts",
       pool: "forks",
-      // By default one core of two stays idle, and a long run takes twice as long.
-      ...(mode === "long" ? { maxWorkers: 2, minWorkers: 2 } : {}),
+      // By default one core of two stays idle, and a run takes twice as long.
+      maxWorkers: Math.max(2, availableParallelism() - 1),
       reporters: "default",
       provide: { runs, timeout },
       testTimeout: timeout,

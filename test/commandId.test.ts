@@ -34,8 +34,10 @@ import {
   Touch,
   Withdraw
 } from "./account.js"
-import { layerPg, uniqueName } from "./database.js"
+import { layerPg, uniqueName, useServerOfOurOwn } from "./database.js"
 import { aNode, failure, macrotask } from "./nodes.js"
+
+useServerOfOurOwn()
 
 const stores = {
   MemoryStore: MemoryStore.layer,

@@ -7,7 +7,21 @@ import type * as ConfigError from "effect/ConfigError"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
-import { inject } from "vitest"
+import { afterAll, beforeAll, inject } from "vitest"
+import { startPostgres } from "./postgres.globalSetup.js"
+
+let own: Awaited<ReturnType<typeof startPostgres>> | undefined
+
+/**
+ * Gives the tests of a file a server that nobody else uses, unless there is one by `DATABASE_URL`. What the feed shows waits for every
+ * transaction on its server, and so for those of other tests, in other databases. To be called before anything else.
+ */
+export const useServerOfOurOwn = (): void => {
+  beforeAll(async () => {
+    if ((process.env.DATABASE_URL ?? "") === "") own = await startPostgres()
+  }, 60_000)
+  afterAll(() => own?.stop())
+}
 
 /** A name that no other test of this run, or of another run on the same server, has. */
 export const uniqueName = (prefix: string): string => `${prefix}_${process.pid}_${crypto.randomUUID().slice(0, 8)}`
@@ -15,7 +29,7 @@ export const uniqueName = (prefix: string): string => `${prefix}_${process.pid}_
 /** The URL of a new database, dropped with the scope. */
 export const makeDatabase = Effect.gen(function* () {
   const name = uniqueName("test")
-  const admin = inject("databaseUrl")
+  const admin = own?.url ?? inject("databaseUrl")
   const onServer = (statement: (sql: PgClient.PgClient) => Effect.Effect<unknown, SqlError>) =>
     Effect.flatMap(PgClient.PgClient, statement).pipe(
       Effect.provide(PgClient.layer({ url: Redacted.make(admin), maxConnections: 1 }))

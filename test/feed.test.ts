@@ -14,7 +14,9 @@ import * as Random from "effect/Random"
 import * as Stream from "effect/Stream"
 import { type Event, EventFeed, MemoryStore, SqlStore, StoreAdapter, Timestamp } from "effect-maestro"
 import * as PgliteClient from "effect-maestro/PgliteClient"
-import { layerPg } from "./database.js"
+import { layerPg, useServerOfOurOwn } from "./database.js"
+
+useServerOfOurOwn()
 
 const event = (
   aggregateId: string,

@@ -13,8 +13,10 @@ import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { EventFeed, SqlStore, StoreAdapter, Subscription } from "effect-maestro"
 import { type WakeUps, wakeUpsOf } from "../src/internal/wakeUps.js"
-import { makeDatabase } from "./database.js"
+import { makeDatabase, useServerOfOurOwn } from "./database.js"
 import { commitOf, eventually, newId, shortly } from "./subscribers.js"
+
+useServerOfOurOwn()
 
 class Url extends Context.Tag("test/Url")<Url, string>() {
   static readonly layer = Layer.scoped(Url, makeDatabase)

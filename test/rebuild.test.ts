@@ -22,7 +22,9 @@ import {
   Timestamp
 } from "effect-maestro"
 import * as PgliteClient from "effect-maestro/PgliteClient"
-import { layerPg, makeDatabase } from "./database.js"
+import { layerPg, makeDatabase, useServerOfOurOwn } from "./database.js"
+
+useServerOfOurOwn()
 
 class Deposited extends Schema.TaggedClass<Deposited>()("Deposited", { amount: Schema.Int }) {}
 

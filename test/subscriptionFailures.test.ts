@@ -12,6 +12,7 @@ import * as Schedule from "effect/Schedule"
 import * as TestClock from "effect/TestClock"
 import * as TestContext from "effect/TestContext"
 import { type EventFeed, Subscription } from "effect-maestro"
+import { useServerOfOurOwn } from "./database.js"
 import {
   caughtUp,
   commitOf,
@@ -26,6 +27,8 @@ import {
   write,
   written
 } from "./subscribers.js"
+
+useServerOfOurOwn()
 
 for (const [name, store] of stores) suite(name, store, name !== "MemoryStore")
 
