@@ -194,18 +194,16 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("waiting readers",
 /** How many more wait for commits than when this was called. */
 const countingSubscribers = (hub: WakeUps): (() => number) => {
   let count = 0
-  const onCommit = hub.onCommit
-  Object.assign(hub, {
-    onCommit: (wake: () => void) => {
-      count++
-      const stop = onCommit(wake)
-      let stopped = false
-      return () => {
-        if (!stopped) count--
-        stopped = true
-        stop()
-      }
+  const counting = (subscribe: WakeUps["onCommit"]) => (wake: () => void) => {
+    count++
+    const stop = subscribe(wake)
+    let stopped = false
+    return () => {
+      if (!stopped) count--
+      stopped = true
+      stop()
     }
-  })
+  }
+  Object.assign(hub, { onCommit: counting(hub.onCommit), onProgress: counting(hub.onProgress) })
   return () => count
 }

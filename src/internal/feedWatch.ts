@@ -33,38 +33,51 @@ export const makeWatch = (
   let signalled = false
   let wakeWatcher: (() => void) | undefined
 
+  const wake = () => {
+    const wakeUp = wakeWatcher
+    wakeWatcher = undefined
+    wakeUp?.()
+  }
+
   const signal = () => {
     signalled = true
-    const wake = wakeWatcher
-    wakeWatcher = undefined
-    wake?.()
+    if (waiters.size > 0) wake()
   }
 
   const answer = (waiter: Waiter, exit: Exit.Exit<Position, StoreError>) => {
     if (waiters.delete(waiter)) waiter.resume(exit)
   }
 
+  /** Until somebody waits. */
+  const somebody = Effect.async<void>((resume) => {
+    if (waiters.size > 0) return resume(Effect.void)
+    wakeWatcher = () => resume(Effect.void)
+  })
+
   /** Until there is a signal, at most for so long. */
   const signalWithin = (millis: number): Effect.Effect<void> =>
     Effect.async<void>((resume) => {
       if (signalled) return resume(Effect.void)
-      const timer = Number.isFinite(millis) ? setTimeout(() => done(), millis) : undefined
       const done = () => {
         clearTimeout(timer)
         wakeWatcher = undefined
         resume(Effect.void)
       }
+      const timer = setTimeout(done, millis)
       wakeWatcher = done
       return Effect.sync(() => clearTimeout(timer))
     })
 
-  const tell = (news: News, now: number) => {
+  /** Answers those whom it concerns, and whether there was anybody. */
+  const tell = (news: News, now: number): boolean => {
     const before = head
+    let answered = false
     head = news.head
     for (const waiter of [...waiters]) {
       if (order(news.head, waiter.after) > 0) {
         if (before === undefined || order(waiter.after, before) < 0 || mayConcern(news, waiter.filter)) {
           answer(waiter, Exit.succeed(waiter.after))
+          answered = true
           continue
         }
         waiter.after = news.head
@@ -73,33 +86,39 @@ export const makeWatch = (
       // So that who keeps a checkpoint moves it on, though nothing was for him.
       if (waiter.movedAt !== undefined && now - waiter.movedAt >= tellMoved) answer(waiter, Exit.succeed(waiter.after))
     }
+    return answered
   }
 
   const watch = Effect.gen(function* () {
     let patience = firstPatience
+    let restUntil = 0
     for (;;) {
       if (waiters.size === 0) {
-        yield* signalWithin(Number.POSITIVE_INFINITY)
-        if (waiters.size === 0) {
-          signalled = false
-          continue
-        }
+        yield* somebody
+        patience = firstPatience
       }
+      // Soon at first: what was signalled may be committed a little later, or be held back by an older transaction.
+      yield* signalWithin(patience)
+      // Whatever happens, the looks take only a small part of the database's time, and less where what comes is for nobody here; but
+      // after a rest one that is called for need not wait.
+      const rest = restUntil - (yield* Clock.currentTimeMillis) - restAhead
+      if (rest > 0) yield* Effect.sleep(Math.min(rest, mostRest, pollInterval))
+      const calledFor = signalled
       // What comes from here on may not be found by the look that begins now.
       signalled = false
       const began = yield* Clock.currentTimeMillis
       const found = yield* Effect.exit(look(head))
       const ended = yield* Clock.currentTimeMillis
+      let answered = false
       if (Exit.isSuccess(found)) {
-        tell(found.value, ended)
+        answered = tell(found.value, ended)
       } else if (found.cause._tag !== "Fail" || !isPassing(found.cause.error)) {
         for (const waiter of [...waiters]) answer(waiter, Exit.failCause(found.cause))
       }
-      // Whatever happens, the looks take only a small part of the database's time.
-      yield* Effect.sleep(Math.min(Math.max((ended - began) * restPerLook, leastGap), mostGap, pollInterval))
-      // Soon at first: what was signalled may be committed a little later, or be held back by an older transaction.
-      patience = signalled ? firstPatience : Math.min(patience * 2, pollInterval)
-      yield* signalWithin(patience)
+      if (calledFor) {
+        restUntil = Math.max(restUntil, ended) + (ended - began) * (answered ? restPerLook : restPerIdleLook)
+      }
+      patience = calledFor ? firstPatience : Math.min(patience * 3, pollInterval)
     }
   })
 
@@ -125,7 +144,9 @@ export const makeWatch = (
         if (head !== undefined && order(after, head) < 0) return resume(Effect.succeed(after))
         const waiter: Waiter = { after, filter, movedAt: undefined, resume }
         waiters.add(waiter)
-        signal()
+        // What was signalled before has been looked for, or still will be.
+        if (head === undefined) signalled = true
+        wake()
         return Effect.sync(() => waiters.delete(waiter))
       })
   })
@@ -141,13 +162,15 @@ interface Waiter {
   readonly resume: (exit: Exit.Exit<Position, StoreError>) => void
 }
 
-/** How many times as long as a look takes it rests. */
+/** How many times as long as a look takes it rests, after one that found something for somebody, and after one that did not. */
 const restPerLook = 20
+const restPerIdleLook = 80
 
 // In milliseconds.
-const firstPatience = 2
-const leastGap = 5
-const mostGap = 50
+const firstPatience = 10
+/** So much of the rest may be made up for later. */
+const restAhead = 80
+const mostRest = 100
 const tellMoved = 2000
 const firstReconnect = 250
 const lastReconnect = 60_000

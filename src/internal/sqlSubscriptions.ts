@@ -169,7 +169,7 @@ export const makeSqlSubscriptions = (home: Home, wakeUps: WakeUps): Subscription
           ),
           positionOf
         ),
-        pass: (to) => Effect.asVoid(onlyMine(moveTo(to))),
+        pass: (to) => Effect.zipRight(onlyMine(moveTo(to)), wakeUps.progressed),
         advance: (to, effect) => {
           const transaction = withTransaction(
             sql,
@@ -190,12 +190,16 @@ export const makeSqlSubscriptions = (home: Home, wakeUps: WakeUps): Subscription
             Effect.sync(() => {
               watch.atWork++
             }),
-            () =>
-              Effect.flatMap(transaction, (asked) => {
+            () => {
+              const before = wakeUps.commits()
+              return Effect.flatMap(transaction, (asked) => {
                 watch.renewedAt = Math.max(watch.renewedAt, asked)
                 // What was committed inside is committed only now.
-                return wakeUps.committed
-              }),
+                return wakeUps.commits() === before
+                  ? wakeUps.progressed
+                  : Effect.zipRight(wakeUps.progressed, wakeUps.committed)
+              })
+            },
             () =>
               Effect.sync(() => {
                 watch.atWork--
@@ -428,14 +432,14 @@ const waitFor = (
     )
   )
 
-/** Looks again and again: after each commit that is made here, and from time to time. */
+/** Looks again and again: whenever a subscription that runs here has come further, and from time to time. */
 const waitUntil = (arrived: Effect.Effect<boolean, StoreError>, wakeUps: WakeUps): Effect.Effect<void, StoreError> => {
   const look = (pause: number): Effect.Effect<void, StoreError> =>
     Effect.flatMap(arrived, (there) =>
       there
         ? Effect.void
         : Effect.zipRight(
-            Effect.raceFirst(nextCommit(wakeUps), Effect.sleep(pause)),
+            Effect.raceFirst(nextProgress(wakeUps), Effect.sleep(pause)),
             look(Math.min(pause * 2, slowLook))
           )
     )
@@ -445,9 +449,9 @@ const waitUntil = (arrived: Effect.Effect<boolean, StoreError>, wakeUps: WakeUps
 const fastLook = 5
 const slowLook = 100
 
-const nextCommit = (wakeUps: WakeUps): Effect.Effect<void> =>
+const nextProgress = (wakeUps: WakeUps): Effect.Effect<void> =>
   Effect.async((resume) => {
-    const stop = wakeUps.onCommit(() => {
+    const stop = wakeUps.onProgress(() => {
       stop()
       resume(Effect.void)
     })

@@ -13,8 +13,14 @@ import * as Tracer from "effect/Tracer"
 export interface WakeUps {
   /** Something was committed, or will be: wakes who waits here, and notifies others. */
   readonly committed: Effect.Effect<void>
+  /** How often that was. */
+  readonly commits: () => number
   /** Calls back for every commit made here, until the answer is called. */
   readonly onCommit: (wake: () => void) => () => void
+  /** A subscription that runs here has come further. */
+  readonly progressed: Effect.Effect<void>
+  /** Calls back whenever that is so, until the answer is called. */
+  readonly onProgress: (wake: () => void) => () => void
   /** Calls back for notifications of commits made elsewhere, until it can't hear any more: then it answers whether it ever could. */
   readonly listen: (wake: () => void) => Effect.Effect<boolean>
 }
@@ -33,7 +39,10 @@ export const wakeUpsOf = (sql: SqlClient.SqlClient, schema: string): WakeUps => 
 const hubs = new WeakMap<SqlClient.SqlClient, Map<string, WakeUps>>()
 
 const makeWakeUps = (sql: SqlClient.SqlClient, channel: string): WakeUps => {
-  const waiting = new Set<() => void>()
+  const commits = makeBell()
+  const progress = makeBell()
+  /** Of the connection that listens here, which need not be told of what is committed here. */
+  const here: Here = { listener: "" }
   let notifying = false
   let news = false
 
@@ -45,7 +54,7 @@ const makeWakeUps = (sql: SqlClient.SqlClient, channel: string): WakeUps => {
     }
     news = false
     // Outside of any commit: a transaction that notifies holds a lock on all that do until its commit is on the disk.
-    return sql`select pg_notify(${channel}, '')`.pipe(
+    return sql`select pg_notify(${channel}, ${here.listener})`.pipe(
       Effect.catchAllCause(() => Effect.void),
       Effect.zipRight(Effect.sleep(pause)),
       Effect.zipRight(notify)
@@ -62,7 +71,7 @@ const makeWakeUps = (sql: SqlClient.SqlClient, channel: string): WakeUps => {
 
   return {
     committed: Effect.suspend(() => {
-      for (const wake of waiting) wake()
+      commits.ring()
       // An embedded database has nobody else to notify.
       if (isEmbedded(sql)) return Effect.void
       news = true
@@ -70,11 +79,32 @@ const makeWakeUps = (sql: SqlClient.SqlClient, channel: string): WakeUps => {
       notifying = true
       return Effect.asVoid(Effect.forkDaemon(notifier))
     }),
-    onCommit: (wake) => {
+    commits: commits.rung,
+    onCommit: commits.add,
+    progressed: Effect.sync(progress.ring),
+    onProgress: progress.add,
+    listen: (wake) => listen(sql, channel, here, wake)
+  }
+}
+
+interface Here {
+  listener: string
+}
+
+/** Calls back those who wait for something to happen. */
+const makeBell = () => {
+  const waiting = new Set<() => void>()
+  let rung = 0
+  return {
+    ring: (): void => {
+      rung++
+      for (const wake of waiting) wake()
+    },
+    rung: (): number => rung,
+    add: (wake: () => void) => {
       waiting.add(wake)
       return () => waiting.delete(wake)
-    },
-    listen: (wake) => listen(sql, channel, wake)
+    }
   }
 }
 
@@ -90,7 +120,7 @@ const isEmbedded = (sql: SqlClient.SqlClient): boolean => "pglite" in sql
  * A connection of the pool, held as long as it hears. `PgClient.listen` ends in silence when its connection dies, so this looks at
  * the connection itself, as far as the client shows it.
  */
-const listen = (sql: SqlClient.SqlClient, channel: string, wake: () => void): Effect.Effect<boolean> =>
+const listen = (sql: SqlClient.SqlClient, channel: string, here: Here, wake: () => void): Effect.Effect<boolean> =>
   !canSpareConnection(sql)
     ? Effect.succeed(false)
     : Effect.scoped(
@@ -106,8 +136,9 @@ const listen = (sql: SqlClient.SqlClient, channel: string, wake: () => void): Ef
               pg.removeListener("error", done)
             })
           })
-          const hear = (message: { readonly channel: string }) => {
-            if (message.channel === channel) wake()
+          const own = String(pg.processID)
+          const hear = (message: Message) => {
+            if (message.channel === channel && message.payload !== own) wake()
           }
           // A connection whose other end is gone without a word is given up, so that the pool does not give it to anybody.
           // It is asked by the same words, which do no harm twice: so whoever looks at the server's connections sees what this one is for.
@@ -121,7 +152,10 @@ const listen = (sql: SqlClient.SqlClient, channel: string, wake: () => void): Ef
             { schedule: Schedule.forever }
           )
           return Effect.acquireUseRelease(
-            Effect.sync(() => pg.on("notification", hear)),
+            Effect.sync(() => {
+              here.listener = own
+              return pg.on("notification", hear)
+            }),
             () =>
               Effect.flatMap(listening, (hears) =>
                 // What was committed before it could hear.
@@ -133,6 +167,7 @@ const listen = (sql: SqlClient.SqlClient, channel: string, wake: () => void): Ef
             () =>
               Effect.flatMap(answers(connection, `UNLISTEN "${channel}"`), (answered) =>
                 Effect.sync(() => {
+                  if (here.listener === own) here.listener = ""
                   pg.removeListener("notification", hear)
                   if (!answered) pg.end()
                 })
@@ -168,12 +203,20 @@ const canSpareConnection = (sql: SqlClient.SqlClient): boolean => {
 
 /** What this needs of a connection of `pg`. */
 interface Listener {
-  readonly on: (event: string, listener: (message: { readonly channel: string }) => void) => unknown
-  readonly removeListener: (event: string, listener: (message: { readonly channel: string }) => void) => unknown
+  /** The server's process of this connection; no two connections to a server have the same. */
+  readonly processID: unknown
+  readonly on: (event: string, listener: (message: Message) => void) => unknown
+  readonly removeListener: (event: string, listener: (message: Message) => void) => unknown
   readonly end: () => unknown
+}
+
+interface Message {
+  readonly channel: string
+  readonly payload?: string | undefined
 }
 
 const isListener = (u: unknown): u is Listener =>
   typeof u === "object" &&
   u !== null &&
+  "processID" in u &&
   ["on", "removeListener", "end"].every((name) => name in u && typeof Reflect.get(u, name) === "function")

@@ -113,8 +113,7 @@ export const summarize = (rounds: ReadonlyArray<Round>, of: (round: Round) => nu
   return {
     median: median(figures),
     rounds: figures,
-    p50: quantile(latencies, 0.5),
-    p99: quantile(latencies, 0.99),
+    ...(latencies.length === 0 ? {} : { p50: quantile(latencies, 0.5), p99: quantile(latencies, 0.99) }),
     failures: rounds.reduce((sum, { failures }) => sum + failures, 0)
   }
 }
