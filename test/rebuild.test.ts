@@ -306,6 +306,39 @@ layer(Layer.fresh(onPostgres), { excludeTestServices: true, timeout: 60_000 })("
     })
   )
 
+  it.effect("one whose name differs only at its end is another one", () =>
+    Effect.gen(function* () {
+      yield* deposits("long", 20)
+      const name = "n".repeat(100)
+      const broken: Projection.Projection<string> = {
+        name: "broken",
+        project: ({ sequence }) => (sequence === 15 ? Effect.fail("broken") : Effect.void)
+      }
+      const first = (projections: ReadonlyArray<Projection.Projection<unknown, SqlClient.SqlClient>>) =>
+        Rebuild.run({ name: `${name}1`, projections, tables: ["balances"], batchSize: 10 })
+      expect(yield* Effect.exit(first([Balances, broken]))).toEqual(Exit.fail("broken"))
+      yield* Rebuild.run({ ...strong, name: `${name}2` })
+      expect(yield* table).toEqual(yield* folded)
+      yield* first([Balances])
+      expect(yield* table).toEqual(yield* folded)
+    })
+  )
+
+  it.effect("one that was begun for other tables says so", () =>
+    Effect.gen(function* () {
+      const sql = yield* SqlClient.SqlClient
+      yield* sql`create table more (account text)`
+      const broken: Projection.Projection<string> = { name: "broken", project: () => Effect.fail("broken") }
+      yield* Effect.exit(Rebuild.run({ name: "others", projections: [broken], tables: ["balances"] }))
+      const error = yield* Effect.flip(
+        Rebuild.run({ name: "others", projections: [Balances], tables: ["balances", "more"] })
+      )
+      expect(error).toMatchObject({ _tag: "StoreError", reason: "Misconfigured" })
+      expect(`${error}`).toContain("without more")
+      yield* Rebuild.abandon("others")
+    })
+  )
+
   it.effect("tells how far it is", () =>
     Effect.gen(function* () {
       const told: Array<Rebuild.Progress> = []

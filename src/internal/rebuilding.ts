@@ -52,7 +52,6 @@ export const rebuild = <E, R>(
     const store = yield* SubscriptionStore
     const home = yield* homeOrFail(store)
     const filter = filterOf(plan.projections)
-    const workplace = { plan, feed, filter, home, shadow: shadowOf(plan.name) }
     let projected = 0
 
     const attempt = Effect.scoped(
@@ -71,6 +70,7 @@ export const rebuild = <E, R>(
           Effect.as(untilFinished(home, plan.name), Option.none<Lease>())
         )
         if (Option.isNone(lease) || (yield* isFinished(home, plan.name))) return
+        const workplace = { plan, feed, filter, home, shadow: yield* shadowOf(home, plan.name) }
         yield* Effect.raceFirst(
           Effect.flatMap(lease.value.lost, () => lostLease(plan.name)),
           buildAndSwap(workplace, lease.value, (events) => {
@@ -112,18 +112,19 @@ export const rebuildStatus = (
 > => Effect.flatMap(Effect.flatMap(SubscriptionStore, homeOrFail), (home) => statusOf(home, name))
 
 export const abandonRebuild = (name: string): Effect.Effect<void, StoreError, SubscriptionStore> =>
-  Effect.flatMap(Effect.flatMap(SubscriptionStore, homeOrFail), ({ schema, sql }) =>
-    withTransaction(
+  Effect.flatMap(Effect.flatMap(SubscriptionStore, homeOrFail), (home) => {
+    const { schema, sql } = home
+    return withTransaction(
       sql,
       operation,
       Effect.gen(function* () {
         // Whoever is at work finds its lease gone.
         yield* run(sql`delete from ${schema}.subscriptions where name = ${leaseOf(name)}`)
         yield* run(sql`delete from ${schema}.rebuilds where name = ${name}`)
-        yield* dropShadows(sql, shadowOf(name))
+        yield* dropShadows(sql, yield* shadowOf(home, name))
       })
     )
-  )
+  })
 
 // --- internal ---
 
@@ -169,11 +170,15 @@ const leaseOf = (name: string): string => `rebuild ${name}`
 
 const lostLease = (name: string) => new LeaseLost({ subscription: leaseOf(name), partition: 0 })
 
-/** A schema's name has at most 63 bytes; two names that differ only later than that are two rebuilds in one schema, and are refused. */
-const shadowOf = (name: string): string =>
-  `rebuild_${Array.from(new TextEncoder().encode(name), (byte) => (/\w/.test(String.fromCharCode(byte)) && byte < 128 ? String.fromCharCode(byte) : `$${byte.toString(16)}`)).join("")}`.slice(
-    0,
-    63
+/** The schema of a rebuild's doubles: a hash, since a schema's name has at most 63 bytes, and a database may have several stores. */
+const shadowOf = ({ name: store, sql }: Home, name: string): Effect.Effect<string, StoreError> =>
+  Effect.map(
+    run(
+      sql<{
+        shadow: string
+      }>`select 'rebuild_' || left(encode(sha256(convert_to(${JSON.stringify([store, name])}, 'UTF8')), 'hex'), 32) as shadow`
+    ),
+    ([row]) => row?.shadow ?? ""
   )
 
 const filterOf = (projections: ReadonlyArray<Projection<unknown, unknown>>): Filter | undefined => {
@@ -347,6 +352,8 @@ const swapInOneTransaction = <E, R>(
     sql,
     operation,
     Effect.gen(function* () {
+      // A process that is stopped in the middle must not lock everybody out for ever.
+      yield* run(sql`select set_config('idle_in_transaction_session_timeout', ${String(leaseDuration)}, true)`)
       // The tables first, as those do who write them.
       yield* lockLive(sql, tables)
       yield* run(sql`select 1 from ${schema}.subscriptions where name = ${leaseOf(plan.name)} for update`)

@@ -27,26 +27,32 @@ export const makeShadows = <E, R>(
   Effect.gen(function* () {
     const found = yield* Effect.forEach(tables, (table) => find(sql, table))
     yield* Effect.forEach(found, ({ live }) => refuseDependents(sql, live))
-    if ((yield* run(sql`select 1 from pg_namespace where nspname = ${shadow}`)).length > 0) return found
-    yield* run(sql`create schema ${identifier(sql, shadow)}`)
-    if (create === undefined) {
-      for (const { live, name } of found) {
-        yield* run(
-          sql`create table ${identifier(sql, shadow)}.${sql.literal(name)} (like ${sql.literal(live)} including all)`
-        )
+    const doubles = Effect.map(
+      run(sql<{ name: string }>`select quote_ident(tablename) as name from pg_tables where schemaname = ${shadow}`),
+      (made) => new Set(made.map(({ name }) => name))
+    )
+    const begun = (yield* run(sql`select 1 from pg_namespace where nspname = ${shadow}`)).length > 0
+    if (!begun) {
+      yield* run(sql`create schema ${identifier(sql, shadow)}`)
+      if (create === undefined) {
+        for (const { live, name } of found) {
+          yield* run(
+            sql`create table ${identifier(sql, shadow)}.${sql.literal(name)} (like ${sql.literal(live)} including all)`
+          )
+        }
+      } else {
+        yield* inFront(sql, shadow)
+        yield* create
       }
-    } else {
-      yield* inFront(sql, shadow)
-      yield* create
-      const made = yield* run(
-        sql<{ name: string }>`select quote_ident(tablename) as name from pg_tables where schemaname = ${shadow}`
+    }
+    const made = yield* doubles
+    const missing = found.find(({ name }) => !made.has(name))
+    if (missing !== undefined) {
+      return yield* misconfigured(
+        begun
+          ? `it was begun for other tables, without ${missing.name}: abandon it first, or give it another name`
+          : `\`create\` did not make the table ${missing.name}; it must name it without a schema`
       )
-      const missing = found.find(({ name }) => !made.some((table) => table.name === name))
-      if (missing !== undefined) {
-        return yield* misconfigured(
-          `\`create\` did not make the table ${missing.name}; it must name it without a schema`
-        )
-      }
     }
     return found
   })
