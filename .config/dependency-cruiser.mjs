@@ -18,9 +18,9 @@ const floors = [
     "internal/sharingPace.ts"
   ],
   ["Event.ts", "internal/sqlTransaction.ts"],
-  ["Snapshot.ts", "internal/eventCodec.ts", "internal/sqlMigrations.ts", "internal/coalesce.ts"],
-  ["Projection.ts", "internal/record.ts", "internal/stateCodec.ts", "internal/sharedTransaction.ts"],
-  ["StoreAdapter.ts", "EventFeed.ts", "internal/sqlStatements.ts"],
+  ["Snapshot.ts", "internal/eventCodec.ts", "internal/sqlMigrations.ts", "internal/commitQueue.ts"],
+  ["Projection.ts", "internal/record.ts", "internal/stateCodec.ts", "internal/coalesce.ts"],
+  ["StoreAdapter.ts", "EventFeed.ts", "internal/sqlStatements.ts", "internal/sharedTransaction.ts"],
   ["SubscriptionStore.ts", "internal/streamReader.ts", "internal/settling.ts", "internal/feedInput.ts"],
   ["internal/loading.ts", "internal/feedWatch.ts"],
   [

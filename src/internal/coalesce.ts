@@ -12,14 +12,11 @@ import * as Fiber from "effect/Fiber"
 import * as FiberId from "effect/FiberId"
 import * as Option from "effect/Option"
 import * as Tracer from "effect/Tracer"
-import type { StoredEvent } from "../Event.js"
 import type { RetryCommand, StoreError, StoreErrorReason } from "../StoreError.js"
+import { aggregatesOf, type Commit, CommitQueue, isLarge, sizeOf, type Waiting } from "./commitQueue.js"
 import { soon } from "./nextTurn.js"
 import { promptly, withinGrace } from "./promptly.js"
 import { spanned } from "./tracing.js"
-
-/** The events of one commit. */
-export type Commit = ReadonlyArray<StoredEvent>
 
 /** What became of one commit. */
 export type Verdict = "written" | "stored" | RetryCommand
@@ -49,12 +46,8 @@ export const makeCoalescer = (
   send: Send,
   patience = usualPatience
 ): Effect.Effect<(commit: Commit) => Effect.Effect<Verdict, StoreError>> => {
-  // No `Set`: what one that is added to and taken from all the time leaves behind survives until a full garbage collection.
-  let queue: Array<Entry> = []
-  /** The aggregates that the statements under way are about. */
-  const busy = new Set<string>()
+  const queue = new CommitQueue<Entry>()
   let waitingSize = 0
-  let goneInQueue = 0
   let underWay = 0
   /** Wakes a sender that found nothing to send. */
   const idle: Array<() => void> = []
@@ -62,32 +55,9 @@ export const makeCoalescer = (
 
   /** Takes out of the queue what may leave together. */
   const take = (): ReadonlyArray<Entry> => {
-    const taken: Array<Entry> = []
-    if (underWay >= maxUnderWay) return taken
-    const passed: Array<Entry> = []
-    const held = new Set<string>()
-    let [seen, events, size] = [0, 0, 0]
-    for (const entry of queue) {
-      if (seen >= maxSeen || taken.length >= maxCommits || events >= maxEvents || size >= maxSize) break
-      seen++
-      if (entry.gone) {
-        goneInQueue--
-        continue
-      }
-      if (entry.aggregates.some((id) => busy.has(id) || held.has(id))) {
-        // Those behind it that are about the same aggregates must not overtake it.
-        for (const id of entry.aggregates) held.add(id)
-        passed.push(entry)
-        continue
-      }
-      taken.push(entry)
-      entry.queued = false
-      for (const id of entry.aggregates) busy.add(id)
-      events += entry.commit.length
-      size += entry.size
-    }
-    queue = seen === queue.length ? passed : [...passed, ...queue.slice(seen)]
-    left(size)
+    if (underWay >= maxUnderWay) return []
+    const taken = queue.take(limits)
+    left(taken.reduce((sum, { size }) => sum + size, 0))
     return taken
   }
 
@@ -101,7 +71,7 @@ export const makeCoalescer = (
 
   const answer = (entries: ReadonlyArray<Entry>, exit: Exit.Exit<ReadonlyArray<Verdict>, StoreError>): void => {
     for (const [index, entry] of entries.entries()) {
-      for (const id of entry.aggregates) busy.delete(id)
+      queue.done(entry)
       entry.answered = true
       entry.resume(Exit.map(exit, (verdicts) => verdicts[index] ?? "written"))
     }
@@ -149,17 +119,12 @@ export const makeCoalescer = (
   }
 
   const withdraw = (entry: Entry): Effect.Effect<void> => {
-    entry.gone = true
     if (entry.queued) {
-      goneInQueue++
+      queue.withdraw(entry)
       left(entry.size)
-      // So that those who give up while nothing leaves do not fill the memory.
-      if (goneInQueue > maxGone && goneInQueue > queue.length / 2) {
-        queue = queue.filter(({ gone }) => !gone)
-        goneInQueue = 0
-      }
       return Effect.void
     }
+    entry.gone = true
     const { batch } = entry
     // One that was taken just now, and has no batch yet, is not counted there.
     const cancel =
@@ -219,25 +184,6 @@ export const makeCoalescer = (
   )
 }
 
-/** Whether a commit is to travel alone: it would keep the others waiting, and gains nothing by company. */
-export const isLarge = (commit: Commit, size: number): boolean => commit.length > largeEvents || size > largeSize
-
-export const aggregatesOf = (commit: Commit): ReadonlyArray<string> => {
-  const [first] = commit
-  return commit.length === 1 && first !== undefined
-    ? [first.aggregateId]
-    : [...new Set(commit.map(({ aggregateId }) => aggregateId))]
-}
-
-/** In characters. */
-export const sizeOf = (commit: Commit): number => {
-  let size = 0
-  for (const { aggregateId, body, metadata, type } of commit) {
-    size += aggregateId.length + body.length + metadata.length + type.length
-  }
-  return size
-}
-
 /** What is done for several is part of the trace of the only one, or points to those of all. */
 export const placeAmong = (
   entries: ReadonlyArray<{ readonly span: Option.Option<Tracer.AnySpan> }>
@@ -252,16 +198,11 @@ export const placeAmong = (
 // --- internal ---
 
 /** A commit on its way. */
-interface Entry {
-  readonly commit: Commit
-  readonly size: number
-  readonly aggregates: ReadonlyArray<string>
+interface Entry extends Waiting {
   readonly span: Option.Option<Tracer.AnySpan>
   resume: (answer: Effect.Effect<Verdict, StoreError>) => void
-  queued: boolean
   answered: boolean
   batch: Batch | undefined
-  gone: boolean
 }
 
 /** A statement under way. */
@@ -281,22 +222,10 @@ const maxUnderWay = 8
 const usualPatience = 25
 
 // What one statement carries: enough to make its own cost small, little enough not to keep the first waiting for the last.
-const maxCommits = 512
-const maxEvents = 2048
-const maxSize = 1_000_000
-
-/** How far into the queue one looks for what may leave, where much of it waits for the same aggregates. */
-const maxSeen = 4 * maxCommits
-
-/** So many that nobody waits for any more may stay in the queue until their turn comes. */
-const maxGone = 64
+const limits = { commits: 512, events: 2048, size: 1_000_000, seen: 2048 }
 
 /** Of all that waits, in characters. */
 const maxWaiting = 64_000_000
-
-/** From here on a commit travels alone. */
-const largeEvents = 500
-const largeSize = 250_000
 
 const awaitAtMost = (fiber: Fiber.RuntimeFiber<unknown>, patience: number): Effect.Effect<void> =>
   Effect.async((resume) => {
@@ -309,9 +238,8 @@ const awaitAtMost = (fiber: Fiber.RuntimeFiber<unknown>, patience: number): Effe
     fiber.addObserver(done)
   })
 
-const traced = <A>(entries: ReadonlyArray<Entry>, effect: Effect.Effect<A>): Effect.Effect<A> => {
-  return spanned("SqlStore.sendCommits", { ...placeAmong(entries), attributes: { commits: entries.length } })(effect)
-}
+const traced = <A>(entries: ReadonlyArray<Entry>, effect: Effect.Effect<A>): Effect.Effect<A> =>
+  spanned("SqlStore.sendCommits", { ...placeAmong(entries), attributes: { commits: entries.length } })(effect)
 
 /** Whether the failure may be due to one of the commits: then the others must not suffer. */
 const mayBeOnes = (cause: Cause.Cause<StoreError>): boolean => {

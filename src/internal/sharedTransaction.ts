@@ -14,7 +14,8 @@ import * as FiberId from "effect/FiberId"
 import type * as Option from "effect/Option"
 import * as Tracer from "effect/Tracer"
 import type { RetryCommand, StoreError } from "../StoreError.js"
-import { aggregatesOf, type Commit, isLarge, placeAmong, sizeOf, type Verdict } from "./coalesce.js"
+import { placeAmong, type Verdict } from "./coalesce.js"
+import { aggregatesOf, type Commit, CommitQueue, isLarge, sizeOf, type Waiting } from "./commitQueue.js"
 import { soon } from "./nextTurn.js"
 import { withinGrace } from "./promptly.js"
 import { makePace } from "./sharingPace.js"
@@ -49,10 +50,7 @@ export interface Ways {
  * - One that is held up does not hold up those that come after: they leave beside it.
  */
 export const makeSharing = (ways: Ways): Effect.Effect<Ways["alone"]> => {
-  let queue: Array<Entry> = []
-  let goneInQueue = 0
-  /** The aggregates that those under way are about. */
-  const busy = new Set<string>()
+  const queue = new CommitQueue<Entry>()
   let underWay = 0
   let departing = false
   const pace = makePace()
@@ -68,7 +66,8 @@ export const makeSharing = (ways: Ways): Effect.Effect<Ways["alone"]> => {
 
   const depart = (): void => {
     for (let lanes = pace.lanes() - underWay; lanes > 0 && queue.length > 0; lanes--) {
-      const entries = take(Math.min(pace.seats(), Math.ceil(queue.length / lanes)))
+      const commits = Math.min(pace.seats(), Math.ceil(queue.length / lanes))
+      const entries = queue.take({ ...limits, commits })
       const [first, ...others] = entries
       if (first === undefined) return
       const leave = enter()
@@ -115,40 +114,11 @@ export const makeSharing = (ways: Ways): Effect.Effect<Ways["alone"]> => {
     }
   }
 
-  /** Takes out of the queue what may leave together. */
-  const take = (seats: number): ReadonlyArray<Entry> => {
-    const taken: Array<Entry> = []
-    const passed: Array<Entry> = []
-    const held = new Set<string>()
-    let [seen, events, size] = [0, 0, 0]
-    for (const entry of queue) {
-      if (seen >= maxSeen || taken.length >= seats || events >= maxEvents || size >= maxSize) break
-      seen++
-      if (entry.gone) {
-        goneInQueue--
-        continue
-      }
-      if (entry.aggregates.some((id) => busy.has(id) || held.has(id))) {
-        // Those behind it that are about the same aggregates must not overtake it.
-        for (const id of entry.aggregates) held.add(id)
-        passed.push(entry)
-        continue
-      }
-      taken.push(entry)
-      entry.queued = false
-      for (const id of entry.aggregates) busy.add(id)
-      events += entry.commit.length
-      size += entry.size
-    }
-    queue = seen === queue.length ? passed : [...passed, ...queue.slice(seen)]
-    return taken
-  }
-
   /** Nothing of the commit is under way any more. */
   const finish = (entry: Entry): void => {
     if (entry.finished) return
     entry.finished = true
-    for (const id of entry.aggregates) busy.delete(id)
+    queue.done(entry)
     entry.leave?.()
     entry.onFinish?.()
     departSoon()
@@ -319,16 +289,11 @@ export const makeSharing = (ways: Ways): Effect.Effect<Ways["alone"]> => {
 
   const withdraw = (entry: Entry): Effect.Effect<void> =>
     Effect.suspend(() => {
-      entry.gone = true
       if (entry.queued) {
-        goneInQueue++
-        // So that those who give up while nothing leaves do not fill the memory.
-        if (goneInQueue > maxGone && goneInQueue > queue.length / 2) {
-          queue = queue.filter(({ gone }) => !gone)
-          goneInQueue = 0
-        }
+        queue.withdraw(entry)
         return Effect.void
       }
+      entry.gone = true
       // It was told to go alone, and did not hear it any more.
       if (entry.isAlone) finish(entry)
       if (entry.finished || entry.trip === undefined) return Effect.void
@@ -416,19 +381,13 @@ type Failure<T> = T extends Effect.Effect<infer _A, infer E, infer _R> ? E : nev
 type Services<T> = T extends Effect.Effect<infer _A, infer _E, infer R> ? R : never
 
 /** A commit on its way. */
-interface Entry {
-  readonly commit: Commit
-  readonly size: number
+interface Entry extends Waiting {
   readonly kind: string
-  readonly aggregates: ReadonlyArray<string>
   readonly span: Option.Option<Tracer.AnySpan>
   /** What its fiber was told and has not heard yet. */
   instruction: Instruction | undefined
   onInstruction: ((instruction: Instruction) => void) | undefined
   onFinish: (() => void) | undefined
-  queued: boolean
-  /** Nobody waits for it any more. */
-  gone: boolean
   isAlone: boolean
   finished: boolean
   projected: boolean
@@ -475,14 +434,7 @@ const maxMillis = 200
 const maxCleanUp = 300
 
 // What one transaction carries beside the number of its commits.
-const maxEvents = 2048
-const maxSize = 1_000_000
-
-/** How far into the queue one looks for what may leave, where much of it waits for the same aggregates. */
-const maxSeen = 1024
-
-/** So many that nobody waits for any more may stay in the queue until their turn comes. */
-const maxGone = 64
+const limits = { events: 2048, size: 1_000_000, seen: 1024 }
 
 const severe = 3
 

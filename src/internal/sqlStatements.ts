@@ -6,7 +6,8 @@ import type * as Statement from "@effect/sql/Statement"
 import type { Event, StoredEvent } from "../Event.js"
 import type { StoredSnapshot } from "../Snapshot.js"
 import { RetryCommand } from "../StoreError.js"
-import type { Commit, Verdict } from "./coalesce.js"
+import type { Verdict } from "./coalesce.js"
+import type { Commit } from "./commitQueue.js"
 import type { Range } from "./record.js"
 
 interface CommitOutcome {
