@@ -3,7 +3,7 @@
  * and a file of src that stands on no floor is an error. An entry ending in "/" is a whole folder.
  */
 const floors = [
-  ["StoreError.ts", "internal/shortWay.ts"],
+  ["StoreError.ts", "internal/shortWay.ts", "internal/machineTime.ts"],
   [
     "Timestamp.ts",
     "internal/json.ts",
@@ -20,7 +20,8 @@ const floors = [
   ["Event.ts", "internal/sqlTransaction.ts"],
   ["Snapshot.ts", "internal/eventCodec.ts", "internal/sqlMigrations.ts", "internal/commitQueue.ts"],
   ["Projection.ts", "internal/record.ts", "internal/stateCodec.ts", "internal/coalesce.ts"],
-  ["StoreAdapter.ts", "EventFeed.ts", "internal/sqlStatements.ts", "internal/sharedTransaction.ts"],
+  ["internal/projecting.ts", "EventFeed.ts", "internal/sqlStatements.ts", "internal/sharedTransaction.ts"],
+  ["StoreAdapter.ts"],
   ["SubscriptionStore.ts", "internal/streamReader.ts", "internal/settling.ts", "internal/feedInput.ts"],
   ["internal/loading.ts", "internal/feedWatch.ts"],
   [
@@ -30,11 +31,13 @@ const floors = [
     "internal/sqlFeed.ts",
     "internal/memoryFeed.ts"
   ],
+  ["internal/sqlLease.ts"],
   [
     "internal/sqlSubscriptions.ts",
     "internal/sqlRepair.ts",
     "internal/memorySubscriptions.ts",
     "internal/consumer.ts",
+    "internal/subscriptionStatus.ts",
     "internal/shadowTables.ts"
   ],
   ["MemoryStore.ts", "SqlStore.ts", "PgliteClient.ts", "internal/lifecycle.ts"],

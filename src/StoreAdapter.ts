@@ -9,6 +9,7 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import type { Event, StoredEvent } from "./Event.js"
+import { concerns } from "./internal/projecting.js"
 import {
   prepareEvents,
   prepareRange,
@@ -205,7 +206,9 @@ export const makeEncoded = (store: EncodedStore): StoreAdapterService => {
         : projections.length === 0
           ? commitEvents(events)
           : Effect.flatMap(prepareEvents("commitAll", events), (prepared) => {
-              const concerned = projections.filter(concerns(prepared))
+              const concerned = projections.filter((projection) =>
+                prepared.some(({ type }) => concerns(projection, type))
+              )
               return concerned.length === 0
                 ? append("commitAll", prepared)
                 : store
@@ -243,12 +246,6 @@ const noProjections = new ValidationError({
   operation: "commitAll",
   issues: [new ValidationIssue({ index: 0, path: ["projections"], message: "must be a list of projections" })]
 })
-
-/** Whether a projection has anything to do for one of the events. */
-const concerns =
-  (events: ReadonlyArray<StoredEvent>) =>
-  ({ events: types }: Projection.Any): boolean =>
-    events.length > 0 && (types === undefined || events.some(({ type }) => types.includes(type)))
 
 /** Projection by projection, event by event, never two at once: they share one transaction. */
 const project = <E, R>(

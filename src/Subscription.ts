@@ -11,22 +11,23 @@
  */
 import type { NonEmptyReadonlyArray } from "effect/Array"
 import * as Cause from "effect/Cause"
-import * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
-import { EventFeed, type FeedEvent, type Filter, order, type Position, type StreamPosition } from "./EventFeed.js"
+import { EventFeed, type FeedEvent, type Filter, type Position, type StreamPosition } from "./EventFeed.js"
 import { HasStopped, type Work, work } from "./internal/consumer.js"
 import { textProblem } from "./internal/json.js"
+import { projectBy, typesOf } from "./internal/projecting.js"
 import { withoutReceipts } from "./internal/receipt.js"
 import { measured, measureLag } from "./internal/subscriptionMetrics.js"
+import { statusOf } from "./internal/subscriptionStatus.js"
 import type { Projection } from "./Projection.js"
 import { type StoreError, ValidationError, ValidationIssue } from "./StoreError.js"
 import { type Failure, type SetAside, type Standing, SubscriptionStore } from "./SubscriptionStore.js"
-import { HybridClock, toMillis } from "./Timestamp.js"
+import { HybridClock } from "./Timestamp.js"
 
 /**
  * A subscription: what it does, and how to run it.
@@ -287,6 +288,7 @@ export const make = <E, R>(name: string, options: Settings & Handler<E, R>): Sub
       Effect.forkScoped(
         inAll((partition) =>
           Effect.forever(
+            // A defect too is to be told, and to be tried again. The end of the layer, which interrupts, is not caught.
             Effect.catchAllCause(runPartition(partition), (cause) => {
               const error = Cause.squash(cause)
               return Effect.zipRight(
@@ -319,17 +321,13 @@ export const fromProjections = <const Projections extends ReadonlyArray<Projecti
   projections: Projections,
   settings?: Omit<Settings, "filter"> & { readonly filter?: Omit<Filter, "types"> | undefined }
 ): Subscription<Projection.Error<Projections[number]>, Projection.Context<Projections[number]>> => {
+  type E = Projection.Error<Projections[number]>
+  type R = Projection.Context<Projections[number]>
   const types = typesOf(projections)
-  const given = projections.map((projection) => withoutReceipts(projection))
-  return make<Projection.Error<Projections[number]>, Projection.Context<Projections[number]>>(name, {
+  return make<E, R>(name, {
     ...settings,
-    filter: types === undefined ? settings?.filter : { ...settings?.filter, types },
-    handle: (event) =>
-      Effect.forEach(
-        given.filter(({ events }) => events === undefined || events.includes(event.type)),
-        (projection) => projection.project(event),
-        { discard: true }
-      )
+    filter: types === undefined ? settings?.filter : { ...settings?.filter, ...types },
+    handle: projectBy<E, R>(projections.map((projection) => withoutReceipts(projection)))
   })
 }
 
@@ -480,16 +478,6 @@ const checkSettings = (name: string, { batchSize, filter, lease, partitions }: S
   }
 }
 
-/** The types that projections are about; none where one of them is about all. */
-const typesOf = (projections: ReadonlyArray<Projection.Any>): ReadonlyArray<string> | undefined => {
-  const types = new Set<string>()
-  for (const { events } of projections) {
-    if (events === undefined) return undefined
-    for (const type of events) types.add(type)
-  }
-  return [...types]
-}
-
 const stoppedAt = (name: string, { failure, partition }: { readonly failure: Failure; readonly partition: number }) =>
   new SubscriptionStopped({
     subscription: name,
@@ -500,49 +488,3 @@ const stoppedAt = (name: string, { failure, partition }: { readonly failure: Fai
     error: failure.error,
     attempts: failure.attempts
   })
-
-const statusOf = (
-  name: string,
-  filter: Filter | undefined
-): Effect.Effect<Status, ValidationError | StoreError, EventFeed | SubscriptionStore> =>
-  Effect.gen(function* () {
-    const feed = yield* EventFeed
-    const store = yield* SubscriptionStore
-    const now = yield* Clock.currentTimeMillis
-    const partitions = yield* Effect.forEach(yield* store.standing(name), (standing) =>
-      Effect.gen(function* () {
-        const { partition, partitions, position } = standing
-        const own: Filter | undefined =
-          partitions === 1 ? filter : { ...filter, slice: { index: partition, of: partitions } }
-        const eventsBehind = yield* feed.count({ after: position, filter: own })
-        const first = eventsBehind === 0 ? undefined : yield* firstAfter(feed, position, own)
-        return {
-          ...standing,
-          eventsBehind,
-          secondsBehind: first === undefined ? 0 : Math.max(now - toMillis(first.timestamp), 0) / 1000
-        }
-      })
-    )
-    return {
-      state: partitions.some(({ stopped }) => stopped)
-        ? "stopped"
-        : partitions.some(({ holder }) => Option.isSome(holder))
-          ? "running"
-          : "idle",
-      eventsBehind: partitions.reduce((sum, { eventsBehind }) => sum + eventsBehind, 0),
-      secondsBehind: partitions.reduce((most, { secondsBehind }) => Math.max(most, secondsBehind), 0),
-      setAside: partitions.reduce((sum, { setAside }) => sum + setAside, 0),
-      partitions
-    }
-  })
-
-const firstAfter = (
-  feed: EventFeed["Type"],
-  after: Position,
-  filter: Filter | undefined
-): Effect.Effect<FeedEvent | undefined, ValidationError | StoreError> =>
-  Effect.flatMap(feed.read({ after, filter, limit: 1 }), ({ events, more, position }) =>
-    events[0] !== undefined || !more || order(position, after) <= 0
-      ? Effect.succeed(events[0])
-      : firstAfter(feed, position, filter)
-  )

@@ -4,7 +4,6 @@
 import { SqlError } from "@effect/sql/SqlError"
 import type { NonEmptyReadonlyArray } from "effect/Array"
 import * as Cause from "effect/Cause"
-import * as Clock from "effect/Clock"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -21,6 +20,8 @@ import {
 } from "../EventFeed.js"
 import { StoreError, type ValidationError } from "../StoreError.js"
 import { type Failure, type Lease, LeaseLost, type SubscriptionStoreService } from "../SubscriptionStore.js"
+import { filterOfPartition } from "./feedInput.js"
+import { machineClock, machineSleep } from "./machineTime.js"
 import { within, withinGrace } from "./promptly.js"
 import { isPassing } from "./settling.js"
 import { fromSqlError, isStrayCancel } from "./sqlError.js"
@@ -64,8 +65,7 @@ export const work = <E, R>(
   store: SubscriptionStoreService,
   partition: number
 ): Effect.Effect<never, HasStopped | StoreError | ValidationError, R> => {
-  const filter: Filter | undefined =
-    job.partitions === 1 ? job.filter : { ...job.filter, slice: { index: partition, of: job.partitions } }
+  const filter = filterOfPartition(job.filter, partition, job.partitions)
 
   const leased: Effect.Effect<Lease, StoreError, Scope.Scope> = Effect.flatMap(
     job.from === "now" ? feed.head : Effect.succeed(job.from === "beginning" ? beginning : job.from),
@@ -105,11 +105,6 @@ export const failureOf = (event: FeedEvent, cause: Cause.Cause<unknown>, attempt
 
 const maxError = 4000
 
-/** The time of the machine, whatever clock the program has: it is the database that is waited for, or the end of the process. */
-const machine = Clock.make()
-
-const machineSleep = (millis: number): Effect.Effect<void> => Effect.withClock(Effect.sleep(millis), machine)
-
 /** What a handler fails with may be anything, such as an object that can't be told as JSON. */
 const textOf = (cause: Cause.Cause<unknown>): string => {
   try {
@@ -140,7 +135,12 @@ const mayPass = (error: unknown): boolean =>
 const enduring = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> => {
   const from = (pause: number): Effect.Effect<A, E, R> =>
     Effect.catchAll(effect, (error) =>
-      mayPass(error) ? Effect.zipRight(machineSleep(pause), from(Math.min(pause * 2, lastPause))) : Effect.fail(error)
+      mayPass(error)
+        ? Effect.logWarning(`waiting for the database: ${error}`).pipe(
+            Effect.zipRight(machineSleep(pause)),
+            Effect.zipRight(from(Math.min(pause * 2, lastPause)))
+          )
+        : Effect.fail(error)
     )
   return from(firstPause)
 }
@@ -230,7 +230,7 @@ const followFrom = <E, R>(
       if (Exit.isFailure(exit)) return Effect.fail(reasonOf(exit.cause))
       stored = position
       progressed()
-      return Effect.map(machine.currentTimeMillis, (now) => {
+      return Effect.map(machineClock.currentTimeMillis, (now) => {
         storedAt = now
       })
     })
@@ -247,7 +247,8 @@ const followFrom = <E, R>(
       const [first, ...rest] = open
       return first === undefined
         ? Effect.void
-        : Effect.catchAllCause(
+        : // A handler that dies, or interrupts itself, has failed as one that fails has. Being interrupted from outside is not caught.
+          Effect.catchAllCause(
             Effect.suspend(() => Effect.asVoid(job.handle([first, ...rest]))),
             (cause) => new Refusal({ cause })
           )
@@ -324,16 +325,16 @@ const followFrom = <E, R>(
   const look = (position: Position, next: Fiber.Fiber<unknown, unknown>) =>
     Effect.gen(function* () {
       if (position === stored) return
-      const due = Math.min(storedAt + idleCheckpoint - (yield* machine.currentTimeMillis), idleCheckpoint)
+      const due = Math.min(storedAt + idleCheckpoint - (yield* machineClock.currentTimeMillis), idleCheckpoint)
       const more = due > 0 && (yield* Effect.raceFirst(Effect.as(Fiber.await(next), true), machineSleep(due)))
       if (more === true) return
       yield* Effect.mapError(lease.pass(position), ofDatabase)
       stored = position
-      storedAt = yield* machine.currentTimeMillis
+      storedAt = yield* machineClock.currentTimeMillis
     })
 
   return Effect.gen(function* () {
-    storedAt = yield* machine.currentTimeMillis
+    storedAt = yield* machineClock.currentTimeMillis
     let next = yield* Effect.forkScoped(read(start))
     for (;;) {
       const page = yield* Fiber.join(next)

@@ -50,6 +50,7 @@ export const evaluateOnce = <State, A extends Tagged, C, E>(
         const read = before === undefined ? load(definition, store, id) : refresh(definition, store, before)
         const root = yield* where.inside ? read : mayTryAgain(read)
         known = root
+        // A handler may die because the command has taken effect already. `judge` hands back interruptions as they are.
         return yield* Effect.catchAllCause(attempt(workplace, metadata, where, root, command, place), (cause) =>
           judge(workplace, where, root, place, cause)
         )

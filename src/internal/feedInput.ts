@@ -27,6 +27,13 @@ export const prepareFilter = (filter: Filter | undefined): Effect.Effect<Filter 
     return restricting(filter)
   })
 
+/** Of what a filter lets through, the share of one partition. */
+export const filterOfPartition = (
+  filter: Filter | undefined,
+  partition: number,
+  partitions: number
+): Filter | undefined => (partitions === 1 ? filter : { ...filter, slice: { index: partition, of: partitions } })
+
 // --- internal ---
 
 const usualLimit = 1000

@@ -7,6 +7,7 @@ import * as Exit from "effect/Exit"
 import type * as Scope from "effect/Scope"
 import { type Filter, order, type Position } from "../EventFeed.js"
 import type { StoreError } from "../StoreError.js"
+import { onMachineTime } from "./machineTime.js"
 import { promptly } from "./promptly.js"
 import { isPassing } from "./settling.js"
 import type { WakeUps } from "./wakeUps.js"
@@ -137,8 +138,8 @@ export const makeWatch = (
       Effect.sync(() => wakeUps.onCommit(signal)),
       (stop) => Effect.sync(stop)
     )
-    yield* Effect.forkScoped(Effect.withTracerEnabled(Effect.withClock(promptly(watch), Clock.make()), false))
-    yield* Effect.forkScoped(Effect.withClock(hear, Clock.make()))
+    yield* Effect.forkScoped(Effect.withTracerEnabled(onMachineTime(promptly(watch)), false))
+    yield* Effect.forkScoped(onMachineTime(hear))
     return (after, filter) =>
       Effect.async<Position, StoreError>((resume) => {
         if (head !== undefined && order(after, head) < 0) return resume(Effect.succeed(after))

@@ -2,7 +2,6 @@
  * The way of a command: its aggregate's turn, state, decision, commit, answer.
  */
 import * as Cause from "effect/Cause"
-import * as Clock from "effect/Clock"
 import * as Data from "effect/Data"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
@@ -16,6 +15,7 @@ import { RetryCommand, type StoreError, type ValidationError } from "../StoreErr
 import type { HybridClockService } from "../Timestamp.js"
 import type { Tagged } from "./eventCodec.js"
 import { type Definition, type Loaded, load, refresh } from "./loading.js"
+import { machineSleep } from "./machineTime.js"
 import { nextTurn } from "./nextTurn.js"
 import { withinGrace } from "./promptly.js"
 import { type Recorded, record } from "./recording.js"
@@ -340,7 +340,7 @@ const passOn = <State, A extends Tagged, C, E>(
   if (alone || group.events.length >= maxGroup || !passTurn(seat)) return commitGroup(workplace, seat, group, true)
   if (seat.group === group) return Effect.void
   seat.group = group
-  const patiently = Effect.withClock(Effect.sleep(patience), Clock.make())
+  const patiently = machineSleep(patience)
   return Effect.asVoid(
     Effect.forkDaemon(
       Effect.zipRight(

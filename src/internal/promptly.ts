@@ -1,10 +1,10 @@
 /**
  * Interruption that does not wait for a database that does not answer.
  */
-import * as Clock from "effect/Clock"
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
+import { onMachineTime } from "./machineTime.js"
 
 /** Waits for what has to be cleaned up after an interruption, but only so long. */
 export const withinGrace = <A>(cleanUp: Effect.Effect<A>): Effect.Effect<unknown> => within(grace, cleanUp)
@@ -13,8 +13,7 @@ export const withinGrace = <A>(cleanUp: Effect.Effect<A>): Effect.Effect<unknown
 export const within = <A>(time: Duration.DurationInput, cleanUp: Effect.Effect<A>): Effect.Effect<unknown> =>
   Effect.flatMap(
     // A fiber that is interrupted once more interrupts its children at once, whatever region it is in: so this is no child.
-    // By the clock of the machine, whatever clock the program has: it is the database that may not answer.
-    Effect.forkDaemon(Effect.withClock(Effect.timeoutOption(Effect.interruptible(cleanUp), time), Clock.make())),
+    Effect.forkDaemon(onMachineTime(Effect.timeoutOption(Effect.interruptible(cleanUp), time))),
     Fiber.await
   )
 

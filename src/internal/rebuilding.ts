@@ -19,11 +19,14 @@ import type { Projection } from "../Projection.js"
 import { StoreError, type ValidationError } from "../StoreError.js"
 import { type Lease, LeaseLost, SubscriptionStore } from "../SubscriptionStore.js"
 import { toMillis } from "../Timestamp.js"
+import { onMachineTime } from "./machineTime.js"
+import { projectBy, typesOf } from "./projecting.js"
 import { isPassing } from "./settling.js"
 import { dropShadows, lockLive, makeShadows, type Shadowed, swap, writingDoubles } from "./shadowTables.js"
 import { fromSqlError } from "./sqlError.js"
 import { behind, type FeedRow, feedColumns, feedEventsOf, matches, partsOf } from "./sqlFeed.js"
-import { type Home, homeOf } from "./sqlSubscriptions.js"
+import type { Home } from "./sqlLease.js"
+import { homeOf } from "./sqlSubscriptions.js"
 import { withTransaction } from "./sqlTransaction.js"
 
 interface Plan<E, R> {
@@ -51,7 +54,7 @@ export const rebuild = <E, R>(
     const feed = yield* EventFeed
     const store = yield* SubscriptionStore
     const home = yield* homeOrFail(store)
-    const filter = filterOf(plan.projections)
+    const filter: Filter | undefined = typesOf(plan.projections)
     let projected = 0
 
     const attempt = Effect.scoped(
@@ -181,15 +184,6 @@ const shadowOf = ({ name: store, sql }: Home, name: string): Effect.Effect<strin
     ([row]) => row?.shadow ?? ""
   )
 
-const filterOf = (projections: ReadonlyArray<Projection<unknown, unknown>>): Filter | undefined => {
-  const types = new Set<string>()
-  for (const { events } of projections) {
-    if (events === undefined) return undefined
-    for (const type of events) types.add(type)
-  }
-  return { types: [...types] }
-}
-
 const statusOf = ({ schema, sql }: Home, name: string) =>
   Effect.map(
     run(
@@ -213,7 +207,7 @@ const isFinished = ({ schema, sql }: Home, name: string) =>
 const untilFinished = (home: Home, name: string): Effect.Effect<void, StoreError> =>
   Effect.flatMap(isFinished(home, name), (finished) =>
     finished ? Effect.void : Effect.zipRight(Effect.sleep("250 millis"), untilFinished(home, name))
-  ).pipe(Effect.withClock(Clock.make()))
+  ).pipe(onMachineTime)
 
 const buildAndSwap = <E, R>(
   workplace: Workplace<E, R>,
@@ -292,14 +286,7 @@ const projectAll = <E, R>(
 ): Effect.Effect<void, E | StoreError, R> =>
   Effect.gen(function* () {
     const { schema, sql } = home
-    const projecting = Effect.gen(function* () {
-      for (const event of events) {
-        for (const projection of plan.projections) {
-          if (projection.events === undefined || projection.events.includes(event.type))
-            yield* projection.project(event)
-        }
-      }
-    })
+    const projecting = Effect.forEach(events, projectBy(plan.projections), { discard: true })
     yield* writingDoubles(sql, shadow, home.name, projecting)
     yield* run(
       sql`update ${schema}.rebuilds set events_done = events_done + ${events.length} where name = ${plan.name}`

@@ -3,11 +3,11 @@
  */
 import * as SqlClient from "@effect/sql/SqlClient"
 import type { Connection } from "@effect/sql/SqlConnection"
-import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
 import * as Tracer from "effect/Tracer"
+import { onMachineTime } from "./machineTime.js"
 
 /** Those who commit to the tables of one schema through one client, and those who wait for them. */
 export interface WakeUps {
@@ -55,6 +55,7 @@ const makeWakeUps = (sql: SqlClient.SqlClient, channel: string): WakeUps => {
     news = false
     // Outside of any commit: a transaction that notifies holds a lock on all that do until its commit is on the disk.
     return sql`select pg_notify(${channel}, ${here.listener})`.pipe(
+      // Whatever it fails with, polling makes up for it, and this goes on: nobody else would notify any more. Nobody interrupts it.
       Effect.catchAllCause(() => Effect.void),
       Effect.zipRight(Effect.sleep(pause)),
       Effect.zipRight(notify)
@@ -62,7 +63,7 @@ const makeWakeUps = (sql: SqlClient.SqlClient, channel: string): WakeUps => {
   })
   const notifier = notify.pipe(
     Effect.withTracerEnabled(false),
-    Effect.withClock(Clock.make()),
+    onMachineTime,
     Effect.mapInputContext(
       (context: Context.Context<never>) =>
         Context.omit(Tracer.ParentSpan, SqlClient.TransactionConnection)(context) as Context.Context<never>

@@ -46,6 +46,7 @@ export const test = (
 
 // --- records ---
 
+/** At random: a store may keep what earlier runs left, and knows nothing of their seeds. */
 export const newId = (): string => crypto.randomUUID()
 
 export const event = (aggregateId: string, sequence: number): Effect.Effect<Event> =>

@@ -1,0 +1,319 @@
+/**
+ * Leases of subscriptions, in a row of each.
+ *
+ * Who has a lease raised the row's token when the last one had run out, and stores checkpoints only while the token is still that one. So
+ * a holder that slept through the end of its lease can't write, whatever it believes. No lock outlives a transaction, so it works
+ * through a pooler, and all times are the database's.
+ */
+import type * as SqlClient from "@effect/sql/SqlClient"
+import type { SqlError } from "@effect/sql/SqlError"
+import type * as Statement from "@effect/sql/Statement"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import type { Position } from "../EventFeed.js"
+import { StoreError } from "../StoreError.js"
+import {
+  type Key,
+  type Lease,
+  LeaseLost,
+  type LeaseOptions,
+  type SubscriptionStoreService
+} from "../SubscriptionStore.js"
+import { machineClock, onMachineTime } from "./machineTime.js"
+import { promptly, withinGrace } from "./promptly.js"
+import { isPassing } from "./settling.js"
+import { fromSqlError, type Phase } from "./sqlError.js"
+import { type PlaceRow, partsOf, positionOf } from "./sqlFeed.js"
+import { withTransaction } from "./sqlTransaction.js"
+import { insideSqlTransaction } from "./storeTransaction.js"
+import { quietly } from "./tracing.js"
+import type { WakeUps } from "./wakeUps.js"
+
+/** Where the tables are. */
+export interface Home {
+  readonly sql: SqlClient.SqlClient
+  /** The name of the schema. */
+  readonly name: string
+  /** The same as an identifier. */
+  readonly schema: Statement.Fragment
+}
+
+const told =
+  (phase: Phase) =>
+  <A>(effect: Effect.Effect<A, SqlError>): Effect.Effect<A, StoreError> => {
+    const statement = quietly(Effect.mapError(effect, (error) => fromSqlError("Subscription", phase, error)))
+    return Effect.flatMap(insideSqlTransaction, (inside) => (inside ? statement : promptly(statement)))
+  }
+
+/** A statement about subscriptions: part of the transaction around it, or by itself. */
+export const reading = told("reading")
+export const writing = told("writing")
+
+export const makeLease = ({ schema, sql }: Home, wakeUps: WakeUps): SubscriptionStoreService["lease"] => {
+  const ofKey = ({ name, partition }: Key) => sql`name = ${name} and partition = ${partition}`
+  const until = (duration: number) => sql`clock_timestamp() + ${duration} * interval '1 millisecond'`
+
+  /** Makes the row of a subscription that runs for the first time. */
+  const register = ({ from, key }: LeaseOptions) =>
+    Effect.gen(function* () {
+      const others = yield* reading(
+        sql<{ partitions: number }>`select distinct partitions from ${schema}.subscriptions where name = ${key.name}`
+      )
+      const other = others.find(({ partitions }) => partitions !== key.partitions)
+      if (other !== undefined) {
+        return yield* new StoreError({
+          reason: "Misconfigured",
+          operation,
+          description: `subscription ${JSON.stringify(key.name)} has ${other.partitions} partitions in the store, and ${key.partitions} here: what is in which would change`
+        })
+      }
+      const [transactionId, position] = partsOf(from)
+      yield* writing(
+        sql`insert into ${schema}.subscriptions (name, partition, partitions, transaction_id, position)
+          values (${key.name}, ${key.partition}, ${key.partitions}, ${transactionId}::xid8, ${position}::bigint)
+          on conflict (name, partition) do nothing`
+      )
+    })
+
+  /** Takes the lease if it is to be had, and tells otherwise in how many milliseconds it runs out. */
+  const take = ({ duration, holder, key }: LeaseOptions) =>
+    Effect.gen(function* () {
+      const taken = yield* writing(
+        sql<PlaceRow & { readonly token: string }>`update ${schema}.subscriptions s
+          set token = s.token + 1, holder = ${holder}, leased_until = ${until(duration)}
+          from (
+            select name, partition from ${schema}.subscriptions
+            where ${ofKey(key)} and not stopped and coalesce(leased_until < clock_timestamp(), true)
+            -- Who holds the row is at work in a transaction.
+            for update skip locked
+          ) free
+          where s.name = free.name and s.partition = free.partition
+          returning s.token::text, s.transaction_id::text, s.position::text`
+      )
+      if (taken[0] !== undefined) return { token: taken[0].token, position: positionOf(taken[0]) }
+      const [row] = yield* reading(
+        sql<{ left: number | null }>`select
+          case when stopped then null else extract(epoch from leased_until - clock_timestamp()) * 1000 end::float8 as left
+          from ${schema}.subscriptions where ${ofKey(key)}`
+      )
+      return { wait: Math.min(Math.max(row?.left ?? slowPoll, fastPoll), slowPoll) }
+    })
+
+  const lease = (options: LeaseOptions) =>
+    Effect.gen(function* () {
+      const { duration, key } = options
+      yield* register(options)
+      // With the token, so that a renewal that is still under way comes too late.
+      const giveBack = (taken: Taken) =>
+        writing(
+          sql`update ${schema}.subscriptions set token = token + 1, holder = null, leased_until = null
+            where ${ofKey(key)} and token = ${taken.token}::bigint`
+        )
+      const { position, token } = yield* Effect.uninterruptibleMask((restore) =>
+        Effect.tap(onMachineTime(waitFor(take(options), giveBack, restore)), (taken) =>
+          // The connections of a pool may all have been cut at once.
+          Effect.addFinalizer(() =>
+            withinGrace(Effect.ignore(Effect.retry(giveBack(taken), { times: 10, while: isPassing })))
+          )
+        )
+      )
+      const lostLease = new LeaseLost({ subscription: key.name, partition: key.partition })
+      const mine = sql`${ofKey(key)} and token = ${token}::bigint`
+      const onlyMine = <A>(statement: Effect.Effect<ReadonlyArray<A>, SqlError>) =>
+        Effect.flatMap(writing(statement), (rows) => (rows[0] === undefined ? lostLease : Effect.succeed(rows[0])))
+
+      const moveTo = (to: Position) => {
+        const [transactionId, place] = partsOf(to)
+        return sql`update ${schema}.subscriptions
+          set transaction_id = ${transactionId}::xid8, position = ${place}::bigint, leased_until = ${until(duration)}
+          where ${mine} returning token`
+      }
+
+      const lost = yield* Deferred.make<void>()
+      const watch: Watch = { duration, renewedAt: yield* uptime, atWork: 0 }
+      yield* Effect.forkScoped(
+        keepAlive(
+          Effect.map(
+            writing(
+              sql<{ token: string }>`with renewed as (
+                  update ${schema}.subscriptions s set leased_until = ${until(duration)}
+                  from (
+                    select name, partition from ${schema}.subscriptions where ${mine}
+                    -- This process itself may be at work, and renews the lease when it is done.
+                    for update skip locked
+                  ) held
+                  where s.name = held.name and s.partition = held.partition
+                )
+                select token::text from ${schema}.subscriptions where ${ofKey(key)}`
+            ),
+            ([row]) => row?.token === token
+          ),
+          watch
+        ).pipe(onMachineTime, Effect.zipRight(Deferred.succeed(lost, undefined)))
+      )
+
+      const held: Lease = {
+        position,
+        lost: Deferred.await(lost),
+        checkpoint: Effect.map(
+          onlyMine(
+            sql<PlaceRow>`select transaction_id::text, position::text from ${schema}.subscriptions where ${mine}`
+          ),
+          positionOf
+        ),
+        pass: (to) => Effect.zipRight(onlyMine(moveTo(to)), wakeUps.progressed),
+        advance: (to, effect) => {
+          const transaction = withTransaction(
+            sql,
+            operation,
+            Effect.gen(function* () {
+              // A process that is stopped in the middle must not hold the locks of its transaction for ever.
+              yield* onlyMine(
+                sql`select set_config('idle_in_transaction_session_timeout', ${String(Math.ceil(duration))}, true)
+                  from ${schema}.subscriptions where ${mine}`
+              )
+              yield* effect
+              const asked = yield* uptime
+              yield* onlyMine(moveTo(to))
+              return asked
+            })
+          )
+          return Effect.acquireUseRelease(
+            Effect.sync(() => {
+              watch.atWork++
+            }),
+            () => {
+              const before = wakeUps.commits()
+              return Effect.flatMap(transaction, (asked) => {
+                watch.renewedAt = Math.max(watch.renewedAt, asked)
+                // What was committed inside is committed only now.
+                return wakeUps.commits() === before
+                  ? wakeUps.progressed
+                  : Effect.zipRight(wakeUps.progressed, wakeUps.committed)
+              })
+            },
+            () =>
+              Effect.sync(() => {
+                watch.atWork--
+              })
+          )
+        },
+        setAside: (failure) => {
+          const [transactionId, place] = partsOf(failure.position)
+          return Effect.asVoid(
+            writing(
+              sql`insert into ${schema}.events_set_aside
+                (subscription, aggregate_id, sequence, partition, transaction_id, position, type, error, attempts)
+                values (${key.name}, ${failure.aggregateId}, ${failure.sequence}, ${key.partition}, ${transactionId}::xid8,
+                  ${place}::bigint, ${failure.type}, ${failure.error}, ${failure.attempts})
+                on conflict (subscription, aggregate_id, sequence) do nothing`
+            )
+          )
+        },
+        blocked: (aggregateIds) =>
+          Effect.gen(function* () {
+            const found = writing(
+              sql<{
+                aggregate_id: string
+              }>`select distinct '.' || aggregate_id as aggregate_id from ${schema}.events_set_aside
+                where subscription = ${key.name} and aggregate_id = any(${[...aggregateIds]}::text[])`
+            )
+            if ((yield* found).length === 0) return new Set<string>()
+            // Whoever takes back waits for this transaction, or this one has waited for him.
+            yield* writing(sql`select 1 from ${schema}.subscriptions where ${ofKey(key)} for update`)
+            return new Set((yield* found).map(({ aggregate_id }) => aggregate_id.slice(1)))
+          }),
+        failing: (failure) =>
+          Effect.asVoid(
+            onlyMine(
+              sql`update ${schema}.subscriptions
+                set last_failure = ${failure === undefined ? null : JSON.stringify(failure)}::jsonb where ${mine} returning token`
+            )
+          ),
+        stop: (failure) =>
+          Effect.asVoid(
+            onlyMine(
+              sql`update ${schema}.subscriptions set stopped = true, last_failure = ${JSON.stringify(failure)}::jsonb
+                where ${mine} returning token`
+            )
+          )
+      }
+      return held
+    })
+
+  return lease
+}
+
+// --- internal ---
+
+const operation = "Subscription"
+
+/** How often who waits for a lease looks whether it was given back or has run out, in milliseconds: at least and at most. */
+const fastPoll = 20
+const slowPoll = 500
+
+interface Taken {
+  readonly token: string
+  readonly position: Position
+}
+
+/**
+ * Waits for the lease, interruptibly by `restore`. One that is had in the moment of an interruption is given back, so that others need
+ * not wait until it runs out.
+ */
+const waitFor = (
+  take: Effect.Effect<Taken | { readonly wait: number }, StoreError>,
+  giveBack: (taken: Taken) => Effect.Effect<unknown, StoreError>,
+  restore: <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
+): Effect.Effect<Taken, StoreError> =>
+  Effect.flatMap(Effect.forkDaemon(take), (taking) => {
+    const undo = Effect.flatMap(Fiber.join(taking), (result) => ("token" in result ? giveBack(result) : Effect.void))
+    return Effect.onInterrupt(restore(Fiber.join(taking)), () =>
+      Effect.flatMap(Effect.forkDaemon(Effect.ignore(undo)), (undoing) => withinGrace(Fiber.await(undoing)))
+    )
+  }).pipe(
+    Effect.flatMap((result) =>
+      "token" in result
+        ? Effect.succeed(result)
+        : Effect.zipRight(restore(Effect.sleep(result.wait)), waitFor(take, giveBack, restore))
+    )
+  )
+
+/** What is known of a lease here. */
+interface Watch {
+  /** In milliseconds. */
+  readonly duration: number
+  /** When it was asked for the last time, with success, by `uptime`. */
+  renewedAt: number
+  /** How many transactions are open that end with a checkpoint. */
+  atWork: number
+}
+
+/** Milliseconds by a clock that nobody sets. */
+const uptime: Effect.Effect<number> = Effect.map(machineClock.currentTimeNanos, (nanos) => Number(nanos / 1_000_000n))
+
+/**
+ * Renews the lease again and again; ends when it is lost, or could not be renewed until it must have run out. While a transaction is
+ * open that ends with a checkpoint it is for the database to say: its pool may have no other connection to renew it by.
+ */
+const keepAlive = (renew: Effect.Effect<boolean, StoreError>, watch: Watch): Effect.Effect<void> =>
+  Effect.gen(function* () {
+    const { duration } = watch
+    for (;;) {
+      yield* Effect.sleep(duration / 3)
+      const asked = yield* uptime
+      const renewed = yield* Effect.exit(
+        Effect.timeoutFail(Effect.disconnect(renew), {
+          // A process that was stopped for a while asks before it gives up.
+          duration: Math.max(watch.renewedAt + duration - asked, duration / 3),
+          onTimeout: () => "late"
+        })
+      )
+      if (Exit.isSuccess(renewed)) {
+        if (!renewed.value) return
+        watch.renewedAt = Math.max(watch.renewedAt, asked)
+      } else if (watch.atWork === 0 && (yield* uptime) >= watch.renewedAt + duration) return
+    }
+  })
