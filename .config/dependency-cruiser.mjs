@@ -43,6 +43,7 @@ const floors = [
   ["MemoryStore.ts", "SqlStore.ts", "PgliteClient.ts", "internal/lifecycle.ts"],
   ["internal/evaluateOnce.ts"],
   ["internal/aggregateService.ts", "internal/subscriptionMetrics.ts", "internal/rebuilding.ts"],
+  ["internal/design.ts"],
   ["Aggregate.ts", "Subscription.ts", "Rebuild.ts"],
   ["internal/contract/"],
   ["AggregateTest.ts", "StoreContract.ts", "ClusterAggregate.ts"],

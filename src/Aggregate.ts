@@ -8,29 +8,19 @@
  * @since 0.1.0
  */
 import * as Context from "effect/Context"
-import * as Duration from "effect/Duration"
+import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
 import type { StreamPosition } from "./EventFeed.js"
-import { type Design, makeService, type Service } from "./internal/aggregateService.js"
-import {
-  decodeInput,
-  makeEventCodec,
-  refusingBadInput,
-  type Tagged,
-  tagOf,
-  tagsOf,
-  unknownTag
-} from "./internal/eventCodec.js"
-import { makeMinted } from "./internal/minted.js"
-import type { Keeping } from "./internal/seats.js"
-import { makeStateCodec } from "./internal/stateCodec.js"
+import { makeService, type Service } from "./internal/aggregateService.js"
+import { define, keepingOf } from "./internal/design.js"
+import { decodeInput, type Tagged, tagOf } from "./internal/eventCodec.js"
 import { spanned } from "./internal/tracing.js"
 import type { Projection } from "./Projection.js"
 import type { StoreAdapter } from "./StoreAdapter.js"
-import { type RetryCommand, type StoreError, ValidationError } from "./StoreError.js"
+import type { RetryCommand, StoreError, ValidationError } from "./StoreError.js"
 import { HybridClock } from "./Timestamp.js"
 
 /**
@@ -415,7 +405,10 @@ export const make = <
 > => {
   type E = HandlerError<Decide[keyof Decide]> | Projection.Error<Projections[number]>
   type R = HandlerContext<Decide[keyof Decide]> | Projection.Context<Projections[number]>
-  const definition = define<State, StateEncoded, A, I, C, CI, E, R>(name, options)
+  const definition = define<State, StateEncoded, A, I, C, CI, E, R>(name, {
+    ...options,
+    retry: options.retry ?? defaultRetry
+  })
   const decodeCommand = Schema.decodeUnknownEither(options.commands, { errors: "all" })
   const tag = Context.GenericTag<Instance<Name>, Service<State, A, C, E>>(`effect-maestro/Aggregate/${name}`)
 
@@ -462,66 +455,3 @@ export const make = <
 
 type HandlerError<F> = F extends (...args: infer _A) => Effect.Effect<infer _B, infer E, infer _R> ? E : never
 type HandlerContext<F> = F extends (...args: infer _A) => Effect.Effect<infer _B, infer _E, infer R> ? R : never
-
-const define = <State, StateEncoded, A extends Tagged, I extends Tagged, C extends Tagged, CI, E, R>(
-  name: string,
-  options: Options<State, StateEncoded, A, I, C, CI, DecideHandlers<State, A, C>, ReadonlyArray<Projection<E, R>>>
-): Design<State, A, C, E, R> => {
-  if (options.snapshotEvery !== undefined && !(Number.isInteger(options.snapshotEvery) && options.snapshotEvery > 0)) {
-    throw new TypeError(`snapshotEvery of ${name} must be a whole number above 0, and is ${options.snapshotEvery}`)
-  }
-  const commandTags = tagsOf(options.commands)
-  const decide = handlersOf<(command: never, root: Root<State>) => Effect.Effect<ReadonlyArray<A>, E, R>>(
-    `decide of ${name}`,
-    commandTags,
-    options.decide
-  )
-  const evolve = handlersOf<(state: State, event: never) => State>(
-    `evolve of ${name}`,
-    tagsOf(options.events),
-    options.evolve
-  )
-  const unknownCommand = new ValidationError({ operation: `${name}.evaluate`, issues: [unknownTag(commandTags, 0)] })
-  return {
-    name,
-    initialState: options.initialState,
-    events: makeEventCodec(options.events),
-    state: makeStateCodec(name, options.stateVersion ?? 1, options.state),
-    evolve: (state, event) => {
-      const step = evolve.get(event._tag)
-      // A decoded event has one: `handlersOf` has seen to it.
-      // biome-ignore lint/plugin: the handler under a tag takes the member of that tag, which a `Map` can't say
-      return step === undefined ? state : step(state, event as never)
-    },
-    decide: (command, root) => {
-      const handler = decide.get(tagOf(command) ?? "")
-      return handler === undefined
-        ? Effect.fail(unknownCommand)
-        : // biome-ignore lint/plugin: as above
-          refusingBadInput(`${name}.evaluate`, () => handler(command as never, root))
-    },
-    projections: options.projections ?? [],
-    minted: makeMinted(),
-    snapshotEvery: options.snapshotEvery,
-    retry: options.retry ?? defaultRetry
-  }
-}
-
-const keepingOf = (name: string, keep: Keep | undefined): Keeping => {
-  const capacity = keep?.capacity ?? 10_000
-  if (!(Number.isInteger(capacity) && capacity >= 0)) {
-    throw new TypeError(`keep.capacity of ${name} must be a whole number from 0 on, and is ${capacity}`)
-  }
-  return { capacity, idleTimeToLive: Duration.decode(keep?.idleTimeToLive ?? "10 minutes") }
-}
-
-/** The handlers by tag; one that is missing is found when the aggregate is defined, not when it is first needed. */
-const handlersOf = <F>(
-  what: string,
-  tags: ReadonlyArray<string>,
-  handlers: Readonly<Record<string, F>>
-): ReadonlyMap<string, F> => {
-  const missing = tags.filter((tag) => !Object.hasOwn(handlers, tag))
-  if (missing.length > 0) throw new TypeError(`${what} has no handler for ${missing.join(", ")}`)
-  return new Map(Object.entries(handlers))
-}

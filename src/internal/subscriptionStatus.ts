@@ -6,22 +6,11 @@ import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import { EventFeed, type FeedEvent, type Filter, order, type Position } from "../EventFeed.js"
 import type { StoreError, ValidationError } from "../StoreError.js"
-import { type Standing, SubscriptionStore } from "../SubscriptionStore.js"
+import { SubscriptionStore } from "../SubscriptionStore.js"
 import { toMillis } from "../Timestamp.js"
 import { filterOfPartition } from "./feedInput.js"
 
-export interface Status {
-  readonly state: "running" | "idle" | "stopped"
-  readonly eventsBehind: number
-  readonly secondsBehind: number
-  readonly setAside: number
-  readonly partitions: ReadonlyArray<Standing & { readonly eventsBehind: number; readonly secondsBehind: number }>
-}
-
-export const statusOf = (
-  name: string,
-  filter: Filter | undefined
-): Effect.Effect<Status, ValidationError | StoreError, EventFeed | SubscriptionStore> =>
+export const statusOf = (name: string, filter: Filter | undefined) =>
   Effect.gen(function* () {
     const feed = yield* EventFeed
     const store = yield* SubscriptionStore
@@ -39,12 +28,10 @@ export const statusOf = (
         }
       })
     )
+    const isStopped = partitions.some(({ stopped }) => stopped)
+    const isRunning = partitions.some(({ holder }) => Option.isSome(holder))
     return {
-      state: partitions.some(({ stopped }) => stopped)
-        ? "stopped"
-        : partitions.some(({ holder }) => Option.isSome(holder))
-          ? "running"
-          : "idle",
+      state: isStopped ? ("stopped" as const) : isRunning ? ("running" as const) : ("idle" as const),
       eventsBehind: partitions.reduce((sum, { eventsBehind }) => sum + eventsBehind, 0),
       secondsBehind: partitions.reduce((most, { secondsBehind }) => Math.max(most, secondsBehind), 0),
       setAside: partitions.reduce((sum, { setAside }) => sum + setAside, 0),
