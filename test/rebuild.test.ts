@@ -23,6 +23,7 @@ import {
 } from "effect-maestro"
 import * as PgliteClient from "effect-maestro/PgliteClient"
 import { layerPg, makeDatabase, useServerOfOurOwn } from "./database.js"
+import { eventually, shortly } from "./subscribers.js"
 
 useServerOfOurOwn()
 
@@ -92,6 +93,16 @@ const folded = Effect.flatMap(SqlClient.SqlClient, (sql) =>
   )
 )
 
+/** Waits until somebody waits for the table to be his alone, or nobody does. */
+const lockWanted = (wanted: boolean) =>
+  Effect.flatMap(SqlClient.SqlClient, (sql) =>
+    eventually(
+      sql`select 1 from pg_locks where mode = 'AccessExclusiveLock' and not granted
+        and database = (select oid from pg_database where datname = current_database())`,
+      (waiting) => waiting.length > 0 === wanted
+    )
+  )
+
 /** The store on a database of its own, with the table. */
 const onPostgres = Layer.effectDiscard(makeTable).pipe(
   Layer.provideMerge(SqlStore.layer),
@@ -138,11 +149,16 @@ layer(Layer.fresh(onPostgres), { excludeTestServices: true, timeout: 60_000 })("
         .withTransaction(Effect.zipRight(deposit("slow", 1, [Balances]), Deferred.await(early)))
         .pipe(Effect.fork)
       const running = yield* Effect.fork(Rebuild.run({ ...strong, name: "storm", batchSize: 50 }))
-      yield* Effect.sleep("700 millis")
+      // It wants the table, which is in use.
+      yield* lockWanted(true)
       yield* Deferred.succeed(early, undefined)
       yield* Fiber.join(holding)
       yield* Fiber.join(running)
-      yield* Effect.sleep("100 millis")
+      // Everybody goes on in the new table.
+      const before = yield* table
+      yield* eventually(table, (now) =>
+        Arr.range(0, 2).every((writer) => (now[`storm-${writer}`] ?? 0) > (before[`storm-${writer}`] ?? 0))
+      )
       going.on = false
       yield* Fiber.join(storm)
       expect(written.every((count) => count > 0)).toBe(true)
@@ -166,10 +182,11 @@ layer(Layer.fresh(onPostgres), { excludeTestServices: true, timeout: 60_000 })("
         .pipe(Effect.fork)
       yield* Deferred.await(reading)
       const running = yield* Effect.fork(Rebuild.run({ ...strong, name: "patient" }))
-      // Others read and write all the same, again and again.
-      for (const sequence of Arr.range(2, 15)) {
+      // Others read and write all the same, whenever it has tried in vain.
+      for (const sequence of Arr.range(2, 4)) {
+        yield* lockWanted(true)
         yield* deposit("held", sequence, [Balances])
-        yield* Effect.sleep("100 millis")
+        yield* lockWanted(false)
       }
       expect(yield* Rebuild.status("patient")).toMatchObject({ value: { finished: false } })
       yield* Deferred.succeed(end, undefined)
@@ -375,7 +392,7 @@ layer(Layer.fresh(onPostgres), { excludeTestServices: true, timeout: 60_000 })("
         const before = events
         yield* Effect.iterate(0, {
           while: () => events < before + 15,
-          body: () => Effect.as(Effect.sleep("5 millis"), 0)
+          body: () => Effect.as(shortly, 0)
         })
         // Its connections at the server, or itself.
         if (round % 2 === 0) {

@@ -22,15 +22,18 @@ export const event = (
       aggregateId,
       sequence,
       type: options.type ?? "Happened",
-      body: {},
+      body: { of: aggregateId, sequence },
       metadata: options.aggregate === undefined ? {} : { aggregate: options.aggregate }
     })
   )
 
-/** Commits the events together. */
+/** Commits the events together, and answers what they are. */
 export const commit = (...events: ReadonlyArray<Effect.Effect<Event.Event>>) =>
   Effect.flatMap(Effect.all(events), (all) =>
-    Effect.flatMap(StoreAdapter.StoreAdapter, (store) => store.commitEvents(all))
+    Effect.as(
+      Effect.flatMap(StoreAdapter.StoreAdapter, (store) => store.commitEvents(all)),
+      all
+    )
   )
 
 /** Commits the events of an aggregate, from one sequence to another, all of one type. */
