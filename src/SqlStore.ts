@@ -15,6 +15,7 @@ import { maxSequence } from "./Event.js"
 import { EventFeed } from "./EventFeed.js"
 import { makeCoalescer, type Verdict } from "./internal/coalesce.js"
 import type { Commit } from "./internal/commitQueue.js"
+import { isEmbedded } from "./internal/embedded.js"
 import { textProblem } from "./internal/json.js"
 import { promptly } from "./internal/promptly.js"
 import { prepareRange, restoreSnapshot } from "./internal/record.js"
@@ -67,7 +68,8 @@ export interface SqlStoreOptions {
    */
   readonly pollInterval?: Duration.DurationInput | undefined
   /**
-   * Whether commits with projections that wait share a transaction; `true` by default. With `false` each has its own: for projections
+   * Whether commits with projections that wait share a transaction, which spares round trips; so by default, but not on the embedded
+   * database, which has none. With `false` each has its own: for projections
    * that call functions of the database which set something for the transaction (`set_config`), where that must not be there
    * for those who come after.
    */
@@ -86,7 +88,7 @@ export interface SqlStoreOptions {
  */
 export const make = (options?: SqlStoreOptions): Effect.Effect<StoreAdapterService, StoreError, SqlClient.SqlClient> =>
   Effect.gen(function* () {
-    const { name, schema, sql, wakeUps } = yield* resolve(options)
+    const { client, name, schema, sql, wakeUps } = yield* resolve(options)
     if (options?.migrate !== false) {
       yield* migrateSchema(sql, name, schema)
       yield* repair(sql, schema)
@@ -160,7 +162,7 @@ export const make = (options?: SqlStoreOptions): Effect.Effect<StoreAdapterServi
         ),
       alone
     })
-    const commitWith = options?.shareTransactions === false ? alone : yield* sharing
+    const commitWith = (options?.shareTransactions ?? !isEmbedded(client)) ? yield* sharing : alone
 
     const service = makeEncoded({
       name: "SqlStore",
@@ -302,7 +304,7 @@ const resolve = (options: Pick<SqlStoreOptions, "schema"> | undefined) =>
     // Without transforms: they would rename keys inside stored JSON. As a literal: the schema's name is what was asked for.
     const client = yield* SqlClient.SqlClient
     const sql = client.withoutTransforms()
-    return { name, schema: sql.literal(quoteIdentifier(name)), sql, wakeUps: wakeUpsOf(client, name) }
+    return { client, name, schema: sql.literal(quoteIdentifier(name)), sql, wakeUps: wakeUpsOf(client, name) }
   })
 
 const isSchemaName = (name: unknown): name is string => {

@@ -7,6 +7,7 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
 import * as Tracer from "effect/Tracer"
+import { isEmbedded } from "./embedded.js"
 import { onMachineTime } from "./machineTime.js"
 
 /** Those who commit to the tables of one schema through one client, and those who wait for them. */
@@ -114,8 +115,6 @@ const pause = "20 millis"
 
 /** Channels have no schema of their own, and at most 63 bytes. */
 const channelOf = (schema: string): string => `effect-maestro:${encodeURIComponent(schema).slice(0, 48)}`
-
-const isEmbedded = (sql: SqlClient.SqlClient): boolean => "pglite" in sql
 
 /**
  * A connection of the pool, held as long as it hears. `PgClient.listen` ends in silence when its connection dies, so this looks at
