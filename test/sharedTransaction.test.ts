@@ -18,7 +18,10 @@ import { macrotask } from "./nodes.js"
 const stores = {
   Postgres: SqlStore.layer.pipe(Layer.provideMerge(layerPg()), Layer.orDie),
   "Postgres with a pool of one": SqlStore.layer.pipe(Layer.provideMerge(layerPg({ maxConnections: 1 })), Layer.orDie),
-  PGlite: SqlStore.layerWith({ shareTransactions: true }).pipe(Layer.provideMerge(PgliteClient.layerMemory), Layer.orDie)
+  PGlite: SqlStore.layerWith({ shareTransactions: true }).pipe(
+    Layer.provideMerge(PgliteClient.layerMemory),
+    Layer.orDie
+  )
 }
 
 it.layer(stores.Postgres, { timeout: 60_000 })("shared transactions on Postgres", ({ effect }) => {
