@@ -35,7 +35,7 @@ import {
   verdictsOf
 } from "./internal/sqlStatements.js"
 import { makeSqlSubscriptions } from "./internal/sqlSubscriptions.js"
-import { withSavepoint, withTransaction } from "./internal/sqlTransaction.js"
+import { withSavepoint, withTransactionFrom } from "./internal/sqlTransaction.js"
 import { insideSqlTransaction } from "./internal/storeTransaction.js"
 import { provideStreamReader } from "./internal/streamReader.js"
 import { quietly, spanned } from "./internal/tracing.js"
@@ -109,24 +109,22 @@ export const make = (options?: SqlStoreOptions): Effect.Effect<StoreAdapterServi
       )
     }
 
-    /** One commit as part of the transaction around it. */
-    const insert = (operation: string, events: Commit): Effect.Effect<Verdict | undefined, StoreError> =>
+    /** Commits as part of the transaction around them, of which it may have been heard already that it has begun. */
+    const insert = (operation: string, commits: ReadonlyArray<Commit>, manner: "patient" | "begun") =>
       quietly(
-        Effect.mapBoth(insertCommits([events], "patient"), {
+        Effect.mapBoth(insertCommits(commits, manner), {
           onFailure: (error) => fromSqlError(operation, "writing", error),
-          onSuccess: (outcomes) => verdictsOf(outcomes)[0]
+          onSuccess: verdictsOf
         })
       )
 
     /** One commit with its projections. */
     const transact = <E, R>(events: Commit, project: Effect.Effect<void, E, R>) =>
-      withTransaction(
+      withTransactionFrom(
         sql,
         "commitAll",
-        insert("commitAll", events).pipe(
-          Effect.flatMap(accepted),
-          Effect.flatMap((outcome) => (outcome === "stored" ? Effect.void : project))
-        )
+        (begun) => insert("commitAll", [events], begun ? "begun" : "patient"),
+        ([verdict]) => Effect.flatMap(accepted(verdict), (outcome) => (outcome === "stored" ? Effect.void : project))
       )
 
     /** One statement of an aggregate that loads. */
@@ -153,13 +151,7 @@ export const make = (options?: SqlStoreOptions): Effect.Effect<StoreAdapterServi
     const alone: Ways["alone"] = (events, project) => promptly(transact(events, project))
     const sharing = makeSharing({
       sql,
-      store: (commits) =>
-        quietly(
-          Effect.mapBoth(insertCommits(commits, "inCompany"), {
-            onFailure: (error) => fromSqlError("commitAll", "writing", error),
-            onSuccess: verdictsOf
-          })
-        ),
+      store: (commits) => insert("commitAll", commits, "begun"),
       alone
     })
     const commitWith = (options?.shareTransactions ?? !isEmbedded(client)) ? yield* sharing : alone
@@ -169,7 +161,12 @@ export const make = (options?: SqlStoreOptions): Effect.Effect<StoreAdapterServi
       append: (events) =>
         Effect.flatMap(insideSqlTransaction, (inside) =>
           Effect.flatMap(
-            inside ? withSavepoint("commitEvents", insert("commitEvents", events)) : commit(events),
+            inside
+              ? withSavepoint(
+                  "commitEvents",
+                  Effect.map(insert("commitEvents", [events], "patient"), ([verdict]) => verdict)
+                )
+              : commit(events),
             accepted
           )
         ),

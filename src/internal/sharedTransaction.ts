@@ -17,6 +17,7 @@ import type { RetryCommand, StoreError } from "../StoreError.js"
 import { placeAmong, type Verdict } from "./coalesce.js"
 import { aggregatesOf, type Commit, CommitQueue, isLarge, sizeOf, type Waiting } from "./commitQueue.js"
 import { soon } from "./nextTurn.js"
+import { together } from "./pipeline.js"
 import { withinGrace } from "./promptly.js"
 import { makePace } from "./sharingPace.js"
 import { fromSqlError } from "./sqlError.js"
@@ -26,7 +27,7 @@ import { spanned } from "./tracing.js"
 /** What commits are shared by. */
 export interface Ways {
   readonly sql: SqlClient.SqlClient
-  /** Stores the events of commits in the transaction around it, and limits how long that transaction waits for anything. */
+  /** Stores the events of commits in the transaction around it, if that has begun. */
   readonly store: (commits: ReadonlyArray<Commit>) => Effect.Effect<ReadonlyArray<Verdict>, StoreError>
   /** A transaction for one commit. */
   readonly alone: <E, R>(
@@ -193,7 +194,11 @@ export const makeSharing = (ways: Ways): Effect.Effect<Ways["alone"]> => {
       const body = Effect.gen(function* () {
         // It gives up by itself where it has to wait; to cancel it would take another connection.
         const verdicts = yield* Effect.uninterruptible(
-          on([connection, 0], ways.store(entries.map(({ commit }) => commit)))
+          together(
+            connection,
+            begin(operation, connection, settings),
+            on([connection, 0], ways.store(entries.map(({ commit }) => commit)))
+          )
         )
         const written: Array<Entry> = []
         for (const [index, entry] of entries.entries()) {
@@ -209,14 +214,11 @@ export const makeSharing = (ways: Ways): Effect.Effect<Ways["alone"]> => {
           trip.projecting = undefined
         }
       })
-      const begun = yield* Effect.exit(begin(operation, connection))
-      const exit = Exit.isFailure(begun)
-        ? begun
-        : yield* Effect.flatMap(Effect.forkDaemon(Effect.interruptible(body)), (fiber) => {
-            trip.body = fiber
-            if (trip.over) fiber.unsafeInterruptAsFork(FiberId.none)
-            return Fiber.await(fiber)
-          })
+      const exit = yield* Effect.flatMap(Effect.forkDaemon(Effect.interruptible(body)), (fiber) => {
+        trip.body = fiber
+        if (trip.over) fiber.unsafeInterruptAsFork(FiberId.none)
+        return Fiber.await(fiber)
+      })
       clearTimeout(tooLong)
       if (Exit.isSuccess(exit) && !trip.over && aboard.length > 0) {
         const committed = yield* Effect.exit(commitTransaction(operation, connection))
@@ -437,6 +439,9 @@ const maxCleanUp = 300
 const limits = { events: 2048, size: 1_000_000, seen: 1024 }
 
 const severe = 3
+
+/** How long a statement waits for a lock, and how long it may take at all, before the server itself breaks it off. */
+const settings = ["SET LOCAL lock_timeout = '100ms'", "SET LOCAL statement_timeout = '200ms'"]
 
 /**
  * What is not a matter of its own rows: the log, where events of others stand that are not projected yet; what holds until the end

@@ -140,22 +140,28 @@ const migrations: ReadonlyArray<Migration> = [
 
 /**
  * Stores any number of commits in one statement, each on its own: `p_commits` says to which commit an event belongs, and
- * `p_firsts` whether it is its aggregate's first in that commit. It answers with a row for each commit that it did not
- * write: stored before, or refused because of the event named.
+ * `p_firsts` whether it is its aggregate's first in that commit. It answers with nothing where it wrote them all, or else with a JSON
+ * list that has an entry for each that it did not write: its number, whether it was stored before, and the aggregate and sequence that
+ * refuse it if not.
  *
  * A conflict is returned, never raised, so it can't break a transaction around it, nor other commits of the statement:
  * what a refused commit had inserted already is taken out again. Rows go in by aggregate and sequence, so that two
  * statements that want the same places wait for each other in one order, while their positions keep the order given.
  *
- * As a function, its plans are made once for each session. The settings see to it that they stay good: a generic plan,
+ * With `p_lock_timeout` it waits only so long for a lock of somebody else's. With `p_begun` it refuses to store anything unless the
+ * transaction is one that the store began: where it is sent along with the BEGIN, nobody has heard yet how that went.
+ *
+ * As a function, its plans are made once for each session, and the statement that calls it, with one value for an answer, takes little
+ * to parse and plan. The settings see to it that they stay good: a generic plan,
  * since planning anew takes longer than all the rest; and nothing but look-ups through the key, since a plan made while the
  * table was empty must not outlive that.
  */
 const commitEvents = (sql: SqlClient.SqlClient, schema: Fragment): Statement<unknown> =>
   sql`create function ${schema}.commit_events(
+    p_lock_timeout text, p_begun boolean,
     p_commits int[], p_firsts boolean[], p_aggregate_ids text[], p_sequences int[], p_types text[],
     p_bodies jsonb[], p_metadata jsonb[], p_timestamps uuid[]
-  ) returns table (commit_index int, was_stored boolean, refused_aggregate_id text, refused_sequence int)
+  ) returns text
   language plpgsql volatile
   set search_path = ${schema}, pg_temp
   set plan_cache_mode = force_generic_plan
@@ -167,7 +173,15 @@ const commitEvents = (sql: SqlClient.SqlClient, schema: Fragment): Statement<unk
     -- What this transaction writes from here on has a higher position.
     start bigint := nextval('event_log_position_seq');
     written bigint;
+    answer text;
   begin
+    if p_begun and current_setting('effect_maestro.begun', true) is distinct from 'yes' then
+      raise exception 'the transaction that this was to be part of was not begun' using errcode = 'no_active_sql_transaction';
+    end if;
+    if p_lock_timeout is not null then
+      perform set_config('lock_timeout', p_lock_timeout, true);
+    end if;
+
     insert into event_log (position, aggregate_id, sequence, type, body, metadata, "timestamp")
     select i.position, i.aggregate_id, i.sequence, i.type, i.body, i.metadata, i."timestamp"
     from (
@@ -183,10 +197,9 @@ const commitEvents = (sql: SqlClient.SqlClient, schema: Fragment): Statement<unk
 
     get diagnostics written = row_count;
     if written = cardinality(p_sequences) then
-      return;
+      return null;
     end if;
 
-    return query
     with judged as (
       select e.commit, e.place, e.aggregate_id, e.sequence,
         coalesce(l.transaction_id = pg_current_xact_id() and l.position > start, false) as is_new,
@@ -202,10 +215,11 @@ const commitEvents = (sql: SqlClient.SqlClient, schema: Fragment): Statement<unk
       where v.commit = j.commit and j.is_same and j.is_new
         and l.aggregate_id = j.aggregate_id and l.sequence = j.sequence
     )
-    select v.commit, v.all_stored, r.aggregate_id, r.sequence
+    select json_agg(json_build_array(v.commit, v.all_stored, r.aggregate_id, r.sequence)) into answer
     from verdicts v, lateral (
       select j.aggregate_id, j.sequence from judged j
       where j.commit = v.commit and not (j.is_same and j.is_new) order by j.place limit 1
     ) r;
+    return answer;
   end
   $function$`

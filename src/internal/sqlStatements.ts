@@ -11,56 +11,42 @@ import type { Commit } from "./commitQueue.js"
 import type { Range } from "./record.js"
 
 interface CommitOutcome {
-  readonly commit_index: number
-  readonly was_stored: boolean
-  readonly refused_aggregate_id: string
-  readonly refused_sequence: number
+  /** A list of those that were not written, in JSON. */
+  readonly refused: string | null
 }
 
-/** What became of the commits by their places, from the rows that their statement answered with: those not written. */
-export const verdictsOf = (outcomes: ReadonlyArray<CommitOutcome>): ReadonlyArray<Verdict> => {
+/** The commit's place among those sent, whether it was stored before, and the event that refuses it if not. */
+type Refused = readonly [place: number, wasStored: boolean, aggregateId: string, sequence: number]
+
+/** What became of the commits by their places, from the row that their statement answered with: those not written. */
+export const verdictsOf = ([outcome]: ReadonlyArray<CommitOutcome>): ReadonlyArray<Verdict> => {
+  if (typeof outcome?.refused !== "string") return allWritten
   const verdicts: Array<Verdict> = []
-  for (const outcome of outcomes) {
-    verdicts[outcome.commit_index] = outcome.was_stored
-      ? "stored"
-      : new RetryCommand({
-          aggregateId: withoutDot(outcome.refused_aggregate_id),
-          sequence: outcome.refused_sequence
-        })
+  const refused: ReadonlyArray<Refused> = JSON.parse(outcome.refused)
+  for (const [place, wasStored, aggregateId, sequence] of refused) {
+    verdicts[place] = wasStored ? "stored" : new RetryCommand({ aggregateId, sequence })
   }
   return verdicts
 }
 
+const allWritten: ReadonlyArray<Verdict> = []
+
 /**
- * Makes the statement that stores commits, each for itself; a row comes back only for one that was not written. Arrays, since
- * parameters are limited to 65 535. `hurried` waits for a lock of somebody's open transaction only so long; `inCompany` sets that for
- * the transaction around it, and how long a statement there may take at all.
+ * Makes the statement that stores commits, each for itself; it answers only of those that were not written. Arrays, since
+ * parameters are limited to 65 535. `hurried` waits for a lock of somebody's open transaction only so long; `begun` is part of a
+ * transaction of which nobody has heard yet whether it has begun.
  */
 export const makeInsertCommits = (sql: SqlClient.SqlClient, schema: Statement.Fragment) => {
-  const text = (first: Statement.Fragment) =>
-    sql`select commit_index, was_stored, '.' || refused_aggregate_id as refused_aggregate_id, refused_sequence
-      from ${schema}.commit_events(
-        ${first}, ${""}::boolean[], ${""}::text[], ${""}::int[], ${""}::text[], ${""}::jsonb[], ${""}::jsonb[], ${""}::uuid[]
-      )`.compile()[0]
-  // Put together once: it is the statement that is sent most.
-  const patient = text(sql`${""}::int[]`)
-  // Set before the function is called, and for this statement only where it is its own transaction.
-  const hurried = text(sql`case when set_config('lock_timeout', ${""}, true) <> '' then ${""}::int[] end`)
-  const inCompany = text(
-    sql`case when set_config('lock_timeout', ${""}, true) || set_config('statement_timeout', ${""}, true) <> ''
-      then ${""}::int[] end`
-  )
-  return (commits: ReadonlyArray<Commit>, manner: "patient" | "hurried" | "inCompany") => {
-    const columns = columnsOf(commits)
-    switch (manner) {
-      case "patient":
-        return sql.unsafe<CommitOutcome>(patient, columns)
-      case "hurried":
-        return sql.unsafe<CommitOutcome>(hurried, [lockPatience, ...columns])
-      case "inCompany":
-        return sql.unsafe<CommitOutcome>(inCompany, [lockPatience, statementPatience, ...columns])
-    }
-  }
+  // Put together once: it is the statement that is sent most. The function's signature tells the types.
+  const p = ""
+  const [text] =
+    sql`select ${schema}.commit_events(${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}) as refused`.compile()
+  return (commits: ReadonlyArray<Commit>, manner: "patient" | "hurried" | "begun") =>
+    sql.unsafe<CommitOutcome>(text, [
+      manner === "hurried" ? lockPatience : null,
+      manner === "begun",
+      ...columnsOf(commits)
+    ])
 }
 
 /** The parameters of `commit_events`. */
@@ -92,9 +78,6 @@ const columnsOf = (commits: ReadonlyArray<Commit>): ReadonlyArray<unknown> => {
 
 /** How long a statement that carries the commits of others waits for a lock of somebody's open transaction. */
 const lockPatience = "100ms"
-
-/** How long a statement may take in a transaction with others, before the server itself breaks it off. */
-const statementPatience = "200ms"
 
 export const upsertSnapshot = (sql: SqlClient.SqlClient, schema: Statement.Fragment, snapshot: StoredSnapshot) =>
   sql`insert into ${schema}.snapshots as s (aggregate_id, sequence, timestamp, body, metadata)

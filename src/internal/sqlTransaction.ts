@@ -20,6 +20,7 @@ import * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { StoreError } from "../StoreError.js"
+import { endPipeline, together } from "./pipeline.js"
 import { fromSqlError } from "./sqlError.js"
 import { spanned } from "./tracing.js"
 
@@ -34,7 +35,14 @@ export const withTransaction = <A, E, R>(
 ): Effect.Effect<A, E | StoreError, R> =>
   Effect.contextWithEffect((context: Context.Context<never>) => {
     const outer = Context.getOption(context, SqlClient.TransactionConnection)
-    return Option.isSome(outer) ? inner(operation, outer.value, effect, true) : outermost(sql, operation, effect)
+    return Option.isSome(outer)
+      ? inner(operation, outer.value, effect, true)
+      : outermost(
+          sql,
+          operation,
+          (connection) => begin(operation, connection),
+          () => effect
+        )
   })
 
 /**
@@ -55,11 +63,39 @@ export const withSavepoint = <A, E, R>(
 /** A transaction, as `SqlClient` knows it. */
 export type Open = readonly [connection: Connection, depth: number]
 
-/** Begins a transaction on a connection that was reserved. */
-export const begin = (operation: string, connection: Connection): Effect.Effect<void, StoreError> =>
+/**
+ * Runs in a transaction a statement that finds out for itself whether that was begun (`commit_events` does, with `p_begun`), and what
+ * comes after it. Where the connection can, BEGIN and the statement make one round trip.
+ */
+export const withTransactionFrom = <A, E, B, E2, R>(
+  sql: SqlClient.SqlClient,
+  operation: string,
+  first: (begun: boolean) => Effect.Effect<A, E>,
+  next: (a: A) => Effect.Effect<B, E2, R>
+): Effect.Effect<B, E | E2 | StoreError, R> =>
+  Effect.contextWithEffect((context: Context.Context<never>) => {
+    const outer = Context.getOption(context, SqlClient.TransactionConnection)
+    return Option.isSome(outer)
+      ? inner(operation, outer.value, Effect.flatMap(first(false), next), true)
+      : outermost(
+          sql,
+          operation,
+          (connection, [leased]) => together(connection, begin(operation, connection), on([leased, 0], first(true))),
+          next
+        )
+  })
+
+/** Begins a transaction on a connection that was reserved, with settings that end with it. */
+export const begin = (
+  operation: string,
+  connection: Connection,
+  settings: ReadonlyArray<string> = []
+): Effect.Effect<void, StoreError> =>
+  // To break it off is to ask the server to cancel whatever it is at.
   Effect.mapError(
-    // Whatever the database has for a default: a commit has to see what others have committed.
-    Effect.asVoid(connection.executeUnprepared("BEGIN ISOLATION LEVEL READ COMMITTED", [], undefined)),
+    Effect.asVoid(
+      Effect.uninterruptible(connection.executeUnprepared([...beginning, ...settings].join("; "), [], undefined))
+    ),
     (error) => fromSqlError(operation, "writing", error)
   )
 
@@ -72,7 +108,10 @@ export const commit = (operation: string, connection: Connection): Effect.Effect
 
 /** Takes it back. One that can't be taken back any more has ended with its connection. */
 export const rollback = (connection: Connection): Effect.Effect<void> =>
-  Effect.ignore(Effect.retry(connection.executeUnprepared("ROLLBACK", [], undefined), { times: 2 }))
+  Effect.zipRight(
+    Effect.ignore(Effect.retry(connection.executeUnprepared("ROLLBACK", [], undefined), { times: 2 })),
+    Effect.sync(() => endPipeline(connection))
+  )
 
 /** Runs an effect whose statements go to the connection of a transaction. */
 export const on = <A, E, R>(open: Open, effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
@@ -127,27 +166,30 @@ export const reserve = (
 
 // --- internal ---
 
-const outermost = <A, E, R>(
+// Whatever the database has for a default: a commit has to see what others have committed.
+const beginning = ["BEGIN ISOLATION LEVEL READ COMMITTED", "SET LOCAL effect_maestro.begun = yes"]
+
+const outermost = <A, E, B, E2, R>(
   sql: SqlClient.SqlClient,
   operation: string,
-  effect: Effect.Effect<A, E, R>
-): Effect.Effect<A, E | StoreError, R> =>
+  first: (connection: Connection, open: Open) => Effect.Effect<A, E>,
+  next: (a: A) => Effect.Effect<B, E2, R>
+): Effect.Effect<B, E | E2 | StoreError, R> =>
   Effect.scoped(
     Effect.flatMap(reserve(sql, operation), (connection) => {
       const lease = { over: false }
+      const open: Open = [leased(connection, lease), 0]
       return Effect.uninterruptibleMask((restore) =>
-        Effect.flatMap(begin(operation, connection), () =>
-          Effect.flatMap(
-            Effect.exit(restore(on([leased(connection, lease), 0], effect))),
-            (exit): Effect.Effect<A, E | StoreError> => {
-              lease.over = true
-              return Effect.zipRight(Exit.isSuccess(exit) ? commit(operation, connection) : rollback(connection), exit)
-            }
-          )
+        Effect.flatMap(
+          Effect.exit(restore(Effect.flatMap(first(connection, open), (a) => on(open, next(a))))),
+          (exit): Effect.Effect<B, E | E2 | StoreError> => {
+            lease.over = true
+            return Effect.zipRight(Exit.isSuccess(exit) ? commit(operation, connection) : rollback(connection), exit)
+          }
         )
       )
     })
-  ).pipe(spanned("sql.transaction", { kind: "client" })) as Effect.Effect<A, E | StoreError, R>
+  ).pipe(spanned("sql.transaction", { kind: "client" })) as Effect.Effect<B, E | E2 | StoreError, R>
 
 /** What the server says it did, where the client passes that on. */
 const commandOf = (result: unknown): unknown =>

@@ -1,0 +1,89 @@
+/**
+ * Statements that are sent before those in front of them are answered, where the driver can do that: `pg` can from 8.23 on, by its
+ * `pipeline` option (https://node-postgres.com/features/pipelining). Connections that can't, or do not show that they can, send one
+ * after the other.
+ */
+import type { Connection } from "@effect/sql/SqlConnection"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+
+/** Whether statements of this connection can be sent before those in front of them are answered. */
+export const canPipeline = (connection: Connection): boolean => driverOf(connection) !== undefined
+
+/** From here on they are. What the driver can't do then is reading by a cursor. */
+export const beginPipeline = (connection: Connection): void => {
+  const driver = driverOf(connection)
+  // Whoever has it on for all of a pool keeps it on.
+  if (driver === undefined || driver.pipeline) return
+  driver.pipeline = true
+  begun.add(driver)
+}
+
+/** Only while everything that was sent is answered: the driver would take an answer for that of another statement. */
+export const endPipeline = (connection: Connection): void => {
+  const driver = driverOf(connection)
+  if (driver !== undefined && begun.delete(driver)) driver.pipeline = false
+}
+
+/** What is sent from here to the end of this turn of the event loop leaves in one piece. */
+export const inOnePiece = (connection: Connection): void => {
+  const stream = driverOf(connection)?.connection.stream
+  if (stream === undefined) return
+  stream.cork()
+  process.nextTick(() => stream.uncork())
+}
+
+/**
+ * Two statements, the second sent along with the first where that can be. It answers as the second does, or with the failure of the
+ * first. Where it is interrupted, the pipeline is to be ended after the statement that comes next.
+ */
+export const together = <A, E, B, E2>(
+  connection: Connection,
+  first: Effect.Effect<A, E>,
+  second: Effect.Effect<B, E2>
+): Effect.Effect<B, E | E2> => {
+  if (!canPipeline(connection)) return Effect.zipRight(first, second)
+  return Effect.suspend(() => {
+    beginPipeline(connection)
+    inOnePiece(connection)
+    // Neither breaks off the other: to break one off is to ask the server to cancel whatever it is at.
+    return Effect.flatMap(
+      Effect.zip(Effect.exit(first), Effect.exit(second), { concurrent: true }),
+      ([one, other]): Effect.Effect<B, E | E2> => {
+        if (!Exit.isInterrupted(other)) endPipeline(connection)
+        return Exit.isFailure(one) ? Effect.failCause(one.cause) : other
+      }
+    )
+  })
+}
+
+// --- internal ---
+
+const begun = new WeakSet<Driver>()
+
+/** What this needs of a connection of `pg`. */
+interface Driver {
+  pipeline: boolean
+  readonly connection: { readonly stream: Corkable }
+}
+
+interface Corkable {
+  readonly cork: () => void
+  readonly uncork: () => void
+}
+
+/** The driver's connection, as that of `@effect/sql-pg` shows it. */
+const driverOf = (connection: Connection): Driver | undefined => {
+  const { pg } = connection as { readonly pg?: unknown }
+  return isDriver(pg) ? pg : undefined
+}
+
+const isDriver = (u: unknown): u is Driver =>
+  isObject(u) &&
+  typeof u.pipeline === "boolean" &&
+  isObject(u.connection) &&
+  isObject(u.connection.stream) &&
+  typeof u.connection.stream.cork === "function" &&
+  typeof u.connection.stream.uncork === "function"
+
+const isObject = (u: unknown): u is Record<string, unknown> => typeof u === "object" && u !== null
