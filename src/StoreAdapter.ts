@@ -18,7 +18,7 @@ import {
   restoreEvent,
   restoreSnapshot
 } from "./internal/record.js"
-import { StoreTransaction } from "./internal/storeTransaction.js"
+import { inStoreTransaction } from "./internal/storeTransaction.js"
 import { spanned } from "./internal/tracing.js"
 import type { Projection } from "./Projection.js"
 import type { Snapshot, StoredSnapshot } from "./Snapshot.js"
@@ -252,9 +252,19 @@ const project = <E, R>(
   events: ReadonlyArray<StoredEvent>,
   projections: ReadonlyArray<Projection<E, R>>
 ): Effect.Effect<void, E, R> =>
-  Effect.gen(function* () {
-    const restored = events.map(restoreEvent)
-    for (const projection of projections) {
-      for (const event of restored) yield* projection.project(event)
-    }
-  }).pipe(Effect.provideService(StoreTransaction, true))
+  inStoreTransaction(
+    Effect.suspend(() => {
+      const restored = events.map(restoreEvent)
+      const [projection, ...others] = projections
+      const [event, ...further] = restored
+      // What is usual takes no loop.
+      if (projection !== undefined && event !== undefined && others.length === 0 && further.length === 0) {
+        return projection.project(event)
+      }
+      return Effect.forEach(
+        projections,
+        (projection) => Effect.forEach(restored, (event) => projection.project(event), { discard: true }),
+        { discard: true }
+      )
+    })
+  )

@@ -67,7 +67,8 @@ export const makeService = <State, A extends Tagged, C, E, R, M, I>(
       metadata,
       commandId
     )(yield* Effect.context<R>()) as Context.Context<R>
-    const capturedWithTurn = Context.add(captured, HoldsTurn, true)
+    const provide = provider(captured)
+    const provideWithTurn = provider<R>(Context.add(captured, HoldsTurn, true))
     const seats = yield* makeSeats<State>(
       keeping,
       (id) => (definition.minted.take(id) ? initial(definition, id) : undefined),
@@ -81,10 +82,10 @@ export const makeService = <State, A extends Tagged, C, E, R, M, I>(
       definition,
       seats,
       store,
-      decide: (command, root) => provide(definition.decide(command, root), capturedWithTurn),
+      decide: (command, root) => provideWithTurn(definition.decide(command, root)),
       commit: (events) =>
         noProjections === undefined
-          ? provide(store.commitAll(events, projections), captured)
+          ? provide(store.commitAll(events, projections))
           : store.commitAll(events, noProjections)
     }
 
@@ -153,10 +154,16 @@ export const makeService = <State, A extends Tagged, C, E, R, M, I>(
 // --- internal ---
 
 /** Gives an effect the services of the layer, beside what its caller has. One that has come to its end already needs none. */
-const provide = <A, E, R>(effect: Effect.Effect<A, E, R>, services: Context.Context<R>): Effect.Effect<A, E> =>
-  Exit.isExit(effect)
-    ? (effect as Effect.Effect<A, E>)
-    : Effect.mapInputContext(effect, (caller: Context.Context<never>) => Context.merge(caller, services))
+const provider = <R>(services: Context.Context<R>) => {
+  // Callers mostly have all the same.
+  let last: { readonly caller: Context.Context<never>; readonly merged: Context.Context<R> } | undefined
+  const merged = (caller: Context.Context<never>): Context.Context<R> => {
+    if (last?.caller !== caller) last = { caller, merged: Context.merge(caller, services) }
+    return last.merged
+  }
+  return <A, E>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E> =>
+    Exit.isExit(effect) ? (effect as Effect.Effect<A, E>) : Effect.mapInputContext(effect, merged)
+}
 
 const answerOf = <State, A>({ events, repeated, root }: Outcome<State, A>): Evaluated<State, A> => ({
   state: root.state,

@@ -10,6 +10,9 @@ import * as Exit from "effect/Exit"
 /** Whether statements of this connection can be sent before those in front of them are answered. */
 export const canPipeline = (connection: Connection): boolean => driverOf(connection) !== undefined
 
+/** Whether they are. */
+export const isPipeline = (connection: Connection): boolean => driverOf(connection)?.pipeline === true
+
 /** From here on they are. What the driver can't do then is reading by a cursor. */
 export const beginPipeline = (connection: Connection): void => {
   const driver = driverOf(connection)

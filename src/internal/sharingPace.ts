@@ -23,6 +23,10 @@ export interface Pace {
   readonly blame: (kind: string, weight: number) => void
   /** One of this kind came through. */
   readonly praise: (kind: string) => void
+  /** The projections of a commit of this kind came to so many statements. */
+  readonly needed: (kind: string, statements: number) => void
+  /** Whether those of its kind have always come to one statement, or none. */
+  readonly isOneStatement: (kind: string) => boolean
   /** Two transactions wanted the same rows. */
   readonly collided: () => void
 }
@@ -33,6 +37,7 @@ export const makePace = (): Pace => {
   let mostSeats = maxSeats
   let oneLaneUntil = 0
   const records = new Map<string, { faults: number; outs: number; outUntil: number }>()
+  const statements = new Map<string, { most: number; times: number }>()
 
   return {
     // While others compute, one waits for the database; more would only share the processor. Where projections wait longer than
@@ -66,10 +71,7 @@ export const makePace = (): Pace => {
         // The next one is enough.
         record.faults = maxFaults - 1
       }
-      for (const oldest of records.keys()) {
-        if (records.size <= maxRecords) return
-        records.delete(oldest)
-      }
+      forgetOldest(records)
     },
     praise: (kind) => {
       if (mostSeats < maxSeats) mostSeats++
@@ -77,6 +79,17 @@ export const makePace = (): Pace => {
       if (record === undefined) return
       record.faults -= redemption
       if (record.faults <= 0) records.delete(kind)
+    },
+    needed: (kind, count) => {
+      const before = statements.get(kind) ?? { most: 0, times: 0 }
+      if (before.times >= enoughTimes && count <= before.most) return
+      statements.delete(kind)
+      statements.set(kind, { most: Math.max(before.most, count), times: before.times + 1 })
+      forgetOldest(statements)
+    },
+    isOneStatement: (kind) => {
+      const known = statements.get(kind)
+      return known !== undefined && known.times >= enoughTimes && known.most <= 1
     },
     collided: () => {
       oneLaneUntil = performance.now() + oneLaneFor
@@ -111,6 +124,16 @@ const shortestOut = 250
 const maxOuts = 6
 
 const maxRecords = 1000
+
+const forgetOldest = (map: Map<string, unknown>): void => {
+  for (const oldest of map.keys()) {
+    if (map.size <= maxRecords) return
+    map.delete(oldest)
+  }
+}
+
+/** How often a kind is looked at before one can tell how many statements it takes. */
+const enoughTimes = 8
 
 /** Rows that are wanted by many are so for some time. In one lane nobody waits for them. */
 const oneLaneFor = 10_000

@@ -125,26 +125,31 @@ export interface Lease {
 /** Who looks at all that is done on a connection. */
 export interface Watch {
   /** Why a statement must not be sent, if it must not. */
-  readonly refuses: (statement: string) => SqlError | undefined
+  readonly refuses: (statement: string, streamed: boolean) => SqlError | undefined
   readonly failed: (error: SqlError) => void
+  /** Whether a statement that was sent is waited for, whoever is interrupted. */
+  readonly unbroken: boolean
 }
 
 /** The connection, as long as the lease lasts. */
 export const leased = (connection: Connection, lease: Readonly<Lease>, watch?: Watch): Connection => {
-  const refusal = (statement: string): SqlError | undefined =>
-    lease.over ? transactionOver() : watch?.refuses(statement)
+  const refusal = (statement: string, streamed = false): SqlError | undefined =>
+    lease.over ? transactionOver() : watch?.refuses(statement, streamed)
   const guarded = <A>(statement: string, effect: Effect.Effect<A, SqlError>): Effect.Effect<A, SqlError> =>
     Effect.suspend(() => {
       const refused = refusal(statement)
       if (refused !== undefined) return Effect.fail(refused)
-      return watch === undefined ? effect : Effect.tapError(effect, (error) => Effect.sync(() => watch.failed(error)))
+      if (watch === undefined) return effect
+      return Effect.tapError(watch.unbroken ? Effect.uninterruptible(effect) : effect, (error) =>
+        Effect.sync(() => watch.failed(error))
+      )
     })
   return {
     execute: (statement, ...args) => guarded(statement, connection.execute(statement, ...args)),
     executeRaw: (statement, ...args) => guarded(statement, connection.executeRaw(statement, ...args)),
     executeStream: (statement, ...args) =>
       Stream.suspend(() => {
-        const refused = refusal(statement)
+        const refused = refusal(statement, true)
         if (refused !== undefined) return Stream.fail(refused)
         const rows = connection.executeStream(statement, ...args)
         return watch === undefined ? rows : Stream.tapError(rows, (error) => Effect.sync(() => watch.failed(error)))

@@ -13,6 +13,12 @@ export class StoreTransaction extends Context.Reference<StoreTransaction>()(
   }
 ) {}
 
+/** Says so to the effect, where the connection of a transaction does not say it already. */
+export const inStoreTransaction = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
+  Effect.contextWithEffect((context: Context.Context<never>) =>
+    hasConnection(context) ? effect : Effect.provideService(effect, StoreTransaction, true)
+  )
+
 /** Inside a transaction, what is read may never come to be, and whoever waits for another fiber may wait for itself. */
 export const isInsideTransaction = (context: Context.Context<never>): boolean =>
   Context.get(context, StoreTransaction) || hasConnection(context)
