@@ -196,9 +196,7 @@ export const makeSharing = (ways: Ways): Effect.Effect<Ways["alone"]> => {
                 : Effect.zipRight(Fiber.await(running), ways.alone(commit, measured))
             case "Project":
               return Effect.zipRight(
-                instruction.place.besideOthers
-                  ? Effect.map(Effect.exit(within(instruction.place, project)), instruction.place.report)
-                  : start(entry, instruction.place, measured),
+                start(entry, instruction.place, instruction.place.besideOthers ? project : measured),
                 next
               )
             case "Ended":

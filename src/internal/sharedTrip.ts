@@ -290,8 +290,8 @@ export const makeTravel = (
     })
 
   /**
-   * Lets several members project at the same time, each in the fiber of its caller, and waits until all have. Where that is broken off
-   * they are not: what they have sent will be answered soon, and nothing more is sent for them.
+   * Lets several members project at the same time, and waits until all have. Where that is broken off nobody waits for them here: what
+   * they have sent will be answered before the ROLLBACK is, and nothing more is sent for them.
    */
   const turnsAtOnce = (entries: ReadonlyArray<Entry>, trip: Trip, connection: Connection): Effect.Effect<void> =>
     Effect.async<void>((resume) => {
@@ -302,6 +302,7 @@ export const makeTravel = (
       const places = entries.map((entry) => placeFor(entry, trip, connection, true, projected))
       return Effect.sync(() => {
         for (const place of places) place.close()
+        for (const { running } of entries) running?.unsafeInterruptAsFork(FiberId.none)
       })
     })
 
