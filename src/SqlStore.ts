@@ -28,7 +28,9 @@ import {
   eventOf,
   makeInsertCommits,
   pageOf,
+  pageOfRow,
   selectEvents,
+  selectPage,
   selectSnapshot,
   selectStream,
   upsertSnapshot,
@@ -189,10 +191,16 @@ export const make = (options?: SqlStoreOptions): Effect.Effect<StoreAdapterServi
     })
 
     provideStreamReader(service, {
-      events: (id, minSequence, limit) =>
-        read("getEvents", id, minSequence, maxSequence, (range) =>
+      events: (id, minSequence, limit) => {
+        const byRows = read("getEvents", id, minSequence, maxSequence, (range) =>
           Effect.map(selectEvents(sql, schema, range, limit), (rows) => pageOf(id, rows, limit))
-        ),
+        )
+        if (limit < longPage) return byRows
+        const inOneRow = read("getEvents", id, minSequence, maxSequence, (range) =>
+          Effect.map(selectPage(sql, schema, range, limit), ([row]) => pageOfRow(id, row, limit))
+        )
+        return Effect.flatMap(inOneRow, (page) => (page === undefined ? byRows : Effect.succeed(page)))
+      },
       fromSnapshot: (id, upTo, limit) =>
         read("getEvents", id, 1, upTo, (range) =>
           Effect.map(selectStream(sql, schema, range, limit), (rows) => {
@@ -285,6 +293,9 @@ export const repairAfterRestore = (
   Effect.flatMap(resolve(options), ({ schema, sql }) => repair(sql, schema))
 
 // --- internal ---
+
+/** From so many events on it pays to have them in one row. */
+const longPage = 1000
 
 const usualPollInterval = "500 millis"
 

@@ -60,6 +60,65 @@ it.scoped("a stream that lacks an event in the middle is UnreadableEvent, whatev
   }).pipe(Effect.provide(Limits.layer))
 )
 
+for (const [what, from, to] of [
+  ["an event far on", 2000, 2000],
+  ["the first events of a page", 501, 510],
+  ["as many as a page and more", 501, 4000],
+  ["the event before a page", 3000, 3000]
+] as const) {
+  it.scoped(`a stream on Postgres that lacks ${what} is UnreadableEvent`, () =>
+    Effect.gen(function* () {
+      const store = yield* StoreAdapter.StoreAdapter
+      const sql = yield* SqlClient.SqlClient
+      const id: string = crypto.randomUUID()
+      const events = yield* Effect.forEach(Arr.range(1, 6000), (sequence) => deposited(id, sequence))
+      yield* store.commitEvents(events)
+      yield* sql`delete from maestro.event_log where aggregate_id = ${id} and sequence between ${from} and ${to}`
+      const node = yield* aNodeOn(Account.layer, store)
+      expect(yield* Effect.flip(Effect.provide(Account.fetch(id), node))).toMatchObject({
+        reason: "UnreadableEvent",
+        sequence: to + 1
+      })
+    }).pipe(Effect.provide(Limits.layer), Effect.provide(SqlStore.layer.pipe(Layer.provideMerge(layerPg()))))
+  )
+}
+
+it.scoped("a long stream on Postgres is read whole, however large its events are, and whatever they hold", () =>
+  Effect.gen(function* () {
+    const store = yield* StoreAdapter.StoreAdapter
+    const id: string = crypto.randomUUID()
+    const texts = ["\ufeff", '",', "\\", "\u2028", "é\u0301", "[]"]
+    const large = Arr.makeBy(8_000, () => crypto.randomUUID()).join("")
+    const events = yield* Effect.forEach(Arr.range(1, 6000), (sequence) =>
+      Effect.map(deposited(id, sequence), (event) => ({
+        ...event,
+        body: { amount: sequence, ...(sequence % 37 === 0 && sequence > 3500 ? { large } : {}) },
+        metadata: { aggregate: "Notes", text: texts[sequence % texts.length] ?? "" }
+      }))
+    )
+    yield* store.commitEvents(events)
+    const seen: Array<number> = []
+    const Deposited = Schema.TaggedStruct("Deposited", { amount: Schema.Number, large: Schema.optional(Schema.String) })
+    const Notes = Aggregate.make("Notes", {
+      state: Schema.Number,
+      initialState: 0,
+      events: Deposited,
+      commands: Schema.TaggedStruct("Nothing", {}),
+      decide: { Nothing: () => Effect.succeed([]) },
+      evolve: {
+        Deposited: (state, { amount, large: text }) => {
+          seen.push(amount)
+          expect(text === undefined || text === large).toBe(true)
+          return state + amount
+        }
+      }
+    })
+    const node = yield* aNodeOn(Notes.layer, store)
+    expect(yield* Effect.provide(Notes.fetch(id), node)).toBe((6000 * 6001) / 2)
+    expect(seen).toEqual(Arr.range(1, 6000))
+  }).pipe(Effect.provide(SqlStore.layer.pipe(Layer.provideMerge(layerPg()))))
+)
+
 it.scoped("the type of an event is its type, whatever its body says", () =>
   Effect.gen(function* () {
     const store = yield* MemoryStore.make

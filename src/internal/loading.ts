@@ -56,7 +56,7 @@ export const load = <State, A extends Tagged>(
   id: string,
   upTo: number = maxSequence
 ): Effect.Effect<Loaded<State>, ValidationError | StoreError> =>
-  Effect.flatMap(streamReaderOf(store).fromSnapshot(id, upTo, pageSize), (stream) => {
+  Effect.flatMap(streamReaderOf(store).fromSnapshot(id, upTo, firstPage), (stream) => {
     const start = Option.flatMap(stream.snapshot, (snapshot) => stateOf(folding, snapshot))
     // The events that came along are those after the snapshot.
     return Option.isNone(start) && Option.isSome(stream.snapshot)
@@ -82,10 +82,10 @@ export const refresh = <State, A extends Tagged>(
 ): Effect.Effect<Loaded<State>, ValidationError | StoreError> =>
   known.sequence === 0
     ? Effect.map(load(folding, store, known.id), (root) => (root.sequence === 0 ? known : root))
-    : Effect.flatMap(streamReaderOf(store).events(known.id, known.sequence, pageSize), (stream) => {
-        const [last, ...news] = stream.events
+    : Effect.flatMap(streamReaderOf(store).events(known.id, known.sequence, firstPage), (stream) => {
+        const [last, ...news] = stream.events()
         return last !== undefined && last.sequence === known.sequence && last.timestamp === known.timestamp
-          ? foldOn(folding, store, known, { events: news, more: stream.more }, maxSequence)
+          ? foldOn(folding, store, known, { ...stream, events: () => news }, maxSequence)
           : load(folding, store, known.id)
       })
 
@@ -116,11 +116,13 @@ export const fold = <State, A extends Tagged>(
 
 // --- internal ---
 
+/** Most streams are no longer than that, after their snapshot. */
+const firstPage = 500
+
 /**
- * So that a stream of millions takes no more memory than two pages and the state. With smaller ones a statement's own cost, and that of
- * making ready the next, outweighs what is won by working at two pages at once.
+ * So that a stream of millions takes no more memory than two pages and the state, and is folded while the store is at the next page.
  */
-const pageSize = 10_000
+const pageSize = 2500
 
 const stateOf = <State, A extends Tagged>(
   folding: Folding<State, A>,
@@ -158,20 +160,18 @@ const foldOn = <State, A extends Tagged>(
   folding: Folding<State, A>,
   store: StoreAdapterService,
   root: Loaded<State>,
-  { events, more }: Stream,
+  { events, moreAfter }: Stream,
   upTo: number
-): Effect.Effect<Loaded<State>, ValidationError | StoreError> => {
-  const last = events.at(-1)
-  return more && last !== undefined && last.sequence < upTo
+): Effect.Effect<Loaded<State>, ValidationError | StoreError> =>
+  moreAfter !== undefined && moreAfter < upTo
     ? Effect.flatMap(
         beside(
-          pageAfter(store, root.id, last.sequence, upTo),
-          Effect.suspend(() => foldPage(folding, root, events))
+          pageAfter(store, root.id, moreAfter, upTo),
+          Effect.suspend(() => foldPage(folding, root, events()))
         ),
         ([next, current]) => foldOn(folding, store, current, next, upTo)
       )
-    : foldPage(folding, root, events)
-}
+    : foldPage(folding, root, events())
 
 const foldPage = <State, A extends Tagged>(
   folding: Folding<State, A>,

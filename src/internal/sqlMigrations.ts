@@ -93,7 +93,9 @@ const migrations: ReadonlyArray<Migration> = [
         body jsonb not null,
         metadata jsonb not null
       )`,
-      commitEvents(sql, schema)
+      commitEvents(sql, schema),
+      readStream(sql, schema),
+      readPage(sql, schema)
     ]
   },
   {
@@ -221,5 +223,70 @@ const commitEvents = (sql: SqlClient.SqlClient, schema: Fragment): Statement<unk
       where j.commit = v.commit and not (j.is_same and j.is_new) order by j.place limit 1
     ) r;
     return answer;
+  end
+  $function$`
+
+/**
+ * Reads a stream from its snapshot on, if it has one up to `p_max`: the snapshot as a row without a type, and so many events after it.
+ *
+ * Both functions that read have their plans made once for each session, and always go along the key: left to itself the planner,
+ * which takes streams for short ones, would collect and sort all that is left of a long one for each of its pages.
+ */
+const readStream = (sql: SqlClient.SqlClient, schema: Fragment): Statement<unknown> =>
+  sql`create function ${schema}.read_stream(p_aggregate_id text, p_max int, p_limit int)
+  returns table ("timestamp" text, sequence int, type text, body text, metadata text)
+  language plpgsql stable
+  set search_path = ${schema}, pg_temp
+  set plan_cache_mode = force_generic_plan
+  set enable_seqscan = off
+  set enable_bitmapscan = off
+  as $function$
+  #variable_conflict use_column
+  declare
+    after int := 0;
+  begin
+    return query
+      select s."timestamp"::text, s.sequence, null::text, s.body::text, s.metadata::text
+      from snapshots s where s.aggregate_id = p_aggregate_id and s.sequence <= p_max;
+    if found then
+      select s.sequence into after from snapshots s where s.aggregate_id = p_aggregate_id;
+    end if;
+    return query
+      select e."timestamp"::text, e.sequence, '.' || e.type, e.body::text, e.metadata::text
+      from event_log e
+      where e.aggregate_id = p_aggregate_id and e.sequence > after and e.sequence <= p_max
+      order by e.sequence limit p_limit;
+  end
+  $function$`
+
+/**
+ * Reads a page of a stream, from one sequence to another, into one row, of lists in JSON: that takes far less to send and to read than a
+ * row for each event. Where the lists would be too long, with more than `p_size` bytes as they are stored, they are left out.
+ */
+const readPage = (sql: SqlClient.SqlClient, schema: Fragment): Statement<unknown> =>
+  sql`create function ${schema}.read_page(p_aggregate_id text, p_min int, p_max int, p_size bigint)
+  returns table (events bigint, first int, last int, timestamps text, types text, bodies text, metadata text)
+  language plpgsql stable
+  set search_path = ${schema}, pg_temp
+  set plan_cache_mode = force_generic_plan
+  set enable_seqscan = off
+  set enable_bitmapscan = off
+  as $function$
+  #variable_conflict use_column
+  declare
+    stored bigint;
+  begin
+    select count(*), min(sequence), max(sequence), sum(pg_column_size(body) + pg_column_size(metadata))
+    into events, first, last, stored
+    from event_log where aggregate_id = p_aggregate_id and sequence between p_min and p_max;
+    if stored <= p_size then
+      select '["' || string_agg("timestamp"::text, '","' order by sequence) || '"]',
+        json_agg(type order by sequence)::text,
+        '[' || string_agg(body::text, ',' order by sequence) || ']',
+        '[' || string_agg(metadata::text, ',' order by sequence) || ']'
+      into timestamps, types, bodies, metadata
+      from event_log where aggregate_id = p_aggregate_id and sequence between p_min and p_max;
+    end if;
+    return next;
   end
   $function$`

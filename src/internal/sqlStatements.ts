@@ -3,12 +3,14 @@
  */
 import type * as SqlClient from "@effect/sql/SqlClient"
 import type * as Statement from "@effect/sql/Statement"
-import type { Event, StoredEvent } from "../Event.js"
+import { type Event, maxSequence, type StoredEvent } from "../Event.js"
 import type { StoredSnapshot } from "../Snapshot.js"
 import { RetryCommand } from "../StoreError.js"
+import type { Timestamp } from "../Timestamp.js"
 import type { Verdict } from "./coalesce.js"
 import type { Commit } from "./commitQueue.js"
 import type { Range } from "./record.js"
+import { type Stream, streamOf } from "./streamReader.js"
 
 interface CommitOutcome {
   /** A list of those that were not written, in JSON. */
@@ -105,20 +107,16 @@ export const eventOf = (aggregateId: string, { body, metadata, sequence, timesta
 })
 
 /**
- * The events for one reader, of rows that were selected up to a limit, and whether there are more. Where metadata is the same text, it is
- * one object. The row of a snapshot is passed over.
+ * The events for one reader, of rows that were selected up to a limit, and one more. Where metadata is the same text, it is one
+ * object. The row of a snapshot is passed over.
  */
-export const pageOf = (
-  aggregateId: string,
-  rows: ReadonlyArray<EventRow>,
-  limit: number
-): { readonly events: ReadonlyArray<Event>; readonly more: boolean } => {
+export const pageOf = (aggregateId: string, rows: ReadonlyArray<EventRow>, limit: number): Stream => {
   const events: Array<Event> = []
   let text: string | undefined
   let metadata: Event["metadata"] = {}
   for (const row of rows) {
     if (row.type === null) continue
-    if (events.length === limit) return { events, more: true }
+    if (events.length === limit) return streamOf(events, true)
     if (row.metadata !== text) {
       text = row.metadata
       metadata = JSON.parse(text)
@@ -132,7 +130,7 @@ export const pageOf = (
       metadata
     })
   }
-  return { events, more: false }
+  return streamOf(events, false)
 }
 
 /** With a limit, one more than that: where it comes, there are more. */
@@ -147,24 +145,78 @@ export const selectEvents = (
     where aggregate_id = ${aggregateId} and sequence between ${minSequence} and ${maxSequence}
     order by sequence ${limit === undefined ? sql`` : sql`limit ${limit + 1}`}`
 
+/** A page of a stream in one row: lists in JSON, which take far less to send and to read than a row for each event. */
+interface PageRow {
+  readonly found: number
+  readonly first: number
+  readonly last: number
+  /** There are none where they would be too much for one value. */
+  readonly timestamps: string | null
+  readonly types: string
+  readonly bodies: string
+  readonly metadata: string
+}
+
+/** The events up to a limit, and one more, in one row. */
+export const selectPage = (
+  sql: SqlClient.SqlClient,
+  schema: Statement.Fragment,
+  { aggregateId, minSequence }: Range,
+  limit: number
+) =>
+  sql<PageRow>`select events::int as found, first, last, timestamps, types, bodies, metadata
+    from ${schema}.read_page(${aggregateId}, ${minSequence}, ${Math.min(minSequence + limit, maxSequence)}, ${maxPageSize})`
+
+/** In bytes, as they are stored: compressed where they are long, so that a page is at most about a hundred times as long. */
+const maxPageSize = 4_000_000
+
+/** The page that a row holds; none where it does not hold all that was found, or where a sequence is missing among them. */
+export const pageOfRow = (aggregateId: string, row: PageRow | undefined, limit: number): Stream | undefined => {
+  // None at all where there should be some is for who reads row by row to find out about.
+  if (row === undefined || row.timestamps === null || row.last - row.first + 1 !== row.found) return undefined
+  const { bodies, first, found, metadata, timestamps, types } = row
+  const length = Math.min(found, limit)
+  return {
+    events: () => eventsOf(aggregateId, first, length, [timestamps, types, bodies, metadata]),
+    moreAfter: found > limit ? first + length - 1 : undefined
+  }
+}
+
+const eventsOf = (
+  aggregateId: string,
+  first: number,
+  length: number,
+  columns: readonly [string, string, string, string]
+): ReadonlyArray<Event> => {
+  const [timestamps, types, bodies, metadata]: Columns = columns.map((column) => JSON.parse(column)) as Columns
+  const events: Array<Event> = []
+  for (let index = 0; index < length; index++) {
+    events.push({
+      timestamp: timestamps[index],
+      aggregateId,
+      sequence: first + index,
+      type: types[index],
+      body: bodies[index],
+      metadata: metadata[index]
+    } as Event)
+  }
+  return events
+}
+
+type Columns = [
+  ReadonlyArray<Timestamp>,
+  ReadonlyArray<string>,
+  ReadonlyArray<Event["body"]>,
+  ReadonlyArray<Event["metadata"]>
+]
+
 /** The snapshot, if there is one, and the events after it up to a limit, and one more. */
 export const selectStream = (
   sql: SqlClient.SqlClient,
   schema: Statement.Fragment,
   { aggregateId, maxSequence }: Range,
   limit: number
-) =>
-  sql<EventRow>`with snapshot as materialized (
-      select timestamp, sequence, body, metadata from ${schema}.snapshots
-      where aggregate_id = ${aggregateId} and sequence <= ${maxSequence}
-    )
-    select timestamp::text, sequence, null as type, body::text, metadata::text from snapshot
-    union all (
-      select timestamp::text, sequence, '.' || type, body::text, metadata::text from ${schema}.event_log
-      where aggregate_id = ${aggregateId} and sequence > coalesce((select sequence from snapshot), 0)
-        and sequence <= ${maxSequence}
-      order by sequence limit ${limit + 1}
-    )`
+) => sql<EventRow>`select * from ${schema}.read_stream(${aggregateId}, ${maxSequence}, ${limit + 1})`
 
 export const selectSnapshot = (sql: SqlClient.SqlClient, schema: Statement.Fragment, range: Range) =>
   sql<Omit<StoredSnapshot, "aggregateId">>`select timestamp::text, sequence, body::text, metadata::text

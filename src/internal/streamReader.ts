@@ -8,11 +8,19 @@ import type { Snapshot } from "../Snapshot.js"
 import type { StoreAdapterService } from "../StoreAdapter.js"
 import type { StoreError, ValidationError } from "../StoreError.js"
 
-/** Some events of one aggregate, in order, and whether there may be more after them. */
+/** Some events of one aggregate, in order. */
 export interface Stream {
-  readonly events: ReadonlyArray<Event>
-  readonly more: boolean
+  /** To be asked for once: they may be put together only then, while the store is at the next ones. */
+  readonly events: () => ReadonlyArray<Event>
+  /** The sequence of the last of them, if there may be more after it. */
+  readonly moreAfter: number | undefined
 }
+
+/** Those that are at hand. */
+export const streamOf = (events: ReadonlyArray<Event>, more: boolean): Stream => ({
+  events: () => events,
+  moreAfter: more ? events.at(-1)?.sequence : undefined
+})
 
 export interface StreamReader {
   /** So many events at most, from a sequence on. */
@@ -44,17 +52,16 @@ const shortWays = new WeakMap<StoreAdapterService, StreamReader>()
 
 const byThePort = (store: StoreAdapterService): StreamReader => {
   const events: StreamReader["events"] = (id, minSequence, limit) =>
-    Effect.map(store.getEvents(id, minSequence, { maxSequence: Math.min(minSequence + limit - 1, last) }), (found) => ({
-      events: found,
-      more: found.length >= limit
-    }))
+    Effect.map(store.getEvents(id, minSequence, { maxSequence: Math.min(minSequence + limit - 1, last) }), (found) =>
+      streamOf(found, found.length >= limit)
+    )
   return {
     events,
     fromSnapshot: (id, maxSequence, limit) =>
       Effect.flatMap(store.getSnapshot(id, 1, { maxSequence }), (snapshot) => {
         const after = Option.match(snapshot, { onNone: () => 0, onSome: ({ sequence }) => sequence })
         return after >= maxSequence
-          ? Effect.succeed({ snapshot, events: [], more: false })
+          ? Effect.succeed({ ...streamOf([], false), snapshot })
           : Effect.map(events(id, after + 1, Math.min(limit, maxSequence - after)), (stream) => ({
               ...stream,
               snapshot
