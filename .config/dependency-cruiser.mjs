@@ -3,7 +3,7 @@
  * and a file of src that stands on no floor is an error. An entry ending in "/" is a whole folder.
  */
 const floors = [
-  ["StoreError.ts", "internal/shortWay.ts", "internal/machineTime.ts", "internal/embedded.ts"],
+  ["StoreError.ts", "internal/shortWay.ts", "internal/machineTime.ts", "internal/embedded.ts", "internal/pipeline.ts"],
   [
     "Timestamp.ts",
     "internal/json.ts",
@@ -20,10 +20,10 @@ const floors = [
   ["Event.ts", "internal/sqlTransaction.ts"],
   ["Snapshot.ts", "internal/eventCodec.ts", "internal/sqlMigrations.ts", "internal/commitQueue.ts"],
   ["Projection.ts", "internal/record.ts", "internal/stateCodec.ts", "internal/coalesce.ts"],
-  ["internal/projecting.ts", "EventFeed.ts", "internal/sqlStatements.ts", "internal/sharedTransaction.ts"],
-  ["StoreAdapter.ts"],
+  ["internal/projecting.ts", "EventFeed.ts", "internal/sqlWrites.ts", "internal/sharedTrip.ts"],
+  ["StoreAdapter.ts", "internal/sharedTransaction.ts"],
   ["SubscriptionStore.ts", "internal/streamReader.ts", "internal/settling.ts", "internal/feedInput.ts"],
-  ["internal/loading.ts", "internal/feedWatch.ts"],
+  ["internal/loading.ts", "internal/feedWatch.ts", "internal/sqlReads.ts"],
   [
     "internal/recording.ts",
     "internal/receipt.ts",

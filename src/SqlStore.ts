@@ -23,21 +23,19 @@ import { makeSharing, type Ways } from "./internal/sharedTransaction.js"
 import { fromSqlError, isStrayCancel, type Phase } from "./internal/sqlError.js"
 import { makeSqlFeed } from "./internal/sqlFeed.js"
 import { migrate as migrateSchema } from "./internal/sqlMigrations.js"
-import { repair } from "./internal/sqlRepair.js"
 import {
   eventOf,
-  makeInsertCommits,
   pageOf,
   pageOfRow,
   selectEvents,
   selectPage,
   selectSnapshot,
-  selectStream,
-  upsertSnapshot,
-  verdictsOf
-} from "./internal/sqlStatements.js"
+  selectStream
+} from "./internal/sqlReads.js"
+import { repair } from "./internal/sqlRepair.js"
 import { makeSqlSubscriptions } from "./internal/sqlSubscriptions.js"
 import { withSavepoint, withTransactionFrom } from "./internal/sqlTransaction.js"
+import { makeInsertCommits, upsertSnapshot, verdictsOf } from "./internal/sqlWrites.js"
 import { insideSqlTransaction } from "./internal/storeTransaction.js"
 import { provideStreamReader } from "./internal/streamReader.js"
 import { quietly, spanned } from "./internal/tracing.js"

@@ -1,0 +1,85 @@
+/**
+ * What the SQL store writes: commits and snapshots. Values are parameters, always; the schema's name is an identifier.
+ */
+import type * as SqlClient from "@effect/sql/SqlClient"
+import type * as Statement from "@effect/sql/Statement"
+import type { StoredSnapshot } from "../Snapshot.js"
+import { RetryCommand } from "../StoreError.js"
+import type { Verdict } from "./coalesce.js"
+import type { Commit } from "./commitQueue.js"
+
+interface CommitOutcome {
+  /** A list of those that were not written, in JSON. */
+  readonly refused: string | null
+}
+
+/** The commit's place among those sent, whether it was stored before, and the event that refuses it if not. */
+type Refused = readonly [place: number, wasStored: boolean, aggregateId: string, sequence: number]
+
+/** What became of the commits by their places, from the row that their statement answered with: those not written. */
+export const verdictsOf = ([outcome]: ReadonlyArray<CommitOutcome>): ReadonlyArray<Verdict> => {
+  if (typeof outcome?.refused !== "string") return allWritten
+  const verdicts: Array<Verdict> = []
+  const refused: ReadonlyArray<Refused> = JSON.parse(outcome.refused)
+  for (const [place, wasStored, aggregateId, sequence] of refused) {
+    verdicts[place] = wasStored ? "stored" : new RetryCommand({ aggregateId, sequence })
+  }
+  return verdicts
+}
+
+const allWritten: ReadonlyArray<Verdict> = []
+
+/**
+ * Makes the statement that stores commits, each for itself; it answers only of those that were not written. Arrays, since
+ * parameters are limited to 65 535. `hurried` waits for a lock of somebody's open transaction only so long; `begun` is part of a
+ * transaction of which nobody has heard yet whether it has begun.
+ */
+export const makeInsertCommits = (sql: SqlClient.SqlClient, schema: Statement.Fragment) => {
+  // Put together once: it is the statement that is sent most. The function's signature tells the types.
+  const p = ""
+  const [text] =
+    sql`select ${schema}.commit_events(${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}) as refused`.compile()
+  return (commits: ReadonlyArray<Commit>, manner: "patient" | "hurried" | "begun") =>
+    sql.unsafe<CommitOutcome>(text, [
+      manner === "hurried" ? lockPatience : null,
+      manner === "begun",
+      ...columnsOf(commits)
+    ])
+}
+
+/** The parameters of `commit_events`. */
+const columnsOf = (commits: ReadonlyArray<Commit>): ReadonlyArray<unknown> => {
+  const places: Array<number> = []
+  const firsts: Array<boolean> = []
+  const aggregateIds: Array<string> = []
+  const sequences: Array<number> = []
+  const types: Array<string> = []
+  const bodies: Array<string> = []
+  const metadata: Array<string> = []
+  const timestamps: Array<string> = []
+  for (const [place, events] of commits.entries()) {
+    const seen = new Set<string>()
+    for (const event of events) {
+      places.push(place)
+      firsts.push(!seen.has(event.aggregateId))
+      seen.add(event.aggregateId)
+      aggregateIds.push(event.aggregateId)
+      sequences.push(event.sequence)
+      types.push(event.type)
+      bodies.push(event.body)
+      metadata.push(event.metadata)
+      timestamps.push(event.timestamp)
+    }
+  }
+  return [places, firsts, aggregateIds, sequences, types, bodies, metadata, timestamps]
+}
+
+/** How long a statement that carries the commits of others waits for a lock of somebody's open transaction. */
+const lockPatience = "100ms"
+
+export const upsertSnapshot = (sql: SqlClient.SqlClient, schema: Statement.Fragment, snapshot: StoredSnapshot) =>
+  sql`insert into ${schema}.snapshots as s (aggregate_id, sequence, timestamp, body, metadata)
+    values (${snapshot.aggregateId}, ${snapshot.sequence}, ${snapshot.timestamp}, ${snapshot.body}, ${snapshot.metadata})
+    on conflict (aggregate_id) do update
+    set sequence = excluded.sequence, timestamp = excluded.timestamp, body = excluded.body, metadata = excluded.metadata
+    where s.sequence < excluded.sequence`
