@@ -26,6 +26,7 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Schema from "effect/Schema"
+import { provideTicking } from "./internal/ticking.js"
 import { StoreError, ValidationError, ValidationIssue } from "./StoreError.js"
 
 /**
@@ -191,24 +192,31 @@ export const make = (options?: HybridClockOptions): HybridClockService => {
     lines.set(clock, line)
     return line
   }
-  return {
-    now: Effect.clockWith((clock) => Effect.succeed(tick(lineOf(clock), clock.unsafeCurrentTimeMillis()))),
+  const tickNow = (clock: Clock.Clock): Timestamp => tick(lineOf(clock), clock.unsafeCurrentTimeMillis())
+  const receiveNow = (timestamp: Timestamp, clock: Clock.Clock): StoreError | ValidationError | undefined => {
+    const wall = clock.unsafeCurrentTimeMillis()
+    // One that is none would leave this clock without a time.
+    if (!isTimestamp(timestamp)) return noTimestamp
+    const line = lineOf(clock)
+    const millis = millisOf(timestamp)
+    const counter = counterOf(timestamp)
+    // What is behind this clock teaches nothing; so a node whose wall clock jumped back still knows its own events.
+    if (millis < line.millis || (millis === line.millis && counter <= line.counter)) return undefined
+    if (millis - wall > maxDrift) return clockDrift(timestamp, millis - wall, maxDrift)
+    line.millis = millis
+    line.counter = counter
+    return undefined
+  }
+  const service: HybridClockService = {
+    now: Effect.clockWith((clock) => Effect.succeed(tickNow(clock))),
     receive: (timestamp) =>
-      Effect.clockWith((clock): Effect.Effect<void, StoreError | ValidationError> => {
-        const wall = clock.unsafeCurrentTimeMillis()
-        // One that is none would leave this clock without a time.
-        if (!isTimestamp(timestamp)) return Effect.fail(noTimestamp)
-        const line = lineOf(clock)
-        const millis = millisOf(timestamp)
-        const counter = counterOf(timestamp)
-        // What is behind this clock teaches nothing; so a node whose wall clock jumped back still knows its own events.
-        if (millis < line.millis || (millis === line.millis && counter <= line.counter)) return Effect.void
-        if (millis - wall > maxDrift) return Effect.fail(clockDrift(timestamp, millis - wall, maxDrift))
-        line.millis = millis
-        line.counter = counter
-        return Effect.void
+      Effect.clockWith((clock) => {
+        const refused = receiveNow(timestamp, clock)
+        return refused === undefined ? Effect.void : Effect.fail(refused)
       })
   }
+  provideTicking(service, { now: tickNow, receive: receiveNow })
+  return service
 }
 
 /**

@@ -103,8 +103,12 @@ export const makeService = <State, A extends Tagged, C, E, R, M, I>(
 
     return {
       evaluate: (id, command) =>
-        Effect.contextWithEffect((caller: Context.Context<never>) => {
-          const own = Context.get(caller, metadata)
+        Effect.withFiberRuntime((fiber) => {
+          const caller = fiber.currentContext
+          const surroundings = {
+            metadata: Context.get(caller, metadata),
+            clock: Context.get(fiber.currentDefaultServices, Clock.Clock)
+          }
           const inside = isInsideTransaction(caller)
           const apart = inside || Context.get(caller, HoldsTurn)
           const once = Context.get(caller, commandId)
@@ -112,7 +116,7 @@ export const makeService = <State, A extends Tagged, C, E, R, M, I>(
             // The id is this command's alone: not of those that its handler or its projections evaluate.
             return Effect.map(
               Effect.provideService(
-                evaluateOnce(workplace, own, { apart, inside }, id, command, once),
+                evaluateOnce(workplace, surroundings, { apart, inside }, id, command, once),
                 commandId,
                 undefined
               ),
@@ -120,7 +124,9 @@ export const makeService = <State, A extends Tagged, C, E, R, M, I>(
             )
           }
           return Effect.map(
-            apart ? evaluateApart(workplace, own, inside, id, command) : evaluate(workplace, own, id, command),
+            apart
+              ? evaluateApart(workplace, surroundings, inside, id, command)
+              : evaluate(workplace, surroundings, id, command),
             answerOf
           )
         }),

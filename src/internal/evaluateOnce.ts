@@ -15,6 +15,7 @@ import {
   type Outcome,
   type ReadFailed,
   releaseTurn,
+  type Surroundings,
   snapshotWhenDue,
   untilCommitted,
   unwrap,
@@ -34,7 +35,7 @@ import { retryWhile, settle } from "./settling.js"
  */
 export const evaluateOnce = <State, A extends Tagged, C, E>(
   workplace: Workplace<State, A, C, E>,
-  metadata: Readonly<Record<string, unknown>>,
+  surroundings: Surroundings,
   where: Where,
   id: string,
   command: C,
@@ -51,12 +52,12 @@ export const evaluateOnce = <State, A extends Tagged, C, E>(
         const root = yield* where.inside ? read : mayTryAgain(read)
         known = root
         // A handler may die because the command has taken effect already. `judge` hands back interruptions as they are.
-        return yield* Effect.catchAllCause(attempt(workplace, metadata, where, root, command, place), (cause) =>
+        return yield* Effect.catchAllCause(attempt(workplace, surroundings, where, root, command, place), (cause) =>
           judge(workplace, where, root, place, cause)
         )
       })
 
-    const roundInTurn = inTurn(workplace, id, (seat, restore) =>
+    const roundInTurn = inTurn(workplace, surroundings, id, (seat, restore) =>
       Effect.flatMap(
         Effect.exit(
           restore(
@@ -91,7 +92,7 @@ interface Where {
 
 const attempt = <State, A extends Tagged, C, E>(
   { clock, commit, decide, definition }: Workplace<State, A, C, E>,
-  metadata: Readonly<Record<string, unknown>>,
+  surroundings: Surroundings,
   { inside }: Where,
   root: Loaded<State>,
   command: C,
@@ -99,7 +100,7 @@ const attempt = <State, A extends Tagged, C, E>(
 ): Effect.Effect<Outcome<State, A>, Failures<E>> =>
   Effect.gen(function* () {
     const decided = yield* decide(command, root)
-    const recorded = yield* record(definition, clock, metadata, root, decided)
+    const recorded = yield* record(definition, clock, surroundings, root, decided)
     const receipt = yield* makeReceipt(clock, place, recorded.root.sequence)
     const committing = commit([...recorded.events, receipt])
     yield* inside ? committing : settle(definition.retry, committing)

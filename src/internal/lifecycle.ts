@@ -2,6 +2,7 @@
  * The way of a command: its aggregate's turn, state, decision, commit, answer.
  */
 import * as Cause from "effect/Cause"
+import type * as Clock from "effect/Clock"
 import * as Data from "effect/Data"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
@@ -13,6 +14,7 @@ import type { Event } from "../Event.js"
 import type { StoreAdapterService } from "../StoreAdapter.js"
 import { RetryCommand, type StoreError, type ValidationError } from "../StoreError.js"
 import type { HybridClockService } from "../Timestamp.js"
+import { called, isOver, thenAtOnce } from "./atOnce.js"
 import type { Tagged } from "./eventCodec.js"
 import { type Definition, type Loaded, load, refresh } from "./loading.js"
 import { machineSleep } from "./machineTime.js"
@@ -20,7 +22,7 @@ import { nextTurn } from "./nextTurn.js"
 import { withinGrace } from "./promptly.js"
 import { type Recorded, record } from "./recording.js"
 import { type Group, passTurn, type Seat, type Seats, type Ticket, waitForTurn } from "./seats.js"
-import { isPassing, retryWhile, settle } from "./settling.js"
+import { isPassing, retryFrom, retryWhile, settle } from "./settling.js"
 
 /** What a command came to. */
 export interface Outcome<State, A> {
@@ -42,6 +44,12 @@ export interface Workplace<State, A extends Tagged, C, E> {
   readonly commit: (events: ReadonlyArray<Event>) => Effect.Effect<void, Failures<E>>
 }
 
+/** What a command finds around it. */
+export interface Surroundings {
+  readonly metadata: Readonly<Record<string, unknown>>
+  readonly clock: Clock.Clock
+}
+
 export type Failures<E> = E | RetryCommand | ValidationError | StoreError
 
 /**
@@ -54,23 +62,25 @@ export type Failures<E> = E | RetryCommand | ValidationError | StoreError
  */
 export const evaluate = <State, A extends Tagged, C, E>(
   workplace: Workplace<State, A, C, E>,
-  metadata: Readonly<Record<string, unknown>>,
+  surroundings: Surroundings,
   id: string,
   command: C
-): Effect.Effect<Outcome<State, A>, Failures<E>> =>
-  Effect.suspend(() => {
-    const { definition } = workplace
-    let alone = false
-    const round: Effect.Effect<Outcome<State, A>, Failures<E> | ReadFailed> = Effect.catchAll(
-      Effect.suspend(() => decideInTurn(workplace, metadata, id, command, alone)),
-      (error) => {
-        if (!(error instanceof DecideAlone)) return Effect.fail(error)
-        alone = true
-        return round
-      }
-    )
-    return Effect.mapError(retryWhile(round, definition.retry, mayPass), unwrap)
-  })
+): Effect.Effect<Outcome<State, A>, Failures<E>> => {
+  const { retry } = workplace.definition
+  let alone = false
+  const round = (): Effect.Effect<Outcome<State, A>, Failures<E> | ReadFailed> =>
+    Effect.catchAll(decideInTurn(workplace, surroundings, id, command, alone), (error) => {
+      if (!(error instanceof DecideAlone)) return Effect.fail(error)
+      alone = true
+      return round()
+    })
+  // Whatever it takes to try again is set up when there is a reason to.
+  return Effect.catchAll(round(), (error) =>
+    mayPass(error)
+      ? Effect.mapError(retryFrom(error, Effect.suspend(round), retry, mayPass), unwrap)
+      : Effect.fail(unwrap(error))
+  )
+}
 
 /**
  * The same beside all turns and kept states, for who holds a turn already (two such could wait for each other for ever) and who is
@@ -78,7 +88,7 @@ export const evaluate = <State, A extends Tagged, C, E>(
  */
 export const evaluateApart = <State, A extends Tagged, C, E>(
   { clock, commit, decide, definition, store }: Workplace<State, A, C, E>,
-  metadata: Readonly<Record<string, unknown>>,
+  surroundings: Surroundings,
   inTransaction: boolean,
   id: string,
   command: C
@@ -91,7 +101,7 @@ export const evaluateApart = <State, A extends Tagged, C, E>(
       known = root
       const decided = yield* decide(command, root)
       if (decided.length === 0) return { root, events: decided }
-      const recorded = yield* record(definition, clock, metadata, root, decided)
+      const recorded = yield* record(definition, clock, surroundings, root, decided)
       const committing = commit(recorded.events)
       yield* inTransaction ? committing : settle(definition.retry, committing)
       return { root: recorded.root, events: decided }
@@ -102,25 +112,23 @@ export const evaluateApart = <State, A extends Tagged, C, E>(
 /** Takes the aggregate's turn. Whoever gets it has to pass it on by `releaseTurn`, and is not interrupted but where it lets itself be. */
 export const inTurn = <State, A extends Tagged, C, E, A2, E2>(
   workplace: Workplace<State, A, C, E>,
+  { clock }: Surroundings,
   id: string,
   work: (seat: Seat<State>, restore: Restore) => Effect.Effect<A2, E2>
 ): Effect.Effect<A2, E2> =>
-  Effect.uninterruptibleMask((restore: Restore) =>
-    Effect.clockWith((clock) => {
-      const seat = workplace.seats.at(id, clock.unsafeCurrentTimeMillis())
-      const withTurn = work(seat, restore)
-      if (!seat.taken) {
-        seat.taken = true
-        return withTurn
-      }
-      const ticket: Ticket = { holds: false }
-      return Effect.flatMap(waitForTurn(seat, ticket, restore), (waited) =>
-        Exit.isSuccess(waited)
-          ? withTurn
-          : Effect.zipRight(ticket.holds ? releaseTurn(workplace, seat) : Effect.void, Effect.failCause(waited.cause))
-      )
+  Effect.uninterruptibleMask((restore: Restore) => {
+    const seat = workplace.seats.at(id, clock.unsafeCurrentTimeMillis())
+    if (!seat.taken) {
+      seat.taken = true
+      return work(seat, restore)
+    }
+    const ticket: Ticket = { holds: false }
+    return Effect.matchCauseEffect(restore(waitForTurn(seat, ticket)), {
+      onSuccess: () => work(seat, restore),
+      onFailure: (cause) =>
+        Effect.zipRight(ticket.holds ? releaseTurn(workplace, seat) : Effect.void, Effect.failCause(cause))
     })
-  )
+  })
 
 /** With the turn in hand: has what others decided committed, and waits for it, whatever comes of it. */
 export const untilCommitted = <State, A extends Tagged, C, E>(
@@ -188,25 +196,26 @@ type Restore = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, 
 /** One round: everything between taking the turn and the answer. Interruptible where it waits for others, or for the store. */
 const decideInTurn = <State, A extends Tagged, C, E>(
   workplace: Workplace<State, A, C, E>,
-  metadata: Readonly<Record<string, unknown>>,
+  surroundings: Surroundings,
   id: string,
   command: C,
   alone: boolean
 ): Effect.Effect<Outcome<State, A>, Failures<E> | ReadFailed | DecideAlone> =>
-  inTurn(workplace, id, (seat, restore) =>
-    Effect.flatMap(
-      Effect.exit(restore(decide(workplace, metadata, seat, command, alone))),
-      (decision): Effect.Effect<Outcome<State, A>, Failures<E> | ReadFailed | DecideAlone> =>
-        Exit.isSuccess(decision)
-          ? conclude(workplace, seat, decision.value, alone, restore)
-          : Effect.zipRight(releaseTurn(workplace, seat), Effect.failCause(decision.cause))
-    )
-  )
+  inTurn(workplace, surroundings, id, (seat, restore) => {
+    const follow = (
+      decision: Exit.Exit<Decision<State, A, Failures<E>>, Failures<E> | ReadFailed>
+    ): Effect.Effect<Outcome<State, A>, Failures<E> | ReadFailed | DecideAlone> =>
+      Exit.isSuccess(decision)
+        ? conclude(workplace, seat, decision.value, alone, restore)
+        : Effect.zipRight(releaseTurn(workplace, seat), Effect.failCause(decision.cause))
+    const deciding = called(() => decide(workplace, surroundings, seat, command, alone))
+    return isOver(deciding) ? follow(deciding) : Effect.flatMap(Effect.exit(restore(deciding)), follow)
+  })
 
-/** Decides on the newest state there is, with the turn in hand. */
+/** Decides on the newest state there is, with the turn in hand; at once, where it is kept and the handler has to wait for nothing. */
 const decide = <State, A extends Tagged, C, E>(
   workplace: Workplace<State, A, C, E>,
-  metadata: Readonly<Record<string, unknown>>,
+  surroundings: Surroundings,
   seat: Seat<State>,
   command: C,
   alone: boolean
@@ -216,47 +225,43 @@ const decide = <State, A extends Tagged, C, E>(
   const decideOn = (
     root: Loaded<State>,
     basis: Group<State> | undefined
-  ): Effect.Effect<Decision<State, A, Failures<E>>> =>
-    Effect.map(
-      Effect.exit(
-        Effect.flatMap(workplace.decide(command, root), (decided) =>
-          decided.length === 0
-            ? Effect.succeed({ decided, root, events: [] })
-            : Effect.map(record(definition, clock, metadata, root, decided), ({ events, root }) => ({
-                decided,
-                events,
-                root
-              }))
-        )
-      ),
-      (exit) => ({ basis, exit })
+  ): Effect.Effect<Decision<State, A, Failures<E>>> => {
+    const recorded = called(() =>
+      thenAtOnce(workplace.decide(command, root), (decided) =>
+        decided.length === 0
+          ? Exit.succeed({ decided, root, events: [] })
+          : thenAtOnce(record(definition, clock, surroundings, root, decided), ({ events, root }) =>
+              Exit.succeed({ decided, events, root })
+            )
+      )
     )
+    return isOver(recorded)
+      ? Exit.succeed({ basis, exit: recorded })
+      : Effect.map(Effect.exit(recorded), (exit) => ({ basis, exit }))
+  }
 
-  const again = Effect.suspend(() => decide(workplace, metadata, seat, command, alone))
+  const again = Effect.suspend(() => decide(workplace, surroundings, seat, command, alone))
 
-  return Effect.suspend(() => {
-    const { group, kept } = seat
-    if (group !== undefined) {
-      if (!alone) return decideOn(group.root, group)
-      // On nothing that may fall with the others.
-      return Effect.zipRight(untilCommitted(workplace, seat), again)
-    }
-    if (kept === undefined || seat.stale) {
-      const read = kept === undefined ? load(definition, store, seat.id) : refresh(definition, store, kept)
-      return Effect.flatMap(mayTryAgain(read), (root) => {
-        seat.kept = root
-        seat.stale = false
-        return decideOn(root, undefined)
-      })
-    }
-    return Effect.flatMap(decideOn(kept, undefined), (decision) => {
-      if (!commitsNothing(decision.exit)) return Effect.succeed(decision)
-      // Events on an outdated state could not be committed, but nothing would stop a refusal.
-      return Effect.flatMap(mayTryAgain(refresh(definition, store, kept)), (root) => {
-        if (root === kept) return Effect.succeed(decision)
-        seat.kept = root
-        return again
-      })
+  const { group, kept } = seat
+  if (group !== undefined) {
+    // On nothing that may fall with the others.
+    return alone ? Effect.zipRight(untilCommitted(workplace, seat), again) : decideOn(group.root, group)
+  }
+  if (kept === undefined || seat.stale) {
+    const read = kept === undefined ? load(definition, store, seat.id) : refresh(definition, store, kept)
+    return Effect.flatMap(mayTryAgain(read), (root) => {
+      seat.kept = root
+      seat.stale = false
+      return decideOn(root, undefined)
+    })
+  }
+  return thenAtOnce(decideOn(kept, undefined), (decision) => {
+    if (!commitsNothing(decision.exit)) return Exit.succeed(decision)
+    // Events on an outdated state could not be committed, but nothing would stop a refusal.
+    return Effect.flatMap(mayTryAgain(refresh(definition, store, kept)), (root) => {
+      if (root === kept) return Exit.succeed(decision)
+      seat.kept = root
+      return again
     })
   })
 }
@@ -274,15 +279,14 @@ const conclude = <State, A extends Tagged, C, E>(
   restore: Restore
 ): Effect.Effect<Outcome<State, A>, Failures<E> | DecideAlone> => {
   const outcome = Exit.map(exit, ({ decided, root }): Outcome<State, A> => ({ root, events: decided }))
-  const release = releaseTurn(workplace, seat)
 
   if (Exit.isFailure(exit) || exit.value.events.length === 0) {
     // Decided on what is stored, or given up.
-    if (basis === undefined || !commitsNothing(exit)) return Effect.zipRight(release, outcome)
+    if (basis === undefined || !commitsNothing(exit)) return Effect.zipRight(releaseTurn(workplace, seat), outcome)
     basis.members++
     basis.live++
     return Effect.zipRight(
-      basis.sealed ? release : passOn(workplace, seat, basis, alone),
+      basis.sealed ? releaseTurn(workplace, seat) : passOn(workplace, seat, basis, alone),
       answerWith(basis, outcome, restore)
     )
   }
@@ -294,23 +298,28 @@ const conclude = <State, A extends Tagged, C, E>(
     basis.live++
     return Effect.flatMap(Effect.exit(answerWith(basis, outcome, restore)), (stored) =>
       Exit.isFailure(stored)
-        ? Effect.zipRight(release, Effect.failCause(stored.cause))
+        ? Effect.zipRight(releaseTurn(workplace, seat), Effect.failCause(stored.cause))
         : conclude(workplace, seat, { basis: undefined, exit }, alone, restore)
     )
   }
 
   if (basis === undefined && (alone || seat.waiting.size === 0)) {
-    return Effect.flatMap(Effect.exit(restore(commit(workplace, events))), (committed) => {
-      stored(seat, root, committed)
-      return Effect.zipRight(
-        release,
-        Exit.isFailure(committed)
-          ? Effect.failCause(committed.cause)
-          : Effect.zipRight(
+    return Effect.matchCauseEffect(restore(commit(workplace, events)), {
+      onFailure: (cause) => {
+        stored(seat, root, false)
+        return Effect.zipRight(releaseTurn(workplace, seat), Effect.failCause(cause))
+      },
+      onSuccess: () => {
+        stored(seat, root, true)
+        const passing = passTurnOn(workplace, seat)
+        const answer = isSnapshotDue(workplace.definition, root, events.length)
+          ? Effect.zipRight(
               restore(snapshotWhenDue(workplace.definition, workplace.store, root, events.length)),
               outcome
             )
-      )
+          : outcome
+        return passing === undefined ? answer : Effect.zipRight(passing, answer)
+      }
     })
   }
 
@@ -371,7 +380,7 @@ const commitGroup = <State, A extends Tagged, C, E>(
         Effect.interruptible(group.live > 0 ? commit(workplace, group.events) : Effect.interrupt),
         (exit) => {
           seat.group = undefined
-          stored(seat, group.root, exit)
+          stored(seat, group.root, Exit.isSuccess(exit))
           return Effect.zipRight(
             withTurn
               ? Effect.forkDaemon(Effect.zipRight(nextTurn, releaseTurn(workplace, seat)))
@@ -423,36 +432,44 @@ const commit = <State, A extends Tagged, C, E>(
 ): Effect.Effect<void, Failures<E>> => settle(definition.retry, commit(events))
 
 /** Keeps what was stored. After a failure nobody knows what is. */
-const stored = <State>(seat: Seat<State>, root: Loaded<State>, exit: Exit.Exit<unknown, unknown>): void => {
-  if (Exit.isSuccess(exit)) seat.kept = root
-  seat.stale = Exit.isFailure(exit)
+const stored = <State>(seat: Seat<State>, root: Loaded<State>, isStored: boolean): void => {
+  if (isStored) seat.kept = root
+  seat.stale = !isStored
 }
 
 /** Gives the turn to the next; where there is none, what was decided so far is committed first. */
 export const releaseTurn = <State, A extends Tagged, C, E>(
   workplace: Workplace<State, A, C, E>,
   seat: Seat<State>
-): Effect.Effect<void, never> =>
-  Effect.suspend(() => {
-    if (passTurn(seat)) return Effect.void
-    if (seat.group?.sealed === false) return commitGroup(workplace, seat, seat.group, true)
-    seat.taken = false
-    workplace.seats.leave(seat)
-    return Effect.void
-  })
+): Effect.Effect<void, never> => Effect.suspend(() => passTurnOn(workplace, seat) ?? Effect.void)
+
+/** The same at once, but for what is left to do. */
+const passTurnOn = <State, A extends Tagged, C, E>(
+  workplace: Workplace<State, A, C, E>,
+  seat: Seat<State>
+): Effect.Effect<void, never> | undefined => {
+  if (passTurn(seat)) return undefined
+  if (seat.group?.sealed === false) return commitGroup(workplace, seat, seat.group, true)
+  seat.taken = false
+  workplace.seats.leave(seat)
+  return undefined
+}
 
 export const snapshotWhenDue = <State, A extends Tagged>(
   definition: Definition<State, A>,
   store: StoreAdapterService,
   root: Loaded<State>,
   added: number
-): Effect.Effect<void> => {
-  const every = definition.snapshotEvery
-  const due = every !== undefined && Math.floor(root.sequence / every) > Math.floor((root.sequence - added) / every)
+): Effect.Effect<void> =>
   // The command is stored already; that the shortcut to its state is not must not make it fail.
-  return due
+  isSnapshotDue(definition, root, added)
     ? Effect.catchAll(commitSnapshot(definition, store, root), (error) =>
         Effect.logWarning(`no snapshot of ${definition.name} ${root.id} at ${root.sequence}: ${error.message}`)
       )
     : Effect.void
-}
+
+const isSnapshotDue = <State, A extends Tagged>(
+  { snapshotEvery: every }: Definition<State, A>,
+  { sequence }: Loaded<State>,
+  added: number
+): boolean => every !== undefined && Math.floor(sequence / every) > Math.floor((sequence - added) / every)

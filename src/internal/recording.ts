@@ -1,15 +1,17 @@
 /**
  * From what was decided to events that can be stored: encoded, numbered, stamped.
  */
-import * as Arr from "effect/Array"
+import type * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
+import * as Exit from "effect/Exit"
 import type { Event } from "../Event.js"
 import { type StoreError, ValidationError, ValidationIssue } from "../StoreError.js"
 import type { HybridClockService, Timestamp } from "../Timestamp.js"
 import type { Tagged } from "./eventCodec.js"
 import { isPlain } from "./json.js"
 import { type Folding, fold, type Loaded } from "./loading.js"
+import { tickingOf } from "./ticking.js"
 
 /** What a decision came to: the events to store, and the state after them. */
 export interface Recorded<State> {
@@ -20,53 +22,74 @@ export interface Recorded<State> {
 /**
  * Numbers and stamps what was decided on a state. The state after it is folded from the events as they will be read again, so it is
  * the one that every later load comes to; an event that could not be read again is refused.
+ *
+ * Where the hybrid clock has a short way, the result is there at once, by the wall clock given.
  */
 export const record = <State, A extends Tagged>(
   folding: Folding<State, A>,
-  clock: HybridClockService,
-  metadata: Readonly<Record<string, unknown>>,
+  hybrid: HybridClockService,
+  { clock: wall, metadata }: { readonly clock: Clock.Clock; readonly metadata: Readonly<Record<string, unknown>> },
   root: Loaded<State>,
   decided: ReadonlyArray<A>
-): Effect.Effect<Recorded<State>, ValidationError | StoreError> =>
-  Effect.flatMap(
-    // So that time rises along the aggregate, whichever node wrote its last event.
-    root.timestamp === undefined ? Effect.void : clock.receive(root.timestamp),
-    () =>
-      Effect.flatMap(stamps(clock, decided.length), (timestamps) => {
-        const common = Either.map(readMetadata(metadata), (own) => ({ ...own, aggregate: folding.name }))
-        const issues: Array<ValidationIssue> = Either.isLeft(common) ? [common.left] : []
-        const events: Array<Event> = []
-        let after = root
-        for (const [index, event] of decided.entries()) {
-          const body = folding.events.encode(event, index)
-          const timestamp = timestamps[index]
-          if (Either.isLeft(body)) issues.push(...body.left)
-          if (Either.isLeft(body) || Either.isLeft(common) || timestamp === undefined) continue
-          const recorded: Event = {
-            timestamp,
-            aggregateId: root.id,
-            sequence: root.sequence + 1 + index,
-            type: event._tag,
-            body: body.right,
-            metadata: common.right
-          }
-          events.push(recorded)
-          if (issues.length > 0) continue
-          const next = fold(folding, after, recorded)
-          if (Either.isRight(next)) after = next.right
-          else issues.push(new ValidationIssue({ index, path: [], message: next.left.description }))
-        }
-        const [first, ...rest] = issues
-        return first === undefined
-          ? Either.right({ events, root: after })
-          : Either.left(new ValidationError({ operation: `${folding.name}.evaluate`, issues: [first, ...rest] }))
-      })
-  )
+): Effect.Effect<Recorded<State>, ValidationError | StoreError> => {
+  const ticking = tickingOf(hybrid)
+  if (ticking === undefined) {
+    return Effect.flatMap(root.timestamp === undefined ? Effect.void : hybrid.receive(root.timestamp), () =>
+      Effect.flatMap(Effect.replicateEffect(hybrid.now, decided.length), (timestamps) =>
+        compose(folding, metadata, root, decided, timestamps)
+      )
+    )
+  }
+  // So that time rises along the aggregate, whichever node wrote its last event.
+  const refused = root.timestamp === undefined ? undefined : ticking.receive(root.timestamp, wall)
+  return refused === undefined
+    ? compose(
+        folding,
+        metadata,
+        root,
+        decided,
+        decided.map(() => ticking.now(wall))
+      )
+    : Exit.fail(refused)
+}
 
 // --- internal ---
 
-const stamps = (clock: HybridClockService, count: number): Effect.Effect<ReadonlyArray<Timestamp>> =>
-  count === 1 ? Effect.map(clock.now, Arr.of) : Effect.replicateEffect(clock.now, count)
+const compose = <State, A extends Tagged>(
+  folding: Folding<State, A>,
+  metadata: Readonly<Record<string, unknown>>,
+  root: Loaded<State>,
+  decided: ReadonlyArray<A>,
+  timestamps: ReadonlyArray<Timestamp>
+): Exit.Exit<Recorded<State>, ValidationError> => {
+  const common = Either.map(readMetadata(metadata), (own) => ({ ...own, aggregate: folding.name }))
+  const issues: Array<ValidationIssue> = Either.isLeft(common) ? [common.left] : []
+  const events: Array<Event> = []
+  let after = root
+  for (const [index, event] of decided.entries()) {
+    const body = folding.events.encode(event, index)
+    const timestamp = timestamps[index]
+    if (Either.isLeft(body)) issues.push(...body.left)
+    if (Either.isLeft(body) || Either.isLeft(common) || timestamp === undefined) continue
+    const recorded: Event = {
+      timestamp,
+      aggregateId: root.id,
+      sequence: root.sequence + 1 + index,
+      type: event._tag,
+      body: body.right,
+      metadata: common.right
+    }
+    events.push(recorded)
+    if (issues.length > 0) continue
+    const next = fold(folding, after, recorded)
+    if (Either.isRight(next)) after = next.right
+    else issues.push(new ValidationIssue({ index, path: [], message: next.left.description }))
+  }
+  const [first, ...rest] = issues
+  return first === undefined
+    ? Exit.succeed({ events, root: after })
+    : Exit.fail(new ValidationError({ operation: `${folding.name}.evaluate`, issues: [first, ...rest] }))
+}
 
 /** What was set around the command; it comes from the application, and may be anything. */
 const readMetadata = (metadata: unknown): Either.Either<object, ValidationIssue> => {

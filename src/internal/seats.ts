@@ -69,21 +69,14 @@ export interface Ticket {
  * Waits for the turn. The ticket tells whether it came; interrupted waiting may still have got it, when both happen at once, so
  * whoever waited looks at the ticket, and passes the turn on.
  */
-export const waitForTurn = <State>(
-  seat: Seat<State>,
-  ticket: Ticket,
-  restore: <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
-): Effect.Effect<Exit.Exit<void>> =>
-  Effect.suspend(() => {
-    let waiter = () => {}
-    const wait = Effect.async<void>((resume) => {
-      waiter = () => {
-        ticket.holds = true
-        resume(Effect.void)
-      }
-      seat.waiting.add(waiter)
-    })
-    return Effect.tap(Effect.exit(restore(wait)), () => {
+export const waitForTurn = <State>(seat: Seat<State>, ticket: Ticket): Effect.Effect<void> =>
+  Effect.async<void>((resume) => {
+    const waiter = () => {
+      ticket.holds = true
+      resume(Effect.void)
+    }
+    seat.waiting.add(waiter)
+    return Effect.sync(() => {
       seat.waiting.delete(waiter)
     })
   })

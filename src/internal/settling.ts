@@ -39,10 +39,8 @@ export const settle = <E, R>(
 /** Whether a failure of the store may be gone the next time. */
 export const isPassing = (error: unknown): boolean => error instanceof StoreError && passing.has(error.reason)
 
-// --- internal ---
-
 /** The retries after the first failure. */
-const retryFrom = <A, E, R>(
+export const retryFrom = <A, E, R>(
   error: E,
   effect: Effect.Effect<A, E, R>,
   schedule: Schedule.Schedule<unknown>,
@@ -56,5 +54,7 @@ const retryFrom = <A, E, R>(
   })
   return Effect.retry(again, { schedule, while: mayPass })
 }
+
+// --- internal ---
 
 const passing: ReadonlySet<StoreErrorReason> = new Set(["CommitUnknown", "ConnectionLost", "Unavailable", "Contention"])
