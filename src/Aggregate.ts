@@ -17,7 +17,7 @@ import type { StreamPosition } from "./EventFeed.js"
 import { makeService, type Service } from "./internal/aggregateService.js"
 import { define, keepingOf } from "./internal/design.js"
 import { decodeInput, type Tagged, tagOf } from "./internal/eventCodec.js"
-import { spanned } from "./internal/tracing.js"
+import { spannedIn } from "./internal/tracing.js"
 import type { Projection } from "./Projection.js"
 import type { StoreAdapter } from "./StoreAdapter.js"
 import type { RetryCommand, StoreError, ValidationError } from "./StoreError.js"
@@ -414,11 +414,19 @@ export const make = <
 
   const operate =
     (operation: string) =>
-    <A2, E2>(id: string, run: (service: Service<State, A, C, E>) => Effect.Effect<A2, E2>, attributes?: object) =>
-      Effect.flatMap(tag, run).pipe(
-        spanned(`Aggregate.${operation}`, {
-          attributes: { "aggregate.name": name, "aggregate.id": id, ...attributes }
-        })
+    <A2, E2>(
+      id: string,
+      run: (service: Service<State, A, C, E>) => Effect.Effect<A2, E2>,
+      attributes?: () => object
+    ): Effect.Effect<A2, E2, Instance<Name>> =>
+      Effect.withFiberRuntime((fiber) =>
+        spannedIn(
+          fiber,
+          `Aggregate.${operation}`,
+          () => ({ attributes: { "aggregate.name": name, "aggregate.id": id, ...attributes?.() } }),
+          // A program that does not provide it has no such type.
+          run(Context.unsafeGet(fiber.currentContext, tag))
+        )
       )
 
   return {
@@ -431,7 +439,11 @@ export const make = <
       }
     ),
     evaluate: <K extends C>(id: string, command: K) =>
-      operate("evaluate")(id, (service) => service.evaluate(id, command), { command: tagOf(command) }) as Effect.Effect<
+      operate("evaluate")(
+        id,
+        (service) => service.evaluate(id, command),
+        () => ({ command: tagOf(command) })
+      ) as Effect.Effect<
         Evaluated<State, A>,
         // Of all refusals only those of this command's own handler can come: it is the one that decides it.
         HandlerError<Decide[K["_tag"] & keyof Decide]> | Projection.Error<Projections[number]> | Failure,
@@ -445,7 +457,12 @@ export const make = <
       ),
     get: (id) => operate("get")(id, (service) => service.get(id)),
     fetch: (id) => operate("fetch")(id, (service) => service.fetch(id)),
-    replay: (id, sequence) => operate("replay")(id, (service) => service.replay(id, sequence), { sequence }),
+    replay: (id, sequence) =>
+      operate("replay")(
+        id,
+        (service) => service.replay(id, sequence),
+        () => ({ sequence })
+      ),
     snapshot: (id) => operate("snapshot")(id, (service) => service.snapshot(id)),
     layer: Layer.scoped(tag, makeService(definition, keepingOf(name, options.keep), Metadata, CommandId))
   }

@@ -36,7 +36,7 @@ import { repair } from "./internal/sqlRepair.js"
 import { makeSqlSubscriptions } from "./internal/sqlSubscriptions.js"
 import { withSavepoint, withTransactionFrom } from "./internal/sqlTransaction.js"
 import { makeInsertCommits, upsertSnapshot, verdictsOf } from "./internal/sqlWrites.js"
-import { insideSqlTransaction } from "./internal/storeTransaction.js"
+import { whetherInside } from "./internal/storeTransaction.js"
 import { provideStreamReader } from "./internal/streamReader.js"
 import { quietly, spanned } from "./internal/tracing.js"
 import { type WakeUps, wakeUpsOf } from "./internal/wakeUps.js"
@@ -104,7 +104,7 @@ export const make = (options?: SqlStoreOptions): Effect.Effect<StoreAdapterServi
       effect: Effect.Effect<A, SqlError>
     ): Effect.Effect<A, StoreError> => {
       const told = (as: Phase) => Effect.mapError(effect, (error) => fromSqlError(operation, as, error))
-      return Effect.flatMap(insideSqlTransaction, (inside) =>
+      return whetherInside((inside) =>
         inside ? withSavepoint(operation, told("writing")) : promptly(quietly(againWhenCancelled(told(phase))))
       )
     }
@@ -159,7 +159,7 @@ export const make = (options?: SqlStoreOptions): Effect.Effect<StoreAdapterServi
     const service = makeEncoded({
       name: "SqlStore",
       append: (events) =>
-        Effect.flatMap(insideSqlTransaction, (inside) =>
+        whetherInside((inside) =>
           Effect.flatMap(
             inside
               ? withSavepoint(
@@ -171,7 +171,7 @@ export const make = (options?: SqlStoreOptions): Effect.Effect<StoreAdapterServi
           )
         ),
       appendWith: (events, project) =>
-        Effect.flatMap(insideSqlTransaction, (inside) =>
+        whetherInside((inside) =>
           // Accepted is not committed yet: those who wait are told again.
           inside ? transact(events, project) : Effect.tap(commitWith(events, project), wakeUps.committed)
         ),

@@ -7,8 +7,10 @@
  */
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
 import type { Event, StoredEvent } from "./Event.js"
+import { thenAtOnce } from "./internal/atOnce.js"
 import { concerns } from "./internal/projecting.js"
 import {
   prepareEvents,
@@ -19,7 +21,7 @@ import {
   restoreSnapshot
 } from "./internal/record.js"
 import { inStoreTransaction } from "./internal/storeTransaction.js"
-import { spanned } from "./internal/tracing.js"
+import { spannedIn } from "./internal/tracing.js"
 import type { Projection } from "./Projection.js"
 import type { Snapshot, StoredSnapshot } from "./Snapshot.js"
 import { type RetryCommand, type StoreError, ValidationError, ValidationIssue } from "./StoreError.js"
@@ -187,16 +189,35 @@ export interface SequenceRange extends Range {}
  * @category constructors
  */
 export const makeEncoded = (store: EncodedStore): StoreAdapterService => {
-  const traced = (operation: string, attributes: Record<string, unknown>) =>
-    spanned(`${store.name}.${operation}`, { attributes })
+  /** Checks the input when the operation is begun, and does the operation with what it comes to, in a span. */
+  const checked =
+    (operation: string) =>
+    <A, B, E, R>(
+      prepare: () => Exit.Exit<A, ValidationError>,
+      run: (prepared: A) => Effect.Effect<B, E, R>,
+      attributes: (prepared: A) => Record<string, unknown>
+    ): Effect.Effect<B, ValidationError | E, R> =>
+      Effect.withFiberRuntime((fiber) =>
+        thenAtOnce(prepare(), (prepared) =>
+          spannedIn(fiber, `${store.name}.${operation}`, () => ({ attributes: attributes(prepared) }), run(prepared))
+        )
+      )
 
-  const append = (operation: string, prepared: ReadonlyArray<StoredEvent>) =>
-    prepared.length === 0
-      ? Effect.void
-      : Effect.asVoid(store.append(prepared)).pipe(traced(operation, { events: prepared.length }))
+  const append = (prepared: ReadonlyArray<StoredEvent>) =>
+    prepared.length === 0 ? Effect.void : Effect.asVoid(store.append(prepared))
 
   const commitEvents: StoreAdapterService["commitEvents"] = (events) =>
-    Effect.flatMap(prepareEvents("commitEvents", events), (prepared) => append("commitEvents", prepared))
+    checked("commitEvents")(
+      () => prepareEvents("commitEvents", events),
+      append,
+      (prepared) => ({ events: prepared.length })
+    )
+
+  const concernedBy = <E, R>(
+    prepared: ReadonlyArray<StoredEvent>,
+    projections: ReadonlyArray<Projection<E, R>>
+  ): ReadonlyArray<Projection<E, R>> =>
+    projections.filter((projection) => prepared.some(({ type }) => concerns(projection, type)))
 
   return {
     commitEvents,
@@ -205,38 +226,43 @@ export const makeEncoded = (store: EncodedStore): StoreAdapterService => {
         ? Effect.fail(noProjections)
         : projections.length === 0
           ? commitEvents(events)
-          : Effect.flatMap(prepareEvents("commitAll", events), (prepared) => {
-              const concerned = projections.filter((projection) =>
-                prepared.some(({ type }) => concerns(projection, type))
-              )
-              return concerned.length === 0
-                ? append("commitAll", prepared)
-                : store
-                    .appendWith(prepared, project(prepared, concerned))
-                    .pipe(
-                      traced("commitAll", { events: prepared.length, projections: concerned.map(({ name }) => name) })
-                    )
-            }),
+          : checked("commitAll")(
+              () =>
+                Exit.map(prepareEvents("commitAll", events), (prepared) => ({
+                  prepared,
+                  concerned: concernedBy(prepared, projections)
+                })),
+              ({ concerned, prepared }) =>
+                concerned.length === 0 ? append(prepared) : store.appendWith(prepared, project(prepared, concerned)),
+              ({ concerned, prepared }) => ({
+                events: prepared.length,
+                projections: concerned.map(({ name }) => name)
+              })
+            ),
     commitSnapshot: (snapshot) =>
-      Effect.flatMap(prepareSnapshot(snapshot), (prepared) =>
-        store.putSnapshot(prepared).pipe(traced("commitSnapshot", { "aggregate.id": prepared.aggregateId }))
+      checked("commitSnapshot")(
+        () => prepareSnapshot(snapshot),
+        store.putSnapshot,
+        ({ aggregateId }) => ({ "aggregate.id": aggregateId })
       ),
     getEvents: (aggregateId, minSequence, options) =>
-      Effect.flatMap(prepareRange("getEvents", aggregateId, minSequence, options), (range) =>
-        Effect.map(store.readEvents(range), (stored) => stored.map(restoreEvent)).pipe(
-          traced("getEvents", { "aggregate.id": range.aggregateId })
-        )
+      checked("getEvents")(
+        () => prepareRange("getEvents", aggregateId, minSequence, options),
+        (range) => Effect.map(store.readEvents(range), (stored) => stored.map(restoreEvent)),
+        idOf
       ),
     getSnapshot: (aggregateId, minSequence, options) =>
-      Effect.flatMap(prepareRange("getSnapshot", aggregateId, minSequence, options), (range) =>
-        Effect.map(store.readSnapshot(range), Option.map(restoreSnapshot)).pipe(
-          traced("getSnapshot", { "aggregate.id": range.aggregateId })
-        )
+      checked("getSnapshot")(
+        () => prepareRange("getSnapshot", aggregateId, minSequence, options),
+        (range) => Effect.map(store.readSnapshot(range), Option.map(restoreSnapshot)),
+        idOf
       )
   }
 }
 
 // --- internal ---
+
+const idOf = ({ aggregateId }: SequenceRange) => ({ "aggregate.id": aggregateId })
 
 /** What the types promise; what comes past them is to fail as all bad input does. */
 const areProjections = (projections: ReadonlyArray<Projection.Any>): boolean =>

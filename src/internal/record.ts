@@ -3,7 +3,7 @@
  * Every adapter that `StoreAdapter.makeEncoded` makes goes through here, so all refuse the same and none stores what another
  * could not.
  */
-import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import { type Event, maxNameLength, maxSequence, type StoredEvent } from "../Event.js"
 import type { Snapshot, StoredSnapshot } from "../Snapshot.js"
 import { ValidationError, ValidationIssue } from "../StoreError.js"
@@ -14,7 +14,7 @@ import { maxIssues, type Report, stringifyObject, textProblem, thrownMessage } f
 export const prepareEvents = (
   operation: string,
   events: ReadonlyArray<Event>
-): Effect.Effect<ReadonlyArray<StoredEvent>, ValidationError> =>
+): Exit.Exit<ReadonlyArray<StoredEvent>, ValidationError> =>
   validate(operation, (reporter) => {
     if (!Array.isArray(events)) {
       reporter(0)([], "must be a list of events")
@@ -56,7 +56,7 @@ export const prepareEvents = (
   })
 
 /** Checks a snapshot and makes its stored form. */
-export const prepareSnapshot = (snapshot: Snapshot): Effect.Effect<StoredSnapshot, ValidationError> =>
+export const prepareSnapshot = (snapshot: Snapshot): Exit.Exit<StoredSnapshot, ValidationError> =>
   validate("commitSnapshot", (reporter) => {
     const report = reporter(0)
     const { aggregateId, body, metadata, sequence, timestamp } = readFields(snapshot, report)
@@ -85,7 +85,7 @@ export const prepareRange = (
   aggregateId: string,
   minSequence: number,
   options: { readonly maxSequence?: number | undefined } | undefined
-): Effect.Effect<Range, ValidationError> =>
+): Exit.Exit<Range, ValidationError> =>
   validate(operation, (reporter) => {
     const report = reporter(0)
     const upper = options?.maxSequence ?? maxSequence
@@ -125,24 +125,23 @@ const maxCommitSize = 128_000_000
 const validate = <A>(
   operation: string,
   prepare: (reporter: (index: number) => Report) => A
-): Effect.Effect<A, ValidationError> =>
-  Effect.suspend(() => {
-    const issues: Array<ValidationIssue> = []
-    const reporter = (index: number) => (path: ReadonlyArray<string | number>, message: string) => {
-      // Enough to mend the input by; a list of a million holes need not be told in full.
-      if (issues.length < maxIssues) issues.push(new ValidationIssue({ index, path, message }))
-    }
-    const prepared = attempt(() => prepare(reporter), reporter(0))
-    const [first, ...rest] = issues
-    return first === undefined && prepared !== undefined
-      ? Effect.succeed(prepared)
-      : Effect.fail(
-          new ValidationError({
-            operation,
-            issues: [first ?? new ValidationIssue({ index: 0, path: [], message: "can't be read" }), ...rest]
-          })
-        )
-  })
+): Exit.Exit<A, ValidationError> => {
+  const issues: Array<ValidationIssue> = []
+  const reporter = (index: number) => (path: ReadonlyArray<string | number>, message: string) => {
+    // Enough to mend the input by; a list of a million holes need not be told in full.
+    if (issues.length < maxIssues) issues.push(new ValidationIssue({ index, path, message }))
+  }
+  const prepared = attempt(() => prepare(reporter), reporter(0))
+  const [first, ...rest] = issues
+  return first === undefined && prepared !== undefined
+    ? Exit.succeed(prepared)
+    : Exit.fail(
+        new ValidationError({
+          operation,
+          issues: [first ?? new ValidationIssue({ index: 0, path: [], message: "can't be read" }), ...rest]
+        })
+      )
+}
 
 /** What a getter or a proxy throws while the input is read is one more thing that is wrong with it. */
 const attempt = <A>(read: () => A, report: Report): A | undefined => {

@@ -21,7 +21,7 @@ import { promptly } from "./promptly.js"
 import { prepareRange } from "./record.js"
 import { fromSqlError } from "./sqlError.js"
 import { withSavepoint } from "./sqlTransaction.js"
-import { insideSqlTransaction } from "./storeTransaction.js"
+import { whetherInside } from "./storeTransaction.js"
 import { quietly, spanned } from "./tracing.js"
 import type { WakeUps } from "./wakeUps.js"
 
@@ -33,9 +33,7 @@ export const makeSqlFeed = (
 ): Effect.Effect<EventFeedService, never, Scope.Scope> => {
   const statement = <A>(effect: Effect.Effect<A, SqlError>): Effect.Effect<A, StoreError> => {
     const told = Effect.mapError(effect, (error) => fromSqlError(operation, "reading", error))
-    return Effect.flatMap(insideSqlTransaction, (inside) =>
-      inside ? withSavepoint(operation, told) : promptly(quietly(told))
-    )
+    return whetherInside((inside) => (inside ? withSavepoint(operation, told) : promptly(quietly(told))))
   }
 
   const head = Effect.flatMap(statement(selectHead(sql, schema)), ([row]) =>

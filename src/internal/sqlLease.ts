@@ -27,7 +27,7 @@ import { isPassing } from "./settling.js"
 import { fromSqlError, type Phase } from "./sqlError.js"
 import { type PlaceRow, partsOf, positionOf } from "./sqlFeed.js"
 import { withTransaction } from "./sqlTransaction.js"
-import { insideSqlTransaction } from "./storeTransaction.js"
+import { whetherInside } from "./storeTransaction.js"
 import { quietly } from "./tracing.js"
 import type { WakeUps } from "./wakeUps.js"
 
@@ -44,7 +44,7 @@ const told =
   (phase: Phase) =>
   <A>(effect: Effect.Effect<A, SqlError>): Effect.Effect<A, StoreError> => {
     const statement = quietly(Effect.mapError(effect, (error) => fromSqlError("Subscription", phase, error)))
-    return Effect.flatMap(insideSqlTransaction, (inside) => (inside ? statement : promptly(statement)))
+    return whetherInside((inside) => (inside ? statement : promptly(statement)))
   }
 
 /** A statement about subscriptions: part of the transaction around it, or by itself. */

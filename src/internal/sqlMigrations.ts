@@ -10,7 +10,7 @@ import type { StoreError } from "../StoreError.js"
 import { promptly } from "./promptly.js"
 import { fromSqlError } from "./sqlError.js"
 import { withTransaction } from "./sqlTransaction.js"
-import { insideSqlTransaction } from "./storeTransaction.js"
+import { whetherInside } from "./storeTransaction.js"
 
 /**
  * Brings the schema up to date. Any number of nodes may do so at once, on an empty database too: one of them works, the
@@ -41,7 +41,7 @@ export const migrate = (sql: SqlClient.SqlClient, name: string, schema: Fragment
         }
       })
     ).pipe(Effect.catchTag("SqlError", (error) => Effect.fail(fail(error))))
-    yield* Effect.flatMap(insideSqlTransaction, (inside) => (inside ? migrating : promptly(migrating)))
+    yield* whetherInside((inside) => (inside ? migrating : promptly(migrating)))
   }).pipe(Effect.withSpan("SqlStore.migrate", { attributes: { schema: name } }))
 
 // --- internal ---

@@ -9,7 +9,7 @@ import type { StoreError } from "../StoreError.js"
 import { promptly } from "./promptly.js"
 import { fromSqlError } from "./sqlError.js"
 import { withTransaction } from "./sqlTransaction.js"
-import { insideSqlTransaction } from "./storeTransaction.js"
+import { whetherInside } from "./storeTransaction.js"
 
 /**
  * Numbers the events anew in their order, where some are of transactions to come, and the checkpoints with them.
@@ -73,9 +73,7 @@ export const repair = (sql: SqlClient.SqlClient, schema: Statement.Fragment): Ef
   )
 
   return Effect.flatMap(needed, (now) =>
-    now !== undefined
-      ? Effect.flatMap(insideSqlTransaction, (inside) => (inside ? repairing : promptly(repairing)))
-      : Effect.succeed(false)
+    now !== undefined ? whetherInside((inside) => (inside ? repairing : promptly(repairing))) : Effect.succeed(false)
   )
 }
 

@@ -11,7 +11,7 @@ import { fromSqlError } from "./sqlError.js"
 import { type FeedRow, feedColumns, feedEventsOf, type PlaceRow, partsOf, positionOf, sliceOf } from "./sqlFeed.js"
 import { type Home, makeLease, reading, writing } from "./sqlLease.js"
 import { withTransaction } from "./sqlTransaction.js"
-import { insideSqlTransaction } from "./storeTransaction.js"
+import { whetherInside } from "./storeTransaction.js"
 import type { WakeUps } from "./wakeUps.js"
 
 /** Where a store keeps subscriptions, if it is in such tables. */
@@ -109,9 +109,7 @@ export const makeSqlSubscriptions = (home: Home, wakeUps: WakeUps): Subscription
         times: 5,
         while: isContention
       })
-      return Effect.flatMap(insideSqlTransaction, (inside) => (inside ? transaction : again)).pipe(
-        Effect.tap(wakeUps.committed)
-      )
+      return whetherInside((inside) => (inside ? transaction : again)).pipe(Effect.tap(wakeUps.committed))
     },
     discard: (name, { aggregateId, sequence }) =>
       Effect.map(

@@ -26,8 +26,9 @@ export const isInsideTransaction = (context: Context.Context<never>): boolean =>
 /** The same of the running fiber. */
 export const insideTransaction: Effect.Effect<boolean> = Effect.contextWith(isInsideTransaction)
 
-/** Whether the statements of this fiber go to the connection of a transaction. */
-export const insideSqlTransaction: Effect.Effect<boolean> = Effect.contextWith(hasConnection)
+/** What is done depends on whether the statements of this fiber go to the connection of a transaction. */
+export const whetherInside = <A, E, R>(run: (inside: boolean) => Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
+  Effect.contextWithEffect((context: Context.Context<never>) => run(hasConnection(context)))
 
 // --- internal ---
 

@@ -4,6 +4,7 @@
 import * as Context from "effect/Context"
 import * as DefaultServices from "effect/DefaultServices"
 import * as Effect from "effect/Effect"
+import type * as Fiber from "effect/Fiber"
 import * as Tracer from "effect/Tracer"
 
 /**
@@ -13,11 +14,18 @@ import * as Tracer from "effect/Tracer"
 export const spanned =
   (name: string, options: Tracer.SpanOptions) =>
   <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
-    Effect.tracerWith((tracer) =>
-      tracer === unseen
-        ? effect
-        : (Effect.withSpan(effect, name, { ...options, captureStackTrace: false }) as Effect.Effect<A, E, R>)
-    )
+    Effect.withFiberRuntime((fiber) => spannedIn(fiber, name, () => options, effect))
+
+/** The same for who has the fiber at hand. */
+export const spannedIn = <A, E, R>(
+  fiber: Fiber.RuntimeFiber<unknown, unknown>,
+  name: string,
+  options: () => Tracer.SpanOptions,
+  effect: Effect.Effect<A, E, R>
+): Effect.Effect<A, E, R> =>
+  Context.get(fiber.currentDefaultServices, Tracer.Tracer) === unseen
+    ? effect
+    : (Effect.withSpan(effect, name, { ...options(), captureStackTrace: false }) as Effect.Effect<A, E, R>)
 
 /** The same for spans that others make. */
 export const quietly = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
