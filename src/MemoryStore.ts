@@ -10,13 +10,17 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
-import type { StoredEvent } from "./Event.js"
+import { maxSequence as lastSequence, type StoredEvent } from "./Event.js"
 import { EventFeed } from "./EventFeed.js"
+import { thenAtOnce } from "./internal/atOnce.js"
 import { MemoryLog, makeMemoryFeed } from "./internal/memoryFeed.js"
 import { makeMemorySubscriptions } from "./internal/memorySubscriptions.js"
+import { prepareRange, type Range, restoreEvent, restoreSnapshot } from "./internal/record.js"
+import { provideStreamReader, type Stream, streamOf } from "./internal/streamReader.js"
+import { spannedIn } from "./internal/tracing.js"
 import type { StoredSnapshot } from "./Snapshot.js"
 import { makeEncoded, type SequenceRange, StoreAdapter, type StoreAdapterService } from "./StoreAdapter.js"
-import { RetryCommand, StoreError } from "./StoreError.js"
+import { RetryCommand, StoreError, type ValidationError } from "./StoreError.js"
 import { SubscriptionStore } from "./SubscriptionStore.js"
 
 /**
@@ -101,7 +105,7 @@ const makeOn = (log: MemoryLog): StoreAdapterService => {
       )
     })
 
-  return makeEncoded({
+  const service = makeEncoded({
     name: "MemoryStore",
     append: (events) => atOnce("commitEvents", (records) => append(records, events)),
     appendWith: (events, project) =>
@@ -124,6 +128,51 @@ const makeOn = (log: MemoryLog): StoreAdapterService => {
         )
       )
   })
+
+  /** One look at a stream, for an aggregate that loads. */
+  const look = <A>(
+    id: string,
+    minSequence: number,
+    maxSequence: number,
+    at: (records: Records, range: Range) => A
+  ): Effect.Effect<A, ValidationError> =>
+    Effect.withFiberRuntime((fiber) =>
+      thenAtOnce(prepareRange("getEvents", id, minSequence, { maxSequence }), (range) =>
+        spannedIn(
+          fiber,
+          "MemoryStore.getEvents",
+          () => ({ attributes: { "aggregate.id": id } }),
+          Effect.succeed(
+            at(
+              Option.getOrElse(Context.getOption(fiber.currentContext, Transaction), () => committed),
+              range
+            )
+          )
+        )
+      )
+    )
+
+  provideStreamReader(service, {
+    events: (id, minSequence, limit) =>
+      look(id, minSequence, lastSequence, (records, range) => pageOf(records, range, limit)),
+    fromSnapshot: (id, maxSequence, limit) =>
+      look(id, 1, maxSequence, (records, range) => {
+        const found = records.snapshot(id)
+        const snapshot = found !== undefined && found.sequence <= maxSequence ? found : undefined
+        return {
+          ...pageOf(records, { ...range, minSequence: (snapshot?.sequence ?? 0) + 1 }, limit),
+          snapshot: Option.map(Option.fromNullable(snapshot), restoreSnapshot)
+        }
+      })
+  })
+  return service
+}
+
+/** The events within the bounds up to a limit. */
+const pageOf = (records: Records, range: Range, limit: number): Stream => {
+  const last = Math.min(range.maxSequence, range.minSequence + limit - 1)
+  const found = records.read({ ...range, maxSequence: last })
+  return streamOf(found.map(restoreEvent), found.length === limit && last < range.maxSequence)
 }
 
 let stores = 0

@@ -19,7 +19,72 @@ export type Report = (path: ReadonlyArray<string | number>, message: string) => 
  * The text is written from what was checked, each value read once: a getter that answers differently the next time, or a
  * `toJSON`, has no say in it.
  */
-export const stringifyObject = (value: unknown, report: Report): string | undefined => {
+export const stringifyObject = (value: unknown, report: Report): string | undefined =>
+  flatText(value) ?? checkedText(value, report)
+
+/** What keeps a text from being stored, if anything does. */
+export const textProblem = (text: string): string | undefined =>
+  text.includes("\0") ? "contains NUL" : /\p{Surrogate}/u.test(text) ? "contains half of a surrogate pair" : undefined
+
+/** Whether a value is small enough to be looked at: a list of four billion holes, or a cycle, keeps who walks it for ever. */
+export const isBounded = (value: unknown): boolean => {
+  let left = maxSize / sizeOfValue
+  const open: Array<unknown> = [value]
+  while (open.length > 0) {
+    const current = open.pop()
+    if (typeof current !== "object" || current === null) continue
+    const keys = Array.isArray(current) ? current.length : Object.keys(current).length
+    left -= keys + 1
+    if (left < 0) return false
+    for (const child of Object.values(current)) open.push(child)
+  }
+  return true
+}
+
+/** Whether an object is what a literal makes, in whatever realm: not a `Date`, not a class' instance. */
+export const isPlain = (container: object): container is Record<string, unknown> => {
+  const prototype = Object.getPrototypeOf(container)
+  return prototype === null || Object.getPrototypeOf(prototype) === null
+}
+
+/** What a thrown value says, however it was made. */
+export const thrownMessage = (thrown: unknown): string => {
+  try {
+    return thrown instanceof Error ? String(thrown.message).slice(0, 300) : "something that is no error was thrown"
+  } catch {
+    return "an error was thrown that can't be read itself"
+  }
+}
+
+// --- internal ---
+
+/** The text of an object of few short and simple values, which most are, or none where there is more to look at. */
+const flatText = (value: unknown): string | undefined => {
+  try {
+    if (typeof value !== "object" || value === null || !isPlain(value)) return undefined
+    let written = "{"
+    for (const key of Object.keys(value)) {
+      const current = value[key]
+      const isSimple =
+        typeof current === "string"
+          ? textProblem(current) === undefined
+          : typeof current === "number"
+            ? Number.isFinite(current)
+            : typeof current === "boolean" || current === null
+      if (!isSimple || textProblem(key) !== undefined || written.length > maxFlat) return undefined
+      written += `${written === "{" ? "" : ","}${JSON.stringify(key)}:${JSON.stringify(current)}`
+    }
+    return Object.getOwnPropertySymbols(value).length === 0 && written.length <= maxFlat ? `${written}}` : undefined
+  } catch {
+    // A getter or a proxy that throws.
+    return undefined
+  }
+}
+
+/** In characters. */
+const maxFlat = 10_000
+
+const checkedText = (value: unknown, report: Report): string | undefined => {
   let problems = 0
   let size = 0
   let written = ""
@@ -107,42 +172,6 @@ export const stringifyObject = (value: unknown, report: Report): string | undefi
     return undefined
   }
 }
-
-/** What keeps a text from being stored, if anything does. */
-export const textProblem = (text: string): string | undefined =>
-  text.includes("\0") ? "contains NUL" : /\p{Surrogate}/u.test(text) ? "contains half of a surrogate pair" : undefined
-
-/** Whether a value is small enough to be looked at: a list of four billion holes, or a cycle, keeps who walks it for ever. */
-export const isBounded = (value: unknown): boolean => {
-  let left = maxSize / sizeOfValue
-  const open: Array<unknown> = [value]
-  while (open.length > 0) {
-    const current = open.pop()
-    if (typeof current !== "object" || current === null) continue
-    const keys = Array.isArray(current) ? current.length : Object.keys(current).length
-    left -= keys + 1
-    if (left < 0) return false
-    for (const child of Object.values(current)) open.push(child)
-  }
-  return true
-}
-
-/** Whether an object is what a literal makes, in whatever realm: not a `Date`, not a class' instance. */
-export const isPlain = (container: object): container is Record<string, unknown> => {
-  const prototype = Object.getPrototypeOf(container)
-  return prototype === null || Object.getPrototypeOf(prototype) === null
-}
-
-/** What a thrown value says, however it was made. */
-export const thrownMessage = (thrown: unknown): string => {
-  try {
-    return thrown instanceof Error ? String(thrown.message).slice(0, 300) : "something that is no error was thrown"
-  } catch {
-    return "an error was thrown that can't be read itself"
-  }
-}
-
-// --- internal ---
 
 /** Far more than a record needs, far less than what exhausts the stack of the JSON parser on either side. */
 const maxDepth = 1000

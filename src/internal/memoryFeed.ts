@@ -11,7 +11,8 @@ import { prepareRange, restoreEvent } from "./record.js"
 /** All committed events in their order. */
 export class MemoryLog {
   private readonly events: Array<StoredEvent> = []
-  private readonly places = new Map<string, number>()
+  /** Of the events of each aggregate, which have the sequences from 1 on. */
+  private readonly places = new Map<string, Array<number>>()
   private readonly waiting = new Set<() => void>()
 
   get length(): number {
@@ -23,13 +24,15 @@ export class MemoryLog {
   }
 
   push(event: StoredEvent): void {
-    this.places.set(keyOf(event), this.events.length)
+    const places = this.places.get(event.aggregateId)
+    if (places === undefined) this.places.set(event.aggregateId, [this.events.length])
+    else places.push(this.events.length)
     this.events.push(event)
     for (const wake of this.waiting) wake()
   }
 
   indexOf(aggregateId: string, sequence: number): number | undefined {
-    return this.places.get(keyOf({ aggregateId, sequence }))
+    return this.places.get(aggregateId)?.[sequence - 1]
   }
 
   /** Waits until there are more events than that. */
@@ -91,9 +94,6 @@ export const sliceOf = (aggregateId: string, of: number): number => hash(aggrega
 // --- internal ---
 
 const headOf = (log: MemoryLog): Position => (log.length === 0 ? beginning : positionAt(log.length - 1))
-
-const keyOf = ({ aggregateId, sequence }: { readonly aggregateId: string; readonly sequence: number }) =>
-  `${sequence}:${aggregateId}`
 
 const matcher = (filter: Filter | undefined): ((event: StoredEvent) => boolean) => {
   if (filter === undefined) return () => true

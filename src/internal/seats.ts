@@ -101,6 +101,18 @@ export const makeSeats = <State>(
   const seats = new Map<string, Seat<State>>()
   const idle = Duration.toMillis(keeping.idleTimeToLive)
 
+  // One walk through them for all that have to go: a new one would begin with the gaps that those who went have left.
+  let walk = seats.values()
+  const removeOldest = (): void => {
+    for (let tries = 2; seats.size > keeping.capacity; ) {
+      const { done, value: oldest } = walk.next()
+      if (done === true) {
+        if (--tries === 0) return
+        walk = seats.values()
+      } else if (!inUse(oldest)) seats.delete(oldest.id)
+    }
+  }
+
   const inUse = (seat: Seat<State>): boolean => seat.taken || seat.group !== undefined
 
   const at = (id: string, now: number): Seat<State> => {
@@ -129,10 +141,7 @@ export const makeSeats = <State>(
     seats.delete(seat.id)
     if (seat.kept === undefined || keeping.capacity === 0) return
     seats.set(seat.id, seat)
-    for (const oldest of seats.values()) {
-      if (seats.size <= keeping.capacity) return
-      if (!inUse(oldest)) seats.delete(oldest.id)
-    }
+    removeOldest()
   }
 
   const sweep = Effect.map(currentTimeMillis, (now) => {

@@ -89,7 +89,7 @@ const places: ReadonlyArray<readonly [RegExp, string]> = [
   [/\/node_modules\/effect\//, "Effect"],
   [/\/node_modules\/@effect\//, "@effect/sql"],
   [/\/test\/bench\//, "the benchmark itself"],
-  [/\/src\//, "effect-maestro"],
+  [/\/dist\//, "effect-maestro"],
   [/^node:(net|internal\/(stream|streams|net|js_stream))/, "Node's sockets"],
   [/^node:/, "Node, other"],
   [/\/node_modules\//, "other packages"]
