@@ -49,6 +49,8 @@ export const makeCoalescer = (
   const queue = new CommitQueue<Entry>()
   let waitingSize = 0
   let underWay = 0
+  /** How many have left together of late. */
+  let company = 1
   /** Wakes a sender that found nothing to send. */
   const idle: Array<() => void> = []
   let room: Deferred.Deferred<void> | undefined
@@ -56,7 +58,12 @@ export const makeCoalescer = (
   /** Takes out of the queue what may leave together. */
   const take = (): ReadonlyArray<Entry> => {
     if (underWay >= maxUnderWay) return []
-    const taken = queue.take(limits)
+    const free = Math.max(1, senders - underWay)
+    // What is left goes with the next sender: then one half is on its way while the other is answered.
+    const commits = Math.min(limits.commits, Math.max(fewest, Math.ceil(queue.length / free)))
+    const taken = queue.take({ ...limits, commits })
+    if (taken.length > 0) company = Math.max(taken.length, company - 1)
+    if (queue.length > 0) wake()
     left(taken.reduce((sum, { size }) => sum + size, 0))
     return taken
   }
@@ -115,7 +122,10 @@ export const makeCoalescer = (
 
   const wake = (): void => {
     const next = queue.length > 0 ? idle.pop() : undefined
-    if (next !== undefined) soon(next)
+    if (next === undefined) return
+    // Where there are others they come in this turn of the event loop: those whom the last statement has answered.
+    if (company > 1) soon(next)
+    else next()
   }
 
   const withdraw = (entry: Entry): Effect.Effect<void> => {
@@ -223,6 +233,9 @@ const usualPatience = 25
 
 // What one statement carries: enough to make its own cost small, little enough not to keep the first waiting for the last.
 const limits = { commits: 512, events: 2048, size: 1_000_000, seen: 2048 }
+
+/** A statement of fewer has a cost that is not worth it. */
+const fewest = 16
 
 /** Of all that waits, in characters. */
 const maxWaiting = 64_000_000
