@@ -6,6 +6,7 @@
 import type { Connection } from "@effect/sql/SqlConnection"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
 
 /** Whether statements of this connection can be sent before those in front of them are answered. */
 export const canPipeline = (connection: Connection): boolean => driverOf(connection) !== undefined
@@ -46,16 +47,19 @@ export const together = <A, E, B, E2>(
   second: Effect.Effect<B, E2>
 ): Effect.Effect<B, E | E2> => {
   if (!canPipeline(connection)) return Effect.zipRight(first, second)
-  return Effect.suspend(() => {
+  return Effect.uninterruptibleMask((restore) => {
     beginPipeline(connection)
     inOnePiece(connection)
-    // Neither breaks off the other: to break one off is to ask the server to cancel whatever it is at.
-    return Effect.flatMap(
-      Effect.zip(Effect.exit(first), Effect.exit(second), { concurrent: true }),
-      ([one, other]): Effect.Effect<B, E | E2> => {
-        if (!Exit.isInterrupted(other)) endPipeline(connection)
-        return Exit.isFailure(one) ? Effect.failCause(one.cause) : other
-      }
+    return Effect.flatMap(Effect.forkDaemon(first), (sending) =>
+      Effect.flatMap(
+        // It begins when this one yields. Neither breaks off the other: to break one off is to ask the server to cancel whatever it is at.
+        Effect.exit(restore(Effect.zipRight(Effect.yieldNow(), second))),
+        (other) =>
+          Effect.flatMap(Fiber.await(sending), (one): Effect.Effect<B, E | E2> => {
+            if (!Exit.isInterrupted(other)) endPipeline(connection)
+            return Exit.isFailure(one) ? Effect.failCause(one.cause) : other
+          })
+      )
     )
   })
 }
