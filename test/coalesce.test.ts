@@ -79,6 +79,44 @@ it.effect("a statement that fails, maybe through one of them, is sent again for 
   })
 )
 
+it.effect("many that come together are divided between the ways that are free", () =>
+  Effect.gen(function* () {
+    const database = yield* aDatabase()
+    const commitAll = (ids: ReadonlyArray<string>) => Effect.forEach(ids, (id) => fork(database.commit([anEvent(id)])))
+    const before = [...(yield* commitAll(["a", "b"])), ...(yield* commitAll(["c", "d"]))]
+    yield* Effect.forEach([0, 1], (index) => database.answer(index, []))
+    yield* settled
+    yield* database.answer(2, [])
+    yield* Effect.forEach(before, Fiber.join)
+    yield* settled
+    const ids = Arr.makeBy(60, (index) => `e${index}`)
+    const all = yield* fork(Effect.forEach(ids, (id) => database.commit([anEvent(id)]), { concurrency: "unbounded" }))
+    yield* settled
+    expect(database.statements().slice(3)).toEqual([ids.slice(0, 30), ids.slice(30)])
+    yield* Effect.forEach([3, 4], (index) => database.answer(index, []))
+    expect(yield* Fiber.join(all)).toEqual(Arr.replicate("written", 60))
+  })
+)
+
+it.effect("nobody keeps looking for what can't leave yet", () =>
+  Effect.gen(function* () {
+    const database = yield* aDatabase()
+    const one = yield* fork(database.commit([anEvent("a", 1)]))
+    // Both ways are free again, and the commit is under way by itself.
+    yield* database.fail(0, "Contention")
+    yield* settled
+    expect(database.statements()).toEqual([["a"], ["a"]])
+    const two = yield* fork(database.commit([anEvent("a", 2)]))
+    yield* settled
+    expect(database.statements()).toHaveLength(2)
+    yield* database.answer(1, [])
+    yield* Fiber.join(one)
+    yield* settled
+    yield* database.answer(2, [])
+    yield* Fiber.join(two)
+  })
+)
+
 it.effect("a connection that breaks at the commit is CommitUnknown for each of them; none is sent again here", () =>
   Effect.gen(function* () {
     const database = yield* aDatabase()

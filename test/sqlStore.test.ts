@@ -145,6 +145,25 @@ it.layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg({ maxConnections: 4 })))
       })
     )
 
+    it.effect(
+      "a commit that was sent along with the beginning of its transaction stores nothing where that failed",
+      () =>
+        Effect.gen(function* () {
+          const sql = yield* SqlClient.SqlClient
+          const store = yield* StoreAdapter.StoreAdapter
+          const [{ aggregateId, timestamp }] = [yield* event(newId(), 1)]
+          const commit = (begun: boolean) => sql`select maestro.commit_events(null, ${begun},
+          array[0], array[true], array[${aggregateId}], array[1], array['Deposited'],
+          array['{}'::jsonb], array['{}'::jsonb], array[${timestamp}::uuid])`
+          expect(yield* Effect.flip(commit(true))).toMatchObject({ cause: { code: "25P01" } })
+          expect(yield* store.getEvents(aggregateId, 1)).toEqual([])
+          // A transaction of the application's own is none that the store began.
+          expect(yield* Effect.flip(sql.withTransaction(commit(true)))).toMatchObject({ cause: { code: "25P01" } })
+          yield* commit(false)
+          expect(yield* store.getEvents(aggregateId, 1)).toHaveLength(1)
+        })
+    )
+
     it.effect("waiting for a pooled connection can be given up, and the connection is not lost", () =>
       Effect.gen(function* () {
         const store = yield* StoreAdapter.StoreAdapter

@@ -63,7 +63,7 @@ export const makeCoalescer = (
     const commits = Math.min(limits.commits, Math.max(fewest, Math.ceil(queue.length / free)))
     const taken = queue.take({ ...limits, commits })
     if (taken.length > 0) company = Math.max(taken.length, company - 1)
-    if (queue.length > 0) wake()
+    if (taken.length > 0 && queue.length > 0) wake()
     left(taken.reduce((sum, { size }) => sum + size, 0))
     return taken
   }

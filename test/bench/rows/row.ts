@@ -31,7 +31,8 @@ export const contest = ({ clients, contestants, name, verify, work, ...options }
     const unit = options.unit ?? "per second"
     const effort = options.effort?.(stage.effort) ?? stage.effort
     const taking = await contestants(stage)
-    for (const { maxClients, round } of taking) await round(Math.min(16, maxClients ?? 16, Math.max(...clients)), warmUpSeconds)
+    for (const { maxClients, round } of taking)
+      await round(Math.min(16, maxClients ?? 16, Math.max(...clients)), warmUpSeconds)
     for (const count of clients) {
       const measured = await compete(taking, count, effort, unit === "ms" ? medianLatency : undefined)
       emit(makeLine({ id: `${name}/${count}`, work, clients: count, unit, measured }))
