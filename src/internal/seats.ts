@@ -152,7 +152,13 @@ export const makeSeats = <State>(
 
   const sweeping = Effect.forkScoped(Effect.interruptible(Effect.forever(Effect.zipRight(pause(idle / 2), sweep))))
   // Whoever still holds the service of a layer that is closed does not hold its states.
-  const emptying = Effect.addFinalizer(() => Effect.sync(() => seats.clear()))
+  const emptying = Effect.addFinalizer(() =>
+    Effect.sync(() => {
+      seats.clear()
+      // One that has begun holds what it walked through.
+      walk = seats.values()
+    })
+  )
   return Effect.as(Effect.zipRight(sweeping, emptying), {
     at,
     leave,

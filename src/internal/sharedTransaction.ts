@@ -193,7 +193,7 @@ export const makeSharing = (ways: Ways): Effect.Effect<Ways["alone"]> => {
             case "Alone":
               return running === undefined
                 ? ways.alone(commit, measured)
-                : Effect.zipRight(Fiber.await(running), ways.alone(commit, measured))
+                : Effect.zipRight(overBy(running, entry), ways.alone(commit, measured))
             case "Project":
               return Effect.zipRight(
                 start(entry, instruction.place, instruction.place.besideOthers ? project : measured),
@@ -234,6 +234,13 @@ type Lane = () => void
 
 // What one transaction carries beside the number of its commits.
 const limits = { events: 2048, size: 1_000_000, seen: 1024 }
+
+/**
+ * Waits for the end of what was broken off. A statement that was sent beside others is not: on a connection that has died without a
+ * word it never ends, and is not waited for. Its transaction can't be committed any more.
+ */
+const overBy = (running: Fiber.RuntimeFiber<unknown, unknown>, { place }: Entry): Effect.Effect<unknown> =>
+  place?.besideOthers === true ? withinGrace(Fiber.await(running)) : Fiber.await(running)
 
 const listen = (entry: Entry, hear: (instruction: Instruction) => void): void => {
   const { instruction } = entry
