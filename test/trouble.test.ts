@@ -79,7 +79,7 @@ for (const [what, from, to] of [
         reason: "UnreadableEvent",
         sequence: to + 1
       })
-    }).pipe(Effect.provide(Limits.layer), Effect.provide(SqlStore.layer.pipe(Layer.provideMerge(layerPg()))))
+    }).pipe(Effect.provide(Layer.merge(Limits.layer, SqlStore.layer.pipe(Layer.provideMerge(layerPg())))))
   )
 }
 
