@@ -15,6 +15,7 @@ import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import * as Schema from "effect/Schema"
 import { Aggregate, type Event, MemoryStore, SqlStore, StoreAdapter, StoreError, Timestamp } from "effect-maestro"
+import * as PgliteClient from "effect-maestro/PgliteClient"
 import * as StoreContract from "effect-maestro/StoreContract"
 import { fromSqlError } from "../src/internal/sqlError.js"
 import { Account, Deposit, Limits } from "./account.js"
@@ -83,41 +84,49 @@ for (const [what, from, to] of [
   )
 }
 
-it.scoped("a long stream on Postgres is read whole, however large its events are, and whatever they hold", () =>
-  Effect.gen(function* () {
-    const store = yield* StoreAdapter.StoreAdapter
-    const id: string = crypto.randomUUID()
-    const texts = ["\ufeff", '",', "\\", "\u2028", "é\u0301", "[]"]
-    const large = Arr.makeBy(8_000, () => crypto.randomUUID()).join("")
-    const events = yield* Effect.forEach(Arr.range(1, 6000), (sequence) =>
-      Effect.map(deposited(id, sequence), (event) => ({
-        ...event,
-        body: { amount: sequence, ...(sequence % 37 === 0 && sequence > 3500 ? { large } : {}) },
-        metadata: { aggregate: "Notes", text: texts[sequence % texts.length] ?? "" }
-      }))
-    )
-    yield* store.commitEvents(events)
-    const seen: Array<number> = []
-    const Deposited = Schema.TaggedStruct("Deposited", { amount: Schema.Number, large: Schema.optional(Schema.String) })
-    const Notes = Aggregate.make("Notes", {
-      state: Schema.Number,
-      initialState: 0,
-      events: Deposited,
-      commands: Schema.TaggedStruct("Nothing", {}),
-      decide: { Nothing: () => Effect.succeed([]) },
-      evolve: {
-        Deposited: (state, { amount, large: text }) => {
-          seen.push(amount)
-          expect(text === undefined || text === large).toBe(true)
-          return state + amount
+for (const [name, client] of [
+  ["Postgres", layerPg()],
+  ["PGlite", PgliteClient.layerMemory]
+] as const) {
+  it.scoped(`a long stream on ${name} is read whole, however large its events are, and whatever they hold`, () =>
+    Effect.gen(function* () {
+      const store = yield* StoreAdapter.StoreAdapter
+      const id: string = crypto.randomUUID()
+      const texts = ["\ufeff", '",', "\\", "\u2028", "é\u0301", "[]"]
+      const large = Arr.makeBy(8_000, () => crypto.randomUUID()).join("")
+      const events = yield* Effect.forEach(Arr.range(1, 6000), (sequence) =>
+        Effect.map(deposited(id, sequence), (event) => ({
+          ...event,
+          body: { amount: sequence, ...(sequence % 37 === 0 && sequence > 3500 ? { large } : {}) },
+          metadata: { aggregate: "Notes", text: texts[sequence % texts.length] ?? "" }
+        }))
+      )
+      yield* store.commitEvents(events)
+      const seen: Array<number> = []
+      const Deposited = Schema.TaggedStruct("Deposited", {
+        amount: Schema.Number,
+        large: Schema.optional(Schema.String)
+      })
+      const Notes = Aggregate.make("Notes", {
+        state: Schema.Number,
+        initialState: 0,
+        events: Deposited,
+        commands: Schema.TaggedStruct("Nothing", {}),
+        decide: { Nothing: () => Effect.succeed([]) },
+        evolve: {
+          Deposited: (state, { amount, large: text }) => {
+            seen.push(amount)
+            expect(text === undefined || text === large).toBe(true)
+            return state + amount
+          }
         }
-      }
-    })
-    const node = yield* aNodeOn(Notes.layer, store)
-    expect(yield* Effect.provide(Notes.fetch(id), node)).toBe((6000 * 6001) / 2)
-    expect(seen).toEqual(Arr.range(1, 6000))
-  }).pipe(Effect.provide(SqlStore.layer.pipe(Layer.provideMerge(layerPg()))))
-)
+      })
+      const node = yield* aNodeOn(Notes.layer, store)
+      expect(yield* Effect.provide(Notes.fetch(id), node)).toBe((6000 * 6001) / 2)
+      expect(seen).toEqual(Arr.range(1, 6000))
+    }).pipe(Effect.provide(SqlStore.layer.pipe(Layer.provideMerge(client))))
+  )
+}
 
 it.scoped("the type of an event is its type, whatever its body says", () =>
   Effect.gen(function* () {
