@@ -109,7 +109,7 @@ export const make = (options?: SqlStoreOptions): Effect.Effect<StoreAdapterServi
       )
     }
 
-    /** Commits as part of the transaction around them, of which it may have been heard already that it has begun. */
+    /** Commits as part of the transaction around them: `begun`, where it is the store's own and its BEGIN may not be answered yet. */
     const insert = (operation: string, commits: ReadonlyArray<Commit>, manner: "patient" | "begun") =>
       quietly(
         Effect.mapBoth(insertCommits(commits, manner), {
@@ -190,14 +190,15 @@ export const make = (options?: SqlStoreOptions): Effect.Effect<StoreAdapterServi
 
     provideStreamReader(service, {
       events: (id, minSequence, limit) => {
-        const byRows = read("getEvents", id, minSequence, maxSequence, (range) =>
-          Effect.map(selectEvents(sql, schema, range, limit), (rows) => pageOf(id, rows, limit))
-        )
-        if (limit < longPage) return byRows
+        const byRows = (upTo: number) =>
+          read("getEvents", id, minSequence, upTo, (range) =>
+            Effect.map(selectEvents(sql, schema, range, limit), (rows) => pageOf(id, rows, limit))
+          )
+        if (limit < longPage) return byRows(maxSequence)
         const inOneRow = read("getEvents", id, minSequence, maxSequence, (range) =>
           Effect.map(selectPage(sql, schema, range, limit), ([row]) => pageOfRow(id, row, limit))
         )
-        return Effect.flatMap(inOneRow, (page) => (page === undefined ? byRows : Effect.succeed(page)))
+        return Effect.flatMap(inOneRow, (page) => ("rowsUpTo" in page ? byRows(page.rowsUpTo) : Effect.succeed(page)))
       },
       fromSnapshot: (id, upTo, limit) =>
         read("getEvents", id, 1, upTo, (range) =>

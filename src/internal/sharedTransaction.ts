@@ -34,7 +34,7 @@ export interface Ways extends Carriage {
  * - Where few are under way one leaves at once, by itself. When one ends, those that wait leave together.
  * - No two commits of a transaction concern the same aggregate, nor do those of two that are under way. Those about one aggregate leave
  *   in their order.
- * - All events are stored by one statement. Then the projections run, one commit after the other, each in the fiber of its own caller.
+ * - All events are stored by one statement. Then the projections run, one commit after the other, each with what its caller has.
  *   Those of which each is known to be one statement run at the same time, and their statements make one round trip: whatever order
  *   they are sent in, it is as if their commits had come in that order.
  * - Nobody is answered before COMMIT but those who have nothing in the transaction: refused, or stored before.

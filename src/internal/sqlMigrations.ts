@@ -227,19 +227,23 @@ const commitEvents = (sql: SqlClient.SqlClient, schema: Fragment): Statement<unk
   $function$`
 
 /**
+ * What functions that read have in common. Their plans are made once for each session, and always go along the key: left to itself the
+ * planner, which takes streams for short ones, would collect and sort all that is left of a long one for each of its pages.
+ */
+const reading = (sql: SqlClient.SqlClient, schema: Fragment): Fragment =>
+  sql`language plpgsql stable
+  set search_path = ${schema}, pg_temp
+  set plan_cache_mode = force_generic_plan
+  set enable_seqscan = off
+  set enable_bitmapscan = off`
+
+/**
  * Reads a stream from its snapshot on, if it has one up to `p_max`: the snapshot as a row without a type, and so many events after it.
- *
- * Both functions that read have their plans made once for each session, and always go along the key: left to itself the planner,
- * which takes streams for short ones, would collect and sort all that is left of a long one for each of its pages.
  */
 const readStream = (sql: SqlClient.SqlClient, schema: Fragment): Statement<unknown> =>
   sql`create function ${schema}.read_stream(p_aggregate_id text, p_max int, p_limit int)
   returns table ("timestamp" text, sequence int, type text, body text, metadata text)
-  language plpgsql stable
-  set search_path = ${schema}, pg_temp
-  set plan_cache_mode = force_generic_plan
-  set enable_seqscan = off
-  set enable_bitmapscan = off
+  ${reading(sql, schema)}
   as $function$
   #variable_conflict use_column
   declare
@@ -266,11 +270,7 @@ const readStream = (sql: SqlClient.SqlClient, schema: Fragment): Statement<unkno
 const readPage = (sql: SqlClient.SqlClient, schema: Fragment): Statement<unknown> =>
   sql`create function ${schema}.read_page(p_aggregate_id text, p_min int, p_max int, p_size bigint)
   returns table (events bigint, first int, last int, timestamps text, types text, bodies text, metadata text)
-  language plpgsql stable
-  set search_path = ${schema}, pg_temp
-  set plan_cache_mode = force_generic_plan
-  set enable_seqscan = off
-  set enable_bitmapscan = off
+  ${reading(sql, schema)}
   as $function$
   #variable_conflict use_column
   declare

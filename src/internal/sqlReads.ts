@@ -88,13 +88,23 @@ export const selectPage = (
   sql<PageRow>`select events::int as found, first, last, timestamps, types, bodies, metadata
     from ${schema}.read_page(${aggregateId}, ${minSequence}, ${Math.min(minSequence + limit, maxSequence)}, ${maxPageSize})`
 
-/** In bytes, as they are stored: compressed where they are long, so that a page is at most about a hundred times as long. */
-const maxPageSize = 4_000_000
+/**
+ * In bytes, as they are stored. Long ones are compressed, to a 255th at best: so one value stays below what a text of JavaScript holds,
+ * and far below what Postgres does.
+ */
+const maxPageSize = 2_000_000
 
-/** The page that a row holds; none where it does not hold all that was found, or where a sequence is missing among them. */
-export const pageOfRow = (aggregateId: string, row: PageRow | undefined, limit: number): Stream | undefined => {
-  // None at all where there should be some is for who reads row by row to find out about.
-  if (row === undefined || row.timestamps === null || row.last - row.first + 1 !== row.found) return undefined
+/**
+ * The page that a row holds. Otherwise the rows are to be read: up to the end of the page, where it is all there and only too large for
+ * that; from it on, where something is missing, which who folds the rows finds out about.
+ */
+export const pageOfRow = (
+  aggregateId: string,
+  row: PageRow | undefined,
+  limit: number
+): Stream | { readonly rowsUpTo: number } => {
+  if (row === undefined || row.found === 0 || row.last - row.first + 1 !== row.found) return { rowsUpTo: maxSequence }
+  if (row.timestamps === null) return { rowsUpTo: row.found > limit ? row.last : maxSequence }
   const { bodies, first, found, metadata, timestamps, types } = row
   const length = Math.min(found, limit)
   return {
