@@ -9,8 +9,7 @@ const floors = [
     "internal/ticking.ts",
     "internal/atOnce.ts",
     "internal/machineTime.ts",
-    "internal/embedded.ts",
-    "internal/pipeline.ts"
+    "internal/embedded.ts"
   ],
   [
     "Timestamp.ts",
@@ -25,7 +24,8 @@ const floors = [
     "internal/minted.ts",
     "internal/sharingPace.ts"
   ],
-  ["Event.ts", "internal/sqlTransaction.ts"],
+  ["Event.ts", "internal/pipeline.ts"],
+  ["internal/sqlTransaction.ts"],
   ["Snapshot.ts", "internal/eventCodec.ts", "internal/sqlMigrations.ts", "internal/commitQueue.ts"],
   ["Projection.ts", "internal/record.ts", "internal/stateCodec.ts", "internal/coalesce.ts"],
   ["internal/projecting.ts", "EventFeed.ts", "internal/sqlWrites.ts", "internal/sharedTrip.ts"],

@@ -365,6 +365,30 @@ it.layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg({ maxConnections: 4 })))
       })
     )
 
+    it.effect("transactions that have all of the pool and are interrupted give their connections back", () =>
+      Effect.gen(function* () {
+        const store = yield* StoreAdapter.StoreAdapter
+        const sql = yield* SqlClient.SqlClient
+        const alone = yield* SqlStore.make({ shareTransactions: false })
+        const all = yield* Effect.makeLatch()
+        let begun = 0
+        // A cancelled statement needs a connection of the pool, and there is none. The test's clock stands still: nobody waits for it.
+        const holding: Projection.Projection<unknown> = {
+          name: "holding",
+          project: () =>
+            Effect.suspend(() => Effect.zipRight(++begun === 4 ? all.open : Effect.void, sql`select pg_sleep(0.5)`))
+        }
+        const fibers = yield* Effect.forEach(Arr.range(1, 4), () =>
+          Effect.fork(Effect.flatMap(event(newId(), 1), (first) => alone.commitAll([first], [holding])))
+        )
+        yield* all.await
+        yield* Fiber.interruptAll(fibers)
+        const events = [yield* event(newId(), 1)]
+        yield* store.commitAll(events, [nothing])
+        expect(yield* store.getEvents(idOf(events), 1)).toEqual(events)
+      })
+    )
+
     it.effect("bodies stay as large as memory allows: a commit of 20 MB", () =>
       Effect.gen(function* () {
         const store = yield* StoreAdapter.StoreAdapter

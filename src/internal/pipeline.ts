@@ -6,7 +6,7 @@
 import type { Connection } from "@effect/sql/SqlConnection"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
-import * as Fiber from "effect/Fiber"
+import { joinPromptly, promptly } from "./promptly.js"
 
 /** Whether statements of this connection can be sent before those in front of them are answered. */
 export const canPipeline = (connection: Connection): boolean => driverOf(connection) !== undefined
@@ -23,10 +23,14 @@ export const beginPipeline = (connection: Connection): void => {
   begun.add(driver)
 }
 
-/** Only while everything that was sent is answered: the driver would take an answer for that of another statement. */
+/**
+ * From here on they are not, if everything that was sent is answered: else the driver would take an answer for that of another
+ * statement, and whoever ends the next pipeline ends this one.
+ */
 export const endPipeline = (connection: Connection): void => {
   const driver = driverOf(connection)
-  if (driver !== undefined && begun.delete(driver)) driver.pipeline = false
+  if (driver === undefined || driver._sentQueryQueue.length > 0 || !begun.delete(driver)) return
+  driver.pipeline = false
 }
 
 /** What is sent from here to the end of this turn of the event loop leaves in one piece. */
@@ -46,19 +50,18 @@ export const together = <A, E, B, E2>(
   first: Effect.Effect<A, E>,
   second: Effect.Effect<B, E2>
 ): Effect.Effect<B, E | E2> => {
-  if (!canPipeline(connection)) return Effect.zipRight(first, second)
+  if (!canPipeline(connection)) return Effect.zipRight(first, promptly(second))
   return Effect.uninterruptibleMask((restore) => {
     beginPipeline(connection)
     inOnePiece(connection)
-    return Effect.flatMap(Effect.forkDaemon(first), (sending) =>
-      Effect.flatMap(
-        // It begins when this one yields. Neither breaks off the other: to break one off is to ask the server to cancel whatever it is at.
-        Effect.exit(restore(Effect.zipRight(Effect.yieldNow(), second))),
-        (other) =>
-          Effect.flatMap(Fiber.await(sending), (one): Effect.Effect<B, E | E2> => {
-            if (!Exit.isInterrupted(other)) endPipeline(connection)
-            return Exit.isFailure(one) ? Effect.failCause(one.cause) : other
-          })
+    // It begins when this fiber waits for the first, or else has to wait for its turn.
+    return Effect.flatMap(Effect.forkDaemon(restore(Effect.zipRight(Effect.yieldNow(), second))), (sending) =>
+      // Not broken off for a failure of the other: to break one off is to ask the server to cancel whatever it is at.
+      Effect.flatMap(Effect.exit(first), (one) =>
+        Effect.flatMap(Effect.exit(joinPromptly(restore, sending)), (other): Effect.Effect<B, E | E2> => {
+          if (!Exit.isInterrupted(other)) endPipeline(connection)
+          return Exit.isFailure(one) ? Effect.failCause(one.cause) : other
+        })
       )
     )
   })
@@ -71,6 +74,8 @@ const begun = new WeakSet<Driver>()
 /** What this needs of a connection of `pg`. */
 interface Driver {
   pipeline: boolean
+  /** What was sent and is not answered, but for the first of it. */
+  readonly _sentQueryQueue: ReadonlyArray<unknown>
   readonly connection: { readonly stream: Corkable }
 }
 
@@ -88,6 +93,7 @@ const driverOf = (connection: Connection): Driver | undefined => {
 const isDriver = (u: unknown): u is Driver =>
   isObject(u) &&
   typeof u.pipeline === "boolean" &&
+  Array.isArray(u._sentQueryQueue) &&
   isObject(u.connection) &&
   isObject(u.connection.stream) &&
   typeof u.connection.stream.cork === "function" &&

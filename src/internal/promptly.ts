@@ -24,17 +24,22 @@ export const within = <A>(time: Duration.DurationInput, cleanUp: Effect.Effect<A
  */
 export const promptly = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
   Effect.uninterruptibleMask((restore) =>
-    Effect.flatMap(Effect.forkDaemon(restore(effect)), (fiber) =>
-      Effect.onInterrupt(restore(Fiber.join(fiber)), () =>
-        Effect.zipRight(
-          Effect.fiberIdWith((id) => Fiber.interruptAsFork(fiber, id)),
-          withinGrace(Fiber.await(fiber))
-        )
-      )
+    Effect.flatMap(Effect.forkDaemon(restore(effect)), (fiber) => joinPromptly(restore, fiber))
+  )
+
+/** The same for a fiber that was started already, and belongs to no other. */
+export const joinPromptly = <A, E>(restore: Restore, fiber: Fiber.RuntimeFiber<A, E>): Effect.Effect<A, E> =>
+  Effect.onInterrupt(restore(Fiber.join(fiber)), () =>
+    Effect.zipRight(
+      Effect.fiberIdWith((id) => Fiber.interruptAsFork(fiber, id)),
+      withinGrace(Fiber.await(fiber))
     )
   )
 
 // --- internal ---
+
+/** What `Effect.uninterruptibleMask` hands out. */
+type Restore = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
 
 /** Enough for a cancelled statement and its rollback on a healthy connection, little for who has waited long enough. */
 const grace = "250 millis"

@@ -21,6 +21,7 @@ import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { StoreError } from "../StoreError.js"
 import { endPipeline, together } from "./pipeline.js"
+import { promptly } from "./promptly.js"
 import { fromSqlError } from "./sqlError.js"
 import { spanned } from "./tracing.js"
 
@@ -80,7 +81,7 @@ export const withTransactionFrom = <A, E, B, E2, R>(
       : outermost(
           sql,
           operation,
-          (connection, [leased]) => together(connection, begin(operation, connection), on([leased, 0], first(true))),
+          (connection) => together(connection, begin(operation, connection), on([connection, 0], first(true))),
           next
         )
   })
@@ -131,7 +132,10 @@ export interface Watch {
   readonly unbroken: boolean
 }
 
-/** The connection, as long as the lease lasts. */
+/**
+ * The connection, as long as the lease lasts. Who interrupts a statement waits only so long for it to be cancelled: `@effect/sql-pg` has
+ * another connection of the pool do that, and where transactions have all of them, there is none before one of these is over.
+ */
 export const leased = (connection: Connection, lease: Readonly<Lease>, watch?: Watch): Connection => {
   const refusal = (statement: string, streamed = false): SqlError | undefined =>
     lease.over ? transactionOver() : watch?.refuses(statement, streamed)
@@ -139,10 +143,8 @@ export const leased = (connection: Connection, lease: Readonly<Lease>, watch?: W
     Effect.suspend(() => {
       const refused = refusal(statement)
       if (refused !== undefined) return Effect.fail(refused)
-      if (watch === undefined) return effect
-      return Effect.tapError(watch.unbroken ? Effect.uninterruptible(effect) : effect, (error) =>
-        Effect.sync(() => watch.failed(error))
-      )
+      const sent = watch?.unbroken === true ? Effect.uninterruptible(effect) : promptly(effect)
+      return watch === undefined ? sent : Effect.tapError(sent, (error) => Effect.sync(() => watch.failed(error)))
     })
   return {
     execute: (statement, ...args) => guarded(statement, connection.execute(statement, ...args)),
@@ -177,7 +179,7 @@ const beginning = ["BEGIN ISOLATION LEVEL READ COMMITTED", "SET LOCAL effect_mae
 const outermost = <A, E, B, E2, R>(
   sql: SqlClient.SqlClient,
   operation: string,
-  first: (connection: Connection, open: Open) => Effect.Effect<A, E>,
+  first: (connection: Connection) => Effect.Effect<A, E>,
   next: (a: A) => Effect.Effect<B, E2, R>
 ): Effect.Effect<B, E | E2 | StoreError, R> =>
   Effect.scoped(
@@ -186,7 +188,7 @@ const outermost = <A, E, B, E2, R>(
       const open: Open = [leased(connection, lease), 0]
       return Effect.uninterruptibleMask((restore) =>
         Effect.flatMap(
-          Effect.exit(restore(Effect.flatMap(first(connection, open), (a) => on(open, next(a))))),
+          Effect.exit(restore(Effect.flatMap(first(connection), (a) => on(open, next(a))))),
           (exit): Effect.Effect<B, E | E2 | StoreError> => {
             lease.over = true
             return Effect.zipRight(Exit.isSuccess(exit) ? commit(operation, connection) : rollback(connection), exit)
