@@ -3,7 +3,9 @@
 import { mkdtemp, readdir, rm } from "node:fs/promises"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
+import * as Reactivity from "@effect/experimental/Reactivity"
 import * as SqlClient from "@effect/sql/SqlClient"
+import { SqlError } from "@effect/sql/SqlError"
 import { PgClient } from "@effect/sql-pg"
 import { expect, it } from "@effect/vitest"
 import * as Arr from "effect/Array"
@@ -13,11 +15,13 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import * as Stream from "effect/Stream"
 import * as Str from "effect/String"
 import { type Event, type Projection, SqlStore, StoreAdapter, StoreError, Timestamp } from "effect-maestro"
 import * as PgliteClient from "effect-maestro/PgliteClient"
+import pg from "pg"
 import { layerPg, makeDatabase, uniqueName } from "./database.js"
 
 const { RetryCommand } = StoreError
@@ -55,6 +59,50 @@ it.layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg({ maxConnections: 4 })))
         expect(error).toMatchObject({ _tag: "StoreError", reason: "CommitUnknown" })
         yield* untilConnected(store.commitAll(events, []))
         expect(yield* untilConnected(store.getEvents(idOf(events), 1))).toEqual(events)
+      })
+    )
+
+    it.scoped("a COMMIT that is broken off before it has begun leaves no transaction open", () =>
+      Effect.gen(function* () {
+        const url = yield* makeDatabase
+        const pool = yield* Effect.acquireRelease(
+          Effect.sync(() => new pg.Pool({ connectionString: url, max: 1 })),
+          (pool) => Effect.promise(() => pool.end())
+        )
+        let [toCancel, rollbacks] = [0, 0]
+        pool.on("connect", (client) => {
+          const query = client.query.bind(client) as (...args: ReadonlyArray<unknown>) => unknown
+          Object.assign(client, {
+            query: (statement: unknown, ...args: ReadonlyArray<unknown>) => {
+              if (statement === "ROLLBACK") rollbacks++
+              return statement === "COMMIT" && toCancel-- > 0
+                ? query("do $$ begin raise 'cancelled' using errcode = '57014'; end $$", ...args)
+                : query(statement, ...args)
+            }
+          })
+        })
+        const layers = SqlStore.layer.pipe(
+          Layer.provideMerge(
+            Layer.scopedContext(
+              Effect.map(
+                Effect.provide(PgClient.fromPool({ acquire: Effect.succeed(pool) }), Reactivity.layer),
+                (client) => Context.make(SqlClient.SqlClient, client as SqlClient.SqlClient)
+              )
+            )
+          )
+        )
+        yield* Effect.gen(function* () {
+          const store = yield* StoreAdapter.StoreAdapter
+          const sql = yield* SqlClient.SqlClient
+          toCancel = 1
+          rollbacks = 0
+          const events = [yield* event(newId(), 1)]
+          expect(yield* Effect.flip(store.commitAll(events, [nothing]))).toMatchObject({ reason: "Cancelled" })
+          expect(rollbacks).toBe(1)
+          // The one connection there is: in a transaction that has failed this would not be answered.
+          expect(yield* sql`select 1 as one`).toEqual([{ one: 1 }])
+          yield* store.commitAll(events, [nothing])
+        }).pipe(Effect.provide(layers))
       })
     )
 
@@ -523,6 +571,8 @@ const killerAtCommit = Effect.gen(function* () {
 /** The pool learns of a dead connection by using it, once for each. */
 const untilConnected = <A, E extends { readonly _tag: string }, R>(effect: Effect.Effect<A, E, R>) =>
   effect.pipe(
+    // What `SqlClient.withTransaction` makes of a ROLLBACK on a dead connection.
+    Effect.catchSomeDefect((defect) => (defect instanceof SqlError ? Option.some(Effect.fail(defect)) : Option.none())),
     Effect.tapError(() => macrotask),
     Effect.retry({ times: 1000, while: ({ _tag }) => _tag === "SqlError" || _tag === "StoreError" })
   )

@@ -100,12 +100,16 @@ export const begin = (
     (error) => fromSqlError(operation, "writing", error)
   )
 
-/** Commits it. A success means stored. */
+/**
+ * Commits it. A success means stored. After a failure nothing of it is open any more: one that broke off COMMIT before it had begun, as
+ * a cancel can, has left the transaction to be taken back.
+ */
 export const commit = (operation: string, connection: Connection): Effect.Effect<void, StoreError> =>
-  Effect.flatMap(
-    Effect.mapError(connection.executeRaw("COMMIT", []), (error) => fromSqlError(operation, "committing", error)),
-    (result) => (commandOf(result) === "ROLLBACK" ? Effect.fail(rolledBack(operation)) : Effect.void)
-  )
+  Effect.matchEffect(connection.executeRaw("COMMIT", []), {
+    onFailure: (error) =>
+      Effect.zipRight(rollback(connection), Effect.fail(fromSqlError(operation, "committing", error))),
+    onSuccess: (result) => (commandOf(result) === "ROLLBACK" ? Effect.fail(rolledBack(operation)) : Effect.void)
+  })
 
 /** Takes it back. One that can't be taken back any more has ended with its connection. */
 export const rollback = (connection: Connection): Effect.Effect<void> =>
