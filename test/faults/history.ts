@@ -113,8 +113,6 @@ export const verdictOf = (
   }
 }
 
-export const isClean = (verdict: Verdict): boolean => Object.values(verdict).every((count) => count === 0)
-
 // --- internal ---
 
 /** How many of an attempt's answers the log does not bear out. */
