@@ -9,7 +9,9 @@ const floors = [
     "internal/ticking.ts",
     "internal/atOnce.ts",
     "internal/machineTime.ts",
-    "internal/embedded.ts"
+    "internal/embedded.ts",
+    "internal/implicitTransaction.ts",
+    "internal/statements.ts"
   ],
   [
     "Timestamp.ts",
@@ -28,7 +30,9 @@ const floors = [
   ["internal/sqlTransaction.ts"],
   ["Snapshot.ts", "internal/eventCodec.ts", "internal/sqlMigrations.ts", "internal/commitQueue.ts"],
   ["Projection.ts", "internal/record.ts", "internal/stateCodec.ts", "internal/coalesce.ts"],
-  ["internal/projecting.ts", "EventFeed.ts", "internal/sqlWrites.ts", "internal/sharedTrip.ts"],
+  ["internal/projecting.ts", "EventFeed.ts", "internal/sqlWrites.ts"],
+  ["internal/wholeCommit.ts"],
+  ["internal/sharedTrip.ts"],
   ["StoreAdapter.ts", "internal/sharedTransaction.ts"],
   ["SubscriptionStore.ts", "internal/streamReader.ts", "internal/settling.ts", "internal/feedInput.ts"],
   ["internal/loading.ts", "internal/feedWatch.ts", "internal/sqlReads.ts"],

@@ -3,7 +3,11 @@
  *
  * @since 0.1.0
  */
+import * as SqlClient from "@effect/sql/SqlClient"
+import type { SqlError } from "@effect/sql/SqlError"
+import type { Statement } from "@effect/sql/Statement"
 import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
 import type * as Schema from "effect/Schema"
 import type { Event } from "./Event.js"
 import { type EventCodec, makeEventCodec, type Tagged } from "./internal/eventCodec.js"
@@ -27,6 +31,14 @@ export interface Projection<out E = never, out R = never> {
   readonly events?: ReadonlyArray<string> | undefined
   /** What is to be done for one event. */
   readonly project: (event: Event) => Effect.Effect<void, E, R>
+  /**
+   * The statements that it is, where it is nothing else: `project` must come to the same. A store that can sends them itself,
+   * so this is called before anybody knows whether the event is accepted. It answers with nothing where it can't tell, and
+   * `project` then says why. See `makeSql`.
+   */
+  readonly statements?:
+    | ((event: Event, sql: SqlClient.SqlClient) => ReadonlyArray<Statement<unknown>> | undefined)
+    | undefined
 }
 
 /**
@@ -120,6 +132,79 @@ export const make = <A extends Tagged, I extends Tagged, Handlers extends Projec
 }
 
 /**
+ * Makes a projection that is SQL statements and nothing else: for each event type a handler that says which, one or a list. It needs no
+ * round trip of its own: on Postgres events and statements go to the database together, as one transaction, and the statements are done
+ * only if the events are stored. Emmett knows such projections as raw SQL projections.
+ *
+ * A handler only says what is to be done. It is called before anybody knows whether the event is accepted, and may be called
+ * more than once; it reads nothing. Where the result of a statement decides what comes next, use `make`.
+ *
+ * A stored event of a named type that the schema can't decode fails the commit with `StoreError` (`UnreadableEvent`), a statement that
+ * fails with its `SqlError`.
+ *
+ * @since 0.1.0
+ * @category constructors
+ *
+ * @example
+ * ```ts
+ * import { Projection } from "effect-maestro"
+ * import * as Schema from "effect/Schema"
+ *
+ * class Deposited extends Schema.TaggedClass<Deposited>()("Deposited", { amount: Schema.Positive }) {}
+ *
+ * export const Balances = Projection.makeSql({
+ *   name: "balances",
+ *   events: Deposited,
+ *   project: {
+ *     Deposited: ({ amount }, { aggregateId }, sql) =>
+ *       sql`update balances set amount = amount + ${amount} where account = ${aggregateId}`
+ *   }
+ * })
+ * ```
+ */
+export const makeSql = <A extends Tagged, I extends Tagged, Handlers extends SqlHandlers<A>>(options: {
+  /** Names the projection in traces and messages. */
+  readonly name: string
+  /** The events that it is about: one tagged schema, or a union of them. */
+  readonly events: Schema.Schema<A, I>
+  /** Which statements are to be done for each type. */
+  readonly project: Handlers & { readonly [K in Exclude<keyof Handlers, A["_tag"]>]: never }
+}): Projection<SqlError | StoreError, SqlClient.SqlClient> => {
+  const codec: EventCodec<A> = makeEventCodec(options.events)
+  const handlers = new Map<string, SqlHandler<A>>(Object.entries(options.project))
+  const statements = (envelope: Event, sql: SqlClient.SqlClient) => {
+    const handler = handlers.get(envelope.type)
+    return handler === undefined
+      ? Either.right([])
+      : Either.map(codec.decode(`Projection ${options.name}`, envelope), (event) => {
+          const some = handler(event, envelope, sql)
+          return Array.isArray(some) ? (some as ReadonlyArray<Statement<unknown>>) : [some as Statement<unknown>]
+        })
+  }
+  return {
+    name: options.name,
+    events: [...handlers.keys()],
+    project: (envelope) =>
+      Effect.flatMap(SqlClient.SqlClient, (sql) =>
+        Effect.flatMap(statements(envelope, sql), (all) =>
+          Effect.forEach(all, (statement) => statement, { discard: true })
+        )
+      ),
+    statements: (envelope, sql) => Either.getOrUndefined(statements(envelope, sql))
+  }
+}
+
+/**
+ * What `makeSql` takes for each event type.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type SqlHandlers<A extends Tagged> = {
+  readonly [K in A["_tag"]]?: SqlHandler<Extract<A, { readonly _tag: K }>>
+}
+
+/**
  * What `make` takes for each event type.
  *
  * @since 0.1.0
@@ -134,6 +219,12 @@ export type ProjectionHandlers<A extends Tagged> = {
 }
 
 // --- internal ---
+
+type SqlHandler<A> = (
+  event: A,
+  envelope: Event,
+  sql: SqlClient.SqlClient
+) => Statement<unknown> | ReadonlyArray<Statement<unknown>>
 
 type HandlerError<F> = F extends (...args: infer _A) => Effect.Effect<infer _B, infer E, infer _R> ? E : never
 type HandlerContext<F> = F extends (...args: infer _A) => Effect.Effect<infer _B, infer _E, infer R> ? R : never

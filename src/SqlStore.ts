@@ -35,11 +35,12 @@ import {
 import { repair } from "./internal/sqlRepair.js"
 import { makeSqlSubscriptions } from "./internal/sqlSubscriptions.js"
 import { withSavepoint, withTransactionFrom } from "./internal/sqlTransaction.js"
-import { makeInsertCommits, upsertSnapshot, verdictsOf } from "./internal/sqlWrites.js"
+import { type Manner, makeInsertCommits, upsertSnapshot, verdictsOf } from "./internal/sqlWrites.js"
 import { whetherInside } from "./internal/storeTransaction.js"
 import { provideStreamReader } from "./internal/streamReader.js"
 import { quietly, spanned } from "./internal/tracing.js"
 import { type WakeUps, wakeUpsOf } from "./internal/wakeUps.js"
+import { makeWholeCommits, projectingOf } from "./internal/wholeCommit.js"
 import { makeEncoded, type SequenceRange, StoreAdapter, type StoreAdapterService } from "./StoreAdapter.js"
 import { type RetryCommand, StoreError, type ValidationError } from "./StoreError.js"
 import { SubscriptionStore } from "./SubscriptionStore.js"
@@ -96,6 +97,7 @@ export const make = (options?: SqlStoreOptions): Effect.Effect<StoreAdapterServi
 
     const accepted = acceptedBy(wakeUps)
     const insertCommits = makeInsertCommits(sql, schema)
+    const whole = makeWholeCommits(sql, insertCommits)
 
     /** One statement: on its own, or from a savepoint on in the transaction around it. */
     const statement = <A>(
@@ -110,9 +112,9 @@ export const make = (options?: SqlStoreOptions): Effect.Effect<StoreAdapterServi
     }
 
     /** Commits as part of the transaction around them: `begun`, where it is the store's own and its BEGIN may not be answered yet. */
-    const insert = (operation: string, commits: ReadonlyArray<Commit>, manner: "patient" | "begun") =>
+    const insert = (operation: string, commits: ReadonlyArray<Commit>, manner: Manner) =>
       quietly(
-        Effect.mapBoth(insertCommits(commits, manner), {
+        Effect.mapBoth(insertCommits.statement(commits, manner), {
           onFailure: (error) => fromSqlError(operation, "writing", error),
           onSuccess: verdictsOf
         })
@@ -123,7 +125,7 @@ export const make = (options?: SqlStoreOptions): Effect.Effect<StoreAdapterServi
       withTransactionFrom(
         sql,
         "commitAll",
-        (begun) => insert("commitAll", [events], begun ? "begun" : "patient"),
+        (begun) => insert("commitAll", [events], { begun }),
         ([verdict]) => Effect.flatMap(accepted(verdict), (outcome) => (outcome === "stored" ? Effect.void : project))
       )
 
@@ -142,16 +144,25 @@ export const make = (options?: SqlStoreOptions): Effect.Effect<StoreAdapterServi
       )
 
     const commit = yield* makeCoalescer((commits, hurried) =>
-      Effect.mapBoth(insertCommits(commits, hurried ? "hurried" : "patient"), {
+      Effect.mapBoth(insertCommits.statement(commits, { hurried }), {
         onFailure: (error) => fromSqlError("commitEvents", "committing", error),
         onSuccess: verdictsOf
       }).pipe(againWhenCancelled, quietly)
     )
 
-    const alone: Ways["alone"] = (events, project) => promptly(transact(events, project))
+    const alone: Ways["alone"] = (events, project, projecting) =>
+      promptly(
+        projecting === undefined
+          ? transact(events, project)
+          : // Whatever stood against it, done one by one it shows.
+            Effect.flatMap(whole.commit(events, projecting), (stored) =>
+              stored ? Effect.void : transact(events, project)
+            )
+      )
     const sharing = makeSharing({
       sql,
-      store: (commits) => insert("commitAll", commits, "begun"),
+      store: (commits) => insert("commitAll", commits, { begun: true }),
+      whole,
       alone
     })
     const commitWith = (options?.shareTransactions ?? !isEmbedded(client)) ? yield* sharing : alone
@@ -164,7 +175,7 @@ export const make = (options?: SqlStoreOptions): Effect.Effect<StoreAdapterServi
             inside
               ? withSavepoint(
                   "commitEvents",
-                  Effect.map(insert("commitEvents", [events], "patient"), ([verdict]) => verdict)
+                  Effect.map(insert("commitEvents", [events], {}), ([verdict]) => verdict)
                 )
               : commit(events),
             accepted
@@ -173,7 +184,11 @@ export const make = (options?: SqlStoreOptions): Effect.Effect<StoreAdapterServi
       appendWith: (events, project) =>
         whetherInside((inside) =>
           // Accepted is not committed yet: those who wait are told again.
-          inside ? transact(events, project) : Effect.tap(commitWith(events, project), wakeUps.committed)
+          inside
+            ? transact(events, project)
+            : Effect.withFiberRuntime((fiber) =>
+                Effect.tap(commitWith(events, project, projectingOf(fiber, client, project)), wakeUps.committed)
+              )
         ),
       putSnapshot: (snapshot) =>
         // Outside a transaction the statement is its own commit. One of unknown outcome does no harm when repeated.

@@ -5,6 +5,8 @@
  *
  * @since 0.1.0
  */
+import type { SqlClient } from "@effect/sql/SqlClient"
+import type { Statement } from "@effect/sql/Statement"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -20,6 +22,7 @@ import {
   restoreEvent,
   restoreSnapshot
 } from "./internal/record.js"
+import { provideStatements } from "./internal/statements.js"
 import { inStoreTransaction } from "./internal/storeTransaction.js"
 import { spannedIn } from "./internal/tracing.js"
 import type { Projection } from "./Projection.js"
@@ -277,8 +280,8 @@ const noProjections = new ValidationError({
 const project = <E, R>(
   events: ReadonlyArray<StoredEvent>,
   projections: ReadonlyArray<Projection<E, R>>
-): Effect.Effect<void, E, R> =>
-  inStoreTransaction(
+): Effect.Effect<void, E, R> => {
+  const projecting = inStoreTransaction(
     Effect.suspend(() => {
       const restored = events.map(restoreEvent)
       const [projection, ...others] = projections
@@ -294,3 +297,25 @@ const project = <E, R>(
       )
     })
   )
+  if (projections.every(({ statements }) => statements !== undefined)) {
+    provideStatements(projecting, (sql) => statementsFor(events.map(restoreEvent), projections, sql))
+  }
+  return projecting
+}
+
+/** What the projections come to for the events, one after the other; nothing, where one of them can't say. */
+const statementsFor = (
+  events: ReadonlyArray<Event>,
+  projections: ReadonlyArray<Projection.Any>,
+  sql: SqlClient
+): ReadonlyArray<Statement<unknown>> | undefined => {
+  const all: Array<Statement<unknown>> = []
+  for (const { statements } of projections) {
+    for (const event of events) {
+      const some = statements?.(event, sql)
+      if (some === undefined) return undefined
+      all.push(...some)
+    }
+  }
+  return all
+}

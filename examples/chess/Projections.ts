@@ -10,83 +10,68 @@ import { Projection } from "effect-maestro"
 import { GameEnded, GameStarted, type Result } from "./GameEvent.js"
 
 /** The games themselves. Comes first among the projections: the others read here who played. */
-export const Games = Projection.make({
+export const Games = Projection.makeSql({
   name: "chess.games",
   events: Schema.Union(GameStarted, GameEnded),
   project: {
-    GameStarted: (game, { aggregateId }) =>
-      Effect.flatMap(
-        SqlClient.SqlClient,
-        (sql) =>
-          sql`insert into chess.games ${sql.insert({
-            id: aggregateId,
-            white: game.white.name,
-            white_rating: game.white.rating,
-            black: game.black.name,
-            black_rating: game.black.rating,
-            eco: game.eco ?? "?",
-            opening: game.opening ?? "?",
-            played_at: game.playedAt ?? ""
-          })}`
-      ),
-    GameEnded: ({ result }, { aggregateId }) =>
-      Effect.flatMap(
-        SqlClient.SqlClient,
-        (sql) => sql`update chess.games set result = ${result} where id = ${aggregateId}`
-      )
+    GameStarted: (game, { aggregateId }, sql) =>
+      sql`insert into chess.games ${sql.insert({
+        id: aggregateId,
+        white: game.white.name,
+        white_rating: game.white.rating,
+        black: game.black.name,
+        black_rating: game.black.rating,
+        eco: game.eco ?? "?",
+        opening: game.opening ?? "?",
+        played_at: game.playedAt ?? ""
+      })}`,
+    GameEnded: ({ result }, { aggregateId }, sql) =>
+      sql`update chess.games set result = ${result} where id = ${aggregateId}`
   }
 })
 
 /** Every player's games and points, and the rating in the latest of the games. */
-export const Players = Projection.make({
+export const Players = Projection.makeSql({
   name: "chess.players",
   events: GameEnded,
   project: {
     // Sorted by name, so that all transactions lock players in the same order, and no two can wait for each other.
-    GameEnded: ({ result }, { aggregateId }) =>
-      Effect.flatMap(
-        SqlClient.SqlClient,
-        (sql) => sql`
-          insert into chess.players as known (name, rating, rated_at, games, score)
-          select name, max(rating), max(played_at), count(*), sum(score)
-          from (
-            select white as name, white_rating as rating, played_at, ${pointsOfWhite[result]}::numeric as score
-            from chess.games where id = ${aggregateId}
-            union all
-            select black, black_rating, played_at, 1 - ${pointsOfWhite[result]}::numeric
-            from chess.games where id = ${aggregateId}
-          ) as seats
-          where name <> '?'
-          group by name
-          order by name
-          on conflict (name) do update set
-            games = known.games + excluded.games,
-            score = known.score + excluded.score,
-            rating = case when excluded.rated_at >= known.rated_at then coalesce(excluded.rating, known.rating)
-              else coalesce(known.rating, excluded.rating) end,
-            rated_at = greatest(known.rated_at, excluded.rated_at)`
-      )
+    GameEnded: ({ result }, { aggregateId }, sql) => sql`
+      insert into chess.players as known (name, rating, rated_at, games, score)
+      select name, max(rating), max(played_at), count(*), sum(score)
+      from (
+        select white as name, white_rating as rating, played_at, ${pointsOfWhite[result]}::numeric as score
+        from chess.games where id = ${aggregateId}
+        union all
+        select black, black_rating, played_at, 1 - ${pointsOfWhite[result]}::numeric
+        from chess.games where id = ${aggregateId}
+      ) as seats
+      where name <> '?'
+      group by name
+      order by name
+      on conflict (name) do update set
+        games = known.games + excluded.games,
+        score = known.score + excluded.score,
+        rating = case when excluded.rated_at >= known.rated_at then coalesce(excluded.rating, known.rating)
+          else coalesce(known.rating, excluded.rating) end,
+        rated_at = greatest(known.rated_at, excluded.rated_at)`
   }
 })
 
 /** How often each opening was played, and how it went. */
-export const Openings = Projection.make({
+export const Openings = Projection.makeSql({
   name: "chess.openings",
   events: GameEnded,
   project: {
-    GameEnded: ({ result }, { aggregateId }) =>
-      Effect.flatMap(
-        SqlClient.SqlClient,
-        (sql) => sql`
-          insert into chess.openings as known (eco, name, games, white, draw, black)
-          select eco, opening, 1, ${Number(result === "1-0")}, ${Number(result === "1/2-1/2")}, ${Number(result === "0-1")}
-          from chess.games where id = ${aggregateId}
-          on conflict (eco, name) do update set
-            games = known.games + 1,
-            white = known.white + excluded.white,
-            draw = known.draw + excluded.draw,
-            black = known.black + excluded.black`
-      )
+    GameEnded: ({ result }, { aggregateId }, sql) => sql`
+      insert into chess.openings as known (eco, name, games, white, draw, black)
+      select eco, opening, 1, ${Number(result === "1-0")}, ${Number(result === "1/2-1/2")}, ${Number(result === "0-1")}
+      from chess.games where id = ${aggregateId}
+      on conflict (eco, name) do update set
+        games = known.games + 1,
+        white = known.white + excluded.white,
+        draw = known.draw + excluded.draw,
+        black = known.black + excluded.black`
   }
 })
 

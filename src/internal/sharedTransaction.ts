@@ -18,13 +18,15 @@ import { type Carriage, type Entry, type Instruction, makeTravel, type Place, te
 import { makePace } from "./sharingPace.js"
 import { on } from "./sqlTransaction.js"
 import { spanned } from "./tracing.js"
+import type { Projecting } from "./wholeCommit.js"
 
 /** What commits are shared by. */
 export interface Ways extends Carriage {
-  /** A transaction for one commit. */
+  /** A transaction for one commit. Where its projections are statements and nothing else, they are told. */
   readonly alone: <E, R>(
     commit: Commit,
-    project: Effect.Effect<void, E, R>
+    project: Effect.Effect<void, E, R>,
+    projecting: Projecting | undefined
   ) => Effect.Effect<void, RetryCommand | StoreError | E, R>
 }
 
@@ -36,7 +38,8 @@ export interface Ways extends Carriage {
  *   in their order.
  * - All events are stored by one statement. Then the projections run, one commit after the other, each with what its caller has.
  *   Those of which each is known to be one statement run at the same time, and their statements make one round trip: whatever order
- *   they are sent in, it is as if their commits had come in that order.
+ *   they are sent in, it is as if their commits had come in that order. Where all are statements and nothing else, they and the events
+ *   are one round trip together.
  * - Nobody is answered before COMMIT but those who have nothing in the transaction: refused, or stored before.
  * - When anything goes wrong (a statement, a projection, an interruption, a wait that is too long), all is rolled back and each goes
  *   alone: its failure is its own, and is the one that it would have had. What does so again and again goes alone from the start.
@@ -48,11 +51,15 @@ export const makeSharing = (ways: Ways): Effect.Effect<Ways["alone"]> => {
   const queue = new CommitQueue<Entry>()
   let underWay = 0
   let departing = false
+  /** How many have left together of late. */
+  let company = 1
   const pace = makePace()
 
   const departSoon = (): void => {
     if (departing || queue.length === 0) return
+    if (company <= 1) return depart()
     departing = true
+    // Where there are others they come in this turn of the event loop: those who were just answered.
     soon(() => {
       departing = false
       depart()
@@ -65,6 +72,7 @@ export const makeSharing = (ways: Ways): Effect.Effect<Ways["alone"]> => {
       const entries = queue.take({ ...limits, commits })
       const [first, ...others] = entries
       if (first === undefined) return
+      company = Math.max(entries.length, company - 1)
       const leave = enter()
       if (others.length === 0) {
         first.leave = leave
@@ -141,9 +149,9 @@ export const makeSharing = (ways: Ways): Effect.Effect<Ways["alone"]> => {
       entry.gone = true
       // It was told to go alone, and did not hear it any more.
       if (entry.isAlone) finish(entry)
-      if (entry.finished || entry.trip === undefined) return Effect.void
+      if (entry.finished || (entry.trip === undefined && !entry.projected)) return Effect.void
       // What has projected waits for its COMMIT. Anything else goes away, and the others go alone.
-      if (!entry.projected) entry.trip.stop()
+      if (!entry.projected) entry.trip?.stop()
       return Effect.asVoid(
         withinGrace(
           Effect.async<void>((resume) => {
@@ -154,18 +162,23 @@ export const makeSharing = (ways: Ways): Effect.Effect<Ways["alone"]> => {
       )
     })
 
-  const commitInCompany: Ways["alone"] = (commit, project) => {
+  const commitInCompany: Ways["alone"] = (commit, project, projecting) => {
     const measured = timed(project, pace.took)
+    const alone =
+      projecting === undefined
+        ? ways.alone(commit, measured, undefined)
+        : timed(ways.alone(commit, project, projecting), pace.took)
     const kind = commit[0]?.type ?? ""
     return Effect.contextWithEffect((context: Context.Context<never>) => {
       const size = sizeOf(commit)
-      if (isLarge(commit, size) || pace.isOut(kind)) return ways.alone(commit, measured)
+      if (isLarge(commit, size) || pace.isOut(kind)) return alone
       const entry: Entry = {
         commit,
         size,
         kind,
         aggregates: aggregatesOf(commit),
         span: Context.getOption(context, Tracer.ParentSpan),
+        projecting,
         instruction: undefined,
         onInstruction: undefined,
         onFinish: undefined,
@@ -191,9 +204,7 @@ export const makeSharing = (ways: Ways): Effect.Effect<Ways["alone"]> => {
           const { running } = entry
           switch (instruction._tag) {
             case "Alone":
-              return running === undefined
-                ? ways.alone(commit, measured)
-                : Effect.zipRight(overBy(running, entry), ways.alone(commit, measured))
+              return running === undefined ? alone : Effect.zipRight(overBy(running, entry), alone)
             case "Project":
               return Effect.zipRight(
                 start(entry, instruction.place, instruction.place.besideOthers ? project : measured),

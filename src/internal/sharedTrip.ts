@@ -10,7 +10,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as FiberId from "effect/FiberId"
-import type * as Option from "effect/Option"
+import * as Option from "effect/Option"
 import type * as Tracer from "effect/Tracer"
 import type { RetryCommand, StoreError } from "../StoreError.js"
 import { placeAmong, type Verdict } from "./coalesce.js"
@@ -21,18 +21,22 @@ import type { Pace } from "./sharingPace.js"
 import { fromSqlError } from "./sqlError.js"
 import { begin, commit as commitTransaction, type Lease, leased, on, reserve, rollback } from "./sqlTransaction.js"
 import { spanned } from "./tracing.js"
+import type { Projecting, WholeCommit, WholeCommits } from "./wholeCommit.js"
 
 /** What a shared transaction is made with. */
 export interface Carriage {
   readonly sql: SqlClient.SqlClient
   /** Stores the events of commits in the transaction around it, if that has begun. */
   readonly store: (commits: ReadonlyArray<Commit>) => Effect.Effect<ReadonlyArray<Verdict>, StoreError>
+  readonly whole: WholeCommits
 }
 
 /** A commit on its way. */
 export interface Entry extends Waiting {
   readonly kind: string
   readonly span: Option.Option<Tracer.AnySpan>
+  /** What its projections are, where that is statements and nothing else. */
+  readonly projecting: Projecting | undefined
   /** What its fiber was told and has not heard yet. */
   instruction: Instruction | undefined
   onInstruction: ((instruction: Instruction) => void) | undefined
@@ -93,7 +97,7 @@ interface Ends {
 }
 
 export const makeTravel = (
-  { sql, store }: Carriage,
+  { sql, store, whole }: Carriage,
   pace: Pace,
   { end, finish }: Ends
 ): ((entries: ReadonlyArray<Entry>, leave: () => void) => Effect.Effect<void>) => {
@@ -113,8 +117,9 @@ export const makeTravel = (
 
   const withConnection = (all: ReadonlyArray<Entry>, connection: Connection): Effect.Effect<void> =>
     Effect.gen(function* () {
-      const entries = all.filter(({ gone }) => !gone)
-      for (const entry of all) if (entry.gone) finish(entry)
+      const present = stillPresent(all)
+      if (present.length === 0 || (yield* sendWhole(present, connection))) return
+      const entries = stillPresent(present)
       if (entries.length === 0) return
       let aboard: ReadonlyArray<Entry> = entries
       let grace: ReturnType<typeof setTimeout> | undefined
@@ -213,6 +218,47 @@ export const makeTravel = (
       }
       goAlone()
     })
+
+  /** Without those for whom nobody waits any more. */
+  const stillPresent = (entries: ReadonlyArray<Entry>): ReadonlyArray<Entry> =>
+    entries.filter((entry) => {
+      if (entry.gone) finish(entry)
+      return !entry.gone
+    })
+
+  /**
+   * Sends all in one round trip, if their projections are statements and nothing else, and answers whether that was the end. If not,
+   * nothing was done: who is in conflict, or whose fault it was, the long way finds out.
+   */
+  const sendWhole = (entries: ReadonlyArray<Entry>, connection: Connection): Effect.Effect<boolean> => {
+    const commits: Array<WholeCommit> = []
+    for (const { commit, projecting, span } of entries) {
+      if (projecting === undefined) return Effect.succeed(false)
+      commits.push({ commit, projecting, span: Option.getOrUndefined(span) })
+    }
+    if (!whole.can(connection)) return Effect.succeed(false)
+    // Who is interrupted from here on waits for what becomes of it.
+    for (const entry of entries) entry.projected = true
+    const started = performance.now()
+    return Effect.map(Effect.exit(whole.send(connection, commits, true)), (exit) => {
+      for (const entry of entries) entry.projected = false
+      const millis = performance.now() - started
+      const error = Exit.isSuccess(exit) ? exit.value.error : undefined
+      if (error !== undefined) {
+        if (error.code === "55P03" || error.code === "40P01") pace.collided()
+        return false
+      }
+      if (Exit.isSuccess(exit)) pace.took(millis / entries.length)
+      const slow = millis > maxMillis / 2
+      if (slow) pace.tooLong()
+      for (const entry of entries) {
+        if (slow) pace.blame(entry.kind, 1)
+        else if (Exit.isSuccess(exit)) pace.praise(entry.kind)
+        end(entry, Exit.asVoid(exit))
+      }
+      return true
+    })
+  }
 
   /** Whether the commit's projections come to one statement, as far as is known. */
   const isOneStatement = ({ commit, kind }: Entry): boolean => commit.length === 1 && pace.isOneStatement(kind)

@@ -151,7 +151,9 @@ const migrations: ReadonlyArray<Migration> = [
  * statements that want the same places wait for each other in one order, while their positions keep the order given.
  *
  * With `p_lock_timeout` it waits only so long for a lock of somebody else's. With `p_begun` it refuses to store anything unless the
- * transaction is one that the store began: where it is sent along with the BEGIN, nobody has heard yet how that went.
+ * transaction is one that the store began: where it is sent along with the BEGIN, nobody has heard yet how that went. With `p_whole` more
+ * was sent along with it that is to happen only if all is stored: then a conflict is raised (MA001), as is a level of isolation that
+ * the store would not have begun the transaction with (MA002), and with a time for locks what follows has one for each statement.
  *
  * As a function, its plans are made once for each session, and the statement that calls it, with one value for an answer, takes little
  * to parse and plan. The settings see to it that they stay good: a generic plan,
@@ -160,7 +162,7 @@ const migrations: ReadonlyArray<Migration> = [
  */
 const commitEvents = (sql: SqlClient.SqlClient, schema: Fragment): Statement<unknown> =>
   sql`create function ${schema}.commit_events(
-    p_lock_timeout text, p_begun boolean,
+    p_lock_timeout text, p_begun boolean, p_whole boolean,
     p_commits int[], p_firsts boolean[], p_aggregate_ids text[], p_sequences int[], p_types text[],
     p_bodies jsonb[], p_metadata jsonb[], p_timestamps uuid[]
   ) returns text
@@ -180,8 +182,14 @@ const commitEvents = (sql: SqlClient.SqlClient, schema: Fragment): Statement<unk
     if p_begun and current_setting('effect_maestro.begun', true) is distinct from 'yes' then
       raise exception 'the transaction that this was to be part of was not begun' using errcode = 'no_active_sql_transaction';
     end if;
+    if p_whole and current_setting('transaction_isolation') <> 'read committed' then
+      raise exception 'the transaction is not READ COMMITTED' using errcode = 'MA002';
+    end if;
     if p_lock_timeout is not null then
       perform set_config('lock_timeout', p_lock_timeout, true);
+      if p_whole then
+        perform set_config('statement_timeout', '200ms', true);
+      end if;
     end if;
 
     insert into event_log (position, aggregate_id, sequence, type, body, metadata, "timestamp")
@@ -200,6 +208,9 @@ const commitEvents = (sql: SqlClient.SqlClient, schema: Fragment): Statement<unk
     get diagnostics written = row_count;
     if written = cardinality(p_sequences) then
       return null;
+    end if;
+    if p_whole then
+      raise exception 'some of it conflicts with what is stored, or is stored' using errcode = 'MA001';
     end if;
 
     with judged as (

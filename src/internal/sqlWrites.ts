@@ -7,6 +7,7 @@ import type { StoredSnapshot } from "../Snapshot.js"
 import { RetryCommand } from "../StoreError.js"
 import type { Verdict } from "./coalesce.js"
 import type { Commit } from "./commitQueue.js"
+import type { Command } from "./implicitTransaction.js"
 
 interface CommitOutcome {
   /** A list of those that were not written, in JSON. */
@@ -30,21 +31,33 @@ export const verdictsOf = ([outcome]: ReadonlyArray<CommitOutcome>): ReadonlyArr
 const allWritten: ReadonlyArray<Verdict> = []
 
 /**
+ * How commits are stored. `hurried` waits for a lock of somebody's open transaction only so long. `begun` is part of a transaction of
+ * which nobody has heard yet whether it has begun. What is `whole` is stored only as a whole: more is sent along with it.
+ */
+export interface Manner {
+  readonly hurried?: boolean
+  readonly begun?: boolean
+  readonly whole?: boolean
+}
+
+/**
  * Makes the statement that stores commits, each for itself; it answers only of those that were not written. Arrays, since
- * parameters are limited to 65 535. `hurried` waits for a lock of somebody's open transaction only so long; `begun` is part of a
- * transaction of which nobody has heard yet whether it has begun.
+ * parameters are limited to 65 535.
  */
 export const makeInsertCommits = (sql: SqlClient.SqlClient, schema: Statement.Fragment) => {
   // Put together once: it is the statement that is sent most. The function's signature tells the types.
   const p = ""
   const [text] =
-    sql`select ${schema}.commit_events(${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}) as refused`.compile()
-  return (commits: ReadonlyArray<Commit>, manner: "patient" | "hurried" | "begun") =>
-    sql.unsafe<CommitOutcome>(text, [
-      manner === "hurried" ? lockPatience : null,
-      manner === "begun",
-      ...columnsOf(commits)
-    ])
+    sql`select ${schema}.commit_events(${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}) as refused`.compile()
+  const command = (commits: ReadonlyArray<Commit>, { begun, hurried, whole }: Manner): Command => ({
+    text,
+    values: [hurried === true ? lockPatience : null, begun === true, whole === true, ...columnsOf(commits)]
+  })
+  return {
+    command,
+    statement: (commits: ReadonlyArray<Commit>, manner: Manner) =>
+      sql.unsafe<CommitOutcome>(text, command(commits, manner).values)
+  }
 }
 
 /** The parameters of `commit_events`. */

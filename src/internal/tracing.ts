@@ -27,6 +27,19 @@ export const spannedIn = <A, E, R>(
     ? effect
     : (Effect.withSpan(effect, name, { ...options(), captureStackTrace: false }) as Effect.Effect<A, E, R>)
 
+/** The same with a span for each of several things that the effect does at once. */
+export const spannedEach =
+  (name: string, options: ReadonlyArray<Tracer.SpanOptions>) =>
+  <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
+    Effect.withFiberRuntime((fiber) =>
+      Context.get(fiber.currentDefaultServices, Tracer.Tracer) === unseen
+        ? effect
+        : options.reduceRight(
+            (inner, each) => Effect.useSpan(name, { ...each, captureStackTrace: false }, () => inner),
+            effect
+          )
+    )
+
 /** The same for spans that others make. */
 export const quietly = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
   Effect.tracerWith((tracer) => (tracer === unseen ? Effect.withTracerEnabled(effect, false) : effect))

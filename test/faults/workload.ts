@@ -31,21 +31,25 @@ class InsufficientFunds extends Schema.TaggedError<InsufficientFunds>()("Insuffi
 }) {}
 
 /** A table that is kept by the events; the log has to bear it out. */
-const Balances = Projection.make({
-  name: "balances",
-  events: Schema.Union(Deposited, Withdrawn),
-  project: {
-    Deposited: ({ amount }, { aggregateId }) => addToBalance(aggregateId, amount),
-    Withdrawn: ({ amount }, { aggregateId }) => addToBalance(aggregateId, -amount)
-  }
-})
+const Balances = [
+  Projection.makeSql({
+    name: "balances, by SQL",
+    events: Deposited,
+    project: { Deposited: ({ amount }, { aggregateId }, sql) => addToBalance(sql, aggregateId, amount) }
+  }),
+  Projection.make({
+    name: "balances, by an effect",
+    events: Withdrawn,
+    project: {
+      Withdrawn: ({ amount }, { aggregateId }) =>
+        Effect.flatMap(SqlClient.SqlClient, (sql) => addToBalance(sql, aggregateId, -amount))
+    }
+  })
+]
 
-const addToBalance = (account: string, amount: number) =>
-  Effect.flatMap(
-    SqlClient.SqlClient,
-    (sql) => sql`insert into balances as b values (${account}, ${amount})
-      on conflict (account) do update set balance = b.balance + excluded.balance`
-  )
+const addToBalance = (sql: SqlClient.SqlClient, account: string, amount: number) =>
+  sql`insert into balances as b values (${account}, ${amount})
+    on conflict (account) do update set balance = b.balance + excluded.balance`
 
 export const Wallet = Aggregate.make("Wallet", {
   state: Schema.Struct({ balance: Schema.Number }),
@@ -63,7 +67,7 @@ export const Wallet = Aggregate.make("Wallet", {
     Deposited: (state, { amount }) => ({ balance: state.balance + amount }),
     Withdrawn: (state, { amount }) => ({ balance: state.balance - amount })
   },
-  projections: [Balances],
+  projections: Balances,
   snapshotEvery: 10,
   // A server that is killed is back within a second or so.
   retry: Schedule.intersect(Schedule.jittered(Schedule.spaced("20 millis")), Schedule.recurs(500))
@@ -253,7 +257,7 @@ const commitOf = (id: string, accounts: ReadonlyArray<string>, amount: number, p
         metadata: { attempt: id }
       })
     }
-    yield* projected ? store.commitAll(events, [Balances]) : store.commitEvents(events)
+    yield* projected ? store.commitAll(events, Balances) : store.commitEvents(events)
     return []
   })
 

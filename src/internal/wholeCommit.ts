@@ -1,0 +1,149 @@
+/**
+ * Commits and the statements of their projections as one transaction, in one round trip.
+ */
+import * as SqlClient from "@effect/sql/SqlClient"
+import type { Connection } from "@effect/sql/SqlConnection"
+import * as Statement from "@effect/sql/Statement"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import type * as Fiber from "effect/Fiber"
+import type * as Tracer from "effect/Tracer"
+import type { StoreError } from "../StoreError.js"
+import type { Commit } from "./commitQueue.js"
+import { type Command, canSendWhole, sendWhole } from "./implicitTransaction.js"
+import { fromSqlError } from "./sqlError.js"
+import { reserve } from "./sqlTransaction.js"
+import type { makeInsertCommits } from "./sqlWrites.js"
+import { statementsOf } from "./statements.js"
+import { spannedEach } from "./tracing.js"
+
+/** What a commit is projected by, where that is statements and nothing else. */
+export type Projecting = ReadonlyArray<Command>
+
+/** A commit that goes as a whole, and where its statements stand in traces. */
+export interface WholeCommit {
+  readonly commit: Commit
+  readonly projecting: Projecting
+  readonly span?: Tracer.AnySpan | undefined
+}
+
+/** What became of what was sent: the error is why nothing of it was stored. */
+export type Sent = { readonly error: StoreError | undefined }
+
+export interface WholeCommits {
+  /** Whether this connection is one for it, as far as is known. */
+  readonly can: (connection: Connection) => boolean
+  /**
+   * Sends commits, which happen all or not at all. It fails where nobody knows what became of them, or they could not be sent.
+   * `hurried` waits for locks, and for statements, only so long.
+   */
+  readonly send: (
+    connection: Connection,
+    commits: ReadonlyArray<WholeCommit>,
+    hurried: boolean
+  ) => Effect.Effect<Sent, StoreError>
+  /** Sends one on a connection of its own, and answers whether it was stored: if not, it can be done in any other way. */
+  readonly commit: (commit: Commit, projecting: Projecting) => Effect.Effect<boolean, StoreError>
+}
+
+export const makeWholeCommits = (
+  sql: SqlClient.SqlClient,
+  insert: ReturnType<typeof makeInsertCommits>
+): WholeCommits => {
+  let able = true
+
+  const can = (connection: Connection): boolean => {
+    if (able && !canSendWhole(connection)) able = false
+    return able
+  }
+
+  // By another connection of the pool. Where there is none before it is over, there is nothing left to do.
+  const cancel = (process: number | null, isOver: () => boolean): Effect.Effect<unknown> =>
+    Effect.forkDaemon(
+      Effect.ignore(
+        Effect.scoped(
+          Effect.flatMap(Effect.uninterruptible(sql.reserve), (other) =>
+            isOver() ? Effect.void : other.executeUnprepared(`select pg_cancel_backend(${process})`, [], undefined)
+          )
+        )
+      )
+    )
+
+  const send: WholeCommits["send"] = (connection, commits, hurried) => {
+    const commands = [
+      insert.command(
+        commits.map(({ commit }) => commit),
+        { whole: true, hurried }
+      ),
+      ...commits.flatMap(({ projecting }) => projecting)
+    ]
+    return Effect.matchEffect(sendWhole(connection, commands, cancel), {
+      onSuccess: () => Effect.succeed(stored),
+      onFailure: (cause) => {
+        const error = fromSqlError("commitAll", "committing", cause)
+        // On a database with such a default it would be so again.
+        if (error.code === otherIsolation) able = false
+        return error.reason === "CommitUnknown" || error.reason === "Unavailable"
+          ? Effect.fail(error)
+          : Effect.succeed({ error })
+      }
+    }).pipe(spannedEach("sql.execute", commits.flatMap(placesOf)))
+  }
+
+  return {
+    can,
+    send,
+    commit: (commit, projecting) =>
+      able
+        ? Effect.scoped(
+            Effect.flatMap(reserve(sql, "commitAll"), (connection) =>
+              can(connection)
+                ? Effect.map(send(connection, [{ commit, projecting }], false), ({ error }) => error === undefined)
+                : Effect.succeed(false)
+            )
+          )
+        : Effect.succeed(false)
+  }
+}
+
+/**
+ * The statements that the projections come to, if they are that and nothing else: for this client, and where nobody has asked for
+ * statements to be changed on their way.
+ */
+export const projectingOf = (
+  fiber: Fiber.RuntimeFiber<unknown, unknown>,
+  client: SqlClient.SqlClient,
+  project: Effect.Effect<void, unknown, unknown>
+): Projecting | undefined => {
+  const statements = statementsOf(project)
+  if (statements === undefined || fiber.getFiberRef(Statement.currentTransformer)._tag === "Some") return undefined
+  const theirs = Context.getOption(fiber.currentContext as Context.Context<never>, SqlClient.SqlClient)
+  if (theirs._tag === "None" || theirs.value !== client) return undefined
+  try {
+    const commands = statements(client)?.map((statement): Command => {
+      const [text, values] = statement.compile()
+      return { text, values }
+    })
+    return commands?.some(({ text }) => aboutTransactions.test(text)) === true ? undefined : commands
+  } catch {
+    // A handler's own fault: doing the effect shows it.
+    return undefined
+  }
+}
+
+// --- internal ---
+
+const stored: Sent = { error: undefined }
+
+const otherIsolation = "MA002"
+
+/** What would end the transaction, or is a matter of all of it. */
+const aboutTransactions =
+  /\b(event_log|commit_events|set_config)\b|(?:^|;)\s*(set|reset|discard|begin|start|commit|end|abort|prepare|rollback|savepoint|release)\b/i
+
+const placesOf = ({ projecting, span }: WholeCommit): ReadonlyArray<Tracer.SpanOptions> =>
+  projecting.map(({ text }) => ({
+    kind: "client",
+    ...(span === undefined ? {} : { parent: span }),
+    attributes: { "db.system.name": "postgresql", "db.operation.name": "execute", "db.query.text": text }
+  }))
