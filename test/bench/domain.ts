@@ -46,6 +46,22 @@ export const ProjectedAccount = Aggregate.make("ProjectedAccount", {
   ]
 })
 
+/** The same projection, as a statement and nothing else. */
+export const ProjectedBySql = Aggregate.make("ProjectedBySql", {
+  ...options,
+  projections: [
+    Projection.makeSql({
+      name: "balances",
+      events: Deposited,
+      project: {
+        Deposited: ({ amount }, { aggregateId }, sql) =>
+          sql`insert into balances as b (account, amount) values (${aggregateId}, ${amount})
+            on conflict (account) do update set amount = b.amount + excluded.amount`
+      }
+    })
+  ]
+})
+
 // --- Emmett ---
 
 export type EmmettDeposited = EmmettEvent<"Deposited", { amount: number }>

@@ -10,7 +10,7 @@ import * as Runtime from "effect/Runtime"
 import * as Scope from "effect/Scope"
 import { type Aggregate, SqlStore, StoreAdapter, Timestamp } from "effect-maestro"
 import pg from "pg"
-import { Account, emmettBalances, ProjectedAccount, tables } from "./domain.js"
+import { Account, emmettBalances, ProjectedAccount, ProjectedBySql, tables } from "./domain.js"
 import type { Effort } from "./measure.js"
 import type { Pgbench } from "./pgbench.js"
 
@@ -27,6 +27,7 @@ export type OnPostgres =
   | SqlClient.SqlClient
   | Aggregate.Instance<"Account">
   | Aggregate.Instance<"ProjectedAccount">
+  | Aggregate.Instance<"ProjectedBySql">
 
 export interface Emmett {
   readonly store: PostgresEventStore
@@ -72,7 +73,7 @@ export const openStage = async (url: string, effort: Effort, pgbench: Pgbench | 
 }
 
 export const onPostgres = (url: string): Layer.Layer<OnPostgres, unknown> =>
-  Layer.mergeAll(Account.layer, ProjectedAccount.layer).pipe(
+  Layer.mergeAll(Account.layer, ProjectedAccount.layer, ProjectedBySql.layer).pipe(
     Layer.provideMerge(SqlStore.layer),
     Layer.provideMerge(PgClient.layer({ url: Redacted.make(url), maxConnections: poolSize }))
   )

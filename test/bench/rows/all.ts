@@ -7,7 +7,7 @@ import { growth } from "./growth.js"
 import { kept } from "./kept.js"
 import { load } from "./load.js"
 import { inMemoryOnHot, inMemoryOnNew } from "./memory.js"
-import { projectionOnHot, projectionOnNew } from "./projection.js"
+import { projections } from "./projection.js"
 import type { Row } from "./row.js"
 
 export const allRows: ReadonlyArray<Row> = [
@@ -17,8 +17,7 @@ export const allRows: ReadonlyArray<Row> = [
   onShort,
   onOne,
   onOneEnduring,
-  projectionOnNew,
-  projectionOnHot,
+  ...projections,
   load,
   inMemoryOnNew,
   inMemoryOnHot,

@@ -1,43 +1,50 @@
-/** Evaluates a command whose event is also an upsert into a table, in the same transaction. */
+/**
+ * Evaluates a command whose event is also an upsert into a table, in the same transaction: by an effect, and by SQL and nothing else. Emmett's
+ * is the same in both, and sends its statement by the driver, which is the shortest way that it has.
+ */
 import * as Effect from "effect/Effect"
-import type pg from "pg"
-import { Deposit, ProjectedAccount } from "../domain.js"
+import { Deposit, ProjectedAccount, ProjectedBySql } from "../domain.js"
 import { contestant } from "../measure.js"
+import type { OnPostgres, Stage } from "../stage.js"
 import { emmettDeposit, fresh, hot } from "./command.js"
 import { contest, type Row } from "./row.js"
 
-export const projectionOnNew: Row = contest({
-  name: "projection",
-  work: "command with a strong projection, new aggregate",
-  clients: [1, 16],
-  contestants: ({ ours, projecting }) => [
-    contestant("ours", () => () => ours.run(Effect.flatMap(ProjectedAccount.newId, deposit))),
-    contestant("emmett", () => fresh(emmettDeposit(projecting.store)))
-  ],
-  verify: ({ pool }) => projected(pool)
-})
+/** On new aggregates, or on one for each client. */
+const row = (name: string, work: string, on: "new" | "hot", evaluate: (id: string) => Evaluated, newId: NewId): Row =>
+  contest({
+    name,
+    work,
+    clients: [1, 16],
+    contestants: ({ ours, projecting }) => [
+      contestant("ours", () =>
+        on === "new" ? () => ours.run(Effect.flatMap(newId, evaluate)) : hot((id) => ours.run(evaluate(id)))
+      ),
+      contestant("emmett", () => (on === "new" ? fresh : hot)(emmettDeposit(projecting.store)))
+    ],
+    verify: projected
+  })
 
-export const projectionOnHot: Row = contest({
-  name: "projection-hot",
-  work: "command with a strong projection, hot aggregate",
-  clients: [1, 16],
-  contestants: ({ ours, projecting }) => [
-    contestant("ours", () => hot((id) => ours.run(deposit(id)))),
-    contestant("emmett", () => hot(emmettDeposit(projecting.store)))
-  ],
-  verify: ({ pool }) => projected(pool)
-})
-
-// --- internal ---
-
-const deposit = (id: string) => ProjectedAccount.evaluate(id, new Deposit({ amount: 1 }))
+type Evaluated = Effect.Effect<unknown, unknown, OnPostgres>
+type NewId = Effect.Effect<string, never, OnPostgres>
 
 /** Each deposit of one is in the table, on both sides. */
-const projected = async (pool: pg.Pool): Promise<void> => {
+const projected = async ({ pool }: Pick<Stage, "pool">): Promise<void> => {
   const { rows } = await pool.query<{ ours: boolean; emmett: boolean }>(`select
     (select sum(amount) from balances)
-      = (select count(*) from maestro.event_log where metadata->>'aggregate' = 'ProjectedAccount') as ours,
+      = (select count(*) from maestro.event_log where metadata->>'aggregate' like 'Projected%') as ours,
     (select sum(amount) from emmett_balances)
       = (select count(*) from emt_messages m where m.stream_id in (select account from emmett_balances)) as emmett`)
   if (rows[0]?.ours !== true || rows[0].emmett !== true) throw new Error("projections and events differ")
 }
+
+const byEffect = (id: string) => ProjectedAccount.evaluate(id, new Deposit({ amount: 1 }))
+const bySql = (id: string) => ProjectedBySql.evaluate(id, new Deposit({ amount: 1 }))
+
+const work = "command with a strong projection"
+
+export const projections: ReadonlyArray<Row> = [
+  row("projection", `${work}, new aggregate`, "new", byEffect, ProjectedAccount.newId),
+  row("projection-hot", `${work}, hot aggregate`, "hot", byEffect, ProjectedAccount.newId),
+  row("projection-sql", `${work} that is SQL, new aggregate`, "new", bySql, ProjectedBySql.newId),
+  row("projection-sql-hot", `${work} that is SQL, hot aggregate`, "hot", bySql, ProjectedBySql.newId)
+]
