@@ -200,7 +200,7 @@ it.layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg({ maxConnections: 4 })))
           const sql = yield* SqlClient.SqlClient
           const store = yield* StoreAdapter.StoreAdapter
           const [{ aggregateId, timestamp }] = [yield* event(newId(), 1)]
-          const commit = (begun: boolean) => sql`select maestro.commit_events(null, ${begun},
+          const commit = (begun: boolean) => sql`select maestro.commit_events(null, ${begun}, false,
           array[0], array[true], array[${aggregateId}], array[1], array['Deposited'],
           array['{}'::jsonb], array['{}'::jsonb], array[${timestamp}::uuid])`
           expect(yield* Effect.flip(commit(true))).toMatchObject({ cause: { code: "25P01" } })

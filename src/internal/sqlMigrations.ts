@@ -152,8 +152,9 @@ const migrations: ReadonlyArray<Migration> = [
  *
  * With `p_lock_timeout` it waits only so long for a lock of somebody else's. With `p_begun` it refuses to store anything unless the
  * transaction is one that the store began: where it is sent along with the BEGIN, nobody has heard yet how that went. With `p_whole` more
- * was sent along with it that is to happen only if all is stored: then a conflict is raised (MA001), as is a level of isolation that
- * the store would not have begun the transaction with (MA002), and with a time for locks what follows has one for each statement.
+ * was sent along with it that is to happen only if it writes them all: then it raises that there is a conflict (MA001), or that all were
+ * stored before (MA003), or a level of isolation that the store would not have begun the transaction with (MA002); and with a time for locks
+ * what follows has one for each statement.
  *
  * As a function, its plans are made once for each session, and the statement that calls it, with one value for an answer, takes little
  * to parse and plan. The settings see to it that they stay good: a generic plan,
@@ -210,7 +211,13 @@ const commitEvents = (sql: SqlClient.SqlClient, schema: Fragment): Statement<unk
       return null;
     end if;
     if p_whole then
-      raise exception 'some of it conflicts with what is stored, or is stored' using errcode = 'MA001';
+      if written = 0 and cardinality(p_sequences) = (
+        select count(*) from unnest(p_aggregate_ids, p_sequences, p_timestamps) as e (aggregate_id, sequence, "timestamp")
+        join event_log l on l.aggregate_id = e.aggregate_id and l.sequence = e.sequence and l."timestamp" = e."timestamp"
+      ) then
+        raise exception 'all of it is stored' using errcode = 'MA003';
+      end if;
+      raise exception 'some of it conflicts with what is stored' using errcode = 'MA001';
     end if;
 
     with judged as (
