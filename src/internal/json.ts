@@ -24,7 +24,7 @@ export const stringifyObject = (value: unknown, report: Report): string | undefi
 
 /** What keeps a text from being stored, if anything does. */
 export const textProblem = (text: string): string | undefined =>
-  text.includes("\0") ? "contains NUL" : /\p{Surrogate}/u.test(text) ? "contains half of a surrogate pair" : undefined
+  text.includes("\0") ? "contains NUL" : text.isWellFormed() ? undefined : "contains half of a surrogate pair"
 
 /** Whether a value is small enough to be looked at: a list of four billion holes, or a cycle, keeps who walks it for ever. */
 export const isBounded = (value: unknown): boolean => {
