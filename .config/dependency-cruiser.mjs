@@ -10,8 +10,7 @@ const floors = [
     "internal/atOnce.ts",
     "internal/machineTime.ts",
     "internal/embedded.ts",
-    "internal/implicitTransaction.ts",
-    "internal/statements.ts"
+    "internal/implicitTransaction.ts"
   ],
   [
     "Timestamp.ts",
@@ -27,7 +26,7 @@ const floors = [
     "internal/sharingPace.ts"
   ],
   ["Event.ts", "internal/pipeline.ts"],
-  ["internal/sqlTransaction.ts"],
+  ["internal/sqlTransaction.ts", "internal/statements.ts"],
   ["Snapshot.ts", "internal/eventCodec.ts", "internal/sqlMigrations.ts", "internal/commitQueue.ts"],
   ["Projection.ts", "internal/record.ts", "internal/stateCodec.ts", "internal/coalesce.ts"],
   ["internal/projecting.ts", "EventFeed.ts", "internal/sqlWrites.ts"],

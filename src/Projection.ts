@@ -11,6 +11,7 @@ import * as Either from "effect/Either"
 import type * as Schema from "effect/Schema"
 import type { Event } from "./Event.js"
 import { type EventCodec, makeEventCodec, type Tagged } from "./internal/eventCodec.js"
+import { provideStatementsFor } from "./internal/statements.js"
 import type { StoreError } from "./StoreError.js"
 
 /**
@@ -31,14 +32,6 @@ export interface Projection<out E = never, out R = never> {
   readonly events?: ReadonlyArray<string> | undefined
   /** What is to be done for one event. */
   readonly project: (event: Event) => Effect.Effect<void, E, R>
-  /**
-   * The statements that it is, where it is nothing else: `project` must come to the same. A store that can sends them itself,
-   * so this is called before anybody knows whether the event is accepted. It answers with nothing where it can't tell, and
-   * `project` then says why. See `makeSql`.
-   */
-  readonly statements?:
-    | ((event: Event, sql: SqlClient.SqlClient) => ReadonlyArray<Statement<unknown>> | undefined)
-    | undefined
 }
 
 /**
@@ -136,8 +129,8 @@ export const make = <A extends Tagged, I extends Tagged, Handlers extends Projec
  * round trip of its own: on Postgres events and statements go to the database together, as one transaction, and the statements are done
  * only if the events are stored. Emmett knows such projections as raw SQL projections.
  *
- * A handler only says what is to be done. It is called before anybody knows whether the event is accepted, and may be called
- * more than once; it reads nothing. Where the result of a statement decides what comes next, use `make`.
+ * A handler only says what is to be done, by the `sql` that it is given. It is called before anybody knows whether the event is accepted,
+ * and may be called more than once; it reads nothing. Where the result of a statement decides what comes next, use `make`.
  *
  * A stored event of a named type that the schema can't decode fails the commit with `StoreError` (`UnreadableEvent`), a statement that
  * fails with its `SqlError`.
@@ -181,17 +174,14 @@ export const makeSql = <A extends Tagged, I extends Tagged, Handlers extends Sql
           return Array.isArray(some) ? (some as ReadonlyArray<Statement<unknown>>) : [some as Statement<unknown>]
         })
   }
-  return {
-    name: options.name,
-    events: [...handlers.keys()],
-    project: (envelope) =>
-      Effect.flatMap(SqlClient.SqlClient, (sql) =>
-        Effect.flatMap(statements(envelope, sql), (all) =>
-          Effect.forEach(all, (statement) => statement, { discard: true })
-        )
-      ),
-    statements: (envelope, sql) => Either.getOrUndefined(statements(envelope, sql))
-  }
+  const project = (envelope: Event) =>
+    Effect.flatMap(SqlClient.SqlClient, (sql) =>
+      Effect.flatMap(statements(envelope, sql), (all) =>
+        Effect.forEach(all, (statement) => statement, { discard: true })
+      )
+    )
+  provideStatementsFor(project, (envelope, sql) => Either.getOrUndefined(statements(envelope, sql)))
+  return { name: options.name, events: [...handlers.keys()], project }
 }
 
 /**

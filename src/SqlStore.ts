@@ -187,7 +187,10 @@ export const make = (options?: SqlStoreOptions): Effect.Effect<StoreAdapterServi
           inside
             ? transact(events, project)
             : Effect.withFiberRuntime((fiber) =>
-                Effect.tap(commitWith(events, project, projectingOf(fiber, client, project)), wakeUps.committed)
+                Effect.tap(
+                  commitWith(events, project, whole.isPossible() ? projectingOf(fiber, client, project) : undefined),
+                  wakeUps.committed
+                )
               )
         ),
       putSnapshot: (snapshot) =>

@@ -22,7 +22,7 @@ import {
   restoreEvent,
   restoreSnapshot
 } from "./internal/record.js"
-import { provideStatements } from "./internal/statements.js"
+import { provideStatements, type StatementsFor, statementsFor } from "./internal/statements.js"
 import { inStoreTransaction } from "./internal/storeTransaction.js"
 import { spannedIn } from "./internal/tracing.js"
 import type { Projection } from "./Projection.js"
@@ -297,22 +297,23 @@ const project = <E, R>(
       )
     })
   )
-  if (projections.every(({ statements }) => statements !== undefined)) {
-    provideStatements(projecting, (sql) => statementsFor(events.map(restoreEvent), projections, sql))
+  const known = projections.flatMap(({ project }) => statementsFor(project) ?? [])
+  if (known.length === projections.length) {
+    provideStatements(projecting, (sql) => allStatements(events.map(restoreEvent), known, sql))
   }
   return projecting
 }
 
 /** What the projections come to for the events, one after the other; nothing, where one of them can't say. */
-const statementsFor = (
+const allStatements = (
   events: ReadonlyArray<Event>,
-  projections: ReadonlyArray<Projection.Any>,
+  projections: ReadonlyArray<StatementsFor>,
   sql: SqlClient
 ): ReadonlyArray<Statement<unknown>> | undefined => {
   const all: Array<Statement<unknown>> = []
-  for (const { statements } of projections) {
+  for (const statements of projections) {
     for (const event of events) {
-      const some = statements?.(event, sql)
+      const some = statements(event, sql)
       if (some === undefined) return undefined
       all.push(...some)
     }

@@ -88,7 +88,7 @@ for (const [name, layer] of Object.entries(stores)) {
 
     it.effect("what can't be decoded, said, or sent fails as it would by an effect, and nothing is stored", () =>
       Effect.gen(function* () {
-        const { notes, projection } = yield* aTable
+        const { name: table, notes, projection } = yield* aTable
         const events = yield* noted(crypto.randomUUID(), 1, "one")
         const unreadable = events.map((event) => ({ ...event, body: { texts: 1 } }))
         expect(yield* Effect.flip(commit(unreadable, projection))).toMatchObject({ reason: "UnreadableEvent" })
@@ -108,10 +108,10 @@ for (const [name, layer] of Object.entries(stores)) {
           name: "unsendable",
           events: Noted,
           project: {
-            Noted: (event, envelope, sql) => [
-              ...(projection.statements?.(envelope, sql) ?? []),
-              sql`select ${sql.unsafe("$1", [circular])}::text`,
-              ...event.texts.map((text) => sql`select ${text}`)
+            Noted: ({ texts }, { aggregateId }, sql) => [
+              sql`insert into ${sql(table)} (id, note) values (${aggregateId}, ${texts[0]})`,
+              sql.unsafe("select $1::text", [circular]),
+              sql`insert into ${sql(table)} (id, note) values (${aggregateId}, ${"after"})`
             ]
           }
         })
@@ -119,6 +119,62 @@ for (const [name, layer] of Object.entries(stores)) {
         if (name !== "PGlite") expect(Exit.isFailure(yield* Effect.exit(commit(events, unsendable)))).toBe(true)
         expect(yield* notes).toEqual([])
         yield* commit(events, projection)
+      })
+    )
+
+    it.effect("a statement's own error is that of the projection, whatever code it has", () =>
+      Effect.gen(function* () {
+        const { notes, projection } = yield* aTable
+        const events = yield* noted(crypto.randomUUID(), 1, "one")
+        const store = yield* StoreAdapter.StoreAdapter
+        const sql = yield* SqlClient.SqlClient
+        yield* sql`create or replace function raise_as(code text) returns void language plpgsql as
+          $$ begin raise exception 'raised' using errcode = code; end $$`
+        for (const code of ["E0001", "MA001", "MA003", "08001", "53300", "40001", "P0001"]) {
+          const raising = Projection.makeSql({
+            name: "raising",
+            events: Noted,
+            project: { Noted: (_event, _envelope, sql) => sql`select raise_as(${code})` }
+          })
+          expect(yield* Effect.flip(store.commitAll(events, [projection, raising]))).toMatchObject({
+            _tag: "SqlError",
+            cause: { code }
+          })
+        }
+        expect(yield* notes).toEqual([])
+        yield* commit(events, projection)
+      })
+    )
+
+    it.effect(
+      "what is no plain statement is done, or fails, as by an effect, and the connection is as good as before",
+      () =>
+        Effect.gen(function* () {
+          const { name: table, notes, projection } = yield* aTable
+          const events = yield* noted(crypto.randomUUID(), 1, "one")
+          const store = yield* StoreAdapter.StoreAdapter
+          const saying = (text: string) =>
+            Projection.makeSql({
+              name: "saying",
+              events: Noted,
+              project: { Noted: (_event, _envelope, sql) => sql.unsafe(text) }
+            })
+          // The embedded database is asked for files here, by a function of its own.
+          if (name !== "PGlite") {
+            yield* Effect.flip(store.commitAll(events, [projection, saying(`copy ${table} from stdin`)]))
+            expect(yield* notes).toEqual([])
+          }
+          const two = `insert into ${table} (id, note) values ('b', 'two'); insert into ${table} (id, note) values ('b', 'three')`
+          yield* store.commitAll(events, [projection, saying(two), saying("set local lock_timeout = '1s'")])
+          expect(yield* notes).toHaveLength(3)
+        })
+    )
+
+    it.effect("one made of another is what its project does", () =>
+      Effect.gen(function* () {
+        const { notes, projection } = yield* aTable
+        yield* commit(yield* noted(crypto.randomUUID(), 1, "one"), { ...projection, project: () => Effect.void })
+        expect(yield* notes).toEqual([])
       })
     )
 
@@ -234,6 +290,52 @@ it.layer(stores.Postgres, { timeout: 60_000 })("SQL projections", (it) => {
         yield* commit(yield* noted(crypto.randomUUID(), 1, slow, slow, slow, slow), projection)
         expect(yield* isNoted).toBe(answered)
       }
+    })
+  )
+
+  it.effect("those that together take too long are broken off, and each goes by itself", () =>
+    Effect.gen(function* () {
+      const { notes, projection } = yield* aTable
+      const sql = yield* SqlClient.SqlClient
+      yield* Effect.forEach(
+        Arr.range(1, 40),
+        () => Effect.flatMap(noted(crypto.randomUUID(), 1, "one"), (events) => commit(events, projection)),
+        { concurrency: "unbounded" }
+      )
+      const ids = Arr.makeBy(8, (): string => crypto.randomUUID())
+      yield* Effect.forEach(
+        ids,
+        (id) => Effect.flatMap(noted(id, 1, ...Arr.replicate(slow, 5), "one"), (events) => commit(events, projection)),
+        { concurrency: "unbounded" }
+      )
+      expect((yield* notes).filter((line) => ids.some((id) => line.startsWith(id)))).toHaveLength(8)
+      const transactions =
+        yield* sql`select distinct transaction_id from maestro.event_log where ${sql.in("aggregate_id", ids)}`
+      expect(transactions).toHaveLength(8)
+    })
+  )
+
+  it.effect("interruptions cancel nothing of strangers", () =>
+    Effect.gen(function* () {
+      const { projection } = yield* aTable
+      const sql = yield* SqlClient.SqlClient
+      const strangers = yield* Effect.fork(
+        Effect.forEach(Arr.range(1, 8), () => Effect.repeatN(sql`select pg_sleep(0.002)`, 150), {
+          concurrency: "unbounded",
+          discard: true
+        })
+      )
+      yield* Effect.forEach(
+        Arr.range(1, 300),
+        (n) =>
+          Effect.flatMap(noted(crypto.randomUUID(), 1, "one"), (events) =>
+            Effect.flatMap(Effect.fork(commit(events, projection)), (fiber) =>
+              Effect.zipRight(Effect.repeatN(macrotask, n % 7), Fiber.interrupt(fiber))
+            )
+          ),
+        { concurrency: 4, discard: true }
+      )
+      yield* Fiber.join(strangers)
     })
   )
 

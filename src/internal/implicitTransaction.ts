@@ -9,6 +9,7 @@
 import type { Connection } from "@effect/sql/SqlConnection"
 import { SqlError } from "@effect/sql/SqlError"
 import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
 
 /** A statement that is sent. */
 export interface Command {
@@ -19,42 +20,70 @@ export interface Command {
 /** Whether this connection can. */
 export const canSendWhole = (connection: Connection): boolean => driverOf(connection) !== undefined
 
+/** How statements are broken off that were sent. */
+export interface BreakingOff {
+  /** After so many milliseconds it is done. */
+  readonly after: number | undefined
+  /** Cancels what a process of the server is at, if `begin`, called when that can be sent, says that it is still at it. */
+  readonly cancel: (process: number | null, begin: () => boolean) => Effect.Effect<unknown>
+}
+
 /**
- * Sends the statements; they are committed where it succeeds. Who interrupts it waits for the end, after `cancel` was told the process
- * that works on it, and how to see whether it still does.
+ * Sends the statements; they are committed where it succeeds. Who interrupts it breaks them off, and waits for their end: the connection
+ * is not to be another's while a cancel is under way to it.
  */
 export const sendWhole = (
   connection: Connection,
   commands: ReadonlyArray<Command>,
-  cancel: (process: number | null, isOver: () => boolean) => Effect.Effect<unknown>
+  { after, cancel }: BreakingOff
 ): Effect.Effect<void, SqlError> =>
   Effect.async<void, SqlError>((resume) => {
     const driver = driverOf(connection)
     if (driver === undefined) return resume(failed(new Error("the driver can't send a transaction as a whole")))
-    if (driver.getTransactionStatus() !== idle) return resume(undone(connection))
     let over = false
+    let isCancelled = false
+    let cancelling: Fiber.RuntimeFiber<unknown> | undefined
     let ended = (): void => {}
-    driver.query(
-      new Whole(driver, commands, (error) => {
-        over = true
-        ended()
-        resume(
-          error !== undefined && error !== null
-            ? failed(error)
-            : driver.getTransactionStatus() === idle
-              ? Effect.void
-              : undone(connection)
-        )
-      })
+
+    const breakOff = (): void => {
+      const begin = () => {
+        isCancelled = !over
+        return isCancelled
+      }
+      cancelling ??= Effect.runFork(cancel(driver.processID, begin))
+    }
+    const cancelAnswered = Effect.suspend(() =>
+      isCancelled && cancelling !== undefined ? Fiber.await(cancelling) : Effect.void
     )
-    const end = Effect.async<void>((resume) => {
+    const timer = after === undefined ? undefined : setTimeout(breakOff, after)
+
+    const end = (outcome: Effect.Effect<void, SqlError>): void => {
+      clearTimeout(timer)
+      over = true
+      ended()
+      resume(Effect.zipRight(cancelAnswered, outcome))
+    }
+    // Somebody had left a transaction open on the connection: nothing was committed.
+    const takeBack = (): unknown => driver.query("ROLLBACK", () => end(failed(leftOpen())))
+
+    if (driver.getTransactionStatus() === idle) {
+      driver.query(
+        new Whole(driver, commands, (error) => {
+          if (error !== undefined && error !== null) end(failed(error))
+          else if (driver.getTransactionStatus() === idle) end(Effect.void)
+          else takeBack()
+        })
+      )
+    } else takeBack()
+
+    const awaitEnd = Effect.async<void>((resume) => {
       ended = () => resume(Effect.void)
       if (over) ended()
     })
-    return Effect.zipRight(
-      cancel(driver.processID, () => over),
-      end
-    )
+    return Effect.suspend(() => {
+      breakOff()
+      return Effect.zipRight(awaitEnd, cancelAnswered)
+    })
   })
 
 // --- internal ---
@@ -65,17 +94,12 @@ const idle = "I"
 const failed = (cause: unknown): Effect.Effect<never, SqlError> =>
   Effect.fail(new SqlError({ cause, message: "Failed to execute statement" }))
 
-/** Somebody had left a transaction open on the connection, so that nothing was committed. */
-const undone = (connection: Connection): Effect.Effect<never, SqlError> =>
-  Effect.zipRight(
-    Effect.ignore(connection.executeUnprepared("ROLLBACK", [], undefined)),
-    failed(Object.assign(new Error("the connection was inside a transaction"), { code: "25001" }))
-  )
+const leftOpen = () => Object.assign(new Error("the connection was inside a transaction"), { code: "25001" })
 
 /** The parts of a client of `pg` that this needs. */
 interface Driver {
   readonly processID: number | null
-  readonly query: (query: Whole) => unknown
+  readonly query: (query: Whole | string, answered?: () => void) => unknown
   readonly getTransactionStatus: () => string | null
   readonly constructor: {
     readonly Query: new (config: object, values: undefined, callback: (error: unknown) => void) => Query
@@ -87,7 +111,8 @@ interface Query {
 }
 
 interface Wire {
-  readonly stream: { readonly cork: () => void; readonly uncork: () => void }
+  /** Not every stream can be corked. */
+  readonly stream: { readonly cork?: () => void; readonly uncork?: () => void }
   readonly sync: () => void
   readonly bind: (config: object) => void
   readonly sendCopyFail: (message: string) => void
@@ -113,7 +138,7 @@ class Whole {
     }
     // A query of the driver's ends with a Sync; these end with one for all of them.
     const unsynced = Object.create(wire, { sync: { value: () => {} } })
-    wire.stream.cork()
+    wire.stream.cork?.()
     try {
       for (const { text, values } of this.commands) {
         const query = new this.driver.constructor.Query({ text, values, queryMode: "extended" }, undefined, notice)
@@ -123,7 +148,7 @@ class Whole {
       if (incomplete) wire.bind({ statement: "effect-maestro has prepared none" })
       wire.sync()
     } finally {
-      wire.stream.uncork()
+      wire.stream.uncork?.()
     }
   }
 

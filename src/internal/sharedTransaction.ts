@@ -164,10 +164,7 @@ export const makeSharing = (ways: Ways): Effect.Effect<Ways["alone"]> => {
 
   const commitInCompany: Ways["alone"] = (commit, project, projecting) => {
     const measured = timed(project, pace.took)
-    const alone =
-      projecting === undefined
-        ? ways.alone(commit, measured, undefined)
-        : timed(ways.alone(commit, project, projecting), pace.took)
+    const alone = ways.alone(commit, measured, projecting)
     const kind = commit[0]?.type ?? ""
     return Effect.contextWithEffect((context: Context.Context<never>) => {
       const size = sizeOf(commit)

@@ -101,6 +101,9 @@ export const makeTravel = (
   pace: Pace,
   { end, finish }: Ends
 ): ((entries: ReadonlyArray<Entry>, leave: () => void) => Effect.Effect<void>) => {
+  /** Until when a conflict is so likely that all together would often be in vain. */
+  let contendedUntil = 0
+
   /** One shared transaction, from its connection on. Its fiber belongs to none of those that it carries. */
   const travel = (entries: ReadonlyArray<Entry>, leave: () => void): Effect.Effect<void> =>
     Effect.scoped(
@@ -236,26 +239,28 @@ export const makeTravel = (
       if (projecting === undefined) return Effect.succeed(false)
       commits.push({ commit, projecting, span: Option.getOrUndefined(span) })
     }
-    if (!whole.can(connection)) return Effect.succeed(false)
+    if (performance.now() < contendedUntil || !whole.can(connection)) return Effect.succeed(false)
     // Who is interrupted from here on waits for what becomes of it.
     for (const entry of entries) entry.projected = true
     const started = performance.now()
-    return Effect.map(Effect.exit(whole.send(connection, commits, true)), (exit) => {
+    return Effect.map(Effect.exit(whole.send(connection, commits, maxMillis)), (exit) => {
       for (const entry of entries) entry.projected = false
       const millis = performance.now() - started
       const error = Exit.isSuccess(exit) ? exit.value.error : undefined
       if (error !== undefined) {
         if (error.code === "55P03" || error.code === "40P01") pace.collided()
+        // The long way refuses each by itself, and keeps the others.
+        if (error.code === "MA001") contendedUntil = performance.now() + contendedFor
         return false
       }
-      if (Exit.isSuccess(exit)) pace.took(millis / entries.length)
-      const slow = millis > maxMillis / 2
-      if (slow) pace.tooLong()
-      for (const entry of entries) {
-        if (slow) pace.blame(entry.kind, 1)
-        else if (Exit.isSuccess(exit)) pace.praise(entry.kind)
-        end(entry, Exit.asVoid(exit))
+      if (Exit.isSuccess(exit)) {
+        pace.took(millis / entries.length)
+        if (millis > maxMillis / 2) {
+          pace.tooLong()
+          for (const kind of new Set(entries.map(({ kind }) => kind))) pace.blame(kind, 1)
+        } else for (const { kind } of entries) pace.praise(kind)
       }
+      for (const entry of entries) end(entry, Exit.asVoid(exit))
       return true
     })
   }
@@ -283,7 +288,11 @@ export const makeTravel = (
           // There is no cursor in a pipeline.
           const tooMuch = besideOthers && (statements > 1 || streamed)
           if (tooMuch) pace.needed(entry.kind, statements + 1)
-          else if (concernsOthers.test(statement) || (streamed && isPipeline(connection))) {
+          else if (
+            concernsOthers.test(statement) ||
+            concernsOthers.test(withoutComments(statement)) ||
+            (streamed && isPipeline(connection))
+          ) {
             pace.blame(entry.kind, severe)
           } else return undefined
           trip.stop()
@@ -366,12 +375,18 @@ const settings = ["SET LOCAL lock_timeout = '100ms'", "SET LOCAL statement_timeo
 
 const severe = 3
 
+/** After a conflict others are likely, in milliseconds. */
+const contendedFor = 100
+
 /**
  * What is not a matter of its own rows: the log, where events of others stand that are not projected yet; what holds until the end
  * of the transaction, and so for those who come after; and the transaction itself.
  */
 const concernsOthers =
   /\b(event_log|commit_events|set_config)\b|(?:^|;)\s*(set|reset|discard|begin|start|commit|end|abort|prepare|rollback(?!\s+to\b))\b/i
+
+const withoutComments = (statement: string): string =>
+  statement.includes("/*") || statement.includes("--") ? statement.replace(/\/\*[\s\S]*?\*\/|--.*/g, " ") : statement
 
 const notInCompany = new SqlError({
   cause: new Error("this statement is not sent in a transaction with others"),

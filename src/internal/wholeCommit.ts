@@ -3,6 +3,7 @@
  */
 import * as SqlClient from "@effect/sql/SqlClient"
 import type { Connection } from "@effect/sql/SqlConnection"
+import type { SqlError } from "@effect/sql/SqlError"
 import * as Statement from "@effect/sql/Statement"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
@@ -10,7 +11,7 @@ import type * as Fiber from "effect/Fiber"
 import type * as Tracer from "effect/Tracer"
 import type { StoreError } from "../StoreError.js"
 import type { Commit } from "./commitQueue.js"
-import { type Command, canSendWhole, sendWhole } from "./implicitTransaction.js"
+import { type BreakingOff, type Command, canSendWhole, sendWhole } from "./implicitTransaction.js"
 import { fromSqlError } from "./sqlError.js"
 import { reserve } from "./sqlTransaction.js"
 import type { makeInsertCommits } from "./sqlWrites.js"
@@ -31,16 +32,18 @@ export interface WholeCommit {
 export type Sent = { readonly error: StoreError | undefined }
 
 export interface WholeCommits {
+  /** Whether there may be a connection for it. */
+  readonly isPossible: () => boolean
   /** Whether this connection is one for it, as far as is known. */
   readonly can: (connection: Connection) => boolean
   /**
-   * Sends commits, which happen all or not at all. It fails where nobody knows what became of them, or they could not be sent.
-   * `hurried` waits for locks, and for statements, only so long.
+   * Sends commits, which happen all or not at all. It fails where nobody knows what became of them. With a limit in milliseconds it
+   * waits for locks, and for statements, only so long.
    */
   readonly send: (
     connection: Connection,
     commits: ReadonlyArray<WholeCommit>,
-    hurried: boolean
+    limit?: number
   ) => Effect.Effect<Sent, StoreError>
   /** Sends one on a connection of its own, and answers whether it was stored: if not, it can be done in any other way. */
   readonly commit: (commit: Commit, projecting: Projecting) => Effect.Effect<boolean, StoreError>
@@ -58,33 +61,32 @@ export const makeWholeCommits = (
   }
 
   // By another connection of the pool. Where there is none before it is over, there is nothing left to do.
-  const cancel = (process: number | null, isOver: () => boolean): Effect.Effect<unknown> =>
-    Effect.forkDaemon(
-      Effect.ignore(
-        Effect.scoped(
-          Effect.flatMap(Effect.uninterruptible(sql.reserve), (other) =>
-            isOver() ? Effect.void : other.executeUnprepared(`select pg_cancel_backend(${process})`, [], undefined)
-          )
+  const cancel: BreakingOff["cancel"] = (process, begin) =>
+    Effect.ignore(
+      Effect.scoped(
+        Effect.flatMap(Effect.uninterruptible(sql.reserve), (other) =>
+          begin() ? other.executeUnprepared(`select pg_cancel_backend(${process})`, [], undefined) : Effect.void
         )
       )
     )
 
-  const send: WholeCommits["send"] = (connection, commits, hurried) => {
+  const send: WholeCommits["send"] = (connection, commits, limit) => {
     const commands = [
       insert.command(
         commits.map(({ commit }) => commit),
-        { whole: true, hurried }
+        { whole: true, hurried: limit !== undefined }
       ),
       ...commits.flatMap(({ projecting }) => projecting)
     ]
-    return Effect.matchEffect(sendWhole(connection, commands, cancel), {
+    return Effect.matchEffect(sendWhole(connection, commands, { after: limit, cancel }), {
       onSuccess: () => Effect.succeed(stored),
       onFailure: (cause) => {
         const error = fromSqlError("commitAll", "committing", cause)
-        if (error.code === storedBefore) return Effect.succeed(stored)
+        if (isRaised(cause, storedBefore)) return Effect.succeed(stored)
         // On a database with such a default it would be so again.
-        if (error.code === otherIsolation) able = false
-        return error.reason === "CommitUnknown" || error.reason === "Unavailable"
+        if (isRaised(cause, otherIsolation)) able = false
+        // What the server answers as an error of a statement it has taken back, whatever code somebody has given it.
+        return error.reason === "CommitUnknown" && (!isAnswer(cause) || serverGoes.test(error.code ?? ""))
           ? Effect.fail(error)
           : Effect.succeed({ error })
       }
@@ -92,6 +94,7 @@ export const makeWholeCommits = (
   }
 
   return {
+    isPossible: () => able,
     can,
     send,
     commit: (commit, projecting) =>
@@ -99,7 +102,7 @@ export const makeWholeCommits = (
         ? Effect.scoped(
             Effect.flatMap(reserve(sql, "commitAll"), (connection) =>
               can(connection)
-                ? Effect.map(send(connection, [{ commit, projecting }], false), ({ error }) => error === undefined)
+                ? Effect.map(send(connection, [{ commit, projecting }]), ({ error }) => error === undefined)
                 : Effect.succeed(false)
             )
           )
@@ -125,7 +128,7 @@ export const projectingOf = (
       const [text, values] = statement.compile()
       return { text, values }
     })
-    return commands?.some(({ text }) => aboutTransactions.test(text)) === true ? undefined : commands
+    return commands?.every(({ text }) => isPlain.test(text) && !isMore.test(text)) === true ? commands : undefined
   } catch {
     // A handler's own fault: doing the effect shows it.
     return undefined
@@ -136,13 +139,25 @@ export const projectingOf = (
 
 const stored: Sent = { error: undefined }
 
-// What `commit_events` raises.
-const otherIsolation = "MA002"
-const storedBefore = "MA003"
+// What `commit_events` raises. By the words too: others may have codes of their own.
+const otherIsolation = { code: "MA002", message: "the transaction is not READ COMMITTED" }
+const storedBefore = { code: "MA003", message: "all of it is stored" }
 
-/** What would end the transaction, or is a matter of all of it. */
-const aboutTransactions =
-  /\b(event_log|commit_events|set_config)\b|(?:^|;)\s*(set|reset|discard|begin|start|commit|end|abort|prepare|rollback|savepoint|release)\b/i
+const isRaised = ({ cause }: SqlError, { code, message }: typeof storedBefore): boolean =>
+  cause instanceof Error && "code" in cause && cause.code === code && cause.message === message
+
+/** Whether the server has said so, and not the driver. */
+const isAnswer = ({ cause }: SqlError): boolean =>
+  typeof cause === "object" && cause !== null && "severity" in cause && typeof cause.severity === "string"
+
+/** What it says when it ends the connection, whatever that was at. */
+const serverGoes = /^57P0[1-5]$/
+
+/** What only reads and writes rows: it can't end the transaction, change its settings, or have the client send more. */
+const isPlain = /^\s*(insert|update|delete|merge|select|with|values)\b/i
+
+/** What may be more than one statement, or is a matter of others in the transaction. */
+const isMore = /;\s*\S|\b(event_log|commit_events|set_config)\b/i
 
 const placesOf = ({ projecting, span }: WholeCommit): ReadonlyArray<Tracer.SpanOptions> =>
   projecting.map(({ text }) => ({
