@@ -10,7 +10,8 @@ const floors = [
     "internal/atOnce.ts",
     "internal/machineTime.ts",
     "internal/embedded.ts",
-    "internal/implicitTransaction.ts"
+    "internal/implicitTransaction.ts",
+    "internal/statementText.ts"
   ],
   [
     "Timestamp.ts",
@@ -26,15 +27,30 @@ const floors = [
     "internal/sharingPace.ts"
   ],
   ["Event.ts", "internal/pipeline.ts"],
-  ["internal/sqlTransaction.ts", "internal/statements.ts"],
-  ["Snapshot.ts", "internal/eventCodec.ts", "internal/sqlMigrations.ts", "internal/commitQueue.ts"],
-  ["Projection.ts", "internal/record.ts", "internal/stateCodec.ts", "internal/coalesce.ts"],
+  [
+    "Snapshot.ts",
+    "internal/eventCodec.ts",
+    "internal/commitQueue.ts",
+    "internal/sqlTransaction.ts",
+    "internal/statements.ts"
+  ],
+  [
+    "Projection.ts",
+    "internal/record.ts",
+    "internal/stateCodec.ts",
+    "internal/coalesce.ts",
+    "internal/sqlMigrations.ts"
+  ],
   ["internal/projecting.ts", "EventFeed.ts", "internal/sqlWrites.ts"],
-  ["internal/wholeCommit.ts"],
-  ["internal/sharedTrip.ts"],
-  ["StoreAdapter.ts", "internal/sharedTransaction.ts"],
-  ["SubscriptionStore.ts", "internal/streamReader.ts", "internal/settling.ts", "internal/feedInput.ts"],
-  ["internal/loading.ts", "internal/feedWatch.ts", "internal/sqlReads.ts"],
+  ["StoreAdapter.ts", "internal/wholeCommit.ts"],
+  [
+    "SubscriptionStore.ts",
+    "internal/streamReader.ts",
+    "internal/settling.ts",
+    "internal/feedInput.ts",
+    "internal/sharedTrip.ts"
+  ],
+  ["internal/loading.ts", "internal/feedWatch.ts", "internal/sqlReads.ts", "internal/sharedTransaction.ts"],
   [
     "internal/recording.ts",
     "internal/receipt.ts",

@@ -20,6 +20,7 @@ import { withinGrace } from "./promptly.js"
 import type { Pace } from "./sharingPace.js"
 import { fromSqlError } from "./sqlError.js"
 import { begin, commit as commitTransaction, type Lease, leased, on, reserve, rollback } from "./sqlTransaction.js"
+import { concernsOthers } from "./statementText.js"
 import { spanned } from "./tracing.js"
 import type { Projecting, WholeCommit, WholeCommits } from "./wholeCommit.js"
 
@@ -288,11 +289,7 @@ export const makeTravel = (
           // There is no cursor in a pipeline.
           const tooMuch = besideOthers && (statements > 1 || streamed)
           if (tooMuch) pace.needed(entry.kind, statements + 1)
-          else if (
-            concernsOthers.test(statement) ||
-            concernsOthers.test(withoutComments(statement)) ||
-            (streamed && isPipeline(connection))
-          ) {
+          else if (concernsOthers(statement) || (streamed && isPipeline(connection))) {
             pace.blame(entry.kind, severe)
           } else return undefined
           trip.stop()
@@ -377,16 +374,6 @@ const severe = 3
 
 /** After a conflict others are likely, in milliseconds. */
 const contendedFor = 100
-
-/**
- * What is not a matter of its own rows: the log, where events of others stand that are not projected yet; what holds until the end
- * of the transaction, and so for those who come after; and the transaction itself.
- */
-const concernsOthers =
-  /\b(event_log|commit_events|set_config)\b|(?:^|;)\s*(set|reset|discard|begin|start|commit|end|abort|prepare|rollback(?!\s+to\b))\b/i
-
-const withoutComments = (statement: string): string =>
-  statement.includes("/*") || statement.includes("--") ? statement.replace(/\/\*[\s\S]*?\*\/|--.*/g, " ") : statement
 
 const notInCompany = new SqlError({
   cause: new Error("this statement is not sent in a transaction with others"),

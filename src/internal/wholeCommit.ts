@@ -16,6 +16,7 @@ import { fromSqlError } from "./sqlError.js"
 import { reserve } from "./sqlTransaction.js"
 import type { makeInsertCommits } from "./sqlWrites.js"
 import { statementsOf } from "./statements.js"
+import { isPlain } from "./statementText.js"
 import { spannedEach } from "./tracing.js"
 
 /** What a commit is projected by, where that is statements and nothing else. */
@@ -98,15 +99,13 @@ export const makeWholeCommits = (
     can,
     send,
     commit: (commit, projecting) =>
-      able
-        ? Effect.scoped(
-            Effect.flatMap(reserve(sql, "commitAll"), (connection) =>
-              can(connection)
-                ? Effect.map(send(connection, [{ commit, projecting }]), ({ error }) => error === undefined)
-                : Effect.succeed(false)
-            )
-          )
-        : Effect.succeed(false)
+      Effect.scoped(
+        Effect.flatMap(reserve(sql, "commitAll"), (connection) =>
+          can(connection)
+            ? Effect.map(send(connection, [{ commit, projecting }]), ({ error }) => error === undefined)
+            : Effect.succeed(false)
+        )
+      )
   }
 }
 
@@ -128,7 +127,7 @@ export const projectingOf = (
       const [text, values] = statement.compile()
       return { text, values }
     })
-    return commands?.every(({ text }) => isPlain.test(text) && !isMore.test(text)) === true ? commands : undefined
+    return commands?.every(({ text }) => isPlain(text)) === true ? commands : undefined
   } catch {
     // A handler's own fault: doing the effect shows it.
     return undefined
@@ -152,12 +151,6 @@ const isAnswer = ({ cause }: SqlError): boolean =>
 
 /** What it says when it ends the connection, whatever that was at. */
 const serverGoes = /^57P0[1-5]$/
-
-/** What only reads and writes rows: it can't end the transaction, change its settings, or have the client send more. */
-const isPlain = /^\s*(insert|update|delete|merge|select|with|values)\b/i
-
-/** What may be more than one statement, or is a matter of others in the transaction. */
-const isMore = /;\s*\S|\b(event_log|commit_events|set_config)\b/i
 
 const placesOf = ({ projecting, span }: WholeCommit): ReadonlyArray<Tracer.SpanOptions> =>
   projecting.map(({ text }) => ({
