@@ -34,10 +34,10 @@ export class Database extends Context.Tag("test/Database")<Database, string>() {
 export const layerDatabase = Layer.scoped(Database, Effect.orDie(makeDatabase))
 
 /** A pool on the database. */
-export const layerPool = (maxConnections: number) =>
-  Layer.unwrapEffect(Effect.map(Database, (url) => PgClient.layer({ url: Redacted.make(url), maxConnections }))).pipe(
-    Layer.orDie
-  )
+export const layerPool = (maxConnections: number, applicationName = "callers") =>
+  Layer.unwrapEffect(
+    Effect.map(Database, (url) => PgClient.layer({ url: Redacted.make(url), maxConnections, applicationName }))
+  ).pipe(Layer.orDie)
 
 export const onPostgres = SqlStore.layer.pipe(
   Layer.provideMerge(layerPool(10)),
@@ -224,6 +224,9 @@ export const makeTable = (columns: string) =>
       )
     }
   })
+
+/** Statements with which a projection ends the transaction that it runs in. */
+export const endings = ["ROLLBACK", "COMMIT", "ROLLBACK; BEGIN", "COMMIT AND CHAIN"]
 
 /** What a projection sends for one event. */
 export type Statements = (sql: SqlClient.SqlClient, event: Event.Event) => ReadonlyArray<Statement<unknown>>

@@ -14,6 +14,7 @@ import {
   callerOf,
   callers,
   Database,
+  endings,
   listen,
   type Meeting,
   makeTable,
@@ -320,9 +321,6 @@ const sentences: ReadonlyArray<Sentence> = [
     failure: "fails with SqlError 22012"
   }
 ]
-
-/** Statements with which a projection ends the transaction that it runs in. */
-const endings = ["ROLLBACK", "COMMIT", "ROLLBACK; BEGIN", "COMMIT AND CHAIN"]
 
 const rowsAndSettings = (
   it: Vitest.MethodsNonLive<StoreAdapter.StoreAdapter | SqlClient.SqlClient>,
