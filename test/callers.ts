@@ -1,11 +1,13 @@
 /** Callers for tests: each with a context of its own, and the stores on which they meet. */
 
+import * as Reactivity from "@effect/experimental/Reactivity"
 import * as SqlClient from "@effect/sql/SqlClient"
 import type { Statement } from "@effect/sql/Statement"
 import { PgClient } from "@effect/sql-pg"
 import { expect } from "@effect/vitest"
 import * as Arr from "effect/Array"
 import * as Cause from "effect/Cause"
+import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
@@ -24,6 +26,7 @@ import { Aggregate, type Event, MemoryStore, Projection, SqlStore, StoreAdapter,
 import * as PgliteClient from "effect-maestro/PgliteClient"
 import pg from "pg"
 import { makeDatabase, uniqueName } from "./database.js"
+import { macrotask } from "./nodes.js"
 
 // --- stores ---
 
@@ -133,13 +136,13 @@ export const meet = <E, R>(
   { place, run }: Scene,
   idOf: Meeting,
   projections: ReadonlyArray<Projection.Projection<E, R>>,
-  everybody = callers
+  present = callers
 ) =>
   Effect.gen(function* () {
     const Talk = makeTalk(projections)
     const node = yield* Layer.build(Layer.fresh(Talk.layer))
     return yield* run(
-      everybody.map((caller) =>
+      present.map((caller) =>
         asCaller(caller, Effect.provide(Talk.evaluate(idOf(place, caller), new Say({ caller, times: 1 })), node))
       )
     )
@@ -274,3 +277,109 @@ export const listen = (url: string) =>
     yield* Effect.promise(() => client.query("listen callers"))
     return { untilEnd: Deferred.await(ended) }
   })
+
+// --- pools ---
+
+/** A pool that a test looks at from outside. */
+export class Pool extends Context.Tag("test/Pool")<
+  Pool,
+  { readonly admin: SqlClient.SqlClient; readonly name: string }
+>() {}
+
+/** Runs a program on a pool of its own, by the clock of the machine, since it is the database that takes time. */
+export const inPool = <A, E, R, R2>(
+  name: string,
+  pool: Layer.Layer<SqlClient.SqlClient, never, R2>,
+  program: Effect.Effect<A, E, R>
+) =>
+  Effect.flatMap(SqlClient.SqlClient, (admin) =>
+    program.pipe(
+      Effect.provide(Layer.orDie(SqlStore.layerWith({ migrate: false })).pipe(Layer.provideMerge(pool))),
+      Effect.provideService(Pool, { admin, name }),
+      Effect.withClock(Clock.make())
+    )
+  )
+
+export const onPool = <A, E, R>(maxConnections: number, program: Effect.Effect<A, E, R>) =>
+  Effect.suspend(() => {
+    const name = uniqueName("pool")
+    return inPool(name, layerPool(maxConnections, name), program)
+  })
+
+/** Waits until so many connections of the pool are in a statement, as the server tells. */
+export const untilActive = (count: number, condition: string) =>
+  Effect.flatMap(Pool, ({ admin, name }) =>
+    admin`select 1 from pg_stat_activity
+      where application_name = ${name} and state = 'active' and ${admin.unsafe(condition)}`.pipe(
+      Effect.zipLeft(macrotask),
+      Effect.repeat({ until: (rows) => rows.length >= count })
+    )
+  )
+
+export const untilAsleep = (count: number) => untilActive(count, "query like '%pg_sleep%'")
+
+/** A gate is closed until there is a row of its name: statements wait for that in the database. */
+export const makeGates = Effect.flatMap(SqlClient.SqlClient, (sql) =>
+  sql.unsafe(`
+    create table if not exists gates (name text primary key);
+    create or replace function wait_for(gate text) returns void language plpgsql as $$ begin
+      while not exists (select 1 from gates where name = gate) loop perform pg_sleep(0.005); end loop;
+    end $$`)
+)
+
+/** As a literal, so that the server shows which gate a statement waits for. */
+export const waitFor = (sql: SqlClient.SqlClient, gate: string) => sql.unsafe(`select wait_for('${gate}')`)
+
+export const untilWaiting = (gate: string) => untilActive(1, `query = 'select wait_for(''${gate}'')'`)
+
+export const open = (gate: string) => Effect.flatMap(Pool, ({ admin }) => admin`insert into gates values (${gate})`)
+
+export const intact = "all connections work, and none is in a transaction"
+
+/** Has all connections of the pool at work concurrently, and looks for transactions that were left open. */
+export const poolState = (size: number) =>
+  Effect.gen(function* () {
+    const { admin, name } = yield* Pool
+    const sql = yield* SqlClient.SqlClient
+    const all = yield* Deferred.make<void>()
+    let working = 0
+    const work = sql.withTransaction(
+      Effect.gen(function* () {
+        yield* sql`select 1`
+        if (++working === size) yield* Deferred.succeed(all, undefined)
+        yield* Deferred.await(all)
+      })
+    )
+    yield* Effect.all(Arr.replicate(work, size), { concurrency: "unbounded", discard: true })
+    const open = yield* admin`select query from pg_stat_activity
+      where application_name = ${name} and state like 'idle in transaction%'`
+    return open.length === 0 ? intact : JSON.stringify(open)
+  })
+
+/** A pool of three connections that tells of each statement when it is sent. */
+export const makeWatchedPool = (url: string) => {
+  const pool = { name: uniqueName("pool"), onQuery: () => {}, layer: Layer.empty as Layer.Layer<SqlClient.SqlClient> }
+  const acquire = Effect.acquireRelease(
+    Effect.sync(() => {
+      const driver = new pg.Pool({ connectionString: url, max: 3, application_name: pool.name })
+      driver.on("error", () => {})
+      driver.on("connect", (client) => {
+        const query = client.query.bind(client) as (...args: ReadonlyArray<unknown>) => unknown
+        Object.assign(client, {
+          query: (...args: ReadonlyArray<unknown>) => {
+            pool.onQuery()
+            return query(...args)
+          }
+        })
+      })
+      return driver
+    }),
+    (driver) => Effect.promise(() => driver.end())
+  )
+  pool.layer = Layer.scopedContext(
+    Effect.map(Effect.provide(PgClient.fromPool({ acquire }), Reactivity.layer), (client) =>
+      Context.make(SqlClient.SqlClient, client as SqlClient.SqlClient)
+    )
+  ).pipe(Layer.orDie)
+  return pool
+}

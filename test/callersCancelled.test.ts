@@ -1,32 +1,35 @@
 /** A caller that is interrupted, and a projection that ends its transaction, spoil no connection for other callers. */
-import * as Reactivity from "@effect/experimental/Reactivity"
 import * as SqlClient from "@effect/sql/SqlClient"
-import { PgClient } from "@effect/sql-pg"
 import { expect, it } from "@effect/vitest"
 import * as Arr from "effect/Array"
-import * as Clock from "effect/Clock"
-import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
-import * as Layer from "effect/Layer"
 import * as Random from "effect/Random"
-import { type Projection, SqlStore, StoreAdapter } from "effect-maestro"
-import pg from "pg"
+import { type Projection, StoreAdapter } from "effect-maestro"
 import {
   callerOf,
   Database,
   describe,
   endings,
-  layerPool,
+  inPool,
+  intact,
+  makeGates,
   makeTable,
+  makeWatchedPool,
   onPglite,
+  onPool,
   onPostgres,
+  open,
+  poolState,
   saidBy,
-  styles
+  styles,
+  untilActive,
+  untilAsleep,
+  untilWaiting,
+  waitFor
 } from "./callers.js"
-import { uniqueName } from "./database.js"
 import { macrotask } from "./nodes.js"
 
 type Store = StoreAdapter.StoreAdapter | SqlClient.SqlClient
@@ -62,6 +65,22 @@ it.layer(onPostgres, { timeout: 60_000 })("Callers that are interrupted", (it) =
         expect(describe(exit)).toBe("fails with TimeoutException")
         yield* Effect.timeout(commitSlowly(next, 0), "3 seconds")
         expect([yield* eventsOf(next), yield* poolState(1)]).toEqual([1, intact])
+      }).pipe((program) => onPool(1, program))
+    )
+
+    it.scoped(`a commit by ${style} that is interrupted while it waits for a connection is not stored`, () =>
+      Effect.gen(function* () {
+        yield* makeGates
+        const sql = yield* SqlClient.SqlClient
+        const [gate, id] = [newId(), newId()]
+        const holder = yield* Effect.fork(waitFor(sql, gate))
+        yield* untilWaiting(gate)
+        const waiting = yield* Effect.fork(commitSlowly(id, 0))
+        yield* Effect.repeatN(macrotask, 5)
+        expect(describe(yield* Fiber.interrupt(waiting))).toBe("is interrupted")
+        yield* open(gate)
+        yield* Fiber.join(holder)
+        expect([yield* poolState(1), yield* eventsOf(id)]).toEqual([intact, 0])
       }).pipe((program) => onPool(1, program))
     )
 
@@ -282,11 +301,13 @@ const interruptBeside = (
     return [...exits.map(describe), yield* poolState(2)]
   })
 
-/** What callers do by turns, for so many seconds. */
+const slowCommits = Object.values(styles).map(
+  (projectionOf) => (seconds: number) => commit(newId(), [projectionOf((sql) => [sql`select pg_sleep(${seconds})`])])
+)
+
+/** What callers do by turns, for so many seconds; most of them commit with a projection. */
 const kinds: ReadonlyArray<(seconds: number) => Effect.Effect<unknown, unknown, Store>> = [
-  ...Object.values(styles).map(
-    (projectionOf) => (seconds: number) => commit(newId(), [projectionOf((sql) => [sql`select pg_sleep(${seconds})`])])
-  ),
+  ...Arr.replicate(slowCommits, 3).flat(),
   () => commitPlainly(newId()),
   () => eventsOf(newId()),
   ownStatement,
@@ -309,81 +330,6 @@ const commitsAround = (ending: Projection.Projection<unknown, SqlClient.SqlClien
       yield* Effect.flip(sql.withTransaction(Effect.zipRight(insert, Effect.fail("no"))))
       expect(yield* table.rows).toEqual([])
     }
-  })
-
-// --- pools ---
-
-/** A pool that a test looks at from outside. */
-class Pool extends Context.Tag("test/Pool")<Pool, { readonly admin: SqlClient.SqlClient; readonly name: string }>() {}
-
-/** Runs a program on a pool of its own, by the clock of the machine, since it is the database that takes time. */
-const inPool = <A, E, R, R2>(
-  name: string,
-  pool: Layer.Layer<SqlClient.SqlClient, never, R2>,
-  program: Effect.Effect<A, E, R>
-) =>
-  Effect.flatMap(SqlClient.SqlClient, (admin) =>
-    program.pipe(
-      Effect.provide(Layer.orDie(SqlStore.layerWith({ migrate: false })).pipe(Layer.provideMerge(pool))),
-      Effect.provideService(Pool, { admin, name }),
-      Effect.withClock(Clock.make())
-    )
-  )
-
-const onPool = <A, E, R>(maxConnections: number, program: Effect.Effect<A, E, R>) =>
-  Effect.suspend(() => {
-    const name = uniqueName("pool")
-    return inPool(name, layerPool(maxConnections, name), program)
-  })
-
-/** Waits until so many connections of the pool are in a statement, as the server tells. */
-const untilActive = (count: number, condition: string) =>
-  Effect.flatMap(Pool, ({ admin, name }) =>
-    admin`select 1 from pg_stat_activity
-      where application_name = ${name} and state = 'active' and ${admin.unsafe(condition)}`.pipe(
-      Effect.zipLeft(macrotask),
-      Effect.repeat({ until: (rows) => rows.length >= count })
-    )
-  )
-
-const untilAsleep = (count: number) => untilActive(count, "query like '%pg_sleep%'")
-
-/** A gate is closed until there is a row of its name: statements wait for that in the database. */
-const makeGates = Effect.flatMap(SqlClient.SqlClient, (sql) =>
-  sql.unsafe(`
-    create table if not exists gates (name text primary key);
-    create or replace function wait_for(gate text) returns void language plpgsql as $$ begin
-      while not exists (select 1 from gates where name = gate) loop perform pg_sleep(0.005); end loop;
-    end $$`)
-)
-
-/** As a literal, so that the server shows which gate a statement waits for. */
-const waitFor = (sql: SqlClient.SqlClient, gate: string) => sql.unsafe(`select wait_for('${gate}')`)
-
-const untilWaiting = (gate: string) => untilActive(1, `query = 'select wait_for(''${gate}'')'`)
-
-const open = (gate: string) => Effect.flatMap(Pool, ({ admin }) => admin`insert into gates values (${gate})`)
-
-const intact = "all connections work, and none is in a transaction"
-
-/** Has all connections of the pool at work concurrently, and looks for transactions that were left open. */
-const poolState = (size: number) =>
-  Effect.gen(function* () {
-    const { admin, name } = yield* Pool
-    const sql = yield* SqlClient.SqlClient
-    const all = yield* Deferred.make<void>()
-    let working = 0
-    const work = sql.withTransaction(
-      Effect.gen(function* () {
-        yield* sql`select 1`
-        if (++working === size) yield* Deferred.succeed(all, undefined)
-        yield* Deferred.await(all)
-      })
-    )
-    yield* Effect.all(Arr.replicate(work, size), { concurrency: "unbounded", discard: true })
-    const open = yield* admin`select query from pg_stat_activity
-      where application_name = ${name} and state like 'idle in transaction%'`
-    return open.length === 0 ? intact : JSON.stringify(open)
   })
 
 /** The projections of a commit that is interrupted at each of its steps. */
@@ -418,31 +364,3 @@ const slowDownCommits = Effect.flatMap(SqlClient.SqlClient, (sql) =>
     create constraint trigger slow_commit after insert on maestro.event_log deferrable initially deferred for each row
       when (new.aggregate_id like 'slow %') execute function take_time();`)
 )
-
-/** A pool of three connections that tells of each statement when it is sent. */
-const makeWatchedPool = (url: string) => {
-  const pool = { name: uniqueName("pool"), onQuery: () => {}, layer: Layer.empty as Layer.Layer<SqlClient.SqlClient> }
-  const acquire = Effect.acquireRelease(
-    Effect.sync(() => {
-      const driver = new pg.Pool({ connectionString: url, max: 3, application_name: pool.name })
-      driver.on("error", () => {})
-      driver.on("connect", (client) => {
-        const query = client.query.bind(client) as (...args: ReadonlyArray<unknown>) => unknown
-        Object.assign(client, {
-          query: (...args: ReadonlyArray<unknown>) => {
-            pool.onQuery()
-            return query(...args)
-          }
-        })
-      })
-      return driver
-    }),
-    (driver) => Effect.promise(() => driver.end())
-  )
-  pool.layer = Layer.scopedContext(
-    Effect.map(Effect.provide(PgClient.fromPool({ acquire }), Reactivity.layer), (client) =>
-      Context.make(SqlClient.SqlClient, client as SqlClient.SqlClient)
-    )
-  ).pipe(Layer.orDie)
-  return pool
-}
