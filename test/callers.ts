@@ -66,7 +66,7 @@ export const asCaller = <A, E, R>(caller: string, effect: Effect.Effect<A, E, R>
     Effect.provideService(Tenant, caller),
     Effect.locally(Own, caller),
     Effect.annotateLogs("caller", caller),
-    Effect.withSpan(caller, { root: true })
+    Effect.withSpan(caller, { root: true, captureStackTrace: false })
   ) as Effect.Effect<A, E, R>
 
 /** All that a caller has around it, as the running fiber sees it. */
@@ -234,10 +234,10 @@ export const endings = ["ROLLBACK", "COMMIT", "ROLLBACK; BEGIN", "COMMIT AND CHA
 /** What a projection sends for one event. */
 export type Statements = (sql: SqlClient.SqlClient, event: Event.Event) => ReadonlyArray<Statement<unknown>>
 
+type Style = (statements: Statements) => Projection.Projection<unknown, SqlClient.SqlClient>
+
 /** The ways to send them: one after the other by an effect, or as statements alone. */
-export const styles: Readonly<
-  Record<string, (statements: Statements) => Projection.Projection<unknown, SqlClient.SqlClient>>
-> = {
+export const styles: Readonly<Record<"an effect" | "statements", Style>> = {
   "an effect": (statements) =>
     Projection.make({
       name: "effect",

@@ -324,9 +324,10 @@ const sentences: ReadonlyArray<Sentence> = [
 
 const rowsAndSettings = (
   it: Vitest.MethodsNonLive<StoreAdapter.StoreAdapter | SqlClient.SqlClient>,
+  by: Partial<typeof styles>,
   where: Readonly<Record<string, Meeting>>
 ) => {
-  for (const [style, projectionOf] of Object.entries(styles)) {
+  for (const [style, projectionOf] of Object.entries(by)) {
     describe(`projections by ${style}`, () => {
       for (const [meeting, idOf] of Object.entries(where)) {
         for (const { before, failure = "fails", name, send, valueOf } of sentences) {
@@ -414,14 +415,14 @@ it.layer(MemoryStore.layer)("Callers on MemoryStore", (it) => {
 it.layer(onPglite, { timeout: 60_000 })("Callers on PGlite", (it) => {
   contexts(it)
   failures(it)
-  // On its one connection commits to different aggregates never meet.
-  rowsAndSettings(it, { "on one aggregate": meetings["on one aggregate"] })
+  // On its one connection commits to different aggregates never meet, and statements take the way of an effect.
+  rowsAndSettings(it, { "an effect": styles["an effect"] }, { "on one aggregate": meetings["on one aggregate"] })
 })
 
 it.layer(onPostgres, { timeout: 60_000 })("Callers on Postgres", (it) => {
   contexts(it)
   failures(it)
-  rowsAndSettings(it, meetings)
+  rowsAndSettings(it, styles, meetings)
   notifications(it)
 })
 
