@@ -10,10 +10,10 @@ import * as Schema from "effect/Schema"
 import { Aggregate, EventFeed, MemoryStore, Projection, StoreAdapter, Subscription } from "effect-maestro"
 import { Account, Deposit, Withdraw } from "./account.js"
 import { useServerOfOurOwn } from "./database.js"
-import { outOfOrder, textOf } from "./feedOrderModel.js"
+import { outOfOrder, placeOf, textOf } from "./feedOrderModel.js"
 import { onPostgres } from "./feedOrderNodes.js"
 import type { OnSql } from "./feedOrderWorkload.js"
-import { commit, event, newId, start } from "./subscribers.js"
+import { commit, event, eventually, newId, start } from "./subscribers.js"
 
 useServerOfOurOwn()
 
@@ -48,11 +48,11 @@ const withdraw = (account: string) => Account.evaluate(account, new Withdraw({ a
 
 class Undone extends Data.TaggedError("Undone") {}
 
-/** Reads on the other node after the position of its last reading, and gives all that its readings have shown so far. */
+/** Reads on the other node after the position of its last reading, now or until there are so many, and gives all it has been shown. */
 const aReader = Effect.map(elsewhere(EventFeed.head), (head) => {
   let after = head
   const places: Array<string> = []
-  return elsewhere(
+  const now = elsewhere(
     Effect.map(
       Effect.suspend(() => EventFeed.read({ after, limit: 10_000 })),
       (page): ReadonlyArray<string> => {
@@ -62,6 +62,7 @@ const aReader = Effect.map(elsewhere(EventFeed.head), (head) => {
       }
     )
   )
+  return { now, upTo: (count: number) => eventually(now, ({ length }) => length >= count) }
 })
 
 layer(layerNodes, { excludeTestServices: true, timeout: 60_000 })(
@@ -72,17 +73,18 @@ layer(layerNodes, { excludeTestServices: true, timeout: 60_000 })(
         const reading = yield* aReader
         const [ann, bob, eve] = [newId("ann"), newId("bob"), newId("eve")]
         yield* elsewhere(deposit(ann))
+        yield* reading.upTo(1)
         yield* inTransaction(
           Effect.gen(function* () {
             yield* withdraw(ann)
             yield* elsewhere(deposit(bob))
             yield* elsewhere(deposit(eve))
-            expect(yield* reading).toEqual([`${ann}/1`])
+            expect(yield* reading.now).toEqual([`${ann}/1`])
             yield* deposit(bob)
-            expect(yield* reading).toEqual([`${ann}/1`])
+            expect(yield* reading.now).toEqual([`${ann}/1`])
           })
         )
-        const shown = yield* reading
+        const shown = yield* reading.upTo(5)
         expectInOrder(shown, [`${ann}/2`, `${bob}/2`])
         expect(shown).toHaveLength(5)
         expect(shown).toContain(`${eve}/1`)
@@ -102,7 +104,7 @@ layer(layerNodes, { excludeTestServices: true, timeout: 60_000 })(
         yield* sale(shop)
         yield* elsewhere(deposit(till))
         yield* sale(shop)
-        const shown = yield* reading
+        const shown = yield* reading.upTo(7)
         expect(shown).toHaveLength(7)
         expectInOrder(shown, [`${shop}/1`, `${till}/2`])
         expectInOrder(shown, [`${shop}/2`, `${till}/5`])
@@ -128,7 +130,7 @@ layer(layerNodes, { excludeTestServices: true, timeout: 60_000 })(
         yield* start(handled)
         const { position } = yield* deposit(cause)
         yield* Subscription.waitFor(handled.name, position, "30 seconds")
-        expectInOrder(yield* reading, [`${cause}/1`, `${a}/1`, `${b}/2`, `${a}/2`])
+        expectInOrder(yield* reading.upTo(5), [`${cause}/1`, `${a}/1`, `${b}/2`, `${a}/2`])
       }).pipe(Effect.scoped, here)
     )
 
@@ -149,7 +151,7 @@ layer(layerNodes, { excludeTestServices: true, timeout: 60_000 })(
           })
         )
         yield* elsewhere(deposit(b))
-        const shown = yield* reading
+        const shown = yield* reading.upTo(7)
         expectInOrder(shown, [`${a}/1`, `${c}/1`, `${b}/3`, `${a}/2`])
         expect(shown).toHaveLength(7)
       }).pipe(here)
@@ -170,7 +172,7 @@ layer(layerNodes, { excludeTestServices: true, timeout: 60_000 })(
               yield* deposit(a)
             })
           )
-          expectInOrder(yield* reading, [`${b}/2`, `${a}/2`])
+          expectInOrder(yield* reading.upTo(4), [`${b}/2`, `${a}/2`])
         }).pipe(here)
     )
 
@@ -188,7 +190,7 @@ layer(layerNodes, { excludeTestServices: true, timeout: 60_000 })(
             yield* deposit(a)
           })
         )
-        const shown = yield* reading
+        const shown = yield* reading.upTo(6)
         expectInOrder(shown, [`${a}/1`, `${a}/2`, `${b}/3`, `${a}/3`])
       }).pipe(here)
     )
@@ -207,7 +209,7 @@ layer(layerNodes, { excludeTestServices: true, timeout: 60_000 })(
             yield* commit(event(other, 1), event(newId("x"), 1), event(other, 2))
           })
         )
-        const shown = yield* reading
+        const shown = yield* reading.upTo(7)
         expectInOrder(shown, [`${first}/1`, `${busy}/2`, `${fresh}/1`, `${other}/1`, `${other}/2`])
       }).pipe(here)
     )
@@ -229,12 +231,12 @@ layer(layerNodes, { excludeTestServices: true, timeout: 60_000 })(
                   yield* deposit(own)
                   yield* Effect.mapInputContext(link(index + 1), outside)
                   yield* deposit(next)
-                  seen.push(yield* reading)
+                  seen.push(yield* reading.now)
                 })
               )
             })
           yield* link(0)
-          const shown = yield* reading
+          const shown = yield* reading.upTo(8)
           expectInOrder(shown, [])
           expect(shown).toHaveLength(8)
           // Whatever it was shown earlier, it goes on from there.
@@ -256,7 +258,7 @@ layer(layerNodes, { excludeTestServices: true, timeout: 60_000 })(
             yield* store.commitEvents(events)
           })
         )
-        const shown = yield* reading
+        const shown = yield* reading.upTo(8)
         expectInOrder(shown, [`${a}/1`, `${a}/2`, `${c}/2`, `${a}/3`, `${b}/2`, `${c}/3`])
       }).pipe(here)
     )
@@ -286,7 +288,7 @@ layer(layerNodes, { excludeTestServices: true, timeout: 60_000 })(
             })
           ).pipe(Effect.flip)
           expect(refused).toMatchObject({ _tag: "StoreError", reason: "Contention" })
-          const shown = yield* reading
+          const shown = yield* reading.upTo(5)
           expectInOrder(shown, [`${a}/1`, `${c}/1`, `${a}/2`])
           expect(shown).toHaveLength(5)
         }).pipe(here)
@@ -325,11 +327,7 @@ layer(MemoryStore.layer)("the feed of the memory store", (it) => {
 
 /** The events stand in the order of their streams, and some of them in this order. */
 const expectInOrder = (shown: ReadonlyArray<string>, some: ReadonlyArray<string>): void => {
-  const places = shown.map((place) => {
-    const slash = place.lastIndexOf("/")
-    return { aggregateId: place.slice(0, slash), sequence: Number(place.slice(slash + 1)) }
-  })
-  expect({ shown, outOfOrder: outOfOrder(places) }).toEqual({ shown, outOfOrder: 0 })
+  expect({ shown, outOfOrder: outOfOrder(shown.map(placeOf)) }).toEqual({ shown, outOfOrder: 0 })
   expect(shown.filter((place) => some.includes(place))).toEqual(some)
 }
 

@@ -13,7 +13,7 @@ import { EventFeed, Rebuild, Subscription } from "effect-maestro"
 import { inject } from "vitest"
 import { Account, Deposit } from "./account.js"
 import { useServerOfOurOwn } from "./database.js"
-import { type Book, foldBooks, noFault, outOfOrder, type Place, textOf, verdictOf } from "./feedOrderModel.js"
+import { type Book, foldBooks, noFault, outOfOrder, type Place, placeOf, textOf, verdictOf } from "./feedOrderModel.js"
 import { onMemory, onPglite, onPostgres } from "./feedOrderNodes.js"
 import {
   evaluating,
@@ -154,8 +154,3 @@ const books = Effect.flatMap(SqlClient.SqlClient, (sql) =>
     Object.fromEntries(rows.map(({ account, ...book }) => [account, book]))
   )
 )
-
-const placeOf = (text: string): Place => {
-  const slash = text.lastIndexOf("/")
-  return { aggregateId: text.slice(0, slash), sequence: Number(text.slice(slash + 1)) }
-}

@@ -11,6 +11,11 @@ export interface Place {
 
 export const textOf = ({ aggregateId, sequence }: Place): string => `${aggregateId}/${sequence}`
 
+export const placeOf = (text: string): Place => {
+  const slash = text.lastIndexOf("/")
+  return { aggregateId: text.slice(0, slash), sequence: Number(text.slice(slash + 1)) }
+}
+
 /** How many events do not follow the event before them in their stream: they are out of order, doubled, or behind a gap. */
 export const outOfOrder = (events: Iterable<Place>): number => {
   const heads = new Map<string, number>()
