@@ -7,7 +7,8 @@ import * as PgliteClient from "effect-maestro/PgliteClient"
 import { inject } from "vitest"
 
 FeedContract.suite("SqlStore on PGlite", SqlStore.layer.pipe(Layer.provideMerge(PgliteClient.layerMemory)), {
-  runs: inject("runs"),
+  // On one connection no transactions overlap, so that fewer random programs show as much.
+  runs: Math.ceil(inject("runs") / 2),
   timeout: inject("timeout"),
   lacks: ["concurrentReads"]
 })
