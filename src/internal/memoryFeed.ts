@@ -5,7 +5,7 @@ import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import type { StoredEvent } from "../Event.js"
 import { beginning, type EventFeedService, type FeedEvent, type Filter, type Position } from "../EventFeed.js"
-import { prepareFeedRead, prepareFilter } from "./feedInput.js"
+import { prepareFeedRead } from "./feedInput.js"
 import { prepareRange, restoreEvent } from "./record.js"
 
 /** All committed events in their order. */
@@ -79,7 +79,7 @@ export const makeMemoryFeed = (log: MemoryLog): EventFeedService => ({
       Option.map(Option.fromNullable(log.indexOf(aggregateId, sequence)), positionAt)
     ),
   awaitNews: (after, filter) =>
-    Effect.flatMap(prepareFilter(filter), () => Effect.as(log.longerThan(indexAfter(after)), after))
+    Effect.flatMap(prepareFeedRead({ after, filter }), () => Effect.as(log.longerThan(indexAfter(after)), after))
 })
 
 /** The position of an event by its place among all, from 0. */

@@ -30,7 +30,7 @@ import type * as Scope from "effect/Scope"
 import type { StoredEvent } from "../Event.js"
 import { beginning, type EventFeedService, type FeedEvent, type Filter, type Position } from "../EventFeed.js"
 import { StoreError } from "../StoreError.js"
-import { prepareFeedRead, prepareFilter } from "./feedInput.js"
+import { prepareFeedRead } from "./feedInput.js"
 import { makeWatch, type News } from "./feedWatch.js"
 import { prepareRange } from "./record.js"
 import { executeAlone } from "./sqlConnection.js"
@@ -112,7 +112,7 @@ export const makeSqlFeed = (
             ([row]) => Option.map(Option.fromNullable(row), positionOf)
           )
         ),
-      awaitNews: (after, filter) => Effect.flatMap(prepareFilter(filter), () => awaitNews(after, filter))
+      awaitNews: (after, filter) => Effect.flatMap(prepareFeedRead({ after, filter }), () => awaitNews(after, filter))
     })
   )
 }
