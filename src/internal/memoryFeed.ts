@@ -6,7 +6,7 @@ import * as Option from "effect/Option"
 import type { StoredEvent } from "../Event.js"
 import { beginning, type EventFeedService, type FeedEvent, type Filter, type Position } from "../EventFeed.js"
 import { prepareFeedRead } from "./feedInput.js"
-import { prepareRange, restoreEvent } from "./record.js"
+import { prepareStreamPosition, restoreEvent } from "./record.js"
 
 /** All committed events in their order. */
 export class MemoryLog {
@@ -74,9 +74,9 @@ export const makeMemoryFeed = (log: MemoryLog): EventFeedService => ({
       }
       return count
     }),
-  positionOf: ({ aggregateId, sequence }) =>
-    Effect.map(prepareRange("EventFeed.positionOf", aggregateId, sequence, { maxSequence: sequence }), () =>
-      Option.map(Option.fromNullable(log.indexOf(aggregateId, sequence)), positionAt)
+  positionOf: (place) =>
+    Effect.map(prepareStreamPosition("EventFeed.positionOf", place), ({ aggregateId, minSequence }) =>
+      Option.map(Option.fromNullable(log.indexOf(aggregateId, minSequence)), positionAt)
     ),
   awaitNews: (after, filter) =>
     Effect.flatMap(prepareFeedRead({ after, filter }), () => Effect.as(log.longerThan(indexAfter(after)), after))

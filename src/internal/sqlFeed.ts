@@ -32,7 +32,7 @@ import { beginning, type EventFeedService, type FeedEvent, type Filter, type Pos
 import { StoreError } from "../StoreError.js"
 import { prepareFeedRead } from "./feedInput.js"
 import { makeWatch, type News } from "./feedWatch.js"
-import { prepareRange } from "./record.js"
+import { prepareStreamPosition } from "./record.js"
 import { executeAlone } from "./sqlConnection.js"
 import { fromSqlError } from "./sqlError.js"
 import { withSavepoint } from "./sqlTransaction.js"
@@ -102,12 +102,12 @@ export const makeSqlFeed = (
             ([row]) => Number(row?.count ?? 0)
           )
         ),
-      positionOf: ({ aggregateId, sequence }) =>
-        Effect.flatMap(prepareRange("EventFeed.positionOf", aggregateId, sequence, { maxSequence: sequence }), () =>
+      positionOf: (place) =>
+        Effect.flatMap(prepareStreamPosition("EventFeed.positionOf", place), ({ aggregateId, minSequence }) =>
           Effect.map(
             statement(
               sql<PlaceRow>`select feed_key::text, position::text from ${schema}.event_log
-              where aggregate_id = ${aggregateId} and sequence = ${sequence}`
+              where aggregate_id = ${aggregateId} and sequence = ${minSequence}`
             ),
             ([row]) => Option.map(Option.fromNullable(row), positionOf)
           )
