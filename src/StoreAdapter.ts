@@ -292,7 +292,12 @@ const project = <E, R>(
       }
       return Effect.forEach(
         projections,
-        (projection) => Effect.forEach(restored, (event) => projection.project(event), { discard: true }),
+        (projection) =>
+          Effect.forEach(
+            restored.filter(({ type }) => concerns(projection, type)),
+            (event) => projection.project(event),
+            { discard: true }
+          ),
         { discard: true }
       )
     })

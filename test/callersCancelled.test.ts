@@ -7,6 +7,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Random from "effect/Random"
+import * as Stream from "effect/Stream"
 import { type Projection, StoreAdapter } from "effect-maestro"
 import {
   callerOf,
@@ -35,6 +36,35 @@ import { macrotask } from "./nodes.js"
 type Store = StoreAdapter.StoreAdapter | SqlClient.SqlClient
 
 it.layer(onPostgres, { timeout: 60_000 })("Callers that are interrupted", (it) => {
+  it.scoped("a projection that reads rows by a cursor is interrupted soon, and the pool stays whole", () =>
+    Effect.gen(function* () {
+      const reading = {
+        name: "reading",
+        project: () => Effect.flatMap(SqlClient.SqlClient, (sql) => Stream.runDrain(sql`select pg_sleep(30)`.stream))
+      }
+      const id = newId()
+      const exit = yield* Effect.exit(Effect.timeout(commit(id, [reading]), "60 millis"))
+      expect(describe(exit)).toBe("fails with TimeoutException")
+      expect([yield* poolState(2), yield* eventsOf(id)]).toEqual([intact, 0])
+    }).pipe((program) => onPool(2, program))
+  )
+
+  it.scoped("a commit on a connection that the application left in a transaction is stored all the same", () =>
+    Effect.gen(function* () {
+      const sql = yield* SqlClient.SqlClient
+      const nothing = { name: "nothing", project: () => Effect.void }
+      for (const leave of ["begin", "begin; select nonsense"]) {
+        for (const projections of [[], [nothing], [styles.statements((sql) => [sql`select 1`])]]) {
+          const id = newId()
+          yield* Effect.ignore(sql.unsafe(leave))
+          yield* commit(id, projections)
+          expect([leave, projections.length, yield* onPool(1, eventsOf(id))]).toEqual([leave, projections.length, 1])
+        }
+      }
+      expect(yield* poolState(1)).toEqual(intact)
+    }).pipe((program) => onPool(1, program))
+  )
+
   for (const [style, projectionOf] of Object.entries(styles)) {
     const commitSlowly = (id: string, seconds: number) =>
       commit(id, [projectionOf((sql) => [sql`select pg_sleep(${seconds})`])])

@@ -11,11 +11,14 @@ import * as SqlClient from "@effect/sql/SqlClient"
 import type { Connection } from "@effect/sql/SqlConnection"
 import type { SqlError } from "@effect/sql/SqlError"
 import * as Context from "effect/Context"
+import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Scope from "effect/Scope"
-import type { StoreError } from "../StoreError.js"
+import * as Stream from "effect/Stream"
+import { StoreError } from "../StoreError.js"
 import { withinGrace } from "./promptly.js"
 import { fromSqlError, type Phase } from "./sqlError.js"
 import { quietly } from "./tracing.js"
@@ -41,7 +44,7 @@ export class HeldConnection {
 
 /**
  * Holds a connection while the effect runs, in the caller's fiber. Interruption of the wait for a connection takes effect immediately; the
- * connection that the pool hands out later goes straight back.
+ * connection that the pool hands out later goes straight back. One that the application has left in a transaction is closed.
  */
 export const withConnection = <A, E, R>(
   sql: SqlClient.SqlClient,
@@ -58,8 +61,12 @@ export const withConnection = <A, E, R>(
           Effect.onInterrupt(restore(Fiber.join(fiber)), () =>
             Effect.forkDaemon(Effect.zipRight(Fiber.await(fiber), Scope.close(scope, Exit.void)))
           ),
-          (connection) => {
+          (connection): Effect.Effect<A, E | StoreError, R> => {
             const held = new HeldConnection(sql, connection)
+            if (isInTransaction(connection)) {
+              held.close()
+              return Effect.zipRight(release(held, scope), restore(withConnection(sql, operation, use)))
+            }
             return Effect.flatMap(Effect.exit(restore(use(held))), (exit) =>
               Effect.zipRight(release(held, scope), exit)
             )
@@ -90,20 +97,76 @@ export const interruptible = <A>(
     )
   )
 
-/** Runs one statement on a connection of its own. */
+/** The same for a statement whose rows are read by a cursor. */
+export const interruptibleStream = <A>(
+  held: HeldConnection,
+  rows: Stream.Stream<A, SqlError>
+): Stream.Stream<A, SqlError> =>
+  Stream.unwrapScoped(
+    Effect.gen(function* () {
+      const scope = yield* Scope.make()
+      yield* Effect.addFinalizer((exit) => {
+        const closing = Scope.close(scope, exit)
+        if (!Exit.isInterrupted(exit)) return closing
+        held.close()
+        return Effect.zipRight(Effect.forkDaemon(cancel(held)), withinGrace(closing))
+      })
+      return Stream.repeatEffectChunkOption(yield* Scope.extend(Stream.toPull(rows), scope))
+    })
+  )
+
+/**
+ * Runs one statement on a connection of its own. Where the application had left a transaction on it, behind which the statement was queued,
+ * nothing is stored, the connection is closed, and the statement runs on another one.
+ */
 export const executeAlone = <A>(
   sql: SqlClient.SqlClient,
   operation: string,
   phase: Phase,
-  statement: Effect.Effect<A, SqlError>
-): Effect.Effect<A, StoreError> =>
-  withConnection(sql, operation, (held) =>
-    Effect.mapError(interruptible(held, onConnection([held.connection, 0], statement)), (error) =>
-      fromSqlError(operation, phase, error)
+  statement: Effect.Effect<A, SqlError>,
+  attempts = 3
+): Effect.Effect<A, StoreError> => {
+  const attempt = withConnection(sql, operation, (held) =>
+    Effect.flatMap(
+      Effect.either(
+        Effect.mapError(interruptible(held, onConnection([held.connection, 0], statement)), (error) =>
+          fromSqlError(operation, phase, error)
+        )
+      ),
+      (result): Effect.Effect<A, StoreError | Spoiled> => {
+        const isRefused = Either.isLeft(result) && result.left.code === "25P02"
+        if (!isRefused && !isInTransaction(held.connection)) return result
+        held.close()
+        return new Spoiled()
+      }
     )
-  ).pipe(quietly)
+  )
+  return Effect.catchAll(quietly(attempt), (error) =>
+    !(error instanceof Spoiled)
+      ? Effect.fail(error)
+      : attempts > 1
+        ? executeAlone(sql, operation, phase, statement, attempts - 1)
+        : new StoreError({
+            reason: "Unavailable",
+            operation,
+            description: "the pool gives connections that are inside of a transaction; nothing was stored"
+          })
+  )
+}
 
 // --- internal ---
+
+/** The statement ran in a transaction that is rolled back with its connection. */
+class Spoiled extends Data.TaggedError("Spoiled") {}
+
+/** Whether the session is inside a transaction, as far as the driver tells. */
+const isInTransaction = (connection: Connection): boolean => {
+  const driver = driverOf(connection)
+  return tellsStatus(driver) && /^[TE]$/.test(driver.getTransactionStatus() ?? "")
+}
+
+const tellsStatus = (u: unknown): u is { readonly getTransactionStatus: () => string | null } =>
+  typeof u === "object" && u !== null && "getTransactionStatus" in u && typeof u.getTransactionStatus === "function"
 
 const release = (held: HeldConnection, scope: Scope.CloseableScope): Effect.Effect<void> =>
   Effect.suspend(() => {

@@ -24,7 +24,14 @@ import * as Stream from "effect/Stream"
 import { StoreError } from "../StoreError.js"
 import { type Command, canSendBatch, sendBatch } from "./pgBatch.js"
 import { joinPromptly } from "./promptly.js"
-import { type HeldConnection, interruptible, type Open, onConnection, withConnection } from "./sqlConnection.js"
+import {
+  type HeldConnection,
+  interruptible,
+  interruptibleStream,
+  type Open,
+  onConnection,
+  withConnection
+} from "./sqlConnection.js"
 import { fromSqlError } from "./sqlError.js"
 import { spanned } from "./tracing.js"
 
@@ -225,7 +232,9 @@ const guarded = (held: HeldConnection, validity: Readonly<Validity>): Connection
     execute: (...args) => run(connection.execute(...args)),
     executeRaw: (...args) => run(connection.executeRaw(...args)),
     executeStream: (...args) =>
-      Stream.suspend(() => (validity.over ? Stream.fail(transactionOver()) : connection.executeStream(...args))),
+      Stream.suspend(() =>
+        validity.over ? Stream.fail(transactionOver()) : interruptibleStream(held, connection.executeStream(...args))
+      ),
     executeValues: (...args) => run(connection.executeValues(...args)),
     executeUnprepared: (...args) => run(connection.executeUnprepared(...args))
   }

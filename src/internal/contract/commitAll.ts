@@ -65,6 +65,21 @@ export const commitAllCases = ({ lacks }: Settings): ReadonlyArray<Case> => [
       )
     })),
 
+  test("commitAll: a projection that names its events receives no others of the commit", () =>
+    Effect.gen(function* () {
+      const store = yield* StoreAdapter
+      const events = yield* stream(newId(), 1, 3)
+      const mixedTypes = events.map((one) => (one.sequence === 2 ? { ...one, type: "Other" } : one))
+      const received: Array<number> = []
+      const naming: Projection = {
+        name: "naming",
+        events: ["Happened"],
+        project: ({ sequence }) => Effect.sync(() => received.push(sequence))
+      }
+      yield* store.commitAll(mixedTypes, [naming])
+      expect(received).toEqual([1, 3])
+    })),
+
   test("commitAll: a projection receives the event as it is stored", () =>
     Effect.gen(function* () {
       const store = yield* StoreAdapter
