@@ -10,8 +10,7 @@ const floors = [
     "internal/atOnce.ts",
     "internal/machineTime.ts",
     "internal/embedded.ts",
-    "internal/implicitTransaction.ts",
-    "internal/statementText.ts"
+    "internal/pgBatch.ts"
   ],
   [
     "Timestamp.ts",
@@ -23,10 +22,9 @@ const floors = [
     "internal/promptly.ts",
     "internal/tracing.ts",
     "internal/wakeUps.ts",
-    "internal/minted.ts",
-    "internal/sharingPace.ts"
+    "internal/minted.ts"
   ],
-  ["Event.ts", "internal/pipeline.ts"],
+  ["Event.ts", "internal/sqlConnection.ts"],
   [
     "Snapshot.ts",
     "internal/eventCodec.ts",
@@ -42,15 +40,9 @@ const floors = [
     "internal/sqlMigrations.ts"
   ],
   ["internal/projecting.ts", "EventFeed.ts", "internal/sqlWrites.ts"],
-  ["StoreAdapter.ts", "internal/wholeCommit.ts"],
-  [
-    "SubscriptionStore.ts",
-    "internal/streamReader.ts",
-    "internal/settling.ts",
-    "internal/feedInput.ts",
-    "internal/sharedTrip.ts"
-  ],
-  ["internal/loading.ts", "internal/feedWatch.ts", "internal/sqlReads.ts", "internal/sharedTransaction.ts"],
+  ["StoreAdapter.ts", "internal/statementCommit.ts"],
+  ["SubscriptionStore.ts", "internal/streamReader.ts", "internal/settling.ts", "internal/feedInput.ts"],
+  ["internal/loading.ts", "internal/feedWatch.ts", "internal/sqlReads.ts"],
   [
     "internal/recording.ts",
     "internal/receipt.ts",

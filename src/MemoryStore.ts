@@ -185,6 +185,8 @@ class Records {
   transactions = 0
   closed = false
   private readonly events = new Map<string, Array<StoredEvent>>()
+  /** The events of a transaction in the order in which it wrote them: they keep it in the feed. */
+  private readonly written: Array<StoredEvent> = []
   private readonly snapshots = new Map<string, StoredSnapshot>()
 
   constructor(
@@ -216,7 +218,8 @@ class Records {
     const stream = this.events.get(event.aggregateId)
     if (stream === undefined) this.events.set(event.aggregateId, [event])
     else stream.push(event)
-    this.log?.push(event)
+    if (this.outer === undefined) this.log?.push(event)
+    else this.written.push(event)
   }
 
   snapshot(aggregateId: string): StoredSnapshot | undefined {
@@ -233,11 +236,12 @@ class Records {
   /** Ends the transaction. Its records join those around it, or are dropped; who still reads in it sees those around it. */
   close(into: Records | undefined): void {
     if (into !== undefined) {
-      for (const stream of this.events.values()) for (const event of stream) into.push(event)
+      for (const event of this.written) into.push(event)
       for (const snapshot of this.snapshots.values()) into.putSnapshot(snapshot)
     }
     this.closed = true
     this.events.clear()
+    this.written.length = 0
     this.snapshots.clear()
   }
 }

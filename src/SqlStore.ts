@@ -15,11 +15,9 @@ import { maxSequence } from "./Event.js"
 import { EventFeed } from "./EventFeed.js"
 import { makeCoalescer, type Verdict } from "./internal/coalesce.js"
 import type { Commit } from "./internal/commitQueue.js"
-import { isEmbedded } from "./internal/embedded.js"
 import { textProblem } from "./internal/json.js"
-import { promptly } from "./internal/promptly.js"
 import { prepareRange, restoreSnapshot } from "./internal/record.js"
-import { makeSharing, type Ways } from "./internal/sharedTransaction.js"
+import { executeAlone } from "./internal/sqlConnection.js"
 import { fromSqlError, isStrayCancel, type Phase } from "./internal/sqlError.js"
 import { makeSqlFeed } from "./internal/sqlFeed.js"
 import { migrate as migrateSchema } from "./internal/sqlMigrations.js"
@@ -35,12 +33,12 @@ import {
 import { repair } from "./internal/sqlRepair.js"
 import { makeSqlSubscriptions } from "./internal/sqlSubscriptions.js"
 import { withSavepoint, withTransactionFrom } from "./internal/sqlTransaction.js"
-import { type Manner, makeInsertCommits, upsertSnapshot, verdictsOf } from "./internal/sqlWrites.js"
+import { makeInsertCommits, upsertSnapshot, verdictsOf } from "./internal/sqlWrites.js"
+import { commandsOf, makeStatementCommits } from "./internal/statementCommit.js"
 import { whetherInside } from "./internal/storeTransaction.js"
 import { provideStreamReader } from "./internal/streamReader.js"
 import { quietly, spanned } from "./internal/tracing.js"
 import { type WakeUps, wakeUpsOf } from "./internal/wakeUps.js"
-import { makeWholeCommits, projectingOf } from "./internal/wholeCommit.js"
 import { makeEncoded, type SequenceRange, StoreAdapter, type StoreAdapterService } from "./StoreAdapter.js"
 import { type RetryCommand, StoreError, type ValidationError } from "./StoreError.js"
 import { SubscriptionStore } from "./SubscriptionStore.js"
@@ -68,13 +66,6 @@ export interface SqlStoreOptions {
    * connection of its pool, if that has four or more. Polling is for what neither tells, such as the end of your own transaction.
    */
   readonly pollInterval?: Duration.DurationInput | undefined
-  /**
-   * Whether commits with projections that wait share a transaction, which spares round trips; so by default, but not on the embedded
-   * database, which has none. With `false` each has its own: for projections
-   * that call functions of the database which set something for the transaction (`set_config`), where that must not be there
-   * for those who come after.
-   */
-  readonly shareTransactions?: boolean | undefined
 }
 
 /**
@@ -97,37 +88,43 @@ export const make = (options?: SqlStoreOptions): Effect.Effect<StoreAdapterServi
 
     const accepted = acceptedBy(wakeUps)
     const insertCommits = makeInsertCommits(sql, schema)
-    const whole = makeWholeCommits(sql, insertCommits)
+    const statementCommits = makeStatementCommits(sql, insertCommits)
 
     /** One statement: on its own, or from a savepoint on in the transaction around it. */
     const statement = <A>(
       operation: string,
       phase: Phase,
       effect: Effect.Effect<A, SqlError>
-    ): Effect.Effect<A, StoreError> => {
-      const told = (as: Phase) => Effect.mapError(effect, (error) => fromSqlError(operation, as, error))
-      return whetherInside((inside) =>
-        inside ? withSavepoint(operation, told("writing")) : promptly(quietly(againWhenCancelled(told(phase))))
-      )
-    }
-
-    /** Commits as part of the transaction around them: `begun`, where it is the store's own and its BEGIN may not be answered yet. */
-    const insert = (operation: string, commits: ReadonlyArray<Commit>, manner: Manner) =>
-      quietly(
-        Effect.mapBoth(insertCommits.statement(commits, manner), {
-          onFailure: (error) => fromSqlError(operation, "writing", error),
-          onSuccess: verdictsOf
-        })
+    ): Effect.Effect<A, StoreError> =>
+      whetherInside((inside) =>
+        inside
+          ? withSavepoint(
+              operation,
+              Effect.mapError(effect, (error) => fromSqlError(operation, "writing", error))
+            )
+          : againWhenCancelled(executeAlone(sql, operation, phase, effect))
       )
 
-    /** One commit with its projections. */
+    /** One commit with its projections: a transaction of its own, or part of the transaction around it. */
     const transact = <E, R>(events: Commit, project: Effect.Effect<void, E, R>) =>
       withTransactionFrom(
         sql,
         "commitAll",
-        (begun) => insert("commitAll", [events], { begun }),
-        ([verdict]) => Effect.flatMap(accepted(verdict), (outcome) => (outcome === "stored" ? Effect.void : project))
+        { command: insertCommits.command([events], {}), statement: quietly(insertCommits.statement([events], {})) },
+        (returned) =>
+          Effect.flatMap(accepted(verdictsOf(returned)[0]), (outcome) => (outcome === "stored" ? Effect.void : project))
       )
+
+    /** The same outside of a transaction: in one round trip, where the projections are statements. */
+    const commitWith = <E, R>(events: Commit, project: Effect.Effect<void, E, R>) =>
+      Effect.withFiberRuntime<void, RetryCommand | StoreError | E, R>((fiber) => {
+        const commands = statementCommits.isSupported() ? commandsOf(fiber, client, project) : undefined
+        return commands === undefined
+          ? transact(events, project)
+          : Effect.flatMap(statementCommits.commit(events, commands), (stored) =>
+              stored ? Effect.void : transact(events, project)
+            )
+      })
 
     /** One statement of an aggregate that loads. */
     const read = <A>(
@@ -144,28 +141,13 @@ export const make = (options?: SqlStoreOptions): Effect.Effect<StoreAdapterServi
       )
 
     const commit = yield* makeCoalescer((commits, hurried) =>
-      Effect.mapBoth(insertCommits.statement(commits, { hurried }), {
-        onFailure: (error) => fromSqlError("commitEvents", "committing", error),
-        onSuccess: verdictsOf
-      }).pipe(againWhenCancelled, quietly)
-    )
-
-    const alone: Ways["alone"] = (events, project, projecting) =>
-      promptly(
-        projecting === undefined
-          ? transact(events, project)
-          : // Whatever stood against it, done one by one it shows.
-            Effect.flatMap(whole.commit(events, projecting), (stored) =>
-              stored ? Effect.void : transact(events, project)
-            )
+      againWhenCancelled(
+        Effect.map(
+          executeAlone(sql, "commitEvents", "committing", insertCommits.statement(commits, { lockTimeout: hurried })),
+          verdictsOf
+        )
       )
-    const sharing = makeSharing({
-      sql,
-      store: (commits) => insert("commitAll", commits, { begun: true }),
-      whole,
-      alone
-    })
-    const commitWith = (options?.shareTransactions ?? !isEmbedded(client)) ? yield* sharing : alone
+    )
 
     const service = makeEncoded({
       name: "SqlStore",
@@ -173,9 +155,9 @@ export const make = (options?: SqlStoreOptions): Effect.Effect<StoreAdapterServi
         whetherInside((inside) =>
           Effect.flatMap(
             inside
-              ? withSavepoint(
-                  "commitEvents",
-                  Effect.map(insert("commitEvents", [events], {}), ([verdict]) => verdict)
+              ? Effect.map(
+                  statement("commitEvents", "writing", insertCommits.statement([events], {})),
+                  (returned) => verdictsOf(returned)[0]
                 )
               : commit(events),
             accepted
@@ -183,15 +165,8 @@ export const make = (options?: SqlStoreOptions): Effect.Effect<StoreAdapterServi
         ),
       appendWith: (events, project) =>
         whetherInside((inside) =>
-          // Accepted is not committed yet: those who wait are told again.
-          inside
-            ? transact(events, project)
-            : Effect.withFiberRuntime((fiber) =>
-                Effect.tap(
-                  commitWith(events, project, whole.isPossible() ? projectingOf(fiber, client, project) : undefined),
-                  wakeUps.committed
-                )
-              )
+          // Accepted is not committed yet: waiting readers are woken again.
+          inside ? transact(events, project) : Effect.tap(commitWith(events, project), wakeUps.committed)
         ),
       putSnapshot: (snapshot) =>
         // Outside a transaction the statement is its own commit. One of unknown outcome does no harm when repeated.

@@ -13,6 +13,7 @@ import * as Duration from "effect/Duration"
 import type * as Effect from "effect/Effect"
 import type * as Layer from "effect/Layer"
 import { badInputCases } from "./internal/contract/badInput.js"
+import { callersContextCases } from "./internal/contract/callersContext.js"
 import { callersTransactionCases } from "./internal/contract/callersTransaction.js"
 import type { Settings } from "./internal/contract/case.js"
 import { commitAllCases } from "./internal/contract/commitAll.js"
@@ -110,6 +111,7 @@ export const cases = (options?: Options): ReadonlyArray<Case> => {
   return [
     ...commitEventsCases(settings),
     ...commitAllCases(settings),
+    ...callersContextCases,
     ...snapshotCases,
     ...readCases,
     ...callersTransactionCases,

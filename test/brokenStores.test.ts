@@ -122,7 +122,15 @@ const caught: ReadonlyArray<readonly [breaking: Breaking, cases: ReadonlyArray<s
     Broken.showsCommitsByHalves,
     ["commitEvents: whoever reads meanwhile finds all of a commit or nothing, of each aggregate and of all"]
   ],
-  [Broken.readsWhatIsNotCommitted, [unseen("succeeds"), unseen("fails")]]
+  [Broken.readsWhatIsNotCommitted, [unseen("succeeds"), unseen("fails")]],
+  [
+    Broken.projectsInTheContextOfTheLastCaller,
+    ["commitAll: a projection runs in its caller's context, also when many callers commit concurrently"]
+  ],
+  [
+    Broken.projectsInAFiberOfItsOwn,
+    ["commitAll: a fiber ref that a projection sets has the new value for its caller, and for no other"]
+  ]
 ]
 
 it.live("a store whose reads may wait is caught too when they find what is not committed", () =>

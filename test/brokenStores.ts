@@ -1,6 +1,7 @@
 /** Stores that are wrong on purpose, to see whether what checks a store would notice. */
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
 import type { Event, Projection, Snapshot } from "effect-maestro"
 import { type StoreAdapter, StoreError } from "effect-maestro"
@@ -46,6 +47,40 @@ export const projectsAfterTheCommit = (store: Store): Store => ({
       Effect.forEach(projections, (projection) => Effect.forEach(events, projection.project, { discard: true }), {
         discard: true
       })
+    )
+})
+
+/** Projections run with the services of the caller that came last, but in their own transaction. */
+export const projectsInTheContextOfTheLastCaller = (store: Store): Store => {
+  let last: ReadonlyArray<readonly [string, unknown]> = []
+  const borrow = <R>(own: Context.Context<R>): Context.Context<R> =>
+    Context.unsafeMake(new Map([...own.unsafeMap, ...last]))
+  return {
+    ...store,
+    commitAll: <E, R>(events: ReadonlyArray<Event.Event>, projections: ReadonlyArray<Projection.Projection<E, R>>) =>
+      Effect.contextWithEffect((caller: Context.Context<R>) => {
+        last = [...caller.unsafeMap].filter(([key]) => !key.includes("Transaction"))
+        return store.commitAll(
+          events,
+          projections.map(({ project, ...projection }) => ({
+            ...projection,
+            project: (event: Event.Event) => Effect.mapInputContext(project(event), borrow<R>)
+          }))
+        )
+      })
+  }
+}
+
+/** Projections run in a fiber of the store, which ends with what it has set. */
+export const projectsInAFiberOfItsOwn = (store: Store): Store => ({
+  ...store,
+  commitAll: (events, projections) =>
+    store.commitAll(
+      events,
+      projections.map(({ project, ...projection }) => ({
+        ...projection,
+        project: (event) => Effect.flatten(Effect.flatMap(Effect.forkDaemon(project(event)), Fiber.await))
+      }))
     )
 })
 

@@ -24,10 +24,6 @@ import { macrotask } from "./nodes.js"
 
 const stores = {
   Postgres: SqlStore.layer.pipe(Layer.provideMerge(layerPg()), Layer.orDie),
-  "Postgres, each by itself": SqlStore.layerWith({ shareTransactions: false }).pipe(
-    Layer.provideMerge(layerPg()),
-    Layer.orDie
-  ),
   "Postgres with a pool of one": SqlStore.layer.pipe(Layer.provideMerge(layerPg({ maxConnections: 1 })), Layer.orDie),
   "Postgres with repeatable reads": SqlStore.layer.pipe(
     Layer.provideMerge(
@@ -310,7 +306,7 @@ it.layer(stores.Postgres, { timeout: 60_000 })("SQL projections", (it) => {
       )
       expect((yield* notes).filter((line) => ids.some((id) => line.startsWith(id)))).toHaveLength(8)
       const transactions =
-        yield* sql`select distinct transaction_id from maestro.event_log where ${sql.in("aggregate_id", ids)}`
+        yield* sql`select distinct feed_key from maestro.event_log where ${sql.in("aggregate_id", ids)}`
       expect(transactions).toHaveLength(8)
     })
   )

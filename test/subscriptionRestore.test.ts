@@ -32,13 +32,13 @@ const aNode = (options: SqlStore.SqlStoreOptions = { migrate: false }) =>
 const restore = (last = 1_000_000) =>
   Effect.gen(function* () {
     const sql = yield* SqlClient.SqlClient
-    const [row] = yield* sql<{ from: string }>`select transaction_id::text as from from (
-      select transaction_id from maestro.event_log order by transaction_id desc, position desc limit ${last}
-    ) l order by transaction_id limit 1`
+    const [row] = yield* sql<{ from: string }>`select feed_key::text as from from (
+      select feed_key from maestro.event_log order by feed_key desc, position desc limit ${last}
+    ) l order by feed_key limit 1`
     for (const table of ["event_log", "subscriptions", "events_set_aside"]) {
       yield* sql`update ${sql(`maestro.${table}`)}
-        set transaction_id = (transaction_id::text::bigint + 1000000)::text::xid8
-        where transaction_id >= ${row?.from ?? "0"}::xid8`
+        set feed_key = (feed_key::text::bigint + 1000000)::text::xid8
+        where feed_key >= ${row?.from ?? "0"}::xid8`
     }
   })
 

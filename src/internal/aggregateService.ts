@@ -6,6 +6,8 @@ import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as Runtime from "effect/Runtime"
+import * as RuntimeFlags from "effect/RuntimeFlags"
 import type * as Scope from "effect/Scope"
 import * as Tracer from "effect/Tracer"
 import { maxSequence } from "../Event.js"
@@ -19,6 +21,7 @@ import type { Tagged } from "./eventCodec.js"
 import { commitSnapshot, evaluate, evaluateApart, type Outcome, type Workplace } from "./lifecycle.js"
 import { type Definition, initial, type Loaded, load, refresh } from "./loading.js"
 import type { Minted } from "./minted.js"
+import { concerns } from "./projecting.js"
 import { withoutReceipts } from "./receipt.js"
 import { HoldsTurn, type Keeping, makeSeats } from "./seats.js"
 import { insideTransaction, isInsideTransaction, StoreTransaction } from "./storeTransaction.js"
@@ -67,6 +70,15 @@ export const makeService = <State, A extends Tagged, C, E, R, M, I>(
       metadata,
       commandId
     )(yield* Effect.context<R>()) as Context.Context<R>
+    const layerRuntime = yield* Effect.runtime<never>()
+    const runNeutral = Runtime.runFork(
+      Runtime.make({
+        context: captured as Context.Context<never>,
+        fiberRefs: layerRuntime.fiberRefs,
+        // A batch that was closed must be committed: its callers wait for this fiber.
+        runtimeFlags: RuntimeFlags.disable(layerRuntime.runtimeFlags, RuntimeFlags.Interruption)
+      })
+    )
     const provide = provider(captured)
     const provideWithTurn = provider<R>(Context.add(captured, HoldsTurn, true))
     const seats = yield* makeSeats<State>(
@@ -86,7 +98,9 @@ export const makeService = <State, A extends Tagged, C, E, R, M, I>(
       commit: (events) =>
         noProjections === undefined
           ? provide(store.commitAll(events, projections))
-          : store.commitAll(events, noProjections)
+          : store.commitAll(events, noProjections),
+      isProjected: (events) => projections.some((projection) => events.some(({ type }) => concerns(projection, type))),
+      forkNeutral: (effect) => Effect.sync(() => runNeutral(effect, { immediate: false }))
     }
 
     /** Reads on from the state that is kept, and keeps what it came to. */

@@ -42,6 +42,10 @@ export interface Workplace<State, A extends Tagged, C, E> {
   readonly decide: (command: C, root: Loaded<State>) => Effect.Effect<ReadonlyArray<A>, E | ValidationError>
   /** Commits with the projections, with all that they need. */
   readonly commit: (events: ReadonlyArray<Event>) => Effect.Effect<void, Failures<E>>
+  /** Whether a projection handles one of the events, so that they are a transaction of their own, in the caller's fiber. */
+  readonly isProjected: (events: ReadonlyArray<Event>) => boolean
+  /** Forks a commit for several callers, uninterruptible, with the context and the fiber refs of the layer: it has those of no caller. */
+  readonly forkNeutral: <A2, E2>(effect: Effect.Effect<A2, E2>) => Effect.Effect<Fiber.RuntimeFiber<A2, E2>>
 }
 
 /** What a command finds around it. */
@@ -56,9 +60,11 @@ export type Failures<E> = E | RetryCommand | ValidationError | StoreError
  * Decides and commits, and again by the `retry` schedule while others come first, or while the store can't be read for a reason
  * that may pass.
  *
- * Commands on one aggregate are decided one at a time, in order of arrival. While others wait for their turn, what was decided is not
- * committed yet: the next command is decided on the state that it leads to, and they are committed together. Nobody is answered
- * before the commit, not even one who was refused, since the refusal is true only if what it was decided on is.
+ * Commands on one aggregate are decided one at a time, in order of arrival. While others wait, what was decided is not
+ * committed yet: the next command is decided on the state that it leads to, and they are committed together. No command returns
+ * before the commit, not even a refused one, because the refusal is true only if the state that it was decided on is.
+ *
+ * Events that a projection handles are never committed with those of another command: projections run in their own caller's fiber.
  */
 export const evaluate = <State, A extends Tagged, C, E>(
   workplace: Workplace<State, A, C, E>,
@@ -292,6 +298,13 @@ const conclude = <State, A extends Tagged, C, E>(
   }
 
   const { events, root } = exit.value
+  const projected = workplace.isProjected(events)
+  if (projected && basis?.sealed === false) {
+    return Effect.zipRight(
+      commitGroup(workplace, seat, basis, false),
+      Effect.suspend(() => conclude(workplace, seat, { basis, exit }, alone, restore))
+    )
+  }
   if (basis?.sealed) {
     // It was sealed while this was decided on it. If it is stored, this is the beginning of the next.
     basis.members++
@@ -303,7 +316,7 @@ const conclude = <State, A extends Tagged, C, E>(
     )
   }
 
-  if (basis === undefined && (alone || seat.waiting.size === 0)) {
+  if (basis === undefined && (alone || projected || seat.waiting.size === 0)) {
     return Effect.matchCauseEffect(restore(commit(workplace, events)), {
       onFailure: (cause) => {
         stored(seat, root, false)
@@ -394,7 +407,7 @@ const commitGroup = <State, A extends Tagged, C, E>(
           )
         }
       )
-      return Effect.map(Effect.forkDaemon(Effect.exit(committing)), (fiber) => {
+      return Effect.map(workplace.forkNeutral(Effect.exit(committing)), (fiber) => {
         group.fiber = fiber
       })
     })

@@ -309,7 +309,7 @@ const swapInOneTransaction = <E, R>(
       run(
         sql<FeedRow>`select ${feedColumns(sql)} from ${schema}.event_log
           where ${behind(sql, after)} ${filter === undefined ? sql`` : sql`and ${matches(sql, filter)}`}
-          order by event_log.transaction_id, event_log.position limit ${restLimit}`
+          order by event_log.feed_key, event_log.position limit ${restLimit}`
       ),
       (rows) => {
         const events = feedEventsOf(rows)
@@ -323,13 +323,13 @@ const swapInOneTransaction = <E, R>(
   /** The subscription goes on here, with whoever has its lease next. */
   const moveSubscription = (name: string, partitions: number) =>
     Effect.gen(function* () {
-      const [transactionId, place] = partsOf(position)
+      const [feedKey, place] = partsOf(position)
       yield* run(
-        sql`insert into ${schema}.subscriptions (name, partition, partitions, transaction_id, position)
-          select ${name}, partition, ${partitions}::int, ${transactionId}::xid8, ${place}::bigint
+        sql`insert into ${schema}.subscriptions (name, partition, partitions, feed_key, position)
+          select ${name}, partition, ${partitions}::int, ${feedKey}::xid8, ${place}::bigint
           from generate_series(0, ${partitions}::int - 1) partition
           on conflict (name, partition) do update set
-            transaction_id = excluded.transaction_id, position = excluded.position,
+            feed_key = excluded.feed_key, position = excluded.position,
             token = subscriptions.token + 1, holder = null, leased_until = null, stopped = false, last_failure = null`
       )
       yield* run(sql`delete from ${schema}.events_set_aside where subscription = ${name}`)

@@ -1,10 +1,25 @@
 /**
  * The feed of the SQL store.
  *
- * Positions are handed out before their transaction commits, so what is committed last may stand first. Hence the order is that of
- * transaction ids, then of positions, and only what lies below the oldest transaction that is still open is shown: nothing can come to
- * be there any more. Nobody who writes waits for that, and one that is rolled back leaves no hole to wait at. An open transaction holds
- * back what is committed after its first write, until it ends.
+ * Positions are handed out before their transaction commits, so the one that commits last may have the lowest. A reader that follows them
+ * would skip what commits late. Hence the order is `(feed_key, position)`. The key of an event is the highest of
+ *
+ * - the id of the transaction that wrote it,
+ * - the key of the event before it in its stream,
+ * - the highest key that its transaction has used before.
+ *
+ * Only events with a key below the oldest transaction that is still open are shown.
+ *
+ * - **Nothing is skipped.** Whatever a snapshot can't see yet was written by a transaction that is open in it, or began later. So its key
+ *   is not below the oldest open transaction of that snapshot, and the reader has not passed it.
+ * - **Each aggregate keeps its order.** A transaction has its id from its first write, and may reach a stream long after transactions with
+ *   higher ids; hence the second part of the key. Where two keys are equal the position decides. It rises along a stream, because an event
+ *   is inserted only when the one before it can be seen, and takes its position then.
+ * - **Each transaction keeps its order**, by the third part: a cause stands before its effect on another aggregate.
+ * - **It goes on.** Every key is the id of a transaction that has begun, so the oldest open transaction passes it some time.
+ *
+ * A writer never waits for this, and a transaction that is rolled back leaves no hole to wait at. An open transaction holds back what is
+ * committed after its first write, until it ends.
  */
 import type * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
@@ -17,12 +32,12 @@ import { beginning, type EventFeedService, type FeedEvent, type Filter, type Pos
 import { StoreError } from "../StoreError.js"
 import { prepareFeedRead, prepareFilter } from "./feedInput.js"
 import { makeWatch, type News } from "./feedWatch.js"
-import { promptly } from "./promptly.js"
 import { prepareRange } from "./record.js"
+import { executeAlone } from "./sqlConnection.js"
 import { fromSqlError } from "./sqlError.js"
 import { withSavepoint } from "./sqlTransaction.js"
 import { whetherInside } from "./storeTransaction.js"
-import { quietly, spanned } from "./tracing.js"
+import { spanned } from "./tracing.js"
 import type { WakeUps } from "./wakeUps.js"
 
 export const makeSqlFeed = (
@@ -32,8 +47,14 @@ export const makeSqlFeed = (
   pollInterval: number
 ): Effect.Effect<EventFeedService, never, Scope.Scope> => {
   const statement = <A>(effect: Effect.Effect<A, SqlError>): Effect.Effect<A, StoreError> => {
-    const told = Effect.mapError(effect, (error) => fromSqlError(operation, "reading", error))
-    return whetherInside((inside) => (inside ? withSavepoint(operation, told) : promptly(quietly(told))))
+    return whetherInside((inside) =>
+      inside
+        ? withSavepoint(
+            operation,
+            Effect.mapError(effect, (error) => fromSqlError(operation, "reading", error))
+          )
+        : executeAlone(sql, operation, "reading", effect)
+    )
   }
 
   const head = Effect.flatMap(statement(selectHead(sql, schema)), ([row]) =>
@@ -85,7 +106,7 @@ export const makeSqlFeed = (
         Effect.flatMap(prepareRange("EventFeed.positionOf", aggregateId, sequence, { maxSequence: sequence }), () =>
           Effect.map(
             statement(
-              sql<PlaceRow>`select transaction_id::text, position::text from ${schema}.event_log
+              sql<PlaceRow>`select feed_key::text, position::text from ${schema}.event_log
               where aggregate_id = ${aggregateId} and sequence = ${sequence}`
             ),
             ([row]) => Option.map(Option.fromNullable(row), positionOf)
@@ -97,17 +118,17 @@ export const makeSqlFeed = (
 }
 
 /** The two parts of a position, as parameters. */
-export const partsOf = (position: Position): readonly [transactionId: string, position: string] => {
-  const [transactionId = "0", place = "0"] = position.split("-")
-  return [transactionId, place]
+export const partsOf = (position: Position): readonly [feedKey: string, position: string] => {
+  const [feedKey = "0", place = "0"] = position.split("-")
+  return [feedKey, place]
 }
 
 /** The position of a row that has its two parts as text. */
 export const positionOf = (row: PlaceRow | undefined): Position =>
-  row === undefined || row.transaction_id === null ? beginning : (`${row.transaction_id}-${row.position}` as Position)
+  row === undefined || row.feed_key === null ? beginning : (`${row.feed_key}-${row.position}` as Position)
 
 export interface PlaceRow {
-  readonly transaction_id: string | null
+  readonly feed_key: string | null
   readonly position: string | null
 }
 
@@ -115,7 +136,7 @@ export interface PlaceRow {
 export const feedColumns = (sql: SqlClient.SqlClient) =>
   sql.literal(
     // Few columns, since each costs as much as what is in it. What may begin with anything stands behind something else: see `eventOf`.
-    `transaction_id::text || '-' || position::text || '.' || aggregate_id as place, timestamp::text, sequence, '.' || type as type, body::text, metadata::text`
+    `feed_key::text || '-' || position::text || '.' || aggregate_id as place, timestamp::text, sequence, '.' || type as type, body::text, metadata::text`
   )
 
 export interface FeedRow extends Omit<StoredEvent, "aggregateId"> {
@@ -175,16 +196,16 @@ const newsWindow = 5000
 const xmin = "pg_snapshot_xmin(pg_current_snapshot())"
 
 export const behind = (sql: SqlClient.SqlClient, after: Position): Statement.Fragment => {
-  const [transactionId, position] = partsOf(after)
-  return sql`(transaction_id, position) > (${transactionId}::xid8, ${position}::bigint)`
+  const [feedKey, position] = partsOf(after)
+  return sql`(feed_key, position) > (${feedKey}::xid8, ${position}::bigint)`
 }
 
-const shown = (sql: SqlClient.SqlClient) => sql.literal(`transaction_id < ${xmin}`)
+const shown = (sql: SqlClient.SqlClient) => sql.literal(`feed_key < ${xmin}`)
 
 const selectPage = (sql: SqlClient.SqlClient, schema: Statement.Fragment, after: Position, limit: number) =>
   sql<FeedRow>`select ${feedColumns(sql)} from ${schema}.event_log
     where ${behind(sql, after)} and ${shown(sql)}
-    order by event_log.transaction_id, event_log.position limit ${limit + 1}`
+    order by event_log.feed_key, event_log.position limit ${limit + 1}`
 
 interface WindowRow {
   /** Of the row that ends the window. */
@@ -199,23 +220,23 @@ const selectFilteredPage = (
   filter: Filter
 ) =>
   sql<FeedRow & Partial<WindowRow>>`with bound as materialized (
-      select transaction_id, position, scanned from (
-        select transaction_id, position, row_number() over (order by transaction_id, position) as scanned
+      select feed_key, position, scanned from (
+        select feed_key, position, row_number() over (order by feed_key, position) as scanned
         from (
-          select transaction_id, position from ${schema}.event_log
+          select feed_key, position from ${schema}.event_log
           where ${behind(sql, after)} and ${shown(sql)}
-          order by transaction_id, position limit ${window}
+          order by feed_key, position limit ${window}
         ) places
       ) counted order by scanned desc limit 1
     )
     (
       select ${feedColumns(sql)}, null::int as scanned from ${schema}.event_log
-      where ${behind(sql, after)} and (transaction_id, position) <= (select transaction_id, position from bound)
+      where ${behind(sql, after)} and (feed_key, position) <= (select feed_key, position from bound)
         and ${matches(sql, filter)}
-      order by event_log.transaction_id, event_log.position limit ${limit + 1}
+      order by event_log.feed_key, event_log.position limit ${limit + 1}
     )
     union all
-    select transaction_id::text || '-' || position::text || '.', null, null, null, null, null, scanned::int from bound`
+    select feed_key::text || '-' || position::text || '.', null, null, null, null, null, scanned::int from bound`
 
 const pageOf = (rows: ReadonlyArray<FeedRow & Partial<WindowRow>>, after: Position, limit: number) => {
   const bound = rows.findLast(({ scanned }) => typeof scanned === "number")
@@ -232,10 +253,10 @@ const pageOf = (rows: ReadonlyArray<FeedRow & Partial<WindowRow>>, after: Positi
 const selectHead = (sql: SqlClient.SqlClient, schema: Statement.Fragment) =>
   sql<
     PlaceRow & { readonly restored: boolean }
-  >`select h.transaction_id::text, h.position::text, ${fromTheFuture(sql, schema)} as restored
+  >`select h.feed_key::text, h.position::text, ${fromTheFuture(sql, schema)} as restored
     from (select 1) one left join lateral (
-      select transaction_id, position from ${schema}.event_log where ${shown(sql)}
-      order by transaction_id desc, position desc limit 1
+      select feed_key, position from ${schema}.event_log where ${shown(sql)}
+      order by feed_key desc, position desc limit 1
     ) h on true`
 
 interface NewsRow extends PlaceRow {
@@ -247,22 +268,28 @@ interface NewsRow extends PlaceRow {
 
 const selectNews = (sql: SqlClient.SqlClient, schema: Statement.Fragment, since: Position) =>
   sql<NewsRow>`with news as materialized (
-      select transaction_id, position, type, metadata ->> 'aggregate' as aggregate from ${schema}.event_log
+      select feed_key, position, type, metadata ->> 'aggregate' as aggregate from ${schema}.event_log
       where ${behind(sql, since)} and ${shown(sql)}
-      order by transaction_id, position limit ${newsWindow}
+      order by feed_key, position limit ${newsWindow}
     )
-    select h.transaction_id::text, h.position::text, k.seen, k.types, k.aggregates,
+    select h.feed_key::text, h.position::text, k.seen, k.types, k.aggregates,
       ${fromTheFuture(sql, schema)} as restored
     from (
       select count(*)::int as seen, json_agg(distinct type)::text as types, json_agg(distinct aggregate)::text as aggregates
       from news
     ) k left join lateral (
-      select transaction_id, position from news order by transaction_id desc, position desc limit 1
+      select feed_key, position from news order by feed_key desc, position desc limit 1
     ) h on true`
 
-/** No transaction has written what is of one that has not begun: such events come from a database that had another history. */
+/**
+ * Whether an event has the key of a transaction that has not begun: such events come from a database that had another history. The
+ * transaction around sees its own events, whose key may be that of the newest transaction of all.
+ */
 const fromTheFuture = (sql: SqlClient.SqlClient, schema: Statement.Fragment) =>
-  sql`exists (select 1 from ${schema}.event_log where transaction_id >= pg_snapshot_xmax(pg_current_snapshot()))`
+  sql`exists (
+    select 1 from ${schema}.event_log where feed_key >= pg_snapshot_xmax(pg_current_snapshot())
+      and feed_key is distinct from pg_current_xact_id_if_assigned()
+  )`
 
 const namesOf = (json: string | null): ReadonlySet<string> => new Set(json === null ? [] : JSON.parse(json))
 

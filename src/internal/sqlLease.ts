@@ -22,8 +22,9 @@ import {
   type SubscriptionStoreService
 } from "../SubscriptionStore.js"
 import { machineClock, onMachineTime } from "./machineTime.js"
-import { promptly, withinGrace } from "./promptly.js"
+import { withinGrace } from "./promptly.js"
 import { isPassing } from "./settling.js"
+import { executeAlone } from "./sqlConnection.js"
 import { fromSqlError, type Phase } from "./sqlError.js"
 import { type PlaceRow, partsOf, positionOf } from "./sqlFeed.js"
 import { withTransaction } from "./sqlTransaction.js"
@@ -40,18 +41,21 @@ export interface Home {
   readonly schema: Statement.Fragment
 }
 
-const told =
-  (phase: Phase) =>
-  <A>(effect: Effect.Effect<A, SqlError>): Effect.Effect<A, StoreError> => {
-    const statement = quietly(Effect.mapError(effect, (error) => fromSqlError("Subscription", phase, error)))
-    return whetherInside((inside) => (inside ? statement : promptly(statement)))
-  }
-
-/** A statement about subscriptions: part of the transaction around it, or by itself. */
-export const reading = told("reading")
-export const writing = told("writing")
+/** A statement about subscriptions: part of the transaction around it, or on a connection of its own. */
+export const subscriptionStatements = (sql: SqlClient.SqlClient) => {
+  const statement =
+    (phase: Phase) =>
+    <A>(effect: Effect.Effect<A, SqlError>): Effect.Effect<A, StoreError> =>
+      whetherInside((inside) =>
+        inside
+          ? quietly(Effect.mapError(effect, (error) => fromSqlError(operation, phase, error)))
+          : executeAlone(sql, operation, phase, effect)
+      )
+  return { reading: statement("reading"), writing: statement("writing") }
+}
 
 export const makeLease = ({ schema, sql }: Home, wakeUps: WakeUps): SubscriptionStoreService["lease"] => {
+  const { reading, writing } = subscriptionStatements(sql)
   const ofKey = ({ name, partition }: Key) => sql`name = ${name} and partition = ${partition}`
   const until = (duration: number) => sql`clock_timestamp() + ${duration} * interval '1 millisecond'`
 
@@ -69,10 +73,10 @@ export const makeLease = ({ schema, sql }: Home, wakeUps: WakeUps): Subscription
           description: `subscription ${JSON.stringify(key.name)} has ${other.partitions} partitions in the store, and ${key.partitions} here: what is in which would change`
         })
       }
-      const [transactionId, position] = partsOf(from)
+      const [feedKey, position] = partsOf(from)
       yield* writing(
-        sql`insert into ${schema}.subscriptions (name, partition, partitions, transaction_id, position)
-          values (${key.name}, ${key.partition}, ${key.partitions}, ${transactionId}::xid8, ${position}::bigint)
+        sql`insert into ${schema}.subscriptions (name, partition, partitions, feed_key, position)
+          values (${key.name}, ${key.partition}, ${key.partitions}, ${feedKey}::xid8, ${position}::bigint)
           on conflict (name, partition) do nothing`
       )
     })
@@ -90,7 +94,7 @@ export const makeLease = ({ schema, sql }: Home, wakeUps: WakeUps): Subscription
             for update skip locked
           ) free
           where s.name = free.name and s.partition = free.partition
-          returning s.token::text, s.transaction_id::text, s.position::text`
+          returning s.token::text, s.feed_key::text, s.position::text`
       )
       if (taken[0] !== undefined) return { token: taken[0].token, position: positionOf(taken[0]) }
       const [row] = yield* reading(
@@ -125,9 +129,9 @@ export const makeLease = ({ schema, sql }: Home, wakeUps: WakeUps): Subscription
         Effect.flatMap(writing(statement), (rows) => (rows[0] === undefined ? lostLease : Effect.succeed(rows[0])))
 
       const moveTo = (to: Position) => {
-        const [transactionId, place] = partsOf(to)
+        const [feedKey, place] = partsOf(to)
         return sql`update ${schema}.subscriptions
-          set transaction_id = ${transactionId}::xid8, position = ${place}::bigint, leased_until = ${until(duration)}
+          set feed_key = ${feedKey}::xid8, position = ${place}::bigint, leased_until = ${until(duration)}
           where ${mine} returning token`
       }
 
@@ -158,9 +162,7 @@ export const makeLease = ({ schema, sql }: Home, wakeUps: WakeUps): Subscription
         position,
         lost: Deferred.await(lost),
         checkpoint: Effect.map(
-          onlyMine(
-            sql<PlaceRow>`select transaction_id::text, position::text from ${schema}.subscriptions where ${mine}`
-          ),
+          onlyMine(sql<PlaceRow>`select feed_key::text, position::text from ${schema}.subscriptions where ${mine}`),
           positionOf
         ),
         pass: (to) => Effect.zipRight(onlyMine(moveTo(to)), wakeUps.progressed),
@@ -201,12 +203,12 @@ export const makeLease = ({ schema, sql }: Home, wakeUps: WakeUps): Subscription
           )
         },
         setAside: (failure) => {
-          const [transactionId, place] = partsOf(failure.position)
+          const [feedKey, place] = partsOf(failure.position)
           return Effect.asVoid(
             writing(
               sql`insert into ${schema}.events_set_aside
-                (subscription, aggregate_id, sequence, partition, transaction_id, position, type, error, attempts)
-                values (${key.name}, ${failure.aggregateId}, ${failure.sequence}, ${key.partition}, ${transactionId}::xid8,
+                (subscription, aggregate_id, sequence, partition, feed_key, position, type, error, attempts)
+                values (${key.name}, ${failure.aggregateId}, ${failure.sequence}, ${key.partition}, ${feedKey}::xid8,
                   ${place}::bigint, ${failure.type}, ${failure.error}, ${failure.attempts})
                 on conflict (subscription, aggregate_id, sequence) do nothing`
             )

@@ -25,9 +25,9 @@ export const repair = (sql: SqlClient.SqlClient, schema: Statement.Fragment): Ef
   const needed = Effect.map(
     run(
       sql<{ now: string; needed: boolean }>`select now::text, exists (
-          select 1 from ${schema}.event_log where transaction_id >= now
+          select 1 from ${schema}.event_log where feed_key >= now
         ) or exists (
-          select 1 from ${schema}.subscriptions where transaction_id >= now
+          select 1 from ${schema}.subscriptions where feed_key >= now
         ) as needed from pg_snapshot_xmax(pg_current_snapshot()) now`
     ),
     ([row]) => (row?.needed ? row.now : undefined)
@@ -45,27 +45,27 @@ export const repair = (sql: SqlClient.SqlClient, schema: Statement.Fragment): Ef
       if (now === undefined) return false
       const [row] = yield* run(
         sql<{ last: string | null }>`select max(position)::text as last from ${schema}.event_log
-          where transaction_id >= ${now}::xid8`
+          where feed_key >= ${now}::xid8`
       )
-      const isNew = sql`e.transaction_id < ${now}::xid8 and e.position > ${row?.last ?? maxPosition}::bigint`
+      const isNew = sql`e.feed_key < ${now}::xid8 and e.position > ${row?.last ?? maxPosition}::bigint`
       // As many events as there are up to a place: the number that its last event gets.
       yield* run(
-        sql`update ${schema}.subscriptions t set transaction_id = ${oldest}::xid8, position = (
+        sql`update ${schema}.subscriptions t set feed_key = ${oldest}::xid8, position = (
             select count(*) from ${schema}.event_log e
-            where (e.transaction_id, e.position) <= (t.transaction_id, t.position) and not (${isNew})
+            where (e.feed_key, e.position) <= (t.feed_key, t.position) and not (${isNew})
           )`
       )
       yield* run(
-        sql`update ${schema}.event_log t set transaction_id = ${oldest}::xid8, position = o.place
+        sql`update ${schema}.event_log t set feed_key = ${oldest}::xid8, position = o.place
           from (
             select aggregate_id, sequence,
-              row_number() over (order by (${isNew}), e.transaction_id, e.position) as place
+              row_number() over (order by (${isNew}), e.feed_key, e.position) as place
             from ${schema}.event_log e
           ) o
           where t.aggregate_id = o.aggregate_id and t.sequence = o.sequence`
       )
       yield* run(
-        sql`update ${schema}.events_set_aside t set transaction_id = ${oldest}::xid8, position = e.position
+        sql`update ${schema}.events_set_aside t set feed_key = ${oldest}::xid8, position = e.position
           from ${schema}.event_log e where e.aggregate_id = t.aggregate_id and e.sequence = t.sequence`
       )
       return true

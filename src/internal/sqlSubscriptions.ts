@@ -9,7 +9,7 @@ import type { Failure, SetAside, Standing, SubscriptionStoreService } from "../S
 import { onMachineTime } from "./machineTime.js"
 import { fromSqlError } from "./sqlError.js"
 import { type FeedRow, feedColumns, feedEventsOf, type PlaceRow, partsOf, positionOf, sliceOf } from "./sqlFeed.js"
-import { type Home, makeLease, reading, writing } from "./sqlLease.js"
+import { type Home, makeLease, subscriptionStatements } from "./sqlLease.js"
 import { withTransaction } from "./sqlTransaction.js"
 import { whetherInside } from "./storeTransaction.js"
 import type { WakeUps } from "./wakeUps.js"
@@ -19,12 +19,13 @@ export const homeOf = (store: SubscriptionStoreService): Home | undefined => hom
 
 export const makeSqlSubscriptions = (home: Home, wakeUps: WakeUps): SubscriptionStoreService => {
   const { schema, sql } = home
+  const { reading, writing } = subscriptionStatements(sql)
   const service: SubscriptionStoreService = {
     lease: makeLease(home, wakeUps),
     standing: (name) =>
       Effect.map(
         reading(
-          sql<StandingRow>`select s.partition, s.partitions, s.transaction_id::text, s.position::text, s.stopped,
+          sql<StandingRow>`select s.partition, s.partitions, s.feed_key::text, s.position::text, s.stopped,
               case when s.leased_until > clock_timestamp() then s.holder end as holder, s.last_failure::text,
               (select count(*)::int from ${schema}.events_set_aside e
                 where e.subscription = s.name and e.partition = s.partition) as set_aside
@@ -33,13 +34,13 @@ export const makeSqlSubscriptions = (home: Home, wakeUps: WakeUps): Subscription
         (rows) => rows.map((row) => standingOf(name, row))
       ),
     reached: (name, position, aggregateId) => {
-      const [transactionId, place] = partsOf(position)
+      const [feedKey, place] = partsOf(position)
       const all = aggregateId === undefined
       const arrived = Effect.map(
         reading(
           sql<{
             arrived: boolean | null
-          }>`select bool_and((transaction_id, position) >= (${transactionId}::xid8, ${place}::bigint)) as arrived
+          }>`select bool_and((feed_key, position) >= (${feedKey}::xid8, ${place}::bigint)) as arrived
             from ${schema}.subscriptions
             where name = ${name} ${all ? sql`` : sql`and partition = ${sliceOf(sql, sql`${aggregateId}::text`, sql`partitions`)}`}`
         ),
@@ -56,9 +57,9 @@ export const makeSqlSubscriptions = (home: Home, wakeUps: WakeUps): Subscription
     setAside: (name) =>
       Effect.map(
         reading(
-          sql<SetAsideRow>`select '.' || aggregate_id as aggregate_id, sequence, partition, transaction_id::text, position::text,
+          sql<SetAsideRow>`select '.' || aggregate_id as aggregate_id, sequence, partition, feed_key::text, position::text,
               '.' || type as type, '.' || error as error, attempts, (extract(epoch from set_aside_at) * 1000)::float8 as since
-            from ${schema}.events_set_aside where subscription = ${name} order by events_set_aside.transaction_id, events_set_aside.position`
+            from ${schema}.events_set_aside where subscription = ${name} order by events_set_aside.feed_key, events_set_aside.position`
         ),
         (rows) =>
           rows.map(

@@ -1,14 +1,17 @@
 /**
- * Transactions of the store, on any `SqlClient`. They are told to the application's statements as `SqlClient.withTransaction`
- * does, so those inside take part, but without its traps:
+ * Transactions of the store, on any `SqlClient`. The application's statements inside take part, as in `SqlClient.withTransaction`, but
+ * without its traps:
  *
- * - It turns an error at COMMIT or ROLLBACK into a defect. Here the first is told as what it means for the commit, and the second does
+ * - It turns an error at COMMIT or ROLLBACK into a defect. Here the first becomes what it means for the commit, and the second does
  *   not hide why there was a rollback.
  * - Postgres answers COMMIT by a silent rollback where a statement has failed and its failure was handled without a
- *   savepoint. Here that is a failure: success means stored.
- * - Two transactions at once inside of one use one savepoint, and undo each other. Here they take turns.
- * - A fiber that outlives its transaction goes on writing to the connection, which may be a stranger's by then. Here the
+ *   savepoint, or where the transaction was ended by a statement inside. Here both are failures: success means stored.
+ * - Two transactions inside of one concurrently use one savepoint, and undo each other. Here they take turns.
+ * - A fiber that outlives its transaction goes on writing to the connection, which may belong to another caller by then. Here the
  *   connection is closed to it.
+ * - A connection with a cancel under way goes back to the pool. Here it is closed (`sqlConnection.ts`).
+ *
+ * The effect runs in its caller's fiber. Its interruption waits for the server for the grace period at most.
  */
 import * as SqlClient from "@effect/sql/SqlClient"
 import type { Connection } from "@effect/sql/SqlConnection"
@@ -17,11 +20,11 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
-import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { StoreError } from "../StoreError.js"
-import { endPipeline, together } from "./pipeline.js"
-import { promptly } from "./promptly.js"
+import { type Command, canSendBatch, sendBatch } from "./pgBatch.js"
+import { joinPromptly } from "./promptly.js"
+import { type HeldConnection, interruptible, type Open, onConnection, withConnection } from "./sqlConnection.js"
 import { fromSqlError } from "./sqlError.js"
 import { spanned } from "./tracing.js"
 
@@ -37,18 +40,48 @@ export const withTransaction = <A, E, R>(
   Effect.contextWithEffect((context: Context.Context<never>) => {
     const outer = Context.getOption(context, SqlClient.TransactionConnection)
     return Option.isSome(outer)
-      ? inner(operation, outer.value, effect, true)
-      : outermost(
+      ? nested(operation, outer.value, effect, true)
+      : topLevel(
           sql,
           operation,
-          (connection) => begin(operation, connection),
+          (held) => begin(operation, held),
           () => effect
         )
   })
 
 /**
+ * Runs a statement that returns one value in a transaction, and then the effect that follows from it. Where the driver can, BEGIN and the
+ * statement make one round trip.
+ */
+export const withTransactionFrom = <A, E, R>(
+  sql: SqlClient.SqlClient,
+  operation: string,
+  first: {
+    readonly command: Command
+    /** The same statement by the client. */
+    readonly statement: Effect.Effect<string | null, SqlError>
+  },
+  next: (value: string | null) => Effect.Effect<A, E, R>
+): Effect.Effect<A, E | StoreError, R> =>
+  Effect.contextWithEffect((context: Context.Context<never>) => {
+    const outer = Context.getOption(context, SqlClient.TransactionConnection)
+    const statement = Effect.mapError(first.statement, (error) => fromSqlError(operation, "writing", error))
+    return Option.isSome(outer)
+      ? nested(operation, outer.value, Effect.flatMap(statement, next), true)
+      : topLevel(
+          sql,
+          operation,
+          (held) =>
+            canSendBatch(held.connection)
+              ? beginWith(operation, held, first.command)
+              : Effect.zipRight(begin(operation, held), onConnection([guarded(held, { over: false }), 0], statement)),
+          next
+        )
+  })
+
+/**
  * Runs one statement of the store in the transaction around it, from a savepoint on: when it fails, the transaction is as it was. A
- * statement that succeeds has nothing to hide, so nothing is asked after it.
+ * statement that succeeds has nothing to hide, so the savepoint stays.
  */
 export const withSavepoint = <A, E, R>(
   operation: string,
@@ -57,156 +90,148 @@ export const withSavepoint = <A, E, R>(
   Effect.contextWithEffect((context: Context.Context<never>) =>
     Option.match(Context.getOption(context, SqlClient.TransactionConnection), {
       onNone: () => statement,
-      onSome: (outer) => inner(operation, outer, statement, false)
+      onSome: (outer) => nested(operation, outer, statement, false)
     })
   )
 
-/** A transaction, as `SqlClient` knows it. */
-export type Open = readonly [connection: Connection, depth: number]
-
 /**
- * Runs in a transaction a statement that finds out for itself whether that was begun (`commit_events` does, with `p_begun`), and what
- * comes after it. Where the connection can, BEGIN and the statement make one round trip.
+ * Fails, at the end of a transaction, where that is no longer the one that began: the setting is gone with it. The error says `endedInside`.
  */
-export const withTransactionFrom = <A, E, B, E2, R>(
-  sql: SqlClient.SqlClient,
-  operation: string,
-  first: (begun: boolean) => Effect.Effect<A, E>,
-  next: (a: A) => Effect.Effect<B, E2, R>
-): Effect.Effect<B, E | E2 | StoreError, R> =>
-  Effect.contextWithEffect((context: Context.Context<never>) => {
-    const outer = Context.getOption(context, SqlClient.TransactionConnection)
-    return Option.isSome(outer)
-      ? inner(operation, outer.value, Effect.flatMap(first(false), next), true)
-      : outermost(
-          sql,
-          operation,
-          (connection) => together(connection, begin(operation, connection), on([connection, 0], first(true))),
-          next
-        )
+export const checkStillOpen = `select (case current_setting('effect_maestro.begun', true) when 'yes' then 'yes' else 'effect-maestro: the transaction was ended inside' end)::boolean`
+
+/** Whether `checkStillOpen` has failed, because a statement inside had ended the transaction. */
+export const isEndedInside = ({ description }: StoreError): boolean =>
+  description.includes("effect-maestro: the transaction was ended inside")
+
+export const endedInside = (operation: string): StoreError =>
+  new StoreError({
+    reason: "Unknown",
+    operation,
+    description:
+      "a projection ended the transaction by a COMMIT or ROLLBACK of its own, so the commit did not happen as a whole; what the projection itself committed stays"
   })
-
-/** Begins a transaction on a connection that was reserved, with settings that end with it. */
-export const begin = (
-  operation: string,
-  connection: Connection,
-  settings: ReadonlyArray<string> = []
-): Effect.Effect<void, StoreError> =>
-  // To break it off is to ask the server to cancel whatever it is at.
-  Effect.mapError(
-    Effect.asVoid(
-      Effect.uninterruptible(connection.executeUnprepared([...beginning, ...settings].join("; "), [], undefined))
-    ),
-    (error) => fromSqlError(operation, "writing", error)
-  )
-
-/**
- * Commits it. A success means stored. After a failure nothing of it is open any more: one that broke off COMMIT before it had begun, as
- * a cancel can, has left the transaction to be taken back.
- */
-export const commit = (operation: string, connection: Connection): Effect.Effect<void, StoreError> =>
-  Effect.matchEffect(connection.executeRaw("COMMIT", []), {
-    onFailure: (error) =>
-      Effect.zipRight(rollback(connection), Effect.fail(fromSqlError(operation, "committing", error))),
-    onSuccess: (result) => (commandOf(result) === "ROLLBACK" ? Effect.fail(rolledBack(operation)) : Effect.void)
-  })
-
-/** Takes it back. One that can't be taken back any more has ended with its connection. */
-export const rollback = (connection: Connection): Effect.Effect<void> =>
-  Effect.zipRight(
-    Effect.ignore(Effect.retry(connection.executeUnprepared("ROLLBACK", [], undefined), { times: 2 })),
-    Effect.sync(() => endPipeline(connection))
-  )
-
-/** Runs an effect whose statements go to the connection of a transaction. */
-export const on = <A, E, R>(open: Open, effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
-  Effect.provideService(effect, SqlClient.TransactionConnection, open) as Effect.Effect<A, E, R>
-
-/** Until when a connection may be used. */
-export interface Lease {
-  over: boolean
-}
-
-/** Who looks at all that is done on a connection. */
-export interface Watch {
-  /** Why a statement must not be sent, if it must not. */
-  readonly refuses: (statement: string, streamed: boolean) => SqlError | undefined
-  readonly failed: (error: SqlError) => void
-  /** Whether a statement that was sent is waited for, whoever is interrupted. */
-  readonly unbroken: boolean
-}
-
-/**
- * The connection, as long as the lease lasts. Who interrupts a statement waits only so long for it to be cancelled: `@effect/sql-pg` has
- * another connection of the pool do that, and where transactions have all of them, there is none before one of these is over.
- */
-export const leased = (connection: Connection, lease: Readonly<Lease>, watch?: Watch): Connection => {
-  const refusal = (statement: string, streamed = false): SqlError | undefined =>
-    lease.over ? transactionOver() : watch?.refuses(statement, streamed)
-  const guarded = <A>(statement: string, effect: Effect.Effect<A, SqlError>): Effect.Effect<A, SqlError> =>
-    Effect.suspend(() => {
-      const refused = refusal(statement)
-      if (refused !== undefined) return Effect.fail(refused)
-      const sent = watch?.unbroken === true ? Effect.uninterruptible(effect) : promptly(effect)
-      return watch === undefined ? sent : Effect.tapError(sent, (error) => Effect.sync(() => watch.failed(error)))
-    })
-  return {
-    execute: (statement, ...args) => guarded(statement, connection.execute(statement, ...args)),
-    executeRaw: (statement, ...args) => guarded(statement, connection.executeRaw(statement, ...args)),
-    executeStream: (statement, ...args) =>
-      Stream.suspend(() => {
-        const refused = refusal(statement, true)
-        if (refused !== undefined) return Stream.fail(refused)
-        const rows = connection.executeStream(statement, ...args)
-        return watch === undefined ? rows : Stream.tapError(rows, (error) => Effect.sync(() => watch.failed(error)))
-      }),
-    executeValues: (statement, ...args) => guarded(statement, connection.executeValues(statement, ...args)),
-    executeUnprepared: (statement, ...args) => guarded(statement, connection.executeUnprepared(statement, ...args))
-  }
-}
-
-/**
- * A connection for the scope. Its wait can't be interrupted: the one who gives a connection does not notice that nobody wants it any
- * more. So whoever may be interrupted runs the whole transaction by `promptly`.
- */
-export const reserve = (
-  sql: SqlClient.SqlClient,
-  operation: string
-): Effect.Effect<Connection, StoreError, Scope.Scope> =>
-  Effect.mapError(Effect.uninterruptible(sql.reserve), (error) => fromSqlError(operation, "reading", error))
 
 // --- internal ---
+
+/** What it means that a transaction can't be committed, or a savepoint not be released. */
+const meaningOf = (operation: string, error: StoreError): StoreError =>
+  error.code === "25P02"
+    ? rolledBack(operation)
+    : isEndedInside(error) || noSavepoint.test(error.code ?? "")
+      ? endedInside(operation)
+      : error
+
+/** There is no such savepoint, or no transaction. */
+const noSavepoint = /^(3B001|25P01)$/
 
 // Whatever the database has for a default: a commit has to see what others have committed.
 const beginning = ["BEGIN ISOLATION LEVEL READ COMMITTED", "SET LOCAL effect_maestro.begun = yes"]
 
-const outermost = <A, E, B, E2, R>(
+const begin = (operation: string, held: HeldConnection): Effect.Effect<void, StoreError> =>
+  Effect.mapError(
+    Effect.asVoid(interruptible(held, held.connection.executeUnprepared(beginning.join("; "), [], undefined))),
+    (error) => fromSqlError(operation, "writing", error)
+  )
+
+const beginWith = (
+  operation: string,
+  held: HeldConnection,
+  command: Command
+): Effect.Effect<string | null, StoreError> => {
+  const commands = [...beginning.map((text) => ({ text, values: [] })), command]
+  return Effect.mapBoth(interruptible(held, sendBatch(held.connection, commands, "T")), {
+    onFailure: (error) => fromSqlError(operation, "writing", error),
+    onSuccess: ([value]) => value ?? null
+  }).pipe(
+    spanned("sql.execute", {
+      kind: "client",
+      attributes: { "db.system.name": "postgresql", "db.query.text": command.text }
+    })
+  )
+}
+
+const topLevel = <A, E, B, E2, R>(
   sql: SqlClient.SqlClient,
   operation: string,
-  first: (connection: Connection) => Effect.Effect<A, E>,
+  first: (held: HeldConnection) => Effect.Effect<A, E>,
   next: (a: A) => Effect.Effect<B, E2, R>
 ): Effect.Effect<B, E | E2 | StoreError, R> =>
-  Effect.scoped(
-    Effect.flatMap(reserve(sql, operation), (connection) => {
-      const lease = { over: false }
-      const open: Open = [leased(connection, lease), 0]
-      return Effect.uninterruptibleMask((restore) =>
-        Effect.flatMap(
-          Effect.exit(restore(Effect.flatMap(first(connection), (a) => on(open, next(a))))),
-          (exit): Effect.Effect<B, E | E2 | StoreError> => {
-            lease.over = true
-            return Effect.zipRight(Exit.isSuccess(exit) ? commit(operation, connection) : rollback(connection), exit)
-          }
-        )
+  withConnection(sql, operation, (held) => {
+    const validity: Validity = { over: false }
+    const open: Open = [guarded(held, validity), 0]
+    return Effect.uninterruptibleMask((restore) =>
+      Effect.flatMap(
+        Effect.exit(restore(Effect.flatMap(first(held), (a) => onConnection(open, next(a))))),
+        (exit): Effect.Effect<B, E | E2 | StoreError> => {
+          validity.over = true
+          return Exit.isFailure(exit)
+            ? Effect.zipRight(Effect.exit(finish(held, restore, rollback(held))), exit)
+            : Effect.zipRight(finish(held, restore, commit(operation, held)), exit)
+        }
       )
-    })
-  ).pipe(spanned("sql.transaction", { kind: "client" })) as Effect.Effect<B, E | E2 | StoreError, R>
+    )
+  }).pipe(spanned("sql.transaction", { kind: "client" })) as Effect.Effect<B, E | E2 | StoreError, R>
 
-/** What the server says it did, where the client passes that on. */
-const commandOf = (result: unknown): unknown =>
-  typeof result === "object" && result !== null && "command" in result ? result.command : undefined
+/**
+ * Runs what ends the transaction. Where it is interrupted and has not succeeded within the grace period, the end of the transaction is
+ * unknown, and the connection is closed.
+ */
+const finish = <E>(
+  held: HeldConnection,
+  restore: <A2, E2, R2>(effect: Effect.Effect<A2, E2, R2>) => Effect.Effect<A2, E2, R2>,
+  end: Effect.Effect<void, E>
+): Effect.Effect<void, E> =>
+  Effect.flatMap(Effect.forkDaemon(end), (fiber) =>
+    Effect.onInterrupt(joinPromptly(restore, fiber), () =>
+      Effect.sync(() => {
+        const ended = fiber.unsafePoll()
+        if (ended === null || Exit.isFailure(ended)) held.close()
+      })
+    )
+  )
 
-const inner = <A, E, R>(
+/**
+ * Commits. A success means stored. After a failure nothing of it is open any more: one that broke off COMMIT before it had begun, as
+ * a cancel can, has left the transaction to be rolled back.
+ */
+const commit = (operation: string, held: HeldConnection): Effect.Effect<void, StoreError> =>
+  Effect.matchEffect(held.connection.executeRaw(`${checkStillOpen}; COMMIT`, []), {
+    onFailure: (cause) => {
+      const error = fromSqlError(operation, "committing", cause)
+      return Effect.zipRight(rollback(held), Effect.fail(meaningOf(operation, error)))
+    },
+    onSuccess: () => Effect.void
+  })
+
+/** Rolls back, unless the connection is closed anyway, which does the same. One that can't roll back is closed. */
+const rollback = (held: HeldConnection): Effect.Effect<void> =>
+  held.isClosing
+    ? Effect.void
+    : Effect.catchAll(Effect.retry(held.connection.executeUnprepared("ROLLBACK", [], undefined), { times: 2 }), () =>
+        Effect.sync(held.close)
+      )
+
+/** Until when the connection belongs to the transaction. */
+interface Validity {
+  over: boolean
+}
+
+/** The connection for the statements inside: it refuses them once the transaction is over. */
+const guarded = (held: HeldConnection, validity: Readonly<Validity>): Connection => {
+  const { connection } = held
+  const run = <A>(statement: Effect.Effect<A, SqlError>): Effect.Effect<A, SqlError> =>
+    Effect.suspend(() => (validity.over ? Effect.fail(transactionOver()) : interruptible(held, statement)))
+  return {
+    execute: (...args) => run(connection.execute(...args)),
+    executeRaw: (...args) => run(connection.executeRaw(...args)),
+    executeStream: (...args) =>
+      Stream.suspend(() => (validity.over ? Stream.fail(transactionOver()) : connection.executeStream(...args))),
+    executeValues: (...args) => run(connection.executeValues(...args)),
+    executeUnprepared: (...args) => run(connection.executeUnprepared(...args))
+  }
+}
+
+const nested = <A, E, R>(
   operation: string,
   outer: Open,
   effect: Effect.Effect<A, E, R>,
@@ -222,19 +247,14 @@ const inner = <A, E, R>(
   const transaction = Effect.uninterruptibleMask((restore) =>
     Effect.flatMap(run(`SAVEPOINT ${savepoint}`), () =>
       Effect.flatMap(
-        Effect.exit(restore(on([connection, depth + 1], effect))),
+        Effect.exit(restore(onConnection([connection, depth + 1], effect))),
         (exit): Effect.Effect<A, E | StoreError> =>
           Exit.isFailure(exit)
             ? Effect.zipRight(Effect.ignore(undo), exit)
             : !mayHide
               ? exit
               : Effect.matchEffect(run(`RELEASE SAVEPOINT ${savepoint}`), {
-                  // Only where a statement has failed and its failure was handled can the savepoint not be released.
-                  onFailure: (error) =>
-                    Effect.zipRight(
-                      Effect.ignore(undo),
-                      Effect.fail(error.code === "25P02" ? rolledBack(operation) : error)
-                    ),
+                  onFailure: (error) => Effect.zipRight(Effect.ignore(undo), Effect.fail(meaningOf(operation, error))),
                   onSuccess: () => exit
                 })
       )

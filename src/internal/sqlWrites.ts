@@ -3,11 +3,12 @@
  */
 import type * as SqlClient from "@effect/sql/SqlClient"
 import type * as Statement from "@effect/sql/Statement"
+import * as Effect from "effect/Effect"
 import type { StoredSnapshot } from "../Snapshot.js"
 import { RetryCommand } from "../StoreError.js"
 import type { Verdict } from "./coalesce.js"
 import type { Commit } from "./commitQueue.js"
-import type { Command } from "./implicitTransaction.js"
+import type { Command } from "./pgBatch.js"
 
 interface CommitOutcome {
   /** A list of those that were not written, in JSON. */
@@ -17,11 +18,11 @@ interface CommitOutcome {
 /** The commit's place among those sent, whether it was stored before, and the event that refuses it if not. */
 type Refused = readonly [place: number, wasStored: boolean, aggregateId: string, sequence: number]
 
-/** What became of the commits by their places, from the row that their statement answered with: those not written. */
-export const verdictsOf = ([outcome]: ReadonlyArray<CommitOutcome>): ReadonlyArray<Verdict> => {
-  if (typeof outcome?.refused !== "string") return allWritten
+/** What became of the commits by their numbers, from what their statement returned: those not written. */
+export const verdictsOf = (returned: string | null): ReadonlyArray<Verdict> => {
+  if (returned === null) return allWritten
   const verdicts: Array<Verdict> = []
-  const refused: ReadonlyArray<Refused> = JSON.parse(outcome.refused)
+  const refused: ReadonlyArray<Refused> = JSON.parse(returned)
   for (const [place, wasStored, aggregateId, sequence] of refused) {
     verdicts[place] = wasStored ? "stored" : new RetryCommand({ aggregateId, sequence })
   }
@@ -31,13 +32,12 @@ export const verdictsOf = ([outcome]: ReadonlyArray<CommitOutcome>): ReadonlyArr
 const allWritten: ReadonlyArray<Verdict> = []
 
 /**
- * How commits are stored. `hurried` waits for a lock of somebody's open transaction only so long. `begun` is part of a transaction of
- * which nobody has heard yet whether it has begun. What is `whole` is stored only as a whole: more is sent along with it.
+ * How commits are stored. With `lockTimeout` the statement waits only 100 ms for a lock of another transaction. With `allOrNothing` it
+ * raises where it does not write everything, because more statements are sent along with it.
  */
-export interface Manner {
-  readonly hurried?: boolean
-  readonly begun?: boolean
-  readonly whole?: boolean
+export interface AppendMode {
+  readonly lockTimeout?: boolean
+  readonly allOrNothing?: boolean
 }
 
 /**
@@ -48,15 +48,15 @@ export const makeInsertCommits = (sql: SqlClient.SqlClient, schema: Statement.Fr
   // Put together once: it is the statement that is sent most. The function's signature tells the types.
   const p = ""
   const [text] =
-    sql`select ${schema}.commit_events(${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}) as refused`.compile()
-  const command = (commits: ReadonlyArray<Commit>, { begun, hurried, whole }: Manner): Command => ({
+    sql`select ${schema}.commit_events(${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}) as refused`.compile()
+  const command = (commits: ReadonlyArray<Commit>, { allOrNothing, lockTimeout }: AppendMode): Command => ({
     text,
-    values: [hurried === true ? lockPatience : null, begun === true, whole === true, ...columnsOf(commits)]
+    values: [lockTimeout === true ? "100ms" : null, allOrNothing === true, ...columnsOf(commits)]
   })
   return {
     command,
-    statement: (commits: ReadonlyArray<Commit>, manner: Manner) =>
-      sql.unsafe<CommitOutcome>(text, command(commits, manner).values)
+    statement: (commits: ReadonlyArray<Commit>, mode: AppendMode) =>
+      Effect.map(sql.unsafe<CommitOutcome>(text, command(commits, mode).values), ([row]) => row?.refused ?? null)
   }
 }
 
@@ -86,9 +86,6 @@ const columnsOf = (commits: ReadonlyArray<Commit>): ReadonlyArray<unknown> => {
   }
   return [places, firsts, aggregateIds, sequences, types, bodies, metadata, timestamps]
 }
-
-/** How long a statement that carries the commits of others waits for a lock of somebody's open transaction. */
-const lockPatience = "100ms"
 
 export const upsertSnapshot = (sql: SqlClient.SqlClient, schema: Statement.Fragment, snapshot: StoredSnapshot) =>
   sql`insert into ${schema}.snapshots as s (aggregate_id, sequence, timestamp, body, metadata)

@@ -153,6 +153,8 @@ class Link {
 
   /** The commit whose request is being forwarded. */
   private commit: { readonly mishap: Mishap | undefined } | undefined
+  /** Whether the request that is being forwarded begins a transaction, so that it commits nothing. */
+  private begins = false
   private holdsRequests = false
   private holdsAnswers = false
   /** The mishap that strikes when the server has answered. */
@@ -278,7 +280,8 @@ class Link {
     while (!this.holdsRequests) {
       const message = this.requests[0]
       if (message === undefined) break
-      if (this.commit === undefined && mayCommit(message)) {
+      if (beginsTransaction(message)) this.begins = true
+      if (this.commit === undefined && !this.begins && mayCommit(message)) {
         // The status is that in which the request finds the session only when all before it is answered.
         if (this.unanswered.length > 0) break
         if (commits(message, this.status)) {
@@ -295,6 +298,7 @@ class Link {
       batch.push(message)
       this.requests.shift()
       if (!endsRequest(message)) continue
+      this.begins = false
       this.unanswered.push(this.commit !== undefined)
       const mishap = this.commit?.mishap
       this.commit = undefined
@@ -415,10 +419,13 @@ const isEncryptionRequest = (message: Buffer): boolean =>
 /** Whether the server says that it is ready when it has done with this message: startup, Query, Sync, FunctionCall. */
 const endsRequest = (message: Buffer): boolean => isOpening(message) || "QSF".includes(typeOf(message))
 
-const isCommit = (text: string): boolean => /^\s*commit\s*;?\s*$/i.test(text)
+const isCommit = (text: string): boolean => /(?:^|;)\s*commit\s*;?\s*$/i.test(text)
 
 const isDurableStatement = (text: string): boolean =>
   text.includes(".commit_events(") || /insert\s+into\s[\s\S]*\."?snapshots\b/i.test(text)
+
+const beginsTransaction = (message: Buffer): boolean =>
+  typeOf(message) === "P" && /^begin\b/i.test(message.toString("utf8", 6, Math.min(message.length, 32)))
 
 /** Whether the message is a commit in some state of the session. */
 const mayCommit = (message: Buffer): boolean => commits(message, "T") || commits(message, "I")

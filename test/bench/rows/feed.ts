@@ -90,8 +90,8 @@ const fetched = async (pool: pg.Pool): Promise<number> => {
   try {
     await client.query("begin")
     await client.query(`declare everything no scroll cursor for
-      select transaction_id::text, position::text, timestamp::text, aggregate_id, sequence, type, body::text, metadata::text
-      from feed_log.event_log order by event_log.transaction_id, event_log.position`)
+      select feed_key::text, position::text, timestamp::text, aggregate_id, sequence, type, body::text, metadata::text
+      from feed_log.event_log order by event_log.feed_key, event_log.position`)
     let seen = 0
     for (;;) {
       const { rows } = await client.query("fetch 5000 from everything")
