@@ -65,7 +65,7 @@ const floors = [
   ["internal/design.ts"],
   ["Aggregate.ts", "Subscription.ts", "Rebuild.ts"],
   ["internal/contract/"],
-  ["AggregateTest.ts", "StoreContract.ts", "ClusterAggregate.ts"],
+  ["AggregateTest.ts", "StoreContract.ts", "FeedContract.ts", "ClusterAggregate.ts"],
   ["cli/"],
   ["index.ts"]
 ]

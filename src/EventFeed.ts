@@ -31,7 +31,10 @@ export type Position = string & Brand.Brand<"effect-maestro/Position">
  * @since 0.1.0
  * @category guards
  */
-export const isPosition = (u: unknown): u is Position => typeof u === "string" && pattern.test(u)
+export const isPosition = (u: unknown): u is Position => {
+  const parts = typeof u === "string" ? pattern.exec(u) : null
+  return parts !== null && BigInt(parts[1] ?? 0) <= maxKey && BigInt(parts[2] ?? 0) <= maxPlace
+}
 
 /**
  * The schema of a position, decoding from text.
@@ -230,7 +233,11 @@ export const streamStored = (
 
 // --- internal ---
 
-const pattern = /^\d{1,20}-\d{1,19}$/
+const pattern = /^(\d{1,20})-(\d{1,19})$/
+
+// What a database can hold: 64 bits without a sign, and 63 bits.
+const maxKey = 2n ** 64n - 1n
+const maxPlace = 2n ** 63n - 1n
 
 const partsOf = (position: Position): readonly [bigint, bigint] => {
   const [major, minor] = position.split("-")

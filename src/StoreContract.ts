@@ -8,8 +8,7 @@
  *
  * @since 0.1.0
  */
-import { layer as withLayer } from "@effect/vitest"
-import * as Duration from "effect/Duration"
+import type * as Duration from "effect/Duration"
 import type * as Effect from "effect/Effect"
 import type * as Layer from "effect/Layer"
 import { badInputCases } from "./internal/contract/badInput.js"
@@ -21,6 +20,7 @@ import { commitEventsCases } from "./internal/contract/commitEvents.js"
 import { interruptionCases } from "./internal/contract/interruption.js"
 import { modelCases } from "./internal/contract/modelCheck.js"
 import { readCases } from "./internal/contract/reads.js"
+import { register } from "./internal/contract/register.js"
 import { snapshotCases } from "./internal/contract/snapshots.js"
 import type { StoreAdapter } from "./StoreAdapter.js"
 
@@ -87,18 +87,8 @@ export interface Case {
  * StoreContract.suite("MemoryStore", MemoryStore.layer, { lacks: ["callerTransaction"] })
  * ```
  */
-export const suite = <A, E>(name: string, layer: Layer.Layer<StoreAdapter | A, E>, options?: Options): void => {
-  const timeout = options?.timeout ?? "60 seconds"
-  withLayer(layer, { timeout, excludeTestServices: true })(name, (it) => {
-    for (const { name, needs, run } of cases(options)) {
-      if (needs !== undefined && options?.lacks?.includes(needs)) {
-        it.effect.skip(`${name} (this store lacks ${needs})`, () => run)
-      } else {
-        it.effect(name, () => run, Duration.toMillis(timeout))
-      }
-    }
-  })
-}
+export const suite = <A, E>(name: string, layer: Layer.Layer<StoreAdapter | A, E>, options?: Options): void =>
+  register(name, layer, cases(options), options)
 
 /**
  * The sentences of the contract as values, for who wants to run a part of them, or to run them in tests of their own.

@@ -73,7 +73,8 @@ export interface SetAside extends Failure {
 /**
  * The right to work for one subscription, or partition of it: at most one process at a time has it.
  *
- * All but `lost` run in the transaction around them, where there is one, and fail with `LeaseLost` when somebody else has the lease.
+ * All but `lost` run in the transaction around them, where there is one. They fail with `LeaseLost` when another process has the lease, but for
+ * `setAside` and `blocked`: these run in the effect of `advance`, which fails so itself.
  *
  * @since 0.1.0
  * @category models

@@ -1,15 +1,15 @@
-/** The feed shows all events in one order, and nothing in front of what it has shown; every store of this library. */
+/**
+ * What the contract of the feed does not ask: the order of commits that follow each other, load for some time, and what only a store on
+ * Postgres shows of transactions that overlap.
+ */
 import * as SqlClient from "@effect/sql/SqlClient"
 import { expect, it, layer } from "@effect/vitest"
 import * as Arr from "effect/Array"
-import * as Chunk from "effect/Chunk"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
-import * as Either from "effect/Either"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
-import * as Option from "effect/Option"
 import * as Random from "effect/Random"
 import * as Stream from "effect/Stream"
 import { type Event, EventFeed, MemoryStore, SqlStore, type StoreAdapter } from "effect-maestro"
@@ -37,7 +37,7 @@ const lasting = (store: string): number => (inject("runs") > 100 && store.endsWi
 
 const suite = <E>(name: string, store: Layer.Layer<Ports, E>) =>
   layer(store, { excludeTestServices: true, timeout: 60_000 })(name, (it) => {
-    it.effect("shows the events of each commit in their order, and commits in the order of the feed", () =>
+    it.effect("shows commits that follow each other in their order, and the events of each in theirs", () =>
       Effect.gen(function* () {
         const after = yield* EventFeed.head
         const [a, b] = [id("a"), id("b")]
@@ -49,136 +49,6 @@ const suite = <E>(name: string, store: Layer.Layer<Ports, E>) =>
         expect(Arr.sort(positions, EventFeed.order)).toEqual(positions)
         expect(new Set(positions).size).toBe(4)
         expect(yield* EventFeed.head).toBe(positions.at(-1))
-      })
-    )
-
-    it.effect("can be read in pages of any size, each going on after the one before", () =>
-      Effect.gen(function* () {
-        const after = yield* EventFeed.head
-        const a = id("a")
-        yield* commit(...Arr.makeBy(10, (index) => event(a, index + 1)))
-        for (const limit of [1, 3, 9, 10, 11]) {
-          expect(places(yield* readAll({ after, limit }))).toEqual(Arr.makeBy(10, (index) => `${a}/${index + 1}`))
-        }
-        const page = yield* EventFeed.read({ after, limit: 10 })
-        expect(page.more).toBe(false)
-        expect(yield* EventFeed.read({ after: page.position })).toEqual({
-          events: [],
-          position: page.position,
-          more: false
-        })
-      })
-    )
-
-    it.effect("shows what a filter lets through: by type, by the aggregate's name, by a share of the aggregates", () =>
-      Effect.gen(function* () {
-        const after = yield* EventFeed.head
-        const ids = Arr.makeBy(40, (index) => id(`f${index}`))
-        yield* Effect.forEach(ids, (one, index) =>
-          commit(
-            event(one, 1, { type: index % 2 === 0 ? "Even" : "Odd", aggregate: index % 3 === 0 ? "Third" : "Other" }),
-            event(one, 2, { type: "Last" })
-          )
-        )
-        const of = (filter: EventFeed.Filter) => Effect.map(readAll({ after, filter, limit: 7 }), places)
-        const expected = (keep: (index: number) => boolean) =>
-          ids.filter((_, index) => keep(index)).map((one) => `${one}/1`)
-        expect(yield* of({ types: ["Even"] })).toEqual(expected((index) => index % 2 === 0))
-        expect(yield* of({ types: ["Odd", "Nothing"], aggregates: ["Third"] })).toEqual(
-          expected((index) => index % 2 === 1 && index % 3 === 0)
-        )
-        expect(yield* of({ types: [] })).toEqual([])
-        expect(yield* of({})).toHaveLength(80)
-
-        const slices = yield* Effect.forEach(Arr.range(0, 2), (index) => of({ slice: { index, of: 3 } }))
-        expect(slices.flat().toSorted()).toEqual(ids.flatMap((one) => [`${one}/1`, `${one}/2`]).toSorted())
-        // Both events of an aggregate are in one slice, and no slice has them all.
-        for (const slice of slices) {
-          expect(slice.filter((place) => place.endsWith("/1"))).toHaveLength(slice.length / 2)
-          expect(slice.length).toBeLessThan(80)
-        }
-      })
-    )
-
-    it.effect("a page of a filter that lets nothing through moves on all the same", () =>
-      Effect.gen(function* () {
-        yield* commit(event(id("a"), 1))
-        const head = yield* EventFeed.head
-        const page = yield* EventFeed.read({ filter: { types: ["Nothing"] } })
-        expect(page).toEqual({ events: [], position: head, more: false })
-      })
-    )
-
-    it.effect("tells where an event is", () =>
-      Effect.gen(function* () {
-        const feed = yield* EventFeed.EventFeed
-        const a = id("a")
-        const after = yield* EventFeed.head
-        yield* commit(event(a, 1), event(a, 2))
-        const [, second] = yield* readAll({ after })
-        expect(yield* feed.positionOf({ aggregateId: a, sequence: 2 })).toEqual(Option.some(second?.position))
-        expect(yield* feed.positionOf({ aggregateId: a, sequence: 3 })).toEqual(Option.none())
-      })
-    )
-
-    it.effect("streams what is there and then what comes, each once, without an end", () =>
-      Effect.gen(function* () {
-        const after = yield* EventFeed.head
-        const a = id("a")
-        yield* commit(event(a, 1), event(a, 2))
-        const two = yield* Deferred.make<void>()
-        const seen: Array<number> = []
-        const reader = yield* EventFeed.stream({ after, limit: 1 }).pipe(
-          Stream.tap(({ sequence }) => {
-            seen.push(sequence)
-            return sequence === 2 ? Deferred.succeed(two, undefined) : Effect.void
-          }),
-          Stream.take(30),
-          Stream.runDrain,
-          Effect.fork
-        )
-        yield* Deferred.await(two)
-        // While it reads, so that the seam is somewhere among them.
-        for (const sequence of Arr.range(3, 30)) yield* commit(event(a, sequence))
-        yield* Fiber.join(reader)
-        expect(seen).toEqual(Arr.range(1, 30))
-      })
-    )
-
-    it.effect("a stream of what is stored ends", () =>
-      Effect.gen(function* () {
-        const after = yield* EventFeed.head
-        const a = id("a")
-        yield* commit(...Arr.makeBy(25, (index) => event(a, index + 1)))
-        const found = yield* Stream.runCollect(EventFeed.streamStored({ after, limit: 10 }))
-        expect(places(Chunk.toReadonlyArray(found))).toHaveLength(25)
-      })
-    )
-
-    it.effect("who waits with a filter is not woken by what it does not let through, but by what it does", () =>
-      Effect.gen(function* () {
-        const feed = yield* EventFeed.EventFeed
-        const a = id("a")
-        const after = yield* EventFeed.head
-        const next = yield* EventFeed.stream({ after, filter: { types: [a] } }).pipe(Stream.runHead, Effect.fork)
-        yield* commit(event(a, 1), event(a, 2))
-        yield* commit(event(a, 3, { type: a }))
-        expect(Option.map(yield* Fiber.join(next), ({ sequence }) => sequence)).toEqual(Option.some(3))
-        expect(yield* feed.awaitNews(after)).toBe(after)
-      })
-    )
-
-    it.effect("refuses what is no position, no page and no filter, and says where", () =>
-      Effect.gen(function* () {
-        const wrong = yield* Effect.either(
-          EventFeed.read({ after: "7" as EventFeed.Position, limit: 0, filter: { slice: { index: 3, of: 3 } } })
-        )
-        expect(Either.getLeft(wrong).pipe(Option.getOrThrow)).toMatchObject({ _tag: "ValidationError" })
-        const paths = Either.match(wrong, {
-          onLeft: (error) => ("issues" in error ? error.issues.map(({ path }) => path.join(".")) : []),
-          onRight: () => []
-        })
-        expect(paths).toEqual(["after", "limit", "filter.slice"])
       })
     )
 
@@ -278,17 +148,6 @@ layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg())), { excludeTestServices:
         yield* commit(event(fast, 1))
         yield* first.undo
         expect(places(yield* readAll({ after }))).toEqual([`${fast}/1`])
-      })
-    )
-
-    it.effect("inside a transaction it shows nothing of that transaction", () =>
-      Effect.gen(function* () {
-        const sql = yield* SqlClient.SqlClient
-        const after = yield* EventFeed.head
-        const a = id("a")
-        const inside = yield* commit(event(a, 1)).pipe(Effect.zipRight(EventFeed.read({ after })), sql.withTransaction)
-        expect(inside.events).toEqual([])
-        expect(places(yield* readAll({ after }))).toEqual([`${a}/1`])
       })
     )
 

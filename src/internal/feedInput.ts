@@ -20,13 +20,6 @@ export const prepareFeedRead = (
     return { after, limit, filter: restricting(filter) }
   })
 
-/** Checks a filter. */
-export const prepareFilter = (filter: Filter | undefined): Effect.Effect<Filter | undefined, ValidationError> =>
-  checked((issues) => {
-    checkFilter(filter, ["filter"], issues)
-    return restricting(filter)
-  })
-
 /** Of what a filter lets through, the share of one partition. */
 export const filterOfPartition = (
   filter: Filter | undefined,
@@ -77,7 +70,6 @@ const checkFilter = (filter: unknown, path: ReadonlyArray<string>, issues: Array
 const isWhole = (value: unknown, min: number, max: number): value is number =>
   typeof value === "number" && Number.isInteger(value) && value >= min && value <= max
 
+// What is no filter has been refused by then.
 const restricting = (filter: Filter | undefined): Filter | undefined =>
-  filter === undefined || (filter.types === undefined && filter.aggregates === undefined && filter.slice === undefined)
-    ? undefined
-    : filter
+  filter?.types === undefined && filter?.aggregates === undefined && filter?.slice === undefined ? undefined : filter

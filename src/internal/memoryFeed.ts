@@ -5,8 +5,8 @@ import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import type { StoredEvent } from "../Event.js"
 import { beginning, type EventFeedService, type FeedEvent, type Filter, type Position } from "../EventFeed.js"
-import { prepareFeedRead, prepareFilter } from "./feedInput.js"
-import { prepareRange, restoreEvent } from "./record.js"
+import { prepareFeedRead } from "./feedInput.js"
+import { prepareStreamPosition, restoreEvent } from "./record.js"
 
 /** All committed events in their order. */
 export class MemoryLog {
@@ -74,12 +74,12 @@ export const makeMemoryFeed = (log: MemoryLog): EventFeedService => ({
       }
       return count
     }),
-  positionOf: ({ aggregateId, sequence }) =>
-    Effect.map(prepareRange("EventFeed.positionOf", aggregateId, sequence, { maxSequence: sequence }), () =>
-      Option.map(Option.fromNullable(log.indexOf(aggregateId, sequence)), positionAt)
+  positionOf: (place) =>
+    Effect.map(prepareStreamPosition("EventFeed.positionOf", place), ({ aggregateId, minSequence }) =>
+      Option.map(Option.fromNullable(log.indexOf(aggregateId, minSequence)), positionAt)
     ),
   awaitNews: (after, filter) =>
-    Effect.flatMap(prepareFilter(filter), () => Effect.as(log.longerThan(indexAfter(after)), after))
+    Effect.flatMap(prepareFeedRead({ after, filter }), () => Effect.as(log.longerThan(indexAfter(after)), after))
 })
 
 /** The position of an event by its place among all, from 0. */

@@ -1,12 +1,20 @@
 /**
- * What subscriptions keep, in memory: who has a lease has it until it is given back.
+ * What subscriptions keep, in memory: a lease ends when it is given back, and stores nothing from then on.
  */
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
-import { order, type Position } from "../EventFeed.js"
+import { order, type Position, type StreamPosition } from "../EventFeed.js"
 import { StoreError } from "../StoreError.js"
-import type { Failure, Key, Lease, SetAside, Standing, SubscriptionStoreService } from "../SubscriptionStore.js"
+import {
+  type Failure,
+  type Key,
+  type Lease,
+  LeaseLost,
+  type SetAside,
+  type Standing,
+  type SubscriptionStoreService
+} from "../SubscriptionStore.js"
 import { type MemoryLog, positionAt, sliceOf } from "./memoryFeed.js"
 import { restoreEvent } from "./record.js"
 
@@ -45,19 +53,23 @@ export const makeMemorySubscriptions = (log: MemoryLog): SubscriptionStoreServic
         ...key,
         position: from,
         holder: undefined,
+        token: 0,
         stopped: false,
         lastFailure: undefined,
         setAside: []
       }
       known.push(row)
+      // A subscription that begins behind a position has reached it.
+      changed()
       return Effect.succeed(row)
     })
 
-  const take = (row: Row, holder: string): Effect.Effect<void> =>
+  /** Takes the lease, and returns the token that it is valid by. */
+  const take = (row: Row, holder: string): Effect.Effect<number> =>
     Effect.suspend(() => {
       if (row.holder !== undefined || row.stopped) return Effect.zipRight(change, take(row, holder))
       row.holder = holder
-      return Effect.void
+      return Effect.succeed(++row.token)
     })
 
   const each = (name: string, update: (row: Row) => void) =>
@@ -68,12 +80,10 @@ export const makeMemorySubscriptions = (log: MemoryLog): SubscriptionStoreServic
 
   const setAsideOf = (name: string): ReadonlyArray<SetAside> => (rows.get(name) ?? []).flatMap((row) => row.setAside)
 
-  const discard: SubscriptionStoreService["discard"] = (name, { aggregateId, sequence }) =>
+  const discard: SubscriptionStoreService["discard"] = (name, place) =>
     Effect.sync(() => {
       for (const row of rows.get(name) ?? []) {
-        const index = row.setAside.findIndex(
-          (event) => event.aggregateId === aggregateId && event.sequence === sequence
-        )
+        const index = row.setAside.findIndex((event) => isAt(event, place))
         if (index >= 0) {
           row.setAside.splice(index, 1)
           return true
@@ -86,29 +96,34 @@ export const makeMemorySubscriptions = (log: MemoryLog): SubscriptionStoreServic
     lease: ({ from, holder, key }) =>
       Effect.gen(function* () {
         const row = yield* rowOf(key, from)
-        yield* Effect.acquireRelease(Effect.interruptible(take(row, holder)), () =>
+        const token = yield* Effect.acquireRelease(Effect.interruptible(take(row, holder)), () =>
           Effect.sync(() => {
             row.holder = undefined
+            row.token++
             changed()
           })
         )
-        const lease: Lease = {
-          position: row.position,
-          lost: Effect.never,
-          checkpoint: Effect.sync(() => row.position),
-          advance: (position, effect) =>
-            Effect.tap(effect, () => {
-              row.position = position
-              changed()
-            }),
-          pass: (position) =>
+        const lost = new LeaseLost({ subscription: key.name, partition: key.partition })
+        const whileHeld = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E | LeaseLost, R> =>
+          Effect.suspend((): Effect.Effect<A, E | LeaseLost, R> => (row.token === token ? effect : lost))
+        const pass = (position: Position) =>
+          whileHeld(
             Effect.sync(() => {
               row.position = position
               changed()
-            }),
+            })
+          )
+        const lease: Lease = {
+          position: row.position,
+          lost: Effect.never,
+          checkpoint: whileHeld(Effect.sync(() => row.position)),
+          advance: (position, effect) => whileHeld(Effect.zipRight(effect, pass(position))),
+          pass,
           setAside: (failure) =>
             Effect.map(Clock.currentTimeMillis, (since) => {
-              row.setAside.push({ ...failure, partition: row.partition, since })
+              if (!row.setAside.some((event) => isAt(event, failure))) {
+                row.setAside.push({ ...failure, partition: row.partition, since })
+              }
             }),
           blocked: (aggregateIds) =>
             Effect.sync(
@@ -116,14 +131,18 @@ export const makeMemorySubscriptions = (log: MemoryLog): SubscriptionStoreServic
                 new Set(row.setAside.map(({ aggregateId }) => aggregateId).filter((id) => aggregateIds.includes(id)))
             ),
           failing: (failure) =>
-            Effect.sync(() => {
-              row.lastFailure = failure
-            }),
+            whileHeld(
+              Effect.sync(() => {
+                row.lastFailure = failure
+              })
+            ),
           stop: (failure) =>
-            Effect.sync(() => {
-              row.stopped = true
-              row.lastFailure = failure
-            })
+            whileHeld(
+              Effect.sync(() => {
+                row.stopped = true
+                row.lastFailure = failure
+              })
+            )
         }
         return lease
       }),
@@ -146,10 +165,12 @@ export const makeMemorySubscriptions = (log: MemoryLog): SubscriptionStoreServic
       ),
     reached: (name, position, aggregateId) => {
       const wait: Effect.Effect<void> = Effect.suspend(() => {
-        const known = (rows.get(name) ?? []).filter(
+        const known = rows.get(name) ?? []
+        const awaited = known.filter(
           ({ partition, partitions }) => aggregateId === undefined || sliceOf(aggregateId, partitions) === partition
         )
-        return known.length > 0 && known.every((row) => order(row.position, position) >= 0)
+        const expected = aggregateId === undefined ? known[0]?.partitions : 1
+        return awaited.length === expected && awaited.every((row) => order(row.position, position) >= 0)
           ? Effect.void
           : Effect.zipRight(change, wait)
       })
@@ -167,9 +188,7 @@ export const makeMemorySubscriptions = (log: MemoryLog): SubscriptionStoreServic
         Effect.suspend(() => {
           const index = log.indexOf(place.aggregateId, place.sequence)
           const stored = index === undefined ? undefined : log.at(index)
-          const known = setAsideOf(name).some(
-            ({ aggregateId, sequence }) => aggregateId === place.aggregateId && sequence === place.sequence
-          )
+          const known = setAsideOf(name).some((event) => isAt(event, place))
           return !known || index === undefined || stored === undefined
             ? Effect.succeed(false)
             : Effect.zipRight(effect({ ...restoreEvent(stored), position: positionAt(index) }), discard(name, place))
@@ -184,7 +203,12 @@ export const makeMemorySubscriptions = (log: MemoryLog): SubscriptionStoreServic
 interface Row extends Key {
   position: Position
   holder: string | undefined
+  /** Raised when the lease is taken, and when it is given back. */
+  token: number
   stopped: boolean
   lastFailure: Failure | undefined
   readonly setAside: Array<SetAside>
 }
+
+const isAt = (event: StreamPosition, { aggregateId, sequence }: StreamPosition): boolean =>
+  event.aggregateId === aggregateId && event.sequence === sequence

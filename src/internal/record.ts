@@ -95,6 +95,18 @@ export const prepareRange = (
     return { aggregateId, minSequence, maxSequence: upper }
   })
 
+/** Checks the place of one event in a stream. */
+export const prepareStreamPosition = (
+  operation: string,
+  { aggregateId, sequence }: { readonly aggregateId: string; readonly sequence: number }
+): Exit.Exit<Range, ValidationError> =>
+  validate(operation, (reporter) => {
+    const report = reporter(0)
+    checkName(aggregateId, "aggregateId", report)
+    checkSequence(sequence, 0, "sequence", report)
+    return { aggregateId, minSequence: sequence, maxSequence: sequence }
+  })
+
 /** Reads a stored event. */
 export const restoreEvent = (stored: StoredEvent): Event => ({
   timestamp: stored.timestamp,

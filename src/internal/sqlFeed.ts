@@ -30,9 +30,9 @@ import type * as Scope from "effect/Scope"
 import type { StoredEvent } from "../Event.js"
 import { beginning, type EventFeedService, type FeedEvent, type Filter, type Position } from "../EventFeed.js"
 import { StoreError } from "../StoreError.js"
-import { prepareFeedRead, prepareFilter } from "./feedInput.js"
+import { prepareFeedRead } from "./feedInput.js"
 import { makeWatch, type News } from "./feedWatch.js"
-import { prepareRange } from "./record.js"
+import { prepareStreamPosition } from "./record.js"
 import { executeAlone } from "./sqlConnection.js"
 import { fromSqlError } from "./sqlError.js"
 import { withSavepoint } from "./sqlTransaction.js"
@@ -102,17 +102,17 @@ export const makeSqlFeed = (
             ([row]) => Number(row?.count ?? 0)
           )
         ),
-      positionOf: ({ aggregateId, sequence }) =>
-        Effect.flatMap(prepareRange("EventFeed.positionOf", aggregateId, sequence, { maxSequence: sequence }), () =>
+      positionOf: (place) =>
+        Effect.flatMap(prepareStreamPosition("EventFeed.positionOf", place), ({ aggregateId, minSequence }) =>
           Effect.map(
             statement(
               sql<PlaceRow>`select feed_key::text, position::text from ${schema}.event_log
-              where aggregate_id = ${aggregateId} and sequence = ${sequence}`
+              where aggregate_id = ${aggregateId} and sequence = ${minSequence}`
             ),
             ([row]) => Option.map(Option.fromNullable(row), positionOf)
           )
         ),
-      awaitNews: (after, filter) => Effect.flatMap(prepareFilter(filter), () => awaitNews(after, filter))
+      awaitNews: (after, filter) => Effect.flatMap(prepareFeedRead({ after, filter }), () => awaitNews(after, filter))
     })
   )
 }

@@ -40,7 +40,8 @@ export const makeSqlSubscriptions = (home: Home, wakeUps: WakeUps): Subscription
         reading(
           sql<{
             arrived: boolean | null
-          }>`select bool_and((feed_key, position) >= (${feedKey}::xid8, ${place}::bigint)) as arrived
+          }>`select bool_and((feed_key, position) >= (${feedKey}::xid8, ${place}::bigint))
+              and count(*) = ${all ? sql`min(partitions)` : sql`1`} as arrived
             from ${schema}.subscriptions
             where name = ${name} ${all ? sql`` : sql`and partition = ${sliceOf(sql, sql`${aggregateId}::text`, sql`partitions`)}`}`
         ),

@@ -17,27 +17,28 @@ import { HybridClock } from "../../Timestamp.js"
 /** What an adapter may lack. Documented at `StoreContract.Capability`. */
 export type Capability = "callerTransaction" | "concurrentReads"
 
-export interface Case {
+/** A sentence of a contract: of which ports `R`, and what a store may lack of `C`. */
+export interface Case<R = StoreAdapter, C extends string = Capability> {
   readonly name: string
   /** Not to be run for a store that lacks this. */
-  readonly needs: Capability | undefined
-  readonly run: Effect.Effect<void, unknown, StoreAdapter>
+  readonly needs: C | undefined
+  readonly run: Effect.Effect<void, unknown, R>
 }
 
 /** How the cases are to be run. */
-export interface Settings {
-  readonly lacks: ReadonlyArray<Capability>
+export interface Settings<C extends string = Capability> {
+  readonly lacks: ReadonlyArray<C>
   /** How many random inputs a property test tries. */
   readonly runs: number
   /** Of the random inputs; drawn, and printed on failure, where there is none. */
   readonly seed: number | undefined
 }
 
-export const test = (
+export const test = <R, C extends string = never>(
   name: string,
-  run: () => Effect.Effect<void, unknown, StoreAdapter>,
-  needs?: Capability
-): Case => ({
+  run: () => Effect.Effect<void, unknown, R>,
+  needs?: C
+): Case<R, C> => ({
   name,
   needs,
   // A store may sleep, and a test clock would leave it asleep.
@@ -49,7 +50,11 @@ export const test = (
 /** At random: a store may keep what earlier runs left, and knows nothing of their seeds. */
 export const newId = (): string => crypto.randomUUID()
 
-export const event = (aggregateId: string, sequence: number): Effect.Effect<Event> =>
+export const event = (
+  aggregateId: string,
+  sequence: number,
+  fields: Partial<Pick<Event, "type" | "body" | "metadata">> = {}
+): Effect.Effect<Event> =>
   Effect.gen(function* () {
     const { now } = yield* HybridClock
     return {
@@ -58,7 +63,8 @@ export const event = (aggregateId: string, sequence: number): Effect.Effect<Even
       sequence,
       type: "Happened",
       body: { amount: sequence, text: `event ${sequence}` },
-      metadata: { aggregate: "Test" }
+      metadata: { aggregate: "Test" },
+      ...fields
     }
   })
 
@@ -126,7 +132,7 @@ export const onRealClock = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Eff
 
 /** Tries so many random inputs. On failure fast-check prints the seed, and the smallest input that fails. */
 export const everyCase = <A, E, R>(
-  settings: Settings,
+  settings: Pick<Settings, "runs" | "seed">,
   inputs: FastCheck.Arbitrary<A>,
   check: (input: A) => Effect.Effect<void, E, R>,
   runs: number = settings.runs

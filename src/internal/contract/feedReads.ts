@@ -1,0 +1,220 @@
+/**
+ * The contract of what the feed shows where nothing overlaps: `read`, `head`, `count` and `positionOf`, a case to a sentence.
+ */
+import { expect } from "@effect/vitest"
+import * as Arr from "effect/Array"
+import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
+import { beginning, isPosition, order } from "../../EventFeed.js"
+import { awkwardIds, awkwardValues } from "./awkward.js"
+import { event, mixed, newId, projecting, stream, test } from "./case.js"
+import {
+  at,
+  committedOf,
+  eventsOf,
+  expectInSequence,
+  expectRising,
+  type FeedCase,
+  follow,
+  placeOf,
+  ports,
+  readOn,
+  shown
+} from "./feedCase.js"
+
+export const feedReadCases: ReadonlyArray<FeedCase> = [
+  test("head: is `beginning` while the feed shows no event, and no event is at or before `beginning`", () =>
+    Effect.gen(function* () {
+      const { feed, store } = yield* ports
+      if ((yield* feed.count()) === 0) {
+        expect(yield* feed.head).toBe(beginning)
+        expect(yield* feed.read()).toEqual({ events: [], position: beginning, more: false })
+      }
+      const events = yield* stream(newId(), 1, 2)
+      yield* store.commitEvents(events)
+      yield* shown(feed, {}, [at(events, 0).aggregateId], 2)
+      const fromBeginning = yield* feed.read({ after: beginning, limit: 2 })
+      expect(fromBeginning.events).toHaveLength(2)
+      expect(yield* feed.read({ limit: 2 })).toEqual(fromBeginning)
+      expect(order(at(fromBeginning.events, 0).position, beginning)).toBe(1)
+    })),
+
+  test("head: is the position of the last event that the feed shows", () =>
+    Effect.gen(function* () {
+      const { feed, store } = yield* ports
+      let before = yield* feed.head
+      for (const length of [1, 3, 1]) {
+        const id = newId()
+        yield* store.commitEvents(yield* stream(id, 1, length))
+        const all = yield* follow(feed, { after: before }, (events) => eventsOf(events, [id]).length === length)
+        expect(yield* feed.head).toBe(at(all, -1).position)
+        expect(yield* feed.read({ after: yield* feed.head })).toEqual({
+          events: [],
+          position: yield* feed.head,
+          more: false
+        })
+        before = yield* feed.head
+      }
+    })),
+
+  test("read: every committed event appears exactly once, and pages of any limit concatenate to the same order", () =>
+    Effect.gen(function* () {
+      const { feed, store } = yield* ports
+      const after = yield* feed.head
+      const [a, b] = [newId(), newId()]
+      const first = mixed(yield* stream(b, 1, 5), yield* stream(a, 1, 5))
+      const second = yield* stream(a, 6, 3)
+      yield* store.commitEvents(first)
+      yield* store.commitAll(second, [])
+      const all = yield* shown(feed, { after }, [a, b], 13)
+      const given = all.map(committedOf)
+      const byPlace = (events: ReadonlyArray<(typeof given)[number]>) =>
+        events.toSorted((one, other) => placeOf(one).localeCompare(placeOf(other)))
+      expect(byPlace(given)).toEqual(byPlace([...first, ...second]))
+      for (const limit of [1, 2, 3, 12, 13, 14, 10_000]) {
+        expect(eventsOf(yield* readOn(feed, { after, limit }), [a, b])).toEqual(all)
+      }
+    })),
+
+  test("read: positions rise strictly along the feed, and along each stream with its sequences", () =>
+    Effect.gen(function* () {
+      const { feed, store } = yield* ports
+      const after = yield* feed.head
+      const ids = Arr.makeBy(3, newId)
+      for (const first of [1, 4, 7]) {
+        for (const id of ids) yield* store.commitEvents(yield* stream(id, first, 3))
+      }
+      const all = yield* shown(feed, { after }, ids, 27)
+      expect(all.map(({ position }) => position).every(isPosition)).toBe(true)
+      expectRising(all)
+      expectInSequence(all)
+    })),
+
+  test("read: events that one commit writes appear in the order that it was given", () =>
+    Effect.gen(function* () {
+      const { feed, store } = yield* ports
+      const after = yield* feed.head
+      const ids = [newId(), newId(), newId()].toSorted().toReversed()
+      const [a, b, c] = yield* Effect.forEach(ids, (id) => stream(id, 1, 3))
+      const given = [...mixed(a ?? [], b ?? []), ...(c ?? [])]
+      yield* store.commitEvents(given)
+      expect((yield* shown(feed, { after }, ids, 9)).map(placeOf)).toEqual(given.map(placeOf))
+    })),
+
+  test("read: events that one transaction writes appear in the order written: the commit, then its projections' commits", () =>
+    Effect.gen(function* () {
+      const { feed, store } = yield* ports
+      const after = yield* feed.head
+      const [a, b, side, deep] = [newId(), newId(), newId(), newId()]
+      const given = mixed(yield* stream(b, 1, 2), yield* stream(a, 1, 2))
+      const inner = yield* stream(side, 1, 4)
+      const innermost = yield* event(deep, 1)
+      const writing = {
+        name: "writing",
+        project: ({ aggregateId, sequence }: { readonly aggregateId: string; readonly sequence: number }) => {
+          const index = given.findIndex((one) => one.aggregateId === aggregateId && one.sequence === sequence)
+          const one = [at(inner, index)]
+          return index === 1
+            ? store.commitAll(one, [projecting(store.commitEvents([innermost]))])
+            : store.commitEvents(one)
+        }
+      }
+      yield* store.commitAll(given, [writing])
+      const written = [...given, ...inner.slice(0, 2), innermost, ...inner.slice(2)]
+      expect((yield* shown(feed, { after }, [a, b, side, deep], 9)).map(placeOf)).toEqual(written.map(placeOf))
+    })),
+
+  test("read: the position of a page, and of each event, is a position to go on after", () =>
+    Effect.gen(function* () {
+      const { feed, store } = yield* ports
+      const after = yield* feed.head
+      const id = newId()
+      yield* store.commitEvents(yield* stream(id, 1, 8))
+      const all = yield* shown(feed, { after }, [id], 8)
+      for (const [index, { position }] of all.entries()) {
+        expect(eventsOf(yield* readOn(feed, { after: position, limit: 3 }), [id])).toEqual(all.slice(index + 1))
+      }
+      const page = yield* feed.read({ after, limit: 3 })
+      expect(page.more).toBe(true)
+      const rest = yield* readOn(feed, { after: page.position })
+      expect(eventsOf([...page.events, ...rest], [id])).toEqual(all)
+    })),
+
+  test("read: an event comes back exactly as it was committed, whatever its id, type and metadata are", () =>
+    Effect.gen(function* () {
+      const { feed, store } = yield* ports
+      const after = yield* feed.head
+      const ids = awkwardIds.map(unique)
+      const events = yield* Effect.forEach(ids, (id, index) =>
+        event(id, 1, {
+          type: at(awkwardIds, (index + 1) % ids.length),
+          body: { [at(awkwardIds, index)]: id },
+          metadata: { aggregate: at(awkwardIds, (index + 2) % ids.length), "": id }
+        })
+      )
+      yield* store.commitEvents(events)
+      const all = yield* shown(feed, { after }, ids, ids.length)
+      expect(all.map(committedOf)).toEqual(events)
+      // Texts that differ in no more than case or form are different names.
+      for (const [index, { metadata, type }] of events.entries()) {
+        const filter = { types: [type], aggregates: [String(metadata.aggregate)] }
+        expect(eventsOf(yield* readOn(feed, { after, filter }), ids)).toEqual([at(all, index)])
+        expect(yield* feed.positionOf(at(events, index))).toEqual(Option.some(at(all, index).position))
+      }
+    })),
+
+  test("read: a body comes back exactly as it was committed", () =>
+    Effect.gen(function* () {
+      const { feed, store } = yield* ports
+      const after = yield* feed.head
+      const id = newId()
+      const events = yield* Effect.forEach(Object.values(awkwardValues), (value, index) =>
+        event(id, index + 1, { body: { value }, metadata: { index } })
+      )
+      yield* store.commitEvents(events)
+      expect((yield* shown(feed, { after }, [id], events.length)).map(committedOf)).toEqual(events)
+    })),
+
+  test("count: is the number of events that read shows after the position, by the same filter", () =>
+    Effect.gen(function* () {
+      const { feed, store } = yield* ports
+      const after = yield* feed.head
+      const [id, type] = [newId(), newId()]
+      for (const first of [1, 3, 5]) yield* store.commitEvents(yield* stream(id, first, 2))
+      yield* store.commitEvents([yield* event(id, 7, { type })])
+      const all = yield* shown(feed, { after }, [id], 7)
+      expect(yield* feed.count({ after })).toBe((yield* readOn(feed, { after })).length)
+      expect(yield* feed.count({ after, filter: { types: [type] } })).toBe(1)
+      expect(yield* feed.count({ after: at(all, 2).position, filter: { types: [type, "Happened"] } })).toBe(4)
+      expect(yield* feed.count({ after: yield* feed.head })).toBe(0)
+      expect(yield* feed.count()).toBeGreaterThanOrEqual(7)
+    })),
+
+  test("positionOf: is the position that the feed shows the event at; none where there is no such event", () =>
+    Effect.gen(function* () {
+      const { feed, store } = yield* ports
+      const after = yield* feed.head
+      const [a, b] = [newId(), newId()]
+      yield* store.commitEvents(mixed(yield* stream(a, 1, 3), yield* stream(b, 1, 3)))
+      for (const one of yield* shown(feed, { after }, [a, b], 6)) {
+        expect(yield* feed.positionOf(one)).toEqual(Option.some(one.position))
+      }
+      for (const [aggregateId, sequence] of [
+        [a, 4],
+        [a, 2_147_483_647],
+        [newId(), 1]
+      ] as const) {
+        expect(yield* feed.positionOf({ aggregateId, sequence })).toEqual(Option.none())
+      }
+    }))
+]
+
+// --- internal ---
+
+/** An id that is awkward at both ends, and of this run alone. */
+const unique = (id: string): string => {
+  const characters = Array.from(id)
+  return characters.length < 100
+    ? `${id}${newId()}${id}`
+    : [...characters.slice(0, 100), newId(), ...characters.slice(136)].join("")
+}

@@ -1,0 +1,264 @@
+/** The contract of the feed and of subscriptions can fail: each broken one is caught by the sentence that it breaks. */
+import * as SqlClient from "@effect/sql/SqlClient"
+import { describe, expect, it, layer } from "@effect/vitest"
+import * as Context from "effect/Context"
+import type * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Layer from "effect/Layer"
+import * as TestContext from "effect/TestContext"
+import { EventFeed, SqlStore, StoreAdapter, SubscriptionStore } from "effect-maestro"
+import * as FeedContract from "effect-maestro/FeedContract"
+import { onRealClock } from "../src/internal/contract/case.js"
+import * as Broken from "./brokenFeeds.js"
+import * as BrokenSubscriptions from "./brokenSubscriptions.js"
+import { layerPg, useServerOfOurOwn } from "./database.js"
+
+useServerOfOurOwn()
+
+const all = FeedContract.cases({ runs: 20, seed: 1 })
+
+const casesWithout = (...lacks: ReadonlyArray<FeedContract.Capability>) =>
+  all.filter(({ needs }) => needs === undefined || !lacks.includes(needs))
+
+const onMemory = casesWithout("callerTransaction", "transactionalEffects")
+
+/** Those that say nothing of subscriptions. */
+const ofTheFeed = onMemory.filter(({ name }) =>
+  /^(read|head|count|positionOf|awaitNews|filter|stream|streamStored|order|random|every operation of the feed)\b/.test(
+    name
+  )
+)
+
+/** The name that it is exported by, as words. */
+const nameOf = (breaking: Broken.Breaking): string =>
+  Object.entries({ ...Broken, ...BrokenSubscriptions })
+    .find(([, exported]) => exported === breaking)?.[0]
+    .replace(/[A-Z]/g, (letter) => ` ${letter.toLowerCase()}`) ?? "has no name"
+
+const contextOf = ({ feed, store, subscriptions }: Broken.Ports) =>
+  Context.make(StoreAdapter.StoreAdapter, store).pipe(
+    Context.add(EventFeed.EventFeed, feed),
+    Context.add(SubscriptionStore.SubscriptionStore, subscriptions)
+  )
+
+/** The names of the cases that fail, each on ports of its own. */
+const failing = <R>(
+  make: Effect.Effect<Broken.Ports, never, R>,
+  cases: ReadonlyArray<FeedContract.Case>,
+  patience: Duration.DurationInput = "2 seconds"
+) =>
+  Effect.filter(cases, ({ run }) =>
+    Effect.flatMap(make, (ports) =>
+      run.pipe(
+        Effect.provide(contextOf(ports)),
+        Effect.provide(TestContext.TestContext),
+        // A broken one may wait for ever.
+        Effect.timeoutFail({ duration: patience, onTimeout: () => "it hangs" }),
+        onRealClock,
+        Effect.exit,
+        Effect.map(Exit.isFailure)
+      )
+    )
+  ).pipe(Effect.map((failed) => failed.map(({ name }) => name)))
+
+const named = (name: string): FeedContract.Case => {
+  const found = all.find((one) => one.name === name)
+  if (found === undefined) throw new Error(`the contract has no sentence ${JSON.stringify(name)}`)
+  return found
+}
+
+it.live("a store that is not broken passes, and again when it has been through all of it before", () =>
+  Effect.gen(function* () {
+    const ports = yield* Broken.memory
+    for (const _ of [1, 2]) expect(yield* failing(Effect.succeed(ports), onMemory, "10 seconds")).toEqual([])
+  })
+)
+
+it.live("a feed passes whose transactions overlap", () =>
+  Effect.gen(function* () {
+    const make = Effect.map(Broken.memory, Broken.overlaps)
+    expect(yield* failing(make, ofTheFeed, "10 seconds")).toEqual([])
+  })
+)
+
+const order = (how: string) =>
+  `order under overlapping transactions (${how}): each stream keeps its sequence when a transaction continues with an aggregate of a later one`
+const everyEvent =
+  "read: every committed event appears exactly once, and pages of any limit concatenate to the same order"
+const notSkipped = "read (commitAll): events of a transaction that began first and commits last are not skipped"
+const takenOver = "lease: a lease that another holder has taken over fails with LeaseLost, and stores nothing"
+
+const caught: ReadonlyArray<readonly [breaking: Broken.Breaking, sentences: ReadonlyArray<string>]> = [
+  [
+    Broken.ordersByTransactionAlone,
+    [
+      order("commitAll"),
+      "order under overlapping transactions (commitAll): each stream keeps its sequence when three transactions nest",
+      "order under overlapping transactions: random programs whose transactions continue with other aggregates"
+    ]
+  ],
+  [Broken.forgetsTheOrderOfATransaction, [order("commitAll")]],
+  [Broken.skipsWhatCommitsLate, [notSkipped]],
+  [Broken.doesNotWaitForOlderTransactions, [notSkipped]],
+  [
+    Broken.showsUncommittedEvents,
+    [
+      "read: shows no event of an open commit, and all of them once it has committed",
+      "read: a commit that fails never appears, and leaves no hole to wait at"
+    ]
+  ],
+  [
+    Broken.showsWhatWasRolledBack,
+    ["fails", "dies", "is interrupted"].map(
+      (ending) => `read: a commit that ${ending} never appears, and leaves no hole to wait at`
+    )
+  ],
+  [
+    Broken.showsATransactionItsOwnEvents,
+    ["read (commitAll): inside a transaction it shows committed events of other transactions, and no uncommitted ones"]
+  ],
+  [Broken.showsAnEventTwiceAtPageBorders, [everyEvent]],
+  [Broken.readsFromThePositionOn, ["read: the position of a page, and of each event, is a position to go on after"]],
+  [Broken.sortsTheEventsOfACommit, ["read: events that one commit writes appear in the order that it was given"]],
+  [
+    Broken.losesByteOrderMarks,
+    ["read: an event comes back exactly as it was committed, whatever its id, type and metadata are"]
+  ],
+  [Broken.ignoresTheSlice, ["filter: the slices partition the feed, and an aggregate is always in the same one"]],
+  [Broken.takesAnyPartOfTheFilter, ["filter: an event must match all its parts"]],
+  [Broken.endsAtAnEmptyPage, ["filter: an event behind ten thousand hidden ones is found"]],
+  [Broken.hasItsHeadAheadOfWhatItShows, ["head: is the position of the last event that the feed shows"]],
+  [
+    Broken.countsWhatTheFilterHides,
+    ["count: is the number of events that read shows after the position, by the same filter"]
+  ],
+  [
+    Broken.findsThePositionOfAnotherEvent,
+    ["positionOf: is the position that the feed shows the event at; none where there is no such event"]
+  ],
+  [Broken.takesAnyLimit, ["read: refuses a bad position, limit or filter by a ValidationError that names its path"]],
+  [Broken.wakesOneWaiter, ["awaitNews: wakes every waiter, also when other waiters were interrupted"]],
+  [
+    Broken.forgetsWaitersWhenOneIsInterrupted,
+    ["awaitNews: wakes every waiter, also when other waiters were interrupted"]
+  ],
+  [
+    Broken.leadsPastWhatIsNew,
+    [
+      "awaitNews: with a filter its position skips hidden events only",
+      "stream: shows stored events and then new ones, each once, in the order of the feed"
+    ]
+  ],
+  [
+    BrokenSubscriptions.movesOnThoughTheEffectFails,
+    ["advance: an effect that fails, dies or is interrupted comes back unchanged, and the checkpoint stays"]
+  ],
+  [
+    BrokenSubscriptions.hasTwoHoldersAtATime,
+    [
+      "lease: a subscription has one holder at a time, and a second request waits until the scope of the first ends",
+      "lease: concurrent requests get the lease one after another, and each gets it"
+    ]
+  ],
+  [BrokenSubscriptions.hasNoFencing, [takenOver]],
+  [
+    BrokenSubscriptions.checksTheLeaseOnlyAtFirst,
+    ["advance: a lease that is lost while the effect runs fails it with LeaseLost, and the checkpoint stays"]
+  ],
+  [
+    BrokenSubscriptions.keepsTheLeaseForAnInterruptedRequest,
+    ["lease: interrupting a waiting request takes nothing from the holder, and leaves nothing in the way of the next"]
+  ],
+  [
+    BrokenSubscriptions.beginsWhereItIsTold,
+    ["lease: a subscription begins at `from` the first time, and at its checkpoint later"]
+  ],
+  [BrokenSubscriptions.mixesNames, ["lease: names and partitions have leases and checkpoints of their own"]],
+  [
+    BrokenSubscriptions.takesAnyNumberOfPartitions,
+    ["lease: another number of partitions is refused as misconfigured, also while there is a holder"]
+  ],
+  [
+    BrokenSubscriptions.forgetsThatItStopped,
+    [
+      "stop: no request gets the lease until the subscription is resumed, and it goes on at its checkpoint",
+      "stop: a request that waits for the lease already does not get it either"
+    ]
+  ],
+  [
+    BrokenSubscriptions.keepsAFailureThatIsTakenOff,
+    ["failing: the last failure is kept as it is, and can be taken off"]
+  ],
+  [
+    BrokenSubscriptions.forgetsAnEventWhoseEffectFails,
+    ["takeBack: an effect that succeeds on the event takes it back, and one that fails leaves it set aside"]
+  ],
+  [
+    BrokenSubscriptions.discardsWhatIsNotThere,
+    ["takeBack, discard: return false for an event that is not set aside, and run nothing"]
+  ],
+  [BrokenSubscriptions.blocksAllAggregates, ["blocked: returns the given aggregates that have events set aside"]],
+  [
+    BrokenSubscriptions.reachesByOnePartition,
+    ["reached: waits for all partitions, including partitions that have never run"]
+  ],
+  [
+    BrokenSubscriptions.waitsForAllPartitions,
+    ["reached: for an aggregate it waits for one partition, which is the slice of the aggregate"]
+  ]
+]
+
+for (const [breaking, sentences] of caught) {
+  it.live(`a store that ${nameOf(breaking)} is caught`, () =>
+    Effect.gen(function* () {
+      const make = Effect.map(Broken.memory, breaking)
+      expect(yield* failing(make, sentences.map(named))).toEqual(sentences)
+    })
+  )
+}
+
+const onPostgres = Effect.map(
+  Effect.all({
+    store: StoreAdapter.StoreAdapter,
+    feed: EventFeed.EventFeed,
+    subscriptions: SubscriptionStore.SubscriptionStore
+  }),
+  (ports): Broken.Ports => ports
+)
+
+describe("on Postgres", () => {
+  layer(Layer.provideMerge(SqlStore.layer, layerPg()), { excludeTestServices: true, timeout: 60_000 })((it) => {
+    it.effect("a store that runs the effect outside of the transaction is caught", () =>
+      Effect.gen(function* () {
+        const sentences = [
+          ...["fails", "dies", "is interrupted"].map(
+            (ending) => `advance: events that an effect which ${ending} has committed are undone, and never shown`
+          ),
+          "setAside: an effect that fails sets nothing aside"
+        ]
+        const make = Effect.map(onPostgres, BrokenSubscriptions.runsTheEffectOutsideOfTheTransaction)
+        expect(yield* failing(make, sentences.map(named), "10 seconds")).toEqual(sentences)
+        expect(yield* failing(onPostgres, sentences.map(named), "10 seconds")).toEqual([])
+      })
+    )
+
+    it.effect("a store whose key of the feed is the id of the transaction is caught", () =>
+      Effect.gen(function* () {
+        const sql = yield* SqlClient.SqlClient
+        const [key] = yield* sql<{ name: string }>`select column_name as name from information_schema.columns
+          where table_schema = 'maestro' and table_name = 'event_log' and data_type = 'xid8'`
+        yield* sql`create function order_by_transaction() returns trigger language plpgsql as $$
+          begin
+            new.${sql(key?.name ?? "")} := pg_current_xact_id();
+            return new;
+          end $$`
+        yield* sql`create trigger order_by_transaction before insert on maestro.event_log
+          for each row execute function public.order_by_transaction()`
+        const sentences = [order("commitAll"), order("caller's transaction")]
+        const run = failing(onPostgres, sentences.map(named), "10 seconds")
+        expect(yield* run).toEqual(sentences)
+      })
+    )
+  })
+})

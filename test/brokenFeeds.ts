@@ -1,0 +1,305 @@
+/** Feeds that are wrong on purpose, to see whether the contract would notice. */
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import { EventFeed, MemoryStore, type Projection, StoreAdapter, SubscriptionStore } from "effect-maestro"
+import { makeOverlappingFeed, type Writing } from "./overlappingStore.js"
+
+/** The three ports of a store. */
+export interface Ports {
+  readonly store: StoreAdapter.StoreAdapterService
+  readonly feed: EventFeed.EventFeedService
+  readonly subscriptions: SubscriptionStore.SubscriptionStoreService
+}
+
+export type Breaking = (ports: Ports) => Ports
+
+/** The ports of a store that is not broken. */
+export const memory: Effect.Effect<Ports> = Effect.scoped(
+  Effect.map(Layer.build(MemoryStore.layer), (context) => ({
+    store: Context.get(context, StoreAdapter.StoreAdapter),
+    feed: Context.get(context, EventFeed.EventFeed),
+    subscriptions: Context.get(context, SubscriptionStore.SubscriptionStore)
+  }))
+)
+
+/** Transactions overlap, and an event comes after the one before it in its stream, and after what its transaction wrote before. */
+export const overlaps: Breaking = (ports) => ({
+  ...ports,
+  ...makeOverlappingFeed({ key: highest, waits: true })
+})
+
+// --- the feed ---
+
+/** Events are ordered by the transaction that writes them, though it may have begun long before. */
+export const ordersByTransactionAlone: Breaking = (ports) => ({
+  ...ports,
+  ...makeOverlappingFeed({ key: ({ transaction }) => transaction, waits: true })
+})
+
+/** What is written first stands first, and readers are past it when it is committed. */
+export const skipsWhatCommitsLate: Breaking = (ports) => ({
+  ...ports,
+  ...makeOverlappingFeed({ key: () => 1, waits: false })
+})
+
+/** Readers do not wait for open transactions that may come in front of what they read. */
+export const doesNotWaitForOlderTransactions: Breaking = (ports) => ({
+  ...ports,
+  ...makeOverlappingFeed({ key: highest, waits: false })
+})
+
+/** The stream is kept in its order, but not what a transaction writes. */
+export const forgetsTheOrderOfATransaction: Breaking = (ports) => ({
+  ...ports,
+  ...makeOverlappingFeed({ key: ({ before, transaction }) => Math.max(before, transaction), waits: true })
+})
+
+/** The events of a commit are shown while its projections run. */
+export const showsUncommittedEvents: Breaking = (ports) => {
+  const open = new Set<EventFeed.FeedEvent>()
+  const showing: Breaking = ({ feed, store }) => ({
+    ...ports,
+    store: {
+      ...store,
+      commitAll: (events, projections) =>
+        Effect.suspend(() => {
+          let shown: ReadonlyArray<EventFeed.FeedEvent> = []
+          const showing: Projection.Projection = {
+            name: "showing",
+            project: () =>
+              Effect.map(Effect.orDie(feed.head), (head) => {
+                if (shown.length > 0) return
+                shown = events.map((event, index) => ({ ...event, position: behind(head, index + 1) }))
+                for (const one of shown) open.add(one)
+              })
+          }
+          return Effect.ensuring(
+            store.commitAll(events, projections.length === 0 ? [] : [showing, ...projections]),
+            Effect.sync(() => {
+              for (const one of shown) open.delete(one)
+            })
+          )
+        })
+    },
+    feed: {
+      ...feed,
+      read: (options) =>
+        Effect.map(feed.read(options), (page) => {
+          const more = [...open].filter(
+            ({ position }) => !page.more && EventFeed.order(position, options?.after ?? EventFeed.beginning) > 0
+          )
+          return { ...page, events: [...page.events, ...more], position: more.at(-1)?.position ?? page.position }
+        })
+    }
+  })
+  return showing(ports)
+}
+
+/** What a commit wrote that failed stays in the feed. */
+export const showsWhatWasRolledBack: Breaking = ({ feed, store, ...rest }) => {
+  const undone: Array<EventFeed.FeedEvent> = []
+  return {
+    ...rest,
+    store: {
+      ...store,
+      commitAll: (events, projections) =>
+        Effect.onError(store.commitAll(events, projections), () =>
+          Effect.map(Effect.orDie(feed.head), (head) => {
+            undone.push(...events.map((event, index) => ({ ...event, position: behind(head, index + 1) })))
+          })
+        )
+    },
+    feed: {
+      ...feed,
+      read: (options) =>
+        Effect.map(feed.read(options), (page) => ({
+          ...page,
+          events: [...page.events, ...undone].toSorted((one, other) => EventFeed.order(one.position, other.position))
+        }))
+    }
+  }
+}
+
+/** Inside a transaction its own events are shown. */
+export const showsATransactionItsOwnEvents: Breaking = ({ feed, store, ...rest }) => ({
+  ...rest,
+  store: {
+    ...store,
+    commitAll: (events, projections) =>
+      store.commitAll(
+        events,
+        projections.map((projection) => ({
+          ...projection,
+          project: (event) => Effect.provideService(projection.project(event), Own, events)
+        }))
+      )
+  },
+  feed: {
+    ...feed,
+    read: (options) =>
+      Effect.zipWith(feed.read(options), Own, (page, own) => {
+        const shown = own.map((event, index) => ({ ...event, position: behind(page.position, index + 1) }))
+        return { ...page, events: [...page.events, ...shown], position: shown.at(-1)?.position ?? page.position }
+      })
+  }
+})
+
+/** A page goes on with the event that the one before ended with. */
+export const showsAnEventTwiceAtPageBorders: Breaking = withFeed((feed) => ({
+  ...feed,
+  read: (options) =>
+    Effect.map(feed.read(options), (page) => {
+      const position = page.more ? page.events.at(-2)?.position : undefined
+      return position === undefined ? page : { ...page, position }
+    })
+}))
+
+/** The position to go on after is taken for the one to go on from. */
+export const readsFromThePositionOn: Breaking = withFeed((feed) => ({
+  ...feed,
+  read: (options) =>
+    Effect.gen(function* () {
+      const page = yield* feed.read(options)
+      const { events } = yield* feed.read({ filter: options?.filter, limit: 10_000 })
+      return { ...page, events: [...events.filter(({ position }) => position === options?.after), ...page.events] }
+    })
+}))
+
+/** A commit's events are sorted by their aggregates. */
+export const sortsTheEventsOfACommit: Breaking = ({ store, ...rest }) => ({
+  ...rest,
+  store: {
+    ...store,
+    commitEvents: (events) =>
+      store.commitEvents(
+        Array.isArray(events)
+          ? events.toSorted((one, other) => one.aggregateId.localeCompare(other.aggregateId))
+          : events
+      )
+  }
+})
+
+/** Texts are decoded as files are: a byte order mark is none of them. */
+export const losesByteOrderMarks: Breaking = withFeed((feed) => ({
+  ...feed,
+  read: (options) =>
+    Effect.map(feed.read(options), (page) => ({
+      ...page,
+      events: page.events.map((event) => ({ ...event, type: event.type.replace(/^\ufeff/, "") }))
+    }))
+}))
+
+export const ignoresTheSlice: Breaking = withFeed((feed) => ({
+  ...feed,
+  read: (options) => feed.read({ ...options, filter: { ...options?.filter, slice: undefined } })
+}))
+
+/** An event is shown by its type or by its aggregate. */
+export const takesAnyPartOfTheFilter: Breaking = withFeed((feed) => ({
+  ...feed,
+  read: (options) =>
+    options?.filter?.types === undefined || options.filter.aggregates === undefined
+      ? feed.read(options)
+      : Effect.map(feed.read({ after: options.after }), (page) => ({
+          ...page,
+          events: page.events.filter(
+            ({ metadata, type }) =>
+              options.filter?.types?.includes(type) === true ||
+              options.filter?.aggregates?.includes(String(metadata.aggregate)) === true
+          )
+        }))
+}))
+
+/** A page of which the filter lets nothing through is taken for the end. */
+export const endsAtAnEmptyPage: Breaking = withFeed((feed) => ({
+  ...feed,
+  read: (options) =>
+    Effect.gen(function* () {
+      if (options?.filter === undefined) return yield* feed.read(options)
+      const { more, position } = yield* feed.read({ after: options.after, limit: 1000 })
+      const page = yield* feed.read(options)
+      const events = page.events.filter((event) => EventFeed.order(event.position, position) <= 0)
+      return { events, position, more: more && events.length > 0 }
+    }),
+  awaitNews: (after) => feed.awaitNews(after)
+}))
+
+export const hasItsHeadAheadOfWhatItShows: Breaking = withFeed((feed) => ({
+  ...feed,
+  head: Effect.map(feed.head, (head) => behind(head, 1))
+}))
+
+export const countsWhatTheFilterHides: Breaking = withFeed((feed) => ({
+  ...feed,
+  count: (options) => feed.count({ after: options?.after })
+}))
+
+/** The position is that of the event before. */
+export const findsThePositionOfAnotherEvent: Breaking = withFeed((feed) => ({
+  ...feed,
+  positionOf: ({ aggregateId, sequence }) => feed.positionOf({ aggregateId, sequence: Math.max(sequence - 1, 1) })
+}))
+
+/** A limit that is too high or too low is taken for the nearest one. */
+export const takesAnyLimit: Breaking = withFeed((feed) => ({
+  ...feed,
+  read: (options) =>
+    feed.read({
+      ...options,
+      ...(typeof options?.limit === "number" && { limit: Math.min(Math.max(options.limit, 1), 10_000) })
+    })
+}))
+
+/** Only the first waiter is woken. */
+export const wakesOneWaiter: Breaking = withFeed((feed) => {
+  let waiting = 0
+  return {
+    ...feed,
+    awaitNews: (after, filter) =>
+      Effect.acquireUseRelease(
+        Effect.sync(() => waiting++),
+        (before) => (before > 0 ? Effect.never : feed.awaitNews(after, filter)),
+        () => Effect.sync(() => waiting--)
+      )
+  }
+})
+
+/** When a waiter is interrupted, all others wait for ever. */
+export const forgetsWaitersWhenOneIsInterrupted: Breaking = withFeed((feed) => {
+  let interrupted = false
+  return {
+    ...feed,
+    awaitNews: (after, filter) =>
+      feed.awaitNews(after, filter).pipe(
+        Effect.onInterrupt(() =>
+          Effect.sync(() => {
+            interrupted = true
+          })
+        ),
+        Effect.flatMap((position) => (interrupted ? Effect.never : Effect.succeed(position)))
+      )
+  }
+})
+
+/** News lead to the end of the feed, whatever is to be read in front of it. */
+export const leadsPastWhatIsNew: Breaking = withFeed((feed) => ({
+  ...feed,
+  awaitNews: (after, filter) => Effect.zipRight(feed.awaitNews(after, filter), feed.head)
+}))
+
+// --- internal ---
+
+const highest = ({ before, highest, transaction }: Writing): number => Math.max(transaction, before, highest)
+
+class Own extends Context.Reference<Own>()("brokenFeeds/Own", {
+  defaultValue: (): ReadonlyArray<Omit<EventFeed.FeedEvent, "position">> => []
+}) {}
+
+/** A position of the store in memory, so many places behind another. */
+const behind = (position: EventFeed.Position, places: number): EventFeed.Position =>
+  `1-${Number(position.slice(position.indexOf("-") + 1)) + places}` as EventFeed.Position
+
+function withFeed(breaking: (feed: Ports["feed"]) => Ports["feed"]): Breaking {
+  return (ports) => ({ ...ports, feed: breaking(ports.feed) })
+}

@@ -1,0 +1,183 @@
+/** Stores of subscriptions that are wrong on purpose, to see whether the contract would notice. */
+import * as Effect from "effect/Effect"
+import { EventFeed, type StoreError, type SubscriptionStore } from "effect-maestro"
+import type { Breaking, Ports } from "./brokenFeeds.js"
+
+export const movesOnThoughTheEffectFails: Breaking = withLease((lease) => ({
+  ...lease,
+  advance: (position, effect) => Effect.zipRight(lease.pass(position), effect)
+}))
+
+/** The effect has ended before the transaction begins. */
+export const runsTheEffectOutsideOfTheTransaction: Breaking = withLease((lease) => ({
+  ...lease,
+  advance: (position, effect) => Effect.zipRight(effect, lease.pass(position))
+}))
+
+/** A second request shares the lease of the holder. */
+export const hasTwoHoldersAtATime: Breaking = withSubscriptions((subscriptions) => {
+  const held = new Map<string, SubscriptionStore.Lease>()
+  return {
+    ...subscriptions,
+    lease: (options) =>
+      Effect.suspend(() => {
+        const id = JSON.stringify([options.key.name, options.key.partition])
+        const known = held.get(id)
+        if (known !== undefined) return Effect.succeed(known)
+        return Effect.tap(subscriptions.lease(options), (lease) => {
+          held.set(id, lease)
+          return Effect.addFinalizer(() => Effect.sync(() => held.delete(id)))
+        })
+      })
+  }
+})
+
+/** A lease that was taken over works on, by the right of the next holder. */
+export const hasNoFencing: Breaking = withSubscriptions((subscriptions) => {
+  const held = new Map<string, SubscriptionStore.Lease>()
+  return {
+    ...subscriptions,
+    lease: (options) =>
+      Effect.map(subscriptions.lease(options), (lease): SubscriptionStore.Lease => {
+        const id = JSON.stringify([options.key.name, options.key.partition])
+        held.set(id, lease)
+        const current = () => held.get(id) ?? lease
+        return {
+          ...lease,
+          checkpoint: Effect.suspend(() => current().checkpoint),
+          advance: (position, effect) =>
+            Effect.zipRight(
+              effect,
+              Effect.suspend(() => current().pass(position))
+            ),
+          pass: (position) => Effect.suspend(() => current().pass(position)),
+          failing: (failure) => Effect.suspend(() => current().failing(failure)),
+          stop: (failure) => Effect.suspend(() => current().stop(failure))
+        }
+      })
+  }
+})
+
+/** A lease is checked before the effect runs, and not once it has ended. */
+export const checksTheLeaseOnlyAtFirst: Breaking = withLease((lease) => ({
+  ...lease,
+  advance: (position, effect) =>
+    Effect.zipRight(
+      lease.checkpoint,
+      Effect.zipRight(
+        effect,
+        Effect.catchTag(lease.pass(position), "LeaseLost", () => Effect.void)
+      )
+    )
+}))
+
+/** An interruption leaves the request for the lease waiting, and the lease that it gets is never given back. */
+export const keepsTheLeaseForAnInterruptedRequest: Breaking = withSubscriptions((subscriptions) => ({
+  ...subscriptions,
+  lease: (options) =>
+    Effect.onInterrupt(subscriptions.lease(options), () =>
+      Effect.asVoid(Effect.forkDaemon(Effect.scoped(Effect.zipRight(subscriptions.lease(options), Effect.never))))
+    )
+}))
+
+export const beginsWhereItIsTold: Breaking = withSubscriptions((subscriptions) => ({
+  ...subscriptions,
+  lease: (options) => Effect.map(subscriptions.lease(options), (lease) => ({ ...lease, position: options.from }))
+}))
+
+/** Names are compared as a case-insensitive collation does. */
+export const mixesNames: Breaking = withSubscriptions((subscriptions) => ({
+  ...subscriptions,
+  lease: (options) => subscriptions.lease({ ...options, key: { ...options.key, name: options.key.name.toLowerCase() } })
+}))
+
+export const takesAnyNumberOfPartitions: Breaking = withSubscriptions((subscriptions) => {
+  const known = new Map<string, number>()
+  return {
+    ...subscriptions,
+    lease: (options) => {
+      const partitions = known.get(options.key.name) ?? options.key.partitions
+      known.set(options.key.name, partitions)
+      return subscriptions.lease({ ...options, key: { ...options.key, partitions } })
+    }
+  }
+})
+
+export const forgetsThatItStopped: Breaking = withLease((lease) => ({ ...lease, stop: lease.failing }))
+
+export const keepsAFailureThatIsTakenOff: Breaking = withLease((lease) => ({
+  ...lease,
+  failing: (failure) => (failure === undefined ? Effect.void : lease.failing(failure))
+}))
+
+/** An event is taken back before its effect has succeeded. */
+export const forgetsAnEventWhoseEffectFails: Breaking = withSubscriptions((subscriptions) => ({
+  ...subscriptions,
+  takeBack: <E, R>(
+    name: string,
+    place: EventFeed.StreamPosition,
+    effect: (event: EventFeed.FeedEvent) => Effect.Effect<void, E, R>
+  ): Effect.Effect<boolean, E | StoreError.StoreError, R> =>
+    Effect.suspend(() => {
+      let taken: EventFeed.FeedEvent | undefined
+      const noting = (event: EventFeed.FeedEvent) =>
+        Effect.sync(() => {
+          taken = event
+        })
+      return Effect.flatMap(subscriptions.takeBack(name, place, noting), (found) =>
+        taken === undefined ? Effect.succeed(found) : Effect.as(effect(taken), found)
+      )
+    })
+}))
+
+/** Of an event that is not set aside it says that it was discarded. */
+export const discardsWhatIsNotThere: Breaking = withSubscriptions((subscriptions) => ({
+  ...subscriptions,
+  discard: (name, place) => Effect.as(subscriptions.discard(name, place), true)
+}))
+
+export const blocksAllAggregates: Breaking = withLease((lease) => ({
+  ...lease,
+  blocked: (aggregateIds) =>
+    Effect.map(lease.blocked(aggregateIds), (blocked) => (blocked.size > 0 ? new Set(aggregateIds) : blocked))
+}))
+
+/** The first partition that has come so far is taken for all. */
+export const reachesByOnePartition: Breaking = withSubscriptions((subscriptions) => ({
+  ...subscriptions,
+  reached: (name, position, aggregateId) => {
+    if (aggregateId !== undefined) return subscriptions.reached(name, position, aggregateId)
+    const wait: Effect.Effect<void, StoreError.StoreError> = Effect.flatMap(
+      subscriptions.standing(name),
+      (partitions) =>
+        partitions.some((one) => EventFeed.order(one.position, position) >= 0)
+          ? Effect.void
+          : Effect.zipRight(macrotask, wait)
+    )
+    return wait
+  }
+}))
+
+/** All partitions are waited for, though the aggregate is in one. */
+export const waitsForAllPartitions: Breaking = withSubscriptions((subscriptions) => ({
+  ...subscriptions,
+  reached: (name, position) => subscriptions.reached(name, position)
+}))
+
+// --- internal ---
+
+const macrotask = Effect.async<void>((resume) => {
+  const immediate = setImmediate(() => resume(Effect.void))
+  return Effect.sync(() => clearImmediate(immediate))
+})
+
+function withSubscriptions(breaking: (subscriptions: Ports["subscriptions"]) => Ports["subscriptions"]): Breaking {
+  return (ports) => ({ ...ports, subscriptions: breaking(ports.subscriptions) })
+}
+
+function withLease(breaking: (lease: SubscriptionStore.Lease) => SubscriptionStore.Lease): Breaking {
+  return withSubscriptions((subscriptions) => ({
+    ...subscriptions,
+    lease: (options) => Effect.map(subscriptions.lease(options), breaking)
+  }))
+}

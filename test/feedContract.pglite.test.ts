@@ -1,0 +1,14 @@
+/** The feed and the subscriptions of the store on PGlite pass their contract. */
+
+import * as Layer from "effect/Layer"
+import { SqlStore } from "effect-maestro"
+import * as FeedContract from "effect-maestro/FeedContract"
+import * as PgliteClient from "effect-maestro/PgliteClient"
+import { inject } from "vitest"
+
+FeedContract.suite("SqlStore on PGlite", SqlStore.layer.pipe(Layer.provideMerge(PgliteClient.layerMemory)), {
+  // On one connection no transactions overlap, so that fewer random programs show as much.
+  runs: Math.ceil(inject("runs") / 2),
+  timeout: inject("timeout"),
+  lacks: ["concurrentReads"]
+})

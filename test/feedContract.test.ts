@@ -1,0 +1,19 @@
+/** The feed and the subscriptions of every store of this library pass their contract; those on PGlite in a file of their own. */
+
+import * as Layer from "effect/Layer"
+import { MemoryStore, SqlStore } from "effect-maestro"
+import * as FeedContract from "effect-maestro/FeedContract"
+import { inject } from "vitest"
+import { layerPg, useServerOfOurOwn } from "./database.js"
+
+useServerOfOurOwn()
+
+const [runs, timeout] = [inject("runs"), inject("timeout")]
+
+FeedContract.suite("MemoryStore", MemoryStore.layer, {
+  runs,
+  timeout,
+  lacks: ["callerTransaction", "transactionalEffects"]
+})
+
+FeedContract.suite("SqlStore on Postgres", SqlStore.layer.pipe(Layer.provideMerge(layerPg())), { runs, timeout })

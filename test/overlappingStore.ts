@@ -1,0 +1,323 @@
+/**
+ * A store in memory whose transactions overlap: no commit waits for another, and conflicts are found when a transaction ends. Its feed
+ * orders events by the key that it is made with.
+ */
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
+import { type Event, EventFeed, type Snapshot, StoreAdapter, StoreError } from "effect-maestro"
+import { prepareFeedRead } from "../src/internal/feedInput.js"
+import { sliceOf } from "../src/internal/memoryFeed.js"
+import { prepareRange, restoreEvent } from "../src/internal/record.js"
+
+/** A transaction: what it is inside of ends with what is committed, which is inside of nothing. */
+export interface Transaction {
+  readonly outer: Transaction | undefined
+}
+
+/** What a store tells of its transactions, each of which ends once it has been committed or not. */
+export interface Observer {
+  readonly written: (transaction: Transaction, event: Event.StoredEvent) => void
+  readonly committed: (transaction: Transaction) => void
+  readonly ended: (transaction: Transaction) => void
+}
+
+/** What the key of an event is made of. */
+export interface Writing {
+  /** The number of its transaction, given at the first write. */
+  readonly transaction: number
+  /** Of the event before it in its stream. */
+  readonly before: number
+  /** The highest of its transaction so far. */
+  readonly highest: number
+}
+
+/** How the feed orders and shows events. */
+export interface FeedOptions {
+  /** Events are ordered by their keys, then by the order in which they were written. */
+  readonly key: (writing: Writing) => number
+  /** Whether events are shown only once no open transaction can come in front of them. */
+  readonly waits: boolean
+}
+
+/** The store with a feed. */
+export const makeOverlappingFeed = (
+  options: FeedOptions
+): { readonly store: Store; readonly feed: EventFeed.EventFeedService } => {
+  const log: Array<Entry> = []
+  const open = new Map<Transaction, { readonly number: number; highest: number }>()
+  const pending = new Map<Transaction, Array<Entry>>()
+  const entries = new Map<string, Array<Entry>>()
+  let [numbers, positions] = [0, 0]
+
+  const rootOf = (transaction: Transaction): Transaction =>
+    transaction.outer?.outer === undefined ? transaction : rootOf(transaction.outer)
+
+  /** The key of the event before this one, if the transaction has written it. */
+  const writtenIn = (transaction: Transaction | undefined, event: Event.StoredEvent): number | undefined =>
+    transaction === undefined
+      ? undefined
+      : (pending
+          .get(transaction)
+          ?.find(
+            ({ event: { aggregateId, sequence } }) =>
+              aggregateId === event.aggregateId && sequence === event.sequence - 1
+          )?.key ?? writtenIn(transaction.outer, event))
+
+  const store = makeOverlapping({
+    written: (transaction, event) => {
+      const root = rootOf(transaction)
+      const own = open.get(root) ?? { number: ++numbers, highest: 0 }
+      open.set(root, own)
+      const before = writtenIn(transaction, event) ?? entries.get(event.aggregateId)?.[event.sequence - 2]?.key ?? 0
+      const key = options.key({ transaction: own.number, before, highest: own.highest })
+      own.highest = Math.max(own.highest, key)
+      const written = pending.get(transaction) ?? []
+      pending.set(transaction, written)
+      written.push({ event, key, position: ++positions })
+    },
+    committed: (transaction) => {
+      const written = pending.get(transaction) ?? []
+      pending.delete(transaction)
+      const { outer } = transaction
+      if (outer !== undefined && outer.outer !== undefined) {
+        pending.set(outer, [...(pending.get(outer) ?? []), ...written])
+        return
+      }
+      log.push(...written)
+      for (const entry of written) {
+        const stream = entries.get(entry.event.aggregateId) ?? []
+        entries.set(entry.event.aggregateId, stream)
+        stream[entry.event.sequence - 1] = entry
+      }
+    },
+    ended: (transaction) => {
+      pending.delete(transaction)
+      open.delete(transaction)
+    }
+  })
+
+  /** What the feed shows. */
+  const shown = (after: EventFeed.Position, filter?: EventFeed.Filter): ReadonlyArray<Entry> => {
+    const oldest = options.waits
+      ? Math.min(...[...open.values()].map(({ number }) => number))
+      : Number.POSITIVE_INFINITY
+    const [afterKey = 0, afterPosition = 0] = after.split("-").map(Number)
+    return log
+      .filter(
+        ({ event, key, position }) =>
+          key < oldest && (key > afterKey || (key === afterKey && position > afterPosition)) && matches(event, filter)
+      )
+      .toSorted((one, other) => one.key - other.key || one.position - other.position)
+  }
+
+  const feed: EventFeed.EventFeedService = {
+    read: (asked) =>
+      Effect.map(prepareFeedRead(asked), ({ after, filter, limit }) => {
+        const found = shown(after, filter)
+        const page = found.slice(0, limit)
+        const last = found.length > limit ? page.at(-1) : (shown(after).at(-1) ?? page.at(-1))
+        return {
+          events: page.map((entry) => ({ ...restoreEvent(entry.event), position: positionOf(entry) })),
+          position: last === undefined ? after : positionOf(last),
+          more: found.length > limit
+        }
+      }),
+    head: Effect.sync(() => {
+      const last = shown(EventFeed.beginning).at(-1)
+      return last === undefined ? EventFeed.beginning : positionOf(last)
+    }),
+    count: (asked) => Effect.map(prepareFeedRead(asked), ({ after, filter }) => shown(after, filter).length),
+    positionOf: ({ aggregateId, sequence }) =>
+      Effect.map(prepareRange("EventFeed.positionOf", aggregateId, sequence, { maxSequence: sequence }), () =>
+        Option.map(Option.fromNullable(entries.get(aggregateId)?.[sequence - 1]), positionOf)
+      ),
+    awaitNews: (asked, kinds) =>
+      Effect.flatMap(prepareFeedRead({ after: asked, filter: kinds }), ({ after, filter }) => {
+        const wait: Effect.Effect<EventFeed.Position> = Effect.suspend(() =>
+          shown(after, filter).length > 0 ? Effect.succeed(after) : Effect.zipRight(macrotask, wait)
+        )
+        return wait
+      })
+  }
+  return { store, feed }
+}
+
+interface Entry {
+  readonly event: Event.StoredEvent
+  readonly key: number
+  readonly position: number
+}
+
+const positionOf = ({ key, position }: Entry): EventFeed.Position => `${key}-${position}` as EventFeed.Position
+
+const matches = (event: Event.StoredEvent, { aggregates, slice, types }: EventFeed.Filter = {}): boolean =>
+  (types === undefined || types.includes(event.type)) &&
+  (aggregates === undefined || aggregates.includes(JSON.parse(event.metadata).aggregate)) &&
+  (slice === undefined || sliceOf(event.aggregateId, slice.of) === slice.index)
+
+const macrotask = Effect.async<void>((resume) => {
+  const immediate = setImmediate(() => resume(Effect.void))
+  return Effect.sync(() => clearImmediate(immediate))
+})
+
+// --- the store ---
+
+type Store = StoreAdapter.StoreAdapterService
+
+/** Makes the store. The observer learns what its transactions write, and how they end. */
+export const makeOverlapping = (observer?: Observer): Store => {
+  const committed = makeRecords(undefined)
+  const Transaction = Context.GenericTag<Records>(`unusualStores/Transaction/${++stores}`)
+  const visible = Effect.map(
+    Effect.serviceOption(Transaction),
+    Option.getOrElse(() => committed)
+  )
+  const transact = <A, E, R>(
+    operation: string,
+    body: (records: Records) => Effect.Effect<A, E, R>
+  ): Effect.Effect<A, E | StoreError.RetryCommand | StoreError.StoreError, R> =>
+    Effect.flatMap(visible, (outer) =>
+      Effect.suspend(() => {
+        const records = makeRecords(outer)
+        return Effect.zipLeft(
+          body(records),
+          // To find no conflict and to keep the records is one step: no other fiber runs in between.
+          Effect.suspend(() => keep(operation, records, outer, observer))
+        ).pipe(Effect.ensuring(Effect.sync(() => close(records, observer))))
+      })
+    )
+  return StoreAdapter.makeEncoded({
+    name: "findsConflictsAtTheEnd",
+    append: (events) => transact("commitEvents", (records) => append(records, events, observer)),
+    appendWith: (events, project) =>
+      transact("commitAll", (records) =>
+        Effect.flatMap(append(records, events, observer), (outcome) =>
+          outcome === "stored" ? Effect.void : Effect.provideService(project, Transaction, records)
+        )
+      ),
+    putSnapshot: (snapshot) =>
+      // A snapshot conflicts with nothing.
+      Effect.catchTag(
+        transact("commitSnapshot", (records) => Effect.sync(() => putSnapshot(records, snapshot))),
+        "RetryCommand",
+        Effect.die
+      ),
+    readEvents: ({ aggregateId, maxSequence, minSequence }) =>
+      Effect.map(visible, (records) =>
+        streamOf(records, aggregateId).filter(({ sequence }) => sequence >= minSequence && sequence <= maxSequence)
+      ),
+    readSnapshot: ({ aggregateId, maxSequence, minSequence }) =>
+      Effect.map(visible, (records) =>
+        Option.filter(
+          Option.fromNullable(snapshotOf(records, aggregateId)),
+          ({ sequence }) => sequence >= minSequence && sequence <= maxSequence
+        )
+      )
+  })
+}
+
+// --- records ---
+
+let stores = 0
+
+/** What is committed, or what a transaction adds to those around it. */
+interface Records {
+  readonly events: Map<string, ReadonlyArray<Event.StoredEvent>>
+  readonly snapshots: Map<string, Snapshot.StoredSnapshot>
+  readonly outer: Records | undefined
+  closed: boolean
+}
+
+const makeRecords = (outer: Records | undefined): Records => ({
+  events: new Map(),
+  snapshots: new Map(),
+  closed: false,
+  outer
+})
+
+const streamOf = ({ events, outer }: Records, id: string): ReadonlyArray<Event.StoredEvent> => [
+  ...(outer === undefined ? [] : streamOf(outer, id)),
+  ...(events.get(id) ?? [])
+]
+
+const snapshotOf = ({ outer, snapshots }: Records, id: string): Snapshot.StoredSnapshot | undefined =>
+  snapshots.get(id) ?? (outer === undefined ? undefined : snapshotOf(outer, id))
+
+const headOf = ({ events, outer }: Records, id: string): number =>
+  events.get(id)?.at(-1)?.sequence ?? (outer === undefined ? 0 : headOf(outer, id))
+
+const eventOf = ({ events, outer }: Records, id: string, sequence: number): Event.StoredEvent | undefined => {
+  const own = events.get(id)
+  const first = own?.[0]?.sequence ?? sequence + 1
+  return sequence >= first ? own?.[sequence - first] : outer === undefined ? undefined : eventOf(outer, id, sequence)
+}
+
+const append = (records: Records, events: ReadonlyArray<Event.StoredEvent>, observer: Observer | undefined) =>
+  Effect.suspend(() => {
+    const isStored = ({ aggregateId, sequence, timestamp }: Event.StoredEvent) =>
+      eventOf(records, aggregateId, sequence)?.timestamp === timestamp
+    if (events.every(isStored)) return Effect.succeed("stored" as const)
+    for (const { aggregateId, events: added } of byAggregate(events)) {
+      const sequence = added[0]?.sequence ?? 0
+      if (sequence !== headOf(records, aggregateId) + 1) {
+        return Effect.fail(new StoreError.RetryCommand({ aggregateId, sequence }))
+      }
+      records.events.set(aggregateId, [...(records.events.get(aggregateId) ?? []), ...added])
+    }
+    for (const event of events) observer?.written(records, event)
+    return Effect.succeed("written" as const)
+  })
+
+const byAggregate = (events: ReadonlyArray<Event.StoredEvent>) => {
+  const streams = new Map<string, Array<Event.StoredEvent>>()
+  for (const event of events) {
+    const stream = streams.get(event.aggregateId)
+    if (stream === undefined) streams.set(event.aggregateId, [event])
+    else stream.push(event)
+  }
+  return [...streams].map(([aggregateId, events]) => ({ aggregateId, events }))
+}
+
+const putSnapshot = (records: Records, snapshot: Snapshot.StoredSnapshot): void => {
+  const stored = snapshotOf(records, snapshot.aggregateId)
+  if (stored === undefined || stored.sequence < snapshot.sequence) records.snapshots.set(snapshot.aggregateId, snapshot)
+}
+
+const keep = (
+  operation: string,
+  records: Records,
+  outer: Records,
+  observer: Observer | undefined
+): Effect.Effect<void, StoreError.RetryCommand | StoreError.StoreError> => {
+  if (outer.closed) {
+    return Effect.fail(new StoreError.StoreError({ reason: "Unknown", operation, description: "it has ended" }))
+  }
+  const added = [...records.events.values()].flat()
+  let isNew = false
+  const isKept = ({ aggregateId, sequence, timestamp }: Event.StoredEvent) =>
+    eventOf(outer, aggregateId, sequence)?.timestamp === timestamp
+  // The same commit may have come from elsewhere meanwhile.
+  if (added.length > 0 && !added.every(isKept)) {
+    isNew = true
+    for (const [aggregateId, stream] of records.events) {
+      const sequence = stream[0]?.sequence ?? 0
+      if (headOf(outer, aggregateId) !== sequence - 1) {
+        return Effect.fail(new StoreError.RetryCommand({ aggregateId, sequence }))
+      }
+    }
+    for (const [aggregateId, stream] of records.events) {
+      outer.events.set(aggregateId, [...(outer.events.get(aggregateId) ?? []), ...stream])
+    }
+  }
+  for (const snapshot of records.snapshots.values()) putSnapshot(outer, snapshot)
+  if (isNew) observer?.committed(records)
+  return Effect.void
+}
+
+const close = (records: Records, observer: Observer | undefined): void => {
+  records.closed = true
+  observer?.ended(records)
+  records.events.clear()
+  records.snapshots.clear()
+}
