@@ -13,11 +13,12 @@ import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import { type Projection, SqlStore, StoreAdapter, Timestamp } from "effect-maestro"
 import * as Broken from "./brokenStores.js"
+import { createTables, Deposit, Wallet } from "./faults/domain.js"
 import { faults, mishaps, noFault, terminateConnections, underFault } from "./faults/faults.js"
 import type { Verdict } from "./faults/history.js"
 import { makeProxy, type Proxy } from "./faults/proxy.js"
 import { makeServer, type Server } from "./faults/server.js"
-import { createTables, Deposit, makeNode, Wallet } from "./faults/workload.js"
+import { makeNode } from "./faults/workload.js"
 
 class Ground extends Context.Tag("test/Ground")<Ground, { readonly server: Server; readonly proxy: Proxy }>() {
   static readonly layer = Layer.scoped(
@@ -43,6 +44,8 @@ layer(Ground.layer, { timeout: "60 seconds", excludeTestServices: true })("fault
           torn: 0,
           ghosts: 0,
           disorder: 0,
+          outOfOrder: 0,
+          felt: 0,
           untrue: 0,
           projectionsOff: 0,
           statesOff: 0,

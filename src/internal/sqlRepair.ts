@@ -14,8 +14,9 @@ import { whetherInside } from "./storeTransaction.js"
 /**
  * Numbers the events anew in their order, where some are of transactions to come, and the checkpoints with them.
  *
- * What was committed here before that has ids lower than those restored, and comes after them all the same: its positions, which went
- * on where they were, tell it from what is old.
+ * What was committed here before the repair has keys lower than those restored, and comes after them all the same. Two marks tell it from
+ * restored events: its positions, which went on where they were, and its rows, which are younger than the restored ones. Positions are not
+ * enough: a transaction that had its id early may have written the highest position under a lower key than the last.
  */
 export const repair = (sql: SqlClient.SqlClient, schema: Statement.Fragment): Effect.Effect<boolean, StoreError> => {
   const run = <A>(statement: Effect.Effect<A, SqlError>) =>
@@ -44,10 +45,11 @@ export const repair = (sql: SqlClient.SqlClient, schema: Statement.Fragment): Ef
       const now = yield* needed
       if (now === undefined) return false
       const [row] = yield* run(
-        sql<{ last: string | null }>`select max(position)::text as last from ${schema}.event_log
-          where feed_key >= ${now}::xid8`
+        sql<{ last: string | null; age: number | null }>`select max(position)::text as last, min(age(xmin)) as age
+          from ${schema}.event_log where feed_key >= ${now}::xid8`
       )
-      const isNew = sql`e.feed_key < ${now}::xid8 and e.position > ${row?.last ?? maxPosition}::bigint`
+      const isNew = sql`e.feed_key < ${now}::xid8 and e.position > ${row?.last ?? maxPosition}::bigint
+        and age(e.xmin) < ${row?.age ?? 0}::int`
       // As many events as there are up to a place: the number that its last event gets.
       yield* run(
         sql`update ${schema}.subscriptions t set feed_key = ${oldest}::xid8, position = (

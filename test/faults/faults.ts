@@ -12,20 +12,12 @@ import * as Logger from "effect/Logger"
 import * as LogLevel from "effect/LogLevel"
 import * as Random from "effect/Random"
 import * as Redacted from "effect/Redacted"
-import { type Row, type Verdict, verdictOf } from "./history.js"
+import { createTables, Wallet } from "./domain.js"
+import { type Attempt, type Place, type Row, type Verdict, verdictOf } from "./history.js"
+import { forwarded, makeObserver } from "./observer.js"
 import type { Mishap, Proxy } from "./proxy.js"
 import type { Server } from "./server.js"
-import {
-  type Breaking,
-  client,
-  connections,
-  createTables,
-  isProjected,
-  makeNode,
-  type Node,
-  Wallet,
-  World
-} from "./workload.js"
+import { type Breaking, client, connections, isProjected, makeNode, type Node, World } from "./workload.js"
 
 /** What a fault can lay its hands on. */
 export interface Tools {
@@ -42,6 +34,8 @@ export interface Fault {
   readonly name: string
   /** How often it is done, at full length. */
   readonly rounds: number
+  /** It breaks no connection and no server, so that no caller has a reason to fail. */
+  readonly calm: boolean
   /** Does it once, and ends when the cause is gone. How many kills or cuts that were. */
   readonly once: (tools: Tools) => Effect.Effect<number, unknown>
 }
@@ -81,10 +75,11 @@ export const underFault = (
       const admin = yield* connect(url.href)
       yield* createTables(admin)
 
-      const world = new World()
+      const world = new World(fault.calm)
       const nodes = yield* Effect.forEach(Arr.range(1, nodeCount), (id) =>
-        makeNode(`node-${id}`, id, proxy.url(url.href), breaking)
+        makeNode(`node-${id}`, id, proxy.url(url.href), breaking, world.felt)
       )
+      const observer = yield* makeObserver(admin, proxy.url(url.href), world.felt)
       const clients = yield* Effect.forEach(
         nodes.flatMap((node) => Arr.makeBy(clientsPerNode, () => node)),
         (node) => Effect.fork(client(world, node))
@@ -103,9 +98,10 @@ export const underFault = (
       world.stopped = true
       yield* Effect.forEach(clients, Fiber.join)
       proxy.onCommit(() => undefined)
+      const seen = yield* observer.finish
       const leaked = (yield* openTransactions(admin, database)) + (yield* missingConnections(nodes))
 
-      const verdict = yield* inspect(admin, world, nodes)
+      const verdict = yield* inspect(admin, world, nodes, seen)
       return {
         fault: fault.name,
         rounds,
@@ -123,17 +119,19 @@ export const underFault = (
 
 // --- the faults ---
 
-export const noFault: Fault = { name: "none", rounds: 40, once: () => Effect.succeed(0) }
+export const noFault: Fault = { name: "none", rounds: 40, calm: true, once: () => Effect.succeed(0) }
 
 export const killServer: Fault = {
   name: "server killed and started again",
   rounds: 150,
+  calm: false,
   once: ({ server }) => Effect.as(Effect.zipRight(server.kill, server.start), 1)
 }
 
 export const terminateConnections: Fault = {
   name: "connections terminated by the server",
   rounds: 150,
+  calm: false,
   once: ({ admin, database }) =>
     Effect.map(
       admin`select pg_terminate_backend(pid) from pg_stat_activity
@@ -145,6 +143,7 @@ export const terminateConnections: Fault = {
 export const cutEverything: Fault = {
   name: "every connection cut at once",
   rounds: 50,
+  calm: false,
   once: ({ proxy }) => Effect.sync(() => proxy.cutAll())
 }
 
@@ -152,6 +151,7 @@ export const cutEverything: Fault = {
 const mishap = (name: string, rounds: number, what: Mishap): Fault => ({
   name,
   rounds,
+  calm: what._tag === "Delay",
   once: ({ proxy }) =>
     Effect.gen(function* () {
       const happened = yield* Deferred.make<void>()
@@ -180,6 +180,7 @@ export const mishaps: ReadonlyArray<Fault> = [
 export const exhaustPool: Fault = {
   name: "pool exhausted",
   rounds: 20,
+  calm: true,
   once: ({ nodes }) =>
     Effect.gen(function* () {
       const node = nodes[0]
@@ -203,6 +204,7 @@ export const exhaustPool: Fault = {
 export const jumpingClocks: Fault = {
   name: "clocks jump by minutes, both ways",
   rounds: 100,
+  calm: true,
   once: ({ nodes }) =>
     Effect.gen(function* () {
       for (const node of nodes) node.skew = (yield* Random.nextIntBetween(-10, 11)) * 60_000
@@ -213,6 +215,7 @@ export const jumpingClocks: Fault = {
 export const interruptions: Fault = {
   name: "commands interrupted at every step",
   rounds: 200,
+  calm: true,
   once: ({ world }) =>
     Effect.gen(function* () {
       let steps = 0
@@ -281,13 +284,16 @@ const missingConnections = (nodes: ReadonlyArray<Node>): Effect.Effect<number, u
 const inspect = (
   admin: SqlClient.SqlClient,
   world: World,
-  nodes: ReadonlyArray<Node>
+  nodes: ReadonlyArray<Node>,
+  seen: ReadonlyArray<ReadonlyArray<Place>>
 ): Effect.Effect<Verdict, unknown> =>
   Effect.gen(function* () {
-    const log = yield* admin<Row>`select aggregate_id as account, sequence, timestamp::text as timestamp,
-      coalesce(metadata ->> 'attempt', 'nobody') as attempt,
-      (body ->> 'amount')::int * case type when 'Withdrawn' then -1 else 1 end as amount
+    const all = yield* admin<Row & { type: string }>`select aggregate_id as account, sequence, type,
+      timestamp::text as timestamp, coalesce(metadata ->> 'attempt', 'nobody') as attempt,
+      coalesce((body ->> 'amount')::int * case type when 'Withdrawn' then -1 else 1 end, 0) as amount
       from maestro.event_log`
+    const log = all.filter(({ type }) => type !== "effect-maestro/CommandHandled")
+    const [felt] = yield* admin<{ count: number }>`select count(*)::int as count from felt`
     const balances = yield* admin<{ account: string; balance: string }>`select account, balance from balances`
     const states = new Map<string, number>()
     for (const [index, account] of world.accounts.entries()) {
@@ -296,11 +302,28 @@ const inspect = (
       const { balance } = yield* Effect.provide(Wallet.fetch(account), node.services)
       states.set(account, balance)
     }
-    return verdictOf(
-      world.attempts,
+    return verdictOf({
+      attempts: [
+        ...world.attempts,
+        ...log.filter(({ type }) => type === "Sold").map(({ account }) => paymentFor(account))
+      ],
       log,
-      new Map(balances.map(({ account, balance }) => [account, Number(balance)])),
+      places: all,
+      projection: new Map(balances.map(({ account, balance }) => [account, Number(balance)])),
       isProjected,
-      states
-    )
+      states,
+      seen,
+      noted: world.felt.tenants + (felt?.count ?? 0)
+    })
   })
+
+/** What the observer's subscription owes for a sale: one event, exactly. */
+const paymentFor = (sale: string): Attempt => ({
+  id: forwarded(sale),
+  accounts: [],
+  events: 1,
+  began: 0,
+  ended: Number.POSITIVE_INFINITY,
+  outcome: { _tag: "Acknowledged", answers: [] },
+  felt: false
+})

@@ -15,6 +15,8 @@ export interface Attempt {
   readonly began: number
   readonly ended: number
   readonly outcome: Outcome
+  /** It failed because of another caller, and not because of a fault. */
+  readonly felt: boolean
 }
 
 export type Outcome =
@@ -34,10 +36,14 @@ export interface Answer {
   readonly balance: number
 }
 
-/** An event as it stands in the log. */
-export interface Row {
+/** The place of an event in its stream. */
+export interface Place {
   readonly account: string
   readonly sequence: number
+}
+
+/** An event as it stands in the log. */
+export interface Row extends Place {
   readonly timestamp: string
   readonly attempt: string
   /** What it adds to the balance. */
@@ -56,6 +62,10 @@ export interface Verdict {
   readonly ghosts: number
   /** Places in a stream where the sequence does not rise by one, or the timestamp does not rise. */
   readonly disorder: number
+  /** Events that a follower saw before one of a lower sequence, twice, behind a gap, or not at all. */
+  readonly outOfOrder: number
+  /** What a caller felt of another: its context, its uncommitted rows, its settings, a failure or a cancel that was not its own. */
+  readonly felt: number
   /** Answers, and reasons for a refusal, that were true at no moment between the question and the answer. */
   readonly untrue: number
   /** Accounts whose projection is not the fold of the log. */
@@ -64,13 +74,32 @@ export interface Verdict {
   readonly statesOff: number
 }
 
-export const verdictOf = (
-  attempts: ReadonlyArray<Attempt>,
-  log: ReadonlyArray<Row>,
-  projection: ReadonlyMap<string, number>,
-  isProjected: (account: string) => boolean,
-  states: ReadonlyMap<string, number>
-): Verdict => {
+/** What is held against each other. */
+export interface Findings {
+  readonly attempts: ReadonlyArray<Attempt>
+  /** All events but the receipts of commands. */
+  readonly log: ReadonlyArray<Row>
+  /** The places of all events. */
+  readonly places: ReadonlyArray<Place>
+  readonly projection: ReadonlyMap<string, number>
+  readonly isProjected: (account: string) => boolean
+  readonly states: ReadonlyMap<string, number>
+  /** The places that each follower of the feed saw, in its order. */
+  readonly seen: ReadonlyArray<ReadonlyArray<Place>>
+  /** How often projections noted something of another caller. */
+  readonly noted: number
+}
+
+export const verdictOf = ({
+  attempts,
+  isProjected,
+  log,
+  noted,
+  places,
+  projection,
+  seen,
+  states
+}: Findings): Verdict => {
   const streams = groupBy(log, ({ account }) => account)
   for (const stream of streams.values()) stream.sort((a, b) => a.sequence - b.sequence)
   const rowsOf = groupBy(log, ({ attempt }) => attempt)
@@ -107,13 +136,32 @@ export const verdictOf = (
     torn,
     ghosts,
     disorder,
+    outOfOrder: seen.reduce((sum, one) => sum + outOfOrder(one) + missingIn(one, places), 0),
+    felt: noted + attempts.filter(({ felt }) => felt).length,
     untrue,
     projectionsOff: off(projection, isProjected),
     statesOff: off(states, (account) => states.has(account))
   }
 }
 
+/** How many events do not follow the event before them in their stream: they are out of order, doubled, or behind a gap. */
+export const outOfOrder = (seen: Iterable<Place>): number => {
+  const heads = new Map<string, number>()
+  let count = 0
+  for (const { account, sequence } of seen) {
+    const head = heads.get(account) ?? 0
+    if (sequence !== head + 1) count++
+    heads.set(account, Math.max(head, sequence))
+  }
+  return count
+}
+
 // --- internal ---
+
+const missingIn = (seen: ReadonlyArray<Place>, places: ReadonlyArray<Place>): number => {
+  const known = new Set(seen.map(({ account, sequence }) => `${account}/${sequence}`))
+  return places.filter(({ account, sequence }) => !known.has(`${account}/${sequence}`)).length
+}
 
 /** How many of an attempt's answers the log does not bear out. */
 const untrueIn = (

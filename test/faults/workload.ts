@@ -5,6 +5,7 @@ import * as Arr from "effect/Array"
 import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
 import type * as Context from "effect/Context"
+import * as Data from "effect/Data"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -13,72 +14,20 @@ import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Random from "effect/Random"
 import * as Redacted from "effect/Redacted"
-import * as Schedule from "effect/Schedule"
-import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
-import { Aggregate, type Event, Projection, SqlStore, StoreAdapter, StoreError, Timestamp } from "effect-maestro"
+import { Aggregate, type Event, SqlStore, StoreAdapter, StoreError, Timestamp } from "effect-maestro"
+import { Balances, Deposit, Felt, InsufficientFunds, Sale, Sold, Tenant, Wallet, Withdraw } from "./domain.js"
 import type { Answer, Attempt, Outcome } from "./history.js"
-
-// --- the domain ---
-
-class Deposited extends Schema.TaggedClass<Deposited>()("Deposited", { amount: Schema.Number }) {}
-class Withdrawn extends Schema.TaggedClass<Withdrawn>()("Withdrawn", { amount: Schema.Number }) {}
-export class Deposit extends Schema.TaggedClass<Deposit>()("Deposit", { amount: Schema.Number }) {}
-class Withdraw extends Schema.TaggedClass<Withdraw>()("Withdraw", { amount: Schema.Number }) {}
-class InsufficientFunds extends Schema.TaggedError<InsufficientFunds>()("InsufficientFunds", {
-  account: Schema.String,
-  balance: Schema.Number
-}) {}
-
-/** A table that is kept by the events; the log has to bear it out. */
-const Balances = [
-  Projection.makeSql({
-    name: "balances, by SQL",
-    events: Deposited,
-    project: { Deposited: ({ amount }, { aggregateId }, sql) => addToBalance(sql, aggregateId, amount) }
-  }),
-  Projection.make({
-    name: "balances, by an effect",
-    events: Withdrawn,
-    project: {
-      Withdrawn: ({ amount }, { aggregateId }) =>
-        Effect.flatMap(SqlClient.SqlClient, (sql) => addToBalance(sql, aggregateId, -amount))
-    }
-  })
-]
-
-const addToBalance = (sql: SqlClient.SqlClient, account: string, amount: number) =>
-  sql`insert into balances as b values (${account}, ${amount})
-    on conflict (account) do update set balance = b.balance + excluded.balance`
-
-export const Wallet = Aggregate.make("Wallet", {
-  state: Schema.Struct({ balance: Schema.Number }),
-  initialState: { balance: 0 },
-  events: Schema.Union(Deposited, Withdrawn),
-  commands: Schema.Union(Deposit, Withdraw),
-  decide: {
-    Deposit: ({ amount }) => Effect.succeed([new Deposited({ amount })]),
-    Withdraw: ({ amount }, { id, state }) =>
-      amount > state.balance
-        ? new InsufficientFunds({ account: id, balance: state.balance })
-        : Effect.succeed([new Withdrawn({ amount })])
-  },
-  evolve: {
-    Deposited: (state, { amount }) => ({ balance: state.balance + amount }),
-    Withdrawn: (state, { amount }) => ({ balance: state.balance - amount })
-  },
-  projections: Balances,
-  snapshotEvery: 10,
-  // A server that is killed is back within a second or so.
-  retry: Schedule.intersect(Schedule.jittered(Schedule.spaced("20 millis")), Schedule.recurs(500))
-})
-
-export const createTables = (sql: SqlClient.SqlClient) =>
-  sql`create table balances (account text primary key, balance bigint not null)`
 
 // --- nodes ---
 
-type Services = Aggregate.Instance<"Wallet"> | StoreAdapter.StoreAdapter | SqlClient.SqlClient | Timestamp.HybridClock
+type Services =
+  | Aggregate.Instance<"Wallet">
+  | Aggregate.Instance<"Sale">
+  | StoreAdapter.StoreAdapter
+  | SqlClient.SqlClient
+  | Timestamp.HybridClock
+  | Felt
 
 /** A process of its own, as far as the store can tell: its own pool, its own clock, its own instance of the aggregate. */
 export interface Node {
@@ -98,18 +47,21 @@ export const makeNode = (
   name: string,
   id: number,
   url: string,
-  breaking: Breaking = (store) => store
+  breaking: Breaking = (store) => store,
+  felt: Felt["Type"] = { tenants: 0 }
 ): Effect.Effect<Node, unknown, Scope.Scope> =>
   Effect.gen(function* () {
     const broken = Layer.effect(StoreAdapter.StoreAdapter, Effect.map(StoreAdapter.StoreAdapter, breaking))
     const services = yield* Layer.build(
-      Wallet.layer.pipe(
+      Sale.layer.pipe(
+        Layer.provideMerge(Wallet.layer),
         Layer.provideMerge(broken),
         Layer.provideMerge(SqlStore.layer),
         Layer.provideMerge(
           PgClient.layer({ url: Redacted.make(url), maxConnections: connections, connectTimeout: "2 seconds" })
         ),
-        Layer.provideMerge(Timestamp.layerWith({ node: BigInt(id) }))
+        Layer.provideMerge(Timestamp.layerWith({ node: BigInt(id) })),
+        Layer.provideMerge(Layer.succeed(Felt, felt))
       )
     )
     const real = Clock.make()
@@ -129,12 +81,18 @@ export class World {
   readonly attempts: Array<Attempt> = []
   /** Contended by all. */
   readonly accounts = Arr.makeBy(6, (index) => `account-${index}`)
+  /** What projections felt of other callers than their own. */
+  readonly felt: Felt["Type"] = { tenants: 0 }
   acknowledged = 0
   open = 0
   private ticks = 0
   private numbers = 0
   private waiting: Array<Deferred.Deferred<void>> = []
   stopped = false
+
+  /** With `calm`, no fault of this run breaks a connection or a server. */
+  constructor(readonly calm = false) {}
+
   /** Interrupts each attempt after so many steps; never where there is none. */
   interruptAfter: (() => number) | undefined
 
@@ -181,18 +139,19 @@ const attempt = (world: World, node: Node): Effect.Effect<void> =>
     const began = world.tick()
     const running = work.run.pipe(
       Effect.provideService(Aggregate.Metadata, { attempt: id }),
+      Effect.provideService(Tenant, id),
       Effect.provide(node.services)
     )
-    const exit = yield* world.interruptAfter === undefined
-      ? Effect.exit(running)
-      : interruptedAfter(running, world.interruptAfter())
+    const steps = world.interruptAfter?.() ?? Number.POSITIVE_INFINITY
+    const exit = yield* steps === Number.POSITIVE_INFINITY ? Effect.exit(running) : interruptedAfter(running, steps)
     world.record({
       id,
       accounts: work.accounts,
       events: work.events,
       began,
       ended: world.tick(),
-      outcome: outcomeOf(exit)
+      outcome: outcomeOf(exit),
+      felt: steps === Number.POSITIVE_INFINITY && Exit.isFailure(exit) && isOfAnother(exit.cause, world.calm)
     })
   })
 
@@ -207,21 +166,23 @@ const drawWork = (world: World, id: string): Effect.Effect<Work> =>
     const account = yield* Random.choice(world.accounts)
     const amount = yield* Random.nextIntBetween(1, 100)
     const dice = yield* Random.nextIntBetween(0, 100)
-    if (dice < 40) {
+    const other = yield* Random.choice(world.accounts.filter((one) => one !== account))
+    if (dice < 34) {
       return { accounts: [account], events: 1, run: Effect.map(command(account, new Deposit({ amount })), Arr.of) }
     }
-    if (dice < 65) {
+    if (dice < 54) {
       return {
         accounts: [account],
         events: 1,
         run: Effect.map(command(account, new Withdraw({ amount: amount * 3 })), Arr.of)
       }
     }
-    if (dice < 80) {
-      const other = yield* Random.choice(world.accounts.filter((one) => one !== account))
-      return { accounts: [account, other], events: 2, run: transfer(account, other, amount) }
-    }
-    const projected = dice < 90
+    if (dice < 66) return { accounts: [account, other], events: 2, run: transfer(account, other, amount) }
+    if (dice < 71) return { accounts: [account, other], events: 3, run: detour(account, other, amount) }
+    if (dice < 75) return { accounts: [account, other], events: 2, run: abandoned(account, other, amount) }
+    if (dice < 81) return { accounts: [account], events: 2, run: sale(id, account, amount) }
+    if (dice < 85) return { accounts: [account], events: 1, run: twice(id, account, amount) }
+    const projected = dice < 93
     const fresh = ["a", "b"].map((name) => `${projected ? "" : unprojected}${id}-${name}`)
     return { accounts: fresh, events: 5, run: commitOf(id, fresh, amount, projected) }
   }).pipe(Effect.orDie)
@@ -232,14 +193,58 @@ const command = (account: string, asked: Deposit | Withdraw) =>
     ({ sequence, state }): Answer => ({ account, sequence, balance: state.balance })
   )
 
-/** Two commands in a transaction of the application's own. */
+const inTransaction = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
+  Effect.flatMap(SqlClient.SqlClient, (sql) => sql.withTransaction(effect))
+
+/** Lets others commit meanwhile. */
+const pause = Effect.flatMap(Random.nextIntBetween(0, 4), (millis) => Effect.sleep(millis))
+
+class Abandoned extends Data.TaggedError("Abandoned") {}
+
+/** Two commands in a transaction of the application's own, between which others commit. */
 const transfer = (from: string, to: string, amount: number) =>
-  Effect.gen(function* () {
-    const sql = yield* SqlClient.SqlClient
-    return yield* sql.withTransaction(
-      Effect.all([command(from, new Withdraw({ amount })), command(to, new Deposit({ amount }))])
-    )
-  })
+  inTransaction(
+    Effect.gen(function* () {
+      const first = yield* command(from, new Withdraw({ amount }))
+      yield* pause
+      return [first, yield* command(to, new Deposit({ amount }))]
+    })
+  )
+
+/** A part of the transaction is rolled back to a savepoint, and done again behind what others committed meanwhile. */
+const detour = (from: string, to: string, amount: number) =>
+  inTransaction(
+    Effect.gen(function* () {
+      const first = yield* command(from, new Deposit({ amount }))
+      yield* inTransaction(Effect.zipRight(command(to, new Deposit({ amount })), new Abandoned())).pipe(
+        Effect.catchTag("Abandoned", () => Effect.void)
+      )
+      yield* pause
+      const second = yield* command(to, new Deposit({ amount }))
+      return [first, second, yield* command(from, new Deposit({ amount }))]
+    })
+  )
+
+/** A transaction that is rolled back at its end. */
+const abandoned = (from: string, to: string, amount: number) =>
+  inTransaction(
+    Effect.all([command(from, new Deposit({ amount })), pause, command(to, new Deposit({ amount })), new Abandoned()])
+  ).pipe(Effect.as([]))
+
+const sale = (id: string, account: string, price: number) =>
+  Effect.as(Sale.evaluate(`${unprojected}${id}-sale`, new Sold({ account, price })), [])
+
+/** A command that comes twice, and takes effect once. */
+const twice = (id: string, account: string, amount: number) =>
+  Effect.map(
+    Effect.all(Arr.replicate(Aggregate.withCommandId(id)(Wallet.evaluate(account, new Deposit({ amount }))), 2), {
+      concurrency: 2
+    }),
+    (answers) =>
+      answers
+        .filter(({ repeated }) => !repeated)
+        .map(({ sequence, state }): Answer => ({ account, sequence, balance: state.balance }))
+  )
 
 /** Five events of two new accounts in one commit, straight to the store. */
 const commitOf = (id: string, accounts: ReadonlyArray<string>, amount: number, projected: boolean) =>
@@ -282,6 +287,27 @@ const interruptedAfter = <A, E, R>(
 const macrotask = Effect.async<void>((resume) => {
   setImmediate(() => resume(Effect.void))
 })
+
+/**
+ * Whether a caller that was not interrupted failed because of another: with a cancel, or, where no fault breaks anything, with what is
+ * neither its own doing nor a deadlock.
+ */
+const isOfAnother = (cause: Cause.Cause<unknown>, calm: boolean): boolean => {
+  const error = Cause.squash(cause)
+  if (codeOf(error) === "57014") return true
+  const isOwn =
+    error instanceof InsufficientFunds || error instanceof Abandoned || error instanceof StoreError.RetryCommand
+  return calm && !isOwn && codeOf(error) !== "40P01"
+}
+
+const codeOf = (error: unknown): unknown =>
+  typeof error !== "object" || error === null
+    ? undefined
+    : "code" in error
+      ? error.code
+      : "cause" in error
+        ? codeOf(error.cause)
+        : undefined
 
 /** What a client may conclude from what it was told. */
 const outcomeOf = (exit: Exit.Exit<ReadonlyArray<Answer>, unknown>): Outcome => {
