@@ -335,32 +335,6 @@ for (const [name, store] of Object.entries(stores)) {
       })
     )
 
-    it.effect(
-      "evaluate: a decision that evaluates a command, on the same aggregate too, does not wait for itself",
-      () =>
-        Effect.gen(function* () {
-          const Nested = Aggregate.make("Account", {
-            ...definition,
-            decide: {
-              ...definition.decide,
-              Touch: (_: Touch, root: Aggregate.Root<typeof definition.state.Type>) =>
-                root.sequence > 0
-                  ? Effect.succeed([])
-                  : Effect.as(Effect.orDie(Account.evaluate(root.id, new Deposit({ amount: 3 }))), [
-                      new Deposited({ amount: 4 })
-                    ])
-            }
-          })
-          const id = yield* Account.newId
-          // The inner command wins; the outer one decides again, and there is nothing left to do.
-          expect(yield* Effect.provide(Nested.evaluate(id, new Touch()), Nested.layer)).toMatchObject({
-            sequence: 1,
-            events: []
-          })
-          expect(yield* headOf(id)).toBe(1)
-        })
-    )
-
     it.effect("evaluate: an event that its own schema can't encode is a ValidationError, and nothing is stored", () =>
       Effect.gen(function* () {
         class Measured extends Schema.TaggedClass<Measured>()("Measured", { value: Schema.Number }) {}

@@ -10,8 +10,6 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
-import * as Schedule from "effect/Schedule"
-import * as Schema from "effect/Schema"
 import * as TestClock from "effect/TestClock"
 
 import { Aggregate, MemoryStore, type Projection, SqlStore, StoreAdapter } from "effect-maestro"
@@ -191,47 +189,6 @@ for (const [name, store] of Object.entries(stores)) {
         yield* Deferred.succeed(go, undefined)
         expect(yield* Fiber.join(slow)).toMatchObject({ sequence: 3, state: { balance: 103 } })
         expect(yield* Fiber.join(behind)).toMatchObject({ sequence: 4, state: { balance: 107 } })
-      })
-    )
-
-    it.scoped("a command that evaluates one on its own aggregate does not wait for itself", () =>
-      Effect.gen(function* () {
-        const Nested: Aggregate.Aggregate<
-          "Account",
-          { readonly owner: string | null; readonly balance: number },
-          Deposited,
-          Deposit | Touch,
-          {
-            readonly Deposit: (command: Deposit) => Effect.Effect<Array<Deposited>>
-            readonly Touch: (
-              command: Touch,
-              root: Aggregate.Root<unknown>
-            ) => Effect.Effect<Array<Deposited>, Aggregate.Failure, Aggregate.Instance<"Account">>
-          },
-          never,
-          Aggregate.Instance<"Account">
-        > = Aggregate.make("Account", {
-          state: definition.state,
-          initialState: definition.initialState,
-          events: Deposited,
-          commands: Schema.Union(Deposit, Touch),
-          decide: {
-            Deposit: ({ amount }: Deposit) => Effect.succeed([new Deposited({ amount })]),
-            Touch: (_: Touch, root: Aggregate.Root<unknown>) =>
-              root.sequence > 1
-                ? Effect.succeed([])
-                : Effect.as(Nested.evaluate(root.id, new Deposit({ amount: 7 })), [new Deposited({ amount: 1 })])
-          },
-          evolve: { Deposited: (state, { amount }) => ({ ...state, balance: state.balance + amount }) },
-          retry: Schedule.recurs(3)
-        })
-        const inner = yield* aNode(Account.layer)
-        const node = yield* Layer.build(Layer.fresh(Nested.layer)).pipe(Effect.provide(inner))
-        const id = yield* Account.newId
-        yield* Effect.provide(Nested.evaluate(id, new Deposit({ amount: 1 })), node)
-        const result = yield* Effect.provide(Nested.evaluate(id, new Touch()), node)
-        // The inner one came first; on what it led to there was nothing left to do.
-        expect(result).toMatchObject({ sequence: 2, state: { balance: 8 }, events: [] })
       })
     )
 

@@ -23,7 +23,7 @@ import { type Definition, initial, type Loaded, load, refresh } from "./loading.
 import type { Minted } from "./minted.js"
 import { concerns } from "./projecting.js"
 import { withoutReceipts } from "./receipt.js"
-import { HoldsTurn, type Keeping, makeSeats } from "./seats.js"
+import { DecidingOn, type Keeping, makeSeats } from "./seats.js"
 import { insideTransaction, isInsideTransaction, StoreTransaction } from "./storeTransaction.js"
 
 export interface Service<State, A, C, E> {
@@ -65,7 +65,7 @@ export const makeService = <State, A extends Tagged, C, E, R, M, I>(
     const captured = Context.omit(
       SqlClient.TransactionConnection,
       StoreTransaction,
-      HoldsTurn,
+      DecidingOn,
       Tracer.ParentSpan,
       metadata,
       commandId
@@ -80,7 +80,6 @@ export const makeService = <State, A extends Tagged, C, E, R, M, I>(
       })
     )
     const provide = provider(captured)
-    const provideWithTurn = provider<R>(Context.add(captured, HoldsTurn, true))
     const seats = yield* makeSeats<State>(
       keeping,
       (id) => (definition.minted.take(id) ? initial(definition, id) : undefined),
@@ -94,7 +93,19 @@ export const makeService = <State, A extends Tagged, C, E, R, M, I>(
       definition,
       seats,
       store,
-      decide: (command, root) => provideWithTurn(definition.decide(command, root)),
+      decide: (command, root) => {
+        const decision = definition.decide(command, root)
+        return Exit.isExit(decision)
+          ? (decision as Effect.Effect<ReadonlyArray<A>, E | ValidationError>)
+          : provide(
+              Effect.mapInputContext(decision, (context: Context.Context<R>) =>
+                Context.add(context, DecidingOn, [
+                  ...Context.get(context, DecidingOn),
+                  { name: definition.name, id: root.id }
+                ])
+              )
+            )
+      },
       commit: (events) =>
         noProjections === undefined
           ? provide(store.commitAll(events, projections))
@@ -124,7 +135,11 @@ export const makeService = <State, A extends Tagged, C, E, R, M, I>(
             clock: Context.get(fiber.currentDefaultServices, Clock.Clock)
           }
           const inside = isInsideTransaction(caller)
-          const apart = inside || Context.get(caller, HoldsTurn)
+          const deciding = Context.get(caller, DecidingOn)
+          if (deciding.some((other) => other.name === definition.name && other.id === id)) {
+            return Effect.fail(decidesItself(definition.name))
+          }
+          const apart = inside || deciding.length > 0
           const once = Context.get(caller, commandId)
           if (once !== undefined) {
             // The id is this command's alone: not of those that its handler or its projections evaluate.
@@ -192,5 +207,18 @@ const answerOf = <State, A>({ events, repeated, root }: Outcome<State, A>): Eval
   position: { aggregateId: root.id, sequence: root.sequence },
   repeated: repeated === true
 })
+
+/** It would change what the handler decides on: its own events could never be stored. */
+const decidesItself = (name: string): ValidationError =>
+  new ValidationError({
+    operation: `${name}.evaluate`,
+    issues: [
+      new ValidationIssue({
+        index: 0,
+        path: ["id"],
+        message: "must not be the aggregate whose command the handler around is deciding"
+      })
+    ]
+  })
 
 const stateOf = <State>({ state }: Loaded<State>): State => state

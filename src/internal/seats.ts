@@ -177,9 +177,15 @@ export const makeSeats = <State>(
   })
 }
 
-/** Whether this fiber is deciding a command, and so holds its aggregate's turn. */
-export class HoldsTurn extends Context.Reference<HoldsTurn>()("effect-maestro/internal/HoldsTurn", {
-  defaultValue: () => false
+/** An aggregate whose command a handler is deciding. */
+export interface Deciding {
+  readonly name: string
+  readonly id: string
+}
+
+/** The aggregates whose commands this fiber is deciding: a handler may evaluate a command of another aggregate, and so on. */
+export class DecidingOn extends Context.Reference<DecidingOn>()("effect-maestro/internal/DecidingOn", {
+  defaultValue: (): ReadonlyArray<Deciding> => []
 }) {}
 
 // --- internal ---
