@@ -176,7 +176,8 @@ export interface Aggregate<
 
   /**
    * What the operations need. It captures the services that the handlers and projections need, so callers of the
-   * operations need only this.
+   * operations need only this. Services that a caller provides under the same tag win, and so does a `Context.Reference` that it sets;
+   * clients of `@effect/sql` and services of this library are always those of the layer, because they belong to its store.
    */
   readonly layer: Layer.Layer<Instance<Name>, never, StoreAdapter | R>
 }

@@ -18,6 +18,7 @@ import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { lockFolder } from "./internal/folderLock.js"
+import { soon } from "./internal/nextTurn.js"
 
 /**
  * A `SqlClient`, and the PGlite instance under it.
@@ -165,7 +166,31 @@ const makeConnection = (pglite: PGlite): Connection => {
 
 /** Uninterruptible: a query that PGlite has begun can't be taken back, and the next one must not start before its end. */
 const attempt = <A>(message: string, run: () => Promise<A>): Effect.Effect<A, SqlError> =>
-  Effect.uninterruptible(Effect.tryPromise({ try: run, catch: (cause) => new SqlError({ cause, message }) }))
+  Effect.uninterruptible(
+    Effect.tryPromise({
+      try: () => run().finally(turnEventLoop),
+      catch: (cause) => new SqlError({ cause, message })
+    })
+  )
+
+/**
+ * Lets timers and sockets have their turn every few milliseconds. PGlite resolves its promises by microtasks, so statements that follow each
+ * other would otherwise keep the event loop for as long as they go on.
+ */
+const turnEventLoop = (): Promise<void> | undefined => {
+  const now = performance.now()
+  if (now - lastTurn < maxMillisPerTurn) return undefined
+  return new Promise((resolve) => {
+    soon(() => {
+      lastTurn = performance.now()
+      resolve()
+    })
+  })
+}
+
+const maxMillisPerTurn = 5
+
+let lastTurn = 0
 
 const makeCompiler = (transform: ((name: string) => string) | undefined): Statement.Compiler =>
   Statement.makeCompiler({

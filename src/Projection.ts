@@ -129,8 +129,9 @@ export const make = <A extends Tagged, I extends Tagged, Handlers extends Projec
  * round trip of its own: on Postgres events and statements go to the database together, as one transaction, and the statements are done
  * only if the events are stored. Emmett knows such projections as raw SQL projections.
  *
- * A handler only says what is to be done, by the `sql` that it is given. It is called before anybody knows whether the event is accepted,
- * and may be called more than once; it reads nothing. Where the result of a statement decides what comes next, use `make`.
+ * A handler only returns statements of the `sql` that it is given. It runs before the store accepts the event, and may run again, so it must
+ * have no side effects. The results of its statements are discarded. It has no access to the caller's context: what a statement needs of
+ * it travels in the event's `metadata` (`Aggregate.Metadata`). Where a result decides what comes next, use `make`.
  *
  * A stored event of a named type that the schema can't decode fails the commit with `StoreError` (`UnreadableEvent`), a statement that
  * fails with its `SqlError`.

@@ -163,32 +163,30 @@ layer(storeWith("deadlock_timeout=20ms"), { timeout: 60_000, excludeTestServices
 for (const level of ["repeatable read", "serializable"]) {
   it.scoped(`a commit that loses a race in a database whose default is ${level} is a RetryCommand`, () =>
     Effect.gen(function* () {
-      yield* Effect.gen(function* () {
-        const sql = yield* SqlClient.SqlClient
-        const store = yield* StoreAdapter.StoreAdapter
-        for (const projections of [[], [{ name: "nothing", project: () => Effect.void }]]) {
-          const id = newId()
-          const [holding, go] = [yield* Deferred.make<void>(), yield* Deferred.make<void>()]
-          const holder = yield* Effect.fork(
-            sql.withTransaction(
-              Effect.gen(function* () {
-                yield* store.commitEvents([yield* makeEvent(id, 1)])
-                yield* Deferred.succeed(holding, undefined)
-                yield* Deferred.await(go)
-              })
-            )
+      const sql = yield* SqlClient.SqlClient
+      const store = yield* StoreAdapter.StoreAdapter
+      for (const projections of [[], [{ name: "nothing", project: () => Effect.void }]]) {
+        const id = newId()
+        const [holding, go] = [yield* Deferred.make<void>(), yield* Deferred.make<void>()]
+        const holder = yield* Effect.fork(
+          sql.withTransaction(
+            Effect.gen(function* () {
+              yield* store.commitEvents([yield* makeEvent(id, 1)])
+              yield* Deferred.succeed(holding, undefined)
+              yield* Deferred.await(go)
+            })
           )
-          yield* Deferred.await(holding)
-          const loser = yield* Effect.fork(Effect.flip(store.commitAll([yield* makeEvent(id, 1)], projections)))
-          yield* sql`select 1 from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'`.pipe(
-            Effect.zipLeft(macrotask),
-            Effect.repeat({ until: (rows) => rows.length > 0 })
-          )
-          yield* Deferred.succeed(go, undefined)
-          yield* Fiber.join(holder)
-          expect(yield* Fiber.join(loser)).toEqual(new StoreError.RetryCommand({ aggregateId: id, sequence: 1 }))
-        }
-      }).pipe(Effect.provide(storeWith(`default_transaction_isolation=${level}`)))
-    })
+        )
+        yield* Deferred.await(holding)
+        const loser = yield* Effect.fork(Effect.flip(store.commitAll([yield* makeEvent(id, 1)], projections)))
+        yield* sql`select 1 from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'`.pipe(
+          Effect.zipLeft(macrotask),
+          Effect.repeat({ until: (rows) => rows.length > 0 })
+        )
+        yield* Deferred.succeed(go, undefined)
+        yield* Fiber.join(holder)
+        expect(yield* Fiber.join(loser)).toEqual(new StoreError.RetryCommand({ aggregateId: id, sequence: 1 }))
+      }
+    }).pipe(Effect.provide(storeWith(`default_transaction_isolation=${level}`)))
   )
 }

@@ -188,12 +188,22 @@ export const makeService = <State, A extends Tagged, C, E, R, M, I>(
 
 // --- internal ---
 
-/** Gives an effect the services of the layer, beside what its caller has. One that has come to its end already needs none. */
+/**
+ * Gives an effect the services of the layer, and the context of its caller, which wins: a `Context.Reference` such as a tenant is the
+ * caller's. So `HttpApi` and `Rpc` do it, too. What belongs to the store of the layer stays: another client would be another database.
+ * An effect that has ended already needs none of it.
+ */
 const provider = <R>(services: Context.Context<R>) => {
-  // Callers mostly have all the same.
+  const pinned = [...services.unsafeMap].filter(([key]) => /^(@effect\/sql|effect-maestro\/)/.test(key))
+  // Callers mostly have the same context.
   let last: { readonly caller: Context.Context<never>; readonly merged: Context.Context<R> } | undefined
   const merged = (caller: Context.Context<never>): Context.Context<R> => {
-    if (last?.caller !== caller) last = { caller, merged: Context.merge(caller, services) }
+    if (last?.caller !== caller) {
+      last = {
+        caller,
+        merged: Context.unsafeMake(new Map([...services.unsafeMap, ...caller.unsafeMap, ...pinned]))
+      }
+    }
     return last.merged
   }
   return <A, E>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E> =>

@@ -9,7 +9,7 @@ import * as Option from "effect/Option"
 import type { Projection } from "../../Projection.js"
 import { StoreAdapter } from "../../StoreAdapter.js"
 import { RetryCommand, StoreError, ValidationError } from "../../StoreError.js"
-import { type Case, failureOf, idOf, newId, projecting, snapshot, stream, test } from "./case.js"
+import { type Case, failureOf, idOf, newId, noSqlClient, projecting, snapshot, stream, test } from "./case.js"
 
 export const callersTransactionCases: ReadonlyArray<Case> = [
   ...[true, false].map((commits) =>
@@ -167,7 +167,7 @@ export const callersTransactionCases: ReadonlyArray<Case> = [
 
 /** A table of the application, new for each case. */
 const table = Effect.gen(function* () {
-  const sql = Option.getOrThrow(yield* Effect.serviceOption(SqlClient.SqlClient))
+  const sql = Option.getOrThrowWith(yield* Effect.serviceOption(SqlClient.SqlClient), noSqlClient)
   const name = sql(`rows_${newId().replaceAll("-", "")}`)
   yield* sql`create table ${name} (n int)`
   const insert = sql`insert into ${name} values (1)`

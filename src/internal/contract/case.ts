@@ -119,6 +119,10 @@ export const projecting = <E>(effect: Effect.Effect<unknown, E>): Projection<E> 
 export const failureOf = (exit: Exit.Exit<unknown, unknown>): unknown =>
   Exit.isFailure(exit) ? Option.getOrUndefined(Cause.failureOption(exit.cause)) : undefined
 
+/** What is wrong when a case needs the client of the caller's transaction. */
+export const noSqlClient = (): Error =>
+  new Error(`the layer provides no SqlClient: give the suite \`lacks: ["callerTransaction"]\`, or a layer with one`)
+
 // --- running ---
 
 /** Lets timers and sockets have their turn. */

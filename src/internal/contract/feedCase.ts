@@ -30,7 +30,7 @@ import {
   SubscriptionStore,
   type SubscriptionStoreService
 } from "../../SubscriptionStore.js"
-import { type Capability, type Case, macrotask, newId, projecting, type Settings, stream } from "./case.js"
+import { type Capability, type Case, macrotask, newId, noSqlClient, projecting, type Settings, stream } from "./case.js"
 
 /** What a store may lack. Documented at `FeedContract.Capability`. */
 export type FeedCapability = Capability | "transactionalEffects"
@@ -182,7 +182,7 @@ export const transactions: ReadonlyArray<Transaction> = [
 ]
 
 /** The client that the layer of the store provides beside it. */
-export const sqlClient = Effect.map(Effect.serviceOption(SqlClient.SqlClient), Option.getOrThrow)
+export const sqlClient = Effect.map(Effect.serviceOption(SqlClient.SqlClient), Option.getOrThrowWith(noSqlClient))
 
 /** A transaction that stays open until the case ends it. */
 export const opened = (

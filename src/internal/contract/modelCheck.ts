@@ -15,7 +15,18 @@ import type { Event } from "../../Event.js"
 import type { Projection } from "../../Projection.js"
 import { StoreAdapter, type StoreAdapterService } from "../../StoreAdapter.js"
 import { RetryCommand } from "../../StoreError.js"
-import { type Case, event, everyCase, macrotask, newId, passing, type Settings, snapshot, test } from "./case.js"
+import {
+  type Case,
+  event,
+  everyCase,
+  macrotask,
+  newId,
+  noSqlClient,
+  passing,
+  type Settings,
+  snapshot,
+  test
+} from "./case.js"
 import * as Model from "./model.js"
 
 export const modelCases = (settings: Settings): ReadonlyArray<Case> => [
@@ -275,7 +286,7 @@ class Run {
 
   private transaction({ commits, steps }: Transaction): Effect.Effect<void, unknown> {
     return Effect.gen(this, function* () {
-      const sql = Option.getOrThrow(yield* Effect.serviceOption(SqlClient.SqlClient))
+      const sql = Option.getOrThrowWith(yield* Effect.serviceOption(SqlClient.SqlClient), noSqlClient)
       const before = this.model
       const all = Effect.forEach(steps, (step) => this.step(step), { discard: true })
       const exit = yield* Effect.exit(
