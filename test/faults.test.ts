@@ -66,7 +66,7 @@ layer(Ground.layer, { timeout: "60 seconds", excludeTestServices: true })("fault
     [Broken.projectsAfterTheCommit, terminateConnections, ["projectionsOff"]],
     [Broken.trustsWhatItKept, noFault, ["untrue"]],
     [Broken.forgetsWhatItStored, swallowed ?? noFault, ["ghosts", "doubled"]],
-    [Broken.acknowledgesEarly, terminateConnections, ["lost"]],
+    [Broken.acknowledgesEarly, cutBefore ?? noFault, ["lost"]],
     [Broken.projectsInTheContextOfTheLastCaller, noFault, ["felt"]]
   ]
   for (const [breaking, fault, by] of caught) {
