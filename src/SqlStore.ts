@@ -102,7 +102,7 @@ export const make = (options?: SqlStoreOptions): Effect.Effect<StoreAdapterServi
               operation,
               Effect.mapError(effect, (error) => fromSqlError(operation, "writing", error))
             )
-          : againWhenCancelled(executeAlone(sql, operation, phase, effect))
+          : againWhenDisturbed(executeAlone(sql, operation, phase, effect))
       )
 
     /** One commit with its projections: a transaction of its own, or part of the transaction around it. */
@@ -141,7 +141,7 @@ export const make = (options?: SqlStoreOptions): Effect.Effect<StoreAdapterServi
       )
 
     const commit = yield* makeCoalescer((commits, hurried) =>
-      againWhenCancelled(
+      againWhenDisturbed(
         Effect.map(
           executeAlone(sql, "commitEvents", "committing", insertCommits.statement(commits, { lockTimeout: hurried })),
           verdictsOf
@@ -316,9 +316,16 @@ const isSchemaName = (name: unknown): name is string => {
 /** As one identifier, whatever is in it; the quoting of `@effect/sql` takes a dot for a separator. */
 const quoteIdentifier = (name: string): string => `"${name.replaceAll('"', '""')}"`
 
-/** Sends a statement again that was cancelled though nobody here asked for it. */
-const againWhenCancelled = <A>(statement: Effect.Effect<A, StoreError>): Effect.Effect<A, StoreError> =>
-  Effect.catchIf(statement, isStrayCancel, () => Effect.retry(statement, { times: 2, while: isStrayCancel }))
+/**
+ * Sends a statement again that was cancelled by an interruption of another owner of its connection, or that lost a race in a database whose
+ * default isolation is stricter than READ COMMITTED. Nothing of it is stored, and the next attempt sees what won.
+ */
+const againWhenDisturbed = <A>(statement: Effect.Effect<A, StoreError>): Effect.Effect<A, StoreError> =>
+  Effect.catchIf(statement, isDisturbed, () => Effect.retry(statement, { times: 10, while: isDisturbed }))
+
+const isDisturbed = (error: StoreError): boolean => isStrayCancel(error) || error.code === serializationFailure
+
+const serializationFailure = "40001"
 
 const acceptedBy =
   (wakeUps: WakeUps) =>

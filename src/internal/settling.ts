@@ -1,9 +1,11 @@
 /**
  * Trying again: what failed for a reason that may pass, and commits whose outcome nobody knows.
  */
+import { SqlError } from "@effect/sql/SqlError"
 import * as Effect from "effect/Effect"
 import type * as Schedule from "effect/Schedule"
 import { StoreError, type StoreErrorReason } from "../StoreError.js"
+import { fromSqlError } from "./sqlError.js"
 
 /** `Effect.retry`, which sets up nothing before the first failure. */
 export const retryWhile = <A, E, R>(
@@ -19,25 +21,32 @@ export const retryWhile = <A, E, R>(
  * Finds out what became of a commit by committing the same events again: if they were stored that succeeds and writes
  * nothing. Deciding again instead could apply a command twice. Where the schedule ends before it is known, or the store fails
  * otherwise, the failure is `CommitUnknown`, whatever the last attempt said.
+ *
+ * A statement of a projection that the database broke off by a deadlock, a serialization failure or a lost connection has undone the whole
+ * commit, which was not at fault: it is tried again, too.
  */
 export const settle = <E, R>(
   schedule: Schedule.Schedule<unknown>,
   commit: Effect.Effect<void, E | StoreError, R>
 ): Effect.Effect<void, E | StoreError, R> =>
   Effect.catchAll(commit, (error) => {
-    if (!isPassing(error)) return Effect.fail(error)
+    if (!isTransient(error)) return Effect.fail(error)
     let unknown: StoreError | undefined
     const told = (error: E | StoreError): E | StoreError => {
       if (error instanceof StoreError && error.reason === "CommitUnknown") unknown = error
       return error
     }
-    return Effect.mapError(retryFrom(told(error), Effect.mapError(commit, told), schedule, isPassing), (last) =>
+    return Effect.mapError(retryFrom(told(error), Effect.mapError(commit, told), schedule, isTransient), (last) =>
       last instanceof StoreError && unknown !== undefined ? unknown : last
     )
   })
 
 /** Whether a failure of the store may be gone the next time. */
 export const isPassing = (error: unknown): boolean => error instanceof StoreError && passing.has(error.reason)
+
+/** The same, also of a statement of a projection. */
+const isTransient = (error: unknown): boolean =>
+  isPassing(error instanceof SqlError ? fromSqlError("commitAll", "writing", error) : error)
 
 /** The retries after the first failure. */
 export const retryFrom = <A, E, R>(

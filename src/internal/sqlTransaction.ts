@@ -47,7 +47,7 @@ export const withTransaction = <A, E, R>(
   Effect.contextWithEffect((context: Context.Context<never>) => {
     const outer = Context.getOption(context, SqlClient.TransactionConnection)
     return Option.isSome(outer)
-      ? nested(operation, outer.value, effect, true)
+      ? nested(operation, outer.value, effect)
       : topLevel(
           sql,
           operation,
@@ -74,7 +74,7 @@ export const withTransactionFrom = <A, E, R>(
     const outer = Context.getOption(context, SqlClient.TransactionConnection)
     const statement = Effect.mapError(first.statement, (error) => fromSqlError(operation, "writing", error))
     return Option.isSome(outer)
-      ? nested(operation, outer.value, Effect.flatMap(statement, next), true)
+      ? nested(operation, outer.value, Effect.flatMap(statement, next))
       : topLevel(
           sql,
           operation,
@@ -87,8 +87,7 @@ export const withTransactionFrom = <A, E, R>(
   })
 
 /**
- * Runs one statement of the store in the transaction around it, from a savepoint on: when it fails, the transaction is as it was. A
- * statement that succeeds has nothing to hide, so the savepoint stays.
+ * Runs one statement of the store in the transaction around it, from a savepoint on: when it fails, the transaction is as it was.
  */
 export const withSavepoint = <A, E, R>(
   operation: string,
@@ -97,7 +96,7 @@ export const withSavepoint = <A, E, R>(
   Effect.contextWithEffect((context: Context.Context<never>) =>
     Option.match(Context.getOption(context, SqlClient.TransactionConnection), {
       onNone: () => statement,
-      onSome: (outer) => nested(operation, outer, statement, false)
+      onSome: (outer) => nested(operation, outer, statement)
     })
   )
 
@@ -243,8 +242,7 @@ const guarded = (held: HeldConnection, validity: Readonly<Validity>): Connection
 const nested = <A, E, R>(
   operation: string,
   outer: Open,
-  effect: Effect.Effect<A, E, R>,
-  mayHide: boolean
+  effect: Effect.Effect<A, E, R>
 ): Effect.Effect<A, E | StoreError, R> => {
   const [connection, depth] = outer
   const savepoint = `effect_sql_${depth + 1}`
@@ -252,7 +250,9 @@ const nested = <A, E, R>(
     Effect.mapError(connection.executeUnprepared(statement, [], undefined), (error) =>
       fromSqlError(operation, "writing", error)
     )
-  const undo = run(`ROLLBACK TO SAVEPOINT ${savepoint}`)
+  // Savepoints that stay would nest ever deeper: thousands of them slow all that follows in the transaction.
+  const release = run(`RELEASE SAVEPOINT ${savepoint}`)
+  const undo = run(`ROLLBACK TO SAVEPOINT ${savepoint}; RELEASE SAVEPOINT ${savepoint}`)
   const transaction = Effect.uninterruptibleMask((restore) =>
     Effect.flatMap(run(`SAVEPOINT ${savepoint}`), () =>
       Effect.flatMap(
@@ -260,12 +260,10 @@ const nested = <A, E, R>(
         (exit): Effect.Effect<A, E | StoreError> =>
           Exit.isFailure(exit)
             ? Effect.zipRight(Effect.ignore(undo), exit)
-            : !mayHide
-              ? exit
-              : Effect.matchEffect(run(`RELEASE SAVEPOINT ${savepoint}`), {
-                  onFailure: (error) => Effect.zipRight(Effect.ignore(undo), Effect.fail(meaningOf(operation, error))),
-                  onSuccess: () => exit
-                })
+            : Effect.matchEffect(release, {
+                onFailure: (error) => Effect.zipRight(Effect.ignore(undo), Effect.fail(meaningOf(operation, error))),
+                onSuccess: () => exit
+              })
       )
     )
   )
