@@ -14,7 +14,7 @@ import * as Redacted from "effect/Redacted"
 import { type Projection, SqlStore, StoreAdapter, Timestamp } from "effect-maestro"
 import * as Broken from "./brokenStores.js"
 import { createTables, Deposit, Wallet } from "./faults/domain.js"
-import { faults, mishaps, noFault, terminateConnections, underFault } from "./faults/faults.js"
+import { type Fault, faults, mishaps, noFault, terminateConnections, underFault } from "./faults/faults.js"
 import type { Verdict } from "./faults/history.js"
 import { makeProxy, type Proxy } from "./faults/proxy.js"
 import { makeServer, type Server } from "./faults/server.js"
@@ -33,7 +33,7 @@ class Ground extends Context.Tag("test/Ground")<Ground, { readonly server: Serve
 layer(Ground.layer, { timeout: "60 seconds", excludeTestServices: true })("faults", (it) => {
   for (const fault of faults) {
     const rounds = Math.max(Math.ceil(fault.rounds / 25), 3)
-    it.effect(`${fault.name}: nothing is lost, doubled, torn, untrue or leaked`, () =>
+    it.effect(`${fault.name}: nothing is lost, doubled, torn, untrue, leaked, out of order, or felt by another`, () =>
       Effect.gen(function* () {
         const { proxy, server } = yield* Ground
         const report = yield* underFault(server, proxy, fault, rounds)
@@ -66,7 +66,8 @@ layer(Ground.layer, { timeout: "60 seconds", excludeTestServices: true })("fault
     [Broken.projectsAfterTheCommit, terminateConnections, ["projectionsOff"]],
     [Broken.trustsWhatItKept, noFault, ["untrue"]],
     [Broken.forgetsWhatItStored, swallowed ?? noFault, ["ghosts", "doubled"]],
-    [Broken.acknowledgesEarly, terminateConnections, ["lost"]]
+    [Broken.acknowledgesEarly, cutBefore ?? noFault, ["lost"]],
+    [Broken.projectsInTheContextOfTheLastCaller, noFault, ["felt"]]
   ]
   for (const [breaking, fault, by] of caught) {
     it.effect(`a store that ${breaking.name.replace(/[A-Z]/g, (letter) => ` ${letter.toLowerCase()}`)} is caught`, () =>
@@ -82,6 +83,29 @@ layer(Ground.layer, { timeout: "60 seconds", excludeTestServices: true })("fault
       })
     )
   }
+
+  it.effect("a feed that is ordered by the ids of transactions is caught", () =>
+    Effect.gen(function* () {
+      const { proxy, server } = yield* Ground
+      const ordersByTransaction: Fault = {
+        ...noFault,
+        once: ({ admin }) =>
+          Effect.as(
+            Effect.zipRight(
+              admin`create or replace function by_id() returns trigger language plpgsql as
+                $$ begin new.feed_key := pg_current_xact_id(); return new; end $$`,
+              admin`create or replace trigger by_id before insert on maestro.event_log for each row execute function by_id()`
+            ),
+            0
+          )
+      }
+      let found = 0
+      for (let attempt = 0; attempt < 5 && found === 0; attempt++) {
+        found += (yield* underFault(server, proxy, ordersByTransaction, 15)).outOfOrder
+      }
+      expect(found).toBeGreaterThan(0)
+    })
+  )
 
   // --- exactly once ---
 

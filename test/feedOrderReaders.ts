@@ -159,7 +159,7 @@ export const outside = Subscription.make("outside", {
 })
 
 const payOn = (by: string, event: EventFeed.FeedEvent) =>
-  Effect.flatMap(Random.nextIntBetween(0, 4), (index) =>
+  Effect.flatMap(Random.nextIntBetween(0, 6), (index) =>
     Account.evaluate(`account-${index}`, new Deposit({ amount: 1 })).pipe(
       Effect.provideService(Aggregate.Metadata, { attempt: `${by}/${textOf(event)}` })
     )

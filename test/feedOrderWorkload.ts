@@ -136,7 +136,7 @@ const codeOf = (cause: unknown): unknown =>
 
 type Work<R> = Effect.Effect<ReadonlyArray<Place>, unknown, R>
 
-const hot = (kind: string) => Effect.map(Random.nextIntBetween(0, 4), (index) => `${kind}-${index}`)
+const hot = (kind: string) => Effect.map(Random.nextIntBetween(0, 6), (index) => `${kind}-${index}`)
 const amount = Random.nextIntBetween(1, 100)
 const sometimes = (probability: number) => Effect.map(Random.next, (value) => value < probability)
 

@@ -65,6 +65,9 @@ export const makeObserver = (
 
 const again = Schedule.spaced("20 millis")
 
+/** Short, because a lease whose acknowledgement was cut is had by nobody until it runs out. */
+const lease = "2 seconds"
+
 const follow = (feed: EventFeed.EventFeed["Type"], seen: Array<Place>) =>
   Effect.iterate(EventFeed.beginning, {
     while: () => true,
@@ -77,6 +80,7 @@ const follow = (feed: EventFeed.EventFeed["Type"], seen: Array<Place>) =>
 
 const writing = Subscription.make("writing", {
   retry: again,
+  lease,
   batchSize: 20,
   handleBatch: (events) =>
     Effect.flatMap(
@@ -89,6 +93,7 @@ const writing = Subscription.make("writing", {
 /** Pays once more for each sale, in the transaction of the checkpoint. */
 const forwarding = Subscription.make("forwarding", {
   retry: again,
+  lease,
   batchSize: 5,
   filter: { types: ["Sold"] },
   handle: ({ aggregateId, body }) =>

@@ -182,7 +182,7 @@ const drawWork = (world: World, id: string): Effect.Effect<Work> =>
     if (dice < 75) return { accounts: [account, other], events: 2, run: abandoned(account, other, amount) }
     if (dice < 81) return { accounts: [account], events: 2, run: sale(id, account, amount) }
     if (dice < 85) return { accounts: [account], events: 1, run: twice(id, account, amount) }
-    const projected = dice < 93
+    const projected = dice < 90
     const fresh = ["a", "b"].map((name) => `${projected ? "" : unprojected}${id}-${name}`)
     return { accounts: fresh, events: 5, run: commitOf(id, fresh, amount, projected) }
   }).pipe(Effect.orDie)
