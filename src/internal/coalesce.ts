@@ -3,6 +3,7 @@
  * timer holds a commit back; one that comes alone leaves at once.
  */
 import * as SqlClient from "@effect/sql/SqlClient"
+import { SqlError } from "@effect/sql/SqlError"
 import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
@@ -257,12 +258,15 @@ const traced = <A>(entries: ReadonlyArray<Entry>, effect: Effect.Effect<A>): Eff
 /** Whether the failure may be due to one of the commits: then the others must not suffer. */
 const mayBeOnes = (cause: Cause.Cause<StoreError>): boolean => {
   const failure = Cause.failureOption(cause)
-  return Option.isSome(failure) ? !ofTheDatabase.has(failure.value.reason) : !Cause.isInterrupted(cause)
+  return Option.isSome(failure)
+    ? !ofTheConnection.has(failure.value.reason) || isRaised(failure.value)
+    : !Cause.isInterrupted(cause)
 }
 
-const ofTheDatabase: ReadonlySet<StoreErrorReason> = new Set([
-  "CommitUnknown",
-  "ConnectionLost",
-  "Unavailable",
-  "Misconfigured"
-])
+const ofTheConnection: ReadonlySet<StoreErrorReason> = new Set(["CommitUnknown", "ConnectionLost", "Unavailable"])
+
+/** Whether the server reports it as the error of a statement, such as a trigger may raise by any code. */
+const isRaised = ({ cause }: StoreError): boolean => {
+  const reported = cause instanceof SqlError ? cause.cause : undefined
+  return typeof reported === "object" && reported !== null && "severity" in reported && reported.severity === "ERROR"
+}

@@ -9,17 +9,20 @@
  */
 import * as SqlClient from "@effect/sql/SqlClient"
 import type { Connection } from "@effect/sql/SqlConnection"
-import type { SqlError } from "@effect/sql/SqlError"
+import { SqlError } from "@effect/sql/SqlError"
 import * as Context from "effect/Context"
 import * as Data from "effect/Data"
+import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
+import * as FiberId from "effect/FiberId"
+import * as Option from "effect/Option"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { StoreError } from "../StoreError.js"
-import { withinGrace } from "./promptly.js"
+import { within, withinGrace } from "./promptly.js"
 import { fromSqlError, type Phase } from "./sqlError.js"
 import { quietly } from "./tracing.js"
 
@@ -30,6 +33,8 @@ export type Open = readonly [connection: Connection, depth: number]
 export class HeldConnection {
   /** Whether the connection is closed when it is released, instead of going back to the pool. */
   isClosing = false
+  /** Whether it is known to have ended. */
+  isLost = false
 
   constructor(
     readonly sql: SqlClient.SqlClient,
@@ -90,28 +95,65 @@ export const interruptible = <A>(
 ): Effect.Effect<A, SqlError> =>
   Effect.uninterruptibleMask((restore) =>
     Effect.flatMap(Effect.forkDaemon(statement), (fiber) =>
-      Effect.onInterrupt(restore(Fiber.join(fiber)), () => {
-        held.close()
-        return Effect.zipRight(Effect.forkDaemon(cancel(held)), withinGrace(Fiber.await(fiber)))
-      })
+      Effect.onInterrupt(restore(Fiber.join(fiber)), () => breakOff(held, fiber))
     )
   )
 
-/** The same for a statement whose rows are read by a cursor. */
+/**
+ * The same for a statement of a caller inside of a transaction, which may be part of a clean-up, such as a ROLLBACK TO SAVEPOINT. An
+ * interrupted clean-up has its statements sent, and waits for each of them for the grace period at most; then the connection is closed.
+ * A connection that will be closed takes no more statements: one behind a statement that goes on would wait for its end.
+ */
+export const interruptibleInside = <A>(
+  held: HeldConnection,
+  statement: Effect.Effect<A, SqlError>
+): Effect.Effect<A, SqlError> =>
+  Effect.checkInterruptible((isInterruptible) =>
+    held.isClosing
+      ? Effect.fail(closing())
+      : isInterruptible
+        ? interruptible(held, statement)
+        : Effect.flatMap(Effect.forkDaemon(statement), (fiber) =>
+            Effect.flatMap(Effect.exit(Effect.interruptible(Fiber.await(fiber))), (waited) =>
+              Exit.isSuccess(waited)
+                ? waited.value
+                : Effect.flatMap(withinGrace(Fiber.await(fiber)), () => {
+                    const exit = fiber.unsafePoll()
+                    return exit !== null ? exit : Effect.zipRight(breakOff(held, fiber), Effect.fail(closing()))
+                  })
+            )
+          )
+  )
+
+/**
+ * The same for a statement whose rows are read by a cursor. A connection that ends meanwhile ends the stream: the driver's cursor would
+ * wait for an answer for ever.
+ */
 export const interruptibleStream = <A>(
   held: HeldConnection,
   rows: Stream.Stream<A, SqlError>
 ): Stream.Stream<A, SqlError> =>
   Stream.unwrapScoped(
     Effect.gen(function* () {
+      if (held.isClosing) return Stream.fail(closing())
+      const ended = yield* connectionEnd(held.connection)
       const scope = yield* Scope.make()
-      yield* Effect.addFinalizer((exit) => {
-        const closing = Scope.close(scope, exit)
-        if (!Exit.isInterrupted(exit)) return closing
-        held.close()
-        return Effect.zipRight(Effect.forkDaemon(cancel(held)), withinGrace(closing))
-      })
-      return Stream.repeatEffectChunkOption(yield* Scope.extend(Stream.toPull(rows), scope))
+      yield* Effect.addFinalizer((exit) =>
+        Effect.flatMap(Effect.forkDaemon(Effect.interruptible(Scope.close(scope, exit))), (fiber) => {
+          const closed = Fiber.await(fiber)
+          return Exit.isInterrupted(exit)
+            ? breakOff(held, fiber)
+            : Effect.flatMap(within(maxCursorClose, Effect.raceFirst(closed, Effect.ignore(ended))), () =>
+                Effect.sync(() => {
+                  if (fiber.unsafePoll() !== null) return
+                  held.isLost = true
+                  held.close()
+                })
+              )
+        })
+      )
+      const pull = yield* Scope.extend(Stream.toPull(rows), scope)
+      return Stream.repeatEffectChunkOption(Effect.raceFirst(pull, Effect.mapError(ended, Option.some)))
     })
   )
 
@@ -173,6 +215,55 @@ const release = (held: HeldConnection, scope: Scope.CloseableScope): Effect.Effe
     if (held.isClosing) closeDriver(held.connection)
     return Scope.close(scope, Exit.void)
   })
+
+/** Cancels a statement, waits for its end for the grace period at most, and has the connection closed on its release. */
+const breakOff = (held: HeldConnection, fiber: Fiber.RuntimeFiber<unknown, unknown>): Effect.Effect<unknown> => {
+  held.close()
+  return Effect.zipRight(Effect.forkDaemon(cancel(held)), withinGrace(Fiber.await(fiber)))
+}
+
+const closing = (): SqlError =>
+  new SqlError({
+    cause: new Error("a statement before it was interrupted, so the connection is closed"),
+    message: "Failed to execute statement"
+  })
+
+/** How long the end of a cursor is waited for: it is one round trip. */
+const maxCursorClose = "5 seconds"
+
+/** Fails when the connection ends, as far as the driver tells. */
+const connectionEnd = (connection: Connection): Effect.Effect<Effect.Effect<never, SqlError>, never, Scope.Scope> => {
+  const driver = driverOf(connection)
+  if (!isEmitter(driver)) return Effect.succeed(Effect.never)
+  const ended = Deferred.unsafeMake<never, SqlError>(FiberId.none)
+  const end = () =>
+    Deferred.unsafeDone(
+      ended,
+      Effect.fail(new SqlError({ cause: new Error("Connection terminated"), message: "Connection error" }))
+    )
+  return Effect.acquireRelease(
+    Effect.sync(() => {
+      driver.on("end", end)
+      driver.on("error", end)
+      return Deferred.await(ended)
+    }),
+    () =>
+      Effect.sync(() => {
+        driver.removeListener("end", end)
+        driver.removeListener("error", end)
+      })
+  )
+}
+
+interface Emitter {
+  readonly on: (event: string, listener: () => void) => unknown
+  readonly removeListener: (event: string, listener: () => void) => unknown
+}
+
+const isEmitter = (u: unknown): u is Emitter =>
+  typeof u === "object" &&
+  u !== null &&
+  ["on", "removeListener"].every((name) => name in u && typeof Reflect.get(u, name) === "function")
 
 /** Cancels what the server process does, through another connection of the pool. */
 const cancel = ({ connection, sql }: HeldConnection): Effect.Effect<void> => {

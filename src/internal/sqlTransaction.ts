@@ -27,6 +27,7 @@ import { joinPromptly } from "./promptly.js"
 import {
   type HeldConnection,
   interruptible,
+  interruptibleInside,
   interruptibleStream,
   type Open,
   onConnection,
@@ -103,7 +104,7 @@ export const withSavepoint = <A, E, R>(
 /**
  * Fails, at the end of a transaction, where that is no longer the one that began: the setting is gone with it. The error says `endedInside`.
  */
-export const checkStillOpen = `select (case current_setting('effect_maestro.begun', true) when 'yes' then 'yes' else 'effect-maestro: the transaction was ended inside' end)::boolean`
+export const checkStillOpen = checkSetting("effect_maestro.begun", "yes")
 
 /** Whether `checkStillOpen` has failed, because a statement inside had ended the transaction. */
 export const isEndedInside = ({ description }: StoreError): boolean =>
@@ -118,6 +119,10 @@ export const endedInside = (operation: string): StoreError =>
   })
 
 // --- internal ---
+
+function checkSetting(name: string, value: string): string {
+  return `select (case current_setting('${name}', true) when '${value}' then 'yes' else 'effect-maestro: the transaction was ended inside' end)::boolean`
+}
 
 /** What it means that a transaction can't be committed, or a savepoint not be released. */
 const meaningOf = (operation: string, error: StoreError): StoreError =>
@@ -170,8 +175,9 @@ const topLevel = <A, E, B, E2, R>(
         Effect.exit(restore(Effect.flatMap(first(held), (a) => onConnection(open, next(a))))),
         (exit): Effect.Effect<B, E | E2 | StoreError> => {
           validity.over = true
-          return Exit.isFailure(exit)
-            ? Effect.zipRight(Effect.exit(finish(held, restore, rollback(held))), exit)
+          if (Exit.isFailure(exit)) return Effect.zipRight(Effect.exit(finish(held, restore, rollback(held))), exit)
+          return held.isClosing
+            ? Effect.fail(held.isLost ? lostInside(operation) : interruptedInside(operation))
             : Effect.zipRight(finish(held, restore, commit(operation, held)), exit)
         }
       )
@@ -226,7 +232,7 @@ interface Validity {
 const guarded = (held: HeldConnection, validity: Readonly<Validity>): Connection => {
   const { connection } = held
   const run = <A>(statement: Effect.Effect<A, SqlError>): Effect.Effect<A, SqlError> =>
-    Effect.suspend(() => (validity.over ? Effect.fail(transactionOver()) : interruptible(held, statement)))
+    Effect.suspend(() => (validity.over ? Effect.fail(transactionOver()) : interruptibleInside(held, statement)))
   return {
     execute: (...args) => run(connection.execute(...args)),
     executeRaw: (...args) => run(connection.executeRaw(...args)),
@@ -246,15 +252,18 @@ const nested = <A, E, R>(
 ): Effect.Effect<A, E | StoreError, R> => {
   const [connection, depth] = outer
   const savepoint = `effect_sql_${depth + 1}`
+  // Gone with the savepoint, if a statement inside rolls back to it or ends the transaction.
+  const mark = `effect_maestro.savepoint_${depth + 1}`
+  const value = String(++savepoints)
   const run = (statement: string) =>
     Effect.mapError(connection.executeUnprepared(statement, [], undefined), (error) =>
       fromSqlError(operation, "writing", error)
     )
   // Savepoints that stay would nest ever deeper: thousands of them slow all that follows in the transaction.
-  const release = run(`RELEASE SAVEPOINT ${savepoint}`)
+  const release = run(`${checkSetting(mark, value)}; RELEASE SAVEPOINT ${savepoint}`)
   const undo = run(`ROLLBACK TO SAVEPOINT ${savepoint}; RELEASE SAVEPOINT ${savepoint}`)
   const transaction = Effect.uninterruptibleMask((restore) =>
-    Effect.flatMap(run(`SAVEPOINT ${savepoint}`), () =>
+    Effect.flatMap(run(`SAVEPOINT ${savepoint}; SET LOCAL ${mark} = ${value}`), () =>
       Effect.flatMap(
         Effect.exit(restore(onConnection([connection, depth + 1], effect))),
         (exit): Effect.Effect<A, E | StoreError> =>
@@ -269,6 +278,8 @@ const nested = <A, E, R>(
   )
   return turnIn(outer).withPermits(1)(transaction)
 }
+
+let savepoints = 0
 
 const turnIn = (outer: Open): Effect.Semaphore => {
   const known = turns.get(outer)
@@ -287,6 +298,20 @@ const rolledBack = (operation: string): StoreError =>
     operation,
     description:
       "a statement failed inside the transaction, and its failure was handled without undoing it (by a withTransaction around it): the database takes the whole transaction back, and nothing was stored"
+  })
+
+const lostInside = (operation: string): StoreError =>
+  new StoreError({
+    reason: "ConnectionLost",
+    operation,
+    description: "the connection broke while a projection read rows by a cursor; nothing was stored"
+  })
+
+const interruptedInside = (operation: string): StoreError =>
+  new StoreError({
+    reason: "Cancelled",
+    operation,
+    description: "a statement inside the transaction was interrupted, so its connection is closed; nothing was stored"
   })
 
 const transactionOver = (): SqlError =>
