@@ -50,7 +50,7 @@ export const Balances = [
 ]
 
 /** The transaction of a subscription is one caller, whatever it handles: its attempts begin with the same word. */
-const callerOf = ({ attempt }: Event.Event["metadata"]): string => String(attempt ?? "nobody").split(" ")[0] ?? ""
+const callerOf = ({ attempt }: Event.Event["metadata"]): string => String(attempt ?? "none").split(" ")[0] ?? ""
 
 const addToBalance = (sql: SqlClient.SqlClient, { aggregateId, metadata }: Event.Event, amount: number) =>
   sql`insert into balances as b

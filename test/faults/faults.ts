@@ -289,7 +289,7 @@ const inspect = (
 ): Effect.Effect<Verdict, unknown> =>
   Effect.gen(function* () {
     const all = yield* admin<Row & { type: string }>`select aggregate_id as account, sequence, type,
-      timestamp::text as timestamp, coalesce(metadata ->> 'attempt', 'nobody') as attempt,
+      timestamp::text as timestamp, coalesce(metadata ->> 'attempt', 'none') as attempt,
       coalesce((body ->> 'amount')::int * case type when 'Withdrawn' then -1 else 1 end, 0) as amount
       from maestro.event_log`
     const log = all.filter(({ type }) => type !== "effect-maestro/CommandHandled")

@@ -65,7 +65,7 @@ export const makeObserver = (
 
 const again = Schedule.spaced("20 millis")
 
-/** Short, because a lease whose acknowledgement was cut is had by nobody until it runs out. */
+/** Short, because a lease whose acknowledgement was cut keeps the partition until it runs out. */
 const lease = "2 seconds"
 
 const follow = (feed: EventFeed.EventFeed["Type"], seen: Array<Place>) =>
