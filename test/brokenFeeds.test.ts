@@ -86,6 +86,10 @@ const order = (how: string) =>
   `order under overlapping transactions (${how}): each stream keeps its sequence when a transaction continues with an aggregate of a later one`
 const everyEvent =
   "read: every committed event appears exactly once, and pages of any limit concatenate to the same order"
+const readIsOnesOwn =
+  "read: a caller may change an event without changing what is stored, or another event that was read"
+const streamIsOnesOwn =
+  "stream, streamStored: a caller may change an event without changing what is stored, or the events after it"
 const notSkipped = "read (commitAll): events of a transaction that began first and commits last are not skipped"
 const takenOver = "lease: a lease that another holder has taken over fails with LeaseLost, and stores nothing"
 
@@ -137,6 +141,10 @@ const caught: ReadonlyArray<readonly [breaking: Broken.Breaking, sentences: Read
     Broken.findsThePositionOfAnotherEvent,
     ["positionOf: is the position that the feed shows the event at; none where there is no such event"]
   ],
+  [Broken.countsAThousandAtMost, ["count: counts beyond a thousand events"]],
+  [Broken.findsThePositionsOfFiftyEvents, ["positionOf: finds an event at any sequence of a long stream"]],
+  [Broken.sharesTheEventsOfItsPages, [readIsOnesOwn, streamIsOnesOwn]],
+  [Broken.sharesTheMetadataOfAPage, [readIsOnesOwn, streamIsOnesOwn]],
   [Broken.takesAnyLimit, ["read: refuses a bad position, limit or filter by a ValidationError that names its path"]],
   [Broken.wakesOneWaiter, ["awaitNews: wakes every waiter, also when other waiters were interrupted"]],
   [

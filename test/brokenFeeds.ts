@@ -2,6 +2,7 @@
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
 import { EventFeed, MemoryStore, type Projection, StoreAdapter, SubscriptionStore } from "effect-maestro"
 import { makeOverlappingFeed, type Writing } from "./overlappingStore.js"
 
@@ -239,6 +240,54 @@ export const countsWhatTheFilterHides: Breaking = withFeed((feed) => ({
 export const findsThePositionOfAnotherEvent: Breaking = withFeed((feed) => ({
   ...feed,
   positionOf: ({ aggregateId, sequence }) => feed.positionOf({ aggregateId, sequence: Math.max(sequence - 1, 1) })
+}))
+
+export const countsAThousandAtMost: Breaking = withFeed((feed) => ({
+  ...feed,
+  count: (options) => Effect.map(feed.count(options), (count) => Math.min(count, 1000))
+}))
+
+/** The places of the first fifty events of each stream are kept. */
+export const findsThePositionsOfFiftyEvents: Breaking = withFeed((feed) => ({
+  ...feed,
+  positionOf: (place) =>
+    Effect.map(
+      feed.positionOf(place),
+      Option.filter(() => place.sequence <= 50)
+    )
+}))
+
+/** Pages hand out one object for each stored event. */
+export const sharesTheEventsOfItsPages: Breaking = withFeed((feed) => {
+  const read = new Map<string, EventFeed.FeedEvent>()
+  const shared = (event: EventFeed.FeedEvent): EventFeed.FeedEvent => {
+    const known = read.get(event.timestamp) ?? event
+    read.set(event.timestamp, known)
+    return known
+  }
+  return {
+    ...feed,
+    read: (options) =>
+      Effect.map(feed.read(options), (page) => ({ ...page, events: page.events.map((event) => shared(event)) }))
+  }
+})
+
+/** In a page events with the same metadata have one object for it. */
+export const sharesTheMetadataOfAPage: Breaking = withFeed((feed) => ({
+  ...feed,
+  read: (options) =>
+    Effect.map(feed.read(options), (page) => {
+      const read = new Map<string, EventFeed.FeedEvent["metadata"]>()
+      return {
+        ...page,
+        events: page.events.map((event) => {
+          const text = JSON.stringify(event.metadata)
+          const metadata = read.get(text) ?? event.metadata
+          read.set(text, metadata)
+          return { ...event, metadata }
+        })
+      }
+    })
 }))
 
 /** A limit that is too high or too low is taken for the nearest one. */

@@ -130,7 +130,16 @@ const caught: ReadonlyArray<readonly [breaking: Breaking, cases: ReadonlyArray<s
   [
     Broken.projectsInAFiberOfItsOwn,
     ["commitAll: a fiber ref that a projection sets has the new value for its caller, and for no other"]
-  ]
+  ],
+  [
+    Broken.sharesTheEventsItReads,
+    ["getEvents: a caller may change an event without changing what is stored, or another event that was read"]
+  ],
+  [
+    Broken.sharesTheSnapshotsItReads,
+    ["getSnapshot: a caller may change a snapshot without changing what is stored, or what another read returned"]
+  ],
+  [Broken.projectsFiftyEventsAtMost, ["commitAll: every projection receives every event of a commit of 120 events"]]
 ]
 
 it.live("a store whose reads may wait is caught too when they find what is not committed", () =>

@@ -362,6 +362,55 @@ export const readsWhatIsNotCommitted = (store: Store): Store => {
   }
 }
 
+/** Reads hand out one object for each stored event. */
+export const sharesTheEventsItReads = (store: Store): Store => {
+  const read = new Map<string, Event.Event>()
+  const shared = (event: Event.Event): Event.Event => {
+    const known = read.get(event.timestamp) ?? event
+    read.set(event.timestamp, known)
+    return known
+  }
+  return {
+    ...store,
+    getEvents: (id, min, options) =>
+      Effect.map(store.getEvents(id, min, options), (events) => events.map((event) => shared(event)))
+  }
+}
+
+/** Reads hand out one object for each stored snapshot. */
+export const sharesTheSnapshotsItReads = (store: Store): Store => {
+  const read = new Map<string, Snapshot.Snapshot>()
+  const shared = (snapshot: Snapshot.Snapshot): Snapshot.Snapshot => {
+    const known = read.get(snapshot.timestamp) ?? snapshot
+    read.set(snapshot.timestamp, known)
+    return known
+  }
+  return {
+    ...store,
+    getSnapshot: (id, min, options) =>
+      Effect.map(
+        store.getSnapshot(id, min, options),
+        Option.map((snapshot) => shared(snapshot))
+      )
+  }
+}
+
+/** A projection receives the first fifty events of a commit. */
+export const projectsFiftyEventsAtMost = (store: Store): Store => ({
+  ...store,
+  commitAll: (events, projections) =>
+    store.commitAll(
+      events,
+      projections.map((projection) => {
+        let received = 0
+        return {
+          ...projection,
+          project: (event) => (++received > 50 ? Effect.void : projection.project(event))
+        }
+      })
+    )
+})
+
 // --- internal ---
 
 /** What a broken store knows of the commit whose projections are running. */

@@ -8,7 +8,7 @@ import * as Option from "effect/Option"
 import { type Event, EventFeed, type Snapshot, StoreAdapter, StoreError } from "effect-maestro"
 import { prepareFeedRead } from "../src/internal/feedInput.js"
 import { sliceOf } from "../src/internal/memoryFeed.js"
-import { prepareRange, restoreEvent } from "../src/internal/record.js"
+import { prepareStreamPosition, restoreEvent } from "../src/internal/record.js"
 
 /** A transaction: what it is inside of ends with what is committed, which is inside of nothing. */
 export interface Transaction {
@@ -129,7 +129,7 @@ export const makeOverlappingFeed = (
     }),
     count: (asked) => Effect.map(prepareFeedRead(asked), ({ after, filter }) => shown(after, filter).length),
     positionOf: ({ aggregateId, sequence }) =>
-      Effect.map(prepareRange("EventFeed.positionOf", aggregateId, sequence, { maxSequence: sequence }), () =>
+      Effect.map(prepareStreamPosition("EventFeed.positionOf", { aggregateId, sequence }), () =>
         Option.map(Option.fromNullable(entries.get(aggregateId)?.[sequence - 1]), positionOf)
       ),
     awaitNews: (asked, kinds) =>

@@ -144,15 +144,10 @@ export interface FeedRow extends Omit<StoredEvent, "aggregateId"> {
   readonly place: string
 }
 
-/** The events of rows; where metadata is the same text as before, it is the same object. */
+/** The events of rows. No two of them have an object in common, because a caller may change what it got. */
 export const feedEventsOf = (rows: ReadonlyArray<FeedRow>): ReadonlyArray<FeedEvent> => {
-  let text: string | undefined
-  let metadata: FeedEvent["metadata"] = {}
+  const metadataOf = metadataReader()
   return rows.map((row) => {
-    if (row.metadata !== text) {
-      text = row.metadata
-      metadata = JSON.parse(text)
-    }
     const dot = row.place.indexOf(".")
     return {
       position: row.place.slice(0, dot) as Position,
@@ -161,7 +156,7 @@ export const feedEventsOf = (rows: ReadonlyArray<FeedRow>): ReadonlyArray<FeedEv
       sequence: row.sequence,
       type: row.type.slice(1),
       body: JSON.parse(row.body),
-      metadata
+      metadata: metadataOf(row.metadata)
     }
   })
 }
@@ -186,6 +181,21 @@ export const sliceOf = (sql: SqlClient.SqlClient, aggregateId: Statement.Fragmen
 // --- internal ---
 
 const operation = "EventFeed"
+
+/** Reads the metadata of one event after another. Most have the text of the one before, and a flat object is cheaper to copy than to parse. */
+const metadataReader = (): ((text: string) => FeedEvent["metadata"]) => {
+  let last: string | undefined
+  let flat: FeedEvent["metadata"] | undefined
+  return (text) => {
+    if (text === last && flat !== undefined) return { ...flat }
+    const metadata: FeedEvent["metadata"] = JSON.parse(text)
+    if (text !== last) {
+      last = text
+      flat = Object.values(metadata).some((value) => typeof value === "object" && value !== null) ? undefined : metadata
+    }
+    return metadata
+  }
+}
 
 /** How far one statement looks for events that a filter lets through. */
 const window = 10_000

@@ -92,6 +92,17 @@ export const idOf = (events: ReadonlyArray<Event>): string => {
   return first.aggregateId
 }
 
+/** Changes a value at every depth, as far as it lets itself be changed. */
+export const deface = (value: unknown): void => {
+  if (typeof value !== "object" || value === null) return
+  for (const key of Object.keys(value)) {
+    deface(Reflect.get(value, key))
+    // Unlike an assignment it does not throw where the object is frozen.
+    Reflect.set(value, key, "changed")
+  }
+  Reflect.set(value, "added", "changed")
+}
+
 /** Two streams in one commit, their events by turns. */
 export const mixed = (a: ReadonlyArray<Event>, b: ReadonlyArray<Event>): ReadonlyArray<Event> =>
   Arr.makeBy(Math.max(a.length, b.length), (index) => [a[index], b[index]])

@@ -65,6 +65,17 @@ export const commitAllCases = ({ lacks }: Settings): ReadonlyArray<Case> => [
       )
     })),
 
+  test("commitAll: every projection receives every event of a commit of 120 events", () =>
+    Effect.gen(function* () {
+      const store = yield* StoreAdapter
+      const events = mixed(yield* stream(newId(), 1, 60), yield* stream(newId(), 1, 60))
+      const [first, second]: [Array<string>, Array<string>] = [[], []]
+      yield* store.commitAll(events, [recording(first), recording(second)])
+      const all = events.map(({ aggregateId, sequence }) => `${aggregateId} ${sequence}`)
+      expect(first).toEqual(all)
+      expect(second).toEqual(all)
+    })),
+
   test("commitAll: a projection that names its events receives no others of the commit", () =>
     Effect.gen(function* () {
       const store = yield* StoreAdapter

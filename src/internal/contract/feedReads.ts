@@ -5,11 +5,13 @@ import { expect } from "@effect/vitest"
 import * as Arr from "effect/Array"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
-import { beginning, isPosition, order } from "../../EventFeed.js"
+import * as Stream from "effect/Stream"
+import { beginning, isPosition, order, stream as streamOf, streamStored } from "../../EventFeed.js"
 import { awkwardIds, awkwardValues } from "./awkward.js"
-import { event, mixed, newId, projecting, stream, test } from "./case.js"
+import { deface, event, mixed, newId, projecting, stream, test } from "./case.js"
 import {
   at,
+  commitShown,
   committedOf,
   eventsOf,
   expectInSequence,
@@ -190,6 +192,19 @@ export const feedReadCases: ReadonlyArray<FeedCase> = [
       expect(yield* feed.count()).toBeGreaterThanOrEqual(7)
     })),
 
+  test("count: counts beyond a thousand events", () =>
+    Effect.gen(function* () {
+      const { feed, store } = yield* ports
+      const after = yield* feed.head
+      const [all, some] = [newId(), newId()]
+      const events = yield* stream(all, 1, 1100)
+      yield* store.commitEvents(events.map((one) => (one.sequence % 20 === 0 ? one : { ...one, type: some })))
+      const shownEvents = yield* shown(feed, { after }, [all], 1100)
+      expect(yield* feed.count({ after })).toBe(1100)
+      expect(yield* feed.count({ after, filter: { types: [some] } })).toBe(1045)
+      expect(yield* feed.count({ after: at(shownEvents, 9).position })).toBe(1090)
+    })),
+
   test("positionOf: is the position that the feed shows the event at; none where there is no such event", () =>
     Effect.gen(function* () {
       const { feed, store } = yield* ports
@@ -206,10 +221,72 @@ export const feedReadCases: ReadonlyArray<FeedCase> = [
       ] as const) {
         expect(yield* feed.positionOf({ aggregateId, sequence })).toEqual(Option.none())
       }
+    })),
+
+  test("positionOf: finds an event at any sequence of a long stream", () =>
+    Effect.gen(function* () {
+      const all = yield* ports
+      const events = yield* commitShown(all, 1100)
+      for (const sequence of [1, 50, 51, 100, 101, 1000, 1001, 1100]) {
+        const one = at(events, sequence - 1)
+        expect(one.sequence).toBe(sequence)
+        expect(yield* all.feed.positionOf(one)).toEqual(Option.some(one.position))
+      }
+    })),
+
+  test("read: a caller may change an event without changing what is stored, or another event that was read", () =>
+    Effect.gen(function* () {
+      const { feed, store } = yield* ports
+      const after = yield* feed.head
+      const events = yield* alike
+      const id = at(events, 0).aggregateId
+      yield* store.commitEvents(events)
+      const committed = structuredClone(yield* shown(feed, { after }, [id], 4))
+      for (const filter of [undefined, { aggregates: ["Test"] }]) {
+        const [mine, others] = [yield* feed.read({ after, filter }), yield* feed.read({ after, filter })]
+        deface(mine.events.at(0))
+        expect(mine.events.slice(1)).toEqual(committed.slice(1))
+        deface(mine.events)
+        expect(others.events).toEqual(committed)
+        expect((yield* feed.read({ after, filter })).events).toEqual(committed)
+        expect(yield* store.getEvents(id, 1)).toEqual(committed.map(committedOf))
+      }
+    })),
+
+  test("stream, streamStored: a caller may change an event without changing what is stored, or the events after it", () =>
+    Effect.gen(function* () {
+      const { feed, store } = yield* ports
+      const after = yield* feed.head
+      const events = yield* alike
+      const id = at(events, 0).aggregateId
+      yield* store.commitEvents(events)
+      const committed = structuredClone(yield* shown(feed, { after }, [id], 4))
+      for (const streamed of [streamOf({ after }), streamStored({ after })]) {
+        const received: Array<unknown> = []
+        const changing = Stream.runForEach(Stream.take(streamed, 4), (one) =>
+          Effect.sync(() => {
+            received.push(structuredClone(one))
+            deface(one)
+          })
+        )
+        yield* changing
+        yield* changing
+        expect(received).toEqual([...committed, ...committed])
+      }
+      expect(yield* store.getEvents(id, 1)).toEqual(committed.map(committedOf))
     }))
 ]
 
 // --- internal ---
+
+/** Four events of one stream: two with the same flat metadata, then two with the same nested metadata. */
+const alike = Effect.suspend(() =>
+  Effect.map(stream(newId(), 1, 4), (events) =>
+    events.map((one) =>
+      one.sequence > 2 ? { ...one, metadata: { aggregate: "Test", caused: { by: ["a caller"] } } } : one
+    )
+  )
+)
 
 /** An id that is awkward at both ends, and of this run alone. */
 const unique = (id: string): string => {

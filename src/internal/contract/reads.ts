@@ -6,7 +6,7 @@ import * as Effect from "effect/Effect"
 import { StoreAdapter } from "../../StoreAdapter.js"
 import { type StoreError, ValidationError } from "../../StoreError.js"
 import { refusedNames, refusedSequences } from "./awkward.js"
-import { type Case, idOf, newId, stream, test } from "./case.js"
+import { type Case, deface, idOf, newId, stream, test } from "./case.js"
 
 export const readCases: ReadonlyArray<Case> = [
   test("getEvents: both bounds are inclusive; 0 and 1 mean all", () =>
@@ -31,6 +31,22 @@ export const readCases: ReadonlyArray<Case> = [
       expect(yield* read(0, 2_147_483_647)).toEqual([1, 2, 3, 4, 5])
       expect(yield* read(2_147_483_647)).toEqual([])
       expect(yield* store.getEvents(newId(), 0)).toEqual([])
+    })),
+
+  test("getEvents: a caller may change an event without changing what is stored, or another event that was read", () =>
+    Effect.gen(function* () {
+      const store = yield* StoreAdapter
+      const events = yield* stream(newId(), 1, 3)
+      const committed = structuredClone(events)
+      yield* store.commitEvents(events)
+      const [mine, others] = [yield* store.getEvents(idOf(committed), 1), yield* store.getEvents(idOf(committed), 1)]
+      const [first, ...rest] = mine
+      deface(first)
+      expect(rest).toEqual(committed.slice(1))
+      deface(mine)
+      expect(others).toEqual(committed)
+      expect(yield* store.getEvents(idOf(committed), 1)).toEqual(committed)
+      expect(yield* store.getEvents(idOf(committed), 2)).toEqual(committed.slice(1))
     })),
 
   test("getEvents, getSnapshot: refuse bad arguments by a ValidationError that names them", () =>

@@ -8,7 +8,7 @@ import * as Option from "effect/Option"
 import { StoreAdapter } from "../../StoreAdapter.js"
 import { ValidationError } from "../../StoreError.js"
 import { awkwardValues, refusedBodies, refusedNames, refusedSequences } from "./awkward.js"
-import { type Case, newId, snapshot, test } from "./case.js"
+import { type Case, deface, newId, snapshot, test } from "./case.js"
 
 export const snapshotCases: ReadonlyArray<Case> = [
   test("commitSnapshot: replaces the stored one if and only if its sequence is higher", () =>
@@ -55,6 +55,21 @@ export const snapshotCases: ReadonlyArray<Case> = [
         false,
         true
       ])
+    })),
+
+  test("getSnapshot: a caller may change a snapshot without changing what is stored, or what another read returned", () =>
+    Effect.gen(function* () {
+      const store = yield* StoreAdapter
+      const one = yield* snapshot(newId(), 5)
+      const committed = structuredClone(one)
+      yield* store.commitSnapshot(one)
+      const [mine, others] = [
+        yield* store.getSnapshot(committed.aggregateId, 0),
+        yield* store.getSnapshot(committed.aggregateId, 0)
+      ]
+      deface(Option.getOrThrow(mine))
+      expect(others).toEqual(Option.some(committed))
+      expect(yield* store.getSnapshot(committed.aggregateId, 0)).toEqual(Option.some(committed))
     })),
 
   test("commitSnapshot: refuses a bad snapshot by a ValidationError, and keeps the stored one", () =>
