@@ -130,6 +130,18 @@ const caught: ReadonlyArray<readonly [breaking: Breaking, cases: ReadonlyArray<s
   [
     Broken.projectsInAFiberOfItsOwn,
     ["commitAll: a fiber ref that a projection sets has the new value for its caller, and for no other"]
+  ],
+  [
+    Broken.sortsKeys,
+    ["commitEvents", "commitSnapshot"].map(
+      (operation) => `${operation}: any JSON comes back as it went in, with the order of keys and the sign of -0`
+    )
+  ],
+  [
+    Broken.forgetsTheSignOfZero,
+    ["commitEvents", "commitSnapshot"].map(
+      (operation) => `${operation}: any JSON comes back as it went in, with the order of keys and the sign of -0`
+    )
   ]
 ]
 

@@ -1,5 +1,5 @@
 /**
- * What may be stored as JSON: the values that come back from JSON text, and from Postgres' `jsonb`, as they went in.
+ * What may be stored as JSON: the values that come back from their JSON text as they went in.
  */
 
 /** How many things that are wrong with one value are told: enough to mend it by. */
@@ -9,12 +9,12 @@ export const maxIssues = 1000
 export type Report = (path: ReadonlyArray<string | number>, message: string) => void
 
 /**
- * Checks that a value is an object which JSON and `jsonb` hold without loss, and returns its text; reports everything
- * that is wrong and returns nothing where it is not.
+ * Checks that a value is an object which JSON holds without loss, and returns its text; reports everything
+ * that is wrong and returns nothing where it is not. The text keeps the order of keys and the sign of -0.
  *
  * Refused are `undefined`, functions, symbols, `bigint`, `NaN` and the infinities, objects that are no plain ones (`Date`,
  * `Map`, class instances: JSON would keep a shadow of them), cycles, holes in arrays, and in strings and keys what
- * `jsonb` refuses: NUL, and surrogates without their other half.
+ * no text of Postgres can hold: NUL, and surrogates without their other half.
  *
  * The text is written from what was checked, each value read once: a getter that answers differently the next time, or a
  * `toJSON`, has no say in it.
@@ -72,7 +72,7 @@ const flatText = (value: unknown): string | undefined => {
             ? Number.isFinite(current)
             : typeof current === "boolean" || current === null
       if (!isSimple || textProblem(key) !== undefined || written.length > maxFlat) return undefined
-      written += `${written === "{" ? "" : ","}${JSON.stringify(key)}:${JSON.stringify(current)}`
+      written += `${written === "{" ? "" : ","}${JSON.stringify(key)}:${scalarText(current)}`
     }
     return Object.getOwnPropertySymbols(value).length === 0 && written.length <= maxFlat ? `${written}}` : undefined
   } catch {
@@ -83,6 +83,9 @@ const flatText = (value: unknown): string | undefined => {
 
 /** In characters. */
 const maxFlat = 10_000
+
+/** The text of a value that is no container. `JSON.stringify` drops the sign of -0. */
+const scalarText = (value: unknown): string => (Object.is(value, -0) ? "-0" : JSON.stringify(value))
 
 const checkedText = (value: unknown, report: Report): string | undefined => {
   let problems = 0
@@ -105,13 +108,13 @@ const checkedText = (value: unknown, report: Report): string | undefined => {
 
   const write = (current: unknown): void => {
     size += sizeOfValue
-    if (size > maxSize) throw new TooLarge()
+    if (size > maxSize || written.length > maxSize) throw new TooLarge()
     switch (typeof current) {
       case "string":
         return writeText(current, "the text")
       case "number":
         if (!Number.isFinite(current)) return refuse(`${current} is no JSON number`)
-        written += JSON.stringify(current)
+        written += scalarText(current)
         return
       case "boolean":
         written += current
@@ -164,6 +167,7 @@ const checkedText = (value: unknown, report: Report): string | undefined => {
       return undefined
     }
     write(value)
+    if (written.length > maxSize) throw new TooLarge()
     return problems === 0 ? written : undefined
   } catch (error) {
     if (error instanceof TooLarge) report([], `larger than ${maxSize / 1_000_000} MB`)
@@ -176,10 +180,10 @@ const checkedText = (value: unknown, report: Report): string | undefined => {
 /** Far more than a record needs, far less than what exhausts the stack of the JSON parser on either side. */
 const maxDepth = 1000
 
-/** Of one record, in characters, about; `jsonb` itself ends at 256 MB. */
+/** Of one record, in characters of its text: what is accepted must be readable, and a text of JavaScript ends at 512 MB. */
 const maxSize = 64_000_000
 
-/** What `jsonb` takes for a value beside its characters. */
+/** In characters, the least that a value counts for: millions of short ones take far more memory than their text. */
 const sizeOfValue = 4
 
 class TooLarge extends Error {}
