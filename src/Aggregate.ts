@@ -171,7 +171,7 @@ export interface Aggregate<
    */
   readonly replay: (id: string, sequence: number) => Effect.Effect<State, ValidationError | StoreError, Instance<Name>>
 
-  /** Stores a snapshot of the state, so that loading begins there. It replaces an older one only. */
+  /** Stores a snapshot of the state, so that loading begins there. It replaces the stored one, unless that is newer. */
   readonly snapshot: (id: string) => Effect.Effect<void, ValidationError | StoreError, Instance<Name>>
 
   /**

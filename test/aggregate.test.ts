@@ -669,7 +669,7 @@ for (const [name, store] of Object.entries(stores)) {
             }
           })
           expect(yield* Effect.provide(SavingsAccount.fetch(id), node)).toEqual({ owner: null, balance: 78 })
-          expect(reads).toEqual([11])
+          expect(reads).toEqual([10])
         }).pipe(Effect.scoped)
     )
 

@@ -369,6 +369,16 @@ export const sortsKeys = (store: Store): Store => changesBodies(store, sorted)
 export const forgetsTheSignOfZero = (store: Store): Store =>
   changesBodies(store, (body) => JSON.parse(JSON.stringify(body)))
 
+/** A snapshot is not replaced by another of its sequence. */
+export const keepsTheFirstSnapshot = (store: Store): Store => ({
+  ...store,
+  commitSnapshot: (snapshot) =>
+    Effect.flatMap(
+      Effect.catchAll(store.getSnapshot(snapshot.aggregateId, snapshot.sequence), () => Effect.succeed(Option.none())),
+      (stored) => (Option.isSome(stored) ? Effect.void : store.commitSnapshot(snapshot))
+    )
+})
+
 // --- internal ---
 
 type Body = Event.Event["body"]

@@ -340,7 +340,8 @@ const reading = (sql: SqlClient.SqlClient, schema: Fragment): Fragment =>
   set enable_bitmapscan = off`
 
 /**
- * Reads a stream from its snapshot on, if it has one up to `p_max`: the snapshot as a row without a type, and so many events after it.
+ * Reads a stream from its snapshot on, if it has one up to `p_max`: the snapshot as a row without a type, and so many events from the one
+ * that it was made at.
  */
 const readStream = (sql: SqlClient.SqlClient, schema: Fragment): Statement<unknown> =>
   sql`create function ${schema}.read_stream(p_aggregate_id text, p_max int, p_limit int)
@@ -349,18 +350,18 @@ const readStream = (sql: SqlClient.SqlClient, schema: Fragment): Statement<unkno
   as $function$
   #variable_conflict use_column
   declare
-    after int := 0;
+    first int := 1;
   begin
     return query
       select s."timestamp"::text, s.sequence, null::text, s.body::text, s.metadata::text
       from snapshots s where s.aggregate_id = p_aggregate_id and s.sequence <= p_max;
     if found then
-      select s.sequence into after from snapshots s where s.aggregate_id = p_aggregate_id;
+      select s.sequence into first from snapshots s where s.aggregate_id = p_aggregate_id;
     end if;
     return query
       select e."timestamp"::text, e.sequence, '.' || e.type, e.body::text, e.metadata::text
       from event_log e
-      where e.aggregate_id = p_aggregate_id and e.sequence > after and e.sequence <= p_max
+      where e.aggregate_id = p_aggregate_id and e.sequence >= first and e.sequence <= p_max
       order by e.sequence limit p_limit;
   end
   $function$`

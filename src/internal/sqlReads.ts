@@ -141,7 +141,7 @@ type Columns = [
   ReadonlyArray<Event["metadata"]>
 ]
 
-/** The snapshot, if there is one, and the events after it up to a limit, and one more. */
+/** The snapshot, if there is one, and the events from its own on up to a limit, and one more. */
 export const selectStream = (
   sql: SqlClient.SqlClient,
   schema: Statement.Fragment,

@@ -175,7 +175,11 @@ export const refusedBodies: ReadonlyArray<readonly [what: string, path: string, 
 /** Arbitrary JSON objects without what has to be refused. */
 export const jsonObject: FastCheck.Arbitrary<Record<string, unknown>> = FastCheck.dictionary(
   FastCheck.string({ unit: "grapheme" }).filter((key) => !key.includes("\0")),
-  FastCheck.jsonValue({ maxDepth: 4, stringUnit: "grapheme" }).filter(
-    (value) => !JSON.stringify(value).includes("\\u0000")
+  FastCheck.oneof(
+    FastCheck.jsonValue({ maxDepth: 4, stringUnit: "grapheme" }).filter(
+      (value) => !JSON.stringify(value).includes("\\u0000")
+    ),
+    // Hardly ever drawn otherwise.
+    FastCheck.constantFrom(-0, [-0, 1e308])
   )
 )
