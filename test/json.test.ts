@@ -88,6 +88,43 @@ for (const [name, layer] of Object.entries(stores)) {
   })
 }
 
+class Closed extends Schema.TaggedClass<Closed>()("Closed", {
+  reason: Schema.optional(Schema.String),
+  details: Schema.Unknown
+}) {}
+class Close extends Schema.TaggedClass<Close>()("Close", {
+  reason: Schema.optional(Schema.String),
+  details: Schema.Unknown
+}) {}
+
+const Shop = Aggregate.make("Shop", {
+  state: Schema.Struct({ reason: Schema.optional(Schema.String), details: Schema.Unknown }),
+  initialState: { details: null },
+  events: Closed,
+  commands: Close,
+  decide: { Close: ({ details, reason }) => Effect.succeed([new Closed({ reason, details })]) },
+  evolve: { Closed: (_, { details, reason }) => ({ reason, details }) },
+  snapshotEvery: 1
+})
+
+it.effect("a field that is undefined is left out of events and snapshots, as JSON leaves it out", () =>
+  Effect.gen(function* () {
+    const store = yield* StoreAdapter.StoreAdapter
+    const id = newId()
+    const details = { a: undefined, list: [{ b: undefined, c: 1 }] }
+    const { state } = yield* Shop.evaluate(id, new Close({ reason: undefined, details }))
+    expect(state).toEqual({ details: { list: [{ c: 1 }] } })
+    expectExactly((yield* store.getEvents(id, 1))[0]?.body, { details: { list: [{ c: 1 }] } })
+    expectExactly(Option.getOrThrow(yield* store.getSnapshot(id, 1)).body, {
+      state: { details: { list: [{ c: 1 }] } }
+    })
+    expect(yield* Effect.provide(Shop.fetch(id), Layer.fresh(Shop.layer))).toEqual(state)
+    // JSON would make it null.
+    const refused = yield* Effect.flip(Shop.evaluate(id, new Close({ details: [undefined] })))
+    expect(refused).toMatchObject({ _tag: "ValidationError" })
+  }).pipe(Effect.provide(Shop.layer), Effect.provide(MemoryStore.layer))
+)
+
 it.layer(sqlStore, { timeout: 60_000 })("SqlStore", (it) => {
   it.effect("keeps JSON as the text that was written, so that what is accepted is short enough to be read", () =>
     Effect.gen(function* () {

@@ -10,7 +10,7 @@ import * as Schema from "effect/Schema"
 import * as AST from "effect/SchemaAST"
 import type { Event } from "../Event.js"
 import { StoreError, ValidationError, ValidationIssue } from "../StoreError.js"
-import { isBounded, thrownMessage } from "./json.js"
+import { isBounded, thrownMessage, withoutUndefined } from "./json.js"
 import { decodeUnknownEither, encodeUnknownEither } from "./shortWay.js"
 
 /** What every event, command and refusal of an application has. */
@@ -48,7 +48,7 @@ export const makeEventCodec = <A extends Tagged, I extends Tagged>(schema: Schem
       if (member === undefined) return Either.left([unknownTag([...members.keys()], index)])
       return Either.mapBoth(member.encode(event), {
         onLeft: (error) => parseIssues(error, index),
-        onRight: ({ _tag, ...body }) => body
+        onRight: ({ _tag, ...body }) => withoutUndefined(body)
       })
     }
   }

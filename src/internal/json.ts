@@ -22,6 +22,36 @@ export type Report = (path: ReadonlyArray<string | number>, message: string) => 
 export const stringifyObject = (value: unknown, report: Report): string | undefined =>
   flatText(value) ?? checkedText(value, report)
 
+/**
+ * The value without its fields that are `undefined`, as `JSON.stringify` leaves them out. In a list `undefined` stays, to be refused: JSON
+ * would make it `null`. A value that can't be read, or is too large to be stored, stays as it is, and is refused too.
+ */
+export const withoutUndefined = <A extends object>(value: A): A => {
+  let left = maxSize / sizeOfValue
+  const clean = (current: unknown, depth: number): unknown => {
+    if (typeof current !== "object" || current === null) return current
+    if (--left < 0 || depth > maxDepth) throw new TooLarge()
+    if (Array.isArray(current)) {
+      const cleaned = Array.from(current, (item) => clean(item, depth + 1))
+      return cleaned.every((item, index) => item === current[index]) ? current : cleaned
+    }
+    if (!isPlain(current)) return current
+    let isChanged = false
+    const entries: Array<[string, unknown]> = []
+    for (const key of Object.keys(current)) {
+      const [before, after] = [current[key], clean(current[key], depth + 1)]
+      isChanged ||= before !== after || after === undefined
+      if (after !== undefined) entries.push([key, after])
+    }
+    return isChanged && Object.getOwnPropertySymbols(current).length === 0 ? Object.fromEntries(entries) : current
+  }
+  try {
+    return clean(value, 0) as A
+  } catch {
+    return value
+  }
+}
+
 /** What keeps a text from being stored, if anything does. */
 export const textProblem = (text: string): string | undefined =>
   text.includes("\0") ? "contains NUL" : text.isWellFormed() ? undefined : "contains half of a surrogate pair"

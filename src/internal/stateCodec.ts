@@ -7,6 +7,7 @@ import type { Snapshot } from "../Snapshot.js"
 import { ValidationError } from "../StoreError.js"
 import { guarded, parseIssues } from "./eventCodec.js"
 import { fingerprint } from "./fingerprint.js"
+import { withoutUndefined } from "./json.js"
 import { decodeUnknownEither, encodeUnknownEither } from "./shortWay.js"
 
 export interface StateCodec<State> {
@@ -49,7 +50,7 @@ export const makeStateCodec = <State, I>(
     encode: (state) =>
       Either.mapBoth(encode({ state }), {
         onLeft: (error) => new ValidationError({ operation: `${aggregate}.snapshot`, issues: parseIssues(error, 0) }),
-        onRight: (encoded) => ({ body: { ...encoded }, metadata: current() })
+        onRight: (encoded) => ({ body: withoutUndefined({ ...encoded }), metadata: current() })
       })
   }
 }
