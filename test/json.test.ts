@@ -18,12 +18,19 @@ import { jsonObject } from "../src/internal/contract/awkward.js"
 import { event, everyCase, expectExactly, newId } from "../src/internal/contract/case.js"
 import { layerPg } from "./database.js"
 
-class Noted extends Schema.TaggedClass<Noted>()("Noted", { value: Schema.Unknown }) {}
-class Note extends Schema.TaggedClass<Note>()("Note", { value: Schema.Unknown }) {}
+class Noted extends Schema.TaggedClass<Noted>()("Noted", {
+  value: Schema.Record({ key: Schema.String, value: Schema.Unknown })
+}) {}
+class Note extends Schema.TaggedClass<Note>()("Note", {
+  value: Schema.Record({ key: Schema.String, value: Schema.Unknown })
+}) {}
 
 const Notes = Aggregate.make("Notes", {
-  state: Schema.Struct({ last: Schema.Unknown, all: Schema.Array(Schema.Unknown) }),
-  initialState: { last: null, all: [] },
+  state: Schema.Struct({
+    last: Schema.Record({ key: Schema.String, value: Schema.Unknown }),
+    all: Schema.Array(Schema.Unknown)
+  }),
+  initialState: { last: {}, all: [] },
   events: Noted,
   commands: Note,
   decide: { Note: ({ value }) => Effect.succeed([new Noted({ value })]) },
@@ -106,6 +113,31 @@ const Shop = Aggregate.make("Shop", {
   evolve: { Closed: (_, { details, reason }) => ({ reason, details }) },
   snapshotEvery: 1
 })
+
+const Labelled = Schema.TaggedStruct("Labelled", {
+  labels: Schema.Record({ key: Schema.String, value: Schema.Unknown })
+})
+
+const Labels = Aggregate.make("Labels", {
+  state: Schema.Record({ key: Schema.String, value: Schema.Unknown }),
+  initialState: {},
+  events: Labelled,
+  commands: Labelled,
+  decide: { Labelled: (command) => Effect.succeed([command]) },
+  evolve: { Labelled: (_, { labels }) => labels },
+  snapshotEvery: 1
+})
+
+it.effect("the key __proto__ of a record is kept in events and states", () =>
+  Effect.gen(function* () {
+    const labels: Record<string, unknown> = JSON.parse('{"__proto__": {"a": 1}, "b": 2}')
+    const id = newId()
+    const { state } = yield* Labels.evaluate(id, { _tag: "Labelled", labels })
+    expectExactly(state, labels)
+    expectExactly(yield* Effect.provide(Labels.fetch(id), Layer.fresh(Labels.layer)), labels)
+    expectExactly(yield* Effect.provide(Labels.replay(id, 1), Layer.fresh(Labels.layer)), labels)
+  }).pipe(Effect.provide(Labels.layer), Effect.provide(MemoryStore.layer))
+)
 
 it.effect("a field that is undefined is left out of events and snapshots, as JSON leaves it out", () =>
   Effect.gen(function* () {
