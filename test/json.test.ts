@@ -136,7 +136,7 @@ it.effect("the key __proto__ of a record is kept in events and states", () =>
     expectExactly(state, labels)
     expectExactly(yield* Effect.provide(Labels.fetch(id), Layer.fresh(Labels.layer)), labels)
     expectExactly(yield* Effect.provide(Labels.replay(id, 1), Layer.fresh(Labels.layer)), labels)
-  }).pipe(Effect.provide(Labels.layer), Effect.provide(MemoryStore.layer))
+  }).pipe(Effect.provide(Layer.provideMerge(Labels.layer, MemoryStore.layer)))
 )
 
 it.effect("a field that is undefined is left out of events and snapshots, as JSON leaves it out", () =>
@@ -154,7 +154,7 @@ it.effect("a field that is undefined is left out of events and snapshots, as JSO
     // JSON would make it null.
     const refused = yield* Effect.flip(Shop.evaluate(id, new Close({ details: [undefined] })))
     expect(refused).toMatchObject({ _tag: "ValidationError" })
-  }).pipe(Effect.provide(Shop.layer), Effect.provide(MemoryStore.layer))
+  }).pipe(Effect.provide(Layer.provideMerge(Shop.layer, MemoryStore.layer)))
 )
 
 it.layer(sqlStore, { timeout: 60_000 })("SqlStore", (it) => {

@@ -351,7 +351,7 @@ it.layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg({ maxConnections: 4 })))
                 sequence: 601,
                 state: { balance: 601 }
               })
-            }).pipe(Effect.provide(Account.layer), Effect.provide(Limits.layer))
+            }).pipe(Effect.provide(Layer.provideMerge(Account.layer, Limits.layer)))
           }).pipe(Effect.provide(layers))
         })
       )
