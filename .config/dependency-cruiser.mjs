@@ -6,6 +6,7 @@ const floors = [
   [
     "StoreError.ts",
     "internal/shortWay.ts",
+    "internal/fingerprint.ts",
     "internal/ticking.ts",
     "internal/atOnce.ts",
     "internal/machineTime.ts",

@@ -99,7 +99,7 @@ export type DecideHandlers<State, A, C extends Tagged> = {
  * @category models
  */
 export type EvolveHandlers<State, A extends Tagged> = {
-  readonly [K in A["_tag"]]: (state: NoInfer<State>, event: Extract<A, { readonly _tag: K }>) => NoInfer<State>
+  readonly [K in A["_tag"]]: (state: State, event: Extract<A, { readonly _tag: K }>) => State
 }
 
 /**
@@ -171,7 +171,7 @@ export interface Aggregate<
    */
   readonly replay: (id: string, sequence: number) => Effect.Effect<State, ValidationError | StoreError, Instance<Name>>
 
-  /** Stores a snapshot of the state, so that loading begins there. It replaces an older one only. */
+  /** Stores a snapshot of the state, so that loading begins there. It replaces the stored one, unless that is newer. */
   readonly snapshot: (id: string) => Effect.Effect<void, ValidationError | StoreError, Instance<Name>>
 
   /**
@@ -209,7 +209,7 @@ export interface Options<
   /** A decision for each command. */
   readonly decide: Decide
   /** A step for each event. */
-  readonly evolve: EvolveHandlers<State, A>
+  readonly evolve: NoInfer<EvolveHandlers<State, A>>
   /** Projections that are part of the transaction that commits the events. */
   readonly projections?: Projections | undefined
   /** Stores a snapshot whenever the stream grows past a multiple of this many events; never by default. */

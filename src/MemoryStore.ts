@@ -160,7 +160,7 @@ const makeOn = (log: MemoryLog): StoreAdapterService => {
         const found = records.snapshot(id)
         const snapshot = found !== undefined && found.sequence <= maxSequence ? found : undefined
         return {
-          ...pageOf(records, { ...range, minSequence: (snapshot?.sequence ?? 0) + 1 }, limit),
+          ...pageOf(records, { ...range, minSequence: snapshot?.sequence ?? 1 }, limit),
           snapshot: Option.map(Option.fromNullable(snapshot), restoreSnapshot)
         }
       })
@@ -228,7 +228,7 @@ class Records {
 
   putSnapshot(snapshot: StoredSnapshot): void {
     const stored = this.snapshot(snapshot.aggregateId)
-    if (stored === undefined || stored.sequence < snapshot.sequence) {
+    if (stored === undefined || stored.sequence <= snapshot.sequence) {
       this.snapshots.set(snapshot.aggregateId, snapshot)
     }
   }

@@ -177,7 +177,11 @@ export const make = (options?: SqlStoreOptions): Effect.Effect<StoreAdapterServi
         ),
       readSnapshot: (range) =>
         Effect.map(statement("getSnapshot", "reading", selectSnapshot(sql, schema, range)), ([row]) =>
-          Option.map(Option.fromNullable(row), (found) => ({ ...found, aggregateId: range.aggregateId }))
+          Option.map(Option.fromNullable(row), (found) => ({
+            ...found,
+            sequence: Number(found.sequence),
+            aggregateId: range.aggregateId
+          }))
         )
     })
 
@@ -198,7 +202,7 @@ export const make = (options?: SqlStoreOptions): Effect.Effect<StoreAdapterServi
           Effect.map(selectStream(sql, schema, range, limit), (rows) => {
             const place = rows.findIndex(({ type }) => type === null)
             const snapshot = Option.map(Option.fromNullable(rows[place]), (row) =>
-              restoreSnapshot({ ...row, aggregateId: id })
+              restoreSnapshot({ ...row, sequence: Number(row.sequence), aggregateId: id })
             )
             return { ...pageOf(id, rows, limit), snapshot }
           })

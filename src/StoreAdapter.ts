@@ -78,8 +78,8 @@ export interface StoreAdapterService {
   ) => Effect.Effect<void, RetryCommand | ValidationError | StoreError | E, R>
 
   /**
-   * Stores the snapshot if there is none of its aggregate yet, or an older one, which it replaces; also in a race. One that
-   * is as old or older is passed over without a failure.
+   * Stores the snapshot, and replaces the one that its aggregate has, unless that has a higher sequence; also in a race. One that is
+   * older is passed over without a failure. One of the same sequence may be of another version of the state, so it replaces the stored one.
    */
   readonly commitSnapshot: (snapshot: Snapshot) => Effect.Effect<void, ValidationError | StoreError>
 
@@ -164,7 +164,7 @@ export interface EncodedStore {
     project: Effect.Effect<void, E, R>
   ) => Effect.Effect<void, RetryCommand | StoreError | E, R>
 
-  /** Stores the snapshot, unless the stored one is as new or newer. */
+  /** Stores the snapshot, unless the stored one has a higher sequence. */
   readonly putSnapshot: (snapshot: StoredSnapshot) => Effect.Effect<void, StoreError>
 
   /** The events of the aggregate within the bounds, both inclusive, in order of sequence. */

@@ -102,7 +102,7 @@ export const cases = (options?: Options): ReadonlyArray<Case> => {
     ...commitEventsCases(settings),
     ...commitAllCases(settings),
     ...callersContextCases,
-    ...snapshotCases,
+    ...snapshotCases(settings),
     ...readCases,
     ...callersTransactionCases,
     ...interruptionCases,

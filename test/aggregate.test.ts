@@ -643,7 +643,7 @@ for (const [name, store] of Object.entries(stores)) {
             }
           })
           expect(yield* Effect.provide(SavingsAccount.fetch(id), node)).toEqual({ owner: null, balance: 78 })
-          expect(reads).toEqual([11])
+          expect(reads).toEqual([10])
         }).pipe(Effect.scoped)
     )
 
@@ -877,6 +877,26 @@ it("a definition that lacks a handler, or has a senseless number, is refused whe
   expect(() => Aggregate.make("Account", { ...definition, decide })).toThrow(
     "decide of Account has no handler for Touch"
   )
+  const older = Schema.TaggedStruct("Deposited", { amount: Schema.Number })
+  const newer = Schema.TaggedStruct("Deposited", { amount: Schema.Number, currency: Schema.optional(Schema.String) })
+  const other = Schema.TaggedStruct("Deposited", { cents: Schema.Number })
+  const make = (
+    ...events:
+      | readonly [typeof older, typeof newer]
+      | readonly [typeof newer, typeof older]
+      | readonly [typeof other, typeof newer]
+  ) =>
+    Aggregate.make("Account", {
+      state: Schema.Number,
+      initialState: 0,
+      events: Schema.Union(...events),
+      commands: Deposit,
+      decide: { Deposit: () => Effect.succeed([]) },
+      evolve: { Deposited: (balance) => balance }
+    })
+  expect(() => make(older, newer)).toThrow(`events of Account: ${older} comes before ${newer}`)
+  make(newer, older)
+  make(other, newer)
   for (const snapshotEvery of [0, -1, 1.5, Number.NaN]) {
     expect(() => Aggregate.make("Account", { ...definition, snapshotEvery })).toThrow("snapshotEvery")
   }

@@ -411,7 +411,42 @@ export const projectsFiftyEventsAtMost = (store: Store): Store => ({
     )
 })
 
+/** Bodies come back with their keys sorted, as `jsonb` sorts them. */
+export const sortsKeys = (store: Store): Store => changesBodies(store, sorted)
+
+/** Bodies come back with 0 for -0. */
+export const forgetsTheSignOfZero = (store: Store): Store =>
+  changesBodies(store, (body) => JSON.parse(JSON.stringify(body)))
+
+/** A snapshot is not replaced by another of its sequence. */
+export const keepsTheFirstSnapshot = (store: Store): Store => ({
+  ...store,
+  commitSnapshot: (snapshot) =>
+    Effect.flatMap(
+      Effect.catchAll(store.getSnapshot(snapshot.aggregateId, snapshot.sequence), () => Effect.succeed(Option.none())),
+      (stored) => (Option.isSome(stored) ? Effect.void : store.commitSnapshot(snapshot))
+    )
+})
+
 // --- internal ---
+
+type Body = Event.Event["body"]
+
+const changesBodies = (store: Store, change: (body: Body) => Body): Store => ({
+  ...store,
+  getEvents: (id, min, options) =>
+    Effect.map(store.getEvents(id, min, options), (events) =>
+      events.map((event) => ({ ...event, body: change(event.body) }))
+    ),
+  getSnapshot: (id, min, options) =>
+    Effect.map(
+      store.getSnapshot(id, min, options),
+      Option.map((snapshot) => ({ ...snapshot, body: change(snapshot.body) }))
+    )
+})
+
+const sorted = (body: Body): Body =>
+  Object.fromEntries(Object.entries(body).sort(([one], [other]) => one.length - other.length || (one < other ? -1 : 1)))
 
 /** What a broken store knows of the commit whose projections are running. */
 interface Open {

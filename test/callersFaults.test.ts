@@ -7,7 +7,7 @@ import * as Exit from "effect/Exit"
 import * as Stream from "effect/Stream"
 import { type Projection, StoreAdapter } from "effect-maestro"
 import { describe, intact, onPool, onPostgres, Pool, poolState, saidBy } from "./callers.js"
-import { macrotask, macrotask } from "./nodes.js"
+import { macrotask } from "./nodes.js"
 
 const newId = (): string => crypto.randomUUID()
 
@@ -51,11 +51,12 @@ it.layer(onPostgres, { timeout: 60_000 })("Faults inside of commits", (it) => {
     }
   }
 
-  const readers = {
-    "to the end": <A, E, R>(rows: Stream.Stream<A, E, R>): Stream.Stream<A, unknown, R> => rows,
-    "and stops early": <A, E, R>(rows: Stream.Stream<A, E, R>): Stream.Stream<A, unknown, R> => Stream.take(rows, 200),
-    "and fails": <A, E, R>(rows: Stream.Stream<A, E, R>): Stream.Stream<A, unknown, R> => Stream.mapEffect(rows, () => Effect.fail("its own"))
-  }
+  const readers: Readonly<Record<string, (rows: Stream.Stream<unknown, unknown>) => Stream.Stream<unknown, unknown>>> =
+    {
+      "to the end": (rows) => rows,
+      "and stops early": (rows) => Stream.take(rows, 200),
+      "and fails": (rows) => Stream.mapEffect(rows, () => Effect.fail("its own"))
+    }
   for (const [name, read] of Object.entries(readers)) {
     it.scoped(
       `a commit whose projection reads ${name} by a cursor of a connection that is killed fails, and is not stored`,
@@ -65,21 +66,21 @@ it.layer(onPostgres, { timeout: 60_000 })("Faults inside of commits", (it) => {
           const id = newId()
           let killed = false
           const kill = (pid: number) =>
-          Effect.suspend(() => {
-            if (killed) return Effect.void
-            killed = true
-            return Effect.zipRight(admin`select pg_terminate_backend(${pid}, 5000)`, Effect.repeatN(macrotask, 20))
-          })
-        const reading = projecting((sql) =>
-          Effect.flatMap(sql<{ pid: number }>`select pg_backend_pid() as pid`, ([row]) =>
-            sql`select n from generate_series(1, 100000) n`.stream.pipe(
-              Stream.tap(() => kill(row?.pid ?? 0)),
-              read,
-              Stream.runDrain
+            Effect.suspend(() => {
+              if (killed) return Effect.void
+              killed = true
+              return Effect.zipRight(admin`select pg_terminate_backend(${pid}, 5000)`, Effect.repeatN(macrotask, 20))
+            })
+          const reading = projecting((sql) =>
+            Effect.flatMap(sql<{ pid: number }>`select pg_backend_pid() as pid`, ([row]) =>
+              sql`select n from generate_series(1, 100000) n`.stream.pipe(
+                Stream.tap(() => kill(row?.pid ?? 0)),
+                read,
+                Stream.runDrain
+              )
             )
           )
-        )
-        const exit = yield* Effect.exit(commit(id, [reading]))
+          const exit = yield* Effect.exit(commit(id, [reading]))
           expect(Exit.isFailure(exit)).toBe(true)
           expect([yield* poolState(2), yield* eventsOf(id)]).toEqual([intact, 0])
         }).pipe((program) => onPool(2, program))

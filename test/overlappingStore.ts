@@ -281,7 +281,8 @@ const byAggregate = (events: ReadonlyArray<Event.StoredEvent>) => {
 
 const putSnapshot = (records: Records, snapshot: Snapshot.StoredSnapshot): void => {
   const stored = snapshotOf(records, snapshot.aggregateId)
-  if (stored === undefined || stored.sequence < snapshot.sequence) records.snapshots.set(snapshot.aggregateId, snapshot)
+  if (stored === undefined || stored.sequence <= snapshot.sequence)
+    records.snapshots.set(snapshot.aggregateId, snapshot)
 }
 
 const keep = (

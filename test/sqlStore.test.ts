@@ -22,6 +22,7 @@ import * as Str from "effect/String"
 import { type Event, type Projection, SqlStore, StoreAdapter, StoreError, Timestamp } from "effect-maestro"
 import * as PgliteClient from "effect-maestro/PgliteClient"
 import pg from "pg"
+import { Account, Deposit, Limits } from "./account.js"
 import { layerPg, makeDatabase, uniqueName } from "./database.js"
 
 const { RetryCommand } = StoreError
@@ -313,24 +314,48 @@ it.layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg({ maxConnections: 4 })))
       })
     )
 
-    it.scoped("type parsers of the driver change nothing", () =>
-      Effect.gen(function* () {
-        const url = yield* makeDatabase
-        const [text, int4, boolean] = [25, 23, 16]
-        const types = {
-          getTypeParser: (oid: number) => (value: string) =>
-            oid === text ? value : oid === int4 ? Number(value) : oid === boolean ? value === "t" : { parsed: value }
-        }
-        const layers = SqlStore.layer.pipe(Layer.provide(PgClient.layer({ url: Redacted.make(url), types })))
-        yield* Effect.gen(function* () {
-          const store = yield* StoreAdapter.StoreAdapter
-          const events = [yield* event(newId(), 1)]
-          yield* store.commitEvents(events)
-          yield* store.commitEvents(events)
-          expect(yield* store.getEvents(idOf(events), 1)).toEqual(events)
-        }).pipe(Effect.provide(layers))
-      })
-    )
+    for (const [what, readInt] of Object.entries({ numbers: Number, texts: String })) {
+      it.scoped(`type parsers of the driver change nothing, also where integers are read to ${what}`, () =>
+        Effect.gen(function* () {
+          const url = yield* makeDatabase
+          const [text, int4, boolean] = [25, 23, 16]
+          const types = {
+            getTypeParser: (oid: number) => (value: string) =>
+              oid === text ? value : oid === int4 ? readInt(value) : oid === boolean ? value === "t" : { parsed: value }
+          }
+          const layers = SqlStore.layer.pipe(Layer.provide(PgClient.layer({ url: Redacted.make(url), types })))
+          yield* Effect.gen(function* () {
+            const store = yield* StoreAdapter.StoreAdapter
+            const events = [yield* event(newId(), 1)]
+            yield* store.commitEvents(events)
+            yield* store.commitEvents(events)
+            expect(yield* store.getEvents(idOf(events), 1)).toEqual(events)
+            yield* Effect.gen(function* () {
+              const id = newId()
+              yield* store.commitEvents(
+                yield* Effect.forEach(Arr.range(1, 600), (sequence) =>
+                  Effect.map(event(id, sequence), (one) => ({
+                    ...one,
+                    type: "Deposited",
+                    body: { amount: 1 },
+                    metadata: {}
+                  }))
+                )
+              )
+              expect(yield* Account.fetch(id)).toMatchObject({ balance: 600 })
+              yield* Account.snapshot(id)
+              expect(Option.getOrThrow(yield* store.getSnapshot(id, 1)).sequence).toBe(600)
+              expect(
+                yield* Effect.provide(Account.evaluate(id, new Deposit({ amount: 1 })), Layer.fresh(Account.layer))
+              ).toMatchObject({
+                sequence: 601,
+                state: { balance: 601 }
+              })
+            }).pipe(Effect.provide(Layer.provideMerge(Account.layer, Limits.layer)))
+          }).pipe(Effect.provide(layers))
+        })
+      )
+    }
 
     it.scoped("several stores share a database, each in its schema, whatever its name", () =>
       Effect.gen(function* () {

@@ -181,3 +181,36 @@ it("the layers of the stores provide the ports; the failures are data", () => {
   expectTypeOf<Layer.Layer.Success<typeof SqlStore.layer>>().toEqualTypeOf<Ports>()
   expectTypeOf<StoreError.StoreError["reason"]>().toEqualTypeOf<StoreError.StoreErrorReason>()
 })
+
+class Booked extends Schema.TaggedClass<Booked>()("Booked", { seat: Schema.Int }) {}
+
+it("evolve keeps the literals of the state that it returns, and is checked against the state's schema", () => {
+  const types = () => {
+    const options = {
+      state: Schema.Struct({ status: Schema.Literal("free", "booked"), seats: Schema.Array(Schema.Int) }),
+      initialState: { status: "free", seats: [] },
+      events: Booked,
+      commands: Booked,
+      decide: { Booked: (command: Booked) => Effect.succeed([command]) }
+    } as const
+    const Flight = Aggregate.make("Flight", {
+      ...options,
+      evolve: { Booked: (state, { seat }) => ({ ...state, status: "booked", seats: [...state.seats, seat] }) }
+    })
+    Aggregate.make("Flight", {
+      ...options,
+      // @ts-expect-error: no state has this status
+      evolve: { Booked: (state) => ({ ...state, status: "cancelled" }) }
+    })
+    // @ts-expect-error: an event has no handler
+    Aggregate.make("Flight", { ...options, evolve: {} })
+    return Flight.fetch(id)
+  }
+  expectTypeOf<ReturnType<typeof types>>().toEqualTypeOf<
+    Effect.Effect<
+      { readonly status: "free" | "booked"; readonly seats: ReadonlyArray<number> },
+      StoreError.ValidationError | StoreError.StoreError,
+      Aggregate.Instance<"Flight">
+    >
+  >()
+})

@@ -137,7 +137,7 @@ class Records {
     }
     for (const snapshot of snapshots) {
       const stored = this.snapshot(snapshot.aggregateId)
-      if (stored === undefined || stored.sequence < snapshot.sequence) {
+      if (stored === undefined || stored.sequence <= snapshot.sequence) {
         this.snapshots.set(snapshot.aggregateId, snapshot)
       }
     }

@@ -8,7 +8,7 @@ import type * as Schema from "effect/Schema"
 import type { Projection } from "../Projection.js"
 import { ValidationError } from "../StoreError.js"
 import type { Design } from "./aggregateService.js"
-import { makeEventCodec, refusingBadInput, type Tagged, tagOf, tagsOf, unknownTag } from "./eventCodec.js"
+import { lossyMembers, makeEventCodec, refusingBadInput, type Tagged, tagOf, tagsOf, unknownTag } from "./eventCodec.js"
 import type { Loaded } from "./loading.js"
 import { makeMinted } from "./minted.js"
 import type { Keeping } from "./seats.js"
@@ -37,6 +37,12 @@ export const define = <State, StateEncoded, A extends Tagged, I extends Tagged, 
 ): Design<State, A, C, E, R> => {
   if (options.snapshotEvery !== undefined && !(Number.isInteger(options.snapshotEvery) && options.snapshotEvery > 0)) {
     throw new TypeError(`snapshotEvery of ${name} must be a whole number above 0, and is ${options.snapshotEvery}`)
+  }
+  const lossy = lossyMembers(options.events)
+  if (lossy !== undefined) {
+    throw new TypeError(
+      `events of ${name}: ${lossy[0]} comes before ${lossy[1]} of the same tag, and would write its events without a field of theirs: put the new form first`
+    )
   }
   const commandTags = tagsOf(options.commands)
   const decide = handlersOf<(command: never, root: Loaded<State>) => Effect.Effect<ReadonlyArray<A>, E, R>>(

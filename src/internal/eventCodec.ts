@@ -10,7 +10,7 @@ import * as Schema from "effect/Schema"
 import * as AST from "effect/SchemaAST"
 import type { Event } from "../Event.js"
 import { StoreError, ValidationError, ValidationIssue } from "../StoreError.js"
-import { isBounded, thrownMessage } from "./json.js"
+import { isBounded, thrownMessage, withoutUndefined } from "./json.js"
 import { decodeUnknownEither, encodeUnknownEither } from "./shortWay.js"
 
 /** What every event, command and refusal of an application has. */
@@ -48,7 +48,7 @@ export const makeEventCodec = <A extends Tagged, I extends Tagged>(schema: Schem
       if (member === undefined) return Either.left([unknownTag([...members.keys()], index)])
       return Either.mapBoth(member.encode(event), {
         onLeft: (error) => parseIssues(error, index),
-        onRight: ({ _tag, ...body }) => body
+        onRight: ({ _tag, ...body }) => withoutUndefined(body)
       })
     }
   }
@@ -56,6 +56,20 @@ export const makeEventCodec = <A extends Tagged, I extends Tagged>(schema: Schem
 
 /** The tags that a tagged schema, or a union of them, knows. */
 export const tagsOf = (schema: Schema.Schema.Any): ReadonlyArray<string> => [...membersByTag(schema.ast).keys()]
+
+/**
+ * Says which two members of a union share a tag so that events would lose a field: the first that takes an event encodes it, so an old form
+ * that stands before the new one would write new events without what is new. Nothing, where there are none.
+ */
+export const lossyMembers = (schema: Schema.Schema.Any): readonly [first: string, second: string] | undefined => {
+  for (const members of membersByTag(schema.ast).values()) {
+    for (const [index, second] of members.entries()) {
+      const first = members.slice(0, index).find((one) => mayTake(one, second) && omits(one, second))
+      if (first !== undefined) return [String(first), String(second)]
+    }
+  }
+  return undefined
+}
 
 /** What a schema found wrong, in the words of a `ValidationError`. */
 export const parseIssues = (
@@ -175,6 +189,35 @@ const membersByTag = (ast: AST.AST): Map<string, Array<AST.AST>> => {
   }
   visit(ast)
   return found
+}
+
+/** Whether the first, tried first, may encode what the second decodes. A class takes its own instances only. */
+const mayTake = (first: AST.AST, second: AST.AST): boolean => {
+  const [one, other] = [AST.typeAST(first), AST.typeAST(second)]
+  if (AST.isDeclaration(one)) return AST.isDeclaration(other) && nameOf(one) === nameOf(other)
+  const [own, others] = [fieldsOf(one), fieldsOf(other)]
+  if (own === undefined || others === undefined) return true
+  return own.every(({ isOptional, name, type }) => {
+    const same = others.find((field) => field.name === name)
+    if (same === undefined) return isOptional
+    return !(AST.isLiteral(type) && AST.isLiteral(same.type) && type.literal !== same.type.literal)
+  })
+}
+
+/** Whether the second writes a field that the first does not. */
+const omits = (first: AST.AST, second: AST.AST): boolean => {
+  const [one, other] = [AST.encodedAST(first), AST.encodedAST(second)]
+  if (!AST.isTypeLiteral(one) || !AST.isTypeLiteral(other)) return true
+  const written = new Set(one.propertySignatures.map(({ name }) => name))
+  return one.indexSignatures.length === 0 && other.propertySignatures.some(({ name }) => !written.has(name))
+}
+
+const nameOf = (ast: AST.Annotated): string => Option.getOrElse(AST.getIdentifierAnnotation(ast), () => String(ast))
+
+/** Those of a struct, or of a class. */
+const fieldsOf = (ast: AST.AST): ReadonlyArray<AST.PropertySignature> | undefined => {
+  const struct = AST.isDeclaration(ast) ? ast.typeParameters[0] : ast
+  return struct !== undefined && AST.isTypeLiteral(struct) ? struct.propertySignatures : undefined
 }
 
 /** V8 takes fifteen times as long for one more property on a copy of what JSON was read to, so the tag comes first. */

@@ -1,5 +1,5 @@
 /**
- * What may be stored as JSON: the values that come back from JSON text, and from Postgres' `jsonb`, as they went in.
+ * What may be stored as JSON: the values that come back from their JSON text as they went in.
  */
 
 /** How many things that are wrong with one value are told: enough to mend it by. */
@@ -9,18 +9,48 @@ export const maxIssues = 1000
 export type Report = (path: ReadonlyArray<string | number>, message: string) => void
 
 /**
- * Checks that a value is an object which JSON and `jsonb` hold without loss, and returns its text; reports everything
- * that is wrong and returns nothing where it is not.
+ * Checks that a value is an object which JSON holds without loss, and returns its text; reports everything
+ * that is wrong and returns nothing where it is not. The text keeps the order of keys and the sign of -0.
  *
  * Refused are `undefined`, functions, symbols, `bigint`, `NaN` and the infinities, objects that are no plain ones (`Date`,
  * `Map`, class instances: JSON would keep a shadow of them), cycles, holes in arrays, and in strings and keys what
- * `jsonb` refuses: NUL, and surrogates without their other half.
+ * no text of Postgres can hold: NUL, and surrogates without their other half.
  *
  * The text is written from what was checked, each value read once: a getter that answers differently the next time, or a
  * `toJSON`, has no say in it.
  */
 export const stringifyObject = (value: unknown, report: Report): string | undefined =>
   flatText(value) ?? checkedText(value, report)
+
+/**
+ * The value without its fields that are `undefined`, as `JSON.stringify` leaves them out. In a list `undefined` stays, to be refused: JSON
+ * would make it `null`. A value that can't be read, or is too large to be stored, stays as it is, and is refused too.
+ */
+export const withoutUndefined = <A extends object>(value: A): A => {
+  let left = maxSize / sizeOfValue
+  const clean = (current: unknown, depth: number): unknown => {
+    if (typeof current !== "object" || current === null) return current
+    if (--left < 0 || depth > maxDepth) throw new TooLarge()
+    if (Array.isArray(current)) {
+      const cleaned = Array.from(current, (item) => clean(item, depth + 1))
+      return cleaned.every((item, index) => item === current[index]) ? current : cleaned
+    }
+    if (!isPlain(current)) return current
+    let isChanged = false
+    const entries: Array<[string, unknown]> = []
+    for (const key of Object.keys(current)) {
+      const [before, after] = [current[key], clean(current[key], depth + 1)]
+      isChanged ||= before !== after || after === undefined
+      if (after !== undefined) entries.push([key, after])
+    }
+    return isChanged && Object.getOwnPropertySymbols(current).length === 0 ? Object.fromEntries(entries) : current
+  }
+  try {
+    return clean(value, 0) as A
+  } catch {
+    return value
+  }
+}
 
 /** What keeps a text from being stored, if anything does. */
 export const textProblem = (text: string): string | undefined =>
@@ -72,7 +102,7 @@ const flatText = (value: unknown): string | undefined => {
             ? Number.isFinite(current)
             : typeof current === "boolean" || current === null
       if (!isSimple || textProblem(key) !== undefined || written.length > maxFlat) return undefined
-      written += `${written === "{" ? "" : ","}${JSON.stringify(key)}:${JSON.stringify(current)}`
+      written += `${written === "{" ? "" : ","}${JSON.stringify(key)}:${scalarText(current)}`
     }
     return Object.getOwnPropertySymbols(value).length === 0 && written.length <= maxFlat ? `${written}}` : undefined
   } catch {
@@ -83,6 +113,9 @@ const flatText = (value: unknown): string | undefined => {
 
 /** In characters. */
 const maxFlat = 10_000
+
+/** The text of a value that is no container. `JSON.stringify` drops the sign of -0. */
+const scalarText = (value: unknown): string => (Object.is(value, -0) ? "-0" : JSON.stringify(value))
 
 const checkedText = (value: unknown, report: Report): string | undefined => {
   let problems = 0
@@ -105,13 +138,13 @@ const checkedText = (value: unknown, report: Report): string | undefined => {
 
   const write = (current: unknown): void => {
     size += sizeOfValue
-    if (size > maxSize) throw new TooLarge()
+    if (size > maxSize || written.length > maxSize) throw new TooLarge()
     switch (typeof current) {
       case "string":
         return writeText(current, "the text")
       case "number":
         if (!Number.isFinite(current)) return refuse(`${current} is no JSON number`)
-        written += JSON.stringify(current)
+        written += scalarText(current)
         return
       case "boolean":
         written += current
@@ -164,6 +197,7 @@ const checkedText = (value: unknown, report: Report): string | undefined => {
       return undefined
     }
     write(value)
+    if (written.length > maxSize) throw new TooLarge()
     return problems === 0 ? written : undefined
   } catch (error) {
     if (error instanceof TooLarge) report([], `larger than ${maxSize / 1_000_000} MB`)
@@ -176,10 +210,10 @@ const checkedText = (value: unknown, report: Report): string | undefined => {
 /** Far more than a record needs, far less than what exhausts the stack of the JSON parser on either side. */
 const maxDepth = 1000
 
-/** Of one record, in characters, about; `jsonb` itself ends at 256 MB. */
+/** Of one record, in characters of its text: what is accepted must be readable, and a text of JavaScript ends at 512 MB. */
 const maxSize = 64_000_000
 
-/** What `jsonb` takes for a value beside its characters. */
+/** In characters, the least that a value counts for: millions of short ones take far more memory than their text. */
 const sizeOfValue = 4
 
 class TooLarge extends Error {}

@@ -14,7 +14,7 @@ import { StoreError, type ValidationError } from "../StoreError.js"
 import type { Timestamp } from "../Timestamp.js"
 import type { EventCodec, Tagged } from "./eventCodec.js"
 import { nextTurn } from "./nextTurn.js"
-import type { StateCodec } from "./stateCodec.js"
+import type { StateCodec, Unusable } from "./stateCodec.js"
 import { type Stream, streamReaderOf } from "./streamReader.js"
 
 /** What it takes to come to a state. */
@@ -57,17 +57,28 @@ export const load = <State, A extends Tagged>(
   upTo: number = maxSequence
 ): Effect.Effect<Loaded<State>, ValidationError | StoreError> =>
   Effect.flatMap(streamReaderOf(store).fromSnapshot(id, upTo, firstPage), (stream) => {
-    const start = Option.flatMap(stream.snapshot, (snapshot) => stateOf(folding, snapshot))
-    // The events that came along are those after the snapshot.
-    return Option.isNone(start) && Option.isSome(stream.snapshot)
-      ? readOn(folding, store, initial(folding, id), upTo)
-      : foldOn(
+    if (Option.isNone(stream.snapshot)) return foldOn(folding, store, initial(folding, id), stream, upTo)
+    const snapshot = stream.snapshot.value
+    // The event that the snapshot was made at comes along with those after it.
+    const [last, ...news] = stream.events()
+    const state: Either.Either<State, Unusable> = isAt(last, snapshot)
+      ? folding.state.decode(snapshot)
+      : Either.left({ _tag: "Damaged", why: "it was made at another event than the stored one" })
+    return Either.match(state, {
+      onLeft: (unusable) =>
+        Effect.zipRight(
+          unusable._tag === "Outdated" ? Effect.void : passedOver(folding.name, snapshot, unusable.why),
+          readOn(folding, store, initial(folding, id), upTo)
+        ),
+      onRight: (state) =>
+        foldOn(
           folding,
           store,
-          Option.getOrElse(start, () => initial(folding, id)),
-          stream,
+          { id, sequence: snapshot.sequence, state, timestamp: snapshot.timestamp },
+          { ...stream, events: () => news },
           upTo
         )
+    })
   })
 
 /**
@@ -124,16 +135,12 @@ const firstPage = 500
  */
 const pageSize = 2500
 
-const stateOf = <State, A extends Tagged>(
-  folding: Folding<State, A>,
-  snapshot: Snapshot
-): Option.Option<Loaded<State>> =>
-  Option.map(folding.state.decode(snapshot), (state) => ({
-    id: snapshot.aggregateId,
-    sequence: snapshot.sequence,
-    state,
-    timestamp: snapshot.timestamp
-  }))
+/** Whether the snapshot was made at this event. One whose event is missing or another one comes from another history of the log. */
+const isAt = (event: Event | undefined, { sequence, timestamp }: Snapshot): boolean =>
+  event !== undefined && event.sequence === sequence && event.timestamp === timestamp
+
+const passedOver = (name: string, { aggregateId, sequence }: Snapshot, why: string): Effect.Effect<void> =>
+  Effect.logWarning(`the snapshot of ${name} ${aggregateId} at ${sequence} is passed over: ${why}`)
 
 const readOn = <State, A extends Tagged>(
   folding: Folding<State, A>,

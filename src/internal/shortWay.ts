@@ -132,7 +132,27 @@ interface Property {
   readonly short: Short
 }
 
+/** Also the only way that keeps the key `__proto__`: that of `effect/Schema` sets it as the prototype. */
+const ofRecord = ({ parameter, type }: AST.IndexSignature, ast: AST.TypeLiteral, direction: Direction): Short => {
+  if (!AST.isStringKeyword(parameter)) return longOf(ast, direction)
+  const short = shortOf(type, direction)
+  return (u) => {
+    if (typeof u !== "object" || u === null || Array.isArray(u)) return unsure
+    const entries: Array<[string, unknown]> = []
+    for (const key of Object.keys(u)) {
+      const value = short((u as Record<string, unknown>)[key])
+      if (value === unsure) return unsure
+      entries.push([key, value])
+    }
+    return Object.fromEntries(entries)
+  }
+}
+
 const ofStruct = (ast: AST.TypeLiteral, direction: Direction): Short => {
+  const [index, ...more] = ast.indexSignatures
+  if (index !== undefined && more.length === 0 && ast.propertySignatures.length === 0) {
+    return ofRecord(index, ast, direction)
+  }
   const properties: ReadonlyArray<Property> = ast.propertySignatures.map(({ isOptional, name, type }) => ({
     name,
     isOptional,

@@ -72,7 +72,7 @@ export const makeSqlFeed = (
               : row.restored
                 ? Effect.fail(restored())
                 : Effect.succeed({
-                    head: row.seen === 0 ? since : positionOf(row),
+                    head: Number(row.seen) === 0 ? since : positionOf(row),
                     kinds: { types: namesOf(row.types), aggregates: namesOf(row.aggregates) }
                   })
         )
@@ -153,7 +153,7 @@ export const feedEventsOf = (rows: ReadonlyArray<FeedRow>): ReadonlyArray<FeedEv
       position: row.place.slice(0, dot) as Position,
       timestamp: row.timestamp,
       aggregateId: row.place.slice(dot + 1),
-      sequence: row.sequence,
+      sequence: Number(row.sequence),
       type: row.type.slice(1),
       body: JSON.parse(row.body),
       metadata: metadataOf(row.metadata)
@@ -249,7 +249,7 @@ const selectFilteredPage = (
     select feed_key::text || '-' || position::text || '.', null, null, null, null, null, scanned::int from bound`
 
 const pageOf = (rows: ReadonlyArray<FeedRow & Partial<WindowRow>>, after: Position, limit: number) => {
-  const bound = rows.findLast(({ scanned }) => typeof scanned === "number")
+  const bound = rows.findLast(({ scanned }) => scanned !== null && scanned !== undefined)
   const found = bound === undefined ? rows : rows.filter((row) => row !== bound)
   if (found.length > limit) {
     const events = feedEventsOf(found.slice(0, limit))
@@ -257,7 +257,7 @@ const pageOf = (rows: ReadonlyArray<FeedRow & Partial<WindowRow>>, after: Positi
   }
   const events = feedEventsOf(found)
   const position = bound === undefined ? (events.at(-1)?.position ?? after) : (bound.place.slice(0, -1) as Position)
-  return { events, position, more: bound?.scanned === window }
+  return { events, position, more: Number(bound?.scanned) === window }
 }
 
 const selectHead = (sql: SqlClient.SqlClient, schema: Statement.Fragment) =>

@@ -65,7 +65,7 @@ export const makeLease = ({ schema, sql }: Home, wakeUps: WakeUps): Subscription
       const others = yield* reading(
         sql<{ partitions: number }>`select distinct partitions from ${schema}.subscriptions where name = ${key.name}`
       )
-      const other = others.find(({ partitions }) => partitions !== key.partitions)
+      const other = others.find(({ partitions }) => Number(partitions) !== key.partitions)
       if (other !== undefined) {
         return yield* new StoreError({
           reason: "Misconfigured",

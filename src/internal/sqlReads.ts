@@ -21,7 +21,8 @@ interface EventRow extends Omit<StoredEvent, "aggregateId" | "type"> {
 export const eventOf = (aggregateId: string, { body, metadata, sequence, timestamp, type }: EventRow): StoredEvent => ({
   timestamp,
   aggregateId,
-  sequence,
+  // An application may have a driver that reads numbers to texts.
+  sequence: Number(sequence),
   type: withoutDot(type ?? ""),
   body,
   metadata
@@ -45,7 +46,7 @@ export const pageOf = (aggregateId: string, rows: ReadonlyArray<EventRow>, limit
     events.push({
       timestamp: row.timestamp,
       aggregateId,
-      sequence: row.sequence,
+      sequence: Number(row.sequence),
       type: withoutDot(row.type),
       body: JSON.parse(row.body),
       metadata
@@ -103,9 +104,11 @@ export const pageOfRow = (
   row: PageRow | undefined,
   limit: number
 ): Stream | { readonly rowsUpTo: number } => {
-  if (row === undefined || row.found === 0 || row.last - row.first + 1 !== row.found) return { rowsUpTo: maxSequence }
-  if (row.timestamps === null) return { rowsUpTo: row.found > limit ? row.last : maxSequence }
-  const { bodies, first, found, metadata, timestamps, types } = row
+  if (row === undefined) return { rowsUpTo: maxSequence }
+  const [found, first, last] = [Number(row.found), Number(row.first), Number(row.last)]
+  if (found === 0 || last - first + 1 !== found) return { rowsUpTo: maxSequence }
+  if (row.timestamps === null) return { rowsUpTo: found > limit ? last : maxSequence }
+  const { bodies, metadata, timestamps, types } = row
   const length = Math.min(found, limit)
   return {
     events: () => eventsOf(aggregateId, first, length, [timestamps, types, bodies, metadata]),
@@ -141,7 +144,7 @@ type Columns = [
   ReadonlyArray<Event["metadata"]>
 ]
 
-/** The snapshot, if there is one, and the events after it up to a limit, and one more. */
+/** The snapshot, if there is one, and the events from its own on up to a limit, and one more. */
 export const selectStream = (
   sql: SqlClient.SqlClient,
   schema: Statement.Fragment,

@@ -67,11 +67,11 @@ export const makeSqlSubscriptions = (home: Home, wakeUps: WakeUps): Subscription
             (row): SetAside => ({
               position: positionOf(row),
               aggregateId: row.aggregate_id.slice(1),
-              sequence: row.sequence,
+              sequence: Number(row.sequence),
               type: row.type.slice(1),
               error: row.error.slice(1),
-              attempts: row.attempts,
-              partition: row.partition,
+              attempts: Number(row.attempts),
+              partition: Number(row.partition),
               since: Math.floor(row.since)
             })
           )
@@ -162,13 +162,13 @@ interface SetAsideRow extends PlaceRow {
 
 const standingOf = (name: string, row: StandingRow): Standing => ({
   name,
-  partition: row.partition,
-  partitions: row.partitions,
+  partition: Number(row.partition),
+  partitions: Number(row.partitions),
   position: positionOf(row),
   holder: Option.fromNullable(row.holder),
   stopped: row.stopped,
   lastFailure: Option.map(Option.fromNullable(row.last_failure), (text): Failure => JSON.parse(text)),
-  setAside: row.set_aside
+  setAside: Number(row.set_aside)
 })
 
 /** Looks again and again: whenever a subscription that runs here has come further, and from time to time. */

@@ -92,4 +92,4 @@ export const upsertSnapshot = (sql: SqlClient.SqlClient, schema: Statement.Fragm
     values (${snapshot.aggregateId}, ${snapshot.sequence}, ${snapshot.timestamp}, ${snapshot.body}, ${snapshot.metadata})
     on conflict (aggregate_id) do update
     set sequence = excluded.sequence, timestamp = excluded.timestamp, body = excluded.body, metadata = excluded.metadata
-    where s.sequence < excluded.sequence`
+    where s.sequence <= excluded.sequence`

@@ -30,7 +30,10 @@ export interface StreamReader {
     limit: number
   ) => Effect.Effect<Stream, ValidationError | StoreError>
 
-  /** The newest snapshot up to a sequence, and so many events after it, up to that sequence too. */
+  /**
+   * The newest snapshot up to a sequence, and so many events, up to that sequence too: from the one that the snapshot was made at, or from
+   * the first where there is no snapshot.
+   */
   readonly fromSnapshot: (
     id: string,
     maxSequence: number,
@@ -59,10 +62,10 @@ const byThePort = (store: StoreAdapterService): StreamReader => {
     events,
     fromSnapshot: (id, maxSequence, limit) =>
       Effect.flatMap(store.getSnapshot(id, 1, { maxSequence }), (snapshot) => {
-        const after = Option.match(snapshot, { onNone: () => 0, onSome: ({ sequence }) => sequence })
-        return after >= maxSequence
+        const first = Option.match(snapshot, { onNone: () => 1, onSome: ({ sequence }) => sequence })
+        return first > maxSequence
           ? Effect.succeed({ ...streamOf([], false), snapshot })
-          : Effect.map(events(id, after + 1, Math.min(limit, maxSequence - after)), (stream) => ({
+          : Effect.map(events(id, first, Math.min(limit, maxSequence - first + 1)), (stream) => ({
               ...stream,
               snapshot
             }))

@@ -22,6 +22,10 @@ export const awkwardValues: Record<string, unknown> = {
     1e21,
     123456789.12345679
   ],
+  "-0": [-0, { minus: -0, plus: 0 }],
+  "keys in an order of their own": JSON.parse(
+    '{"zoe":1,"al":{"b":2,"aa":3},"bartholomew":[{"y":4,"x":5}],"10":6,"2":7,"":8}'
+  ),
   emoji: "👩‍👩‍👧‍👦 🇨🇭 é é ﷽ 🏳️‍🌈",
   "empty texts and keys": { "": "", list: [], object: {}, nothing: null },
   "control characters and quotes": "\u0001\b\f\n\r\t\"'\\ \u2028\u2029 \u007f \ufeff \uffff {}[],:%_?$1 :x --",
@@ -124,7 +128,7 @@ export const billionLaughs = (): Record<string, unknown> => {
   return { value }
 }
 
-/** What is no JSON object or holds what JSON or `jsonb` can't, and where in it. */
+/** What is no JSON object or holds what JSON or a text of Postgres can't, and where in it. */
 export const refusedBodies: ReadonlyArray<readonly [what: string, path: string, body: unknown]> = [
   ["null", "", null],
   ["undefined", "", undefined],
@@ -171,7 +175,11 @@ export const refusedBodies: ReadonlyArray<readonly [what: string, path: string, 
 /** Arbitrary JSON objects without what has to be refused. */
 export const jsonObject: FastCheck.Arbitrary<Record<string, unknown>> = FastCheck.dictionary(
   FastCheck.string({ unit: "grapheme" }).filter((key) => !key.includes("\0")),
-  FastCheck.jsonValue({ maxDepth: 4, stringUnit: "grapheme" }).filter(
-    (value) => !JSON.stringify(value).includes("\\u0000")
+  FastCheck.oneof(
+    FastCheck.jsonValue({ maxDepth: 4, stringUnit: "grapheme" }).filter(
+      (value) => !JSON.stringify(value).includes("\\u0000")
+    ),
+    // Hardly ever drawn otherwise.
+    FastCheck.constantFrom(-0, [-0, 1e308])
   )
 )

@@ -134,6 +134,24 @@ export const failureOf = (exit: Exit.Exit<unknown, unknown>): unknown =>
 export const noSqlClient = (): Error =>
   new Error(`the layer provides no SqlClient: give the suite \`lacks: ["callerTransaction"]\`, or a layer with one`)
 
+/** Fails unless both are the same JSON: the same values, the same order of keys, the same sign of -0. */
+export const expectExactly = (actual: unknown, expected: unknown): void => {
+  const [found, wanted] = [exactly(actual), exactly(expected)]
+  if (found === wanted) return
+  // A diff of megabytes would take longer than the test.
+  let place = 0
+  while (found[place] === wanted[place]) place++
+  const around = (text: string) => text.slice(Math.max(0, place - 100), place + 100)
+  throw new Error(`at character ${place} there is\n${around(found)}\ninstead of\n${around(wanted)}`)
+}
+
+/** The JSON text of a value, with the sign of -0. */
+const exactly = (value: unknown): string => {
+  if (Array.isArray(value)) return `[${value.map(exactly).join()}]`
+  if (typeof value !== "object" || value === null) return Object.is(value, -0) ? "-0" : `${JSON.stringify(value)}`
+  return `{${Object.entries(value).map(([key, inner]) => `${JSON.stringify(key)}:${exactly(inner)}`)}}`
+}
+
 // --- running ---
 
 /** Lets timers and sockets have their turn. */

@@ -24,6 +24,7 @@ import {
   type Case,
   event,
   everyCase,
+  expectExactly,
   idOf,
   macrotask,
   mixed,
@@ -51,7 +52,7 @@ export const commitEventsCases = (settings: Settings): ReadonlyArray<Case> => [
       expect(yield* store.getEvents(idOf(events), 1)).toEqual(events)
     })),
 
-  test("commitEvents: any JSON comes back as it went in", () =>
+  test("commitEvents: any JSON comes back as it went in, with the order of keys and the sign of -0", () =>
     Effect.gen(function* () {
       const store = yield* StoreAdapter
       yield* everyCase(settings, FastCheck.tuple(jsonObject, jsonObject), ([body, metadata]) =>
@@ -59,9 +60,7 @@ export const commitEventsCases = (settings: Settings): ReadonlyArray<Case> => [
           const events = [{ ...(yield* event(newId(), 1)), body, metadata }]
           yield* store.commitEvents(events)
           const [stored] = yield* store.getEvents(idOf(events), 1)
-          // What JSON text says of the value is the measure: it has no -0, and no order of keys.
-          expect(stored?.body).toEqual(JSON.parse(JSON.stringify(body)))
-          expect(stored?.metadata).toEqual(JSON.parse(JSON.stringify(metadata)))
+          expectExactly([stored?.body, stored?.metadata], [body, metadata])
         })
       )
     })),
@@ -73,8 +72,8 @@ export const commitEventsCases = (settings: Settings): ReadonlyArray<Case> => [
         const body = { value }
         const events = [{ ...(yield* event(newId(), 1)), body, metadata: body }]
         yield* store.commitEvents(events)
-        expect(JSON.stringify(yield* store.getEvents(idOf(events), 1))).toHaveLength(JSON.stringify(events).length)
-        expect(yield* store.getEvents(idOf(events), 1)).toEqual(events)
+        const [stored] = yield* store.getEvents(idOf(events), 1)
+        expectExactly([stored?.body, stored?.metadata], [body, body])
       }))
   ),
 

@@ -6,9 +6,10 @@ import * as Arr from "effect/Array"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import * as Stream from "effect/Stream"
+import type { Event } from "../../Event.js"
 import { beginning, isPosition, order, stream as streamOf, streamStored } from "../../EventFeed.js"
 import { awkwardIds, awkwardValues } from "./awkward.js"
-import { deface, event, mixed, newId, projecting, stream, test } from "./case.js"
+import { deface, event, expectExactly, mixed, newId, projecting, stream, test } from "./case.js"
 import {
   at,
   commitShown,
@@ -171,10 +172,11 @@ export const feedReadCases: ReadonlyArray<FeedCase> = [
       const after = yield* feed.head
       const id = newId()
       const events = yield* Effect.forEach(Object.values(awkwardValues), (value, index) =>
-        event(id, index + 1, { body: { value }, metadata: { index } })
+        event(id, index + 1, { body: { value }, metadata: { value } })
       )
       yield* store.commitEvents(events)
-      expect((yield* shown(feed, { after }, [id], events.length)).map(committedOf)).toEqual(events)
+      const contents = ({ body, metadata }: Event) => [body, metadata]
+      expectExactly((yield* shown(feed, { after }, [id], events.length)).map(contents), events.map(contents))
     })),
 
   test("count: is the number of events that read shows after the position, by the same filter", () =>

@@ -40,6 +40,6 @@ export const commit = (model: Model, events: ReadonlyArray<Event>): readonly [Ou
 
 export const commitSnapshot = (model: Model, snapshot: Snapshot): Model => {
   const before = model.snapshots.get(snapshot.aggregateId)
-  if (before !== undefined && before.sequence >= snapshot.sequence) return model
+  if (before !== undefined && before.sequence > snapshot.sequence) return model
   return { ...model, snapshots: new Map(model.snapshots).set(snapshot.aggregateId, snapshot) }
 }

@@ -4,14 +4,15 @@
 import { expect } from "@effect/vitest"
 import * as Arr from "effect/Array"
 import * as Effect from "effect/Effect"
+import * as FastCheck from "effect/FastCheck"
 import * as Option from "effect/Option"
 import { StoreAdapter } from "../../StoreAdapter.js"
 import { ValidationError } from "../../StoreError.js"
-import { awkwardValues, refusedBodies, refusedNames, refusedSequences } from "./awkward.js"
-import { type Case, deface, newId, snapshot, test } from "./case.js"
+import { awkwardValues, jsonObject, refusedBodies, refusedNames, refusedSequences } from "./awkward.js"
+import { type Case, deface, everyCase, expectExactly, newId, type Settings, snapshot, test } from "./case.js"
 
-export const snapshotCases: ReadonlyArray<Case> = [
-  test("commitSnapshot: replaces the stored one if and only if its sequence is higher", () =>
+export const snapshotCases = (settings: Settings): ReadonlyArray<Case> => [
+  test("commitSnapshot: replaces the stored one unless that has a higher sequence", () =>
     Effect.gen(function* () {
       const store = yield* StoreAdapter
       const id = newId()
@@ -19,8 +20,9 @@ export const snapshotCases: ReadonlyArray<Case> = [
       const [four, nine] = [yield* snapshot(id, 4), yield* snapshot(id, 9)]
       yield* store.commitSnapshot(five)
       yield* store.commitSnapshot(otherFive)
+      expect(yield* store.getSnapshot(id, 0)).toEqual(Option.some(otherFive))
       yield* store.commitSnapshot(four)
-      expect(yield* store.getSnapshot(id, 0)).toEqual(Option.some(five))
+      expect(yield* store.getSnapshot(id, 0)).toEqual(Option.some(otherFive))
       yield* store.commitSnapshot(nine)
       expect(yield* store.getSnapshot(id, 0)).toEqual(Option.some(nine))
       yield* store.commitSnapshot(five)
@@ -99,8 +101,22 @@ export const snapshotCases: ReadonlyArray<Case> = [
       for (const value of Object.values(awkwardValues)) {
         const one = { ...(yield* snapshot(newId(), 2_147_483_647)), body: { value }, metadata: { value } }
         yield* store.commitSnapshot(one)
-        expect(yield* store.getSnapshot(one.aggregateId, 2_147_483_647)).toEqual(Option.some(one))
+        const stored = Option.getOrUndefined(yield* store.getSnapshot(one.aggregateId, 2_147_483_647))
+        expectExactly([stored?.body, stored?.metadata], [one.body, one.metadata])
         expect(yield* store.getEvents(one.aggregateId, 0)).toEqual([])
       }
+    })),
+
+  test("commitSnapshot: any JSON comes back as it went in, with the order of keys and the sign of -0", () =>
+    Effect.gen(function* () {
+      const store = yield* StoreAdapter
+      yield* everyCase(settings, FastCheck.tuple(jsonObject, jsonObject), ([body, metadata]) =>
+        Effect.gen(function* () {
+          const one = { ...(yield* snapshot(newId(), 1)), body, metadata }
+          yield* store.commitSnapshot(one)
+          const stored = Option.getOrUndefined(yield* store.getSnapshot(one.aggregateId, 1))
+          expectExactly([stored?.body, stored?.metadata], [body, metadata])
+        })
+      )
     }))
 ]

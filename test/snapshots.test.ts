@@ -1,0 +1,143 @@
+/** A snapshot that can't be trusted is passed over, and the events are replayed. */
+
+import * as SqlClient from "@effect/sql/SqlClient"
+import { expect, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Logger from "effect/Logger"
+import * as Option from "effect/Option"
+import * as Schema from "effect/Schema"
+import { Aggregate, MemoryStore, type Snapshot, SqlStore, StoreAdapter } from "effect-maestro"
+import * as PgliteClient from "effect-maestro/PgliteClient"
+import { fingerprint } from "../src/internal/fingerprint.js"
+import { Account, Deposit, type Deposited, definition, Limits } from "./account.js"
+
+const sqlStore = Layer.provideMerge(SqlStore.layer, PgliteClient.layerMemory)
+
+/** What is logged as a warning while the effect runs. */
+const warningsOf = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
+  Effect.suspend(() => {
+    const said: Array<string> = []
+    const logger = Logger.make(({ message }) => void said.push(String(message)))
+    return Effect.map(Effect.provide(effect, Logger.replace(Logger.defaultLogger, logger)), (result) => ({
+      result,
+      said
+    }))
+  })
+
+const elsewhere = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.provide(effect, Layer.fresh(Account.layer))
+
+it.layer(sqlStore, { timeout: 60_000 })("a damaged snapshot", (it) => {
+  for (const [what, change] of [
+    ["whose metadata is null", "metadata = 'null'"],
+    ["whose metadata is a list", "metadata = '[]'"],
+    ["whose body is null", "body = 'null'"],
+    ["whose body is another one's", `body = '{"state": {"balance": "six"}}'`],
+    ["from beyond the last event", "sequence = 50"],
+    ["of another event of its sequence", "timestamp = '00000000-0000-7000-8000-000000000000'"]
+  ] as const) {
+    it.effect(`${what} is passed over, and commands and reads go on`, () =>
+      Effect.gen(function* () {
+        const sql = yield* SqlClient.SqlClient
+        const id = yield* Account.newId
+        for (const amount of [1, 2, 3]) yield* Account.evaluate(id, new Deposit({ amount }))
+        yield* Account.snapshot(id)
+        yield* sql.unsafe(`update maestro.snapshots set ${change} where aggregate_id = '${id}'`)
+        const { result, said } = yield* warningsOf(elsewhere(Account.fetch(id)))
+        expect(result).toEqual({ owner: null, balance: 6 })
+        expect(said.join()).toContain(`the snapshot of Account ${id}`)
+        expect(yield* elsewhere(Account.evaluate(id, new Deposit({ amount: 4 })))).toMatchObject({
+          sequence: 4,
+          state: { balance: 10 }
+        })
+        expect(yield* elsewhere(Account.replay(id, 4))).toEqual({ owner: null, balance: 10 })
+      }).pipe(elsewhere, Effect.provide(Limits.layer))
+    )
+  }
+})
+
+it.effect("snapshot: a new version of the state is stored at an old sequence too, so that loading begins there", () =>
+  Effect.gen(function* () {
+    const store = yield* StoreAdapter.StoreAdapter
+    const id = yield* Account.newId
+    for (const amount of [1, 2]) yield* Account.evaluate(id, new Deposit({ amount }))
+    yield* Account.snapshot(id)
+    const evolve = {
+      ...definition.evolve,
+      Deposited: (state: typeof definition.state.Type, event: Deposited) => ({
+        ...state,
+        balance: state.balance + 2 * event.amount
+      })
+    }
+    const Newer = Aggregate.make("Account", { ...definition, evolve, stateVersion: 2 })
+    yield* Effect.provide(Newer.snapshot(id), Newer.layer)
+    const stored: Option.Option<Snapshot.Snapshot> = yield* store.getSnapshot(id, 0)
+    expect(Option.getOrThrow(stored)).toMatchObject({
+      sequence: 2,
+      body: { state: { balance: 6 } },
+      metadata: { version: 2 }
+    })
+  }).pipe(Effect.provide(Account.layer), Effect.provide([MemoryStore.layer, Limits.layer]))
+)
+
+interface Tree {
+  readonly name: string
+  readonly children: ReadonlyArray<Tree>
+}
+
+const tree = (name: Schema.Schema<string>) => {
+  const recursive: Schema.Schema<Tree> = Schema.suspend(() =>
+    Schema.Struct({ name, children: Schema.Array(recursive) })
+  )
+  return recursive
+}
+
+class Named extends Schema.Class<Named>("Node")({
+  name: Schema.String,
+  next: Schema.suspend((): Schema.Schema<Named | null> => Schema.NullOr(Schema.typeSchema(Named)))
+}) {}
+
+class Renamed extends Schema.Class<Renamed>("Node")({
+  title: Schema.String,
+  next: Schema.suspend((): Schema.Schema<Renamed | null> => Schema.NullOr(Schema.typeSchema(Renamed)))
+}) {}
+
+it("fingerprint: schemas of different shapes have different ones, also where they are recursive or have no JSON Schema", () => {
+  const widened: Schema.Schema<unknown> = Schema.suspend(() =>
+    Schema.Struct({
+      name: Schema.String,
+      children: Schema.Array(widened),
+      size: Schema.optionalWith(Schema.Number, { default: () => 0 })
+    })
+  ) as Schema.Schema<unknown>
+  const endless = (depth: number): Schema.Schema<unknown> =>
+    Schema.Struct({
+      depth: Schema.Literal(depth),
+      next: Schema.suspend(() => endless(depth + 1))
+    }) as Schema.Schema<unknown>
+  const different: ReadonlyArray<Schema.Schema.Any> = [
+    tree(Schema.String),
+    tree(Schema.NonEmptyString),
+    tree(Schema.String.pipe(Schema.maxLength(5))),
+    tree(Schema.String.pipe(Schema.maxLength(6))),
+    widened,
+    Schema.NullOr(tree(Schema.String)),
+    Named,
+    Renamed,
+    Schema.Struct({ a: Schema.BigIntFromSelf }),
+    Schema.Struct({ a: Schema.optional(Schema.BigIntFromSelf) }),
+    Schema.Struct({ a: Schema.BigInt }),
+    Schema.Struct({ a: Schema.Literal("1") }),
+    Schema.Struct({ a: Schema.Literal(1) }),
+    Schema.Struct({ a: Schema.Map({ key: Schema.String, value: Schema.Number }) }),
+    Schema.Struct({ a: Schema.Map({ key: Schema.String, value: Schema.String }) }),
+    Schema.Struct({ a: Schema.Tuple(Schema.String) }),
+    Schema.Struct({ a: Schema.Array(Schema.String) }),
+    Schema.Struct({ a: Schema.Record({ key: Schema.String, value: Schema.String }) }),
+    endless(0)
+  ]
+  expect(new Set(different.map(fingerprint)).size).toBe(different.length)
+  for (const make of [() => tree(Schema.String), () => Schema.Struct({ at: Schema.Date }), () => endless(0)]) {
+    expect(fingerprint(make())).toBe(fingerprint(make()))
+  }
+})
