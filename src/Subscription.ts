@@ -95,7 +95,11 @@ export interface Settings {
   readonly delivery?: "exactly-once" | "at-least-once" | undefined
   /** Into how many shares of the aggregates it is cut, each with a lease and a checkpoint of its own; 1 by default. It can't be changed later. */
   readonly partitions?: number | undefined
-  /** When and how often an event that failed is tried again, by itself: five times within some three seconds by default. */
+  /**
+   * When and how often an event that failed is tried again, by itself: five times within some three seconds by default. The attempts
+   * are counted in the store, so an event that breaks its connection, or ends its process, is not tried for ever. Waiting for the
+   * database of the store is no attempt. An event that the handler's schemas can't read (`UnreadableEvent`, `ForeignEvent`) is not retried.
+   */
   readonly retry?: Schedule.Schedule<unknown> | undefined
   /**
    * What becomes of an event whose retries are used up.

@@ -9,9 +9,10 @@ import type * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as Option from "effect/Option"
 import * as Schedule from "effect/Schedule"
+import * as Schema from "effect/Schema"
 import * as TestClock from "effect/TestClock"
 import * as TestContext from "effect/TestContext"
-import { type EventFeed, Subscription } from "effect-maestro"
+import { type EventFeed, Projection, Subscription } from "effect-maestro"
 import { useServerOfOurOwn } from "./database.js"
 import {
   caughtUp,
@@ -130,6 +131,35 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>, transactional:
         yield* Subscription.resume(by)
         yield* caughtUp(waits)
         expect(yield* written(by)).toEqual(placesOf(a, 1, 2))
+      })
+    )
+
+    it.scoped("does not retry an event that its schemas can't read", () =>
+      Effect.gen(function* () {
+        const [a, by] = [newId("a"), newId("unreadable")]
+        let tries = 0
+        const Odd = Schema.TaggedStruct("OddlyNumbered", { sequence: Schema.Literal(1, 3) })
+        const reading = Subscription.fromProjections(
+          by,
+          [
+            Projection.make({
+              name: by,
+              events: Odd,
+              project: { OddlyNumbered: ({ sequence }) => Effect.sync(() => void seen.push(sequence)) }
+            })
+          ],
+          {
+            onFailure: "setAside",
+            retry: Schedule.forever.pipe(Schedule.tapOutput(() => Effect.sync(() => void tries++)))
+          }
+        )
+        const seen: Array<number> = []
+        yield* commitOf(a, 1, 3, "OddlyNumbered")
+        yield* start(reading)
+        yield* caughtUp(reading)
+        expect(yield* Subscription.setAside(by)).toMatchObject([{ sequence: 2, attempts: 1 }])
+        expect(tries).toBe(0)
+        expect(seen.at(-1)).toBe(3)
       })
     )
 

@@ -52,7 +52,8 @@ export const makeSqlSubscriptions = (home: Home, wakeUps: WakeUps): Subscription
     resume: (name) =>
       Effect.asVoid(
         writing(
-          sql`update ${schema}.subscriptions set stopped = false, last_failure = null where name = ${name} and stopped`
+          sql`update ${schema}.subscriptions set stopped = false, last_failure = null, attempted = null
+            where name = ${name} and stopped`
         )
       ),
     setAside: (name) =>
