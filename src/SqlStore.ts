@@ -15,6 +15,7 @@ import { maxSequence } from "./Event.js"
 import { EventFeed } from "./EventFeed.js"
 import { makeCoalescer, type Verdict } from "./internal/coalesce.js"
 import type { Commit } from "./internal/commitQueue.js"
+import { isEmbedded } from "./internal/embedded.js"
 import { textProblem } from "./internal/json.js"
 import { prepareRange, restoreSnapshot } from "./internal/record.js"
 import { executeAlone } from "./internal/sqlConnection.js"
@@ -242,7 +243,7 @@ export const layerWith = (
   Layer.scopedContext(
     Effect.gen(function* () {
       const store = yield* make(options)
-      const { name, schema, sql, wakeUps } = yield* resolve(options)
+      const { client, name, schema, sql, wakeUps } = yield* resolve(options)
       const feed = yield* makeSqlFeed(
         sql,
         schema,
@@ -251,7 +252,10 @@ export const layerWith = (
       )
       return Context.make(StoreAdapter, store).pipe(
         Context.add(EventFeed, feed),
-        Context.add(SubscriptionStore, makeSqlSubscriptions({ name, schema, sql }, wakeUps))
+        Context.add(
+          SubscriptionStore,
+          makeSqlSubscriptions({ name, schema, sql, isEmbedded: isEmbedded(client) }, wakeUps)
+        )
       )
     })
   )

@@ -87,8 +87,8 @@ export interface Settings {
   readonly batchSize?: number | undefined
   /**
    * - `"exactly-once"`, the default: the handler runs in the transaction that stores the checkpoint. What it writes through `SqlClient`
-   *   is stored with it or not at all; what it does elsewhere may be done again. It must not leave the connection idle for as
-   *   long as the lease lasts.
+   *   is stored with it or not at all; what it does elsewhere may be done again. On a server it must not leave the connection idle for
+   *   as long as the lease lasts: the database ends it, and that is a failed attempt.
    * - `"at-least-once"`: the handler runs first, outside of any transaction, and the checkpoint is stored when it is done. After a crash the
    *   events since the last checkpoint are handled again. For handlers that call other services, or take their time.
    */

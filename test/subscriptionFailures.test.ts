@@ -355,6 +355,33 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>, transactional:
       })
     )
 
+    it.scoped.runIf(name === "SqlStore on PGlite")(
+      "exactly once: a handler that idles beyond the lease handles its event, and the database goes on",
+      () =>
+        Effect.gen(function* () {
+          const [a, by] = [newId("a"), newId("idle")]
+          const sql = yield* client
+          let tries = 0
+          const idles = Subscription.make(by, {
+            filter: { types: [a] },
+            lease: "50 millis",
+            handle: (event) =>
+              Effect.suspend(() => {
+                tries++
+                return Effect.zipRight(Effect.repeatN(shortly, 20), write(by)(event))
+              })
+          })
+          yield* commitOf(a, 1, 2, a)
+          yield* start(idles)
+          yield* caughtUp(idles)
+          expect(tries).toBe(2)
+          expect(yield* written(by)).toEqual(placesOf(a, 1, 2))
+          expect(yield* sql`show idle_in_transaction_session_timeout`).toMatchObject([
+            { idle_in_transaction_session_timeout: "0" }
+          ])
+        })
+    )
+
     it.scoped.runIf(transactional)(
       "exactly once: a retry that waits for a lock of the one at work, and the other way round, both come to their end",
       () =>

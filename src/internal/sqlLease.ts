@@ -23,6 +23,7 @@ import {
   type LeaseOptions,
   type SubscriptionStoreService
 } from "../SubscriptionStore.js"
+import { limitIdle } from "./embedded.js"
 import { machineClock, onMachineTime } from "./machineTime.js"
 import { withinGrace } from "./promptly.js"
 import { isPassing } from "./settling.js"
@@ -41,6 +42,7 @@ export interface Home {
   readonly name: string
   /** The same as an identifier. */
   readonly schema: Statement.Fragment
+  readonly isEmbedded: boolean
 }
 
 /** A statement about subscriptions: part of the transaction around it, or on a connection of its own. */
@@ -56,7 +58,8 @@ export const subscriptionStatements = (sql: SqlClient.SqlClient) => {
   return { reading: statement("reading"), writing: statement("writing") }
 }
 
-export const makeLease = ({ schema, sql }: Home, wakeUps: WakeUps): SubscriptionStoreService["lease"] => {
+export const makeLease = (home: Home, wakeUps: WakeUps): SubscriptionStoreService["lease"] => {
+  const { schema, sql } = home
   const { reading, writing } = subscriptionStatements(sql)
   const ofKey = ({ name, partition }: Key) => sql`name = ${name} and partition = ${partition}`
   const until = (duration: number) => sql`clock_timestamp() + ${duration} * interval '1 millisecond'`
@@ -178,7 +181,7 @@ export const makeLease = ({ schema, sql }: Home, wakeUps: WakeUps): Subscription
             Effect.gen(function* () {
               // A process that is stopped in the middle must not hold the locks of its transaction for ever.
               yield* onlyMine(
-                sql`select set_config('idle_in_transaction_session_timeout', ${String(Math.ceil(duration))}, true)
+                sql`select ${limitIdle(home, duration)}
                   from ${schema}.subscriptions where ${mine}`
               )
               yield* effect
