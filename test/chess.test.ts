@@ -1,4 +1,6 @@
 /** What the import of chess games refuses. */
+
+import { NodeTerminal } from "@effect/platform-node"
 import { expect, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
@@ -41,6 +43,6 @@ it.live(
         expect.stringContaining("a game of Atomic")
       ])
       expect(imported.tally).toMatchObject({ moves: 6 })
-    }).pipe(Effect.provide(games)),
+    }).pipe(Effect.provide([games, NodeTerminal.layer])),
   60_000
 )
