@@ -43,6 +43,7 @@ const floors = [
   ["internal/projecting.ts", "EventFeed.ts", "internal/sqlWrites.ts"],
   ["StoreAdapter.ts", "internal/statementCommit.ts"],
   ["SubscriptionStore.ts", "internal/streamReader.ts", "internal/settling.ts", "internal/feedInput.ts"],
+  ["internal/attempts.ts", "internal/enduring.ts", "internal/failureText.ts"],
   ["internal/loading.ts", "internal/feedWatch.ts", "internal/sqlReads.ts"],
   [
     "internal/recording.ts",

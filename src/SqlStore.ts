@@ -11,10 +11,12 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
+import type * as Scope from "effect/Scope"
 import { maxSequence } from "./Event.js"
 import { EventFeed } from "./EventFeed.js"
 import { makeCoalescer, type Verdict } from "./internal/coalesce.js"
 import type { Commit } from "./internal/commitQueue.js"
+import { isEmbedded } from "./internal/embedded.js"
 import { textProblem } from "./internal/json.js"
 import { prepareRange, restoreSnapshot } from "./internal/record.js"
 import { executeAlone } from "./internal/sqlConnection.js"
@@ -69,7 +71,7 @@ export interface SqlStoreOptions {
 }
 
 /**
- * Makes the store alone, without the feed.
+ * Makes the store alone, without the feed. When the scope closes, commits that are under way end first, and nothing is left behind.
  *
  * Inside a transaction of yours every statement of the store has a savepoint: a failure of the store that you handle
  * leaves the transaction usable, where Postgres would otherwise refuse all that follows and answer COMMIT by a silent
@@ -78,7 +80,9 @@ export interface SqlStoreOptions {
  * @since 0.1.0
  * @category constructors
  */
-export const make = (options?: SqlStoreOptions): Effect.Effect<StoreAdapterService, StoreError, SqlClient.SqlClient> =>
+export const make = (
+  options?: SqlStoreOptions
+): Effect.Effect<StoreAdapterService, StoreError, SqlClient.SqlClient | Scope.Scope> =>
   Effect.gen(function* () {
     const { client, name, schema, sql, wakeUps } = yield* resolve(options)
     if (options?.migrate !== false) {
@@ -246,7 +250,7 @@ export const layerWith = (
   Layer.scopedContext(
     Effect.gen(function* () {
       const store = yield* make(options)
-      const { name, schema, sql, wakeUps } = yield* resolve(options)
+      const { client, name, schema, sql, wakeUps } = yield* resolve(options)
       const feed = yield* makeSqlFeed(
         sql,
         schema,
@@ -255,7 +259,10 @@ export const layerWith = (
       )
       return Context.make(StoreAdapter, store).pipe(
         Context.add(EventFeed, feed),
-        Context.add(SubscriptionStore, makeSqlSubscriptions({ name, schema, sql }, wakeUps))
+        Context.add(
+          SubscriptionStore,
+          makeSqlSubscriptions({ name, schema, sql, isEmbedded: isEmbedded(client) }, wakeUps)
+        )
       )
     })
   )

@@ -87,15 +87,19 @@ export interface Settings {
   readonly batchSize?: number | undefined
   /**
    * - `"exactly-once"`, the default: the handler runs in the transaction that stores the checkpoint. What it writes through `SqlClient`
-   *   is stored with it or not at all; what it does elsewhere may be done again. It must not leave the connection idle for as
-   *   long as the lease lasts.
+   *   is stored with it or not at all; what it does elsewhere may be done again. On a server it must not leave the connection idle for
+   *   as long as the lease lasts: the database ends it, and that is a failed attempt.
    * - `"at-least-once"`: the handler runs first, outside of any transaction, and the checkpoint is stored when it is done. After a crash the
    *   events since the last checkpoint are handled again. For handlers that call other services, or take their time.
    */
   readonly delivery?: "exactly-once" | "at-least-once" | undefined
   /** Into how many shares of the aggregates it is cut, each with a lease and a checkpoint of its own; 1 by default. It can't be changed later. */
   readonly partitions?: number | undefined
-  /** When and how often an event that failed is tried again, by itself: five times within some three seconds by default. */
+  /**
+   * When and how often an event that failed is tried again, by itself: five times within some three seconds by default. The attempts
+   * are counted in the store, so an event that breaks its connection, or ends its process, is not tried for ever. Waiting for the
+   * database of the store is no attempt. An event that the handler's schemas can't read (`UnreadableEvent`, `ForeignEvent`) is not retried.
+   */
   readonly retry?: Schedule.Schedule<unknown> | undefined
   /**
    * What becomes of an event whose retries are used up.

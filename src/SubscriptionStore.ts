@@ -59,6 +59,18 @@ export interface Failure {
 }
 
 /**
+ * How often an event was tried by itself.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Attempts {
+  readonly position: Position
+  /** Those that have begun, and did not succeed or have not ended. */
+  readonly attempts: number
+}
+
+/**
  * An event that was set aside.
  *
  * @since 0.1.0
@@ -82,6 +94,10 @@ export interface SetAside extends Failure {
 export interface Lease {
   /** How far the subscription had come when the lease was had. */
   readonly position: Position
+  /** The attempts that were counted when the lease was had, by whatever process. */
+  readonly attempted: Option.Option<Attempts>
+  /** Whether the last holder has not given the lease back: its process ended, or lost the lease, maybe while it handled an event. */
+  readonly isTakenOver: boolean
   /** Ends when the lease is lost. */
   readonly lost: Effect.Effect<void>
   /** How far the subscription has come. */
@@ -103,7 +119,12 @@ export interface Lease {
    * takes back.
    */
   readonly blocked: (aggregateIds: ReadonlyArray<string>) => Effect.Effect<ReadonlySet<string>, StoreError>
-  /** Keeps the last failure for people to see, or takes it off. */
+  /**
+   * Counts an attempt before it begins, so that the count outlives the connection and the process. Progress of the checkpoint, and
+   * `resume`, take the count off.
+   */
+  readonly attempt: (attempts: Attempts) => Effect.Effect<void, LeaseLost | StoreError>
+  /** Keeps the last failure for people to see, and its attempts as counted; or takes both off. */
   readonly failing: (failure: Failure | undefined) => Effect.Effect<void, LeaseLost | StoreError>
   /** Stops the subscription until somebody resumes it. */
   readonly stop: (failure: Failure) => Effect.Effect<void, LeaseLost | StoreError>

@@ -199,6 +199,17 @@ const caught: ReadonlyArray<readonly [breaking: Broken.Breaking, sentences: Read
     ["failing: the last failure is kept as it is, and can be taken off"]
   ],
   [
+    BrokenSubscriptions.countsAttemptsForOneHolderOnly,
+    ["attempt, failing: the next holder finds the attempts, until the checkpoint moves on or the failure is taken off"]
+  ],
+  [
+    BrokenSubscriptions.keepsAttemptsThatLedOn,
+    [
+      "attempt, failing: the next holder finds the attempts, until the checkpoint moves on or the failure is taken off",
+      "resume: the attempts at the event that a subscription stopped at are counted anew"
+    ]
+  ],
+  [
     BrokenSubscriptions.forgetsAnEventWhoseEffectFails,
     ["takeBack: an effect that succeeds on the event takes it back, and one that fails leaves it set aside"]
   ],

@@ -1,5 +1,6 @@
 /** Stores of subscriptions that are wrong on purpose, to see whether the contract would notice. */
 import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
 import { EventFeed, type StoreError, type SubscriptionStore } from "effect-maestro"
 import type { Breaking, Ports } from "./brokenFeeds.js"
 
@@ -109,6 +110,30 @@ export const keepsAFailureThatIsTakenOff: Breaking = withLease((lease) => ({
   ...lease,
   failing: (failure) => (failure === undefined ? Effect.void : lease.failing(failure))
 }))
+
+/** Attempts are counted in the process that makes them. */
+export const countsAttemptsForOneHolderOnly: Breaking = withLease((lease) => ({ ...lease, attempted: Option.none() }))
+
+export const keepsAttemptsThatLedOn: Breaking = withSubscriptions((subscriptions) => {
+  const counted = new Map<string, SubscriptionStore.Attempts>()
+  return {
+    ...subscriptions,
+    lease: (options) =>
+      Effect.map(
+        subscriptions.lease(options),
+        (lease): SubscriptionStore.Lease => ({
+          ...lease,
+          attempted: Option.fromNullable(counted.get(options.key.name)),
+          attempt: (attempts) => Effect.sync(() => void counted.set(options.key.name, attempts)),
+          failing: (failure) =>
+            Effect.tap(lease.failing(failure), () => {
+              if (failure === undefined) counted.delete(options.key.name)
+              else counted.set(options.key.name, { position: failure.position, attempts: failure.attempts })
+            })
+        })
+      )
+  }
+})
 
 /** An event is taken back before its effect has succeeded. */
 export const forgetsAnEventWhoseEffectFails: Breaking = withSubscriptions((subscriptions) => ({

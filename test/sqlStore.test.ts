@@ -419,7 +419,7 @@ it.layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg({ maxConnections: 4 })))
       })
     )
 
-    it.effect("transactions that have all of the pool and are interrupted give their connections back", () =>
+    it.scoped("transactions that have all of the pool and are interrupted give their connections back", () =>
       Effect.gen(function* () {
         const store = yield* StoreAdapter.StoreAdapter
         const sql = yield* SqlClient.SqlClient

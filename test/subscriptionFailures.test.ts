@@ -9,9 +9,10 @@ import type * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as Option from "effect/Option"
 import * as Schedule from "effect/Schedule"
+import * as Schema from "effect/Schema"
 import * as TestClock from "effect/TestClock"
 import * as TestContext from "effect/TestContext"
-import { type EventFeed, Subscription } from "effect-maestro"
+import { type EventFeed, Projection, Subscription } from "effect-maestro"
 import { useServerOfOurOwn } from "./database.js"
 import {
   caughtUp,
@@ -130,6 +131,35 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>, transactional:
         yield* Subscription.resume(by)
         yield* caughtUp(waits)
         expect(yield* written(by)).toEqual(placesOf(a, 1, 2))
+      })
+    )
+
+    it.scoped("does not retry an event that its schemas can't read", () =>
+      Effect.gen(function* () {
+        const [a, by] = [newId("a"), newId("unreadable")]
+        let tries = 0
+        const Odd = Schema.TaggedStruct("OddlyNumbered", { sequence: Schema.Literal(1, 3) })
+        const reading = Subscription.fromProjections(
+          by,
+          [
+            Projection.make({
+              name: by,
+              events: Odd,
+              project: { OddlyNumbered: ({ sequence }) => Effect.sync(() => void seen.push(sequence)) }
+            })
+          ],
+          {
+            onFailure: "setAside",
+            retry: Schedule.forever.pipe(Schedule.tapOutput(() => Effect.sync(() => void tries++)))
+          }
+        )
+        const seen: Array<number> = []
+        yield* commitOf(a, 1, 3, "OddlyNumbered")
+        yield* start(reading)
+        yield* caughtUp(reading)
+        expect(yield* Subscription.setAside(by)).toMatchObject([{ sequence: 2, attempts: 1 }])
+        expect(tries).toBe(0)
+        expect(seen.at(-1)).toBe(3)
       })
     )
 
@@ -323,6 +353,33 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>, transactional:
         expect(begun).toBe(1)
         expect(yield* written(by)).toEqual([`${a}/1`])
       })
+    )
+
+    it.scoped.runIf(name === "SqlStore on PGlite")(
+      "exactly once: a handler that idles beyond the lease handles its event, and the database goes on",
+      () =>
+        Effect.gen(function* () {
+          const [a, by] = [newId("a"), newId("idle")]
+          const sql = yield* client
+          let tries = 0
+          const idles = Subscription.make(by, {
+            filter: { types: [a] },
+            lease: "50 millis",
+            handle: (event) =>
+              Effect.suspend(() => {
+                tries++
+                return Effect.zipRight(Effect.repeatN(shortly, 20), write(by)(event))
+              })
+          })
+          yield* commitOf(a, 1, 2, a)
+          yield* start(idles)
+          yield* caughtUp(idles)
+          expect(tries).toBe(2)
+          expect(yield* written(by)).toEqual(placesOf(a, 1, 2))
+          expect(yield* sql`show idle_in_transaction_session_timeout`).toMatchObject([
+            { idle_in_transaction_session_timeout: "0" }
+          ])
+        })
     )
 
     it.scoped.runIf(transactional)(

@@ -5,6 +5,7 @@ import * as SqlClient from "@effect/sql/SqlClient"
 import { expect, layer } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
+import * as Schedule from "effect/Schedule"
 import { Subscription } from "effect-maestro"
 import { useServerOfOurOwn } from "./database.js"
 import { commitOf, eventually, newId, placesOf, start, write, written } from "./subscribers.js"
@@ -25,6 +26,31 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("processes", (it) 
       yield* reached(by, a, 5)
       expect(yield* holderOf(by)).toBe("parent")
       expect(yield* written(by)).toEqual(placesOf(a, 1, 5))
+    })
+  )
+
+  it.scoped("processes that are killed by an event again and again: the event is set aside", () =>
+    Effect.gen(function* () {
+      const [a, by] = [newId("a"), newId("kills")]
+      yield* commitOf(a, 1, 3, a)
+      // The first attempt is not counted, because it is the first after a process that gave the lease back.
+      for (const _ of ["not counted", "counted"]) {
+        const child = yield* startChild({ name: by, type: a, lease: 300, middleAt: 2, hold: 60_000 })
+        yield* child.says("middle")
+        yield* kill(child.process)
+      }
+      const handled: Array<number> = []
+      yield* start(
+        Subscription.make(by, {
+          filter: { types: [a] },
+          retry: Schedule.stop,
+          onFailure: "setAside",
+          handle: ({ sequence }) => Effect.sync(() => void handled.push(sequence))
+        })
+      )
+      yield* reached(by, a, 3)
+      expect(handled).toEqual([3])
+      expect(yield* Subscription.setAside(by)).toMatchObject([{ sequence: 2, attempts: 1 }])
     })
   )
 

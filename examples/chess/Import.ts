@@ -95,6 +95,10 @@ const importGame = (id: string, game: PgnGame, progress: Progress.Progress) => {
     )
 
   return Effect.gen(function* () {
+    const variant = header(game, "Variant")
+    if (variant !== null && !isStandard(variant)) {
+      return yield* brokenGame(game, `it is a game of ${variant}, and only standard chess is imported`)
+    }
     const state = yield* Game.fetch(id)
     if (isComplete(state, game)) return { id, game, how: "found" } satisfies ImportedGame
     if (state.players === null) yield* evaluate(startOf(game))
@@ -124,6 +128,9 @@ const importGame = (id: string, game: PgnGame, progress: Progress.Progress) => {
     Effect.withSpan("Import.importGame", { attributes: { "game.id": id } })
   )
 }
+
+/** As sites call ordinary chess, also from a position that the game gives. */
+const isStandard = (variant: string): boolean => /^(standard|normal|chess|from position)$/i.test(variant)
 
 const brokenGame = (game: PgnGame, reason: string): BrokenGame =>
   new BrokenGame({ number: game.number, title: titleOf(game), reason })

@@ -12,11 +12,12 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as FiberId from "effect/FiberId"
 import * as Option from "effect/Option"
+import type * as Scope from "effect/Scope"
 import * as Tracer from "effect/Tracer"
-import type { RetryCommand, StoreError, StoreErrorReason } from "../StoreError.js"
+import { type RetryCommand, StoreError, type StoreErrorReason } from "../StoreError.js"
 import { aggregatesOf, type Commit, CommitQueue, isLarge, sizeOf, type Waiting } from "./commitQueue.js"
 import { soon } from "./nextTurn.js"
-import { promptly, withinGrace } from "./promptly.js"
+import { promptly, within, withinGrace } from "./promptly.js"
 import { spanned } from "./tracing.js"
 
 /** What became of one commit. */
@@ -42,11 +43,12 @@ export type Send = (
  * - An interruption takes one commit out of the queue. One that is under way is waited for; where nobody waits for a
  *   statement any more, it is cancelled.
  * - Only so many characters wait. Whoever comes when there are more waits in front of the queue.
+ * - When the scope closes, what was accepted is sent and answered first. A commit that comes later goes alone.
  */
 export const makeCoalescer = (
   send: Send,
   patience = usualPatience
-): Effect.Effect<(commit: Commit) => Effect.Effect<Verdict, StoreError>> => {
+): Effect.Effect<(commit: Commit) => Effect.Effect<Verdict, StoreError>, never, Scope.Scope> => {
   const queue = new CommitQueue<Entry>()
   let waitingSize = 0
   let underWay = 0
@@ -55,6 +57,10 @@ export const makeCoalescer = (
   /** Wakes a sender that found nothing to send. */
   const idle: Array<() => void> = []
   let room: Deferred.Deferred<void> | undefined
+  /** How many commits were accepted and are not answered yet. */
+  let pending = 0
+  let isClosing = false
+  const drained = Deferred.unsafeMake<void>(FiberId.none)
 
   /** Takes out of the queue what may leave together. */
   const take = (): ReadonlyArray<Entry> => {
@@ -77,7 +83,22 @@ export const makeCoalescer = (
     }
   }
 
+  const ended = (count: number): void => {
+    pending -= count
+    if (isClosing && pending === 0) Deferred.unsafeDone(drained, Effect.void)
+  }
+
+  const close: Effect.Effect<unknown> = Effect.suspend(() => {
+    isClosing = true
+    ended(0)
+    return within(patienceAtEnd, Deferred.await(drained))
+  }).pipe(
+    // The database does not answer: what was not sent yet is refused.
+    Effect.zipRight(Effect.sync(() => answer(queue.take(limits), Exit.fail(closed()))))
+  )
+
   const answer = (entries: ReadonlyArray<Entry>, exit: Exit.Exit<ReadonlyArray<Verdict>, StoreError>): void => {
+    ended(entries.length)
     for (const [index, entry] of entries.entries()) {
       queue.done(entry)
       entry.answered = true
@@ -133,6 +154,7 @@ export const makeCoalescer = (
     if (entry.queued) {
       queue.withdraw(entry)
       left(entry.size)
+      ended(1)
       return Effect.void
     }
     entry.gone = true
@@ -173,20 +195,23 @@ export const makeCoalescer = (
           gone: false
         }
         queue.push(entry)
+        pending++
         waitingSize += size
         wake()
         return Effect.suspend(() => withdraw(entry))
       })
-      return waitingSize <= maxWaiting ? queued : Effect.zipRight(roomInQueue, queued)
+      const queuedOrAlone = Effect.suspend(() => (isClosing ? commitAlone(commit) : queued))
+      return waitingSize <= maxWaiting ? queuedOrAlone : Effect.zipRight(roomInQueue, queuedOrAlone)
     })
 
   return Effect.as(
     // They belong to no caller, and to nobody's transaction.
-    Effect.replicateEffect(Effect.forkDaemon(sender), senders).pipe(
+    Effect.replicateEffect(Effect.forkScoped(sender), senders).pipe(
       Effect.mapInputContext(
-        (context: Context.Context<never>) =>
-          Context.omit(Tracer.ParentSpan, SqlClient.TransactionConnection)(context) as Context.Context<never>
-      )
+        (context: Context.Context<Scope.Scope>) =>
+          Context.omit(Tracer.ParentSpan, SqlClient.TransactionConnection)(context) as Context.Context<Scope.Scope>
+      ),
+      Effect.zipRight(Effect.addFinalizer(() => close))
     ),
     (commit) => {
       const size = sizeOf(commit)
@@ -228,6 +253,16 @@ const senders = 2
 
 /** Statements at once, when they are held up. */
 const maxUnderWay = 8
+
+/** How long the end of the scope waits for the commits that are under way, in milliseconds. */
+const patienceAtEnd = 10_000
+
+const closed = (): StoreError =>
+  new StoreError({
+    reason: "Unavailable",
+    operation: "commitEvents",
+    description: "the store was closed before the commit was sent; nothing was stored"
+  })
 
 /** How long those that come after wait for a statement, in milliseconds: far longer than a healthy one takes. */
 const usualPatience = 25

@@ -8,6 +8,7 @@ import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
+import * as Option from "effect/Option"
 import type * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import {
@@ -15,11 +16,15 @@ import {
   type EventFeedService,
   type FeedEvent,
   type Filter,
+  order,
   type Page,
   type Position
 } from "../EventFeed.js"
 import { StoreError, type ValidationError } from "../StoreError.js"
 import { type Failure, type Lease, LeaseLost, type SubscriptionStoreService } from "../SubscriptionStore.js"
+import { makeTrouble, type Trouble } from "./attempts.js"
+import { enduring, firstPause, lastPause, mayPass } from "./enduring.js"
+import { failureOf, textOf } from "./failureText.js"
 import { filterOfPartition } from "./feedInput.js"
 import { machineClock, machineSleep } from "./machineTime.js"
 import { within, withinGrace } from "./promptly.js"
@@ -78,9 +83,14 @@ export const work = <E, R>(
       })
   )
 
+  // A lease may be lost because of an event, such as one that blocks the process.
+  let wasLost = false
   const turn = Effect.scoped(
     Effect.flatMap(enduring(leased), (lease) => {
-      const post: Post<E, R> = { job, feed, filter, partition, lease, lost: false }
+      const trouble = Option.getOrUndefined(Option.map(lease.attempted, (known) => makeTrouble(job.retry, known)))
+      const isCareful = wasLost || lease.isTakenOver || trouble !== undefined
+      const post: Post<E, R> = { job, feed, filter, partition, lease, lost: false, isCareful, trouble }
+      wasLost = true
       return untilLost(post, follow(post))
     })
   )
@@ -91,59 +101,12 @@ export const work = <E, R>(
   >
 }
 
-/** What somebody is told of a failure: of its cause as much as can be kept. */
-export const failureOf = (event: FeedEvent, cause: Cause.Cause<unknown>, attempts: number): Failure => ({
-  position: event.position,
-  aggregateId: event.aggregateId,
-  sequence: event.sequence,
-  type: event.type,
-  error: wellFormed(textOf(cause).slice(0, maxError)),
-  attempts
-})
-
 // --- internal ---
-
-const maxError = 4000
-
-/** What a handler fails with may be anything, such as an object that can't be told as JSON. */
-const textOf = (cause: Cause.Cause<unknown>): string => {
-  try {
-    return Cause.pretty(cause)
-  } catch (error) {
-    return `a failure that can't be told as text: ${String(error)}`
-  }
-}
 
 /** How often a subscription that finds nothing for it stores how far it has looked, in milliseconds. */
 const idleCheckpoint = 2000
 
-/** Waits between attempts to reach a database that does not answer, in milliseconds: at least and at most. */
-const firstPause = 50
-const lastPause = 5000
-
 const isLeaseLost = (error: unknown): error is LeaseLost => error instanceof LeaseLost
-
-/** Text that a database takes: no NUL, no half of a surrogate pair. */
-const wellFormed = (text: string): string =>
-  text.replaceAll("\0", "").replace(/[\uD800-\uDBFF](?![\uDC00-\uDFFF])|(?<![\uD800-\uDBFF])[\uDC00-\uDFFF]/g, "\uFFFD")
-
-/** Whether a statement of this library may succeed the next time: none of them fails for what is in it. */
-const mayPass = (error: unknown): boolean =>
-  isPassing(error) || (error instanceof StoreError && (error.reason === "Cancelled" || error.reason === "Exhausted"))
-
-/** Tries again for as long as the database can't be reached. */
-const enduring = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> => {
-  const from = (pause: number): Effect.Effect<A, E, R> =>
-    Effect.catchAll(effect, (error) =>
-      mayPass(error)
-        ? Effect.logWarning(`waiting for the database: ${error}`).pipe(
-            Effect.zipRight(machineSleep(pause)),
-            Effect.zipRight(from(Math.min(pause * 2, lastPause)))
-          )
-        : Effect.fail(error)
-    )
-  return from(firstPause)
-}
 
 /**
  * Works until the lease is lost. Not a race: when that is interrupted it does not wait for those who run it, and the lease would be given
@@ -194,6 +157,7 @@ const follow = <E, R>(
       yield* Effect.logWarning(`subscription ${post.job.name}, partition ${post.partition}: ${error.error.message}`)
       yield* machineSleep(pause)
       pause = Math.min(pause * 2, lastPause)
+      if (error.hasRun) post.isCareful = true
       position = yield* enduring(post.lease.checkpoint)
     }
   })
@@ -207,6 +171,13 @@ interface Post<E, R> {
   readonly lease: Lease
   /** Whether the lease is lost, so that there is nothing to finish. */
   lost: boolean
+  /**
+   * Whether the handling of the next page may end with the connection, the lease or the process, as the last one did. Then each event is
+   * handled by itself, and each attempt is counted before it begins.
+   */
+  isCareful: boolean
+  /** The event that is tried again. */
+  trouble: Trouble | undefined
 }
 
 const followFrom = <E, R>(
@@ -219,6 +190,8 @@ const followFrom = <E, R>(
   let storedAt = 0
   /** Whether the last failure that is kept for people to see is out of date. */
   let failing = true
+  /** Whether the handler ran in the work that was done last. */
+  let hasRun = false
 
   const read = (after: Position) => Effect.mapError(feed.read({ after, limit: job.batchSize, filter }), ofDatabase)
   const readOn = ({ more, position }: Page) =>
@@ -227,7 +200,7 @@ const followFrom = <E, R>(
   /** Does the work that ends with the checkpoint. */
   const move = (position: Position, work: Effect.Effect<void, Refusal | LeaseLost | StoreError, R>) =>
     Effect.flatMap(finishing(post, work), (exit) => {
-      if (Exit.isFailure(exit)) return Effect.fail(reasonOf(exit.cause))
+      if (Exit.isFailure(exit)) return Effect.fail(reasonOf(exit.cause, hasRun))
       stored = position
       progressed()
       return Effect.map(machineClock.currentTimeMillis, (now) => {
@@ -238,7 +211,7 @@ const followFrom = <E, R>(
   /** What this library itself stores with a checkpoint: if it fails, that is nobody's fault but the database's. */
   const note = (position: Position, effect: Effect.Effect<void, StoreError>) =>
     Effect.catchIf(move(position, lease.advance(position, effect)), isRefusal, ({ cause }) =>
-      Effect.fail(new DatabaseFailed({ error: storeErrorOf(cause) }))
+      Effect.fail(new DatabaseFailed({ error: storeErrorOf(cause), hasRun: false }))
     )
 
   /** Handles the events, and moves on behind them; those whose aggregates wait for an earlier event join it. */
@@ -249,7 +222,10 @@ const followFrom = <E, R>(
         ? Effect.void
         : // A handler that dies, or interrupts itself, has failed as one that fails has. Being interrupted from outside is not caught.
           Effect.catchAllCause(
-            Effect.suspend(() => Effect.asVoid(job.handle([first, ...rest]))),
+            Effect.suspend(() => {
+              hasRun = true
+              return Effect.asVoid(job.handle([first, ...rest]))
+            }),
             (cause) => new Refusal({ cause })
           )
     }
@@ -259,6 +235,7 @@ const followFrom = <E, R>(
         : Effect.succeed(none)
     const isBlocked = (ids: ReadonlySet<string>) => (event: FeedEvent) => ids.has(event.aggregateId)
     return Effect.suspend(() => {
+      hasRun = false
       let joined: ReadonlyArray<Failure> = []
       const open = (ids: ReadonlySet<string>) => {
         if (ids.size === 0) return events
@@ -286,7 +263,7 @@ const followFrom = <E, R>(
   /** Tells of events that are done with: handled, but for those that joined an earlier one. */
   const done = (events: NonEmptyReadonlyArray<FeedEvent>, joined: ReadonlyArray<Failure>) =>
     Effect.suspend(() => {
-      const cleared = failing ? Effect.mapError(lease.failing(undefined), ofDatabase) : Effect.void
+      const cleared = failing ? ofStore(lease.failing(undefined)) : Effect.void
       failing = false
       return cleared.pipe(
         Effect.zipRight(job.observe({ _tag: "Handled", partition, events: events.length - joined.length })),
@@ -296,29 +273,58 @@ const followFrom = <E, R>(
       )
     })
 
+  /** Where the last attempt failed: counts it, if the database says that it is there. Otherwise fails with what the database said. */
+  const count = (event: FeedEvent, cause: Cause.Cause<unknown>) =>
+    Effect.suspend(() => {
+      const trouble = post.trouble ?? makeTrouble(job.retry, { position: event.position, attempts: 0 })
+      post.trouble = trouble
+      if (trouble.passesOver(storeErrorOf(cause))) return Effect.void
+      const failure = failureOf(event, cause, trouble.attempts + 1)
+      failing = true
+      return ofStore(lease.failing(failure)).pipe(
+        Effect.tapError(() => {
+          post.isCareful = true
+          return Effect.void
+        }),
+        Effect.zipRight(Effect.sync(() => trouble.failed(failure, cause))),
+        Effect.zipRight(job.observe({ _tag: "Failed", partition, failure }))
+      )
+    })
+
+  /** Counts an attempt whose connection broke, and goes on from the checkpoint: the attempt may have stored it. */
+  const countBroken = (event: FeedEvent, broken: DatabaseFailed) =>
+    Effect.flatMap(ofStore(lease.checkpoint), (stored) =>
+      order(stored, event.position) < 0
+        ? Effect.zipRight(count(event, Cause.fail(broken.error)), broken)
+        : Effect.fail(broken)
+    )
+
+  const giveUp = (event: FeedEvent, position: Position, { attempts, failure: known }: Trouble) => {
+    const failure = known ?? failureOf(event, Cause.fail("the attempt ended with its process or its lease"), attempts)
+    return job.onFailure === "stop"
+      ? Effect.zipRight(ofStore(lease.stop(failure)), new HasStopped({ partition, failure }))
+      : Effect.zipRight(note(position, lease.setAside(failure)), job.observe({ _tag: "SetAside", partition, failure }))
+  }
+
   /** One event by itself: as often as the schedule says, then aside, or no further. */
   const handleAlone = (event: FeedEvent, position: Position) =>
-    Effect.suspend(() => {
-      let attempts = 0
-      const attempt = Effect.catchIf(handle([event], position), isRefusal, ({ cause }) => {
-        const failure = failureOf(event, cause, ++attempts)
-        failing = true
-        return Effect.mapError(lease.failing(failure), ofDatabase).pipe(
-          Effect.zipRight(job.observe({ _tag: "Failed", partition, failure })),
-          Effect.zipRight(new Refused({ failure }))
+    Effect.gen(function* () {
+      if (post.trouble?.position !== event.position) post.trouble = undefined
+      for (;;) {
+        const trouble = post.trouble
+        if (trouble !== undefined && !(yield* trouble.next)) return yield* giveUp(event, position, trouble)
+        if (trouble !== undefined || post.isCareful) {
+          const attempts = (trouble?.attempts ?? 0) + 1
+          yield* ofStore(lease.attempt({ position: event.position, attempts }))
+        }
+        const joined = yield* handle([event], position).pipe(
+          Effect.catchIf(isRefusal, ({ cause }) => Effect.as(count(event, cause), undefined)),
+          Effect.catchIf(isDatabaseFailed, (broken) =>
+            broken.hasRun ? countBroken(event, broken) : Effect.fail(broken)
+          )
         )
-      })
-      const giveUp = ({ failure }: Refused) =>
-        job.onFailure === "stop"
-          ? Effect.zipRight(Effect.mapError(lease.stop(failure), ofDatabase), new HasStopped({ partition, failure }))
-          : Effect.zipRight(
-              note(position, lease.setAside(failure)),
-              job.observe({ _tag: "SetAside", partition, failure })
-            )
-      return Effect.retry(attempt, { schedule: job.retry, while: isRefused }).pipe(
-        Effect.flatMap((joined) => done([event], joined)),
-        Effect.catchIf(isRefused, giveUp)
-      )
+        if (joined !== undefined) return yield* done([event], joined)
+      }
     })
 
   /** Where nothing was for it, it stores how far it has looked: not too often, but though nothing more should come. */
@@ -328,7 +334,7 @@ const followFrom = <E, R>(
       const due = Math.min(storedAt + idleCheckpoint - (yield* machineClock.currentTimeMillis), idleCheckpoint)
       const more = due > 0 && (yield* Effect.raceFirst(Effect.as(Fiber.await(next), true), machineSleep(due)))
       if (more === true) return
-      yield* Effect.mapError(lease.pass(position), ofDatabase)
+      yield* ofStore(lease.pass(position))
       stored = position
       storedAt = yield* machineClock.currentTimeMillis
     })
@@ -343,21 +349,21 @@ const followFrom = <E, R>(
       const [first, ...rest] = page.events
       if (first === undefined) {
         yield* look(page.position, next)
-      } else if (rest.length === 0) {
-        yield* handleAlone(first, page.position)
       } else {
         const events: NonEmptyReadonlyArray<FeedEvent> = [first, ...rest]
-        yield* handle(events, page.position).pipe(
-          Effect.flatMap((joined) => done(events, joined)),
-          Effect.catchIf(isRefusal, () =>
-            // Whose fault it was each finds out by itself.
-            Effect.forEach(
-              events,
-              (event, index) => handleAlone(event, index === rest.length ? page.position : event.position),
-              { discard: true }
-            )
-          )
+        const eachAlone = Effect.forEach(
+          events,
+          (event, index) => handleAlone(event, index === rest.length ? page.position : event.position),
+          { discard: true }
         )
+        yield* rest.length === 0 || post.isCareful
+          ? eachAlone
+          : handle(events, page.position).pipe(
+              Effect.flatMap((joined) => done(events, joined)),
+              // Whose fault it was each finds out by itself.
+              Effect.catchIf(isRefusal, () => eachAlone)
+            )
+        post.isCareful = false
       }
     }
   })
@@ -385,7 +391,11 @@ const finishing = <A, E2, R2>(
   )
 
 /** The database failed, not the handler: how far the subscription has come is to be read from it again. */
-class DatabaseFailed extends Data.TaggedError("DatabaseFailed")<{ readonly error: StoreError }> {}
+class DatabaseFailed extends Data.TaggedError("DatabaseFailed")<{
+  readonly error: StoreError
+  /** Whether the handler had begun, and may be what broke it. */
+  readonly hasRun: boolean
+}> {}
 
 class Final extends Data.TaggedError("Final")<{
   readonly error: HasStopped | LeaseLost | StoreError | ValidationError
@@ -394,27 +404,30 @@ class Final extends Data.TaggedError("Final")<{
 /** The handler did not do its work, for a reason of its own. */
 class Refusal extends Data.TaggedError("Refusal")<{ readonly cause: Cause.Cause<unknown> }> {}
 
-/** And that was told. */
-class Refused extends Data.TaggedError("Refused")<{ readonly failure: Failure }> {}
-
+const isDatabaseFailed = (error: unknown): error is DatabaseFailed => error instanceof DatabaseFailed
 const isNotDatabaseFailed = <E>(error: E): error is Exclude<E, DatabaseFailed> => !(error instanceof DatabaseFailed)
 const isRefusal = (error: unknown): error is Refusal => error instanceof Refusal
-const isRefused = (error: unknown): error is Refused => error instanceof Refused
+
+/** A statement of this library. The pool may still give connections that are cut, while the database is there. */
+const ofStore = <A, E, R>(statement: Effect.Effect<A, E, R>): Effect.Effect<A, E | DatabaseFailed, R> =>
+  Effect.mapError(Effect.retry(statement, { times: 10, while: isCut }), ofDatabase)
+
+const isCut = (error: unknown): boolean => error instanceof StoreError && error.reason === "ConnectionLost"
 
 const ofDatabase = <E>(error: E): E | DatabaseFailed =>
-  error instanceof StoreError && mayPass(error) ? new DatabaseFailed({ error }) : error
+  error instanceof StoreError && mayPass(error) ? new DatabaseFailed({ error, hasRun: false }) : error
 
-/** What stopped a batch: the loss of the lease, the database, or the handler. */
-const reasonOf = (cause: Cause.Cause<unknown>): LeaseLost | DatabaseFailed | Refusal => {
+/**
+ * What stopped a batch: the loss of the lease, a statement of this library, or the handler. A handler that fails with the failure of a
+ * database has failed: it may be another database, or a connection that the handler broke.
+ */
+const reasonOf = (cause: Cause.Cause<unknown>, hasRun: boolean): LeaseLost | DatabaseFailed | Refusal => {
   const error = Cause.squash(cause)
-  if (isLeaseLost(error)) return error
-  const refused = isRefusal(error) ? error.cause : undefined
-  const told = storeErrorOf(refused ?? cause)
-  if (isPassing(told) || isStrayCancel(told)) return new DatabaseFailed({ error: told })
-  if (refused !== undefined) return new Refusal({ cause: refused })
+  if (isLeaseLost(error) || isRefusal(error)) return error
+  const told = storeErrorOf(cause)
   // Said of the commit, and due to what the handler did in it, unless the database has no room, or lacks something.
-  return told.reason === "Exhausted" || told.reason === "Misconfigured"
-    ? new DatabaseFailed({ error: told })
+  return isPassing(told) || isStrayCancel(told) || told.reason === "Exhausted" || told.reason === "Misconfigured"
+    ? new DatabaseFailed({ error: told, hasRun })
     : new Refusal({ cause })
 }
 

@@ -7,6 +7,7 @@ import * as Option from "effect/Option"
 import { order, type Position, type StreamPosition } from "../EventFeed.js"
 import { StoreError } from "../StoreError.js"
 import {
+  type Attempts,
   type Failure,
   type Key,
   type Lease,
@@ -56,6 +57,7 @@ export const makeMemorySubscriptions = (log: MemoryLog): SubscriptionStoreServic
         token: 0,
         stopped: false,
         lastFailure: undefined,
+        attempted: undefined,
         setAside: []
       }
       known.push(row)
@@ -110,11 +112,15 @@ export const makeMemorySubscriptions = (log: MemoryLog): SubscriptionStoreServic
           whileHeld(
             Effect.sync(() => {
               row.position = position
+              row.attempted = undefined
               changed()
             })
           )
         const lease: Lease = {
           position: row.position,
+          attempted: Option.fromNullable(row.attempted),
+          // Its holders are in this process, and their scopes end.
+          isTakenOver: false,
           lost: Effect.never,
           checkpoint: whileHeld(Effect.sync(() => row.position)),
           advance: (position, effect) => whileHeld(Effect.zipRight(effect, pass(position))),
@@ -130,10 +136,17 @@ export const makeMemorySubscriptions = (log: MemoryLog): SubscriptionStoreServic
               () =>
                 new Set(row.setAside.map(({ aggregateId }) => aggregateId).filter((id) => aggregateIds.includes(id)))
             ),
+          attempt: ({ attempts, position }) =>
+            whileHeld(
+              Effect.sync(() => {
+                row.attempted = { position, attempts }
+              })
+            ),
           failing: (failure) =>
             whileHeld(
               Effect.sync(() => {
                 row.lastFailure = failure
+                row.attempted = failure && { position: failure.position, attempts: failure.attempts }
               })
             ),
           stop: (failure) =>
@@ -178,7 +191,9 @@ export const makeMemorySubscriptions = (log: MemoryLog): SubscriptionStoreServic
     },
     resume: (name) =>
       each(name, (row) => {
-        if (row.stopped) row.lastFailure = undefined
+        if (!row.stopped) return
+        row.lastFailure = undefined
+        row.attempted = undefined
         row.stopped = false
       }),
     setAside: (name) => Effect.sync(() => [...setAsideOf(name)].sort((a, b) => order(a.position, b.position))),
@@ -207,6 +222,7 @@ interface Row extends Key {
   token: number
   stopped: boolean
   lastFailure: Failure | undefined
+  attempted: Attempts | undefined
   readonly setAside: Array<SetAside>
 }
 

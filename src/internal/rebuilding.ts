@@ -19,6 +19,7 @@ import type { Projection } from "../Projection.js"
 import { StoreError, type ValidationError } from "../StoreError.js"
 import { type Lease, LeaseLost, SubscriptionStore } from "../SubscriptionStore.js"
 import { toMillis } from "../Timestamp.js"
+import { limitIdle } from "./embedded.js"
 import { onMachineTime } from "./machineTime.js"
 import { projectBy, typesOf } from "./projecting.js"
 import { isPassing } from "./settling.js"
@@ -330,7 +331,8 @@ const swapInOneTransaction = <E, R>(
           from generate_series(0, ${partitions}::int - 1) partition
           on conflict (name, partition) do update set
             feed_key = excluded.feed_key, position = excluded.position,
-            token = subscriptions.token + 1, holder = null, leased_until = null, stopped = false, last_failure = null`
+            token = subscriptions.token + 1, holder = null, leased_until = null, stopped = false, last_failure = null,
+            attempted = null`
       )
       yield* run(sql`delete from ${schema}.events_set_aside where subscription = ${name}`)
     })
@@ -340,7 +342,7 @@ const swapInOneTransaction = <E, R>(
     operation,
     Effect.gen(function* () {
       // A process that is stopped in the middle must not lock everybody out for ever.
-      yield* run(sql`select set_config('idle_in_transaction_session_timeout', ${String(leaseDuration)}, true)`)
+      yield* run(sql`select ${limitIdle(home, leaseDuration)}`)
       // The tables first, as those do who write them.
       yield* lockLive(sql, tables)
       yield* run(sql`select 1 from ${schema}.subscriptions where name = ${leaseOf(plan.name)} for update`)

@@ -12,15 +12,18 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
+import * as Option from "effect/Option"
 import type { Position } from "../EventFeed.js"
 import { StoreError } from "../StoreError.js"
 import {
+  type Attempts,
   type Key,
   type Lease,
   LeaseLost,
   type LeaseOptions,
   type SubscriptionStoreService
 } from "../SubscriptionStore.js"
+import { limitIdle } from "./embedded.js"
 import { machineClock, onMachineTime } from "./machineTime.js"
 import { withinGrace } from "./promptly.js"
 import { isPassing } from "./settling.js"
@@ -39,6 +42,7 @@ export interface Home {
   readonly name: string
   /** The same as an identifier. */
   readonly schema: Statement.Fragment
+  readonly isEmbedded: boolean
 }
 
 /** A statement about subscriptions: part of the transaction around it, or on a connection of its own. */
@@ -54,7 +58,8 @@ export const subscriptionStatements = (sql: SqlClient.SqlClient) => {
   return { reading: statement("reading"), writing: statement("writing") }
 }
 
-export const makeLease = ({ schema, sql }: Home, wakeUps: WakeUps): SubscriptionStoreService["lease"] => {
+export const makeLease = (home: Home, wakeUps: WakeUps): SubscriptionStoreService["lease"] => {
+  const { schema, sql } = home
   const { reading, writing } = subscriptionStatements(sql)
   const ofKey = ({ name, partition }: Key) => sql`name = ${name} and partition = ${partition}`
   const until = (duration: number) => sql`clock_timestamp() + ${duration} * interval '1 millisecond'`
@@ -85,18 +90,19 @@ export const makeLease = ({ schema, sql }: Home, wakeUps: WakeUps): Subscription
   const take = ({ duration, holder, key }: LeaseOptions) =>
     Effect.gen(function* () {
       const taken = yield* writing(
-        sql<PlaceRow & { readonly token: string }>`update ${schema}.subscriptions s
+        sql<TakenRow>`update ${schema}.subscriptions s
           set token = s.token + 1, holder = ${holder}, leased_until = ${until(duration)}
           from (
-            select name, partition from ${schema}.subscriptions
+            select name, partition, leased_until from ${schema}.subscriptions
             where ${ofKey(key)} and not stopped and coalesce(leased_until < clock_timestamp(), true)
             -- Who holds the row is at work in a transaction.
             for update skip locked
           ) free
           where s.name = free.name and s.partition = free.partition
-          returning s.token::text, s.feed_key::text, s.position::text`
+          returning s.token::text, s.feed_key::text, s.position::text, s.attempted::text,
+            free.leased_until is not null as is_taken_over`
       )
-      if (taken[0] !== undefined) return { token: taken[0].token, position: positionOf(taken[0]) }
+      if (taken[0] !== undefined) return takenOf(taken[0])
       const [row] = yield* reading(
         sql<{ left: number | null }>`select
           case when stopped then null else extract(epoch from leased_until - clock_timestamp()) * 1000 end::float8 as left
@@ -115,7 +121,7 @@ export const makeLease = ({ schema, sql }: Home, wakeUps: WakeUps): Subscription
           sql`update ${schema}.subscriptions set token = token + 1, holder = null, leased_until = null
             where ${ofKey(key)} and token = ${taken.token}::bigint`
         )
-      const { position, token } = yield* Effect.uninterruptibleMask((restore) =>
+      const { attempted, isTakenOver, position, token } = yield* Effect.uninterruptibleMask((restore) =>
         Effect.tap(onMachineTime(waitFor(take(options), giveBack, restore)), (taken) =>
           // The connections of a pool may all have been cut at once.
           Effect.addFinalizer(() =>
@@ -131,7 +137,7 @@ export const makeLease = ({ schema, sql }: Home, wakeUps: WakeUps): Subscription
       const moveTo = (to: Position) => {
         const [feedKey, place] = partsOf(to)
         return sql`update ${schema}.subscriptions
-          set feed_key = ${feedKey}::xid8, position = ${place}::bigint, leased_until = ${until(duration)}
+          set feed_key = ${feedKey}::xid8, position = ${place}::bigint, attempted = null, leased_until = ${until(duration)}
           where ${mine} returning token`
       }
 
@@ -160,6 +166,8 @@ export const makeLease = ({ schema, sql }: Home, wakeUps: WakeUps): Subscription
 
       const held: Lease = {
         position,
+        attempted,
+        isTakenOver,
         lost: Deferred.await(lost),
         checkpoint: Effect.map(
           onlyMine(sql<PlaceRow>`select feed_key::text, position::text from ${schema}.subscriptions where ${mine}`),
@@ -173,7 +181,7 @@ export const makeLease = ({ schema, sql }: Home, wakeUps: WakeUps): Subscription
             Effect.gen(function* () {
               // A process that is stopped in the middle must not hold the locks of its transaction for ever.
               yield* onlyMine(
-                sql`select set_config('idle_in_transaction_session_timeout', ${String(Math.ceil(duration))}, true)
+                sql`select ${limitIdle(home, duration)}
                   from ${schema}.subscriptions where ${mine}`
               )
               yield* effect
@@ -227,11 +235,19 @@ export const makeLease = ({ schema, sql }: Home, wakeUps: WakeUps): Subscription
             yield* writing(sql`select 1 from ${schema}.subscriptions where ${ofKey(key)} for update`)
             return new Set((yield* found).map(({ aggregate_id }) => aggregate_id.slice(1)))
           }),
+        attempt: (attempts) =>
+          Effect.asVoid(
+            onlyMine(
+              sql`update ${schema}.subscriptions set attempted = ${attemptsText(attempts)}::jsonb where ${mine} returning token`
+            )
+          ),
         failing: (failure) =>
           Effect.asVoid(
             onlyMine(
               sql`update ${schema}.subscriptions
-                set last_failure = ${failure === undefined ? null : JSON.stringify(failure)}::jsonb where ${mine} returning token`
+                set last_failure = ${failure === undefined ? null : JSON.stringify(failure)}::jsonb,
+                  attempted = ${failure === undefined ? null : attemptsText(failure)}::jsonb
+                where ${mine} returning token`
             )
           ),
         stop: (failure) =>
@@ -256,10 +272,24 @@ const operation = "Subscription"
 const fastPoll = 20
 const slowPoll = 500
 
-interface Taken {
+interface Taken extends Pick<Lease, "position" | "attempted" | "isTakenOver"> {
   readonly token: string
-  readonly position: Position
 }
+
+interface TakenRow extends PlaceRow {
+  readonly token: string
+  readonly attempted: string | null
+  readonly is_taken_over: boolean
+}
+
+const takenOf = (row: TakenRow): Taken => ({
+  token: row.token,
+  position: positionOf(row),
+  attempted: Option.map(Option.fromNullable(row.attempted), (text): Attempts => JSON.parse(text)),
+  isTakenOver: row.is_taken_over
+})
+
+const attemptsText = ({ attempts, position }: Attempts): string => JSON.stringify({ position, attempts })
 
 /**
  * Waits for the lease, interruptibly by `restore`. One that is had in the moment of an interruption is given back, so that others need

@@ -117,6 +117,8 @@ const migrations: ReadonlyArray<Migration> = [
         leased_until timestamptz,
         stopped boolean not null default false,
         last_failure jsonb,
+        -- How often the event at which position was tried by itself.
+        attempted jsonb,
         primary key (name, partition)
       )`,
       sql`create table ${schema}.events_set_aside (

@@ -6,6 +6,7 @@ import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import { StoreError } from "../StoreError.js"
 import type { Failure, SetAside, Standing, SubscriptionStoreService } from "../SubscriptionStore.js"
+import { limitIdle } from "./embedded.js"
 import { onMachineTime } from "./machineTime.js"
 import { fromSqlError } from "./sqlError.js"
 import { type FeedRow, feedColumns, feedEventsOf, type PlaceRow, partsOf, positionOf, sliceOf } from "./sqlFeed.js"
@@ -52,7 +53,8 @@ export const makeSqlSubscriptions = (home: Home, wakeUps: WakeUps): Subscription
     resume: (name) =>
       Effect.asVoid(
         writing(
-          sql`update ${schema}.subscriptions set stopped = false, last_failure = null where name = ${name} and stopped`
+          sql`update ${schema}.subscriptions set stopped = false, last_failure = null, attempted = null
+            where name = ${name} and stopped`
         )
       ),
     setAside: (name) =>
@@ -88,7 +90,7 @@ export const makeSqlSubscriptions = (home: Home, wakeUps: WakeUps): Subscription
           if (row === undefined) return false
           // Who holds the lease waits for this one: not for ever, if this process is stopped.
           yield* writing(
-            sql`select set_config('idle_in_transaction_session_timeout', ${patience}, true) from ${schema}.subscriptions
+            sql`select ${limitIdle(home, patience)} from ${schema}.subscriptions
               where name = ${name} and partition = ${row.partition} for update`
           )
           const deleted = yield* writing(
@@ -139,7 +141,7 @@ const isContention = (error: unknown): boolean => {
 }
 
 /** How long one that takes an event back may leave its transaction idle, in milliseconds. */
-const patience = "60000"
+const patience = 60_000
 
 interface StandingRow extends PlaceRow {
   readonly partition: number

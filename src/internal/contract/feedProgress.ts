@@ -9,6 +9,7 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
 import { beginning, order } from "../../EventFeed.js"
+import type { Lease } from "../../SubscriptionStore.js"
 import { failureOf, newId, passing, stream, test } from "./case.js"
 import {
   at,
@@ -226,6 +227,50 @@ export const feedProgressCases: ReadonlyArray<FeedCase> = [
       ),
     "callerTransaction"
   ),
+
+  test("attempt, failing: the next holder finds the attempts, until the checkpoint moves on or the failure is taken off", () =>
+    Effect.scoped(
+      Effect.gen(function* () {
+        const all = yield* ports
+        const { subscriptions } = all
+        const name = newId()
+        const events = yield* commitShown(all, 2)
+        const [first, second] = [at(events, 0), at(events, 1)]
+        const attempts = { position: first.position, attempts: 2 }
+        const found = (change: (lease: Lease) => Effect.Effect<void, unknown>) =>
+          Effect.scoped(
+            Effect.flatMap(subscriptions.lease(leaseOf(name)), (lease) => Effect.as(change(lease), lease.attempted))
+          )
+        expect(yield* found((lease) => lease.attempt(attempts))).toEqual(Option.none())
+        expect(yield* found((lease) => lease.attempt({ ...attempts, attempts: 3 }))).toEqual(Option.some(attempts))
+        expect(yield* found((lease) => lease.pass(first.position))).toEqual(Option.some({ ...attempts, attempts: 3 }))
+        expect(yield* found((lease) => lease.failing({ ...failureAt(second), attempts: 5 }))).toEqual(Option.none())
+        const ofFailure = { position: second.position, attempts: 5 }
+        expect(yield* found((lease) => lease.failing(undefined))).toEqual(Option.some(ofFailure))
+        expect(yield* found((lease) => lease.attempt(ofFailure))).toEqual(Option.none())
+        expect(yield* found((lease) => lease.advance(second.position, Effect.void))).toEqual(Option.some(ofFailure))
+        expect(yield* found(() => Effect.void)).toEqual(Option.none())
+      })
+    )),
+
+  test("resume: the attempts at the event that a subscription stopped at are counted anew", () =>
+    Effect.scoped(
+      Effect.gen(function* () {
+        const all = yield* ports
+        const { subscriptions } = all
+        const name = newId()
+        const one = at(yield* commitShown(all, 1), 0)
+        yield* Effect.scoped(
+          Effect.flatMap(subscriptions.lease(leaseOf(name)), (lease) =>
+            Effect.zipRight(lease.failing(failureAt(one)), lease.stop(failureAt(one)))
+          )
+        )
+        yield* subscriptions.resume(name)
+        const { lease } = yield* take(subscriptions, leaseOf(name))
+        expect(lease.attempted).toEqual(Option.none())
+        expect(lease.isTakenOver).toBe(false)
+      })
+    )),
 
   test("failing: the last failure is kept as it is, and can be taken off", () =>
     Effect.scoped(

@@ -1,6 +1,7 @@
 /** Appends to logs of ten thousand, a hundred thousand and a million events, and loads aggregates of a hundred events from them. */
 import { randomInt, randomUUID } from "node:crypto"
 import * as Effect from "effect/Effect"
+import * as Scope from "effect/Scope"
 import { SqlStore, StoreAdapter, type Timestamp } from "effect-maestro"
 import type pg from "pg"
 import { Account } from "../domain.js"
@@ -119,7 +120,8 @@ const loadIn = ({ store }: Log, id: string) =>
 const openLog = async ({ clock, ours, pool }: Stage, { exponent, name }: (typeof sizes)[number]): Promise<Log> => ({
   name,
   aggregates: 10 ** exponent / eventsEach,
-  store: await ours.run(SqlStore.make({ schema: name })),
+  // Open until the process ends.
+  store: await ours.run(Effect.flatMap(Scope.make(), (scope) => Scope.extend(SqlStore.make({ schema: name }), scope))),
   clock,
   run: ours.run,
   pool
