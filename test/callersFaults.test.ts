@@ -2,6 +2,7 @@
 import * as SqlClient from "@effect/sql/SqlClient"
 import { expect, it } from "@effect/vitest"
 import * as Arr from "effect/Array"
+import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Stream from "effect/Stream"
@@ -23,6 +24,12 @@ const projecting = <E, R>(run: (sql: SqlClient.SqlClient) => Effect.Effect<unkno
   name: "projecting",
   project: () => Effect.flatMap(SqlClient.SqlClient, run)
 })
+
+/** Runs a statement outside of the transaction around it. */
+const outside = <A, E>(statement: Effect.Effect<A, E>): Effect.Effect<A, E> =>
+  Effect.mapInputContext(statement, (context: Context.Context<never>) =>
+    Context.omit(SqlClient.TransactionConnection)(context as Context.Context<SqlClient.TransactionConnection>)
+  )
 
 /** Long statements inside of a savepoint, of the application's and of the store's. */
 const nested = {
@@ -69,7 +76,10 @@ it.layer(onPostgres, { timeout: 60_000 })("Faults inside of commits", (it) => {
             Effect.suspend(() => {
               if (killed) return Effect.void
               killed = true
-              return Effect.zipRight(admin`select pg_terminate_backend(${pid}, 5000)`, Effect.repeatN(macrotask, 20))
+              return Effect.zipRight(
+                outside(admin`select pg_terminate_backend(${pid}, 5000)`),
+                Effect.repeatN(macrotask, 20)
+              )
             })
           const reading = projecting((sql) =>
             Effect.flatMap(sql<{ pid: number }>`select pg_backend_pid() as pid`, ([row]) =>
