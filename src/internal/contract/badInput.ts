@@ -146,4 +146,10 @@ const issuesOf = (exit: Exit.Exit<unknown, unknown>): ReadonlyArray<ValidationIs
 }
 
 /** What JSON says of a record: it has no -0, and knows no prototypes. */
-const asJson = (record: object): unknown => JSON.parse(JSON.stringify(record))
+/** What a store that accepts the value returns: plain objects and lists, with the sign of -0. */
+const asJson = (value: unknown): unknown =>
+  Array.isArray(value)
+    ? value.map(asJson)
+    : typeof value === "object" && value !== null
+      ? Object.fromEntries(Object.entries(value).map(([key, inner]) => [key, asJson(inner)]))
+      : value
