@@ -145,7 +145,6 @@ const issuesOf = (exit: Exit.Exit<unknown, unknown>): ReadonlyArray<ValidationIs
   return failure instanceof ValidationError ? failure.issues : []
 }
 
-/** What JSON says of a record: it has no -0, and knows no prototypes. */
 /** What a store that accepts the value returns: plain objects and lists, with the sign of -0. */
 const asJson = (value: unknown): unknown =>
   Array.isArray(value)
