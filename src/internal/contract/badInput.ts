@@ -11,6 +11,7 @@ import * as Option from "effect/Option"
 import { StoreAdapter } from "../../StoreAdapter.js"
 import { RetryCommand, ValidationError, type ValidationIssue } from "../../StoreError.js"
 import {
+  asJson,
   type Case,
   event,
   everyCase,
@@ -144,11 +145,3 @@ const issuesOf = (exit: Exit.Exit<unknown, unknown>): ReadonlyArray<ValidationIs
   const failure = failureOf(exit)
   return failure instanceof ValidationError ? failure.issues : []
 }
-
-/** What a store that accepts the value returns: plain objects and lists, with the sign of -0. */
-const asJson = (value: unknown): unknown =>
-  Array.isArray(value)
-    ? value.map(asJson)
-    : typeof value === "object" && value !== null
-      ? Object.fromEntries(Object.entries(value).map(([key, inner]) => [key, asJson(inner)]))
-      : value

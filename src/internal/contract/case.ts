@@ -152,6 +152,14 @@ const exactly = (value: unknown): string => {
   return `{${Object.entries(value).map(([key, inner]) => `${JSON.stringify(key)}:${exactly(inner)}`)}}`
 }
 
+/** What a store that accepts the value returns: plain objects and lists, with the sign of -0. */
+export const asJson = (value: unknown): unknown =>
+  Array.isArray(value)
+    ? value.map(asJson)
+    : typeof value === "object" && value !== null
+      ? Object.fromEntries(Object.entries(value).map(([key, inner]) => [key, asJson(inner)]))
+      : value
+
 // --- running ---
 
 /** Lets timers and sockets have their turn. */
