@@ -55,29 +55,29 @@ const stores: Readonly<Record<string, Layer.Layer<StoreAdapter.StoreAdapter, unk
 /** Another instance of the aggregate, which has kept nothing. */
 const elsewhere = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.provide(effect, Layer.fresh(Notes.layer))
 
+/** The constructor of a `Schema.Class` drops the key `__proto__` of a record before the library sees it. */
+const ofClasses = jsonObject.filter((value) => !JSON.stringify(value).includes('"__proto__"'))
+
 for (const [name, layer] of Object.entries(stores)) {
   it.layer(layer, { timeout: 60_000 })(name, (it) => {
     it.effect(
       "the state that a command is answered with is the one that is loaded, from events and from a snapshot",
       () =>
-        everyCase(
-          { runs: 30, seed: undefined },
-          FastCheck.array(jsonObject, { minLength: 1, maxLength: 3 }),
-          (values) =>
-            Effect.gen(function* () {
-              const id = newId()
-              let answered: unknown
-              for (const value of values) answered = (yield* Notes.evaluate(id, new Note({ value }))).state
-              expectExactly(answered, { last: values.at(-1), all: values })
-              expectExactly(yield* elsewhere(Notes.fetch(id)), answered)
-              expectExactly(yield* elsewhere(Notes.replay(id, values.length)), answered)
-              expectExactly(yield* elsewhere(Notes.replay(id, 1)), { last: values[0], all: values.slice(0, 1) })
-            }).pipe(elsewhere)
+        everyCase({ runs: 30, seed: undefined }, FastCheck.array(ofClasses, { minLength: 1, maxLength: 3 }), (values) =>
+          Effect.gen(function* () {
+            const id = newId()
+            let answered: unknown
+            for (const value of values) answered = (yield* Notes.evaluate(id, new Note({ value }))).state
+            expectExactly(answered, { last: values.at(-1), all: values })
+            expectExactly(yield* elsewhere(Notes.fetch(id)), answered)
+            expectExactly(yield* elsewhere(Notes.replay(id, values.length)), answered)
+            expectExactly(yield* elsewhere(Notes.replay(id, 1)), { last: values[0], all: values.slice(0, 1) })
+          }).pipe(elsewhere)
         )
     )
 
     it.effect("any JSON is loaded as it was committed where a stream is read page by page", () =>
-      everyCase({ runs: 3, seed: undefined }, FastCheck.array(jsonObject, { minLength: 1, maxLength: 20 }), (values) =>
+      everyCase({ runs: 3, seed: undefined }, FastCheck.array(ofClasses, { minLength: 1, maxLength: 20 }), (values) =>
         Effect.gen(function* () {
           const store = yield* StoreAdapter.StoreAdapter
           const id = newId()
