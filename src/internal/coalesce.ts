@@ -60,6 +60,7 @@ export const makeCoalescer = (
   /** How many commits were accepted and are not answered yet. */
   let pending = 0
   let isClosing = false
+  let isClosed = false
   const drained = Deferred.unsafeMake<void>(FiberId.none)
 
   /** Takes out of the queue what may leave together. */
@@ -93,9 +94,20 @@ export const makeCoalescer = (
     ended(0)
     return within(patienceAtEnd, Deferred.await(drained))
   }).pipe(
-    // The database does not answer: what was not sent yet is refused.
-    Effect.zipRight(Effect.sync(() => answer(queue.take(limits), Exit.fail(closed()))))
+    Effect.zipRight(
+      Effect.sync(() => {
+        isClosed = true
+        refuseUnsent()
+      })
+    )
   )
+
+  /** Nothing sends any more, and what was not sent until now is not stored. */
+  const refuseUnsent = (): void => {
+    for (let unsent = queue.take(limits); unsent.length > 0; unsent = queue.take(limits)) {
+      answer(unsent, Exit.fail(closed()))
+    }
+  }
 
   const answer = (entries: ReadonlyArray<Entry>, exit: Exit.Exit<ReadonlyArray<Verdict>, StoreError>): void => {
     ended(entries.length)
@@ -104,6 +116,7 @@ export const makeCoalescer = (
       entry.answered = true
       entry.resume(Exit.map(exit, (verdicts) => verdicts[index] ?? "written"))
     }
+    if (isClosed) refuseUnsent()
     wake()
   }
 
