@@ -9,9 +9,16 @@ import type { Statement } from "@effect/sql/Statement"
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
 import type * as Schema from "effect/Schema"
-import type { Event } from "./Event.js"
-import { type EventCodec, makeEventCodec, type Tagged } from "./internal/eventCodec.js"
-import { provideStatementsFor } from "./internal/statements.js"
+import type { Envelope, Event } from "./Event.js"
+import {
+  type EventCodec,
+  type HandlerContext,
+  type HandlerError,
+  makeEventCodec,
+  type Tagged
+} from "./internal/eventCodec.js"
+import { envelopeOf, type Origin as OriginOf, type StreamIds, withOwnIds } from "./internal/origin.js"
+import { provideStatementsFor, statementsFor } from "./internal/statements.js"
 import type { StoreError } from "./StoreError.js"
 
 /**
@@ -30,6 +37,11 @@ export interface Projection<out E = never, out R = never> {
   readonly name: string
   /** The types of the events that concern it: all, when it does not say. A commit without them takes the short way. */
   readonly events?: ReadonlyArray<string> | undefined
+  /**
+   * Whose events concern it: those of one aggregate, or of `"all"`. A projection without it is of the aggregate that has it among its
+   * `projections`; see `Projection.of`.
+   */
+  readonly of?: Projection.Origin | undefined
   /** What is to be done for one event. */
   readonly project: (event: Event) => Effect.Effect<void, E, R>
 }
@@ -49,6 +61,33 @@ export declare namespace Projection {
   export type Any = Projection<any, any>
 
   /**
+   * Whose events a projection is about: an aggregate, told by its name, or all of them.
+   *
+   * @since 0.1.0
+   * @category models
+   */
+  export type Origin = OriginOf
+
+  /**
+   * A projection that says whose events it is about, so that a subscription or a rebuild can find them.
+   *
+   * @since 0.1.0
+   * @category models
+   */
+  export interface Bound<out E = never, out R = never> extends Projection<E, R> {
+    readonly of: Projection.Origin
+  }
+
+  /**
+   * Any projection that says whose events it is about.
+   *
+   * @since 0.1.0
+   * @category models
+   */
+  // biome-ignore lint/suspicious/noExplicitAny: the bound of a type parameter that takes every projection
+  export type AnyBound = Bound<any, any>
+
+  /**
    * What a projection may fail with.
    *
    * @since 0.1.0
@@ -66,8 +105,28 @@ export declare namespace Projection {
 }
 
 /**
+ * An aggregate, as far as its projections and subscriptions know it. `Aggregate.make` makes one.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Source<A extends Tagged> {
+  readonly name: string
+  /** Whether its streams are named by its kind, or by ids alone. */
+  readonly streams: StreamIds
+  /** The schema of its events. */
+  // biome-ignore lint/suspicious/noExplicitAny: followers decode stored events of whatever encoded form
+  readonly events: Schema.Schema<A, any>
+}
+
+/**
  * Makes a projection of typed handlers, one for each event type that concerns it; it passes over all others. A handler
- * receives the decoded event and the stored one around it (its aggregate, sequence and timestamp).
+ * receives the decoded event and the stored one around it (kind and id of its aggregate, sequence and timestamp).
+ *
+ * - With `of: Account` it is about the events of that aggregate, and takes their schema from it. Subscriptions and rebuilds take such
+ *   projections.
+ * - With `events` alone it is about the events of the aggregate that has it among its `projections`.
+ * - With `events` and `of: "all"` it is about the events of all aggregates that have these types.
  *
  * A stored event of a named type that the schema can't decode fails the commit with `StoreError` (`UnreadableEvent`).
  *
@@ -87,41 +146,49 @@ export declare namespace Projection {
  *   name: "balances",
  *   events: Deposited,
  *   project: {
- *     Deposited: (event, { aggregateId }) =>
+ *     Deposited: (event, { id }) =>
  *       Effect.flatMap(
  *         SqlClient.SqlClient,
- *         (sql) => sql`update balances set amount = amount + ${event.amount} where account = ${aggregateId}`
+ *         (sql) => sql`update balances set amount = amount + ${event.amount} where account = ${id}`
  *       )
  *   }
  * })
  * ```
  */
-export const make = <A extends Tagged, I extends Tagged, Handlers extends ProjectionHandlers<A>>(options: {
-  /** Names the projection in traces and messages. */
-  readonly name: string
-  /** The events that it is about: one tagged schema, or a union of them. */
-  readonly events: Schema.Schema<A, I>
-  /** What is to be done for each type. */
-  readonly project: Handlers & { readonly [K in Exclude<keyof Handlers, A["_tag"]>]: never }
-}): Projection<HandlerError<Handlers[keyof Handlers]> | StoreError, HandlerContext<Handlers[keyof Handlers]>> => {
-  type E = HandlerError<Handlers[keyof Handlers]>
-  type R = HandlerContext<Handlers[keyof Handlers]>
-  const codec: EventCodec<A> = makeEventCodec(options.events)
-  const handlers = new Map<string, (event: A, envelope: Event) => Effect.Effect<unknown, E, R>>(
+export const make: {
+  <A extends Tagged, Handlers extends ProjectionHandlers<A>>(
+    options: Options<Handlers, A> & { readonly of: Source<A> }
+  ): Projection.Bound<HandlersError<Handlers> | StoreError, HandlersContext<Handlers>>
+  <A extends Tagged, I extends Tagged, Handlers extends ProjectionHandlers<A>>(
+    options: Options<Handlers, A> & { readonly of: "all"; readonly events: Schema.Schema<A, I> }
+  ): Projection.Bound<HandlersError<Handlers> | StoreError, HandlersContext<Handlers>>
+  <A extends Tagged, I extends Tagged, Handlers extends ProjectionHandlers<A>>(
+    options: Options<Handlers, A> & { readonly of?: undefined; readonly events: Schema.Schema<A, I> }
+  ): Projection<HandlersError<Handlers> | StoreError, HandlersContext<Handlers>>
+} = <A extends Tagged, Handlers extends ProjectionHandlers<A>>(
+  options: AnyOptions<Handlers, A>
+): Projection.Bound<HandlersError<Handlers> | StoreError, HandlersContext<Handlers>> => {
+  type E = HandlersError<Handlers>
+  type R = HandlersContext<Handlers>
+  const codec: EventCodec<A> = makeEventCodec(schemaOf(options))
+  const handlers = new Map<string, (event: A, envelope: Envelope) => Effect.Effect<unknown, E, R>>(
     Object.entries(options.project)
   )
-  return {
+  const projection: Projection<E | StoreError, R> = {
     name: options.name,
     events: [...handlers.keys()],
-    project: (envelope) => {
-      const handler = handlers.get(envelope.type)
+    project: (stored) => {
+      const handler = handlers.get(stored.type)
       return handler === undefined
         ? Effect.void
         : Effect.asVoid(
-            Effect.flatMap(codec.decode(`Projection ${options.name}`, envelope), (event) => handler(event, envelope))
+            Effect.flatMap(codec.decode(`Projection ${options.name}`, stored), (event) =>
+              handler(event, envelopeOf(stored))
+            )
           )
     }
   }
+  return originate(projection, options.of)
 }
 
 /**
@@ -150,28 +217,32 @@ export const make = <A extends Tagged, I extends Tagged, Handlers extends Projec
  *   name: "balances",
  *   events: Deposited,
  *   project: {
- *     Deposited: ({ amount }, { aggregateId }, sql) =>
- *       sql`update balances set amount = amount + ${amount} where account = ${aggregateId}`
+ *     Deposited: ({ amount }, { id }, sql) => sql`update balances set amount = amount + ${amount} where account = ${id}`
  *   }
  * })
  * ```
  */
-export const makeSql = <A extends Tagged, I extends Tagged, Handlers extends SqlHandlers<A>>(options: {
-  /** Names the projection in traces and messages. */
-  readonly name: string
-  /** The events that it is about: one tagged schema, or a union of them. */
-  readonly events: Schema.Schema<A, I>
-  /** Which statements are to be done for each type. */
-  readonly project: Handlers & { readonly [K in Exclude<keyof Handlers, A["_tag"]>]: never }
-}): Projection<SqlError | StoreError, SqlClient.SqlClient> => {
-  const codec: EventCodec<A> = makeEventCodec(options.events)
+export const makeSql: {
+  <A extends Tagged, Handlers extends SqlHandlers<A>>(
+    options: Options<Handlers, A> & { readonly of: Source<A> }
+  ): Projection.Bound<SqlError | StoreError, SqlClient.SqlClient>
+  <A extends Tagged, I extends Tagged, Handlers extends SqlHandlers<A>>(
+    options: Options<Handlers, A> & { readonly of: "all"; readonly events: Schema.Schema<A, I> }
+  ): Projection.Bound<SqlError | StoreError, SqlClient.SqlClient>
+  <A extends Tagged, I extends Tagged, Handlers extends SqlHandlers<A>>(
+    options: Options<Handlers, A> & { readonly of?: undefined; readonly events: Schema.Schema<A, I> }
+  ): Projection<SqlError | StoreError, SqlClient.SqlClient>
+} = <A extends Tagged, Handlers extends SqlHandlers<A>>(
+  options: AnyOptions<Handlers, A>
+): Projection.Bound<SqlError | StoreError, SqlClient.SqlClient> => {
+  const codec: EventCodec<A> = makeEventCodec(schemaOf(options))
   const handlers = new Map<string, SqlHandler<A>>(Object.entries(options.project))
-  const statements = (envelope: Event, sql: SqlClient.SqlClient) => {
-    const handler = handlers.get(envelope.type)
+  const statements = (stored: Event, sql: SqlClient.SqlClient) => {
+    const handler = handlers.get(stored.type)
     return handler === undefined
       ? Either.right([])
-      : Either.map(codec.decode(`Projection ${options.name}`, envelope), (event) => {
-          const some = handler(event, envelope, sql)
+      : Either.map(codec.decode(`Projection ${options.name}`, stored), (event) => {
+          const some = handler(event, envelopeOf(stored), sql)
           return Array.isArray(some) ? (some as ReadonlyArray<Statement<unknown>>) : [some as Statement<unknown>]
         })
   }
@@ -182,7 +253,39 @@ export const makeSql = <A extends Tagged, I extends Tagged, Handlers extends Sql
       )
     )
   provideStatementsFor(project, (envelope, sql) => Either.getOrUndefined(statements(envelope, sql)))
-  return { name: options.name, events: [...handlers.keys()], project }
+  return originate({ name: options.name, events: [...handlers.keys()], project }, options.of)
+}
+
+/**
+ * The projection as one of that aggregate, or of `"all"`: so a projection that an aggregate has among its `projections` can be kept by a
+ * subscription, or rebuilt. `Account.projections` are bound already. It throws where the projection is of something else.
+ *
+ * @since 0.1.0
+ * @category combinators
+ */
+export const of = <E, R>(origin: Projection.Origin, projection: Projection<E, R>): Projection.Bound<E, R> => {
+  if (projection.of !== undefined && projection.of !== "all") {
+    if (origin === "all" || origin.name !== projection.of.name || origin.streams !== projection.of.streams) {
+      throw new TypeError(
+        `projection ${JSON.stringify(projection.name)} is of aggregate ${projection.of.name}, and can't be of ${origin === "all" ? "all aggregates" : origin.name}`
+      )
+    }
+    return { ...projection, of: projection.of }
+  }
+  return originate(projection, origin)
+}
+
+/**
+ * What `make` and `makeSql` have in common.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Options<Handlers, A extends Tagged> {
+  /** Names the projection in traces and messages. */
+  readonly name: string
+  /** What is to be done for each type: with `makeSql`, which statements. */
+  readonly project: Handlers & { readonly [K in Exclude<keyof Handlers, A["_tag"]>]: never }
 }
 
 /**
@@ -204,18 +307,48 @@ export type SqlHandlers<A extends Tagged> = {
 export type ProjectionHandlers<A extends Tagged> = {
   readonly [K in A["_tag"]]?: (
     event: Extract<A, { readonly _tag: K }>,
-    envelope: Event
+    envelope: Envelope
     // biome-ignore lint/suspicious/noExplicitAny: the bound of a type parameter that takes every handler
   ) => Effect.Effect<unknown, any, any>
 }
 
 // --- internal ---
 
+interface AnyOptions<Handlers, A extends Tagged> extends Options<Handlers, A> {
+  readonly of?: Source<A> | "all" | undefined
+  // biome-ignore lint/suspicious/noExplicitAny: stored events have whatever encoded form
+  readonly events?: Schema.Schema<A, any> | undefined
+}
+
+// biome-ignore lint/suspicious/noExplicitAny: as above
+const schemaOf = <A extends Tagged>({ events, name, of }: AnyOptions<unknown, A>): Schema.Schema<A, any> => {
+  const schema = typeof of === "object" ? of.events : events
+  if (schema === undefined)
+    throw new TypeError(`projection ${JSON.stringify(name)} must have \`events\`, or be \`of\` an aggregate`)
+  return schema
+}
+
+/** A projection of an aggregate with plain ids gets its events with these ids. */
+const originate = <E, R>(
+  projection: Projection<E, R>,
+  origin: Projection.Origin | undefined
+): Projection.Bound<E, R> => {
+  const of: Projection.Origin | undefined =
+    typeof origin === "object" ? { name: origin.name, streams: origin.streams } : origin
+  // An unbound projection has no such key; its type has none either.
+  if (of === undefined) return projection as Projection.Bound<E, R>
+  if (of === "all" || of.streams !== "plain") return { ...projection, of }
+  const project = (event: Event) => projection.project(withOwnIds(event))
+  const statements = statementsFor(projection.project)
+  if (statements !== undefined) provideStatementsFor(project, (event, sql) => statements(withOwnIds(event), sql))
+  return { ...projection, of, project }
+}
+
 type SqlHandler<A> = (
   event: A,
-  envelope: Event,
+  envelope: Envelope,
   sql: SqlClient.SqlClient
 ) => Statement<unknown> | ReadonlyArray<Statement<unknown>>
 
-type HandlerError<F> = F extends (...args: infer _A) => Effect.Effect<infer _B, infer E, infer _R> ? E : never
-type HandlerContext<F> = F extends (...args: infer _A) => Effect.Effect<infer _B, infer _E, infer R> ? R : never
+type HandlersError<Handlers> = HandlerError<Handlers[keyof Handlers]>
+type HandlersContext<Handlers> = HandlerContext<Handlers[keyof Handlers]>

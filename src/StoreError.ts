@@ -78,7 +78,6 @@ export class ValidationError extends Schema.TaggedError<ValidationError>("effect
  * - `Misconfigured`: tables, functions, rights or the database itself are missing. Migrate, or mend the configuration.
  * - `Exhausted`: the database is out of disk, memory or another limit, or read-only. Nothing is stored.
  * - `UnreadableEvent`: a stored event can't be decoded by the aggregate's or projection's schemas.
- * - `ForeignEvent`: an aggregate loaded an event that another kind of aggregate wrote.
  * - `ClockDrift`: a timestamp lies further ahead of the local clock than the clock allows.
  * - `Unknown`: none of these; see `cause`.
  *
@@ -94,7 +93,6 @@ export const StoreErrorReason = Schema.Literal(
   "Misconfigured",
   "Exhausted",
   "UnreadableEvent",
-  "ForeignEvent",
   "ClockDrift",
   "Unknown"
 )

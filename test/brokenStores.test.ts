@@ -83,6 +83,10 @@ const caught: ReadonlyArray<readonly [breaking: Breaking, cases: ReadonlyArray<s
     ["commitAll: a projection's failure rolls back everything and comes back unchanged", model]
   ],
   [
+    Broken.ignoresWhoseEventsAProjectionIsAbout,
+    ["commitAll: a projection of one aggregate receives no events of others in the commit"]
+  ],
+  [
     Broken.forgetsWhatItStored,
     ["commitEvents: committing the very same events again succeeds and writes nothing", model]
   ],

@@ -120,6 +120,8 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("nodes", (it) => {
         position: at("0-1"),
         timestamp: Timestamp.fromParts({ millis: 0, counter: 0, node: 0n }),
         aggregateId: "x",
+        kind: "",
+        id: "x",
         sequence,
         type: "T",
         body: {},

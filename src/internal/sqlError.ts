@@ -43,7 +43,6 @@ const describe: Record<StoreErrorReason, string> = {
   Misconfigured: "the database is not set up for the store",
   Exhausted: "the database can't take more",
   UnreadableEvent: "a stored event can't be read",
-  ForeignEvent: "an event of another aggregate",
   ClockDrift: "a clock is wrong",
   Unknown: "the database failed"
 }

@@ -55,9 +55,9 @@ export const Balances = [
 /** The transaction of a subscription is one caller, whatever it handles: its attempts begin with the same word. */
 const callerOf = ({ attempt }: Event.Event["metadata"]): string => String(attempt ?? "none").split(" ")[0] ?? ""
 
-const addToBalance = (sql: SqlClient.SqlClient, { aggregateId, metadata }: Event.Event, amount: number) =>
+const addToBalance = (sql: SqlClient.SqlClient, { id, metadata }: Event.Envelope, amount: number) =>
   sql`insert into balances as b
-    select ${aggregateId}::text, ${amount}::bigint from touch(${callerOf(metadata)})
+    select ${id}::text, ${amount}::bigint from touch(${callerOf(metadata)})
     on conflict (account) do update set balance = b.balance + excluded.balance`
 
 // A server that is killed is back within a second or so.

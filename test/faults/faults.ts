@@ -310,7 +310,9 @@ const inspect = (
   seen: ReadonlyArray<ReadonlyArray<Place>>
 ): Effect.Effect<Verdict, unknown> =>
   Effect.gen(function* () {
-    const all = yield* admin<Row & { type: string }>`select aggregate_id as account, sequence, type,
+    const all = yield* admin<
+      Row & { type: string }
+    >`select substr(aggregate_id, strpos(aggregate_id, '/') + 1) as account, sequence, type,
       timestamp::text as timestamp, coalesce(metadata ->> 'attempt', 'none') as attempt,
       coalesce((body ->> 'amount')::int * case type when 'Withdrawn' then -1 else 1 end, 0) as amount
       from maestro.event_log`

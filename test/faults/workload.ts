@@ -288,7 +288,7 @@ const commitOf = (id: string, accounts: ReadonlyArray<string>, amount: number, p
     for (const index of Arr.range(0, 4)) {
       events.push({
         timestamp: yield* now,
-        aggregateId: accounts[index % 2] ?? id,
+        aggregateId: Wallet.streamId(accounts[index % 2] ?? id),
         sequence: (index >> 1) + 1,
         type: "Deposited",
         body: { amount },
