@@ -221,7 +221,7 @@ const unusable = (
   new StoreError({
     reason,
     operation,
-    description: `event ${sequence} of aggregate ${JSON.stringify(aggregateId)}, of type ${JSON.stringify(type)}, ${why}`,
+    description: `it ${why}`,
     aggregateId,
     sequence,
     type
