@@ -31,7 +31,8 @@ const floors = [
     "internal/eventCodec.ts",
     "internal/commitQueue.ts",
     "internal/sqlTransaction.ts",
-    "internal/statements.ts"
+    "internal/statements.ts",
+    "internal/projectionFailure.ts"
   ],
   [
     "Projection.ts",

@@ -84,6 +84,10 @@ const caught: ReadonlyArray<readonly [breaking: Breaking, cases: ReadonlyArray<s
     ["commitAll: a projection's failure rolls back everything and comes back unchanged", model]
   ],
   [
+    Broken.forgetsWhichProjectionFailed,
+    ["commitAll: a projection's StoreError that names no aggregate gets the names of projection and event"]
+  ],
+  [
     Broken.forgetsWhatItStored,
     ["commitEvents: committing the very same events again succeeds and writes nothing", model]
   ],

@@ -50,6 +50,17 @@ export const projectsAfterTheCommit = (store: Store): Store => ({
     )
 })
 
+/** A failure of the database in a projection is like any other. */
+export const forgetsWhichProjectionFailed = (store: Store): Store => ({
+  ...store,
+  commitAll: (events, projections) =>
+    Effect.mapError(store.commitAll(events, projections), (error) => {
+      if (!(error instanceof StoreError.StoreError)) return error
+      const { aggregateId: _id, projection: _projection, sequence: _sequence, type: _type, ...rest } = error
+      return new StoreError.StoreError(rest)
+    })
+})
+
 /** Projections run with the services of the caller that came last, but in their own transaction. */
 export const projectsInTheContextOfTheLastCaller = (store: Store): Store => {
   let last: ReadonlyArray<readonly [string, unknown]> = []

@@ -1,5 +1,7 @@
 /** What the compiler knows: checked by `npm run check`, where these expectations are types. */
 
+import * as SqlClient from "@effect/sql/SqlClient"
+import type { SqlError } from "@effect/sql/SqlError"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import type * as Layer from "effect/Layer"
@@ -29,7 +31,7 @@ import {
   Opened,
   type Touch,
   type Withdraw,
-  type Withdrawn
+  Withdrawn
 } from "./account.js"
 
 type ErrorOf<F> = F extends Effect.Effect<infer _A, infer E, infer _R> ? E : never
@@ -133,6 +135,66 @@ it("a projection's failure is a failure of the commands whose events it projects
   }
   expectTypeOf(types).toBeFunction()
   expectTypeOf(Mails).toEqualTypeOf<Projection.Projection<Blocked | StoreError.StoreError, Mailer>>()
+})
+
+class EmailTaken extends Schema.TaggedError<EmailTaken>()("EmailTaken", { owner: Schema.String }) {}
+class LimitReached extends Schema.TaggedError<LimitReached>()("LimitReached", { amount: Schema.Number }) {}
+
+it("a projection that is SQL fails with refusals and StoreErrors alone; one that is an effect keeps its failures", () => {
+  const types = () => {
+    const BySql = Projection.makeSql({
+      name: "owners",
+      events: Schema.Union(Opened, Deposited, Withdrawn),
+      project: {
+        Opened: ({ owner }, _envelope, sql) => sql`insert into owners values (${owner})`,
+        Deposited: ({ amount }, _envelope, sql) => sql`update owners set total = total + ${amount}`
+      },
+      onConstraint: {
+        owners_pkey: (event) => {
+          expectTypeOf(event).toEqualTypeOf<Opened | Deposited | Withdrawn>()
+          return event._tag === "Opened" ? new EmailTaken({ owner: event.owner }) : undefined
+        },
+        owners_total_check: (event) =>
+          event._tag === "Deposited" ? new LimitReached({ amount: event.amount }) : undefined
+      }
+    })
+    expectTypeOf(BySql).toEqualTypeOf<
+      Projection.Projection<EmailTaken | LimitReached | StoreError.StoreError, SqlClient.SqlClient>
+    >()
+    const without = Projection.makeSql({
+      name: "owners",
+      events: Opened,
+      project: { Opened: ({ owner }, _envelope, sql) => sql`insert into owners values (${owner})` }
+    })
+    expectTypeOf(without).toEqualTypeOf<Projection.Projection<StoreError.StoreError, SqlClient.SqlClient>>()
+    const ByEffect = Projection.make({
+      name: "owners",
+      events: Schema.Union(Opened, Deposited),
+      // Before the handlers, too.
+      onConstraint: {
+        owners_pkey: (event, { aggregateId }) =>
+          event._tag === "Opened" ? new EmailTaken({ owner: event.owner + aggregateId }) : undefined
+      },
+      project: {
+        Opened: ({ owner }) =>
+          Effect.zipRight(
+            Effect.flatMap(Mailer, ({ send }) => send),
+            Effect.flatMap(SqlClient.SqlClient, (sql) => sql`insert into owners values (${owner})`)
+          )
+      }
+    })
+    expectTypeOf(ByEffect).toEqualTypeOf<
+      Projection.Projection<Blocked | EmailTaken | SqlError | StoreError.StoreError, Mailer | SqlClient.SqlClient>
+    >()
+    const orStoreError = Projection.orStoreError(ByEffect)
+    expectTypeOf(orStoreError).toEqualTypeOf<
+      Projection.Projection<Blocked | EmailTaken | StoreError.StoreError, Mailer | SqlClient.SqlClient>
+    >()
+    const Owned = Aggregate.make("Owned", { ...definition, projections: [BySql, orStoreError] })
+    const evaluating = Owned.evaluate(id, deposit)
+    expectTypeOf<ErrorOf<typeof evaluating>>().toEqualTypeOf<EmailTaken | LimitReached | Blocked | FailureOfStore>()
+  }
+  expectTypeOf(types).toBeFunction()
 })
 
 it("every command has a decision, every event a step, and there are no others", () => {
