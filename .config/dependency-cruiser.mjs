@@ -25,29 +25,32 @@ const floors = [
     "internal/wakeUps.ts",
     "internal/minted.ts"
   ],
-  ["Event.ts", "internal/sqlConnection.ts"],
+  ["Event.ts", "internal/sqlConnection.ts", "internal/names.ts"],
   [
     "Snapshot.ts",
     "internal/eventCodec.ts",
     "internal/commitQueue.ts",
     "internal/sqlTransaction.ts",
     "internal/statements.ts",
+    "internal/origin.ts",
     "internal/projectionFailure.ts"
   ],
   [
     "Projection.ts",
+    "internal/streams.ts",
     "internal/record.ts",
     "internal/stateCodec.ts",
     "internal/coalesce.ts",
     "internal/sqlMigrations.ts"
   ],
   ["internal/projecting.ts", "EventFeed.ts", "internal/sqlWrites.ts"],
-  ["StoreAdapter.ts", "internal/statementCommit.ts"],
+  ["StoreAdapter.ts", "internal/statementCommit.ts", "internal/on.ts"],
   ["SubscriptionStore.ts", "internal/streamReader.ts", "internal/settling.ts", "internal/feedInput.ts"],
   ["internal/attempts.ts", "internal/enduring.ts", "internal/failureText.ts"],
   ["internal/loading.ts", "internal/feedWatch.ts", "internal/sqlReads.ts"],
   [
     "internal/recording.ts",
+    "internal/history.ts",
     "internal/receipt.ts",
     "internal/seats.ts",
     "internal/sqlFeed.ts",
@@ -65,7 +68,7 @@ const floors = [
   ["MemoryStore.ts", "SqlStore.ts", "PgliteClient.ts", "internal/lifecycle.ts"],
   ["internal/evaluateOnce.ts"],
   ["internal/aggregateService.ts", "internal/subscriptionMetrics.ts", "internal/rebuilding.ts"],
-  ["internal/design.ts"],
+  ["internal/design.ts", "internal/subscriptionRun.ts"],
   ["Aggregate.ts", "Subscription.ts", "Rebuild.ts"],
   ["internal/contract/"],
   ["AggregateTest.ts", "StoreContract.ts", "FeedContract.ts", "ClusterAggregate.ts"],

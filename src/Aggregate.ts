@@ -13,11 +13,13 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
+import * as Stream from "effect/Stream"
 import type { StreamPosition } from "./EventFeed.js"
-import { makeService, type Service } from "./internal/aggregateService.js"
+import { makeService, operating, type Service } from "./internal/aggregateService.js"
 import { define, keepingOf } from "./internal/design.js"
-import { decodeInput, type Tagged, tagOf } from "./internal/eventCodec.js"
-import { spannedIn } from "./internal/tracing.js"
+import { decodeInput, type HandlerContext, type HandlerError, type Tagged, tagOf } from "./internal/eventCodec.js"
+import type { Historic } from "./internal/history.js"
+import type { StreamIds } from "./internal/origin.js"
 import type { Projection } from "./Projection.js"
 import type { StoreAdapter } from "./StoreAdapter.js"
 import type { RetryCommand, StoreError, ValidationError } from "./StoreError.js"
@@ -57,6 +59,14 @@ export interface Evaluated<out State, out A> {
    */
   readonly repeated: boolean
 }
+
+/**
+ * A stored event of an aggregate, decoded, with what is stored beside it.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface HistoricEvent<out A> extends Historic<A> {}
 
 /**
  * The failures that any operation of any aggregate can have.
@@ -114,10 +124,32 @@ export interface Aggregate<
   A extends Tagged,
   C extends Tagged,
   Decide extends DecideHandlers<State, A, C>,
-  ProjectionError,
+  Projections extends ReadonlyArray<Projection.Any>,
   R
 > {
+  /** The kind of its aggregates. */
   readonly name: Name
+
+  /** How its streams are named in the store. */
+  readonly streams: StreamIds
+
+  /** The schema of its events. */
+  // biome-ignore lint/suspicious/noExplicitAny: followers decode stored events of whatever encoded form
+  readonly events: Schema.Schema<A, any>
+
+  /** Its strong projections, bound to it: a rebuild or a subscription takes them. */
+  readonly projections: {
+    readonly [K in keyof Projections]: Projection.Bound<
+      Projection.Error<Projections[K]>,
+      Projection.Context<Projections[K]>
+    >
+  }
+
+  /**
+   * The `aggregateId` of the aggregate's events in the store and in the feed: `Account/42` of the id `42`, or the id itself with `streams:
+   * "plain"`.
+   */
+  readonly streamId: (id: string) => string
 
   /**
    * An id for a new aggregate: a timestamp, so ids rise with time. Any other text will do as well; but of an id that was made here the
@@ -142,7 +174,7 @@ export interface Aggregate<
     command: K
   ) => Effect.Effect<
     Evaluated<State, A>,
-    HandlerError<Decide[K["_tag"] & keyof Decide]> | ProjectionError | Failure,
+    HandlerError<Decide[K["_tag"] & keyof Decide]> | Projection.Error<Projections[number]> | Failure,
     Instance<Name>
   >
 
@@ -155,7 +187,7 @@ export interface Aggregate<
     command: unknown
   ) => Effect.Effect<
     Evaluated<State, A>,
-    HandlerError<Decide[keyof Decide]> | ProjectionError | Failure,
+    HandlerError<Decide[keyof Decide]> | Projection.Error<Projections[number]> | Failure,
     Instance<Name>
   >
 
@@ -173,6 +205,12 @@ export interface Aggregate<
 
   /** Stores a snapshot of the state, so that loading begins there. It replaces the stored one, unless that is newer. */
   readonly snapshot: (id: string) => Effect.Effect<void, ValidationError | StoreError, Instance<Name>>
+
+  /**
+   * All events of the aggregate, in order, as they are stored when the stream is run. It reads page by page, so memory does not grow with
+   * the number of events. An event that can't be decoded ends it with `UnreadableEvent`, after those before it.
+   */
+  readonly history: (id: string) => Stream.Stream<HistoricEvent<A>, ValidationError | StoreError, Instance<Name>>
 
   /**
    * What the operations need. It captures the services that the handlers and projections need, so callers of the
@@ -210,8 +248,16 @@ export interface Options<
   readonly decide: Decide
   /** A step for each event. */
   readonly evolve: NoInfer<EvolveHandlers<State, A>>
-  /** Projections that are part of the transaction that commits the events. */
+  /** Projections that are part of the transaction that commits the events. One that is `of` another aggregate is refused. */
   readonly projections?: Projections | undefined
+  /**
+   * - `"byKind"`, the default: the stream of an aggregate is named by its kind and its id, `Account/42`, so aggregates of different kinds
+   *   may share an id.
+   * - `"plain"`: ids are taken as they are, for logs that were written by other programs. Then aggregates of all kinds share their ids: an
+   *   id that is another kind's leads to its events. Subscriptions, projections and rebuilds know the aggregate's events by their types
+   *   alone, so types must differ between aggregates, and a filter by `aggregates` does not find them.
+   */
+  readonly streams?: StreamIds | undefined
   /** Stores a snapshot whenever the stream grows past a multiple of this many events; never by default. */
   readonly snapshotEvery?: number | undefined
   /**
@@ -242,8 +288,8 @@ export interface Keep {
 }
 
 /**
- * What every event of a command carries in its metadata beside the aggregate's name: who asked, on whose behalf, why.
- * Set it around `evaluate`.
+ * What every event of a command carries in its metadata: who asked, on whose behalf, why. All keys are the application's own, and are
+ * stored as they are given. Set it around `evaluate`.
  *
  * @since 0.1.0
  * @category references
@@ -273,9 +319,9 @@ export class Metadata extends Context.Reference<Metadata>()("effect-maestro/Aggr
  * - It is meant for one command. Those that a handler or a projection evaluates have no id, unless they are given their own.
  * - A handler may run more than once, as always; what it does beside its decision is not covered.
  *
- * A receipt is an event of type `effect-maestro/CommandHandled`, in a stream of its own, and tells command id, aggregate and sequence. Loading an
- * aggregate never meets one, but the feed has them: a subscription sees them unless its filter names types or aggregates. Strong
- * projections that name no types are not given any.
+ * A receipt is an event of type `effect-maestro/CommandHandled`, in a stream of the kind `effect-maestro:Receipt`, and tells command id,
+ * aggregate and sequence. Loading an aggregate never meets one, but the feed has them: a subscription sees them unless its filter names
+ * types or aggregates. Of projections only those are given receipts that are `of: "all"` and name their type.
  *
  * @since 0.1.0
  * @category references
@@ -293,23 +339,12 @@ export class CommandId extends Context.Reference<CommandId>()("effect-maestro/Ag
  * @example
  * ```ts
  * import { Aggregate } from "effect-maestro"
- * import * as Effect from "effect/Effect"
- * import * as Schema from "effect/Schema"
+ * import type * as Effect from "effect/Effect"
  *
- * class Deposited extends Schema.TaggedClass<Deposited>()("Deposited", { amount: Schema.Positive }) {}
- *
- * const Account = Aggregate.make("Account", {
- *   state: Schema.Number,
- *   initialState: 0,
- *   events: Deposited,
- *   commands: Deposited,
- *   decide: { Deposited: (command) => Effect.succeed([command]) },
- *   evolve: { Deposited: (balance, { amount }) => balance + amount }
- * })
+ * declare const deposit: Effect.Effect<unknown, never, Aggregate.Instance<"Account">>
  *
  * // However often this request comes, the money comes once.
- * export const deposit = (account: string, amount: number, idempotencyKey: string) =>
- *   Account.evaluate(account, new Deposited({ amount })).pipe(Aggregate.withCommandId(idempotencyKey))
+ * export const once = (idempotencyKey: string) => deposit.pipe(Aggregate.withCommandId(idempotencyKey))
  * ```
  */
 export const withCommandId =
@@ -331,7 +366,12 @@ export const defaultRetry: Schedule.Schedule<unknown> = Schedule.exponential("2 
 )
 
 /**
- * Defines an aggregate. Names must differ: it is by the name that its events are known to be its own.
+ * Defines an aggregate. Its name is its kind, and part of the identity of its aggregates: `Account` and `Payment` may both have one of id
+ * `42`. So names must differ, and renaming an aggregate leaves its events behind.
+ *
+ * - A name is a text of 1 to 253 characters without `/`. It must not begin with `effect-maestro`.
+ * - An id is a text of at least 1 character. With the name and the `/` between them it has at most 255. Any other is a `ValidationError`
+ *   of each operation.
  *
  * @since 0.1.0
  * @category constructors
@@ -401,41 +441,33 @@ export const make = <
   A,
   C,
   Decide,
-  Projection.Error<Projections[number]>,
+  Projections,
   HandlerContext<Decide[keyof Decide]> | Projection.Context<Projections[number]>
 > => {
   type E = HandlerError<Decide[keyof Decide]> | Projection.Error<Projections[number]>
   type R = HandlerContext<Decide[keyof Decide]> | Projection.Context<Projections[number]>
+  const streams = options.streams ?? "byKind"
   const definition = define<State, StateEncoded, A, I, C, CI, E, R>(name, {
     ...options,
+    streams,
     retry: options.retry ?? defaultRetry
   })
   const decodeCommand = Schema.decodeUnknownEither(options.commands, { errors: "all" })
-  const tag = Context.GenericTag<Instance<Name>, Service<State, A, C, E>>(`effect-maestro/Aggregate/${name}`)
+  const tag = Context.GenericTag<Instance<Name>, Service<State, A, C, E>>(`effect-maestro/Instance/${name}`)
 
-  const operate =
-    (operation: string) =>
-    <A2, E2>(
-      id: string,
-      run: (service: Service<State, A, C, E>) => Effect.Effect<A2, E2>,
-      attributes?: () => object
-    ): Effect.Effect<A2, E2, Instance<Name>> =>
-      Effect.withFiberRuntime((fiber) =>
-        spannedIn(
-          fiber,
-          `Aggregate.${operation}`,
-          () => ({ attributes: { "aggregate.name": name, "aggregate.id": id, ...attributes?.() } }),
-          // A program that does not provide it has no such type.
-          run(Context.unsafeGet(fiber.currentContext, tag))
-        )
-      )
+  const operate = operating(name, tag)
 
   return {
     name,
+    streams,
+    events: options.events,
+    // The same ones, in their order: what a mapped tuple type can't be told of `map`.
+    projections: definition.projections as Aggregate<Name, State, A, C, Decide, Projections, R>["projections"],
+    streamId: definition.streams.streamId,
     newId: Effect.map(
       Effect.flatMap(HybridClock, ({ now }) => now),
       (id) => {
-        definition.minted.add(id)
+        definition.minted.add(definition.streams.streamId(id))
         return id
       }
     ),
@@ -465,11 +497,10 @@ export const make = <
         () => ({ sequence })
       ),
     snapshot: (id) => operate("snapshot")(id, (service) => service.snapshot(id)),
+    history: (id) =>
+      Stream.unwrap(Effect.map(tag, (service) => service.history(id))).pipe(
+        Stream.withSpan("Aggregate.history", { attributes: { "aggregate.name": name, "aggregate.id": id } })
+      ),
     layer: Layer.scoped(tag, makeService(definition, keepingOf(name, options.keep), Metadata, CommandId))
   }
 }
-
-// --- internal ---
-
-type HandlerError<F> = F extends (...args: infer _A) => Effect.Effect<infer _B, infer E, infer _R> ? E : never
-type HandlerContext<F> = F extends (...args: infer _A) => Effect.Effect<infer _B, infer _E, infer R> ? R : never

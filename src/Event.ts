@@ -31,7 +31,7 @@ export const maxNameLength = 255
 export interface Event {
   /** The event's identity, and when it was made. */
   readonly timestamp: Timestamp
-  /** The aggregate that it is about: 1 to 255 characters. */
+  /** The stream of the aggregate that it is about: 1 to 255 characters. `Aggregate` writes the kind, a `/` and the id: see `identityOf`. */
   readonly aggregateId: string
   /** Its place in the aggregate's stream: 1, 2, 3 … without gaps. */
   readonly sequence: number
@@ -41,6 +41,47 @@ export interface Event {
   readonly body: Readonly<Record<string, unknown>>
   /** What is known about the event beside the fact: a JSON object. */
   readonly metadata: Readonly<Record<string, unknown>>
+}
+
+/**
+ * What an aggregate is known by: its kind, which is the name that `Aggregate.make` was given, and its id among those of that kind.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Identity {
+  /** Empty for a stream whose `aggregateId` names no kind. */
+  readonly kind: string
+  readonly id: string
+}
+
+/**
+ * An event as handlers receive it: with the identity of its aggregate.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Envelope extends Event, Identity {}
+
+/**
+ * Splits the `aggregateId` of a stored event, such as `Account/42`: the kind is the text before the first `/`, the id all after it. An
+ * `aggregateId` without a `/`, or with nothing before it, has no kind, and is the id itself.
+ *
+ * Feeds of custom stores use it for `kind` and `id` of their events, and for `Filter.aggregates`.
+ *
+ * @since 0.1.0
+ * @category accessors
+ *
+ * @example
+ * ```ts
+ * import { Event } from "effect-maestro"
+ *
+ * export const { kind, id } = Event.identityOf("Account/42")
+ * ```
+ */
+export const identityOf = (aggregateId: string): Identity => {
+  const end = aggregateId.indexOf("/")
+  return end < 1 ? { kind: "", id: aggregateId } : { kind: aggregateId.slice(0, end), id: aggregateId.slice(end + 1) }
 }
 
 /**

@@ -14,7 +14,7 @@ import * as Option from "effect/Option"
 import * as Order_ from "effect/Order"
 import * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
-import type { Event } from "./Event.js"
+import type { Envelope } from "./Event.js"
 import type { StoreError, ValidationError } from "./StoreError.js"
 
 /**
@@ -77,17 +77,18 @@ export const order: Order_.Order<Position> = Order_.make((self, that) => {
  * @category models
  */
 export interface StreamPosition {
+  /** The id of the stream: `Account.streamId(id)`. */
   readonly aggregateId: string
   readonly sequence: number
 }
 
 /**
- * An event and its place in the feed.
+ * An event, the kind and the id of its aggregate, and its place in the feed.
  *
  * @since 0.1.0
  * @category models
  */
-export interface FeedEvent extends Event {
+export interface FeedEvent extends Envelope {
   readonly position: Position
 }
 
@@ -101,7 +102,7 @@ export interface FeedEvent extends Event {
 export interface Filter {
   /** Only events of these types. */
   readonly types?: ReadonlyArray<string> | undefined
-  /** Only events of aggregates of these names: those that `Aggregate.make` was given. */
+  /** Only events of aggregates of these kinds: the names that `Aggregate.make` was given. The kind of a stream that names none is `""`. */
   readonly aggregates?: ReadonlyArray<string> | undefined
   /** Only events of one share of the aggregates, cut by a hash of their ids: share `index` (from 0) of `of`. */
   readonly slice?: { readonly index: number; readonly of: number } | undefined
@@ -206,7 +207,7 @@ export const head: Effect.Effect<Position, StoreError, EventFeed> = Effect.flatM
  * import * as Stream from "effect/Stream"
  *
  * export const audit = EventFeed.stream({ filter: { types: ["Withdrawn"] } }).pipe(
- *   Stream.runForEach((event) => Console.log(event.position, event.aggregateId, event.body)),
+ *   Stream.runForEach((event) => Console.log(event.position, event.kind, event.id, event.body)),
  *   Effect.provide(MemoryStore.layer)
  * )
  * ```

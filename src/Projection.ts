@@ -9,8 +9,15 @@ import type { Statement } from "@effect/sql/Statement"
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
 import type * as Schema from "effect/Schema"
-import type { Event } from "./Event.js"
-import { type EventCodec, makeEventCodec, type Tagged } from "./internal/eventCodec.js"
+import type { Envelope, Event } from "./Event.js"
+import {
+  type EventCodec,
+  type HandlerContext,
+  type HandlerError,
+  makeEventCodec,
+  type Tagged
+} from "./internal/eventCodec.js"
+import { envelopeOf, type Origin as OriginOf, type StreamIds, withOwnIds } from "./internal/origin.js"
 import { located, refusalFor, withoutSqlError } from "./internal/projectionFailure.js"
 import { provideStatementsFor, statementsFor } from "./internal/statements.js"
 import type { StoreError } from "./StoreError.js"
@@ -31,6 +38,11 @@ export interface Projection<out E = never, out R = never> {
   readonly name: string
   /** The types of the events that concern it: all, when it does not say. A commit without them takes the short way. */
   readonly events?: ReadonlyArray<string> | undefined
+  /**
+   * Whose events concern it: those of one aggregate, or of `"all"`. A projection without it is of the aggregate that has it among its
+   * `projections`; see `Projection.of`.
+   */
+  readonly of?: Projection.Origin | undefined
   /** What is to be done for one event. */
   readonly project: (event: Event) => Effect.Effect<void, E, R>
   /**
@@ -56,6 +68,33 @@ export declare namespace Projection {
   export type Any = Projection<any, any>
 
   /**
+   * Whose events a projection is about: an aggregate, told by its name, or all of them.
+   *
+   * @since 0.1.0
+   * @category models
+   */
+  export type Origin = OriginOf
+
+  /**
+   * A projection that says whose events it is about, so that a subscription or a rebuild can find them.
+   *
+   * @since 0.1.0
+   * @category models
+   */
+  export interface Bound<out E = never, out R = never> extends Projection<E, R> {
+    readonly of: Projection.Origin
+  }
+
+  /**
+   * Any projection that says whose events it is about.
+   *
+   * @since 0.1.0
+   * @category models
+   */
+  // biome-ignore lint/suspicious/noExplicitAny: the bound of a type parameter that takes every projection
+  export type AnyBound = Bound<any, any>
+
+  /**
    * What a projection may fail with.
    *
    * @since 0.1.0
@@ -73,8 +112,28 @@ export declare namespace Projection {
 }
 
 /**
+ * An aggregate, as far as its projections and subscriptions know it. `Aggregate.make` makes one.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Source<A extends Tagged> {
+  readonly name: string
+  /** Whether its streams are named by its kind, or by ids alone. */
+  readonly streams: StreamIds
+  /** The schema of its events. */
+  // biome-ignore lint/suspicious/noExplicitAny: followers decode stored events of whatever encoded form
+  readonly events: Schema.Schema<A, any>
+}
+
+/**
  * Makes a projection of typed handlers, one for each event type that concerns it; it passes over all others. A handler
- * receives the decoded event and the stored one around it (its aggregate, sequence and timestamp).
+ * receives the decoded event and the stored one around it (kind and id of its aggregate, sequence and timestamp).
+ *
+ * - With `of: Account` it is about the events of that aggregate, and takes their schema from it. Subscriptions and rebuilds take such
+ *   projections.
+ * - With `events` alone it is about the events of the aggregate that has it among its `projections`.
+ * - With `events` and `of: "all"` it is about the events of all aggregates that have these types.
  *
  * A stored event of a named type that the schema can't decode fails the commit with `StoreError` (`UnreadableEvent`). Failures of the handlers
  * stay what they are, but that `onConstraint` makes refusals of violated constraints. `orStoreError` makes a `StoreError` of each
@@ -96,54 +155,64 @@ export declare namespace Projection {
  *   name: "balances",
  *   events: Deposited,
  *   project: {
- *     Deposited: (event, { aggregateId }) =>
+ *     Deposited: (event, { id }) =>
  *       Effect.flatMap(
  *         SqlClient.SqlClient,
- *         (sql) => sql`update balances set amount = amount + ${event.amount} where account = ${aggregateId}`
+ *         (sql) => sql`update balances set amount = amount + ${event.amount} where account = ${id}`
  *       )
  *   }
  * })
  * ```
  */
-export const make = <
-  A extends Tagged,
-  I extends Tagged,
-  Handlers extends ProjectionHandlers<A>,
-  Refusals extends ConstraintHandlers<A> = ConstraintHandlers<A, never>
->(options: {
-  /** Names the projection in traces and messages. */
-  readonly name: string
-  /** The events that it is about: one tagged schema, or a union of them. */
-  readonly events: Schema.Schema<A, I>
-  /** What is to be done for each type. */
-  readonly project: Handlers & { readonly [K in Exclude<keyof Handlers, A["_tag"]>]: never }
-  /** The refusals that violated constraints stand for, by their names. */
-  readonly onConstraint?: Refusals | undefined
-}): Projection<
-  HandlerError<Handlers[keyof Handlers]> | Refusal<Refusals> | StoreError,
-  HandlerContext<Handlers[keyof Handlers]>
-> => {
-  type E = HandlerError<Handlers[keyof Handlers]>
-  type R = HandlerContext<Handlers[keyof Handlers]>
+export const make: {
+  <
+    A extends Tagged,
+    Handlers extends ProjectionHandlers<A>,
+    Refusals extends ConstraintHandlers<A> = ConstraintHandlers<A, never>
+  >(
+    options: Options<Handlers, A, Refusals> & { readonly of: Source<A> }
+  ): Projection.Bound<HandlersError<Handlers> | Refusal<Refusals> | StoreError, HandlersContext<Handlers>>
+  <
+    A extends Tagged,
+    I extends Tagged,
+    Handlers extends ProjectionHandlers<A>,
+    Refusals extends ConstraintHandlers<A> = ConstraintHandlers<A, never>
+  >(
+    options: Options<Handlers, A, Refusals> & { readonly of: "all"; readonly events: Schema.Schema<A, I> }
+  ): Projection.Bound<HandlersError<Handlers> | Refusal<Refusals> | StoreError, HandlersContext<Handlers>>
+  <
+    A extends Tagged,
+    I extends Tagged,
+    Handlers extends ProjectionHandlers<A>,
+    Refusals extends ConstraintHandlers<A> = ConstraintHandlers<A, never>
+  >(
+    options: Options<Handlers, A, Refusals> & { readonly of?: undefined; readonly events: Schema.Schema<A, I> }
+  ): Projection<HandlersError<Handlers> | Refusal<Refusals> | StoreError, HandlersContext<Handlers>>
+} = <A extends Tagged, Handlers extends ProjectionHandlers<A>, Refusals extends ConstraintHandlers<A>>(
+  options: AnyOptions<Handlers, A, Refusals>
+): Projection.Bound<HandlersError<Handlers> | Refusal<Refusals> | StoreError, HandlersContext<Handlers>> => {
+  type E = HandlersError<Handlers>
+  type R = HandlersContext<Handlers>
   const { name } = options
-  const handlers = new Map<string, (event: A, envelope: Event) => Effect.Effect<unknown, E, R>>(
+  const handlers = new Map<string, (event: A, envelope: Envelope) => Effect.Effect<unknown, E, R>>(
     Object.entries(options.project)
   )
-  const decode = decoding(name, options.events)
+  const decode = decoding(options)
   const refusalOf = refusalsOf<A, Refusal<Refusals>>(handlers, decode, options.onConstraint)
-  return {
+  const projection: Projection<E | Refusal<Refusals> | StoreError, R> = {
     name,
     events: [...handlers.keys()],
-    project: (envelope) => {
-      const handler = handlers.get(envelope.type)
+    project: (stored) => {
+      const handler = handlers.get(stored.type)
       if (handler === undefined) return Effect.void
-      const projecting = Effect.asVoid(Effect.flatMap(decode(envelope), (event) => handler(event, envelope)))
+      const projecting = Effect.asVoid(Effect.flatMap(decode(stored), (event) => handler(event, envelopeOf(stored))))
       return refusalOf === undefined
         ? projecting
-        : Effect.mapError(projecting, (error) => refusalFor(refusalOf, envelope, error) ?? error)
+        : Effect.mapError(projecting, (error) => refusalFor(refusalOf, stored, error) ?? error)
     },
     ...(refusalOf === undefined ? {} : { refusalOf })
   }
+  return originate(projection, options.of)
 }
 
 /**
@@ -173,48 +242,60 @@ export const make = <
  *   name: "balances",
  *   events: Deposited,
  *   project: {
- *     Deposited: ({ amount }, { aggregateId }, sql) =>
- *       sql`update balances set amount = amount + ${amount} where account = ${aggregateId}`
+ *     Deposited: ({ amount }, { id }, sql) => sql`update balances set amount = amount + ${amount} where account = ${id}`
  *   }
  * })
  * ```
  */
-export const makeSql = <
-  A extends Tagged,
-  I extends Tagged,
-  Handlers extends SqlHandlers<A>,
-  Refusals extends ConstraintHandlers<A> = ConstraintHandlers<A, never>
->(options: {
-  /** Names the projection in traces and messages. */
-  readonly name: string
-  /** The events that it is about: one tagged schema, or a union of them. */
-  readonly events: Schema.Schema<A, I>
-  /** Which statements are to be done for each type. */
-  readonly project: Handlers & { readonly [K in Exclude<keyof Handlers, A["_tag"]>]: never }
-  /** The refusals that violated constraints stand for, by their names. */
-  readonly onConstraint?: Refusals | undefined
-}): Projection<Refusal<Refusals> | StoreError, SqlClient.SqlClient> => {
+export const makeSql: {
+  <
+    A extends Tagged,
+    Handlers extends SqlHandlers<A>,
+    Refusals extends ConstraintHandlers<A> = ConstraintHandlers<A, never>
+  >(
+    options: Options<Handlers, A, Refusals> & { readonly of: Source<A> }
+  ): Projection.Bound<Refusal<Refusals> | StoreError, SqlClient.SqlClient>
+  <
+    A extends Tagged,
+    I extends Tagged,
+    Handlers extends SqlHandlers<A>,
+    Refusals extends ConstraintHandlers<A> = ConstraintHandlers<A, never>
+  >(
+    options: Options<Handlers, A, Refusals> & { readonly of: "all"; readonly events: Schema.Schema<A, I> }
+  ): Projection.Bound<Refusal<Refusals> | StoreError, SqlClient.SqlClient>
+  <
+    A extends Tagged,
+    I extends Tagged,
+    Handlers extends SqlHandlers<A>,
+    Refusals extends ConstraintHandlers<A> = ConstraintHandlers<A, never>
+  >(
+    options: Options<Handlers, A, Refusals> & { readonly of?: undefined; readonly events: Schema.Schema<A, I> }
+  ): Projection<Refusal<Refusals> | StoreError, SqlClient.SqlClient>
+} = <A extends Tagged, Handlers extends SqlHandlers<A>, Refusals extends ConstraintHandlers<A>>(
+  options: AnyOptions<Handlers, A, Refusals>
+): Projection.Bound<Refusal<Refusals> | StoreError, SqlClient.SqlClient> => {
   const { name } = options
   const handlers = new Map<string, SqlHandler<A>>(Object.entries(options.project))
-  const decode = decoding(name, options.events)
+  const decode = decoding(options)
   const refusalOf = refusalsOf<A, Refusal<Refusals>>(handlers, decode, options.onConstraint)
-  const statements = (envelope: Event, sql: SqlClient.SqlClient) => {
-    const handler = handlers.get(envelope.type)
+  const statements = (stored: Event, sql: SqlClient.SqlClient) => {
+    const handler = handlers.get(stored.type)
     return handler === undefined
       ? Either.right([])
-      : Either.map(decode(envelope), (event) => {
-          const some = handler(event, envelope, sql)
+      : Either.map(decode(stored), (event) => {
+          const some = handler(event, envelopeOf(stored), sql)
           return Array.isArray(some) ? (some as ReadonlyArray<Statement<unknown>>) : [some as Statement<unknown>]
         })
   }
-  const project = (envelope: Event) =>
+  const project = (stored: Event) =>
     Effect.flatMap(SqlClient.SqlClient, (sql) =>
-      Effect.flatMap(statements(envelope, sql), (all) =>
-        Effect.forEach(all, (statement) => statement, { discard: true })
-      )
-    ).pipe(Effect.mapError((error) => refusalFor(refusalOf, envelope, error) ?? withoutSqlError(name, envelope, error)))
-  provideStatementsFor(project, (envelope, sql) => Either.getOrUndefined(statements(envelope, sql)))
-  return { name, events: [...handlers.keys()], project, ...(refusalOf === undefined ? {} : { refusalOf }) }
+      Effect.flatMap(statements(stored, sql), (all) => Effect.forEach(all, (statement) => statement, { discard: true }))
+    ).pipe(Effect.mapError((error) => refusalFor(refusalOf, stored, error) ?? withoutSqlError(name, stored, error)))
+  provideStatementsFor(project, (stored, sql) => Either.getOrUndefined(statements(stored, sql)))
+  return originate(
+    { name, events: [...handlers.keys()], project, ...(refusalOf === undefined ? {} : { refusalOf }) },
+    options.of
+  )
 }
 
 /**
@@ -240,20 +321,23 @@ export const makeSql = <
  *     name: "open accounts",
  *     events: Closed,
  *     project: {
- *       Closed: (_event, { aggregateId }) =>
- *         Effect.flatMap(SqlClient.SqlClient, (sql) => sql`delete from open_accounts where account = ${aggregateId}`)
+ *       Closed: (_event, { id }) =>
+ *         Effect.flatMap(SqlClient.SqlClient, (sql) => sql`delete from open_accounts where account = ${id}`)
  *     }
  *   })
  * )
  * ```
  */
-export const orStoreError = <E, R>(projection: Projection<E, R>): Projection<Exclude<E, SqlError> | StoreError, R> => {
+export const orStoreError: {
+  <E, R>(projection: Projection.Bound<E, R>): Projection.Bound<Exclude<E, SqlError> | StoreError, R>
+  <E, R>(projection: Projection<E, R>): Projection<Exclude<E, SqlError> | StoreError, R>
+} = <E, R>(projection: Projection<E, R>): Projection.Bound<Exclude<E, SqlError> | StoreError, R> => {
   const { name, refusalOf } = projection
   const project = (event: Event) =>
     Effect.mapError(projection.project(event), (error) => withoutSqlError(name, event, error))
   const statements = statementsFor(projection.project)
   if (statements !== undefined) provideStatementsFor(project, statements)
-  return {
+  const converted: Projection<Exclude<E, SqlError> | StoreError, R> = {
     ...projection,
     project,
     refusalOf:
@@ -263,6 +347,42 @@ export const orStoreError = <E, R>(projection: Projection<E, R>): Projection<Exc
         return refusal === undefined ? undefined : withoutSqlError<E>(name, event, refusal)
       })
   }
+  // It is bound if the projection is.
+  return converted as Projection.Bound<Exclude<E, SqlError> | StoreError, R>
+}
+
+/**
+ * The projection as one of that aggregate, or of `"all"`: so a projection that an aggregate has among its `projections` can be kept by a
+ * subscription, or rebuilt. `Account.projections` are bound already. It throws where the projection is of something else.
+ *
+ * @since 0.1.0
+ * @category combinators
+ */
+export const of = <E, R>(origin: Projection.Origin, projection: Projection<E, R>): Projection.Bound<E, R> => {
+  if (projection.of !== undefined && projection.of !== "all") {
+    if (origin === "all" || origin.name !== projection.of.name || origin.streams !== projection.of.streams) {
+      throw new TypeError(
+        `projection ${JSON.stringify(projection.name)} is of aggregate ${projection.of.name}, and can't be of ${origin === "all" ? "all aggregates" : origin.name}`
+      )
+    }
+    return { ...projection, of: projection.of }
+  }
+  return originate(projection, origin)
+}
+
+/**
+ * What `make` and `makeSql` have in common.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Options<Handlers, A extends Tagged, Refusals = ConstraintHandlers<A>> {
+  /** Names the projection in traces and messages. */
+  readonly name: string
+  /** What is to be done for each type: with `makeSql`, which statements. */
+  readonly project: Handlers & { readonly [K in Exclude<keyof Handlers, A["_tag"]>]: never }
+  /** The refusals that violated constraints of the database stand for, by the constraints' names. */
+  readonly onConstraint?: Refusals | undefined
 }
 
 /**
@@ -284,7 +404,7 @@ export type SqlHandlers<A extends Tagged> = {
 export type ProjectionHandlers<A extends Tagged> = {
   readonly [K in A["_tag"]]?: (
     event: Extract<A, { readonly _tag: K }>,
-    envelope: Event
+    envelope: Envelope
     // biome-ignore lint/suspicious/noExplicitAny: the bound of a type parameter that takes every handler
   ) => Effect.Effect<unknown, any, any>
 }
@@ -315,14 +435,14 @@ export type ProjectionHandlers<A extends Tagged> = {
  *   name: "guests",
  *   events: Registered,
  *   project: {
- *     Registered: ({ email }, { aggregateId }, sql) => sql`insert into guests (id, email) values (${aggregateId}, ${email})`
+ *     Registered: ({ email }, { id }, sql) => sql`insert into guests (id, email) values (${id}, ${email})`
  *   },
  *   onConstraint: { guests_email_key: ({ email }) => new EmailTaken({ email }) }
  * })
  * ```
  */
 export type ConstraintHandlers<A, E = unknown> = {
-  readonly [constraint: string]: (event: A, envelope: Event) => E
+  readonly [constraint: string]: (event: A, envelope: Envelope) => E
 }
 
 // --- internal ---
@@ -331,12 +451,12 @@ export type ConstraintHandlers<A, E = unknown> = {
 type Refusal<Refusals> = RefusalOf<Refusals[keyof Refusals]>
 type RefusalOf<F> = F extends (...args: infer _A) => infer E ? NonNullable<E> : never
 
-type Decode<A> = (envelope: Event) => Either.Either<A, StoreError>
+type Decode<A> = (stored: Event) => Either.Either<A, StoreError>
 
-const decoding = <A extends Tagged, I extends Tagged>(name: string, events: Schema.Schema<A, I>): Decode<A> => {
-  const codec: EventCodec<A> = makeEventCodec(events)
-  return (envelope) =>
-    Either.mapLeft(codec.decode(`Projection ${name}`, envelope), (error) => located(name, envelope, error))
+const decoding = <A extends Tagged>(options: AnyOptions<unknown, A, unknown>): Decode<A> => {
+  const { name } = options
+  const codec: EventCodec<A> = makeEventCodec(schemaOf(options))
+  return (stored) => Either.mapLeft(codec.decode(`Projection ${name}`, stored), (error) => located(name, stored, error))
 }
 
 /** Finds the handler of a constraint, and calls it with the decoded event; none where there are no such handlers. */
@@ -344,22 +464,58 @@ const refusalsOf = <A extends Tagged, E>(
   handled: ReadonlyMap<string, unknown>,
   decode: Decode<A>,
   onConstraint: Readonly<Record<string, unknown>> | undefined
-): ((constraint: string, envelope: Event) => E | undefined) | undefined => {
+): ((constraint: string, stored: Event) => E | undefined) | undefined => {
   if (onConstraint === undefined) return undefined
   const handlers = new Map(Object.entries(onConstraint))
-  return (constraint, envelope) => {
-    const handler = handlers.get(constraint) as ((event: A, envelope: Event) => E | undefined) | undefined
-    if (handler === undefined || !handled.has(envelope.type)) return undefined
-    const event = decode(envelope)
-    return Either.isRight(event) ? handler(event.right, envelope) : undefined
+  return (constraint, stored) => {
+    const handler = handlers.get(constraint) as ((event: A, envelope: Envelope) => E | undefined) | undefined
+    if (handler === undefined || !handled.has(stored.type)) return undefined
+    const event = decode(stored)
+    return Either.isRight(event) ? handler(event.right, envelopeOf(stored)) : undefined
+  }
+}
+
+interface AnyOptions<Handlers, A extends Tagged, Refusals> extends Options<Handlers, A, Refusals> {
+  readonly of?: Source<A> | "all" | undefined
+  // biome-ignore lint/suspicious/noExplicitAny: stored events have whatever encoded form
+  readonly events?: Schema.Schema<A, any> | undefined
+}
+
+// biome-ignore lint/suspicious/noExplicitAny: as above
+const schemaOf = <A extends Tagged>({ events, name, of }: AnyOptions<unknown, A, unknown>): Schema.Schema<A, any> => {
+  const schema = typeof of === "object" ? of.events : events
+  if (schema === undefined)
+    throw new TypeError(`projection ${JSON.stringify(name)} must have \`events\`, or be \`of\` an aggregate`)
+  return schema
+}
+
+/** A projection of an aggregate with plain ids gets its events with these ids. */
+const originate = <E, R>(
+  projection: Projection<E, R>,
+  origin: Projection.Origin | undefined
+): Projection.Bound<E, R> => {
+  const of: Projection.Origin | undefined =
+    typeof origin === "object" ? { name: origin.name, streams: origin.streams } : origin
+  // An unbound projection has no such key; its type has none either.
+  if (of === undefined) return projection as Projection.Bound<E, R>
+  if (of === "all" || of.streams !== "plain") return { ...projection, of }
+  const project = (event: Event) => projection.project(withOwnIds(event))
+  const statements = statementsFor(projection.project)
+  if (statements !== undefined) provideStatementsFor(project, (event, sql) => statements(withOwnIds(event), sql))
+  const { refusalOf } = projection
+  return {
+    ...projection,
+    of,
+    project,
+    refusalOf: refusalOf && ((constraint, event) => refusalOf(constraint, withOwnIds(event)))
   }
 }
 
 type SqlHandler<A> = (
   event: A,
-  envelope: Event,
+  envelope: Envelope,
   sql: SqlClient.SqlClient
 ) => Statement<unknown> | ReadonlyArray<Statement<unknown>>
 
-type HandlerError<F> = F extends (...args: infer _A) => Effect.Effect<infer _B, infer E, infer _R> ? E : never
-type HandlerContext<F> = F extends (...args: infer _A) => Effect.Effect<infer _B, infer _E, infer R> ? R : never
+type HandlersError<Handlers> = HandlerError<Handlers[keyof Handlers]>
+type HandlersContext<Handlers> = HandlerContext<Handlers[keyof Handlers]>

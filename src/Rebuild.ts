@@ -5,7 +5,7 @@
  * @since 0.1.0
  */
 import * as Effect from "effect/Effect"
-import type { EventFeed } from "./EventFeed.js"
+import type { EventFeed, Filter } from "./EventFeed.js"
 import { abandonRebuild, rebuild, rebuildStatus } from "./internal/rebuilding.js"
 import { withoutReceipts } from "./internal/receipt.js"
 import type { Projection } from "./Projection.js"
@@ -18,13 +18,16 @@ import type { SubscriptionStore } from "./SubscriptionStore.js"
  * @since 0.1.0
  * @category models
  */
-export interface Options<Projections extends ReadonlyArray<Projection.Any>, E, R> {
+export interface Options<Projections extends ReadonlyArray<Projection.AnyBound>, E, R> {
   /**
    * Names this rebuild, such as `balances-2`. It is done once: whoever runs it again finds it done, or goes on where it was
-   * interrupted.
+   * interrupted. A name has 1 to 255 characters, and does not begin with `effect-maestro`; another is a `ValidationError`.
    */
   readonly name: string
-  /** The projections whose tables they are, as they are to be from now on. */
+  /**
+   * The projections whose tables they are, as they are to be from now on. Each says whose events it is about: `Account.projections`,
+   * `Projection.of(Account, Balances)`, or `of: Account` and `of: "all"` in `Projection.make`.
+   */
   readonly projections: Projections
   /** The tables that the projections write, all of them. The projections must name them without a schema. */
   readonly tables: readonly [string, ...ReadonlyArray<string>]
@@ -34,10 +37,12 @@ export interface Options<Projections extends ReadonlyArray<Projection.Any>, E, R
    */
   readonly create?: Effect.Effect<unknown, E, R> | undefined
   /**
-   * The subscription that keeps the tables, for eventual projections: it goes on behind the rebuild's last event. Without it the
-   * projections are taken for strong ones, which all who commit run.
+   * The subscription that keeps the tables, for eventual projections: the rebuild projects what its filter lets through, and it goes on behind
+   * the rebuild's last event. Without it the projections are taken for strong ones, which all who commit run.
    */
-  readonly subscription?: { readonly name: string; readonly partitions: number } | undefined
+  readonly subscription?:
+    | { readonly name: string; readonly partitions: number; readonly filter: Filter | undefined }
+    | undefined
   /** As many events as are projected in one transaction: 1 000 by default, at most 10 000. */
   readonly batchSize?: number | undefined
   /** Is told after each batch how far it is. */
@@ -95,7 +100,7 @@ export interface Status {
  * @example
  * ```ts
  * import { SqlClient } from "@effect/sql"
- * import { Projection, Rebuild } from "effect-maestro"
+ * import { Aggregate, Projection, Rebuild } from "effect-maestro"
  * import * as Console from "effect/Console"
  * import * as Effect from "effect/Effect"
  * import * as Schema from "effect/Schema"
@@ -106,24 +111,34 @@ export interface Status {
  *   name: "balances",
  *   events: Deposited,
  *   project: {
- *     Deposited: (event, { aggregateId }) =>
+ *     Deposited: (event, { id }) =>
  *       Effect.flatMap(
  *         SqlClient.SqlClient,
- *         (sql) => sql`insert into balances as b (account, amount) values (${aggregateId}, ${event.amount})
+ *         (sql) => sql`insert into balances as b (account, amount) values (${id}, ${event.amount})
  *           on conflict (account) do update set amount = b.amount + excluded.amount`
  *       )
  *   }
  * })
  *
+ * const Account = Aggregate.make("Account", {
+ *   state: Schema.Number,
+ *   initialState: 0,
+ *   events: Deposited,
+ *   commands: Deposited,
+ *   decide: { Deposited: (command) => Effect.succeed([command]) },
+ *   evolve: { Deposited: (balance, { amount }) => balance + amount },
+ *   projections: [Balances]
+ * })
+ *
  * export const program = Rebuild.run({
  *   name: "balances-2",
- *   projections: [Balances],
+ *   projections: Account.projections,
  *   tables: ["balances"],
  *   onProgress: ({ done, secondsLeft, total }) => Console.log(`${done} of ${total}, ${secondsLeft} s left`)
  * })
  * ```
  */
-export const run = <const Projections extends ReadonlyArray<Projection.Any>, E = never, R = never>(
+export const run = <const Projections extends ReadonlyArray<Projection.AnyBound>, E = never, R = never>(
   options: Options<Projections, E, R>
 ): Effect.Effect<
   number,

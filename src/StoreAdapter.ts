@@ -69,7 +69,8 @@ export interface StoreAdapterService {
    * Stores the events and runs the projections in one transaction: first the events, then projection by projection, event
    * by event, never two at once. A projection's failure rolls all of it back and comes back unchanged, but that a `StoreError` which names
    * no aggregate gets the projection's name and its event. For a commit that is stored already no projection runs. Without projections it
-   * is `commitEvents`.
+   * is `commitEvents`. A projection runs for the events that concern it only: those whose type is among its `events`, and whose aggregate
+   * is the one that it is `of`.
    *
    * Where COMMIT fails with `Constraint`, it is the refusal that the projections declare for that constraint (`Projection.refusalOf`).
    *
@@ -224,7 +225,7 @@ export const makeEncoded = (store: EncodedStore): StoreAdapterService => {
     prepared: ReadonlyArray<StoredEvent>,
     projections: ReadonlyArray<Projection<E, R>>
   ): ReadonlyArray<Projection<E, R>> =>
-    projections.filter((projection) => prepared.some(({ type }) => concerns(projection, type)))
+    projections.filter((projection) => prepared.some((event) => concerns(projection, event)))
 
   const appendWith = <E, R>(prepared: ReadonlyArray<StoredEvent>, projections: ReadonlyArray<Projection<E, R>>) =>
     Effect.mapError(store.appendWith(prepared, project(prepared, projections)), (error) =>
@@ -303,7 +304,7 @@ const project = <E, R>(
         projections,
         (projection) =>
           Effect.forEach(
-            restored.filter(({ type }) => concerns(projection, type)),
+            restored.filter((event) => concerns(projection, event)),
             (event) => projectEvent(projection, event),
             { discard: true }
           ),
@@ -311,7 +312,10 @@ const project = <E, R>(
       )
     })
   )
-  const known = projections.flatMap(({ project }) => statementsFor(project) ?? [])
+  const known = projections.flatMap((projection) => {
+    const statements = statementsFor(projection.project)
+    return statements === undefined ? [] : [{ projection, statements }]
+  })
   if (known.length === projections.length) {
     provideStatements(projecting, (sql) => allStatements(events.map(restoreEvent), known, sql))
   }
@@ -321,12 +325,13 @@ const project = <E, R>(
 /** What the projections come to for the events, one after the other; nothing, where one of them can't say. */
 const allStatements = (
   events: ReadonlyArray<Event>,
-  projections: ReadonlyArray<StatementsFor>,
+  projections: ReadonlyArray<{ readonly projection: Projection.Any; readonly statements: StatementsFor }>,
   sql: SqlClient
 ): ReadonlyArray<Statement<unknown>> | undefined => {
   const all: Array<Statement<unknown>> = []
-  for (const statements of projections) {
+  for (const { projection, statements } of projections) {
     for (const event of events) {
+      if (!concerns(projection, event)) continue
       const some = statements(event, sql)
       if (some === undefined) return undefined
       all.push(...some)

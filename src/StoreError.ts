@@ -88,7 +88,6 @@ export class ValidationError extends Schema.TaggedError<ValidationError>("effect
  * - `Exhausted`: the database has no disk space, no memory, or has reached another limit, or it is read-only. Make room.
  * - `UnreadableEvent`: the schemas of an aggregate or a projection can't decode a stored event; `aggregateId`, `sequence` and `type` say
  *   which. Add its form to the `events` union.
- * - `ForeignEvent`: an aggregate loaded an event that another kind of aggregate wrote. Use the id of the right one.
  * - `ClockDrift`: a timestamp lies further ahead of the local clock than the clock allows. Correct the clock of the node that made it.
  * - `Unknown`: none of these. `code`, `description` and `cause` hold what the driver said.
  *
@@ -105,7 +104,6 @@ export const StoreErrorReason = Schema.Literal(
   "Misconfigured",
   "Exhausted",
   "UnreadableEvent",
-  "ForeignEvent",
   "ClockDrift",
   "Unknown"
 )

@@ -10,24 +10,23 @@
  * @since 0.1.0
  */
 import type { NonEmptyReadonlyArray } from "effect/Array"
-import * as Cause from "effect/Cause"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import * as Layer from "effect/Layer"
+import type * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
+import { maxNameLength } from "./Event.js"
 import { EventFeed, type FeedEvent, type Filter, type Position, type StreamPosition } from "./EventFeed.js"
-import { HasStopped, type Work, work } from "./internal/consumer.js"
-import { textProblem } from "./internal/json.js"
-import { projectBy, typesOf } from "./internal/projecting.js"
+import { bothOf } from "./internal/feedInput.js"
+import { nameProblem } from "./internal/names.js"
+import type { On } from "./internal/on.js"
+import { concerns, filterOf, projectBy } from "./internal/projecting.js"
 import { withoutReceipts } from "./internal/receipt.js"
-import { measured, measureLag } from "./internal/subscriptionMetrics.js"
-import { statusOf } from "./internal/subscriptionStatus.js"
+import { runnable } from "./internal/subscriptionRun.js"
 import type { Projection } from "./Projection.js"
 import { type StoreError, ValidationError, ValidationIssue } from "./StoreError.js"
 import { type Failure, type SetAside, type Standing, SubscriptionStore } from "./SubscriptionStore.js"
-import { HybridClock } from "./Timestamp.js"
 
 /**
  * A subscription: what it does, and how to run it.
@@ -98,7 +97,7 @@ export interface Settings {
   /**
    * When and how often an event that failed is tried again, by itself: five times within some three seconds by default. The attempts
    * are counted in the store, so an event that breaks its connection, or ends its process, is not tried for ever. Waiting for the
-   * database of the store is no attempt. An event that the handler's schemas can't read (`UnreadableEvent`, `ForeignEvent`) is not retried.
+   * database of the store is no attempt. An event that the handler's schemas can't read (`UnreadableEvent`) is not retried.
    */
   readonly retry?: Schedule.Schedule<unknown> | undefined
   /**
@@ -132,6 +131,8 @@ export type Handler<E, R> =
       readonly handleBatch: (events: NonEmptyReadonlyArray<FeedEvent>) => Effect.Effect<unknown, E, R>
       readonly handle?: undefined
     }
+
+export { type EventHandlers, type On, on } from "./internal/on.js"
 
 /**
  * A subscription stopped at an event that it could not handle. It stays there until `resume`.
@@ -202,7 +203,10 @@ export interface PartitionStatus extends Standing {
 }
 
 /**
- * Makes a subscription.
+ * Makes a subscription: of typed handlers for the events of one or several aggregates (`on`), or of a handler for whatever its filter lets
+ * through (`handle`, `handleBatch`).
+ *
+ * A name is a text of 1 to 255 characters, which does not begin with `effect-maestro`.
  *
  * @since 0.1.0
  * @category constructors
@@ -210,127 +214,87 @@ export interface PartitionStatus extends Standing {
  * @example
  * ```ts
  * import { SqlClient } from "@effect/sql"
- * import { Subscription } from "effect-maestro"
+ * import { Aggregate, Subscription } from "effect-maestro"
  * import * as Effect from "effect/Effect"
+ * import * as Schema from "effect/Schema"
+ *
+ * class Renamed extends Schema.TaggedClass<Renamed>()("Renamed", { name: Schema.String }) {}
+ *
+ * const Product = Aggregate.make("Product", {
+ *   state: Schema.String,
+ *   initialState: "",
+ *   events: Renamed,
+ *   commands: Renamed,
+ *   decide: { Renamed: (command) => Effect.succeed([command]) },
+ *   evolve: { Renamed: (_, { name }) => name }
+ * })
  *
  * export const Search = Subscription.make("search", {
- *   filter: { aggregates: ["Product"] },
- *   handle: (event) =>
- *     Effect.flatMap(
- *       SqlClient.SqlClient,
- *       (sql) => sql`insert into product_history (product, what) values (${event.aggregateId}, ${event.type})`
- *     )
+ *   on: Subscription.on(Product, {
+ *     Renamed: ({ name }, { id, sequence }) =>
+ *       Effect.flatMap(
+ *         SqlClient.SqlClient,
+ *         (sql) => sql`insert into product_names (product, version, name) values (${id}, ${sequence}, ${name})`
+ *       )
+ *   })
  * })
  * ```
  */
-export const make = <E, R>(name: string, options: Settings & Handler<E, R>): Subscription<E, R> => {
-  const partitions = options.partitions ?? 1
-  const filter = options.filter
-  const { handle, handleBatch } = options
-  checkSettings(name, options)
-  const handler = (events: NonEmptyReadonlyArray<FeedEvent>): Effect.Effect<unknown, E, R> =>
-    handleBatch === undefined
-      ? handle === undefined
-        ? Effect.void
-        : Effect.forEach(events, handle, { discard: true })
-      : handleBatch(events)
-
-  const job = Effect.map(
-    options.holder === undefined ? Effect.flatMap(HybridClock, ({ now }) => now) : Effect.succeed(options.holder),
-    (holder): Work<E, R> => ({
-      name,
-      filter,
-      from: options.from ?? "beginning",
-      partitions,
-      batchSize: options.batchSize ?? (options.delivery === "at-least-once" ? 50 : 500),
-      handle: handler,
-      transactional: options.delivery !== "at-least-once",
-      retry: options.retry ?? defaultRetry,
-      onFailure: options.onFailure ?? "stop",
-      lease: Duration.toMillis(options.lease ?? "15 seconds"),
-      holder,
-      grace: Duration.toMillis(options.shutdown ?? "10 seconds"),
-      observe: measured(name)
-    })
-  )
-
-  const runPartition = (partition: number) =>
-    Effect.gen(function* () {
-      const feed = yield* EventFeed
-      const store = yield* SubscriptionStore
-      return yield* work(yield* job, feed, store, partition)
-    }).pipe(
-      Effect.mapError((error) => (error instanceof HasStopped ? stoppedAt(name, error) : error)),
-      Effect.annotateLogs({ subscription: name, partition })
-    )
-
-  const all = Array.from({ length: partitions }, (_, partition) => partition)
-
-  const retry = (place: StreamPosition) =>
-    Effect.flatMap(SubscriptionStore, (store) =>
-      store.takeBack(name, place, (event) => Effect.asVoid(handler([event])))
-    )
-
-  const status = statusOf(name, filter)
-
-  const lag = measureLag(name, status)
-
-  const inAll = <A, E2, R2>(runOne: (partition: number) => Effect.Effect<A, E2, R2>) =>
-    Effect.scoped(
-      Effect.zipRight(
-        Effect.forkScoped(lag),
-        Effect.zipRight(Effect.forEach(all, runOne, { concurrency: "unbounded", discard: true }), Effect.never)
+export const make: {
+  <const Ons extends On.Any | ReadonlyArray<On.Any>>(
+    name: string,
+    options: SettingsWithoutTypes & {
+      /** What is done with the events of each aggregate. From it the filter has its types and its aggregates. */
+      readonly on: Ons
+    }
+  ): Subscription<On.Error<EachOf<Ons>>, On.Context<EachOf<Ons>>>
+  <E, R>(name: string, options: Settings & Handler<E, R> & { readonly on?: undefined }): Subscription<E, R>
+} = <E, R>(
+  name: string,
+  options: Settings & Partial<Handler<E, R>> & { readonly on?: On<E, R> | ReadonlyArray<On<E, R>> | undefined }
+): Subscription<E, R> => {
+  if (options.on === undefined) return makeOf(name, options)
+  const all: ReadonlyArray<On<E, R>> = "handle" in options.on ? [options.on] : options.on
+  const settings: Settings = options
+  return makeOf<E, R>(name, {
+    ...settings,
+    filter: bothOf(filterOf(all), settings.filter),
+    handleBatch: undefined,
+    handle: (event) =>
+      Effect.forEach(
+        all.filter((one) => concerns(one, event)),
+        (one) => one.handle(event),
+        { discard: true }
       )
-    )
-
-  return {
-    name,
-    filter,
-    partitions,
-    run: inAll(runPartition),
-    layer: Layer.scopedDiscard(
-      Effect.forkScoped(
-        inAll((partition) =>
-          Effect.forever(
-            // A defect too is to be told, and to be tried again. The end of the layer, which interrupts, is not caught.
-            Effect.catchAllCause(runPartition(partition), (cause) => {
-              const error = Cause.squash(cause)
-              return Effect.zipRight(
-                Effect.logError(error instanceof Error ? error.message : error),
-                // Stopped, it waits for `resume`. Anything else is a mistake in the program or the database: not too often.
-                error instanceof SubscriptionStopped ? Effect.void : Effect.sleep("10 seconds")
-              )
-            })
-          )
-        )
-      )
-    ),
-    retry,
-    retryAll: Effect.flatMap(setAside(name), (events) =>
-      Effect.reduce(events, 0, (count, event) => Effect.map(retry(event), (done) => count + (done ? 1 : 0)))
-    ),
-    status
-  }
+  })
 }
 
 /**
- * An eventual projection: strong ones, as they are, kept by a subscription instead of by those who commit. It follows the types that the
- * projections name; with one that names none it follows all, but for the receipts of `Aggregate.CommandId`.
+ * An eventual projection: projections as they are, kept by a subscription instead of by those who commit. Each says whose events it is
+ * about: `of: Account` in `Projection.make`, `Account.projections`, `Projection.of(Account, Balances)`, or `of: "all"`.
+ *
+ * It follows the aggregates and the types that the projections are about. Of a projection that names no types it follows all, but for
+ * the receipts of `Aggregate.CommandId`.
  *
  * @since 0.1.0
  * @category constructors
  */
-export const fromProjections = <const Projections extends ReadonlyArray<Projection.Any>>(
+export const fromProjections = <const Projections extends ReadonlyArray<Projection.AnyBound>>(
   name: string,
   projections: Projections,
-  settings?: Omit<Settings, "filter"> & { readonly filter?: Omit<Filter, "types"> | undefined }
+  settings?: SettingsWithoutTypes
 ): Subscription<Projection.Error<Projections[number]>, Projection.Context<Projections[number]>> => {
   type E = Projection.Error<Projections[number]>
   type R = Projection.Context<Projections[number]>
-  const types = typesOf(projections)
-  return make<E, R>(name, {
+  for (const { name: projection, of } of projections as ReadonlyArray<Projection.Any>) {
+    if (of !== undefined) continue
+    throw new TypeError(
+      `projection ${JSON.stringify(projection)} of subscription ${name} must be of an aggregate, or of all`
+    )
+  }
+  return makeOf<E, R>(name, {
     ...settings,
-    filter: types === undefined ? settings?.filter : { ...settings?.filter, ...types },
+    filter: bothOf(filterOf(projections), settings?.filter),
     handle: projectBy<E, R>(projections.map((projection) => withoutReceipts(projection)))
   })
 }
@@ -391,7 +355,17 @@ export const waitFor = (
  * import * as Effect from "effect/Effect"
  * import * as Schema from "effect/Schema"
  *
+ * class Placed extends Schema.TaggedClass<Placed>()("Placed", {}) {}
  * class Reserved extends Schema.TaggedClass<Reserved>()("Reserved", { order: Schema.String }) {}
+ *
+ * const Order = Aggregate.make("Order", {
+ *   state: Schema.Boolean,
+ *   initialState: false,
+ *   events: Placed,
+ *   commands: Placed,
+ *   decide: { Placed: (command) => Effect.succeed([command]) },
+ *   evolve: { Placed: () => true }
+ * })
  *
  * const Stock = Aggregate.make("Stock", {
  *   state: Schema.Number,
@@ -404,12 +378,13 @@ export const waitFor = (
  *
  * // Outside of any transaction, so that a slow command holds no locks.
  * export const Reservations = Subscription.make("reservations", {
- *   filter: { types: ["OrderPlaced"] },
  *   delivery: "at-least-once",
- *   handle: (event) =>
- *     Stock.evaluate("stock", new Reserved({ order: event.aggregateId })).pipe(
- *       Aggregate.withCommandId(Subscription.commandId("reservations", event))
- *     )
+ *   on: Subscription.on(Order, {
+ *     Placed: (_, envelope) =>
+ *       Stock.evaluate("stock", new Reserved({ order: envelope.id })).pipe(
+ *         Aggregate.withCommandId(Subscription.commandId("reservations", envelope))
+ *       )
+ *   })
  * })
  * ```
  */
@@ -463,13 +438,48 @@ export const defaultRetry: Schedule.Schedule<unknown> = Schedule.exponential("10
 
 // --- internal ---
 
+type SettingsWithoutTypes = Omit<Settings, "filter"> & {
+  /** Which of these events it is about; all by default. */
+  readonly filter?: Omit<Filter, "types"> | undefined
+}
+
+type EachOf<Ons> = Ons extends ReadonlyArray<infer One> ? One : Ons
+
+/** The subscription of one handler. */
+const makeOf = <E, R>(name: string, options: Settings & Partial<Handler<E, R>>): Subscription<E, R> => {
+  const { handle, handleBatch } = options
+  checkSettings(name, options)
+  return runnable<E, R, SubscriptionStopped>(
+    {
+      name,
+      filter: options.filter,
+      from: options.from ?? "beginning",
+      partitions: options.partitions ?? 1,
+      batchSize: options.batchSize ?? (options.delivery === "at-least-once" ? 50 : 500),
+      handle: (events) =>
+        handleBatch === undefined
+          ? handle === undefined
+            ? Effect.void
+            : Effect.forEach(events, handle, { discard: true })
+          : handleBatch(events),
+      transactional: options.delivery !== "at-least-once",
+      retry: options.retry ?? defaultRetry,
+      onFailure: options.onFailure ?? "stop",
+      lease: Duration.toMillis(options.lease ?? "15 seconds"),
+      holder: options.holder,
+      grace: Duration.toMillis(options.shutdown ?? "10 seconds")
+    },
+    (error) => stoppedAt(name, error)
+  )
+}
+
 const checkSettings = (name: string, { batchSize, filter, lease, partitions }: Settings): void => {
   const whole = (value: number | undefined, field: string, max: number) => {
     if (value !== undefined && !(Number.isInteger(value) && value >= 1 && value <= max)) {
       throw new TypeError(`${field} of subscription ${name} must be a whole number from 1 to ${max}, and is ${value}`)
     }
   }
-  const problem = name === "" ? "must not be empty" : textProblem(name)
+  const problem = nameProblem(name, maxNameLength)
   if (problem !== undefined) throw new TypeError(`the name of subscription ${JSON.stringify(name)} ${problem}`)
   whole(batchSize, "batchSize", 10_000)
   whole(partitions, "partitions", 1000)

@@ -63,14 +63,16 @@ for (const [name, store] of Object.entries(stores)) {
           state: { owner: "ann", balance: 0 },
           sequence: 1,
           events: [new Opened({ owner: "ann" })],
-          position: { aggregateId: id, sequence: 1 },
+          position: { aggregateId: Account.streamId(id), sequence: 1 },
           repeated: false
         })
         expect((yield* Account.evaluate(id, new Deposit({ amount: 10 }))).sequence).toBe(2)
-        const stored = yield* Effect.flatMap(StoreAdapter.StoreAdapter, (adapter) => adapter.getEvents(id, 1))
+        const stored = yield* Effect.flatMap(StoreAdapter.StoreAdapter, (adapter) =>
+          adapter.getEvents(`Account/${id}`, 1)
+        )
         expect(stored).toMatchObject([
-          { aggregateId: id, sequence: 1, type: "Opened", body: { owner: "ann" }, metadata: { aggregate: "Account" } },
-          { aggregateId: id, sequence: 2, type: "Deposited", body: { amount: 10 } }
+          { aggregateId: `Account/${id}`, sequence: 1, type: "Opened", body: { owner: "ann" }, metadata: {} },
+          { aggregateId: `Account/${id}`, sequence: 2, type: "Deposited", body: { amount: 10 } }
         ])
         expect(Object.keys(stored[0]?.body ?? {})).toEqual(["owner"])
       })
@@ -81,7 +83,7 @@ for (const [name, store] of Object.entries(stores)) {
         const counted = new Map<string, number>()
         const count = Subscription.make(uniqueName("count"), {
           filter: { aggregates: ["Account"] },
-          handle: ({ aggregateId }) => Effect.sync(() => counted.set(aggregateId, (counted.get(aggregateId) ?? 0) + 1))
+          handle: (event) => Effect.sync(() => counted.set(event.id, (counted.get(event.id) ?? 0) + 1))
         })
         const id = yield* Account.newId
         // Of an aggregate without events there is nothing to wait for, not even a subscription that has never run.
@@ -121,7 +123,7 @@ for (const [name, store] of Object.entries(stores)) {
           state: definition.initialState,
           sequence: 0,
           events: [],
-          position: { aggregateId: id, sequence: 0 },
+          position: { aggregateId: Account.streamId(id), sequence: 0 },
           repeated: false
         })
         yield* Account.evaluate(id, new Deposit({ amount: 1 }))
@@ -129,7 +131,7 @@ for (const [name, store] of Object.entries(stores)) {
           state: { owner: null, balance: 1 },
           sequence: 1,
           events: [],
-          position: { aggregateId: id, sequence: 1 },
+          position: { aggregateId: Account.streamId(id), sequence: 1 },
           repeated: false
         })
         expect(yield* headOf(id)).toBe(1)
@@ -358,7 +360,7 @@ for (const [name, store] of Object.entries(stores)) {
           const invalid = JSON.parse('{"_tag": "Measure", "value": "text"}')
           const error = yield* Effect.flip(Gauge.evaluate(id, invalid))
           expect(error).toMatchObject({ _tag: "ValidationError", issues: [{ index: 1, path: ["value"] }] })
-          expect(yield* headOf(id)).toBe(0)
+          expect(yield* headOf(id, Gauge)).toBe(0)
           // A state that is a number has its snapshots too.
           yield* Gauge.evaluate(id, new Measure({ value: 7 }))
           yield* Gauge.snapshot(id)
@@ -371,7 +373,7 @@ for (const [name, store] of Object.entries(stores)) {
       Effect.gen(function* () {
         for (const id of ["", "x".repeat(256), "a\0"]) {
           const error = yield* Effect.flip(Account.evaluate(id, new Deposit({ amount: 1 })))
-          expect(error).toMatchObject({ _tag: "ValidationError", issues: [{ path: ["aggregateId"] }] })
+          expect(error).toMatchObject({ _tag: "ValidationError", issues: [{ path: ["id"] }] })
         }
         for (const command of [JSON.parse('{"_tag": "Close"}'), JSON.parse("null"), JSON.parse("{}")]) {
           const error = yield* Effect.flip(Account.evaluate(yield* Account.newId, command))
@@ -401,14 +403,18 @@ for (const [name, store] of Object.entries(stores)) {
       })
     )
 
-    it.effect("evaluate: events carry the metadata set around it, and the aggregate's name", () =>
+    it.effect("evaluate: events carry the metadata set around it, as it is, a key `aggregate` too", () =>
       Effect.gen(function* () {
         const id = yield* Account.newId
+        const metadata = { userId: "u1", aggregate: "the application's own", kind: "k", id: "i" }
         yield* Account.evaluate(id, new Deposit({ amount: 1 })).pipe(
-          Effect.provideService(Aggregate.Metadata, { userId: "u1", aggregate: "no" })
+          Effect.provideService(Aggregate.Metadata, metadata)
         )
-        const [stored] = yield* Effect.flatMap(StoreAdapter.StoreAdapter, (adapter) => adapter.getEvents(id, 1))
-        expect(stored?.metadata).toEqual({ userId: "u1", aggregate: "Account" })
+        const [stored] = yield* Effect.flatMap(StoreAdapter.StoreAdapter, (adapter) =>
+          adapter.getEvents(Account.streamId(id), 1)
+        )
+        expect(stored?.metadata).toEqual(metadata)
+        expect(yield* Account.fetch(id)).toEqual({ owner: null, balance: 1 })
       })
     )
 
@@ -422,8 +428,8 @@ for (const [name, store] of Object.entries(stores)) {
           name: "audit",
           events: Schema.Union(Deposited, Withdrawn),
           project: {
-            Deposited: (event, { aggregateId, sequence }) =>
-              Effect.sync(() => log.push(`${aggregateId} ${sequence} +${event.amount}`)),
+            Deposited: (event, { id, kind, sequence }) =>
+              Effect.sync(() => log.push(`${kind} ${id} ${sequence} +${event.amount}`)),
             Withdrawn: (event) => (event.amount > 5 ? new Blocked() : Effect.void)
           }
         })
@@ -434,7 +440,7 @@ for (const [name, store] of Object.entries(stores)) {
           yield* Audited.evaluate(id, new Deposit({ amount: 10 }))
           yield* Audited.evaluate(id, new Withdraw({ amount: 1 }))
           expect(yield* Effect.flip(Audited.evaluate(id, new Withdraw({ amount: 6 })))).toEqual(new Blocked())
-          expect(log).toEqual([`${id} 2 +10`])
+          expect(log).toEqual([`Account ${id} 2 +10`])
           expect(yield* headOf(id)).toBe(3)
         }).pipe(Effect.provide(Audited.layer))
       })
@@ -501,7 +507,7 @@ for (const [name, store] of Object.entries(stores)) {
         const events = yield* Effect.forEach(Arr.range(1, 5_501), (sequence) =>
           Effect.map(now, (timestamp) => ({
             timestamp,
-            aggregateId: id,
+            aggregateId: Account.streamId(id),
             sequence,
             type: "Deposited",
             body: { amount: 1 },
@@ -558,7 +564,7 @@ for (const [name, store] of Object.entries(stores)) {
           const gone = yield* Deferred.make<void>()
           const page = Arr.makeBy(500, (index) => ({
             timestamp: Timestamp.fromParts({ millis: index, counter: 0, node: 0n }),
-            aggregateId: id,
+            aggregateId: Account.streamId(id),
             sequence: index + 1,
             type,
             body: { amount: 1 },
@@ -593,27 +599,16 @@ for (const [name, store] of Object.entries(stores)) {
         ] as const) {
           const id = yield* Account.newId
           yield* Account.evaluate(id, new Deposit({ amount: 1 }))
-          yield* raw({ aggregateId: id, sequence: 2, type, body })
-          const expected = { _tag: "StoreError", reason: "UnreadableEvent", aggregateId: id, sequence: 2, type }
+          const aggregateId = Account.streamId(id)
+          yield* raw({ aggregateId, sequence: 2, type, body })
+          const expected = { _tag: "StoreError", reason: "UnreadableEvent", aggregateId, sequence: 2, type }
           expect(yield* Effect.flip(Account.fetch(id))).toMatchObject(expected)
           expect(yield* Effect.flip(Account.evaluate(id, new Touch()))).toMatchObject(expected)
           expect((yield* Effect.flip(Account.fetch(id))).message).toContain(
-            `event ${type} 2 of aggregate "${id}": it can't be decoded`
+            `event ${type} 2 of aggregate "Account/${id}": it can't be decoded`
           )
           expect(yield* Account.replay(id, 1)).toEqual({ owner: null, balance: 1 })
         }
-      })
-    )
-
-    it.effect("an event that another aggregate wrote is not folded: ForeignEvent", () =>
-      Effect.gen(function* () {
-        const id = yield* SavingsAccount.newId
-        for (const amount of Arr.range(1, 6)) yield* SavingsAccount.evaluate(id, new Deposit({ amount }))
-        const expected = { _tag: "StoreError", reason: "ForeignEvent", aggregateId: id, sequence: 1, type: "Deposited" }
-        // The other's snapshot, which is there, is not used either.
-        expect(yield* Effect.flip(Account.fetch(id))).toMatchObject(expected)
-        expect(yield* Effect.flip(Account.evaluate(id, new Deposit({ amount: 1 })))).toMatchObject(expected)
-        expect(yield* headOf(id)).toBe(6)
       })
     )
 
@@ -626,7 +621,7 @@ for (const [name, store] of Object.entries(stores)) {
           const store = yield* StoreAdapter.StoreAdapter
           const id = yield* SavingsAccount.newId
           const snapshotAt = Effect.map(
-            store.getSnapshot(id, 0),
+            store.getSnapshot(SavingsAccount.streamId(id), 0),
             Option.map(({ sequence }) => sequence)
           )
           for (const amount of Arr.range(1, 12)) {
@@ -652,11 +647,11 @@ for (const [name, store] of Object.entries(stores)) {
         const store = yield* StoreAdapter.StoreAdapter
         const id = yield* Account.newId
         yield* Account.snapshot(id)
-        expect(yield* store.getSnapshot(id, 0)).toEqual(Option.none())
+        expect(yield* store.getSnapshot(Account.streamId(id), 0)).toEqual(Option.none())
         yield* Account.evaluate(id, new Deposit({ amount: 4 }))
         yield* Account.snapshot(id)
         yield* Account.snapshot(id)
-        expect(Option.getOrThrow(yield* store.getSnapshot(id, 0))).toMatchObject({
+        expect(Option.getOrThrow(yield* store.getSnapshot(Account.streamId(id), 0))).toMatchObject({
           sequence: 1,
           body: { state: { balance: 4 } }
         })
@@ -673,7 +668,7 @@ for (const [name, store] of Object.entries(stores)) {
         const id = yield* Account.newId
         for (const amount of [1, 2, 3]) yield* Account.evaluate(id, new Deposit({ amount }))
         yield* Account.snapshot(id)
-        const good = Option.getOrThrow(yield* store.getSnapshot(id, 0))
+        const good = Option.getOrThrow(yield* store.getSnapshot(Account.streamId(id), 0))
         // Doubles what it should not, to be noticed; and counts on.
         const evolve = {
           ...definition.evolve,
@@ -706,7 +701,7 @@ for (const [name, store] of Object.entries(stores)) {
         expect(yield* Effect.provide(Newer.fetch(id), Newer.layer)).toEqual({ owner: null, balance: 12 })
         expect(yield* Effect.provide(Wider.fetch(id), Wider.layer)).toEqual({ owner: null, balance: 6, deposits: 3 })
         const broken = { ...good, sequence: 4, body: { state: { balance: "six" } } }
-        yield* raw({ aggregateId: id, sequence: 4, type: "Deposited", body: { amount: 4 } })
+        yield* raw({ aggregateId: Account.streamId(id), sequence: 4, type: "Deposited", body: { amount: 4 } })
         yield* store.commitSnapshot(broken)
         expect(yield* Account.fetch(id)).toEqual({ owner: null, balance: 10 })
       })
@@ -746,7 +741,7 @@ for (const [name, store] of Object.entries(stores)) {
           yield* TestClock.setTime(sequence % 2 === 0 ? 1000 : 3_000_000 + sequence)
           yield* Effect.provide(SavingsAccount.evaluate(id, new Deposit({ amount: 1 })), nodeAt(nodes, sequence))
         }
-        const timestamps = (yield* store.getEvents(id, 1)).map(({ timestamp }) => timestamp)
+        const timestamps = (yield* store.getEvents(SavingsAccount.streamId(id), 1)).map(({ timestamp }) => timestamp)
         expect(timestamps).toEqual([...timestamps].sort())
         expect(new Set(timestamps).size).toBe(12)
       })
@@ -786,10 +781,10 @@ for (const [name, store] of Object.entries(stores)) {
             )
           })
           yield* Effect.flip(sql.withTransaction(Effect.zipRight(transfer, Effect.fail("no"))))
-          expect([yield* headOf(a), yield* headOf(b)]).toEqual([0, 0])
+          expect([yield* headOf(a), yield* headOf(b, SavingsAccount)]).toEqual([0, 0])
           expect(yield* Account.fetch(a)).toEqual(definition.initialState)
           yield* sql.withTransaction(transfer)
-          expect([yield* headOf(a), yield* headOf(b)]).toEqual([1, 6])
+          expect([yield* headOf(a), yield* headOf(b, SavingsAccount)]).toEqual([1, 6])
         })
       )
 
@@ -824,11 +819,11 @@ for (const [name, store] of Object.entries(stores)) {
             name: "balances",
             events: Deposited,
             project: {
-              Deposited: ({ amount }, { aggregateId }) =>
+              Deposited: ({ amount }, { id }) =>
                 Effect.flatMap(
                   SqlClient.SqlClient,
                   (client) =>
-                    client`insert into ${table} as t values (${aggregateId}, ${amount})
+                    client`insert into ${table} as t values (${id}, ${amount})
                     on conflict (id) do update set balance = t.balance + excluded.balance`
                 )
             }
@@ -920,8 +915,13 @@ const nodeAt = <A>(nodes: ReadonlyArray<A>, index: number): A => {
   return node
 }
 
-const headOf = (id: string): Effect.Effect<number, unknown, StoreAdapter.StoreAdapter> =>
-  Effect.flatMap(StoreAdapter.StoreAdapter, (store) => Effect.map(store.getEvents(id, 1), (events) => events.length))
+const headOf = (
+  id: string,
+  { streamId }: { readonly streamId: (id: string) => string } = Account
+): Effect.Effect<number, unknown, StoreAdapter.StoreAdapter> =>
+  Effect.flatMap(StoreAdapter.StoreAdapter, (store) =>
+    Effect.map(store.getEvents(streamId(id), 1), (events) => events.length)
+  )
 
 /** An event that no aggregate wrote. */
 const raw = (event: Pick<Event.Event, "aggregateId" | "sequence" | "type" | "body">) =>

@@ -8,6 +8,7 @@ import * as FastCheck from "effect/FastCheck"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
+import * as Stream from "effect/Stream"
 import { Aggregate, Event, MemoryStore, Snapshot, SqlStore, StoreAdapter, StoreError, Timestamp } from "effect-maestro"
 import * as PgliteClient from "effect-maestro/PgliteClient"
 import { inject } from "vitest"
@@ -40,12 +41,15 @@ it.layer(layer)("bad input", (it) => {
               () => call(Account.fetch, a),
               () => call(Account.replay, a, b),
               () => call(Account.replay, id, a),
-              () => call(Account.snapshot, a)
+              () => call(Account.snapshot, a),
+              () => Stream.runDrain(Account.history(a as string))
             ],
             typedFailure
           )
           // What was taken is a deposit of a number above 0: all that there is can be read again.
-          const stored = yield* Effect.flatMap(StoreAdapter.StoreAdapter, (store) => store.getEvents(id, 1))
+          const stored = yield* Effect.flatMap(StoreAdapter.StoreAdapter, (store) =>
+            store.getEvents(Account.streamId(id), 1)
+          )
           expect(stored.length).toBeLessThanOrEqual(ended.filter(Exit.isSuccess).length)
           const state = yield* Account.fetch(id)
           expect(state.balance).toBeGreaterThanOrEqual(0)
@@ -66,8 +70,10 @@ it.layer(layer)("bad input", (it) => {
         yield* typedFailure(() => deposit(whole, make()))
         const value = make()
         if (Exit.isSuccess(yield* typedFailure(() => deposit(inside, { value })))) {
-          const [stored] = yield* Effect.flatMap(StoreAdapter.StoreAdapter, (store) => store.getEvents(inside, 1))
-          expect(stored?.metadata).toEqual({ aggregate: "Account", value: asJson(value) })
+          const [stored] = yield* Effect.flatMap(StoreAdapter.StoreAdapter, (store) =>
+            store.getEvents(Account.streamId(inside), 1)
+          )
+          expect(stored?.metadata).toEqual({ value: asJson(value) })
         }
       })
     )

@@ -131,6 +131,14 @@ const caught: ReadonlyArray<readonly [breaking: Broken.Breaking, sentences: Read
   ],
   [Broken.ignoresTheSlice, ["filter: the slices partition the feed, and an aggregate is always in the same one"]],
   [Broken.takesAnyPartOfTheFilter, ["filter: an event must match all its parts"]],
+  ...[Broken.takesAnIdForItsKind, Broken.endsAKindAtTheLastSlash].map(
+    (breaking) =>
+      [
+        breaking,
+        ["filter: the kind is what stands before the first slash of an aggregateId, and empty where nothing does"]
+      ] as const
+  ),
+  [Broken.comparesKindsLoosely, ["filter: kinds that differ in no more than case or form are different kinds"]],
   [Broken.endsAtAnEmptyPage, ["filter: an event behind ten thousand hidden ones is found"]],
   [Broken.hasItsHeadAheadOfWhatItShows, ["head: is the position of the last event that the feed shows"]],
   [

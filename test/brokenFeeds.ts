@@ -3,7 +3,7 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
-import { EventFeed, MemoryStore, type Projection, StoreAdapter, SubscriptionStore } from "effect-maestro"
+import { Event, EventFeed, MemoryStore, type Projection, StoreAdapter, SubscriptionStore } from "effect-maestro"
 import { makeOverlappingFeed, type Writing } from "./overlappingStore.js"
 
 /** The three ports of a store. */
@@ -71,7 +71,7 @@ export const showsUncommittedEvents: Breaking = (ports) => {
             project: () =>
               Effect.map(Effect.orDie(feed.head), (head) => {
                 if (shown.length > 0) return
-                shown = events.map((event, index) => ({ ...event, position: behind(head, index + 1) }))
+                shown = events.map((event, index) => feedEvent(event, behind(head, index + 1)))
                 for (const one of shown) open.add(one)
               })
           }
@@ -107,7 +107,7 @@ export const showsWhatWasRolledBack: Breaking = ({ feed, store, ...rest }) => {
       commitAll: (events, projections) =>
         Effect.onError(store.commitAll(events, projections), () =>
           Effect.map(Effect.orDie(feed.head), (head) => {
-            undone.push(...events.map((event, index) => ({ ...event, position: behind(head, index + 1) })))
+            undone.push(...events.map((event, index) => feedEvent(event, behind(head, index + 1))))
           })
         )
     },
@@ -140,7 +140,7 @@ export const showsATransactionItsOwnEvents: Breaking = ({ feed, store, ...rest }
     ...feed,
     read: (options) =>
       Effect.zipWith(feed.read(options), Own, (page, own) => {
-        const shown = own.map((event, index) => ({ ...event, position: behind(page.position, index + 1) }))
+        const shown = own.map((event, index) => feedEvent(event, behind(page.position, index + 1)))
         return { ...page, events: [...page.events, ...shown], position: shown.at(-1)?.position ?? page.position }
       })
   }
@@ -205,11 +205,32 @@ export const takesAnyPartOfTheFilter: Breaking = withFeed((feed) => ({
       : Effect.map(feed.read({ after: options.after }), (page) => ({
           ...page,
           events: page.events.filter(
-            ({ metadata, type }) =>
-              options.filter?.types?.includes(type) === true ||
-              options.filter?.aggregates?.includes(String(metadata.aggregate)) === true
+            ({ kind, type }) =>
+              options.filter?.types?.includes(type) === true || options.filter?.aggregates?.includes(kind) === true
           )
         }))
+}))
+
+/** The text before the first slash is the kind, though there is no slash. */
+export const takesAnIdForItsKind: Breaking = withKinds((aggregateId) => aggregateId.split("/", 1).join())
+
+/** The kind ends at the last slash. */
+export const endsAKindAtTheLastSlash: Breaking = withKinds((aggregateId) =>
+  aggregateId.slice(0, Math.max(aggregateId.lastIndexOf("/"), 0))
+)
+
+/** Kinds are compared without regard to case and form. */
+export const comparesKindsLoosely: Breaking = withFeed((feed) => ({
+  ...feed,
+  read: (options) => {
+    const aggregates = options?.filter?.aggregates
+    return !Array.isArray(aggregates)
+      ? feed.read(options)
+      : Effect.map(feed.read({ ...options, filter: { ...options?.filter, aggregates: undefined } }), (page) => ({
+          ...page,
+          events: page.events.filter(({ kind }) => aggregates.map(loosely).includes(loosely(kind)))
+        }))
+  }
 }))
 
 /** A page of which the filter lets nothing through is taken for the end. */
@@ -342,12 +363,36 @@ export const leadsPastWhatIsNew: Breaking = withFeed((feed) => ({
 const highest = ({ before, highest, transaction }: Writing): number => Math.max(transaction, before, highest)
 
 class Own extends Context.Reference<Own>()("brokenFeeds/Own", {
-  defaultValue: (): ReadonlyArray<Omit<EventFeed.FeedEvent, "position">> => []
+  defaultValue: (): ReadonlyArray<Event.Event> => []
 }) {}
+
+const feedEvent = (event: Event.Event, position: EventFeed.Position): EventFeed.FeedEvent => ({
+  ...event,
+  ...Event.identityOf(event.aggregateId),
+  position
+})
 
 /** A position of the store in memory, so many places behind another. */
 const behind = (position: EventFeed.Position, places: number): EventFeed.Position =>
   `1-${Number(position.slice(position.indexOf("-") + 1)) + places}` as EventFeed.Position
+
+const loosely = (text: unknown): string => String(text).normalize("NFC").toLowerCase()
+
+/** A feed that has another idea of kinds, in its events and in its filter. */
+function withKinds(kindOf: (aggregateId: string) => string): Breaking {
+  return withFeed((feed) => ({
+    ...feed,
+    read: (options) => {
+      const aggregates = options?.filter?.aggregates
+      return Array.isArray(aggregates)
+        ? Effect.map(feed.read({ ...options, filter: { ...options?.filter, aggregates: undefined } }), (page) => ({
+            ...page,
+            events: page.events.filter(({ aggregateId }) => aggregates.includes(kindOf(aggregateId)))
+          }))
+        : feed.read(options)
+    }
+  }))
+}
 
 function withFeed(breaking: (feed: Ports["feed"]) => Ports["feed"]): Breaking {
   return (ports) => ({ ...ports, feed: breaking(ports.feed) })

@@ -61,6 +61,16 @@ export const forgetsWhichProjectionFailed = (store: Store): Store => ({
     })
 })
 
+/** Projections run for the events of all aggregates. */
+export const ignoresWhoseEventsAProjectionIsAbout = (store: Store): Store => ({
+  ...store,
+  commitAll: (events, projections) =>
+    store.commitAll(
+      events,
+      Array.isArray(projections) ? projections.map((one) => ({ ...one, of: undefined })) : projections
+    )
+})
+
 /** Projections run with the services of the caller that came last, but in their own transaction. */
 export const projectsInTheContextOfTheLastCaller = (store: Store): Store => {
   let last: ReadonlyArray<readonly [string, unknown]> = []

@@ -152,7 +152,7 @@ export const meet = <E, R>(
 export const storedAt = ({ place }: Scene, idOf: Meeting) =>
   Effect.flatMap(StoreAdapter.StoreAdapter, (store) =>
     Effect.map(
-      Effect.forEach(new Set(callers.map((caller) => idOf(place, caller))), (id) => store.getEvents(id, 1)),
+      Effect.forEach(new Set(callers.map((caller) => idOf(place, caller))), (id) => store.getEvents(`Talk/${id}`, 1)),
       (streams) => streams.flat().map(callerOf).sort()
     )
   )

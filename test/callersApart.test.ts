@@ -7,7 +7,7 @@ import * as Effect from "effect/Effect"
 import * as FiberId from "effect/FiberId"
 import * as FiberRef from "effect/FiberRef"
 import * as Layer from "effect/Layer"
-import { Aggregate, type Event, MemoryStore, type Projection, StoreAdapter } from "effect-maestro"
+import { Aggregate, Event, MemoryStore, type Projection, StoreAdapter } from "effect-maestro"
 import {
   asCaller,
   asOneByOne,
@@ -199,7 +199,7 @@ const failures = (it: Vitest.MethodsNonLive<StoreAdapter.StoreAdapter>) => {
                   const caller = callerOf(event)
                   yield* Other.evaluate(otherOf(caller), new Say({ caller, times: 1 }))
                   // Of its own aggregate it sees what is stored before it, and its own event.
-                  const own = yield* Other.fetch(event.aggregateId)
+                  const own = yield* Other.fetch(Event.identityOf(event.aggregateId).id)
                   if (own !== event.sequence) seen.push(`${caller}: ${own} events at ${event.sequence}`)
                   for (const failing of callers) {
                     if (!isFourth(failing) || failing === caller) continue

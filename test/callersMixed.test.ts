@@ -25,7 +25,7 @@ class Refused extends Data.TaggedError("Refused")<{ readonly caller: string }> {
 class Failed extends Data.TaggedError("Failed")<{ readonly caller: string }> {}
 
 /** The aggregate, with a projection that handles what is said, and not what is whispered. */
-const makeTalk = <E>(project: (event: Event.Event) => Effect.Effect<void, E>) => {
+const makeTalk = <E>(project: (event: Event.Envelope) => Effect.Effect<void, E>) => {
   const projection = Projection.make({
     name: "said",
     events: Said,
@@ -90,7 +90,7 @@ for (const [name, layer] of Object.entries(stores)) {
           Effect.gen(function* () {
             const caller = callerOf(event)
             const around = Object.values(yield* surroundings)
-            const count = yield* Effect.provide(Reader.fetch(event.aggregateId), reader)
+            const count = yield* Effect.provide(Reader.fetch(event.id), reader)
             const own = kinds.get(caller) === "both" ? event.sequence + 1 : event.sequence
             if (around.some((value) => value !== caller)) wrong.push(`${caller}: ${around}`)
             if (count !== own) wrong.push(`${caller}: ${count} events instead of ${own}`)
@@ -107,7 +107,9 @@ for (const [name, layer] of Object.entries(stores)) {
         )
         expect(exits.map(describe)).toEqual(commands.map(outcomeOf))
         expect(wrong).toEqual([])
-        const events = yield* Effect.flatMap(StoreAdapter.StoreAdapter, (store) => store.getEvents(id, 1))
+        const events = yield* Effect.flatMap(StoreAdapter.StoreAdapter, (store) =>
+          store.getEvents(Talk.streamId(id), 1)
+        )
         const stored = events.map((event) => `${callerOf(event)} ${event.type}`)
         expect(stored.toSorted()).toEqual(commands.flatMap(eventsOf).sort())
         expect(seen).toEqual(stored.filter((line) => line.endsWith("Said")))

@@ -44,7 +44,7 @@ const suite = <E>(name: string, store: Layer.Layer<Ports, E>) =>
         const first = yield* commit(event(b, 1), event(a, 1), event(b, 2))
         const second = yield* commit(event(a, 2))
         const shown = yield* readAll({ after })
-        expect(shown.map(({ position: _, ...rest }) => rest)).toEqual([...first, ...second])
+        expect(shown).toMatchObject([...first, ...second])
         const positions = shown.map(({ position }) => position)
         expect(Arr.sort(positions, EventFeed.order)).toEqual(positions)
         expect(new Set(positions).size).toBe(4)

@@ -9,7 +9,7 @@ import * as LogLevel from "effect/LogLevel"
 import * as Option from "effect/Option"
 import * as Random from "effect/Random"
 import * as Stream from "effect/Stream"
-import { EventFeed, Rebuild, Subscription } from "effect-maestro"
+import { EventFeed, Projection, Rebuild, Subscription } from "effect-maestro"
 import { inject } from "vitest"
 import { Account, Deposit } from "./account.js"
 import { useServerOfOurOwn } from "./database.js"
@@ -136,7 +136,9 @@ const rebuild = (node: Node, name: string): Effect.Effect<void, unknown> =>
     onNone: () => Effect.void,
     onSome: (services) =>
       Effect.provide(
-        Effect.asVoid(Rebuild.run({ name, projections: [ByEffect], tables: ["books"], batchSize: 300 })),
+        Effect.asVoid(
+          Rebuild.run({ name, projections: [Projection.of("all", ByEffect)], tables: ["books"], batchSize: 300 })
+        ),
         services
       )
   })

@@ -380,7 +380,9 @@ for (const [name, store] of Object.entries(stores)) {
         yield* settled
         yield* gate.open
         yield* Effect.forEach([first, ...others], Fiber.join)
-        expect(Option.map(yield* store.getSnapshot(id, 1), ({ sequence }) => sequence)).toEqual(Option.some(7))
+        expect(Option.map(yield* store.getSnapshot(Saving.streamId(id), 1), ({ sequence }) => sequence)).toEqual(
+          Option.some(7)
+        )
       })
     )
   })
@@ -467,5 +469,5 @@ const settled = Effect.repeatN(macrotask, 20)
 
 const amounts = (id: string) =>
   Effect.flatMap(StoreAdapter.StoreAdapter, (store) =>
-    Effect.map(store.getEvents(id, 1), (events) => events.map(({ body }) => Number(body.amount)))
+    Effect.map(store.getEvents(Account.streamId(id), 1), (events) => events.map(({ body }) => Number(body.amount)))
   )

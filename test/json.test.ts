@@ -82,10 +82,9 @@ for (const [name, layer] of Object.entries(stores)) {
           const store = yield* StoreAdapter.StoreAdapter
           const id = newId()
           const all = Arr.makeBy(1200, (index) => values[index % values.length])
-          const metadata = { aggregate: "Notes" }
           yield* store.commitEvents(
             yield* Effect.forEach(all, (value, index) =>
-              event(id, index + 1, { type: "Noted", body: { value }, metadata })
+              event(Notes.streamId(id), index + 1, { type: "Noted", body: { value } })
             )
           )
           expectExactly(yield* elsewhere(Notes.fetch(id)), { last: all.at(-1), all })
@@ -146,8 +145,8 @@ it.effect("a field that is undefined is left out of events and snapshots, as JSO
     const details = { a: undefined, list: [{ b: undefined, c: 1 }] }
     const { state } = yield* Shop.evaluate(id, new Close({ reason: undefined, details }))
     expect(state).toEqual({ details: { list: [{ c: 1 }] } })
-    expectExactly((yield* store.getEvents(id, 1))[0]?.body, { details: { list: [{ c: 1 }] } })
-    expectExactly(Option.getOrThrow(yield* store.getSnapshot(id, 1)).body, {
+    expectExactly((yield* store.getEvents(Shop.streamId(id), 1))[0]?.body, { details: { list: [{ c: 1 }] } })
+    expectExactly(Option.getOrThrow(yield* store.getSnapshot(Shop.streamId(id), 1)).body, {
       state: { details: { list: [{ c: 1 }] } }
     })
     expect(yield* Effect.provide(Shop.fetch(id), Layer.fresh(Shop.layer))).toEqual(state)

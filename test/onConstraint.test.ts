@@ -49,7 +49,7 @@ const kinds = {
     Projection.makeSql({
       name: "guests",
       events: Registered,
-      project: { Registered: (event, { aggregateId }, sql) => insert(sql, table, aggregateId, event) },
+      project: { Registered: (event, { id }, sql) => insert(sql, table, id, event) },
       onConstraint
     }),
   "an effect": (table: string, onConstraint: Refusals): Guests =>
@@ -57,8 +57,7 @@ const kinds = {
       name: "guests",
       events: Registered,
       project: {
-        Registered: (event, { aggregateId }) =>
-          Effect.flatMap(SqlClient.SqlClient, (sql) => insert(sql, table, aggregateId, event))
+        Registered: (event, { id }) => Effect.flatMap(SqlClient.SqlClient, (sql) => insert(sql, table, id, event))
       },
       onConstraint
     })
@@ -143,7 +142,7 @@ for (const [store, storeLayer] of Object.entries(stores)) {
               expect(sequence).toBe(1)
             }).pipe(Effect.provide(yield* Layer.build(Guest.layer)))
             expect(yield* emails).toEqual(["ada@example.com", "bob@example.com"])
-            expect(yield* adapter.getEvents(second, 2)).toEqual([])
+            expect(yield* adapter.getEvents(`Guest/${second}`, 2)).toEqual([])
           })
         )
 
@@ -187,7 +186,11 @@ for (const [store, storeLayer] of Object.entries(stores)) {
           yield* sql`delete from maestro.event_log`
           yield* adapter.commitEvents([yield* registered(newId(), "ada@example.com")])
           yield* adapter.commitEvents([yield* registered(newId(), "ada@example.com")])
-          const rebuilding = Rebuild.run({ name, projections: [guestsOf(name, onConstraint)], tables: [name] })
+          const rebuilding = Rebuild.run({
+            name,
+            projections: [Projection.of("all", guestsOf(name, onConstraint))],
+            tables: [name]
+          })
           expect(yield* Effect.flip(rebuilding)).toEqual(new EmailTaken({ email: "ada@example.com" }))
           expect(yield* emails).toEqual([])
           yield* Rebuild.abandon(name)
@@ -204,10 +207,14 @@ for (const [store, storeLayer] of Object.entries(stores)) {
           yield* adapter.commitEvents([yield* registered(first, "ada@example.com")])
           yield* adapter.commitEvents([yield* registered(second, "ada@example.com")])
           yield* adapter.commitEvents([yield* registered(third, "bob@example.com")])
-          const subscription = Subscription.fromProjections(name, [guestsOf(name, onConstraint)], {
-            onFailure: "setAside",
-            retry: Schedule.recurs(1)
-          })
+          const subscription = Subscription.fromProjections(
+            name,
+            [Projection.of("all", guestsOf(name, onConstraint))],
+            {
+              onFailure: "setAside",
+              retry: Schedule.recurs(1)
+            }
+          )
           yield* start(subscription)
           expect(yield* eventually(emails, (found) => found.length === 2)).toEqual([
             "ada@example.com",
@@ -339,7 +346,7 @@ for (const [store, storeLayer] of Object.entries(stores)) {
           )
           expect(error).toMatchObject({ reason: "Constraint", code: "23502", column: "currency", table: name })
           expect(String(error)).toContain(
-            `projection "guests", event Registered 1 of aggregate "${id}": null value in column "currency" of relation "${name}" `
+            `projection "guests", event Registered 1 of aggregate "Guest/${id}": null value in column "currency" of relation "${name}" `
           )
         }
         // An effect without `orStoreError` keeps its own failure.

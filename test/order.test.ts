@@ -7,20 +7,12 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Schedule from "effect/Schedule"
 import * as TestClock from "effect/TestClock"
-import {
-  Aggregate,
-  EventFeed,
-  type Projection,
-  SqlStore,
-  StoreAdapter,
-  Subscription,
-  type SubscriptionStore
-} from "effect-maestro"
+import { Aggregate, EventFeed, SqlStore, StoreAdapter, Subscription, type SubscriptionStore } from "effect-maestro"
 import * as PgliteClient from "effect-maestro/PgliteClient"
 import * as Deadlines from "../examples/order/Deadlines.js"
 import * as Fulfilment from "../examples/order/Fulfilment.js"
 import { Order, PlaceOrder } from "../examples/order/Order.js"
-import { Payment, paymentOf, ReceivePayment } from "../examples/order/Payment.js"
+import { Payment, ReceivePayment } from "../examples/order/Payment.js"
 import { uniqueName } from "./database.js"
 import { macrotask } from "./nodes.js"
 
@@ -76,7 +68,7 @@ it.layer(layerDomain, { timeout: 60_000 })("Orders and their payments", (it) => 
       )
       for (const order of orders) {
         yield* noDeadlineOf(order)
-        yield* handled({ aggregateId: paymentOf(order), sequence: 2 })
+        yield* handled({ aggregateId: Payment.streamId(order), sequence: 2 })
         const [end, payment] = [yield* endOf(order), yield* paymentsOf(order)]
         expect(end).toHaveLength(2)
         expect(payment.at(-1)).toBe(end.at(-1) === "OrderConfirmed" ? "PaymentReceived" : "PaymentRefunded")
@@ -93,7 +85,7 @@ it.layer(layerDomain, { timeout: 60_000 })("Orders and their payments", (it) => 
       yield* Effect.scoped(
         Effect.gen(function* () {
           yield* aProcess
-          yield* handled({ aggregateId: second, sequence: 1 })
+          yield* handled({ aggregateId: Order.streamId(second), sequence: 1 })
           yield* noDeadlineOf(first)
           yield* noDeadlineOf(second)
         })
@@ -118,13 +110,14 @@ it.layer(layerDomain, { timeout: 60_000 })("Orders and their payments", (it) => 
       const before = yield* eventsOf(paid, late)
       // As if the checkpoint had never been stored: a reader of the same handlers that begins anew, each of whose first attempts fails.
       let attempts = 0
-      const crash: Projection.Projection<string> = {
-        name: "crash",
-        events: Fulfilment.process.events,
-        project: () => Effect.suspend(() => (++attempts % 2 === 1 ? Effect.fail("crashed") : Effect.void))
-      }
+      const crash = () => Effect.suspend(() => (++attempts % 2 === 1 ? Effect.fail("crashed") : Effect.void))
+      const crashing = [
+        Subscription.on(Order, { OrderPlaced: crash }),
+        Subscription.on(Payment, { PaymentReceived: crash })
+      ]
       const anew = uniqueName("anew")
-      const again = Subscription.fromProjections(anew, [Fulfilment.process, crash], {
+      const again = Subscription.make(anew, {
+        on: [...Fulfilment.handlers, ...crashing],
         delivery: "at-least-once",
         batchSize: 1,
         retry: Schedule.recurs(1)
@@ -149,10 +142,10 @@ const place = Effect.gen(function* () {
 })
 
 /** An order whose payment is requested. */
-const placed = Effect.tap(place, (order) => handled({ aggregateId: order, sequence: 1 }))
+const placed = Effect.tap(place, (order) => handled({ aggregateId: Order.streamId(order), sequence: 1 }))
 
 const pay = (order: string) =>
-  Payment.evaluate(paymentOf(order), new ReceivePayment()).pipe(
+  Payment.evaluate(order, new ReceivePayment()).pipe(
     Aggregate.withCommandId("the provider's reference"),
     Effect.map(({ position }) => position)
   )
@@ -173,16 +166,16 @@ const noDeadlineOf = (order: string) =>
     )
   )
 
-const typesOf = (id: string) =>
+const typesOf = (streamId: string) =>
   Effect.flatMap(StoreAdapter.StoreAdapter, (store) =>
     Effect.map(
-      store.getEvents(id, 1),
+      store.getEvents(streamId, 1),
       Arr.map(({ type }) => type)
     )
   )
 
-const endOf = (order: string) => typesOf(order)
-const paymentsOf = (order: string) => typesOf(paymentOf(order))
+const endOf = (order: string) => typesOf(Order.streamId(order))
+const paymentsOf = (order: string) => typesOf(Payment.streamId(order))
 
 const eventsOf = (...orders: ReadonlyArray<string>) =>
   Effect.forEach(orders, (order) => Effect.all([endOf(order), paymentsOf(order)]))

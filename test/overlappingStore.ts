@@ -5,7 +5,7 @@
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
-import { type Event, EventFeed, type Snapshot, StoreAdapter, StoreError } from "effect-maestro"
+import { Event, EventFeed, type Snapshot, StoreAdapter, StoreError } from "effect-maestro"
 import { prepareFeedRead } from "../src/internal/feedInput.js"
 import { sliceOf } from "../src/internal/memoryFeed.js"
 import { prepareStreamPosition, restoreEvent } from "../src/internal/record.js"
@@ -118,7 +118,11 @@ export const makeOverlappingFeed = (
         const page = found.slice(0, limit)
         const last = found.length > limit ? page.at(-1) : (shown(after).at(-1) ?? page.at(-1))
         return {
-          events: page.map((entry) => ({ ...restoreEvent(entry.event), position: positionOf(entry) })),
+          events: page.map((entry) => ({
+            ...restoreEvent(entry.event),
+            ...Event.identityOf(entry.event.aggregateId),
+            position: positionOf(entry)
+          })),
           position: last === undefined ? after : positionOf(last),
           more: found.length > limit
         }
@@ -153,7 +157,7 @@ const positionOf = ({ key, position }: Entry): EventFeed.Position => `${key}-${p
 
 const matches = (event: Event.StoredEvent, { aggregates, slice, types }: EventFeed.Filter = {}): boolean =>
   (types === undefined || types.includes(event.type)) &&
-  (aggregates === undefined || aggregates.includes(JSON.parse(event.metadata).aggregate)) &&
+  (aggregates === undefined || aggregates.includes(Event.identityOf(event.aggregateId).kind)) &&
   (slice === undefined || sliceOf(event.aggregateId, slice.of) === slice.index)
 
 const macrotask = Effect.async<void>((resume) => {

@@ -167,7 +167,7 @@ it.live("a projection that a subscription runs is named, too", () =>
   Effect.gen(function* () {
     const store = yield* StoreAdapter.StoreAdapter
     const name = "eventual balances"
-    const failing = (error: unknown) => ({ name: "balances", project: () => Effect.fail(error) })
+    const failing = (error: unknown) => ({ name: "balances", of: "all" as const, project: () => Effect.fail(error) })
     const full = new StoreError.StoreError({ reason: "Exhausted", operation: "x", description: "the disk is full" })
     const subscription = Subscription.fromProjections(name, [failing(full)], {
       onFailure: "setAside",

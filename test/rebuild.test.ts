@@ -33,6 +33,7 @@ class Deposited extends Schema.TaggedClass<Deposited>()("Deposited", { amount: S
 const balances = (column = "amount", factor = 1) =>
   Projection.make({
     name: "balances",
+    of: "all",
     events: Deposited,
     project: {
       Deposited: ({ amount }, { aggregateId }) =>
@@ -282,8 +283,9 @@ layer(Layer.fresh(onPostgres), { excludeTestServices: true, timeout: 60_000 })("
     Effect.gen(function* () {
       const sql = yield* SqlClient.SqlClient
       yield* sql`create table elsewhere (account text)`
-      const Elsewhere: Projection.Projection<unknown> = {
+      const Elsewhere: Projection.Projection.Bound<unknown> = {
         name: "elsewhere",
+        of: "all",
         project: ({ aggregateId }) => sql`insert into public.elsewhere values (${aggregateId})`
       }
       const error = yield* Effect.flip(
@@ -300,8 +302,9 @@ layer(Layer.fresh(onPostgres), { excludeTestServices: true, timeout: 60_000 })("
       yield* deposits("fails", 30)
       let broken = true
       let projected = 0
-      const Fragile: Projection.Projection<"broken" | unknown, SqlClient.SqlClient> = {
+      const Fragile: Projection.Projection.Bound<"broken" | unknown, SqlClient.SqlClient> = {
         name: "fragile",
+        of: "all",
         project: (event) => {
           if (broken && event.aggregateId === "fails" && event.sequence === 15) return Effect.fail("broken" as const)
           projected++
@@ -327,11 +330,12 @@ layer(Layer.fresh(onPostgres), { excludeTestServices: true, timeout: 60_000 })("
     Effect.gen(function* () {
       yield* deposits("long", 20)
       const name = "n".repeat(100)
-      const broken: Projection.Projection<string> = {
+      const broken: Projection.Projection.Bound<string> = {
         name: "broken",
+        of: "all",
         project: ({ sequence }) => (sequence === 15 ? Effect.fail("broken") : Effect.void)
       }
-      const first = (projections: ReadonlyArray<Projection.Projection<unknown, SqlClient.SqlClient>>) =>
+      const first = (projections: ReadonlyArray<Projection.Projection.Bound<unknown, SqlClient.SqlClient>>) =>
         Rebuild.run({ name: `${name}1`, projections, tables: ["balances"], batchSize: 10 })
       expect(yield* Effect.exit(first([Balances, broken]))).toEqual(Exit.fail("broken"))
       yield* Rebuild.run({ ...strong, name: `${name}2` })
@@ -345,7 +349,11 @@ layer(Layer.fresh(onPostgres), { excludeTestServices: true, timeout: 60_000 })("
     Effect.gen(function* () {
       const sql = yield* SqlClient.SqlClient
       yield* sql`create table more (account text)`
-      const broken: Projection.Projection<string> = { name: "broken", project: () => Effect.fail("broken") }
+      const broken: Projection.Projection.Bound<string> = {
+        name: "broken",
+        of: "all",
+        project: () => Effect.fail("broken")
+      }
       yield* Effect.exit(Rebuild.run({ name: "others", projections: [broken], tables: ["balances"] }))
       const error = yield* Effect.flip(
         Rebuild.run({ name: "others", projections: [Balances], tables: ["balances", "more"] })
@@ -379,8 +387,9 @@ layer(Layer.fresh(onPostgres), { excludeTestServices: true, timeout: 60_000 })("
       const sql = yield* SqlClient.SqlClient
       yield* Effect.forEach(Arr.range(1, 8), (n) => deposits(`killed-${n}`, 20), { concurrency: 4 })
       let events = 0
-      const Slow: Projection.Projection<unknown, SqlClient.SqlClient> = {
+      const Slow: Projection.Projection.Bound<unknown, SqlClient.SqlClient> = {
         name: "slow",
+        of: "all",
         project: (event) => {
           events++
           return Balances.project(event)

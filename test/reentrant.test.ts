@@ -52,12 +52,12 @@ it.effect(
       expect(error).toMatchObject(refusal)
       expect(asked.count).toBe(1)
       const store = yield* StoreAdapter.StoreAdapter
-      expect(yield* store.getEvents("a", 1)).toEqual([])
+      expect(yield* store.getEvents("Talk/a", 1)).toEqual([])
       // Another aggregate is another matter.
       yield* Effect.provide(Talk.evaluate("a", new Ask({ id: "b" })), services)
-      expect([yield* store.getEvents("a", 1), yield* store.getEvents("b", 1)].map(({ length }) => length)).toEqual([
-        1, 1
-      ])
+      expect(
+        [yield* store.getEvents("Talk/a", 1), yield* store.getEvents("Talk/b", 1)].map(({ length }) => length)
+      ).toEqual([1, 1])
     }).pipe(Effect.scoped, Effect.provide(MemoryStore.layer))
 )
 
@@ -82,6 +82,6 @@ it.effect("so does one that comes back to its aggregate through the handler of a
     const error = yield* Effect.flip(Effect.provide(Talk.evaluate("a", new Ask({ id: "a" })), services))
     expect(error).toMatchObject(refusal)
     const store = yield* StoreAdapter.StoreAdapter
-    expect([yield* store.getEvents("a", 1), yield* store.getEvents("between", 1)]).toEqual([[], []])
+    expect([yield* store.getEvents("Talk/a", 1), yield* store.getEvents("Between/between", 1)]).toEqual([[], []])
   }).pipe(Effect.scoped, Effect.provide(MemoryStore.layer))
 )

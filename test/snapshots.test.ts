@@ -42,10 +42,10 @@ it.layer(sqlStore, { timeout: 60_000 })("a damaged snapshot", (it) => {
         const id = yield* Account.newId
         for (const amount of [1, 2, 3]) yield* Account.evaluate(id, new Deposit({ amount }))
         yield* Account.snapshot(id)
-        yield* sql.unsafe(`update maestro.snapshots set ${change} where aggregate_id = '${id}'`)
+        yield* sql.unsafe(`update maestro.snapshots set ${change} where aggregate_id = 'Account/${id}'`)
         const { result, said } = yield* warningsOf(elsewhere(Account.fetch(id)))
         expect(result).toEqual({ owner: null, balance: 6 })
-        expect(said.join()).toContain(`the snapshot of Account ${id}`)
+        expect(said.join()).toContain(`the snapshot of "Account/${id}"`)
         expect(yield* elsewhere(Account.evaluate(id, new Deposit({ amount: 4 })))).toMatchObject({
           sequence: 4,
           state: { balance: 10 }
@@ -71,7 +71,7 @@ it.effect("snapshot: a new version of the state is stored at an old sequence too
     }
     const Newer = Aggregate.make("Account", { ...definition, evolve, stateVersion: 2 })
     yield* Effect.provide(Newer.snapshot(id), Newer.layer)
-    const stored: Option.Option<Snapshot.Snapshot> = yield* store.getSnapshot(id, 0)
+    const stored: Option.Option<Snapshot.Snapshot> = yield* store.getSnapshot(Account.streamId(id), 0)
     expect(Option.getOrThrow(stored)).toMatchObject({
       sequence: 2,
       body: { state: { balance: 6 } },

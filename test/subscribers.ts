@@ -13,7 +13,7 @@ export const newId = (text: string): string => `${text}-${crypto.randomUUID()}`
 export const event = (
   aggregateId: string,
   sequence: number,
-  options: { readonly type?: string; readonly aggregate?: string } = {}
+  options: { readonly type?: string } = {}
 ): Effect.Effect<Event.Event> =>
   Effect.map(
     Effect.flatMap(Timestamp.HybridClock, ({ now }) => now),
@@ -23,7 +23,7 @@ export const event = (
       sequence,
       type: options.type ?? "Happened",
       body: { of: aggregateId, sequence },
-      metadata: options.aggregate === undefined ? {} : { aggregate: options.aggregate }
+      metadata: {}
     })
   )
 

@@ -88,13 +88,12 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>) {
       })
     )
 
-    it.scoped("sees what its filter lets through: by type, by the aggregate's name, by a share of the aggregates", () =>
+    it.scoped("sees what its filter lets through: by type, by the aggregate's kind, by a share of the aggregates", () =>
       Effect.gen(function* () {
         const [kind, id] = [newId("kind"), newId("f")]
-        yield* Effect.forEach(Arr.range(1, 24), (index) =>
-          commit(event(`${id}-${index}`, 1, { type: kind, aggregate: index % 2 === 0 ? kind : "Other" }))
-        )
-        yield* commit(event(`${id}-1`, 2, { aggregate: kind }))
+        const streamOf = (index: number) => `${index % 2 === 0 ? kind : "Other"}/${id}-${index}`
+        yield* Effect.forEach(Arr.range(1, 24), (index) => commit(event(streamOf(index), 1, { type: kind })))
+        yield* commit(event(streamOf(2), 2))
         const of = (filter: EventFeed.Filter) =>
           Effect.gen(function* () {
             const by = newId("filtered")
@@ -106,7 +105,7 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>) {
         const numbered = (keep: (index: number) => boolean) =>
           Arr.range(1, 24)
             .filter(keep)
-            .map((index) => `${id}-${index}/1`)
+            .map((index) => `${streamOf(index)}/1`)
         const [types, both, nothing, ...slices] = yield* Effect.all(
           [
             of({ types: [kind] }),
@@ -323,6 +322,7 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>) {
         let by = strong
         const lines = Projection.make({
           name: "lines",
+          of: "all",
           events: Schema.Union(Added, Other),
           project: {
             Added: ({ of }, envelope) =>

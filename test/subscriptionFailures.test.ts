@@ -144,6 +144,7 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>, transactional:
           [
             Projection.make({
               name: by,
+              of: "all",
               events: Odd,
               project: { OddlyNumbered: ({ sequence }) => Effect.sync(() => void seen.push(sequence)) }
             })

@@ -109,7 +109,7 @@ layer(storeWith("deadlock_timeout=20ms"), { timeout: 60_000, excludeTestServices
         const id = newId()
         yield* Effect.provide(Mover.evaluate(id, new Moved({ rows: [] })), services)
         expect(attempts).toBe(2)
-        expect(yield* store.getEvents(id, 1)).toHaveLength(1)
+        expect(yield* store.getEvents(Mover.streamId(id), 1)).toHaveLength(1)
       })
     )
 

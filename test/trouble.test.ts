@@ -39,7 +39,7 @@ for (const reason of ["ConnectionLost", "Unavailable", "Contention"] as const) {
       const id = crypto.randomUUID()
       yield* Effect.provide(Account.evaluate(id, new Deposit({ amount: 1 })), node)
       expect([reads, commits]).toEqual([2, 2])
-      expect(yield* store.getEvents(id, 1)).toHaveLength(1)
+      expect(yield* store.getEvents(Account.streamId(id), 1)).toHaveLength(1)
     }).pipe(Effect.provide(Limits.layer))
   )
 }
@@ -53,7 +53,7 @@ it.scoped("a stream that lacks an event in the middle is UnreadableEvent, whatev
         Effect.map(store.getEvents(...args), (events) => events.filter(({ sequence }) => sequence !== 2))
     })
     const id = yield* Account.newId
-    for (const sequence of [1, 2, 3]) yield* store.commitEvents([yield* deposited(id, sequence)])
+    for (const sequence of [1, 2, 3]) yield* store.commitEvents([yield* deposited(Account.streamId(id), sequence)])
     expect(yield* Effect.flip(Effect.provide(Account.fetch(id), node))).toMatchObject({
       reason: "UnreadableEvent",
       sequence: 3
@@ -72,9 +72,10 @@ for (const [what, from, to] of [
       const store = yield* StoreAdapter.StoreAdapter
       const sql = yield* SqlClient.SqlClient
       const id: string = crypto.randomUUID()
-      const events = yield* Effect.forEach(Arr.range(1, 6000), (sequence) => deposited(id, sequence))
+      const stream = Account.streamId(id)
+      const events = yield* Effect.forEach(Arr.range(1, 6000), (sequence) => deposited(stream, sequence))
       yield* store.commitEvents(events)
-      yield* sql`delete from maestro.event_log where aggregate_id = ${id} and sequence between ${from} and ${to}`
+      yield* sql`delete from maestro.event_log where aggregate_id = ${stream} and sequence between ${from} and ${to}`
       const node = yield* aNodeOn(Account.layer, store)
       expect(yield* Effect.flip(Effect.provide(Account.fetch(id), node))).toMatchObject({
         reason: "UnreadableEvent",
@@ -95,10 +96,10 @@ for (const [name, client] of [
       const texts = ["\ufeff", '",', "\\", "\u2028", "é\u0301", "[]"]
       const large = Arr.makeBy(8_000, () => crypto.randomUUID()).join("")
       const events = yield* Effect.forEach(Arr.range(1, 6000), (sequence) =>
-        Effect.map(deposited(id, sequence), (event) => ({
+        Effect.map(deposited(`Notes/${id}`, sequence), (event) => ({
           ...event,
           body: { amount: sequence, ...(sequence % 37 === 0 && sequence > 3500 ? { large } : {}) },
-          metadata: { aggregate: "Notes", text: texts[sequence % texts.length] ?? "" }
+          metadata: { text: texts[sequence % texts.length] ?? "" }
         }))
       )
       yield* store.commitEvents(events)
@@ -133,7 +134,9 @@ it.scoped("the type of an event is its type, whatever its body says", () =>
     const store = yield* MemoryStore.make
     const node = yield* aNodeOn(Account.layer, store)
     const id = yield* Account.newId
-    yield* store.commitEvents([{ ...(yield* deposited(id, 1)), body: { _tag: "Withdrawn", amount: 5 } }])
+    yield* store.commitEvents([
+      { ...(yield* deposited(Account.streamId(id), 1)), body: { _tag: "Withdrawn", amount: 5 } }
+    ])
     expect(yield* Effect.provide(Account.fetch(id), node)).toMatchObject({ balance: 5 })
   }).pipe(Effect.provide(Limits.layer))
 )
@@ -169,7 +172,9 @@ it.scoped("a schema that throws while it reads is a typed failure; a snapshot by
         )
     })
     expect(yield* Effect.provide(Counter.fetch(whole), elsewhere)).toEqual({ at: 7n })
-    yield* store.commitEvents([{ ...(yield* deposited(broken, 1)), type: "Counted", body: { to: "no number" } }])
+    yield* store.commitEvents([
+      { ...(yield* deposited(Counter.streamId(broken), 1)), type: "Counted", body: { to: "no number" } }
+    ])
     expect(yield* Effect.flip(Effect.provide(Counter.fetch(broken), node))).toMatchObject({
       reason: "UnreadableEvent",
       sequence: 1
@@ -231,7 +236,7 @@ it.layer(Layer.merge(SqlStore.layer.pipe(Layer.provideMerge(layerPg()), Layer.or
       const id = yield* Account.newId
       yield* Effect.provide(Account.evaluate(id, new Deposit({ amount: 1 })), node)
       const store = yield* StoreAdapter.StoreAdapter
-      expect(yield* store.getEvents(id, 1)).toHaveLength(1)
+      expect(yield* store.getEvents(Account.streamId(id), 1)).toHaveLength(1)
     })
   )
 

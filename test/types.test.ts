@@ -6,11 +6,14 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import type * as Layer from "effect/Layer"
 import * as Schema from "effect/Schema"
+import type * as Stream from "effect/Stream"
 import {
   Aggregate,
+  type Event,
   type EventFeed,
   type MemoryStore,
   Projection,
+  Rebuild,
   type SqlStore,
   type StoreAdapter,
   type StoreError,
@@ -193,6 +196,104 @@ it("a projection that is SQL fails with refusals and StoreErrors alone; one that
     const Owned = Aggregate.make("Owned", { ...definition, projections: [BySql, orStoreError] })
     const evaluating = Owned.evaluate(id, deposit)
     expectTypeOf<ErrorOf<typeof evaluating>>().toEqualTypeOf<EmailTaken | LimitReached | Blocked | FailureOfStore>()
+    // A bound projection stays one, and one of an aggregate takes its events from it.
+    const OfAccounts = Projection.makeSql({
+      name: "of accounts",
+      of: Account,
+      project: { Opened: ({ owner }, { id }, sql) => sql`insert into owners values (${id}, ${owner})` },
+      onConstraint: {
+        owners_pkey: (event, { id }) => {
+          expectTypeOf(event).toEqualTypeOf<Opened | Deposited | Withdrawn>()
+          return new EmailTaken({ owner: id })
+        }
+      }
+    })
+    expectTypeOf(OfAccounts).toEqualTypeOf<
+      Projection.Projection.Bound<EmailTaken | StoreError.StoreError, SqlClient.SqlClient>
+    >()
+    expectTypeOf(Projection.orStoreError(OfAccounts)).toEqualTypeOf<typeof OfAccounts>()
+  }
+  expectTypeOf(types).toBeFunction()
+})
+
+it("an aggregate's projections are bound to it; subscriptions and rebuilds take bound ones only", () => {
+  expectTypeOf(Mailed.projections).toEqualTypeOf<
+    readonly [Projection.Projection.Bound<Blocked | StoreError.StoreError, Mailer>]
+  >()
+  const OfAccounts = Projection.make({
+    name: "of accounts",
+    of: Account,
+    project: {
+      Deposited: (event, envelope) => {
+        expectTypeOf(event).toEqualTypeOf<Deposited>()
+        expectTypeOf(envelope).toEqualTypeOf<Event.Envelope>()
+        return new Blocked()
+      }
+    }
+  })
+  expectTypeOf(OfAccounts).toEqualTypeOf<Projection.Projection.Bound<Blocked | StoreError.StoreError>>()
+  const OfAll = Projection.makeSql({
+    name: "of all",
+    of: "all",
+    events: Opened,
+    project: { Opened: (event, { id, kind }, sql) => sql`insert into t values (${event.owner}, ${id}, ${kind})` }
+  })
+  const types = () => {
+    const rebuild = { name: "r", tables: ["t"] } as const
+    const rebuilding = Rebuild.run({ ...rebuild, projections: [...Mailed.projections, OfAll] })
+    expectTypeOf<ErrorOf<typeof rebuilding>>().toEqualTypeOf<
+      Blocked | StoreError.StoreError | StoreError.ValidationError
+    >()
+    return [
+      Rebuild.run({ ...rebuild, projections: [Projection.of(Account, Mails), OfAccounts] }),
+      Subscription.fromProjections("s", [Projection.of("all", Mails), OfAll]),
+      // @ts-expect-error it does not say of which aggregate it is
+      Rebuild.run({ ...rebuild, projections: [Mails] }),
+      // @ts-expect-error it does not say of which aggregate it is
+      Subscription.fromProjections("s", [OfAll, Mails]),
+      // @ts-expect-error Closed is none of the aggregate's events
+      Projection.make({ name: "p", of: Account, project: { Closed: () => Effect.void } }),
+      // @ts-expect-error the events of all aggregates need a schema
+      Projection.make({ name: "p", of: "all", project: { Opened: () => Effect.void } })
+    ]
+  }
+  expectTypeOf(types).toBeFunction()
+})
+
+it("handlers of a subscription are typed by their aggregate's events", () => {
+  const types = () => {
+    const subscription = Subscription.make("s", {
+      on: [
+        Subscription.on(Account, {
+          Deposited: (event, envelope) => {
+            expectTypeOf(event).toEqualTypeOf<Deposited>()
+            expectTypeOf(envelope).toEqualTypeOf<EventFeed.FeedEvent>()
+            return new Blocked()
+          }
+        }),
+        Subscription.on(Mailed, {
+          Opened: (event) => {
+            expectTypeOf(event).toEqualTypeOf<Opened>()
+            return Effect.flatMap(Mailer, ({ send }) => Effect.orDie(send))
+          }
+        })
+      ]
+    })
+    expectTypeOf(subscription).toEqualTypeOf<Subscription.Subscription<Blocked | StoreError.StoreError, Mailer>>()
+    const single = Subscription.make("s", { on: Subscription.on(Account, { Opened: () => Effect.void }) })
+    expectTypeOf(single).toEqualTypeOf<Subscription.Subscription<StoreError.StoreError>>()
+    // @ts-expect-error Closed is none of the aggregate's events
+    Subscription.on(Account, { Closed: () => Effect.void })
+    // @ts-expect-error the types are those of the handlers
+    Subscription.make("s", { on: Subscription.on(Account, {}), filter: { types: ["Opened"] } })
+    const history = Account.history(id)
+    expectTypeOf(history).toEqualTypeOf<
+      Stream.Stream<
+        Aggregate.HistoricEvent<Opened | Deposited | Withdrawn>,
+        StoreError.ValidationError | StoreError.StoreError,
+        Aggregate.Instance<"Account">
+      >
+    >()
   }
   expectTypeOf(types).toBeFunction()
 })

@@ -14,9 +14,9 @@ export const Games = Projection.makeSql({
   name: "chess.games",
   events: Schema.Union(GameStarted, GameEnded),
   project: {
-    GameStarted: (game, { aggregateId }, sql) =>
+    GameStarted: (game, { id }, sql) =>
       sql`insert into chess.games ${sql.insert({
-        id: aggregateId,
+        id,
         white: game.white.name,
         white_rating: game.white.rating,
         black: game.black.name,
@@ -25,8 +25,7 @@ export const Games = Projection.makeSql({
         opening: game.opening ?? "?",
         played_at: game.playedAt ?? ""
       })}`,
-    GameEnded: ({ result }, { aggregateId }, sql) =>
-      sql`update chess.games set result = ${result} where id = ${aggregateId}`
+    GameEnded: ({ result }, { id }, sql) => sql`update chess.games set result = ${result} where id = ${id}`
   }
 })
 
@@ -36,15 +35,15 @@ export const Players = Projection.makeSql({
   events: GameEnded,
   project: {
     // Sorted by name, so that all transactions lock players in the same order, and no two can wait for each other.
-    GameEnded: ({ result }, { aggregateId }, sql) => sql`
+    GameEnded: ({ result }, { id }, sql) => sql`
       insert into chess.players as known (name, rating, rated_at, games, score)
       select name, max(rating), max(played_at), count(*), sum(score)
       from (
         select white as name, white_rating as rating, played_at, ${pointsOfWhite[result]}::numeric as score
-        from chess.games where id = ${aggregateId}
+        from chess.games where id = ${id}
         union all
         select black, black_rating, played_at, 1 - ${pointsOfWhite[result]}::numeric
-        from chess.games where id = ${aggregateId}
+        from chess.games where id = ${id}
       ) as seats
       where name <> '?'
       group by name
@@ -63,10 +62,10 @@ export const Openings = Projection.makeSql({
   name: "chess.openings",
   events: GameEnded,
   project: {
-    GameEnded: ({ result }, { aggregateId }, sql) => sql`
+    GameEnded: ({ result }, { id }, sql) => sql`
       insert into chess.openings as known (eco, name, games, white, draw, black)
       select eco, opening, 1, ${Number(result === "1-0")}, ${Number(result === "1/2-1/2")}, ${Number(result === "0-1")}
-      from chess.games where id = ${aggregateId}
+      from chess.games where id = ${id}
       on conflict (eco, name) do update set
         games = known.games + 1,
         white = known.white + excluded.white,

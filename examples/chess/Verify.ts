@@ -2,12 +2,14 @@
  * Proves the import: every game as the store gives it back against the same game as chess.js reads it.
  */
 import { Chess } from "chess.js"
+import * as Chunk from "effect/Chunk"
 import * as Console from "effect/Console"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
+import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
-import { StoreAdapter } from "effect-maestro"
+import * as Stream from "effect/Stream"
 import { Game } from "./Game.js"
 import { Result } from "./GameEvent.js"
 import type { Imported, ImportedGame } from "./Import.js"
@@ -53,9 +55,11 @@ const differences = ({ game, id }: ImportedGame) =>
 /** The game as the store tells it: the moves from the events themselves, the rest from the state they lead to. */
 const asStored = (id: string) =>
   Effect.gen(function* () {
-    const store = yield* StoreAdapter.StoreAdapter
-    const events = yield* store.getEvents(id, 1)
-    const moves = events.filter(({ type }) => type === "MovePlayed").map(({ body }) => String(body.san))
+    const moves = yield* Game.history(id).pipe(
+      Stream.filterMap(({ event }) => (event._tag === "MovePlayed" ? Option.some(event.san) : Option.none())),
+      Stream.runCollect,
+      Effect.map(Chunk.toReadonlyArray)
+    )
     const { fen, ply, result } = yield* Game.fetch(id)
     return { moves, fen, ply, result } satisfies Account
   })

@@ -14,7 +14,7 @@ const details = {
 
 // Events.
 
-export class OrderPlaced extends Schema.TaggedClass<OrderPlaced>()("OrderPlaced", details) {}
+class OrderPlaced extends Schema.TaggedClass<OrderPlaced>()("OrderPlaced", details) {}
 class OrderConfirmed extends Schema.TaggedClass<OrderConfirmed>()("OrderConfirmed", {}) {}
 class OrderCancelled extends Schema.TaggedClass<OrderCancelled>()("OrderCancelled", { reason: Schema.String }) {}
 

@@ -1,20 +1,16 @@
 /**
- * The payment of an order: an aggregate of its own, since it lives on where the order has ended.
+ * The payment of an order: an aggregate of its own, since it lives on where the order has ended. Its id is that of its order.
  */
 import * as Effect from "effect/Effect"
 import * as Schema from "effect/Schema"
 import { Aggregate } from "effect-maestro"
 
-const details = { order: Schema.NonEmptyString, amount: Schema.Positive }
+const details = { amount: Schema.Positive }
 
 // Events.
 
 class PaymentRequested extends Schema.TaggedClass<PaymentRequested>()("PaymentRequested", details) {}
-
-export class PaymentReceived extends Schema.TaggedClass<PaymentReceived>()("PaymentReceived", {
-  order: Schema.NonEmptyString
-}) {}
-
+class PaymentReceived extends Schema.TaggedClass<PaymentReceived>()("PaymentReceived", {}) {}
 class PaymentRefunded extends Schema.TaggedClass<PaymentRefunded>()("PaymentRefunded", {}) {}
 
 // Commands.
@@ -35,31 +31,27 @@ export class WrongStatus extends Schema.TaggedError<WrongStatus>()("WrongStatus"
   }
 }
 
-const PaymentState = Schema.Struct({ status: Status, order: Schema.NullOr(Schema.String) })
+const PaymentState = Schema.Struct({ status: Status })
 
 export const Payment = Aggregate.make("Payment", {
   state: PaymentState,
-  initialState: { status: "none", order: null },
+  initialState: { status: "none" },
   events: Schema.Union(PaymentRequested, PaymentReceived, PaymentRefunded),
   commands: Schema.Union(RequestPayment, ReceivePayment, RefundPayment),
 
   decide: {
-    RequestPayment: ({ amount, order }, { state }) =>
-      Effect.as(mustBe("none", state.status), [new PaymentRequested({ amount, order })]),
-    ReceivePayment: (_, { state }) =>
-      Effect.as(mustBe("requested", state.status), [new PaymentReceived({ order: state.order ?? "" })]),
+    RequestPayment: ({ amount }, { state }) =>
+      Effect.as(mustBe("none", state.status), [new PaymentRequested({ amount })]),
+    ReceivePayment: (_, { state }) => Effect.as(mustBe("requested", state.status), [new PaymentReceived()]),
     RefundPayment: (_, { state }) => Effect.as(mustBe("received", state.status), [new PaymentRefunded()])
   },
 
   evolve: {
-    PaymentRequested: (_, { order }) => ({ status: "requested" as const, order }),
-    PaymentReceived: (state) => ({ ...state, status: "received" as const }),
-    PaymentRefunded: (state) => ({ ...state, status: "refunded" as const })
+    PaymentRequested: () => ({ status: "requested" as const }),
+    PaymentReceived: () => ({ status: "received" as const }),
+    PaymentRefunded: () => ({ status: "refunded" as const })
   }
 })
-
-/** The id of an order's payment. */
-export const paymentOf = (order: string): string => `payment of ${order}`
 
 // --- internal ---
 

@@ -11,12 +11,12 @@ import * as Layer from "effect/Layer"
 import * as Ref from "effect/Ref"
 import * as Schedule from "effect/Schedule"
 import * as Stream from "effect/Stream"
-import { Aggregate, EventFeed, type Projection, SqlStore, Subscription } from "effect-maestro"
+import { Aggregate, EventFeed, SqlStore, Subscription } from "effect-maestro"
 import * as PgliteClient from "effect-maestro/PgliteClient"
 import * as Deadlines from "./Deadlines.js"
 import * as Fulfilment from "./Fulfilment.js"
 import { Order, PlaceOrder } from "./Order.js"
-import { Payment, paymentOf, ReceivePayment } from "./Payment.js"
+import { Payment, ReceivePayment } from "./Payment.js"
 
 /** The aggregates, on the store, on the database. */
 const layerDomain = Layer.mergeAll(Order.layer, Payment.layer, Deadlines.layerTable).pipe(
@@ -40,7 +40,7 @@ const place = (order: string, customer: string, payWithin: Duration.DurationInpu
 /** What the payment provider calls, as often as it likes: its reference is the command's id. */
 const pay = (order: string, reference: string) =>
   Effect.gen(function* () {
-    const { position, repeated } = yield* Payment.evaluate(paymentOf(order), new ReceivePayment()).pipe(
+    const { position, repeated } = yield* Payment.evaluate(order, new ReceivePayment()).pipe(
       Aggregate.withCommandId(reference)
     )
     yield* Subscription.waitFor(Fulfilment.Fulfilment.name, position, "10 seconds")
@@ -50,7 +50,7 @@ const pay = (order: string, reference: string) =>
 const tell = (order: string) =>
   Effect.gen(function* () {
     const { status } = yield* Order.fetch(order)
-    const payment = yield* Payment.fetch(paymentOf(order))
+    const payment = yield* Payment.fetch(order)
     yield* Console.log(`  ${order}: the order is ${status}, the payment is ${payment.status}`)
   })
 
@@ -83,16 +83,14 @@ const again = Effect.gen(function* () {
   )
   const before = yield* EventFeed.streamStored().pipe(Stream.runCount)
   const handled = yield* Ref.make(0)
-  const failing: Projection.Projection<"the power fails"> = {
-    name: "power",
-    events: Fulfilment.process.events,
-    project: () =>
-      Effect.flatMap(
-        Ref.updateAndGet(handled, (count) => count + 1),
-        (count) => (count % 2 === 1 ? Effect.fail("the power fails" as const) : Effect.void)
-      )
-  }
-  const replay = Subscription.fromProjections("again", [Fulfilment.process, failing], {
+  const fail = () =>
+    Effect.flatMap(
+      Ref.updateAndGet(handled, (count) => count + 1),
+      (count) => (count % 2 === 1 ? Effect.fail("the power fails" as const) : Effect.void)
+    )
+  const failing = [Subscription.on(Order, { OrderPlaced: fail }), Subscription.on(Payment, { PaymentReceived: fail })]
+  const replay = Subscription.make("again", {
+    on: [...Fulfilment.handlers, ...failing],
     delivery: "at-least-once",
     batchSize: 1
   })

@@ -9,6 +9,7 @@ import * as Exit from "effect/Exit"
 import * as Runtime from "effect/Runtime"
 import * as RuntimeFlags from "effect/RuntimeFlags"
 import type * as Scope from "effect/Scope"
+import type * as Stream from "effect/Stream"
 import * as Tracer from "effect/Tracer"
 import { maxSequence } from "../Event.js"
 import type { StreamPosition } from "../EventFeed.js"
@@ -18,6 +19,7 @@ import { type RetryCommand, type StoreError, ValidationError, ValidationIssue } 
 import { HybridClock } from "../Timestamp.js"
 import { evaluateOnce } from "./evaluateOnce.js"
 import type { Tagged } from "./eventCodec.js"
+import { type Historic, history } from "./history.js"
 import { commitSnapshot, evaluate, evaluateApart, type Outcome, type Workplace } from "./lifecycle.js"
 import { type Definition, initial, type Loaded, load, refresh } from "./loading.js"
 import type { Minted } from "./minted.js"
@@ -25,7 +27,9 @@ import { concerns } from "./projecting.js"
 import { withoutReceipts } from "./receipt.js"
 import { DecidingOn, type Keeping, makeSeats } from "./seats.js"
 import { insideTransaction, isInsideTransaction, StoreTransaction } from "./storeTransaction.js"
+import { spannedIn } from "./tracing.js"
 
+/** The operations of an aggregate. They take the ids that callers know, and work on the streams that these are composed to. */
 export interface Service<State, A, C, E> {
   readonly evaluate: (
     id: string,
@@ -35,6 +39,7 @@ export interface Service<State, A, C, E> {
   readonly fetch: (id: string) => Effect.Effect<State, ValidationError | StoreError>
   readonly replay: (id: string, sequence: number) => Effect.Effect<State, ValidationError | StoreError>
   readonly snapshot: (id: string) => Effect.Effect<void, ValidationError | StoreError>
+  readonly history: (id: string) => Stream.Stream<Historic<A>, ValidationError | StoreError>
 }
 
 interface Evaluated<State, A> {
@@ -48,9 +53,24 @@ interface Evaluated<State, A> {
 /** What an aggregate is made of, compiled. */
 export interface Design<State, A extends Tagged, C, E, R> extends Definition<State, A> {
   readonly decide: (command: C, root: Loaded<State>) => Effect.Effect<ReadonlyArray<A>, E | ValidationError, R>
-  readonly projections: ReadonlyArray<Projection<E, R>>
+  readonly projections: ReadonlyArray<Projection.Bound<E, R>>
   readonly minted: Minted
 }
+
+/** An operation on the aggregate of an id, in a span, by the service that the caller's context has under the tag. */
+export const operating =
+  <I, S>(name: string, tag: Context.Tag<I, S>) =>
+  (operation: string) =>
+  <A, E>(id: string, run: (service: S) => Effect.Effect<A, E>, attributes?: () => object): Effect.Effect<A, E, I> =>
+    Effect.withFiberRuntime((fiber) =>
+      spannedIn(
+        fiber,
+        `Aggregate.${operation}`,
+        () => ({ attributes: { "aggregate.name": name, "aggregate.id": id, ...attributes?.() } }),
+        // A program that does not provide it has no such type.
+        run(Context.unsafeGet(fiber.currentContext, tag))
+      )
+    )
 
 export const makeService = <State, A extends Tagged, C, E, R, M, I>(
   definition: Design<State, A, C, E, R>,
@@ -82,7 +102,7 @@ export const makeService = <State, A extends Tagged, C, E, R, M, I>(
     const provide = provider(captured)
     const seats = yield* makeSeats<State>(
       keeping,
-      (id) => (definition.minted.take(id) ? initial(definition, id) : undefined),
+      (streamId) => (definition.minted.take(streamId) ? initial(definition, streamId) : undefined),
       Clock.currentTimeMillis
     )
     const projections = definition.projections.map(withoutReceipts)
@@ -99,10 +119,7 @@ export const makeService = <State, A extends Tagged, C, E, R, M, I>(
           ? (decision as Effect.Effect<ReadonlyArray<A>, E | ValidationError>)
           : provide(
               Effect.mapInputContext(decision, (context: Context.Context<R>) =>
-                Context.add(context, DecidingOn, [
-                  ...Context.get(context, DecidingOn),
-                  { name: definition.name, id: root.id }
-                ])
+                Context.add(context, DecidingOn, [...Context.get(context, DecidingOn), root.streamId])
               )
             )
       },
@@ -110,25 +127,42 @@ export const makeService = <State, A extends Tagged, C, E, R, M, I>(
         noProjections === undefined
           ? provide(store.commitAll(events, projections))
           : store.commitAll(events, noProjections),
-      isProjected: (events) => projections.some((projection) => events.some(({ type }) => concerns(projection, type))),
+      isProjected: (events) => projections.some((projection) => events.some((event) => concerns(projection, event))),
       forkNeutral: (effect) => Effect.sync(() => runNeutral(effect, { immediate: false }))
     }
 
     /** Reads on from the state that is kept, and keeps what it came to. */
-    const fetch = (id: string): Effect.Effect<Loaded<State>, ValidationError | StoreError> =>
+    const fetch = (streamId: string): Effect.Effect<Loaded<State>, ValidationError | StoreError> =>
       Effect.flatMap(insideTransaction, (inside) =>
         inside
-          ? load(definition, store, id)
+          ? load(definition, store, streamId)
           : Effect.flatMap(Clock.currentTimeMillis, (now) => {
-              const kept = seats.kept(id, now)
-              const read = kept === undefined ? load(definition, store, id) : refresh(definition, store, kept)
+              const kept = seats.kept(streamId, now)
+              const read = kept === undefined ? load(definition, store, streamId) : refresh(definition, store, kept)
               return Effect.tap(read, (root) => seats.keep(root, kept, now))
             })
       )
 
+    /** Refuses an id that can be none, before anything is read or decided. */
+    const refusedId = (operation: string, id: unknown): ValidationError | undefined => {
+      const message = definition.streams.problemOf(id)
+      return message === undefined ? undefined : badInput(`${definition.name}.${operation}`, "id", message)
+    }
+
+    const onStream =
+      (operation: string) =>
+      <A2, E2>(
+        id: string,
+        work: (streamId: string) => Effect.Effect<A2, E2>
+      ): Effect.Effect<A2, E2 | ValidationError> =>
+        refusedId(operation, id) ?? work(definition.streams.streamId(id))
+
     return {
       evaluate: (id, command) =>
         Effect.withFiberRuntime((fiber) => {
+          const refused = refusedId("evaluate", id)
+          if (refused !== undefined) return Effect.fail(refused)
+          const streamId = definition.streams.streamId(id)
           const caller = fiber.currentContext
           const surroundings = {
             metadata: Context.get(caller, metadata),
@@ -136,16 +170,14 @@ export const makeService = <State, A extends Tagged, C, E, R, M, I>(
           }
           const inside = isInsideTransaction(caller)
           const deciding = Context.get(caller, DecidingOn)
-          if (deciding.some((other) => other.name === definition.name && other.id === id)) {
-            return Effect.fail(decidesItself(definition.name))
-          }
+          if (deciding.includes(streamId)) return Effect.fail(decidesItself(definition.name))
           const apart = inside || deciding.length > 0
           const once = Context.get(caller, commandId)
           if (once !== undefined) {
             // The id is this command's alone: not of those that its handler or its projections evaluate.
             return Effect.map(
               Effect.provideService(
-                evaluateOnce(workplace, surroundings, { apart, inside }, id, command, once),
+                evaluateOnce(workplace, surroundings, { apart, inside }, streamId, command, once),
                 commandId,
                 undefined
               ),
@@ -154,35 +186,40 @@ export const makeService = <State, A extends Tagged, C, E, R, M, I>(
           }
           return Effect.map(
             apart
-              ? evaluateApart(workplace, surroundings, inside, id, command)
-              : evaluate(workplace, surroundings, id, command),
+              ? evaluateApart(workplace, surroundings, inside, streamId, command)
+              : evaluate(workplace, surroundings, streamId, command),
             answerOf
           )
         }),
       get: (id) =>
-        Effect.flatMap(insideTransaction, (inside) =>
-          Effect.flatMap(Clock.currentTimeMillis, (now) => {
-            const kept = inside ? undefined : seats.kept(id, now)
-            return kept === undefined ? Effect.map(fetch(id), stateOf) : Effect.succeed(kept.state)
-          })
+        onStream("get")(id, (streamId) =>
+          Effect.flatMap(insideTransaction, (inside) =>
+            Effect.flatMap(Clock.currentTimeMillis, (now) => {
+              const kept = inside ? undefined : seats.kept(streamId, now)
+              return kept === undefined ? Effect.map(fetch(streamId), stateOf) : Effect.succeed(kept.state)
+            })
+          )
         ),
-      fetch: (id) => Effect.map(fetch(id), stateOf),
-      replay: (id, sequence) => {
-        const refused = (message: string) =>
-          new ValidationError({
-            operation: `${definition.name}.replay`,
-            issues: [new ValidationIssue({ index: 0, path: ["sequence"], message })]
-          })
-        if (!Number.isInteger(sequence) || sequence < 0 || sequence > maxSequence) {
-          return Effect.fail(refused(`must be an integer from 0 to ${maxSequence}`))
-        }
-        return Effect.flatMap(load(definition, store, id, sequence), (root) =>
-          root.sequence === sequence
-            ? Effect.succeed(root.state)
-            : Effect.fail(refused(`must be at most ${root.sequence}, the sequence of the last event`))
-        )
-      },
-      snapshot: (id) => Effect.flatMap(fetch(id), (root) => commitSnapshot(definition, store, root))
+      fetch: (id) => onStream("fetch")(id, (streamId) => Effect.map(fetch(streamId), stateOf)),
+      replay: (id, sequence) =>
+        onStream("replay")(id, (streamId) => {
+          const refused = (message: string) => badInput(`${definition.name}.replay`, "sequence", message)
+          if (!Number.isInteger(sequence) || sequence < 0 || sequence > maxSequence) {
+            return refused(`must be an integer from 0 to ${maxSequence}`)
+          }
+          return Effect.flatMap(
+            load(definition, store, streamId, sequence),
+            (root): Effect.Effect<State, ValidationError> =>
+              root.sequence === sequence
+                ? Effect.succeed(root.state)
+                : refused(`must be at most ${root.sequence}, the sequence of the last event`)
+          )
+        }),
+      snapshot: (id) =>
+        onStream("snapshot")(id, (streamId) =>
+          Effect.flatMap(fetch(streamId), (root) => commitSnapshot(definition, store, root))
+        ),
+      history: (id) => history(definition, store, onStream("history")(id, Effect.succeed))
     }
   })
 
@@ -214,21 +251,15 @@ const answerOf = <State, A>({ events, repeated, root }: Outcome<State, A>): Eval
   state: root.state,
   sequence: root.sequence,
   events,
-  position: { aggregateId: root.id, sequence: root.sequence },
+  position: { aggregateId: root.streamId, sequence: root.sequence },
   repeated: repeated === true
 })
 
 /** It would change what the handler decides on: its own events could never be stored. */
 const decidesItself = (name: string): ValidationError =>
-  new ValidationError({
-    operation: `${name}.evaluate`,
-    issues: [
-      new ValidationIssue({
-        index: 0,
-        path: ["id"],
-        message: "must not be the aggregate whose command the handler around is deciding"
-      })
-    ]
-  })
+  badInput(`${name}.evaluate`, "id", "must not be the aggregate whose command the handler around is deciding")
+
+const badInput = (operation: string, field: string, message: string): ValidationError =>
+  new ValidationError({ operation, issues: [new ValidationIssue({ index: 0, path: [field], message })] })
 
 const stateOf = <State>({ state }: Loaded<State>): State => state

@@ -75,5 +75,5 @@ const uncountedConflicts = 5
 /** An event that the handler's schemas can't read stays so. */
 const maySucceed = (cause: Cause.Cause<unknown>): boolean => {
   const error = Option.getOrElse(Cause.failureOption(cause), () => Cause.squash(cause))
-  return !(error instanceof StoreError && (error.reason === "UnreadableEvent" || error.reason === "ForeignEvent"))
+  return !(error instanceof StoreError && error.reason === "UnreadableEvent")
 }

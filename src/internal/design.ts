@@ -5,14 +5,17 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type * as Schedule from "effect/Schedule"
 import type * as Schema from "effect/Schema"
-import type { Projection } from "../Projection.js"
+import * as Projection from "../Projection.js"
 import { ValidationError } from "../StoreError.js"
 import type { Design } from "./aggregateService.js"
 import { lossyMembers, makeEventCodec, refusingBadInput, type Tagged, tagOf, tagsOf, unknownTag } from "./eventCodec.js"
 import type { Loaded } from "./loading.js"
 import { makeMinted } from "./minted.js"
+import { reservedPrefix } from "./names.js"
+import type { StreamIds } from "./origin.js"
 import type { Keeping } from "./seats.js"
 import { makeStateCodec } from "./stateCodec.js"
+import { makeStreams } from "./streams.js"
 
 /** The options, but for what a caller of `Aggregate.make` has checked by types. */
 interface Parts<State, StateEncoded, A, I, C, CI, E, R> {
@@ -24,7 +27,8 @@ interface Parts<State, StateEncoded, A, I, C, CI, E, R> {
     Record<string, (command: never, root: Loaded<State>) => Effect.Effect<ReadonlyArray<A>, E, R>>
   >
   readonly evolve: Readonly<Record<string, (state: State, event: never) => State>>
-  readonly projections?: ReadonlyArray<Projection<E, R>> | undefined
+  readonly projections?: ReadonlyArray<Projection.Projection<E, R>> | undefined
+  readonly streams: StreamIds
   readonly snapshotEvery?: number | undefined
   readonly stateVersion?: number | undefined
   readonly retry: Schedule.Schedule<unknown>
@@ -35,6 +39,7 @@ export const define = <State, StateEncoded, A extends Tagged, I extends Tagged, 
   name: string,
   options: Parts<State, StateEncoded, A, I, C, CI, E, R>
 ): Design<State, A, C, E, R> => {
+  const streams = makeStreams(name, options.streams)
   if (options.snapshotEvery !== undefined && !(Number.isInteger(options.snapshotEvery) && options.snapshotEvery > 0)) {
     throw new TypeError(`snapshotEvery of ${name} must be a whole number above 0, and is ${options.snapshotEvery}`)
   }
@@ -42,6 +47,12 @@ export const define = <State, StateEncoded, A extends Tagged, I extends Tagged, 
   if (lossy !== undefined) {
     throw new TypeError(
       `events of ${name}: ${lossy[0]} comes before ${lossy[1]} of the same tag, and would write its events without a field of theirs: put the new form first`
+    )
+  }
+  const reserved = tagsOf(options.events).find((tag) => tag.startsWith(`${reservedPrefix}/`))
+  if (reserved !== undefined) {
+    throw new TypeError(
+      `events of ${name}: the type ${JSON.stringify(reserved)} must not begin with ${reservedPrefix}/, which is reserved`
     )
   }
   const commandTags = tagsOf(options.commands)
@@ -58,9 +69,10 @@ export const define = <State, StateEncoded, A extends Tagged, I extends Tagged, 
   const unknownCommand = new ValidationError({ operation: `${name}.evaluate`, issues: [unknownTag(commandTags, 0)] })
   return {
     name,
+    streams,
     initialState: options.initialState,
     events: makeEventCodec(options.events),
-    state: makeStateCodec(name, options.stateVersion ?? 1, options.state),
+    state: makeStateCodec(name, options.stateVersion ?? 1, options.state, options.streams),
     evolve: (state, event) => {
       const step = evolve.get(event._tag)
       // A decoded event has one: `handlersOf` has seen to it.
@@ -74,7 +86,11 @@ export const define = <State, StateEncoded, A extends Tagged, I extends Tagged, 
         : // biome-ignore lint/plugin: as above
           refusingBadInput(`${name}.evaluate`, () => handler(command as never, root))
     },
-    projections: options.projections ?? [],
+    projections: (options.projections ?? []).map((projection) =>
+      projection.of === "all"
+        ? { ...projection, of: projection.of }
+        : Projection.of({ name, streams: options.streams }, projection)
+    ),
     minted: makeMinted(),
     snapshotEvery: options.snapshotEvery,
     retry: options.retry

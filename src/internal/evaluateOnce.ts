@@ -37,18 +37,18 @@ export const evaluateOnce = <State, A extends Tagged, C, E>(
   workplace: Workplace<State, A, C, E>,
   surroundings: Surroundings,
   where: Where,
-  id: string,
+  streamId: string,
   command: C,
   commandId: string
 ): Effect.Effect<Outcome<State, A>, Failures<E>> =>
-  Effect.flatMap(receiptPlace(workplace.definition.name, id, commandId), (place) => {
+  Effect.flatMap(receiptPlace(workplace.definition.name, streamId, commandId), (place) => {
     const { definition, store } = workplace
     let known: Loaded<State> | undefined
 
     const round = (kept: Loaded<State> | undefined) =>
       Effect.gen(function* () {
         const before = kept ?? known
-        const read = before === undefined ? load(definition, store, id) : refresh(definition, store, before)
+        const read = before === undefined ? load(definition, store, streamId) : refresh(definition, store, before)
         const root = yield* where.inside ? read : mayTryAgain(read)
         known = root
         // A handler may die because the command has taken effect already. `judge` hands back interruptions as they are.
@@ -57,7 +57,7 @@ export const evaluateOnce = <State, A extends Tagged, C, E>(
         )
       })
 
-    const roundInTurn = inTurn(workplace, surroundings, id, (seat, restore) =>
+    const roundInTurn = inTurn(workplace, surroundings, streamId, (seat, restore) =>
       Effect.flatMap(
         Effect.exit(
           restore(

@@ -18,6 +18,12 @@ export interface Tagged {
   readonly _tag: string
 }
 
+/** What a handler may fail with. */
+export type HandlerError<F> = F extends (...args: infer _A) => Effect.Effect<infer _B, infer E, infer _R> ? E : never
+
+/** What a handler needs. */
+export type HandlerContext<F> = F extends (...args: infer _A) => Effect.Effect<infer _B, infer _E, infer R> ? R : never
+
 /** Encodes and decodes the events of a union of tagged schemas; compiled once. */
 export interface EventCodec<A extends Tagged> {
   /** The event that was stored; `UnreadableEvent` names aggregate, sequence and type. */

@@ -27,7 +27,20 @@ export const filterOfPartition = (
   partitions: number
 ): Filter | undefined => (partitions === 1 ? filter : { ...filter, slice: { index: partition, of: partitions } })
 
+/** The filter that lets through what both let through. At most one of them has a slice. */
+export const bothOf = (one: Filter | undefined, other: Filter | undefined): Filter => ({
+  types: common(one?.types, other?.types),
+  aggregates: common(one?.aggregates, other?.aggregates),
+  slice: one?.slice ?? other?.slice
+})
+
 // --- internal ---
+
+const common = (
+  some: ReadonlyArray<string> | undefined,
+  others: ReadonlyArray<string> | undefined
+): ReadonlyArray<string> | undefined =>
+  some === undefined || others === undefined ? (some ?? others) : some.filter((name) => others.includes(name))
 
 const usualLimit = 1000
 const maxLimit = 10_000

@@ -69,13 +69,13 @@ export type Failures<E> = E | RetryCommand | ValidationError | StoreError
 export const evaluate = <State, A extends Tagged, C, E>(
   workplace: Workplace<State, A, C, E>,
   surroundings: Surroundings,
-  id: string,
+  streamId: string,
   command: C
 ): Effect.Effect<Outcome<State, A>, Failures<E>> => {
   const { retry } = workplace.definition
   let alone = false
   const round = (): Effect.Effect<Outcome<State, A>, Failures<E> | ReadFailed> =>
-    Effect.catchAll(decideInTurn(workplace, surroundings, id, command, alone), (error) => {
+    Effect.catchAll(decideInTurn(workplace, surroundings, streamId, command, alone), (error) => {
       if (!(error instanceof DecideAlone)) return Effect.fail(error)
       alone = true
       return round()
@@ -96,13 +96,13 @@ export const evaluateApart = <State, A extends Tagged, C, E>(
   { clock, commit, decide, definition, store }: Workplace<State, A, C, E>,
   surroundings: Surroundings,
   inTransaction: boolean,
-  id: string,
+  streamId: string,
   command: C
 ): Effect.Effect<Outcome<State, A>, Failures<E>> =>
   Effect.suspend(() => {
     let known: Loaded<State> | undefined
     const round = Effect.gen(function* () {
-      const read = known === undefined ? load(definition, store, id) : refresh(definition, store, known)
+      const read = known === undefined ? load(definition, store, streamId) : refresh(definition, store, known)
       const root: Loaded<State> = yield* inTransaction ? read : mayTryAgain(read)
       known = root
       const decided = yield* decide(command, root)
@@ -119,11 +119,11 @@ export const evaluateApart = <State, A extends Tagged, C, E>(
 export const inTurn = <State, A extends Tagged, C, E, A2, E2>(
   workplace: Workplace<State, A, C, E>,
   { clock }: Surroundings,
-  id: string,
+  streamId: string,
   work: (seat: Seat<State>, restore: Restore) => Effect.Effect<A2, E2>
 ): Effect.Effect<A2, E2> =>
   Effect.uninterruptibleMask((restore: Restore) => {
-    const seat = workplace.seats.at(id, clock.unsafeCurrentTimeMillis())
+    const seat = workplace.seats.at(streamId, clock.unsafeCurrentTimeMillis())
     if (!seat.taken) {
       seat.taken = true
       return work(seat, restore)
@@ -155,13 +155,13 @@ export const untilCommitted = <State, A extends Tagged, C, E>(
 export const commitSnapshot = <State, A extends Tagged>(
   definition: Definition<State, A>,
   store: StoreAdapterService,
-  { id, sequence, state, timestamp }: Loaded<State>
+  { streamId, sequence, state, timestamp }: Loaded<State>
 ): Effect.Effect<void, ValidationError | StoreError> =>
   // An aggregate without events has nothing to save.
   timestamp === undefined
     ? Effect.void
     : Effect.flatMap(definition.state.encode(state), (encoded) =>
-        store.commitSnapshot({ timestamp, aggregateId: id, sequence, ...encoded })
+        store.commitSnapshot({ timestamp, aggregateId: streamId, sequence, ...encoded })
       )
 
 // --- internal ---
@@ -203,11 +203,11 @@ type Restore = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, 
 const decideInTurn = <State, A extends Tagged, C, E>(
   workplace: Workplace<State, A, C, E>,
   surroundings: Surroundings,
-  id: string,
+  streamId: string,
   command: C,
   alone: boolean
 ): Effect.Effect<Outcome<State, A>, Failures<E> | ReadFailed | DecideAlone> =>
-  inTurn(workplace, surroundings, id, (seat, restore) => {
+  inTurn(workplace, surroundings, streamId, (seat, restore) => {
     const follow = (
       decision: Exit.Exit<Decision<State, A, Failures<E>>, Failures<E> | ReadFailed>
     ): Effect.Effect<Outcome<State, A>, Failures<E> | ReadFailed | DecideAlone> =>
@@ -254,7 +254,7 @@ const decide = <State, A extends Tagged, C, E>(
     return alone ? Effect.zipRight(untilCommitted(workplace, seat), again) : decideOn(group.root, group)
   }
   if (kept === undefined || seat.stale) {
-    const read = kept === undefined ? load(definition, store, seat.id) : refresh(definition, store, kept)
+    const read = kept === undefined ? load(definition, store, seat.streamId) : refresh(definition, store, kept)
     return Effect.flatMap(mayTryAgain(read), (root) => {
       seat.kept = root
       seat.stale = false
@@ -477,7 +477,9 @@ export const snapshotWhenDue = <State, A extends Tagged>(
   // The command is stored already; that the shortcut to its state is not must not make it fail.
   isSnapshotDue(definition, root, added)
     ? Effect.catchAll(commitSnapshot(definition, store, root), (error) =>
-        Effect.logWarning(`no snapshot of ${definition.name} ${root.id} at ${root.sequence}: ${error.message}`)
+        Effect.logWarning(
+          `${definition.name}: no snapshot of ${JSON.stringify(root.streamId)} at ${root.sequence}: ${error.message}`
+        )
       )
     : Effect.void
 

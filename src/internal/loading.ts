@@ -16,10 +16,12 @@ import type { EventCodec, Tagged } from "./eventCodec.js"
 import { nextTurn } from "./nextTurn.js"
 import type { StateCodec, Unusable } from "./stateCodec.js"
 import { type Stream, streamReaderOf } from "./streamReader.js"
+import type { Streams } from "./streams.js"
 
 /** What it takes to come to a state. */
 export interface Folding<State, A extends Tagged> {
   readonly name: string
+  readonly streams: Streams
   readonly initialState: State
   readonly events: EventCodec<A>
   readonly state: StateCodec<State>
@@ -34,6 +36,8 @@ export interface Definition<State, A extends Tagged> extends Folding<State, A> {
 
 /** A state and where in the stream it stands. */
 export interface Loaded<State> {
+  readonly streamId: string
+  /** The id that callers know the aggregate by. */
   readonly id: string
   readonly sequence: number
   readonly state: State
@@ -42,8 +46,12 @@ export interface Loaded<State> {
 }
 
 /** The state before the first event. */
-export const initial = <State, A extends Tagged>({ initialState }: Folding<State, A>, id: string): Loaded<State> => ({
-  id,
+export const initial = <State, A extends Tagged>(
+  { initialState, streams }: Folding<State, A>,
+  streamId: string
+): Loaded<State> => ({
+  streamId,
+  id: streams.idOf(streamId),
   sequence: 0,
   state: initialState,
   timestamp: undefined
@@ -53,11 +61,12 @@ export const initial = <State, A extends Tagged>({ initialState }: Folding<State
 export const load = <State, A extends Tagged>(
   folding: Folding<State, A>,
   store: StoreAdapterService,
-  id: string,
+  streamId: string,
   upTo: number = maxSequence
 ): Effect.Effect<Loaded<State>, ValidationError | StoreError> =>
-  Effect.flatMap(streamReaderOf(store).fromSnapshot(id, upTo, firstPage), (stream) => {
-    if (Option.isNone(stream.snapshot)) return foldOn(folding, store, initial(folding, id), stream, upTo)
+  Effect.flatMap(streamReaderOf(store).fromSnapshot(streamId, upTo, firstPage), (stream) => {
+    const root = initial(folding, streamId)
+    if (Option.isNone(stream.snapshot)) return foldOn(folding, store, root, stream, upTo)
     const snapshot = stream.snapshot.value
     // The event that the snapshot was made at comes along with those after it.
     const [last, ...news] = stream.events()
@@ -68,13 +77,13 @@ export const load = <State, A extends Tagged>(
       onLeft: (unusable) =>
         Effect.zipRight(
           unusable._tag === "Outdated" ? Effect.void : passedOver(folding.name, snapshot, unusable.why),
-          readOn(folding, store, initial(folding, id), upTo)
+          readOn(folding, store, root, upTo)
         ),
       onRight: (state) =>
         foldOn(
           folding,
           store,
-          { id, sequence: snapshot.sequence, state, timestamp: snapshot.timestamp },
+          { ...root, sequence: snapshot.sequence, state, timestamp: snapshot.timestamp },
           { ...stream, events: () => news },
           upTo
         )
@@ -92,12 +101,12 @@ export const refresh = <State, A extends Tagged>(
   known: Loaded<State>
 ): Effect.Effect<Loaded<State>, ValidationError | StoreError> =>
   known.sequence === 0
-    ? Effect.map(load(folding, store, known.id), (root) => (root.sequence === 0 ? known : root))
-    : Effect.flatMap(streamReaderOf(store).events(known.id, known.sequence, firstPage), (stream) => {
+    ? Effect.map(load(folding, store, known.streamId), (root) => (root.sequence === 0 ? known : root))
+    : Effect.flatMap(streamReaderOf(store).events(known.streamId, known.sequence, firstPage), (stream) => {
         const [last, ...news] = stream.events()
         return last !== undefined && last.sequence === known.sequence && last.timestamp === known.timestamp
           ? foldOn(folding, store, known, { ...stream, events: () => news }, maxSequence)
-          : load(folding, store, known.id)
+          : load(folding, store, known.streamId)
       })
 
 /** Where the event brings the state. */
@@ -106,24 +115,26 @@ export const fold = <State, A extends Tagged>(
   root: Loaded<State>,
   stored: Event
 ): Either.Either<Loaded<State>, StoreError> => {
-  const { aggregate } = stored.metadata
-  if (aggregate !== undefined && aggregate !== folding.name) {
-    return Either.left(
-      unusable(folding.name, stored, "ForeignEvent", `was written by an aggregate ${JSON.stringify(aggregate)}`)
-    )
-  }
-  if (stored.sequence !== root.sequence + 1) {
-    return Either.left(
-      unusable(folding.name, stored, "UnreadableEvent", `stands where event ${root.sequence + 1} is missing`)
-    )
-  }
+  if (stored.sequence !== root.sequence + 1) return Either.left(missing(folding.name, stored, root.sequence + 1))
   return Either.map(folding.events.decode(folding.name, stored), (event) => ({
+    streamId: root.streamId,
     id: root.id,
     sequence: stored.sequence,
     state: folding.evolve(root.state, event),
     timestamp: stored.timestamp
   }))
 }
+
+/** The failure of reading a stream that lacks the event of that sequence, and has another there. */
+export const missing = (operation: string, { aggregateId, sequence, type }: Event, expected: number): StoreError =>
+  new StoreError({
+    reason: "UnreadableEvent",
+    operation,
+    description: `it stands where event ${expected} is missing`,
+    aggregateId,
+    sequence,
+    type
+  })
 
 // --- internal ---
 
@@ -140,7 +151,7 @@ const isAt = (event: Event | undefined, { sequence, timestamp }: Snapshot): bool
   event !== undefined && event.sequence === sequence && event.timestamp === timestamp
 
 const passedOver = (name: string, { aggregateId, sequence }: Snapshot, why: string): Effect.Effect<void> =>
-  Effect.logWarning(`the snapshot of ${name} ${aggregateId} at ${sequence} is passed over: ${why}`)
+  Effect.logWarning(`${name}: the snapshot of ${JSON.stringify(aggregateId)} at ${sequence} is passed over: ${why}`)
 
 const readOn = <State, A extends Tagged>(
   folding: Folding<State, A>,
@@ -150,17 +161,17 @@ const readOn = <State, A extends Tagged>(
 ): Effect.Effect<Loaded<State>, ValidationError | StoreError> =>
   root.sequence >= upTo
     ? Effect.succeed(root)
-    : Effect.flatMap(pageAfter(store, root.id, root.sequence, upTo), (stream) =>
+    : Effect.flatMap(pageAfter(store, root.streamId, root.sequence, upTo), (stream) =>
         foldOn(folding, store, root, stream, upTo)
       )
 
 const pageAfter = (
   store: StoreAdapterService,
-  id: string,
+  streamId: string,
   sequence: number,
   upTo: number
 ): Effect.Effect<Stream, ValidationError | StoreError> =>
-  streamReaderOf(store).events(id, sequence + 1, Math.min(pageSize, upTo - sequence))
+  streamReaderOf(store).events(streamId, sequence + 1, Math.min(pageSize, upTo - sequence))
 
 /** Folds a page, and meanwhile the store looks for the next. */
 const foldOn = <State, A extends Tagged>(
@@ -173,7 +184,7 @@ const foldOn = <State, A extends Tagged>(
   moreAfter !== undefined && moreAfter < upTo
     ? Effect.flatMap(
         beside(
-          pageAfter(store, root.id, moreAfter, upTo),
+          pageAfter(store, root.streamId, moreAfter, upTo),
           Effect.suspend(() => foldPage(folding, root, events()))
         ),
         ([next, current]) => foldOn(folding, store, current, next, upTo)
@@ -211,18 +222,3 @@ const beside = <A, E1, B, E2>(
       )
     )
   )
-
-const unusable = (
-  operation: string,
-  { aggregateId, sequence, type }: Event,
-  reason: "ForeignEvent" | "UnreadableEvent",
-  why: string
-): StoreError =>
-  new StoreError({
-    reason,
-    operation,
-    description: `it ${why}`,
-    aggregateId,
-    sequence,
-    type
-  })

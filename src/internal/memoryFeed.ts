@@ -3,7 +3,7 @@
  */
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
-import type { StoredEvent } from "../Event.js"
+import { identityOf, type StoredEvent } from "../Event.js"
 import { beginning, type EventFeedService, type FeedEvent, type Filter, type Position } from "../EventFeed.js"
 import { prepareFeedRead } from "./feedInput.js"
 import { prepareStreamPosition, restoreEvent } from "./record.js"
@@ -58,7 +58,7 @@ export const makeMemoryFeed = (log: MemoryLog): EventFeedService => ({
       for (; index < log.length && events.length < limit; index++) {
         const stored = log.at(index)
         if (stored !== undefined && matching(stored)) {
-          events.push({ ...restoreEvent(stored), position: positionAt(index) })
+          events.push(feedEventAt(index, stored))
         }
       }
       return { events, position: index === 0 ? after : positionAt(index - 1), more: index < log.length }
@@ -82,6 +82,13 @@ export const makeMemoryFeed = (log: MemoryLog): EventFeedService => ({
     Effect.flatMap(prepareFeedRead({ after, filter }), () => Effect.as(log.longerThan(indexAfter(after)), after))
 })
 
+/** An event as the feed shows it, by its place among all, from 0. */
+export const feedEventAt = (index: number, stored: StoredEvent): FeedEvent => ({
+  ...restoreEvent(stored),
+  ...identityOf(stored.aggregateId),
+  position: positionAt(index)
+})
+
 /** The position of an event by its place among all, from 0. */
 export const positionAt = (index: number): Position => `1-${index + 1}` as Position
 
@@ -100,7 +107,7 @@ const matcher = (filter: Filter | undefined): ((event: StoredEvent) => boolean) 
   const { aggregates, slice, types } = filter
   return (event) =>
     (types === undefined || types.includes(event.type)) &&
-    (aggregates === undefined || aggregates.includes(JSON.parse(event.metadata).aggregate)) &&
+    (aggregates === undefined || aggregates.includes(identityOf(event.aggregateId).kind)) &&
     (slice === undefined || sliceOf(event.aggregateId, slice.of) === slice.index)
 }
 

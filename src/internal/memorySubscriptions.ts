@@ -16,8 +16,7 @@ import {
   type Standing,
   type SubscriptionStoreService
 } from "../SubscriptionStore.js"
-import { type MemoryLog, positionAt, sliceOf } from "./memoryFeed.js"
-import { restoreEvent } from "./record.js"
+import { feedEventAt, type MemoryLog, sliceOf } from "./memoryFeed.js"
 
 export const makeMemorySubscriptions = (log: MemoryLog): SubscriptionStoreService => {
   const rows = new Map<string, Array<Row>>()
@@ -206,7 +205,7 @@ export const makeMemorySubscriptions = (log: MemoryLog): SubscriptionStoreServic
           const known = setAsideOf(name).some((event) => isAt(event, place))
           return !known || index === undefined || stored === undefined
             ? Effect.succeed(false)
-            : Effect.zipRight(effect({ ...restoreEvent(stored), position: positionAt(index) }), discard(name, place))
+            : Effect.zipRight(effect(feedEventAt(index, stored)), discard(name, place))
         })
       ),
     discard

@@ -8,24 +8,31 @@ import * as Option from "effect/Option"
 import type { Event } from "../Event.js"
 import type { Projection } from "../Projection.js"
 import { StoreError } from "../StoreError.js"
+import { isOf, kindOf } from "./origin.js"
 import { located } from "./projectionFailure.js"
 import { isTransient } from "./sqlError.js"
 
-/** Whether a projection has anything to do for an event of that type. */
-export const concerns = ({ events }: Pick<Projection.Any, "events">, type: string): boolean =>
-  events === undefined || events.includes(type)
+/** What tells which events concern a projection, or a part of a subscription. */
+export type Concern = Pick<Projection.Any, "events" | "of">
 
-/** The types that projections are about; none where one of them is about all. */
-export const typesOf = (
-  projections: ReadonlyArray<Pick<Projection.Any, "events">>
-): { readonly types: ReadonlyArray<string> } | undefined => {
-  const types = new Set<string>()
-  for (const { events } of projections) {
-    if (events === undefined) return undefined
-    for (const type of events) types.add(type)
-  }
-  return { types: [...types] }
-}
+/** Whether a projection has anything to do for the event: its type and its aggregate are the projection's. */
+export const concerns = (
+  { events, of }: Concern,
+  { aggregateId, type }: Pick<Event, "aggregateId" | "type">
+): boolean => (events === undefined || events.includes(type)) && isOf(of, aggregateId)
+
+/** The filter that lets through whatever concerns one of them. It may let through more: `concerns` tells exactly. */
+export const filterOf = (
+  concerned: ReadonlyArray<Concern>
+): { readonly types: ReadonlyArray<string> | undefined; readonly aggregates: ReadonlyArray<string> | undefined } => ({
+  types: unionOf(concerned.map(({ events }) => events)),
+  aggregates: unionOf(
+    concerned.map(({ of }) => {
+      const kind = kindOf(of)
+      return kind === undefined ? undefined : [kind]
+    })
+  )
+})
 
 /**
  * Runs a projection for an event. A `StoreError` gets their names; every other failure stays what it is, so the span and the log have the
@@ -49,7 +56,7 @@ export const projectBy =
   <E, R>(projections: ReadonlyArray<Projection<E, R>>) =>
   (event: Event): Effect.Effect<void, E, R> =>
     Effect.forEach(
-      projections.filter((projection) => concerns(projection, event.type)),
+      projections.filter((projection) => concerns(projection, event)),
       (projection) => projectEvent(projection, event),
       { discard: true }
     )
@@ -60,14 +67,14 @@ export const projectBy =
  * the event, where there is only one.
  */
 export const atCommit = <E, E2>(
-  projections: ReadonlyArray<Pick<Projection<E, unknown>, "events" | "name" | "refusalOf">>,
+  projections: ReadonlyArray<Pick<Projection<E, unknown>, "events" | "name" | "of" | "refusalOf">>,
   events: () => ReadonlyArray<Event>,
   error: E2
 ): E | E2 | StoreError => {
   if (!(error instanceof StoreError) || error.reason !== "Constraint" || isLocated(error)) return error
   const all = events()
   const concerned = projections.flatMap((projection) =>
-    all.filter(({ type }) => concerns(projection, type)).map((event) => [projection, event] as const)
+    all.filter((event) => concerns(projection, event)).map((event) => [projection, event] as const)
   )
   const { constraint } = error
   if (constraint !== undefined) {
@@ -83,6 +90,16 @@ export const atCommit = <E, E2>(
 }
 
 // --- internal ---
+
+/** All names of the lists; none where one of them is about all. */
+const unionOf = (lists: ReadonlyArray<ReadonlyArray<string> | undefined>): ReadonlyArray<string> | undefined => {
+  const names = new Set<string>()
+  for (const list of lists) {
+    if (list === undefined) return undefined
+    for (const name of list) names.add(name)
+  }
+  return [...names]
+}
 
 /** Whether it is the failure of a projection, or of a commit inside of one. */
 const isLocated = ({ aggregateId, projection }: StoreError): boolean =>

@@ -14,14 +14,17 @@ import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
+import { maxNameLength } from "../Event.js"
 import { beginning, EventFeed, type FeedEvent, type Filter, type Position } from "../EventFeed.js"
 import type { Projection } from "../Projection.js"
-import { StoreError, type ValidationError } from "../StoreError.js"
+import { StoreError, ValidationError, ValidationIssue } from "../StoreError.js"
 import { type Lease, LeaseLost, SubscriptionStore } from "../SubscriptionStore.js"
 import { toMillis } from "../Timestamp.js"
 import { limitIdle } from "./embedded.js"
+import { bothOf } from "./feedInput.js"
 import { onMachineTime } from "./machineTime.js"
-import { projectBy, typesOf } from "./projecting.js"
+import { nameProblem, reservedPrefix } from "./names.js"
+import { filterOf, projectBy } from "./projecting.js"
 import { isPassing } from "./settling.js"
 import { dropShadows, lockLive, makeShadows, type Shadowed, swap, writingDoubles } from "./shadowTables.js"
 import { fromSqlError } from "./sqlError.js"
@@ -32,10 +35,12 @@ import { withTransaction } from "./sqlTransaction.js"
 
 interface Plan<E, R> {
   readonly name: string
-  readonly projections: ReadonlyArray<Projection<E, R>>
+  readonly projections: ReadonlyArray<Projection.Bound<E, R>>
   readonly tables: ReadonlyArray<string>
   readonly create?: Effect.Effect<unknown, E, R> | undefined
-  readonly subscription?: { readonly name: string; readonly partitions: number } | undefined
+  readonly subscription?:
+    | { readonly name: string; readonly partitions: number; readonly filter: Filter | undefined }
+    | undefined
   readonly batchSize?: number | undefined
   readonly onProgress?:
     | ((progress: {
@@ -52,10 +57,11 @@ export const rebuild = <E, R>(
   plan: Plan<E, R>
 ): Effect.Effect<number, E | ValidationError | StoreError, EventFeed | SubscriptionStore | R> =>
   Effect.gen(function* () {
+    yield* checkPlan(plan)
     const feed = yield* EventFeed
     const store = yield* SubscriptionStore
     const home = yield* homeOrFail(store)
-    const filter: Filter | undefined = typesOf(plan.projections)
+    const filter = bothOf(filterOf(plan.projections), plan.subscription?.filter)
     let projected = 0
 
     const attempt = Effect.scoped(
@@ -148,10 +154,24 @@ interface RebuildRow {
 interface Workplace<E, R> {
   readonly plan: Plan<E, R>
   readonly feed: EventFeed["Type"]
-  readonly filter: Filter | undefined
+  readonly filter: Filter
   readonly home: Home
   /** The schema of the doubles. */
   readonly shadow: string
+}
+
+/** Refuses names that can be none, and projections that came past the types without saying whose events they are about. */
+const checkPlan = (plan: Plan<unknown, unknown>): Effect.Effect<void, ValidationError> => {
+  const issues: Array<ValidationIssue> = []
+  const refuse = (path: ReadonlyArray<string | number>, message: string) =>
+    issues.push(new ValidationIssue({ index: 0, path, message }))
+  const problem = nameProblem(plan.name, maxNameLength)
+  if (problem !== undefined) refuse(["name"], problem)
+  for (const [index, { of }] of plan.projections.entries()) {
+    if (of === undefined) refuse(["projections", index, "of"], "must be an aggregate, or all")
+  }
+  const [first, ...rest] = issues
+  return first === undefined ? Effect.void : new ValidationError({ operation: "Rebuild.run", issues: [first, ...rest] })
 }
 
 const run = <A>(statement: Effect.Effect<A, SqlError>): Effect.Effect<A, StoreError> =>
@@ -170,7 +190,8 @@ const homeOrFail = (store: SubscriptionStore["Type"]): Effect.Effect<Home, Store
     : Effect.succeed(home)
 }
 
-const leaseOf = (name: string): string => `rebuild ${name}`
+/** Of no subscription: its name would be reserved. */
+const leaseOf = (name: string): string => `${reservedPrefix}/rebuild/${name}`
 
 const lostLease = (name: string) => new LeaseLost({ subscription: leaseOf(name), partition: 0 })
 
@@ -309,7 +330,7 @@ const swapInOneTransaction = <E, R>(
     Effect.flatMap(
       run(
         sql<FeedRow>`select ${feedColumns(sql)} from ${schema}.event_log
-          where ${behind(sql, after)} ${filter === undefined ? sql`` : sql`and ${matches(sql, filter)}`}
+          where ${behind(sql, after)} and ${matches(sql, filter)}
           order by event_log.feed_key, event_log.position limit ${restLimit}`
       ),
       (rows) => {

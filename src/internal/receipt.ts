@@ -10,11 +10,14 @@ import type { Projection } from "../Projection.js"
 import { ValidationError, ValidationIssue } from "../StoreError.js"
 import type { HybridClockService } from "../Timestamp.js"
 import { textProblem } from "./json.js"
+import { reservedStreamId } from "./streams.js"
 
 /** Which command, and where its receipt is to be. */
 export interface ReceiptPlace {
   readonly commandId: string
+  /** The aggregate's name. */
   readonly aggregate: string
+  /** The aggregate's stream. */
   readonly aggregateId: string
   /** The aggregate id of the receipt itself. */
   readonly id: string
@@ -39,7 +42,7 @@ export const receiptPlace = (
       commandId,
       aggregate,
       aggregateId,
-      id: `${receiptAggregate}/${hash}`
+      id: reservedStreamId(receiptKind, hash)
     }))
   })
 
@@ -55,20 +58,22 @@ export const makeReceipt = (
     sequence: 1,
     type: "effect-maestro/CommandHandled",
     body: { commandId, aggregate, aggregateId, sequence },
-    metadata: { aggregate: receiptAggregate }
+    metadata: {}
   }))
 
-/** A projection of an aggregate is about the aggregate's own events: it is given a receipt only if it asks for that type. */
-export const withoutReceipts = <E, R>(projection: Projection<E, R>): Projection<E, R> =>
+/** A projection of all aggregates is about their events: it is given a receipt only if it asks for that type. */
+export const withoutReceipts = <E, R>(projection: Projection.Bound<E, R>): Projection.Bound<E, R> =>
   projection.events === undefined
     ? { ...projection, project: (event) => (isReceipt(event) ? Effect.void : projection.project(event)) }
     : projection
 
 // --- internal ---
 
-const receiptAggregate = "effect-maestro/Receipt"
+const receiptKind = "Receipt"
 
-const isReceipt = ({ metadata }: Event): boolean => metadata.aggregate === receiptAggregate
+const receiptPrefix = reservedStreamId(receiptKind, "")
+
+const isReceipt = ({ aggregateId }: Event): boolean => aggregateId.startsWith(receiptPrefix)
 
 /** Room for what names a command by an event: a subscription, an aggregate id of 255 characters, a step. */
 const maxCommandId = 1000

@@ -9,6 +9,7 @@ import type { Snapshot, StoredSnapshot } from "../Snapshot.js"
 import { ValidationError, ValidationIssue } from "../StoreError.js"
 import { isTimestamp } from "../Timestamp.js"
 import { maxIssues, type Report, stringifyObject, textProblem, thrownMessage } from "./json.js"
+import { isLongerThan } from "./names.js"
 
 /** Checks the events of a commit, all of them, and makes their stored form. */
 export const prepareEvents = (
@@ -176,10 +177,7 @@ const readFields = <A extends object>(record: A, report: Report): A =>
 const checkName = (name: unknown, field: string, report: Report): void => {
   if (typeof name !== "string") return report([field], "must be a text")
   if (name === "") return report([field], "must not be empty")
-  // The number of UTF-16 units bounds that of characters from both sides; only between them it takes counting.
-  if (name.length > maxNameLength && (name.length > 2 * maxNameLength || Array.from(name).length > maxNameLength)) {
-    return report([field], `must be at most ${maxNameLength} characters long`)
-  }
+  if (isLongerThan(name, maxNameLength)) return report([field], `must be at most ${maxNameLength} characters long`)
   const problem = textProblem(name)
   if (problem !== undefined) report([field], problem)
 }

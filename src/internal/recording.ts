@@ -62,7 +62,7 @@ const compose = <State, A extends Tagged>(
   decided: ReadonlyArray<A>,
   timestamps: ReadonlyArray<Timestamp>
 ): Exit.Exit<Recorded<State>, ValidationError> => {
-  const common = Either.map(readMetadata(metadata), (own) => ({ ...own, aggregate: folding.name }))
+  const common = readMetadata(metadata)
   const issues: Array<ValidationIssue> = Either.isLeft(common) ? [common.left] : []
   const events: Array<Event> = []
   let after = root
@@ -73,7 +73,7 @@ const compose = <State, A extends Tagged>(
     if (Either.isLeft(body) || Either.isLeft(common) || timestamp === undefined) continue
     const recorded: Event = {
       timestamp,
-      aggregateId: root.id,
+      aggregateId: root.streamId,
       sequence: root.sequence + 1 + index,
       type: event._tag,
       body: body.right,
@@ -92,7 +92,7 @@ const compose = <State, A extends Tagged>(
 }
 
 /** What was set around the command; it comes from the application, and may be anything. */
-const readMetadata = (metadata: unknown): Either.Either<object, ValidationIssue> => {
+const readMetadata = (metadata: unknown): Either.Either<Event["metadata"], ValidationIssue> => {
   try {
     if (typeof metadata === "object" && metadata !== null && !Array.isArray(metadata) && isPlain(metadata)) {
       return Either.right({ ...metadata })

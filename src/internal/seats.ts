@@ -36,7 +36,7 @@ export interface Group<State> {
 
 /** The place of one aggregate. */
 export interface Seat<State> {
-  readonly id: string
+  readonly streamId: string
   /** The newest state that is known to have been stored; of an id that was made here, the one before its first event. */
   kept: Loaded<State> | undefined
   /** Whether the kept state is known to be behind the store, or may be. */
@@ -51,9 +51,9 @@ export interface Seat<State> {
 
 export interface Seats<State> {
   /** The aggregate's place, made where it has none. It must be taken, kept in or released: places without use are removed. */
-  readonly at: (id: string, now: number) => Seat<State>
+  readonly at: (streamId: string, now: number) => Seat<State>
   /** The state that is kept of the aggregate, if one is. */
-  readonly kept: (id: string, now: number) => Loaded<State> | undefined
+  readonly kept: (streamId: string, now: number) => Loaded<State> | undefined
   /** Keeps a state that was read outside of a turn. */
   readonly keep: (root: Loaded<State>, instead: Loaded<State> | undefined, now: number) => void
   /** The place is not used any more for now. */
@@ -94,7 +94,7 @@ export const passTurn = <State>(seat: Seat<State>): boolean => {
 /** `first` tells the state of an aggregate that nobody can have written to yet, where it is one. */
 export const makeSeats = <State>(
   keeping: Keeping,
-  first: (id: string) => Loaded<State> | undefined,
+  first: (streamId: string) => Loaded<State> | undefined,
   currentTimeMillis: Effect.Effect<number>
 ): Effect.Effect<Seats<State>, never, Scope.Scope> => {
   // In order of use, the longest unused first.
@@ -109,26 +109,26 @@ export const makeSeats = <State>(
       if (done === true) {
         if (--tries === 0) return
         walk = seats.values()
-      } else if (!inUse(oldest)) seats.delete(oldest.id)
+      } else if (!inUse(oldest)) seats.delete(oldest.streamId)
     }
   }
 
   const inUse = (seat: Seat<State>): boolean => seat.taken || seat.group !== undefined
 
-  const at = (id: string, now: number): Seat<State> => {
-    const known = seats.get(id)
+  const at = (streamId: string, now: number): Seat<State> => {
+    const known = seats.get(streamId)
     if (known === undefined) {
       const seat = {
-        id,
+        streamId,
         // With nothing to be kept, nothing is trusted either.
-        kept: keeping.capacity === 0 ? undefined : first(id),
+        kept: keeping.capacity === 0 ? undefined : first(streamId),
         stale: false,
         usedAt: now,
         taken: false,
         waiting: new Set<() => void>(),
         group: undefined
       }
-      seats.set(id, seat)
+      seats.set(streamId, seat)
       return seat
     }
     if (now - known.usedAt > idle && !inUse(known)) known.kept = undefined
@@ -138,15 +138,15 @@ export const makeSeats = <State>(
 
   const leave = (seat: Seat<State>): void => {
     if (inUse(seat)) return
-    seats.delete(seat.id)
+    seats.delete(seat.streamId)
     if (seat.kept === undefined || keeping.capacity === 0) return
-    seats.set(seat.id, seat)
+    seats.set(seat.streamId, seat)
     removeOldest()
   }
 
   const sweep = Effect.map(currentTimeMillis, (now) => {
     for (const seat of seats.values()) {
-      if (now - seat.usedAt > idle && !inUse(seat)) seats.delete(seat.id)
+      if (now - seat.usedAt > idle && !inUse(seat)) seats.delete(seat.streamId)
     }
   })
 
@@ -162,12 +162,12 @@ export const makeSeats = <State>(
   return Effect.as(Effect.zipRight(sweeping, emptying), {
     at,
     leave,
-    kept: (id, now) => {
-      const seat = seats.get(id)
+    kept: (streamId, now) => {
+      const seat = seats.get(streamId)
       return seat === undefined || now - seat.usedAt > idle ? undefined : seat.kept
     },
     keep: (root, instead, now) => {
-      const seat = at(root.id, now)
+      const seat = at(root.streamId, now)
       if (seat.kept === instead || seat.kept === undefined || seat.kept.sequence < root.sequence) {
         seat.kept = root
         seat.stale = false
@@ -177,15 +177,9 @@ export const makeSeats = <State>(
   })
 }
 
-/** An aggregate whose command a handler is deciding. */
-export interface Deciding {
-  readonly name: string
-  readonly id: string
-}
-
-/** The aggregates whose commands this fiber is deciding: a handler may evaluate a command of another aggregate, and so on. */
+/** The streams of the aggregates whose commands this fiber is deciding: a handler may evaluate a command of another aggregate, and so on. */
 export class DecidingOn extends Context.Reference<DecidingOn>()("effect-maestro/internal/DecidingOn", {
-  defaultValue: (): ReadonlyArray<Deciding> => []
+  defaultValue: (): ReadonlyArray<string> => []
 }) {}
 
 // --- internal ---

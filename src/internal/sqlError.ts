@@ -92,7 +92,6 @@ const describe: Record<StoreErrorReason, string> = {
   Misconfigured: "the database is not set up for this; migrate, or correct the configuration",
   Exhausted: "the database has no room, has reached a limit, or is read-only; nothing was stored",
   UnreadableEvent: "a stored event can't be read",
-  ForeignEvent: "an event of another aggregate",
   ClockDrift: "a clock is wrong",
   Unknown: "the database failed"
 }

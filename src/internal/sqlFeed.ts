@@ -27,7 +27,7 @@ import type * as Statement from "@effect/sql/Statement"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
-import type { StoredEvent } from "../Event.js"
+import { identityOf, type StoredEvent } from "../Event.js"
 import { beginning, type EventFeedService, type FeedEvent, type Filter, type Position } from "../EventFeed.js"
 import { StoreError } from "../StoreError.js"
 import { prepareFeedRead } from "./feedInput.js"
@@ -86,7 +86,9 @@ export const makeSqlFeed = (
             statement(
               filter === undefined
                 ? selectPage(sql, schema, after, limit)
-                : selectFilteredPage(sql, schema, after, limit, filter)
+                : filter.aggregates === undefined
+                  ? selectFilteredPage(sql, schema, after, limit, filter)
+                  : selectPageOfKinds(sql, schema, after, limit, { ...filter, aggregates: filter.aggregates })
             ),
             (rows) => pageOf(rows, after, limit)
           ).pipe(spanned("EventFeed.read", { attributes: { after, limit } }))
@@ -149,10 +151,14 @@ export const feedEventsOf = (rows: ReadonlyArray<FeedRow>): ReadonlyArray<FeedEv
   const metadataOf = metadataReader()
   return rows.map((row) => {
     const dot = row.place.indexOf(".")
+    const aggregateId = row.place.slice(dot + 1)
+    const { id, kind } = identityOf(aggregateId)
     return {
       position: row.place.slice(0, dot) as Position,
       timestamp: row.timestamp,
-      aggregateId: row.place.slice(dot + 1),
+      aggregateId,
+      kind,
+      id,
       sequence: Number(row.sequence),
       type: row.type.slice(1),
       body: JSON.parse(row.body),
@@ -167,12 +173,16 @@ export const matches = (sql: SqlClient.SqlClient, filter: Filter): Statement.Fra
     ...(filter.types === undefined ? [] : [sql`type = any(${filter.types as Array<string>}::text[])`]),
     ...(filter.aggregates === undefined
       ? []
-      : [sql`metadata ->> 'aggregate' = any(${filter.aggregates as Array<string>}::text[])`]),
+      : [sql`${kindOf(sql)} = any(${filter.aggregates as Array<string>}::text[])`]),
     ...(filter.slice === undefined
       ? []
       : // A hash that is the same on every server and in every version: an aggregate must stay in its slice.
         [sql`${sliceOf(sql, sql`aggregate_id`, sql`${filter.slice.of}::int`)} = ${filter.slice.index}`])
   ])
+
+/** The kind of an event's aggregate, as `Event.identityOf` tells it. The index `event_log_kind` has this expression. */
+export const kindOf = (sql: SqlClient.SqlClient): Statement.Fragment =>
+  sql.literal("left(aggregate_id, greatest(strpos(aggregate_id, '/') - 1, 0))")
 
 /** The slice that an aggregate is in, of so many. */
 export const sliceOf = (sql: SqlClient.SqlClient, aggregateId: Statement.Fragment, of: Statement.Fragment) =>
@@ -248,6 +258,48 @@ const selectFilteredPage = (
     union all
     select feed_key::text || '-' || position::text || '.', null, null, null, null, null, scanned::int from bound`
 
+/**
+ * A page of the events of some kinds: the index leads to them, however many of other kinds there are between. It looks through as many of
+ * their events as a window has, and to the end of the feed where there are fewer.
+ */
+export const selectPageOfKinds = (
+  sql: SqlClient.SqlClient,
+  schema: Statement.Fragment,
+  after: Position,
+  limit: number,
+  filter: Filter & { readonly aggregates: ReadonlyArray<string> }
+) => {
+  // One after the other in a union, and not as a list: only so the planner merges them in the order of the index, and stops early.
+  const [first, ...others] = new Set(filter.aggregates)
+  const ofKind = (kind: string | undefined) =>
+    sql`(select * from ${schema}.event_log
+      where ${kind === undefined ? sql`false` : sql`${kindOf(sql)} = ${kind}`} and ${behind(sql, after)} and ${shown(sql)}
+      order by feed_key, position limit ${window})`
+  const ofKinds = others.reduce((all, kind) => sql`${all} union all ${ofKind(kind)}`, sql`${ofKind(first)}`)
+  const candidates = sql`(select * from (${ofKinds}) kinds order by feed_key, position limit ${window}) event_log`
+  return sql<FeedRow & Partial<WindowRow>>`with page as materialized (
+      select * from ${candidates} where ${matches(sql, { ...filter, aggregates: undefined })}
+      order by feed_key, position limit ${limit + 1}
+    ), looked as materialized (
+      select feed_key, position, scanned from (
+        select feed_key, position, row_number() over (order by feed_key, position) as scanned from ${candidates}
+        where (select count(*) from page) <= ${limit}
+      ) counted order by scanned desc limit 1
+    ), bound as (
+      select feed_key, position, scanned from looked where scanned = ${window}
+      union all
+      (
+        select feed_key, position, 0 from ${schema}.event_log
+        where ${behind(sql, after)} and ${shown(sql)}
+          and (select count(*) from page) <= ${limit} and not exists (select 1 from looked where scanned = ${window})
+        order by feed_key desc, position desc limit 1
+      )
+    )
+    select ${feedColumns(sql)}, null::int as scanned from page
+    union all
+    select feed_key::text || '-' || position::text || '.', null, null, null, null, null, scanned::int from bound`
+}
+
 const pageOf = (rows: ReadonlyArray<FeedRow & Partial<WindowRow>>, after: Position, limit: number) => {
   const bound = rows.findLast(({ scanned }) => scanned !== null && scanned !== undefined)
   const found = bound === undefined ? rows : rows.filter((row) => row !== bound)
@@ -278,7 +330,7 @@ interface NewsRow extends PlaceRow {
 
 const selectNews = (sql: SqlClient.SqlClient, schema: Statement.Fragment, since: Position) =>
   sql<NewsRow>`with news as materialized (
-      select feed_key, position, type, metadata ->> 'aggregate' as aggregate from ${schema}.event_log
+      select feed_key, position, type, ${kindOf(sql)} as aggregate from ${schema}.event_log
       where ${behind(sql, since)} and ${shown(sql)}
       order by feed_key, position limit ${newsWindow}
     )

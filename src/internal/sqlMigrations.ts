@@ -88,6 +88,9 @@ const migrations: ReadonlyArray<Migration> = [
         primary key (aggregate_id, sequence)
       )`,
       sql`create index event_log_feed on ${schema}.event_log (feed_key, position)`,
+      // The feed of one kind of aggregates: the expression is that of `kindOf` in `sqlFeed.ts`.
+      sql`create index event_log_kind on ${schema}.event_log
+        ((left(aggregate_id, greatest(strpos(aggregate_id, '/') - 1, 0))), feed_key, position)`,
       sql`create table ${schema}.snapshots (
         aggregate_id text collate "C" primary key,
         sequence int not null check (sequence > 0),

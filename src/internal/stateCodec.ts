@@ -8,6 +8,7 @@ import { ValidationError } from "../StoreError.js"
 import { guarded, parseIssues } from "./eventCodec.js"
 import { fingerprint } from "./fingerprint.js"
 import { withoutUndefined } from "./json.js"
+import type { StreamIds } from "./origin.js"
 import { decodeUnknownEither, encodeUnknownEither } from "./shortWay.js"
 
 export interface StateCodec<State> {
@@ -22,12 +23,15 @@ export type Unusable = { readonly _tag: "Outdated" } | { readonly _tag: "Damaged
 export const makeStateCodec = <State, I>(
   aggregate: string,
   version: number,
-  schema: Schema.Schema<State, I>
+  schema: Schema.Schema<State, I>,
+  streams: StreamIds
 ): StateCodec<State> => {
+  // Where ids are plain, several aggregates may read one stream, each to a state of its own.
+  const reader = streams === "plain" ? aggregate : undefined
   // When it is needed first: a suspended schema may name one that is not defined yet.
   let metadata: Snapshot["metadata"] | undefined
   const current = (): Snapshot["metadata"] => {
-    metadata ??= { aggregate, version, schema: fingerprint(schema) }
+    metadata ??= { ...(reader !== undefined && { aggregate: reader }), version, schema: fingerprint(schema) }
     return metadata
   }
   // Under a key of its own, since a state may be a number or a list, and a snapshot's body is an object.
@@ -40,7 +44,7 @@ export const makeStateCodec = <State, I>(
       const written: Snapshot["metadata"] | null = snapshot.metadata
       if (typeof written !== "object" || written === null || Array.isArray(written))
         return damaged("its metadata is no object")
-      return written.aggregate === aggregate && written.version === version && written.schema === current().schema
+      return written.aggregate === reader && written.version === version && written.schema === current().schema
         ? Either.mapBoth(decode(snapshot.body), {
             onLeft: (error): Unusable => ({ _tag: "Damaged", why: error.message }),
             onRight: ({ state }) => state

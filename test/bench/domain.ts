@@ -35,10 +35,10 @@ export const ProjectedAccount = Aggregate.make("ProjectedAccount", {
       name: "balances",
       events: Deposited,
       project: {
-        Deposited: ({ amount }, { aggregateId }) =>
+        Deposited: ({ amount }, { id }) =>
           Effect.flatMap(
             SqlClient.SqlClient,
-            (sql) => sql`insert into balances as b (account, amount) values (${aggregateId}, ${amount})
+            (sql) => sql`insert into balances as b (account, amount) values (${id}, ${amount})
               on conflict (account) do update set amount = b.amount + excluded.amount`
           )
       }
@@ -54,8 +54,8 @@ export const ProjectedBySql = Aggregate.make("ProjectedBySql", {
       name: "balances",
       events: Deposited,
       project: {
-        Deposited: ({ amount }, { aggregateId }, sql) =>
-          sql`insert into balances as b (account, amount) values (${aggregateId}, ${amount})
+        Deposited: ({ amount }, { id }, sql) =>
+          sql`insert into balances as b (account, amount) values (${id}, ${amount})
             on conflict (account) do update set amount = b.amount + excluded.amount`
       }
     })

@@ -103,9 +103,10 @@ export const openEmmett = async (
   }
 }
 
-/** Commits so many deposits to one aggregate, from the first on. */
-export const commitDeposits = (aggregateId: string, count: number) =>
+/** Commits so many deposits to one account, from the first on. */
+export const commitDeposits = (account: string, count: number) =>
   Effect.gen(function* () {
+    const aggregateId = Account.streamId(account)
     const store = yield* StoreAdapter.StoreAdapter
     const clock = yield* Timestamp.HybridClock
     for (let first = 1; first <= count; first += 1000) {
@@ -117,8 +118,7 @@ export const commitDeposits = (aggregateId: string, count: number) =>
           sequence: first + index,
           type: "Deposited",
           body: { amount: 1 },
-          // What an aggregate writes, and by which it knows its events.
-          metadata: { aggregate: "Account" }
+          metadata: {}
         }))
       )
       yield* store.commitEvents(events)

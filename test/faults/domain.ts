@@ -6,6 +6,9 @@ import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
 import { Aggregate, type Event, Projection } from "effect-maestro"
 
+/** How many rows the projections of exchanges contend for. */
+export const slotCount = 4
+
 /** The caller, as its projections must find it in their context. */
 export class Tenant extends Context.Reference<Tenant>()("test/faults/Tenant", {
   defaultValue: (): unknown => undefined
@@ -52,9 +55,9 @@ export const Balances = [
 /** The transaction of a subscription is one caller, whatever it handles: its attempts begin with the same word. */
 const callerOf = ({ attempt }: Event.Event["metadata"]): string => String(attempt ?? "none").split(" ")[0] ?? ""
 
-const addToBalance = (sql: SqlClient.SqlClient, { aggregateId, metadata }: Event.Event, amount: number) =>
+const addToBalance = (sql: SqlClient.SqlClient, { id, metadata }: Event.Envelope, amount: number) =>
   sql`insert into balances as b
-    select ${aggregateId}::text, ${amount}::bigint from touch(${callerOf(metadata)})
+    select ${id}::text, ${amount}::bigint from touch(${callerOf(metadata)})
     on conflict (account) do update set balance = b.balance + excluded.balance`
 
 // A server that is killed is back within a second or so.
@@ -104,6 +107,35 @@ export const Sale = Aggregate.make("Sale", {
   retry
 })
 
+class Exchanged extends Schema.TaggedClass<Exchanged>()("Exchanged", { first: Schema.Int, second: Schema.Int }) {}
+export class Exchange extends Schema.TaggedClass<Exchange>()("Exchange", { first: Schema.Int, second: Schema.Int }) {}
+
+/** An exchange locks two rows in the order that its command names, so two exchanges can deadlock in their projections. */
+export const Trade = Aggregate.make("Trade", {
+  state: Schema.Struct({}),
+  initialState: {},
+  events: Exchanged,
+  commands: Exchange,
+  decide: { Exchange: (command) => Effect.succeed([new Exchanged(command)]) },
+  evolve: { Exchanged: (state) => state },
+  projections: [
+    Projection.make({
+      name: "slots",
+      events: Exchanged,
+      project: {
+        Exchanged: ({ first, second }, envelope) =>
+          Effect.gen(function* () {
+            const sql = yield* SqlClient.SqlClient
+            yield* checkTenant(envelope)
+            for (const slot of [first, second])
+              yield* sql`update slots set exchanges = exchanges + 1 where slot = ${slot}`
+          })
+      }
+    })
+  ],
+  retry
+})
+
 /**
  * The tables, and a function that every projection of a balance calls: it leaves a mark of its caller in its transaction, and notes
  * in `felt` each mark and each setting of another caller that it finds there.
@@ -112,6 +144,8 @@ export const createTables = (sql: SqlClient.SqlClient) =>
   Effect.forEach(
     [
       sql`create table balances (account text primary key, balance bigint not null)`,
+      sql`create table slots (slot int primary key, exchanges bigint not null)`,
+      sql`insert into slots select slot, 0 from generate_series(0, ${slotCount - 1}) slot`,
       sql`create table marks (caller text not null, written_in xid8 not null)`,
       sql`create index marks_written_in on marks (written_in)`,
       sql`create table felt (caller text not null, what text not null)`,

@@ -36,6 +36,8 @@ export interface Fault {
   readonly rounds: number
   /** It breaks no connection and no server, so that no caller has a reason to fail. */
   readonly calm: boolean
+  /** All commands are exchanges, whose projections deadlock. */
+  readonly deadlocks?: boolean
   /** Does it once, and ends when the cause is gone. How many kills or cuts that were. */
   readonly once: (tools: Tools) => Effect.Effect<number, unknown>
 }
@@ -43,7 +45,7 @@ export interface Fault {
 export interface Report extends Verdict {
   readonly fault: string
   readonly rounds: number
-  /** Servers killed and connections cut. */
+  /** Servers killed, connections cut, and transactions that a deadlock ended. */
   readonly cuts: number
   readonly attempts: number
   readonly acknowledged: number
@@ -75,7 +77,7 @@ export const underFault = (
       const admin = yield* connect(url.href)
       yield* createTables(admin)
 
-      const world = new World(fault.calm)
+      const world = new World(fault.calm, fault.deadlocks)
       const nodes = yield* Effect.forEach(Arr.range(1, nodeCount), (id) =>
         makeNode(`node-${id}`, id, proxy.url(url.href), breaking, world.felt)
       )
@@ -226,6 +228,25 @@ export const interruptions: Fault = {
     })
 }
 
+/** Waits until the server reports more deadlocks, which it does about once a second. Each has ended a transaction. */
+export const deadlocks: Fault = {
+  name: "projections that deadlock",
+  rounds: 15,
+  calm: true,
+  deadlocks: true,
+  once: ({ admin, database }) => {
+    const count = Effect.map(
+      admin<{ deadlocks: string }>`select deadlocks from pg_stat_database where datname = ${database}`,
+      ([row]) => Number(row?.deadlocks)
+    )
+    return Effect.flatMap(count, (before) =>
+      Effect.repeat(Effect.zipLeft(count, Effect.sleep("10 millis")), { until: (now) => now > before }).pipe(
+        Effect.map((now) => now - before)
+      )
+    )
+  }
+}
+
 export const faults: ReadonlyArray<Fault> = [
   noFault,
   killServer,
@@ -234,7 +255,8 @@ export const faults: ReadonlyArray<Fault> = [
   ...mishaps,
   exhaustPool,
   jumpingClocks,
-  interruptions
+  interruptions,
+  deadlocks
 ]
 
 // --- internal ---
@@ -288,7 +310,9 @@ const inspect = (
   seen: ReadonlyArray<ReadonlyArray<Place>>
 ): Effect.Effect<Verdict, unknown> =>
   Effect.gen(function* () {
-    const all = yield* admin<Row & { type: string }>`select aggregate_id as account, sequence, type,
+    const all = yield* admin<
+      Row & { type: string }
+    >`select substr(aggregate_id, strpos(aggregate_id, '/') + 1) as account, sequence, type,
       timestamp::text as timestamp, coalesce(metadata ->> 'attempt', 'none') as attempt,
       coalesce((body ->> 'amount')::int * case type when 'Withdrawn' then -1 else 1 end, 0) as amount
       from maestro.event_log`
@@ -302,7 +326,7 @@ const inspect = (
       const { balance } = yield* Effect.provide(Wallet.fetch(account), node.services)
       states.set(account, balance)
     }
-    return verdictOf({
+    const verdict = verdictOf({
       attempts: [
         ...world.attempts,
         ...log.filter(({ type }) => type === "Sold").map(({ account }) => paymentFor(account))
@@ -315,6 +339,10 @@ const inspect = (
       seen,
       noted: world.felt.tenants + (felt?.count ?? 0)
     })
+    const [slots] = yield* admin<{ off: number }>`select count(*)::int as off from slots s
+      where exchanges <> (select count(*) from maestro.event_log
+        where type = 'Exchanged' and s.slot::text in (body ->> 'first', body ->> 'second'))`
+    return { ...verdict, projectionsOff: verdict.projectionsOff + (slots?.off ?? 0) }
   })
 
 /** What the observer's subscription owes for a sale: one event, exactly. */

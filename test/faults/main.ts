@@ -30,7 +30,7 @@ const zero: ReadonlyArray<Column> = [
 
 const columns: ReadonlyArray<Column> = [
   ["rounds", ({ rounds }) => rounds],
-  ["kills, cuts", ({ cuts }) => cuts],
+  ["kills, cuts, deadlocks", ({ cuts }) => cuts],
   ["commands", ({ attempts }) => attempts],
   ["acknowledged", ({ acknowledged }) => acknowledged],
   ["open", ({ open }) => open],

@@ -9,7 +9,7 @@ import * as Redacted from "effect/Redacted"
 import * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
 import { Aggregate, EventFeed, SqlStore, Subscription, Timestamp } from "effect-maestro"
-import { Deposit, Felt, Tenant, Wallet } from "./domain.js"
+import { Deposit, Felt, Sale, Tenant, Wallet } from "./domain.js"
 import type { Place } from "./history.js"
 
 /** The caller of the command that the observer evaluates for a sale. */
@@ -73,7 +73,7 @@ const follow = (feed: EventFeed.EventFeed["Type"], seen: Array<Place>) =>
     while: () => true,
     body: (after) =>
       Effect.flatMap(Effect.retry(feed.read({ after, limit: 50 }), again), ({ events, more, position }) => {
-        for (const { aggregateId, sequence } of events) seen.push({ account: aggregateId, sequence })
+        for (const { id, sequence } of events) seen.push({ account: id, sequence })
         return more ? Effect.succeed(position) : Effect.retry(feed.awaitNews(position), again)
       })
   })
@@ -86,7 +86,7 @@ const writing = Subscription.make("writing", {
     Effect.flatMap(
       SqlClient.SqlClient,
       (sql) => sql`insert into ledger (account, sequence) select * from unnest(
-        ${events.map(({ aggregateId }) => aggregateId)}::text[], ${events.map(({ sequence }) => sequence)}::int[])`
+        ${events.map(({ id }) => id)}::text[], ${events.map(({ sequence }) => sequence)}::int[])`
     )
 })
 
@@ -95,10 +95,11 @@ const forwarding = Subscription.make("forwarding", {
   retry: again,
   lease,
   batchSize: 5,
-  filter: { types: ["Sold"] },
-  handle: ({ aggregateId, body }) =>
-    Wallet.evaluate(String(body.account), new Deposit({ amount: 1 })).pipe(
-      Effect.provideService(Aggregate.Metadata, { attempt: forwarded(aggregateId) }),
-      Effect.provideService(Tenant, forwarded(aggregateId))
-    )
+  on: Subscription.on(Sale, {
+    Sold: ({ account }, { id }) =>
+      Wallet.evaluate(account, new Deposit({ amount: 1 })).pipe(
+        Effect.provideService(Aggregate.Metadata, { attempt: forwarded(id) }),
+        Effect.provideService(Tenant, forwarded(id))
+      )
+  })
 })

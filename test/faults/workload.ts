@@ -16,7 +16,20 @@ import * as Random from "effect/Random"
 import * as Redacted from "effect/Redacted"
 import type * as Scope from "effect/Scope"
 import { Aggregate, type Event, SqlStore, StoreAdapter, StoreError, Timestamp } from "effect-maestro"
-import { Balances, Deposit, Felt, InsufficientFunds, Sale, Sold, Tenant, Wallet, Withdraw } from "./domain.js"
+import {
+  Balances,
+  Deposit,
+  Exchange,
+  Felt,
+  InsufficientFunds,
+  Sale,
+  Sold,
+  slotCount,
+  Tenant,
+  Trade,
+  Wallet,
+  Withdraw
+} from "./domain.js"
 import type { Answer, Attempt, Outcome } from "./history.js"
 
 // --- nodes ---
@@ -24,6 +37,7 @@ import type { Answer, Attempt, Outcome } from "./history.js"
 type Services =
   | Aggregate.Instance<"Wallet">
   | Aggregate.Instance<"Sale">
+  | Aggregate.Instance<"Trade">
   | StoreAdapter.StoreAdapter
   | SqlClient.SqlClient
   | Timestamp.HybridClock
@@ -53,7 +67,7 @@ export const makeNode = (
   Effect.gen(function* () {
     const broken = Layer.effect(StoreAdapter.StoreAdapter, Effect.map(StoreAdapter.StoreAdapter, breaking))
     const services = yield* Layer.build(
-      Sale.layer.pipe(
+      Layer.merge(Sale.layer, Trade.layer).pipe(
         Layer.provideMerge(Wallet.layer),
         Layer.provideMerge(broken),
         Layer.provideMerge(SqlStore.layer),
@@ -90,8 +104,11 @@ export class World {
   private waiting: Array<Deferred.Deferred<void>> = []
   stopped = false
 
-  /** With `calm`, no fault of this run breaks a connection or a server. */
-  constructor(readonly calm = false) {}
+  /** With `calm`, no fault of this run breaks a connection or a server. With `deadlocks`, all commands are exchanges. */
+  constructor(
+    readonly calm = false,
+    readonly deadlocks = false
+  ) {}
 
   /** Interrupts each attempt after so many steps; never where there is none. */
   interruptAfter: (() => number) | undefined
@@ -135,7 +152,7 @@ export const client = (world: World, node: Node): Effect.Effect<void> =>
 const attempt = (world: World, node: Node): Effect.Effect<void> =>
   Effect.gen(function* () {
     const id = world.nextId(node.name)
-    const work = yield* drawWork(world, id)
+    const work = yield* world.deadlocks ? drawExchange(id) : drawWork(world, id)
     const began = world.tick()
     const running = work.run.pipe(
       Effect.provideService(Aggregate.Metadata, { attempt: id }),
@@ -151,7 +168,10 @@ const attempt = (world: World, node: Node): Effect.Effect<void> =>
       began,
       ended: world.tick(),
       outcome: outcomeOf(exit),
-      felt: steps === Number.POSITIVE_INFINITY && Exit.isFailure(exit) && isOfAnother(exit.cause, world.calm)
+      felt:
+        steps === Number.POSITIVE_INFINITY &&
+        Exit.isFailure(exit) &&
+        (world.deadlocks || isOfAnother(exit.cause, world.calm))
     })
   })
 
@@ -186,6 +206,19 @@ const drawWork = (world: World, id: string): Effect.Effect<Work> =>
     const fresh = ["a", "b"].map((name) => `${projected ? "" : unprojected}${id}-${name}`)
     return { accounts: fresh, events: 5, run: commitOf(id, fresh, amount, projected) }
   }).pipe(Effect.orDie)
+
+/** Two of the slots in any order. */
+const drawExchange = (id: string): Effect.Effect<Work> =>
+  Effect.gen(function* () {
+    const first = yield* Random.nextIntBetween(0, slotCount)
+    const second = (first + (yield* Random.nextIntBetween(1, slotCount))) % slotCount
+    const account = `${unprojected}${id}-trade`
+    return {
+      accounts: [account],
+      events: 1,
+      run: Effect.as(Trade.evaluate(account, new Exchange({ first, second })), [])
+    }
+  })
 
 const command = (account: string, asked: Deposit | Withdraw) =>
   Effect.map(
@@ -255,7 +288,7 @@ const commitOf = (id: string, accounts: ReadonlyArray<string>, amount: number, p
     for (const index of Arr.range(0, 4)) {
       events.push({
         timestamp: yield* now,
-        aggregateId: accounts[index % 2] ?? id,
+        aggregateId: Wallet.streamId(accounts[index % 2] ?? id),
         sequence: (index >> 1) + 1,
         type: "Deposited",
         body: { amount },

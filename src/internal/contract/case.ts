@@ -63,7 +63,7 @@ export const event = (
       sequence,
       type: "Happened",
       body: { amount: sequence, text: `event ${sequence}` },
-      metadata: { aggregate: "Test" },
+      metadata: { test: "Test" },
       ...fields
     }
   })

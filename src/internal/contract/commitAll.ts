@@ -15,6 +15,7 @@ import { StoreAdapter } from "../../StoreAdapter.js"
 import { RetryCommand, StoreError, ValidationError } from "../../StoreError.js"
 import {
   type Case,
+  event,
   failureOf,
   idOf,
   macrotask,
@@ -89,6 +90,30 @@ export const commitAllCases = ({ lacks }: Settings): ReadonlyArray<Case> => [
       }
       yield* store.commitAll(mixedTypes, [naming])
       expect(received).toEqual([1, 3])
+    })),
+
+  test("commitAll: a projection of one aggregate receives no events of others in the commit", () =>
+    Effect.gen(function* () {
+      const store = yield* StoreAdapter
+      const kind = newId()
+      const ids = [`${kind}/a`, `${kind}/a/b`, kind, `${kind}s/a`, `s${kind}/a`, `s/${kind}`].map(
+        (id) => `${id} ${newId()}`
+      )
+      const events = yield* Effect.forEach(ids, (id) => event(id, 1))
+      const received = new Map<string, Array<string>>()
+      const of = (name: string, origin: Projection["of"]): Projection => ({
+        name,
+        of: origin,
+        project: ({ aggregateId }) =>
+          Effect.sync(() => received.set(name, [...(received.get(name) ?? []), aggregateId]))
+      })
+      yield* store.commitAll(events, [
+        of("one", { name: kind, streams: "byKind" }),
+        of("all", "all"),
+        of("plain", { name: kind, streams: "plain" }),
+        of("none", { name: newId(), streams: "byKind" })
+      ])
+      expect(Object.fromEntries(received)).toEqual({ one: ids.slice(0, 2), all: ids, plain: ids })
     })),
 
   test("commitAll: a projection receives the event as it is stored", () =>

@@ -58,7 +58,7 @@ export const eventsOf = <E extends StreamPosition>(
 }
 
 /** An event as it was committed. */
-export const committedOf = ({ position: _, ...event }: FeedEvent): Event => event
+export const committedOf = ({ id: _id, kind: _kind, position: _position, ...event }: FeedEvent): Event => event
 
 /** All events after a position, page by page to the end of the feed. */
 export const readOn = (

@@ -4,13 +4,14 @@
 import { expect } from "@effect/vitest"
 import * as Arr from "effect/Array"
 import * as Effect from "effect/Effect"
-import type { Event } from "../../Event.js"
+import { type Event, identityOf } from "../../Event.js"
 import { type Filter, order, type Position } from "../../EventFeed.js"
+import { awkwardIds } from "./awkward.js"
 import { event, newId, stream, test } from "./case.js"
 import { eventsOf, expectRising, type FeedCase, placeOf, ports, readOn, shown } from "./feedCase.js"
 
 export const feedFilterCases: ReadonlyArray<FeedCase> = [
-  test("filter: an event is shown if its type is listed, and its aggregate's name; a list that is empty lists none", () =>
+  test("filter: an event is shown if its type is listed, and the kind of its aggregate; a list that is empty lists none", () =>
     Effect.gen(function* () {
       const { expected, of } = yield* scene
       expect(yield* of({})).toEqual(expected(() => true))
@@ -19,23 +20,62 @@ export const feedFilterCases: ReadonlyArray<FeedCase> = [
       expect(yield* of({ types: ["Even", "Nothing", "Odd"] })).toEqual(expected(() => true))
       expect(yield* of({ types: ["even"] })).toEqual([])
       expect(yield* of({ types: [] })).toEqual([])
-      expect(yield* of({ aggregates: ["Third"] })).toEqual(expected(({ metadata }) => metadata.aggregate === "Third"))
+      expect(yield* of({ aggregates: ["Third"] })).toEqual(
+        expected(({ aggregateId }) => aggregateId.startsWith("Third/"))
+      )
+      expect(yield* of({ aggregates: ["Third", "Nothing", "Other", "Third"] })).toEqual(expected(() => true))
+      expect(yield* of({ aggregates: ["Thir"] })).toEqual([])
       expect(yield* of({ aggregates: ["Nothing"] })).toEqual([])
       expect(yield* of({ aggregates: [] })).toEqual([])
     })),
 
-  test("filter: an event whose metadata does not name its aggregate is of none of the listed aggregates", () =>
+  test("filter: the kind is what stands before the first slash of an aggregateId, and empty where nothing does", () =>
     Effect.gen(function* () {
       const { feed, store } = yield* ports
       const after = yield* feed.head
-      const id = newId()
-      const names: ReadonlyArray<Record<string, unknown>> = [{}, { aggregate: null }, { aggregate: "Named" }]
-      yield* store.commitEvents(yield* Effect.forEach(names, (metadata, index) => event(id, index + 1, { metadata })))
-      yield* shown(feed, { after }, [id], 3)
-      const of = (aggregates: ReadonlyArray<string>) =>
-        Effect.map(readOn(feed, { after, filter: { aggregates } }), (events) => eventsOf(events, [id]).map(placeOf))
-      expect(yield* of(["Named"])).toEqual([`${id} 3`])
-      expect(yield* of(["undefined", "null", ""])).toEqual([])
+      const [kind, type] = [newId(), newId()]
+      const ids = [`${kind}/a`, `${kind}/a/b`, kind, `/${kind}`, `${kind}s/a`, `a${kind}/a`, `a/${kind}/b`]
+      for (const id of ids) yield* store.commitEvents([yield* event(id, 1, { type })])
+      const events = yield* shown(feed, { after }, ids, ids.length)
+      expect(events.map(({ aggregateId, id, kind }) => [aggregateId, kind, id])).toEqual([
+        [`${kind}/a`, kind, "a"],
+        [`${kind}/a/b`, kind, "a/b"],
+        [kind, "", kind],
+        [`/${kind}`, "", `/${kind}`],
+        [`${kind}s/a`, `${kind}s`, "a"],
+        [`a${kind}/a`, `a${kind}`, "a"],
+        [`a/${kind}/b`, "a", `${kind}/b`]
+      ])
+      const of = (...aggregates: ReadonlyArray<string>) =>
+        Effect.gen(function* () {
+          const filter = { aggregates, types: [type] }
+          expect(yield* feed.count({ after, filter })).toBe((yield* readOn(feed, { after, filter })).length)
+          return (yield* readOn(feed, { after, filter, limit: 2 })).map(({ aggregateId }) => aggregateId)
+        })
+      expect(yield* of(kind)).toEqual([`${kind}/a`, `${kind}/a/b`])
+      expect(yield* of("")).toEqual([kind, `/${kind}`])
+      expect(yield* of("a", kind, "")).toEqual([`${kind}/a`, `${kind}/a/b`, kind, `/${kind}`, `a/${kind}/b`])
+      expect(yield* of("undefined", "null")).toEqual([])
+    })),
+
+  test("filter: kinds that differ in no more than case or form are different kinds", () =>
+    Effect.gen(function* () {
+      const { feed, store } = yield* ports
+      const after = yield* feed.head
+      const type = newId()
+      const kinds = awkwardIds.filter((text) => text.length < 100 && !text.includes("/"))
+      const events = yield* Effect.forEach(kinds, (kind) => event(`${kind}/${newId()}`, 1, { type }))
+      yield* store.commitEvents(events)
+      yield* shown(
+        feed,
+        { after },
+        events.map(({ aggregateId }) => aggregateId),
+        events.length
+      )
+      for (const { aggregateId } of events) {
+        const filter = { aggregates: [identityOf(aggregateId).kind], types: [type] }
+        expect((yield* readOn(feed, { after, filter })).map((one) => one.aggregateId)).toEqual([aggregateId])
+      }
     })),
 
   test("filter: the slices partition the feed, and an aggregate is always in the same one", () =>
@@ -87,9 +127,11 @@ export const feedFilterCases: ReadonlyArray<FeedCase> = [
       const { after, expected, feed, ids, of } = yield* scene
       const even = expected(({ type }) => type === "Even")
       for (const limit of [1, 2, even.length - 1, even.length, even.length + 1]) {
-        const events = yield* readOn(feed, { after, limit, filter: { types: ["Even"] } })
-        expect(eventsOf(events, ids).map(placeOf)).toEqual(even)
-        expectRising(events)
+        for (const aggregates of [undefined, ["Other", "Third"]]) {
+          const events = yield* readOn(feed, { after, limit, filter: { types: ["Even"], aggregates } })
+          expect(eventsOf(events, ids).map(placeOf)).toEqual(even)
+          expectRising(events)
+        }
       }
       expect(yield* of({ types: ["Even"] })).toEqual(even)
       const head = yield* feed.head
@@ -100,36 +142,44 @@ export const feedFilterCases: ReadonlyArray<FeedCase> = [
         ;({ more, position } = page)
       }
       expect(order(position, head)).not.toBe(-1)
+      for (const filter of [{ aggregates: [newId()] }, { aggregates: [] }]) {
+        const page = yield* feed.read({ after, filter })
+        expect(page).toMatchObject({ events: [], more: false })
+        expect(order(page.position, head)).not.toBe(-1)
+      }
     })),
 
   test("filter: an event behind ten thousand hidden ones is found", () =>
     Effect.gen(function* () {
       const { feed, store } = yield* ports
       const after = yield* feed.head
-      const [many, one, type] = [newId(), newId(), newId()]
+      const [common, rare, type] = [newId(), newId(), newId()]
+      const [many, one] = [`${common}/${newId()}`, `${rare}/${newId()}`]
       yield* store.commitEvents(yield* stream(many, 1, 10_100))
       yield* store.commitEvents([yield* event(one, 1, { type })])
-      const filter = { types: [type] }
-      expect((yield* shown(feed, { after, filter }, [one], 1)).map(placeOf)).toEqual([`${one} 1`])
-      expect((yield* readOn(feed, { after, filter, limit: 1 })).map(placeOf)).toEqual([`${one} 1`])
-      expect(yield* feed.count({ after, filter })).toBe(1)
+      yield* shown(feed, { after, filter: { types: [type] } }, [one], 1)
+      const filters: ReadonlyArray<Filter> = [
+        { types: [type] },
+        { aggregates: [rare] },
+        { aggregates: [newId(), rare] },
+        { aggregates: [common, rare], types: [type] }
+      ]
+      for (const filter of filters) {
+        expect((yield* readOn(feed, { after, filter, limit: 1 })).map(placeOf)).toEqual([`${one} 1`])
+        expect(yield* feed.count({ after, filter })).toBe(1)
+      }
     }))
 ]
 
 // --- internal ---
 
-/** Two events each of 24 aggregates, of two types and of two names. */
+/** Two events each of 24 aggregates, of two types and of two kinds. */
 const scene = Effect.gen(function* () {
   const { feed, store } = yield* ports
   const after = yield* feed.head
-  const ids = Arr.makeBy(24, newId)
+  const ids = Arr.makeBy(24, (index) => `${index % 3 === 0 ? "Third" : "Other"}/${newId()}`)
   const events = yield* Effect.forEach([1, 2], (sequence) =>
-    Effect.forEach(ids, (id, index) =>
-      event(id, sequence, {
-        type: (index + sequence) % 2 === 0 ? "Even" : "Odd",
-        metadata: { aggregate: index % 3 === 0 ? "Third" : "Other" }
-      })
-    )
+    Effect.forEach(ids, (id, index) => event(id, sequence, { type: (index + sequence) % 2 === 0 ? "Even" : "Odd" }))
   )
   for (const some of events) yield* store.commitEvents(some)
   yield* shown(feed, { after }, ids, ids.length * 2)

@@ -34,7 +34,7 @@ export const feedNewsCases: ReadonlyArray<FeedCase> = [
     Effect.gen(function* () {
       const { feed, store } = yield* ports
       const after = yield* feed.head
-      const id = newId()
+      const id = `Test/${newId()}`
       yield* store.commitEvents([yield* event(id, 1, { type: id })])
       yield* shown(feed, { after }, [id], 1)
       for (const filter of [undefined, {}, { types: [id] }, { aggregates: ["Test"] }]) {
@@ -50,16 +50,17 @@ export const feedNewsCases: ReadonlyArray<FeedCase> = [
       const { feed, store } = yield* ports
       const after = yield* feed.head
       const [id, type] = [newId(), newId()]
+      const ofKind = `${type}/a`
       const following = yield* Effect.fork(shown(feed, { after, filter: { types: [type] } }, [id], 2))
-      const named = yield* Effect.fork(shown(feed, { after, filter: { aggregates: [type] } }, [id], 1))
+      const named = yield* Effect.fork(shown(feed, { after, filter: { aggregates: [type] } }, [ofKind], 1))
       yield* macrotasks(3)
       yield* store.commitEvents(yield* stream(id, 1, 3))
       yield* macrotasks(3)
       yield* store.commitEvents([yield* event(id, 4, { type })])
       yield* store.commitEvents(yield* stream(id, 5, 2))
-      yield* store.commitEvents([yield* event(id, 7, { type, metadata: { aggregate: type } })])
+      yield* store.commitEvents([yield* event(id, 7, { type }), yield* event(ofKind, 1)])
       expect((yield* Fiber.join(following)).map(placeOf)).toEqual([`${id} 4`, `${id} 7`])
-      expect((yield* Fiber.join(named)).map(placeOf)).toEqual([`${id} 7`])
+      expect((yield* Fiber.join(named)).map(placeOf)).toEqual([`${ofKind} 1`])
     })),
 
   test("awaitNews: wakes every waiter, also when other waiters were interrupted", () =>

@@ -6,7 +6,7 @@ import * as Arr from "effect/Array"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import * as Stream from "effect/Stream"
-import type { Event } from "../../Event.js"
+import { type Event, identityOf } from "../../Event.js"
 import { beginning, isPosition, order, stream as streamOf, streamStored } from "../../EventFeed.js"
 import { awkwardIds, awkwardValues } from "./awkward.js"
 import { deface, event, expectExactly, mixed, newId, projecting, stream, test } from "./case.js"
@@ -152,15 +152,15 @@ export const feedReadCases: ReadonlyArray<FeedCase> = [
         event(id, 1, {
           type: at(awkwardIds, (index + 1) % ids.length),
           body: { [at(awkwardIds, index)]: id },
-          metadata: { aggregate: at(awkwardIds, (index + 2) % ids.length), "": id }
+          metadata: { [at(awkwardIds, (index + 2) % ids.length)]: id, "": id }
         })
       )
       yield* store.commitEvents(events)
       const all = yield* shown(feed, { after }, ids, ids.length)
       expect(all.map(committedOf)).toEqual(events)
       // Texts that differ in no more than case or form are different names.
-      for (const [index, { metadata, type }] of events.entries()) {
-        const filter = { types: [type], aggregates: [String(metadata.aggregate)] }
+      for (const [index, { aggregateId, type }] of events.entries()) {
+        const filter = { types: [type], aggregates: [identityOf(aggregateId).kind] }
         expect(eventsOf(yield* readOn(feed, { after, filter }), ids)).toEqual([at(all, index)])
         expect(yield* feed.positionOf(at(events, index))).toEqual(Option.some(at(all, index).position))
       }
@@ -283,10 +283,8 @@ export const feedReadCases: ReadonlyArray<FeedCase> = [
 
 /** Four events of one stream: two with the same flat metadata, then two with the same nested metadata. */
 const alike = Effect.suspend(() =>
-  Effect.map(stream(newId(), 1, 4), (events) =>
-    events.map((one) =>
-      one.sequence > 2 ? { ...one, metadata: { aggregate: "Test", caused: { by: ["a caller"] } } } : one
-    )
+  Effect.map(stream(`Test/${newId()}`, 1, 4), (events) =>
+    events.map((one) => (one.sequence > 2 ? { ...one, metadata: { test: "Test", caused: { by: ["a caller"] } } } : one))
   )
 )
 

@@ -39,7 +39,7 @@ const count = async (stage: Stage, emit: Emit): Promise<void> => {
   const ours = await openOurs(storeIn(stage, "feed_log"))
   await stage.pool.query(
     `insert into feed_log.event_log (aggregate_id, sequence, type, body, metadata, timestamp)
-      select 'a' || (n / 100), n % 100 + 1, 'Deposited', '{"amount": 1}', '{"aggregate": "Account"}', uuidv7()
+      select 'Account/a' || (n / 100), n % 100 + 1, 'Deposited', '{"amount": 1}', '{}', uuidv7()
       from generate_series(0, $1::int - 1) n`,
     [events]
   )

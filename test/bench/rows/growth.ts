@@ -107,9 +107,9 @@ const kinds: ReadonlyArray<Kind> = [
 /** What a turn adds is taken out before the next, so that the log keeps its size. */
 const appending = (log: Log, newId: Effect.Effect<string>): Contestant<string> =>
   contestant(log.name, async () => {
-    await log.pool.query(`delete from ${log.name}.event_log where aggregate_id not like 'a%'`)
+    await log.pool.query(`delete from ${log.name}.event_log where aggregate_id not like 'Account/a%'`)
     await log.pool.query(`vacuum ${log.name}.event_log`)
-    const append = Effect.flatMap(newId, (id) => appendDeposit(log.store, log.clock, `n${id}`))
+    const append = Effect.flatMap(newId, (id) => appendDeposit(log.store, log.clock, `Account/n${id}`))
     return () => log.run(append)
   })
 
@@ -131,7 +131,7 @@ const openLog = async ({ clock, ours, pool }: Stage, { exponent, name }: (typeof
 const fill = async (pool: pg.Pool, schema: string, size: number): Promise<void> => {
   await pool.query(
     `insert into ${schema}.event_log (aggregate_id, sequence, type, body, metadata, timestamp)
-      select 'a' || (n / $2::int), n % $2::int + 1, 'Deposited', '{"amount": 1}', '{"aggregate": "Account"}', uuidv7()
+      select 'Account/a' || (n / $2::int), n % $2::int + 1, 'Deposited', '{"amount": 1}', '{}', uuidv7()
       from generate_series(0, $1::int - 1) n`,
     [size, eventsEach]
   )

@@ -18,7 +18,7 @@ export const load: Row = contest({
     return [
       contestant("ours", () => () => loadOurs(stage.ours, id)),
       contestant("emmett", () => () => loadEmmett(stage.emmett, id)),
-      contestant("pg", () => async () => whole((await stage.pool.query(select, [id])).rows.length))
+      contestant("pg", () => async () => whole((await stage.pool.query(select, [Account.streamId(id)])).rows.length))
     ]
   }
 })

@@ -31,7 +31,7 @@ type NewId = Effect.Effect<string, never, OnPostgres>
 const projected = async ({ pool }: Pick<Stage, "pool">): Promise<void> => {
   const { rows } = await pool.query<{ ours: boolean; emmett: boolean }>(`select
     (select sum(amount) from balances)
-      = (select count(*) from maestro.event_log where metadata->>'aggregate' like 'Projected%') as ours,
+      = (select count(*) from maestro.event_log where aggregate_id like 'Projected%') as ours,
     (select sum(amount) from emmett_balances)
       = (select count(*) from emt_messages m where m.stream_id in (select account from emmett_balances)) as emmett`)
   if (rows[0]?.ours !== true || rows[0].emmett !== true) throw new Error("projections and events differ")

@@ -1,0 +1,84 @@
+/**
+ * A subscription as its callers run it: all partitions, in the foreground or as a layer, and what can be asked of it.
+ */
+import * as Cause from "effect/Cause"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import { EventFeed, type StreamPosition } from "../EventFeed.js"
+import { SubscriptionStore } from "../SubscriptionStore.js"
+import { HybridClock } from "../Timestamp.js"
+import { HasStopped, type Work, work } from "./consumer.js"
+import { measured, measureLag } from "./subscriptionMetrics.js"
+import { statusOf } from "./subscriptionStatus.js"
+
+/** What a subscription does, but for what is known only when it runs. */
+export interface Plan<E, R> extends Omit<Work<E, R>, "holder" | "observe"> {
+  /** A new id by default. */
+  readonly holder: string | undefined
+}
+
+/** What `Subscription.make` makes. `stoppedAt` says what it fails with when it stops at an event. */
+export const runnable = <E, R, Stopped extends Error>(plan: Plan<E, R>, stoppedAt: (error: HasStopped) => Stopped) => {
+  const { filter, handle, name, partitions } = plan
+
+  const job = Effect.map(
+    plan.holder === undefined ? Effect.flatMap(HybridClock, ({ now }) => now) : Effect.succeed(plan.holder),
+    (holder): Work<E, R> => ({ ...plan, holder, observe: measured(name) })
+  )
+
+  const runPartition = (partition: number) =>
+    Effect.gen(function* () {
+      const feed = yield* EventFeed
+      const store = yield* SubscriptionStore
+      return yield* work(yield* job, feed, store, partition)
+    }).pipe(Effect.annotateLogs({ subscription: name, partition }))
+
+  const all = Array.from({ length: partitions }, (_, partition) => partition)
+
+  const retry = (place: StreamPosition) =>
+    Effect.flatMap(SubscriptionStore, (store) => store.takeBack(name, place, (event) => Effect.asVoid(handle([event]))))
+
+  const status = statusOf(name, filter)
+
+  const lag = measureLag(name, status)
+
+  const inAll = <A, E2, R2>(runOne: (partition: number) => Effect.Effect<A, E2, R2>) =>
+    Effect.scoped(
+      Effect.zipRight(
+        Effect.forkScoped(lag),
+        Effect.zipRight(Effect.forEach(all, runOne, { concurrency: "unbounded", discard: true }), Effect.never)
+      )
+    )
+
+  return {
+    name,
+    filter,
+    partitions,
+    run: Effect.mapError(inAll(runPartition), (error) => (error instanceof HasStopped ? stoppedAt(error) : error)),
+    layer: Layer.scopedDiscard(
+      Effect.forkScoped(
+        inAll((partition) =>
+          Effect.forever(
+            // A defect too is to be told, and to be tried again. The end of the layer, which interrupts, is not caught.
+            Effect.catchAllCause(runPartition(partition), (cause) => {
+              const error = Cause.squash(cause)
+              const isStopped = error instanceof HasStopped
+              const told = isStopped ? stoppedAt(error) : error
+              return Effect.zipRight(
+                Effect.logError(told instanceof Error ? told.message : told),
+                // Stopped, it waits for `resume`. Anything else is a mistake in the program or the database: not too often.
+                isStopped ? Effect.void : Effect.sleep("10 seconds")
+              )
+            })
+          )
+        )
+      )
+    ),
+    retry,
+    retryAll: Effect.flatMap(
+      Effect.flatMap(SubscriptionStore, (store) => store.setAside(name)),
+      (events) => Effect.reduce(events, 0, (count, event) => Effect.map(retry(event), (done) => count + (done ? 1 : 0)))
+    ),
+    status
+  }
+}
