@@ -32,9 +32,9 @@ const floors = [
     "internal/commitQueue.ts",
     "internal/sqlTransaction.ts",
     "internal/statements.ts",
-    "internal/origin.ts",
-    "internal/projectionFailure.ts"
+    "internal/origin.ts"
   ],
+  ["internal/projectionFailure.ts"],
   [
     "Projection.ts",
     "internal/streams.ts",

@@ -10,15 +10,9 @@ import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
 import type * as Schema from "effect/Schema"
 import type { Envelope, Event } from "./Event.js"
-import {
-  type EventCodec,
-  type HandlerContext,
-  type HandlerError,
-  makeEventCodec,
-  type Tagged
-} from "./internal/eventCodec.js"
+import type { HandlerContext, HandlerError, Tagged } from "./internal/eventCodec.js"
 import { envelopeOf, type Origin as OriginOf, type StreamIds, withOwnIds } from "./internal/origin.js"
-import { located, refusalFor, withoutSqlError } from "./internal/projectionFailure.js"
+import { decodingFor, refusalFor, refusalsOf, withoutSqlError } from "./internal/projectionFailure.js"
 import { provideStatementsFor, statementsFor } from "./internal/statements.js"
 import type { StoreError } from "./StoreError.js"
 
@@ -197,7 +191,7 @@ export const make: {
   const handlers = new Map<string, (event: A, envelope: Envelope) => Effect.Effect<unknown, E, R>>(
     Object.entries(options.project)
   )
-  const decode = decoding(options)
+  const decode = decodingFor(name, schemaOf(options))
   const refusalOf = refusalsOf<A, Refusal<Refusals>>(handlers, decode, options.onConstraint)
   const projection: Projection<E | Refusal<Refusals> | StoreError, R> = {
     name,
@@ -276,7 +270,7 @@ export const makeSql: {
 ): Projection.Bound<Refusal<Refusals> | StoreError, SqlClient.SqlClient> => {
   const { name } = options
   const handlers = new Map<string, SqlHandler<A>>(Object.entries(options.project))
-  const decode = decoding(options)
+  const decode = decodingFor(name, schemaOf(options))
   const refusalOf = refusalsOf<A, Refusal<Refusals>>(handlers, decode, options.onConstraint)
   const statements = (stored: Event, sql: SqlClient.SqlClient) => {
     const handler = handlers.get(stored.type)
@@ -450,30 +444,6 @@ export type ConstraintHandlers<A, E = unknown> = {
 /** What the handlers of constraints return. */
 type Refusal<Refusals> = RefusalOf<Refusals[keyof Refusals]>
 type RefusalOf<F> = F extends (...args: infer _A) => infer E ? NonNullable<E> : never
-
-type Decode<A> = (stored: Event) => Either.Either<A, StoreError>
-
-const decoding = <A extends Tagged>(options: AnyOptions<unknown, A, unknown>): Decode<A> => {
-  const { name } = options
-  const codec: EventCodec<A> = makeEventCodec(schemaOf(options))
-  return (stored) => Either.mapLeft(codec.decode(`Projection ${name}`, stored), (error) => located(name, stored, error))
-}
-
-/** Finds the handler of a constraint, and calls it with the decoded event; none where there are no such handlers. */
-const refusalsOf = <A extends Tagged, E>(
-  handled: ReadonlyMap<string, unknown>,
-  decode: Decode<A>,
-  onConstraint: Readonly<Record<string, unknown>> | undefined
-): ((constraint: string, stored: Event) => E | undefined) | undefined => {
-  if (onConstraint === undefined) return undefined
-  const handlers = new Map(Object.entries(onConstraint))
-  return (constraint, stored) => {
-    const handler = handlers.get(constraint) as ((event: A, envelope: Envelope) => E | undefined) | undefined
-    if (handler === undefined || !handled.has(stored.type)) return undefined
-    const event = decode(stored)
-    return Either.isRight(event) ? handler(event.right, envelopeOf(stored)) : undefined
-  }
-}
 
 interface AnyOptions<Handlers, A extends Tagged, Refusals> extends Options<Handlers, A, Refusals> {
   readonly of?: Source<A> | "all" | undefined

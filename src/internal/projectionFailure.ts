@@ -3,8 +3,12 @@
  * projection and event.
  */
 import { SqlError } from "@effect/sql/SqlError"
-import type { Event } from "../Event.js"
+import * as Either from "effect/Either"
+import type * as Schema from "effect/Schema"
+import type { Envelope, Event } from "../Event.js"
 import { StoreError } from "../StoreError.js"
+import { makeEventCodec, type Tagged } from "./eventCodec.js"
+import { envelopeOf } from "./origin.js"
 import { fromProjection, violatedConstraint } from "./sqlError.js"
 
 /** The refusal that a projection declares for the constraint that a statement has violated. */
@@ -39,3 +43,31 @@ export const located = <E>(projection: string, event: Event, error: E): E | Stor
         type: event.type
       })
     : error
+
+/** Decodes the events of a projection; the failure names the projection. */
+export const decodingFor = <A extends Tagged, I extends Tagged>(
+  projection: string,
+  events: Schema.Schema<A, I>
+): Decode<A> => {
+  const codec = makeEventCodec(events)
+  return (stored) =>
+    Either.mapLeft(codec.decode(`Projection ${projection}`, stored), (error) => located(projection, stored, error))
+}
+
+type Decode<A> = (stored: Event) => Either.Either<A, StoreError>
+
+/** Finds the handler of a constraint, and calls it with the decoded event; none where there are no such handlers. */
+export const refusalsOf = <A extends Tagged, E>(
+  handled: ReadonlyMap<string, unknown>,
+  decode: Decode<A>,
+  onConstraint: Readonly<Record<string, unknown>> | undefined
+): ((constraint: string, stored: Event) => E | undefined) | undefined => {
+  if (onConstraint === undefined) return undefined
+  const handlers = new Map(Object.entries(onConstraint))
+  return (constraint, stored) => {
+    const handler = handlers.get(constraint) as ((event: A, envelope: Envelope) => E | undefined) | undefined
+    if (handler === undefined || !handled.has(stored.type)) return undefined
+    const event = decode(stored)
+    return Either.isRight(event) ? handler(event.right, envelopeOf(stored)) : undefined
+  }
+}
