@@ -34,6 +34,7 @@ const floors = [
     "internal/statements.ts",
     "internal/origin.ts"
   ],
+  ["internal/projectionFailure.ts"],
   [
     "Projection.ts",
     "internal/streams.ts",
