@@ -1,6 +1,6 @@
 /**
- * Rebuilding projections: the new version of their tables is made beside the old one, out of all events, while everybody goes on reading
- * and writing the old one; then it takes its place, in one transaction.
+ * Rebuilds the tables of projections: new tables are filled from all events while the old ones stay in use, and replace them in one
+ * transaction.
  *
  * @since 0.1.0
  */
@@ -29,8 +29,12 @@ export interface Options<Projections extends ReadonlyArray<Projection.Any>, E, R
   /** The tables that the projections write, all of them. The projections must name them without a schema. */
   readonly tables: readonly [string, ...ReadonlyArray<string>]
   /**
-   * Makes the new tables, where they are to be other than the old ones: by the same names, without a schema. By default they are
-   * like the old ones, with their defaults, constraints and indexes.
+   * Makes the new tables where they have another shape: by the same names, without a schema. By default they are equal to the old ones.
+   *
+   * These statements then decide on columns, constraints, indexes, sequences, statistics, storage and comments. Of the old tables remain:
+   * owner, rights, rights on columns that both have, the replica identity, and the comment on a table where they make none. Row level
+   * security and policies remain, unless these statements enable or create any. A sequence of the old table remains where a default of the
+   * new one uses it, and is dropped otherwise.
    */
   readonly create?: Effect.Effect<unknown, E, R> | undefined
   /**
@@ -86,8 +90,14 @@ export interface Status {
  *
  * It is also the way from strong to eventual and back: change how the projections are run, then rebuild, with `subscription` or without.
  *
- * The tables must be ordinary ones without views, foreign keys, triggers or policies on them, which would be lost: it says so before it
- * begins. Owner, rights, indexes and their names, and sequences of columns are kept. It needs the store in SQL.
+ * The tables must be ordinary ones. What belongs to a table is carried over exactly: owner, rights (also revoked ones), row level
+ * security and policies, constraints, indexes, extended statistics, storage, comments, and sequences with their state. What hangs on it from
+ * outside would be lost, so the rebuild fails with `Misconfigured` before it begins, and names it: views, rules, triggers, foreign
+ * keys, functions and columns of its row type, publications, inheritance, partitions, extensions, event triggers that would fire, and
+ * whatever else the database knows. Foreign keys among the tables are allowed with `create`. The check runs again before the
+ * tables are swapped; where it fails then, the old tables stay, and the next run goes on.
+ *
+ * It needs the store in SQL, and does not run inside of a transaction.
  *
  * @since 0.1.0
  * @category constructors
