@@ -97,6 +97,9 @@ export interface Status {
  * whatever else the database knows. Foreign keys among the tables are allowed with `create`. The check runs again before the
  * tables are swapped; where it fails then, the old tables stay, and the next run goes on.
  *
+ * A REPEATABLE READ or SERIALIZABLE transaction of yours with an older snapshot than the swap can't commit with strong projections any more: it
+ * fails with `Contention`, so run the whole transaction again. What it reads from the new table itself is empty, as after a TRUNCATE.
+ *
  * It needs the store in SQL, and does not run inside of a transaction.
  *
  * @since 0.1.0

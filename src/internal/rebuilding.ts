@@ -4,7 +4,9 @@
  * **Nothing is skipped or projected twice at the swap.** A commit with a strong projection writes the table in the transaction that
  * stores its events. Once the live tables are locked, a transaction that has written them has ended, so its events can be seen. One that
  * has yet to write them waits for the lock; its events can't be seen, and its statement finds the new table when it goes on. So the events
- * that can be seen under the lock are exactly those that the new tables must hold, whatever other transactions are open.
+ * that can be seen under the lock are exactly those that the new tables must hold, whatever other transactions are open. A statement that
+ * goes on so sees the rows of the new table only with a new snapshot. A transaction that keeps an older one (REPEATABLE READ) fails by
+ * `check_snapshot` before it projects.
  *
  * **A subscription** is moved to the position of the rebuild in the same transaction. If a consumer holds its lease, the consumer finds the
  * lease lost, and goes on from the new checkpoint.
@@ -361,7 +363,7 @@ const swapInOneTransaction = <E, R>(
       // A process that is stopped in the middle must not hold the locks for ever.
       yield* run(home, sql`select ${limitIdle(home, leaseDuration)}`)
       // The tables first, as consumers and commits lock them.
-      yield* lockLive(sql, tables, plan.create === undefined)
+      yield* lockLive(sql, schema, tables, plan.create === undefined)
       yield* run(home, sql`select 1 from ${schema}.subscriptions where name = ${leaseOf(plan.name)} for update`)
       yield* lease.checkpoint
       const rest = plan.subscription === undefined ? yield* projectRest(position, 0) : 0

@@ -111,15 +111,18 @@ export const writingShadows = <A, E, R>(
 
 /**
  * Locks the live tables until the end of the transaction, and fails where something hangs on them by now. It does not wait for long,
- * because a wait for such a lock holds up all later users of the table.
+ * because a wait for such a lock holds up all later users of the table. The row of `rebuild_swaps` is locked first, so that a commit in a
+ * transaction with an older snapshot fails instead of losing what it projects (`check_snapshot` in `sqlMigrations.ts`).
  */
 export const lockLive = (
   sql: SqlClient.SqlClient,
+  storeSchema: Statement.Fragment,
   tables: ReadonlyArray<Shadowed>,
   isAlike: boolean
 ): Effect.Effect<void, StoreError> =>
   Effect.gen(function* () {
     yield* run(sql`select set_config('lock_timeout', ${maxLockWait}, true)`)
+    yield* run(sql`update ${storeSchema}.rebuild_swaps set swaps = swaps + 1`)
     yield* run(sql`lock table ${sql.literal(tables.map(({ live }) => live).join(", "))} in access exclusive mode`)
     // A GRANT or REVOKE takes no lock on the table. Because this writes the same row of the catalogue, one that comes now fails.
     for (const statement of yield* run(touches(sql, tables))) yield* run(sql.unsafe(statement))
