@@ -1,8 +1,10 @@
-/** A rebuild loses nothing of callers that are in transactions of their own. */
+/** A rebuild loses nothing of callers that are in transactions of their own, and lets go of a network that stands still. */
+import { connect, createServer, type Server, type Socket } from "node:net"
 import * as SqlClient from "@effect/sql/SqlClient"
 import { PgClient } from "@effect/sql-pg"
 import { expect, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
@@ -101,3 +103,89 @@ it.scopedLive("a swap waits for a caller's repeatable read transaction that has 
     }).pipe(Effect.provide(nodeOn(url)))
   })
 )
+
+/** A proxy that can stand still, as a network does: nothing goes through, and nothing is closed. */
+const makeProxy = (target: string) =>
+  Effect.acquireRelease(
+    Effect.async<{
+      readonly url: string
+      readonly stall: () => void
+      readonly server: Server
+      readonly close: () => void
+    }>((resume) => {
+      let isStalled = false
+      const sockets = new Set<Socket>()
+      const { hostname, port } = new URL(target)
+      const server = createServer((client) => {
+        const database = connect(Number(port), hostname)
+        for (const [from, to] of [
+          [client, database],
+          [database, client]
+        ] as const) {
+          sockets.add(from)
+          from.on("data", (data) => {
+            if (!isStalled) to.write(data)
+          })
+          from.on("close", () => to.destroy())
+          from.on("error", () => {})
+        }
+      })
+      server.listen(0, "127.0.0.1", () => {
+        const url = new URL(target)
+        const address = server.address()
+        url.port = String(typeof address === "object" ? address?.port : 0)
+        resume(
+          Effect.succeed({
+            url: url.href,
+            server,
+            stall: () => {
+              isStalled = true
+            },
+            close: () => {
+              for (const socket of sockets) socket.destroy()
+              server.close()
+            }
+          })
+        )
+      })
+    }),
+    ({ close }) => Effect.sync(close)
+  )
+
+for (const moment of ["before it begins", "in a projection", "before the swap"]) {
+  it.scopedLive(`a rebuild lets go when it is interrupted while the network stands still: ${moment}`, () =>
+    Effect.gen(function* () {
+      const url = yield* makeDatabase
+      yield* Effect.provide(Effect.zipRight(makeCounts, commit(1)), nodeOn(url))
+      const scope = yield* Effect.scope
+      const proxy = yield* makeProxy(url)
+      const context = yield* Layer.buildWithScope(nodeOn(proxy.url), scope)
+      // The pool ends only when its connections do.
+      yield* Effect.addFinalizer(() => Effect.sync(proxy.close))
+      let isStalled = false
+      const stall = Effect.sync(() => {
+        isStalled = true
+        proxy.stall()
+      })
+      const stalling = {
+        ...options,
+        projections: [
+          {
+            name: "stalling",
+            project: () =>
+              Effect.flatMap(SqlClient.SqlClient, (sql) =>
+                Effect.zipRight(moment === "in a projection" ? stall : Effect.void, sql`select 1`)
+              )
+          }
+        ],
+        onProgress: () => (moment === "before the swap" ? stall : Effect.void)
+      }
+      if (moment === "before it begins") yield* stall
+      const fiber = yield* Effect.forkDaemon(Effect.provide(Rebuild.run(stalling), context))
+      yield* Effect.repeat(macrotask, { until: () => isStalled })
+      const begun = Date.now()
+      expect(Exit.isInterrupted(yield* Fiber.interrupt(fiber))).toBe(true)
+      expect(Date.now() - begun).toBeLessThan(2000)
+    })
+  )
+}

@@ -31,12 +31,13 @@ import { onMachineTime } from "./machineTime.js"
 import { projectBy, typesOf } from "./projecting.js"
 import { isPassing } from "./settling.js"
 import { dropShadows, isInUse, lockLive, makeShadows, type Shadowed, swap, writingShadows } from "./shadowTables.js"
+import { executeAlone } from "./sqlConnection.js"
 import { fromSqlError } from "./sqlError.js"
 import { behind, type FeedRow, feedColumns, feedEventsOf, matches, partsOf } from "./sqlFeed.js"
 import type { Home } from "./sqlLease.js"
 import { homeOf } from "./sqlSubscriptions.js"
 import { withTransaction } from "./sqlTransaction.js"
-import { insideTransaction } from "./storeTransaction.js"
+import { insideTransaction, whetherInside } from "./storeTransaction.js"
 
 interface Plan<E, R> {
   readonly name: string
@@ -164,8 +165,13 @@ interface Work<E, R> {
   readonly shadow: string
 }
 
-const run = <A>(_home: Home, statement: Effect.Effect<A, SqlError>): Effect.Effect<A, StoreError> =>
-  Effect.mapError(statement, (error) => fromSqlError(operation, "writing", error))
+/** Runs a statement in the transaction around it, or on a connection of its own, whose interruption is bounded. */
+const run = <A>({ sql }: Home, statement: Effect.Effect<A, SqlError>): Effect.Effect<A, StoreError> =>
+  whetherInside((inside) =>
+    inside
+      ? Effect.mapError(statement, (error) => fromSqlError(operation, "writing", error))
+      : executeAlone(sql, operation, "writing", statement)
+  )
 
 const insideAnother = new StoreError({
   reason: "Misconfigured",
