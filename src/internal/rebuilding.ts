@@ -327,7 +327,7 @@ const swapInOneTransaction = <E, R>(
   const { filter, home, plan, shadow } = work
   const { schema, sql } = home
 
-  /** Projects all events that can be seen, also those that the feed does not show yet because an older transaction is open. */
+  /** Projects all events that can be seen. The feed does not show some of them yet, because an older transaction is open. */
   const projectRest = (after: Position, count: number): Effect.Effect<number, E | StoreError, R> =>
     Effect.flatMap(
       run(

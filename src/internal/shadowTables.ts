@@ -4,10 +4,15 @@
  * Shadow tables have the names of the live ones, in a schema of their own that stands first in the search path while projections run. At
  * the swap the live tables are dropped, and the shadow tables are moved into their schema.
  *
- * **Nothing that hangs on a live table is lost.** What hangs on it from outside refuses the rebuild (`tableDependents.ts`). What belongs to it is
- * set on the shadow table (`tableSettings.ts`), and the catalogue's pictures of both must then be equal (`tablePicture.ts`). This is
- * tried before the first event is projected, and rolled back; and it is done under the lock of the swap, because the live table may have
- * changed since.
+ * **Nothing that hangs on a live table is lost.**
+ *
+ * - An object outside that depends on the table refuses the rebuild (`tableDependents.ts`).
+ * - The properties of the table are set on the shadow table (`tableSettings.ts`), and the catalogue's pictures of both must then be
+ *   equal (`tablePicture.ts`). So a property that this library does not know refuses the rebuild, too.
+ * - Both are tried before the first event is projected, and rolled back. They are repeated under the lock of the swap, because the live
+ *   table may have changed since.
+ *
+ * It would be simpler to keep the live table and to replace its rows, but that would lock it for as long as all rows are written.
  */
 import type * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
@@ -28,7 +33,8 @@ import {
   type Settings,
   settingsOf,
   statisticsMoves,
-  storageOf
+  storageOf,
+  touchesOf
 } from "./tableSettings.js"
 
 /** A live table and its shadow table. Names are quoted. */
@@ -123,9 +129,10 @@ export const lockLive = (
   Effect.gen(function* () {
     yield* run(sql`select set_config('lock_timeout', ${maxLockWait}, true)`)
     yield* run(sql`update ${storeSchema}.rebuild_swaps set swaps = swaps + 1`)
-    yield* run(sql`lock table ${sql.literal(tables.map(({ live }) => live).join(", "))} in access exclusive mode`)
+    const names = tables.map(({ live }) => live)
+    yield* run(sql`lock table ${sql.literal(names.join(", "))} in access exclusive mode`)
     // A GRANT or REVOKE takes no lock on the table. Because this writes the same row of the catalogue, one that comes now fails.
-    for (const statement of yield* run(touches(sql, tables))) yield* run(sql.unsafe(statement))
+    for (const statement of yield* run(touchesOf(sql, names))) yield* run(sql.unsafe(statement))
     yield* run(sql`select set_config('lock_timeout', '0', true)`)
     yield* onEmptyPath(sql, refuseDependents(sql, tables, isAlike))
   })
@@ -153,8 +160,16 @@ export const swap = (
         moves.flatMap(({ before }) => before)
       )
       yield* run(sql`drop table ${sql.literal(tables.map(({ live }) => live).join(", "))}`)
-      for (const { after, picture, shape, table } of moves) {
-        yield* execute(sql, after)
+      // All of them first, because a policy of one may read another.
+      yield* executeTogether(
+        sql,
+        moves.flatMap(({ move }) => move)
+      )
+      yield* executeTogether(
+        sql,
+        moves.flatMap(({ after }) => after)
+      )
+      for (const { picture, shape, table } of moves) {
         const made = yield* run(pictureOf(sql, table.live, { withOwnedSequences: true }))
         yield* refuseDifferences(table, picture, made, shape)
       }
@@ -170,7 +185,7 @@ export const dropShadows = (sql: SqlClient.SqlClient, schema: string): Effect.Ef
 
 const operation = "Rebuild"
 
-/** How long the end of a rebuild waits for the users of the tables, before it lets others go first and tries again. */
+/** How long a swap waits for the transactions that use the tables, before it gives up the lock request and tries again later. */
 const maxLockWait = "500ms"
 
 const run = <A>(statement: Effect.Effect<A, SqlError>): Effect.Effect<A, StoreError> =>
@@ -196,13 +211,24 @@ const execute = (sql: SqlClient.SqlClient, statements: ReadonlyArray<string>): E
     { discard: true }
   )
 
+/** Runs such statements in one round trip, so that the lock of the swap is short. */
+const executeTogether = (
+  sql: SqlClient.SqlClient,
+  statements: ReadonlyArray<string>
+): Effect.Effect<void, StoreError> =>
+  statements.some((statement) => statement.includes(blockQuote))
+    ? execute(sql, statements)
+    : execute(sql, [`do ${blockQuote} begin ${statements.join("; ")}; end ${blockQuote}`])
+
+const blockQuote = "$rebuild$"
+
 /** Runs the effect with the shadow tables in front of the live ones. */
 const inFront = <A, E, R>(sql: SqlClient.SqlClient, schema: string, effect: Effect.Effect<A, E, R>) =>
   withSearchPath(sql, sql`quote_ident(${schema}) || ', ' || current_setting('search_path')`, effect)
 
-/** Runs the effect with an empty search path, so that the catalogue qualifies all names. */
+/** Runs the effect with an empty search path, so that the catalogue qualifies all names. Its queries are long and touch few rows. */
 const onEmptyPath = <A, E, R>(sql: SqlClient.SqlClient, effect: Effect.Effect<A, E, R>) =>
-  withSearchPath(sql, sql`''`, effect)
+  Effect.zipRight(run(sql`select set_config('jit', 'off', true)`), withSearchPath(sql, sql`''`, effect))
 
 /** Sets the search path for the effect. A failure leaves it, because the transaction or savepoint around is rolled back. */
 const withSearchPath = <A, E, R>(
@@ -391,21 +417,12 @@ const refuseDifferences = (
       )
 }
 
-/** Statements that change nothing, but write the row of each table in the catalogue. */
-const touches = (sql: SqlClient.SqlClient, tables: ReadonlyArray<Shadowed>) =>
-  Effect.map(
-    sql<{
-      text: string
-    }>`select format('alter table %s %s row level security', t, case when relforcerowsecurity then 'force' else 'no force' end) as text
-      from unnest(${tables.map(({ live }) => live)}::text[]) t join pg_class on oid = t::regclass`,
-    (rows) => rows.map(({ text }) => text)
-  )
-
 interface Move {
   readonly table: Shadowed
   readonly shape: Shape
-  /** The statements before the live table is dropped, and after it. */
+  /** The statements before the live table is dropped, those that move the shadow table, and those after it. */
   readonly before: ReadonlyArray<string>
+  readonly move: ReadonlyArray<string>
   readonly after: ReadonlyArray<string>
   readonly picture: Picture
 }
@@ -423,9 +440,11 @@ const planMove = (sql: SqlClient.SqlClient, table: Shadowed, isAlike: boolean): 
       shape,
       // Sequences that the columns own would be dropped with the table.
       before: [...states, ...kept.map(({ sequence }) => `alter sequence ${sequence} owned by none`)],
-      after: [
+      move: [
         `alter table ${shadow} set schema ${liveSchema}`,
-        ...(yield* run(statisticsMoves(sql, shadow, liveSchema))),
+        ...(yield* run(statisticsMoves(sql, shadow, liveSchema)))
+      ],
+      after: [
         ...settings,
         ...kept.map(({ column, sequence }) => `alter sequence ${sequence} owned by ${live}.${column}`)
       ],

@@ -97,6 +97,16 @@ export const statisticsMoves = (
       from pg_statistic_ext s join pg_namespace n on n.oid = s.stxnamespace where s.stxrelid = ${shadow}::regclass`
   )
 
+/** Statements that change nothing, but write the row of each table in the catalogue. */
+export const touchesOf = (
+  sql: SqlClient.SqlClient,
+  tables: ReadonlyArray<string>
+): Effect.Effect<ReadonlyArray<string>, SqlError> =>
+  textsOf(
+    sql`select format('alter table %s %s row level security', t, case when relforcerowsecurity then 'force' else 'no force' end) as text
+      from unnest(${[...tables]}::text[]) t join pg_class on oid = t::regclass`
+  )
+
 /**
  * The statements that let an identity of the new table go on where that of the old one is, where that is further. Sequences keep their
  * state whatever becomes of the transaction.
@@ -233,8 +243,8 @@ const statements: ReadonlyArray<readonly [step: number, text: string]> = [
   [20, `format('revoke all on table %s from %s', p.t, roles.names) from p, roles`],
   [
     30,
-    `format('grant %s on table %s to %s', a.privilege_type, p.t, ${to("a")})
-      from p, c, aclexplode(coalesce(c.relacl, acldefault('r', c.relowner))) a`
+    `format('grant %s on table %s to %s', string_agg(a.privilege_type, ', '), p.t, ${to("a")})
+      from p, c, aclexplode(coalesce(c.relacl, acldefault('r', c.relowner))) a group by p.t, a.grantee, a.is_grantable`
   ],
   [
     31,
@@ -247,8 +257,9 @@ const statements: ReadonlyArray<readonly [step: number, text: string]> = [
   ],
   [
     41,
-    `format('grant %s on sequence %s.%I to %s', a.privilege_type, p.n, i.relname, ${to("a")})
-      from p, identities i, aclexplode(coalesce(i.relacl, acldefault('s', i.relowner))) a where p.alike`
+    `format('grant %s on sequence %s.%I to %s', string_agg(a.privilege_type, ', '), p.n, i.relname, ${to("a")})
+      from p, identities i, aclexplode(coalesce(i.relacl, acldefault('s', i.relowner))) a where p.alike
+      group by p.n, i.relname, a.grantee, a.is_grantable`
   ],
   [
     50,
