@@ -8,7 +8,16 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
-import { type Event, type Projection, Rebuild, SqlStore, StoreAdapter, Timestamp } from "effect-maestro"
+import {
+  type Event,
+  EventFeed,
+  type Projection,
+  Rebuild,
+  SqlStore,
+  StoreAdapter,
+  SubscriptionStore,
+  Timestamp
+} from "effect-maestro"
 import { makeDatabase } from "./database.js"
 import { macrotask } from "./nodes.js"
 
@@ -79,6 +88,50 @@ for (const level of ["repeatable read", "serializable"]) {
       })
   )
 }
+
+it.scopedLive(
+  "an event that is taken back in a transaction with a snapshot older than the swap fails, and is not lost",
+  () =>
+    Effect.gen(function* () {
+      const url = yield* makeDatabase
+      yield* Effect.gen(function* () {
+        const sql = yield* SqlClient.SqlClient
+        const store = yield* SubscriptionStore.SubscriptionStore
+        yield* makeCounts
+        yield* commit(1)
+        const place = { aggregateId: "a", sequence: 1 }
+        yield* Effect.scoped(
+          Effect.flatMap(
+            store.lease({
+              key: { name: "counts", partition: 0, partitions: 1 },
+              from: EventFeed.beginning,
+              holder: "test",
+              duration: 5000
+            }),
+            (lease) =>
+              lease.setAside({ ...place, position: lease.position, type: "Counted", error: "of the test", attempts: 1 })
+          )
+        )
+        const error = yield* Effect.flip(
+          sql.withTransaction(
+            Effect.gen(function* () {
+              yield* sql`set transaction isolation level repeatable read`
+              yield* sql`select 1 from maestro.migrations`
+              yield* outside(
+                Effect.provide(
+                  Rebuild.run({ ...options, subscription: { name: "counts", partitions: 1 } }),
+                  nodeOn(url)
+                )
+              )
+              yield* store.takeBack("counts", place, () => sql`update counts set n = n + 1`)
+            })
+          )
+        )
+        expect(error).toMatchObject({ _tag: "StoreError", reason: "Contention" })
+        expect(yield* counts).toEqual([{ id: "a", n: 1 }])
+      }).pipe(Effect.provide(nodeOn(url)))
+    })
+)
 
 it.scopedLive("a swap waits for a caller's repeatable read transaction that has committed with a projection", () =>
   Effect.gen(function* () {
