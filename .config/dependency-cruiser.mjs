@@ -10,6 +10,9 @@ const floors = [
     "internal/ticking.ts",
     "internal/atOnce.ts",
     "internal/machineTime.ts",
+    "internal/tableDependents.ts",
+    "internal/tablePicture.ts",
+    "internal/tableSettings.ts",
     "internal/embedded.ts",
     "internal/pgBatch.ts"
   ],

@@ -114,7 +114,10 @@ export const make = (
       withTransactionFrom(
         sql,
         "commitAll",
-        { command: insertCommits.command([events], {}), statement: quietly(insertCommits.statement([events], {})) },
+        {
+          command: insertCommits.command([events], {}),
+          statement: quietly(insertCommits.statement([events], { checksSnapshot: true }))
+        },
         (returned) =>
           Effect.flatMap(accepted(verdictsOf(returned)[0]), (outcome) => (outcome === "stored" ? Effect.void : project))
       )

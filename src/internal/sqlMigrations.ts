@@ -143,7 +143,11 @@ const migrations: ReadonlyArray<Migration> = [
         events_done bigint not null default 0,
         started_at timestamptz not null default clock_timestamp(),
         finished_at timestamptz
-      )`
+      )`,
+      // Each swap of a rebuild updates the one row, and `check_snapshot` locks it.
+      sql`create table ${schema}.rebuild_swaps (swaps bigint not null)`,
+      sql`insert into ${schema}.rebuild_swaps values (0)`,
+      checkSnapshot(sql, schema)
     ]
   }
 ]
@@ -330,6 +334,31 @@ const commitInTransaction = (sql: SqlClient.SqlClient, schema: Fragment): Statem
     select json_build_array(json_build_array(0, (select bool_and(is_same) from judged), r.aggregate_id, r.sequence)) into answer
     from (select j.aggregate_id, j.sequence from judged j order by not j.refuses, j.place limit 1) r;
     return answer;
+  end
+  $function$`
+
+/**
+ * Fails with a serialization failure where a rebuild has swapped tables since the snapshot of the transaction was taken. Such a transaction
+ * finds the new table by its name, but none of the rows that the rebuild has written, so what a projection updates there would be
+ * lost. With READ COMMITTED each statement has a snapshot of its own, and nothing is locked.
+ *
+ * The lock is held to the end of the transaction, so that no swap comes between it and the projection.
+ */
+const checkSnapshot = (sql: SqlClient.SqlClient, schema: Fragment): Statement<unknown> =>
+  sql`create function ${schema}.check_snapshot() returns boolean
+  language plpgsql volatile
+  set search_path = ${schema}, pg_temp
+  as $function$
+  begin
+    if current_setting('transaction_isolation') <> 'read committed' then
+      begin
+        perform 1 from rebuild_swaps for share;
+      exception when serialization_failure then
+        raise exception 'a rebuild has replaced tables since the snapshot of this transaction was taken: run the whole transaction again'
+          using errcode = 'serialization_failure';
+      end;
+    end if;
+    return true;
   end
   $function$`
 
