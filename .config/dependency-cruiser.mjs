@@ -11,7 +11,8 @@ const floors = [
     "internal/atOnce.ts",
     "internal/machineTime.ts",
     "internal/embedded.ts",
-    "internal/pgBatch.ts"
+    "internal/pgBatch.ts",
+    "internal/sha256.ts"
   ],
   [
     "Timestamp.ts",
@@ -37,6 +38,10 @@ const floors = [
     "Projection.ts",
     "internal/record.ts",
     "internal/stateCodec.ts",
+    "internal/commandDigest.ts",
+    "internal/handlerTypes.ts",
+    "internal/commandInput.ts",
+    "internal/conditions.ts",
     "internal/coalesce.ts",
     "internal/sqlMigrations.ts"
   ],

@@ -1,8 +1,9 @@
 /**
  * Every typed failure of the library, each with a message written for the person who reads it.
  *
- * There are three: `RetryCommand` (somebody else was first: read again, decide again), `ValidationError` (the input is
- * wrong: it says what and where), and `StoreError` (everything else, with a closed `reason`).
+ * Every operation can fail with three: `RetryCommand` (another commit was first: read again, decide again), `ValidationError` (the input is
+ * wrong: it says what and where), and `StoreError` (everything else, with a closed `reason`). Two more belong to what a caller sets around
+ * a command: `CommandIdReused` and `UnexpectedSequence`.
  *
  * @since 0.1.0
  */
@@ -131,6 +132,52 @@ export class StoreError extends Schema.TaggedError<StoreError>("effect-maestro/S
   override get message(): string {
     const code = this.code === undefined ? "" : ` (${this.code})`
     return `${this.operation}: ${this.reason}: ${this.description}${code}`
+  }
+}
+
+/**
+ * The aggregate has handled another command under the same command id. Nothing was stored, and evaluating the command again under that id
+ * fails in the same way. Only a command with an id (`Aggregate.withCommandId`) can fail with it.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class CommandIdReused extends Schema.TaggedError<CommandIdReused>("effect-maestro/CommandIdReused")(
+  "CommandIdReused",
+  {
+    /** The aggregate's name, and its id. */
+    kind: Schema.String,
+    id: Schema.String,
+    commandId: Schema.String
+  }
+) {
+  override get message(): string {
+    return `Command id ${quote(this.commandId)} of ${this.kind} ${quote(this.id)} belongs to another command, which was handled before: a command id is for one command, with one content`
+  }
+}
+
+/**
+ * The aggregate is not at the sequence that the caller expects (`Aggregate.withExpectedSequence`). Nothing was stored.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class UnexpectedSequence extends Schema.TaggedError<UnexpectedSequence>("effect-maestro/UnexpectedSequence")(
+  "UnexpectedSequence",
+  {
+    /** The aggregate's name, and its id. */
+    kind: Schema.String,
+    id: Schema.String,
+    /** The sequence that the caller expects; 0 where the aggregate must have no events. */
+    expected: Schema.Number,
+    /** The sequence of the aggregate's last stored event; 0 where it has none. */
+    actual: Schema.Number
+  }
+) {
+  override get message(): string {
+    const expected = this.expected === 0 ? "have no events" : `be at sequence ${this.expected}`
+    const actual = this.actual === 0 ? "has no events" : `is at sequence ${this.actual}`
+    return `${this.kind} ${quote(this.id)} was expected to ${expected}, and ${actual}`
   }
 }
 

@@ -315,7 +315,7 @@ export const make = <E, R>(name: string, options: Settings & Handler<E, R>): Sub
 
 /**
  * An eventual projection: strong ones, as they are, kept by a subscription instead of by those who commit. It follows the types that the
- * projections name; with one that names none it follows all, but for the receipts of `Aggregate.CommandId`.
+ * projections name; with one that names none it follows all, but for the receipts of `Aggregate.withCommandId`.
  *
  * @since 0.1.0
  * @category constructors

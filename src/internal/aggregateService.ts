@@ -14,11 +14,21 @@ import { maxSequence } from "../Event.js"
 import type { StreamPosition } from "../EventFeed.js"
 import type { Projection } from "../Projection.js"
 import { StoreAdapter } from "../StoreAdapter.js"
-import { type RetryCommand, type StoreError, ValidationError, ValidationIssue } from "../StoreError.js"
+import { type StoreError, ValidationError, ValidationIssue } from "../StoreError.js"
 import { HybridClock } from "../Timestamp.js"
+import type { CommandDigest } from "./commandDigest.js"
+import { Conditions, expectedOf, hasConditions, withoutConditions } from "./conditions.js"
 import { evaluateOnce } from "./evaluateOnce.js"
 import type { Tagged } from "./eventCodec.js"
-import { commitSnapshot, evaluate, evaluateApart, type Outcome, type Workplace } from "./lifecycle.js"
+import {
+  commitSnapshot,
+  evaluate,
+  evaluateApart,
+  expecting,
+  type Failures,
+  type Outcome,
+  type Workplace
+} from "./lifecycle.js"
 import { type Definition, initial, type Loaded, load, refresh } from "./loading.js"
 import type { Minted } from "./minted.js"
 import { concerns } from "./projecting.js"
@@ -27,10 +37,8 @@ import { DecidingOn, type Keeping, makeSeats } from "./seats.js"
 import { insideTransaction, isInsideTransaction, StoreTransaction } from "./storeTransaction.js"
 
 export interface Service<State, A, C, E> {
-  readonly evaluate: (
-    id: string,
-    command: C
-  ) => Effect.Effect<Evaluated<State, A>, E | RetryCommand | ValidationError | StoreError>
+  readonly evaluate: (id: string, command: C) => Effect.Effect<Evaluated<State, A>, Failures<E>>
+  readonly exists: (id: string) => Effect.Effect<boolean, ValidationError | StoreError>
   readonly get: (id: string) => Effect.Effect<State, ValidationError | StoreError>
   readonly fetch: (id: string) => Effect.Effect<State, ValidationError | StoreError>
   readonly replay: (id: string, sequence: number) => Effect.Effect<State, ValidationError | StoreError>
@@ -48,15 +56,15 @@ interface Evaluated<State, A> {
 /** What an aggregate is made of, compiled. */
 export interface Design<State, A extends Tagged, C, E, R> extends Definition<State, A> {
   readonly decide: (command: C, root: Loaded<State>) => Effect.Effect<ReadonlyArray<A>, E | ValidationError, R>
+  readonly digest: (command: C) => Effect.Effect<CommandDigest, ValidationError>
   readonly projections: ReadonlyArray<Projection<E, R>>
   readonly minted: Minted
 }
 
-export const makeService = <State, A extends Tagged, C, E, R, M, I>(
+export const makeService = <State, A extends Tagged, C, E, R, M>(
   definition: Design<State, A, C, E, R>,
   keeping: Keeping,
-  metadata: Context.Reference<M, Readonly<Record<string, unknown>>>,
-  commandId: Context.Reference<I, string | undefined>
+  metadata: Context.Reference<M, Readonly<Record<string, unknown>>>
 ): Effect.Effect<Service<State, A, C, E>, never, StoreAdapter | R | Scope.Scope> =>
   Effect.gen(function* () {
     const store = yield* StoreAdapter
@@ -68,7 +76,7 @@ export const makeService = <State, A extends Tagged, C, E, R, M, I>(
       DecidingOn,
       Tracer.ParentSpan,
       metadata,
-      commandId
+      Conditions
     )(yield* Effect.context<R>()) as Context.Context<R>
     const layerRuntime = yield* Effect.runtime<never>()
     const runNeutral = Runtime.runFork(
@@ -93,6 +101,8 @@ export const makeService = <State, A extends Tagged, C, E, R, M, I>(
       definition,
       seats,
       store,
+      digest: definition.digest,
+      again: definition.retry,
       decide: (command, root) => {
         const decision = definition.decide(command, root)
         return Exit.isExit(decision)
@@ -140,25 +150,22 @@ export const makeService = <State, A extends Tagged, C, E, R, M, I>(
             return Effect.fail(decidesItself(definition.name))
           }
           const apart = inside || deciding.length > 0
-          const once = Context.get(caller, commandId)
-          if (once !== undefined) {
-            // The id is this command's alone: not of those that its handler or its projections evaluate.
-            return Effect.map(
-              Effect.provideService(
-                evaluateOnce(workplace, surroundings, { apart, inside }, id, command, once),
-                commandId,
-                undefined
-              ),
+          const conditions = Context.get(caller, Conditions)
+          const evaluating = (place: Workplace<State, A, C, E>) =>
+            Effect.map(
+              "commandId" in conditions
+                ? evaluateOnce(place, surroundings, { apart, inside }, id, command, conditions.commandId)
+                : apart
+                  ? evaluateApart(place, surroundings, inside, id, command)
+                  : evaluate(place, surroundings, id, command),
               answerOf
             )
-          }
-          return Effect.map(
-            apart
-              ? evaluateApart(workplace, surroundings, inside, id, command)
-              : evaluate(workplace, surroundings, id, command),
-            answerOf
+          if (!hasConditions(conditions)) return evaluating(workplace)
+          return Effect.flatMap(expectedOf(definition.name, conditions), (expected) =>
+            withoutConditions(evaluating(expected === undefined ? workplace : expecting(workplace, id, expected)))
           )
         }),
+      exists: (id) => Effect.map(store.getEvents(id, 1, { maxSequence: 1 }), ({ length }) => length > 0),
       get: (id) =>
         Effect.flatMap(insideTransaction, (inside) =>
           Effect.flatMap(Clock.currentTimeMillis, (now) => {
