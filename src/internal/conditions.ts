@@ -34,12 +34,9 @@ export const withoutConditions = <A, E, R>(effect: Effect.Effect<A, E, R>): Effe
 export const hasConditions = (values: Values): boolean => values !== none
 
 /** The sequence that the caller expects, if one is set. One that can be none is refused, and so is `undefined` in place of one. */
-export const expectedOf = (kind: string, values: Values): Effect.Effect<number | undefined, ValidationError> => {
-  if (!("expectedSequence" in values)) return Effect.succeed(undefined)
-  const expected: unknown = values.expectedSequence
-  return typeof expected === "number" && Number.isInteger(expected) && expected >= 0 && expected <= maxSequence
-    ? Effect.succeed(expected)
-    : new ValidationError({
+export const expectedOf = (kind: string, values: Values): Effect.Effect<number | undefined, ValidationError> =>
+  "expectedSequence" in values && !isSequence(values.expectedSequence)
+    ? new ValidationError({
         operation: `${kind}.evaluate`,
         issues: [
           new ValidationIssue({
@@ -49,7 +46,7 @@ export const expectedOf = (kind: string, values: Values): Effect.Effect<number |
           })
         ]
       })
-}
+    : Effect.succeed(values.expectedSequence)
 
 export const unexpected = (kind: string, id: string, expected: number, actual: number): UnexpectedSequence =>
   new UnexpectedSequence({ kind, id, expected, actual })
@@ -57,3 +54,6 @@ export const unexpected = (kind: string, id: string, expected: number, actual: n
 // --- internal ---
 
 const none: Values = {}
+
+const isSequence = (value: unknown): boolean =>
+  typeof value === "number" && Number.isInteger(value) && value >= 0 && value <= maxSequence

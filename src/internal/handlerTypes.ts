@@ -18,7 +18,7 @@ export type HandlerContext<F> = F extends (...args: infer _A) => Effect.Effect<i
 export type AllowedError<Declared, Tag> = [Declared] extends [undefined]
   ? // biome-ignore lint/suspicious/noExplicitAny: the bound of a type parameter that takes every handler
     any
-  : DeclaredOf<Declared, Tag> | Undeclared
+  : DeclaredOf<Declared, Tag> | LibraryFailure
 
 /**
  * The state that a step returns. While the compiler infers the state, a step without parameters is checked already, against `unknown`, and
@@ -52,4 +52,4 @@ type DeclaredOf<Declared, Tag> = Tag extends keyof Declared
   : never
 
 /** Failures of the library and of the database, which are no refusals. */
-type Undeclared = RetryCommand | ValidationError | StoreError | CommandIdReused | UnexpectedSequence | SqlError
+type LibraryFailure = RetryCommand | ValidationError | StoreError | CommandIdReused | UnexpectedSequence | SqlError
