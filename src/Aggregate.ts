@@ -18,7 +18,15 @@ import { makeCommandInput } from "./internal/commandInput.js"
 import { withConditions } from "./internal/conditions.js"
 import { define, keepingOf } from "./internal/design.js"
 import { type Tagged, tagOf } from "./internal/eventCodec.js"
-import type { AllowedError, EventOf, HandlerContext, HandlerError, StateOf, Steps } from "./internal/handlerTypes.js"
+import type {
+  AllowedError,
+  EventOf,
+  HandlerContext,
+  HandlerError,
+  RefusalSchemas,
+  StateOf,
+  Steps
+} from "./internal/handlerTypes.js"
 import { spannedIn } from "./internal/tracing.js"
 import type { Projection } from "./Projection.js"
 import type { StoreAdapter } from "./StoreAdapter.js"
@@ -101,17 +109,6 @@ export type DecideHandlers<State, A extends Tagged, C extends Tagged, Declared =
  */
 export type EvolveHandlers<State, A extends Tagged> = {
   readonly [K in A["_tag"]]: (state: State, event: Extract<A, { readonly _tag: K }>) => StateOf<State>
-}
-
-/**
- * The schemas of the refusals of each command. A command that is never refused has no entry.
- *
- * @since 0.1.0
- * @category models
- */
-export type RefusalSchemas<C extends Tagged> = {
-  // biome-ignore lint/suspicious/noExplicitAny: the bound of a type parameter that takes every schema
-  readonly [K in C["_tag"]]?: ReadonlyArray<Schema.Schema<any, any>>
 }
 
 /**
@@ -263,19 +260,11 @@ export interface Keep {
 }
 
 /**
- * What every event of a command carries in its metadata beside the aggregate's name: who asked, on whose behalf, why.
- * Set it around `evaluate`.
+ * The metadata of every event of a command, beside the aggregate's name: who asked, on whose behalf, why. Set it around `evaluate`, by
+ * `Effect.provideService(Aggregate.Metadata, { userId })`.
  *
  * @since 0.1.0
  * @category references
- *
- * @example
- * ```ts
- * import { Aggregate } from "effect-maestro"
- * import * as Effect from "effect/Effect"
- *
- * export const asUser = (userId: string) => Effect.provideService(Aggregate.Metadata, { userId })
- * ```
  */
 export class Metadata extends Context.Reference<Metadata>()("effect-maestro/Aggregate/Metadata", {
   defaultValue: (): Readonly<Record<string, unknown>> => ({})
@@ -284,7 +273,6 @@ export class Metadata extends Context.Reference<Metadata>()("effect-maestro/Aggr
 /**
  * Gives a command an id: a key that its sender keeps for as long as it may send the command again. With an id, a command takes effect at
  * most once on its aggregate, however often and on however many nodes it is evaluated.
- *
  * With the command's events a receipt is stored, in the same commit. If a receipt of the id is stored already, `evaluate` returns the
  * current state and `repeated: true`. A refusal stores no receipt, so the command is decided again the next time. A decision of no events
  * stores the receipt alone, so the next time is a repetition.
@@ -297,8 +285,8 @@ export class Metadata extends Context.Reference<Metadata>()("effect-maestro/Aggr
  * - Put it directly around `evaluate`. Commands that a handler or a projection evaluates do not inherit the id.
  * - A handler may run more than once, so effects beside its decision may be repeated.
  *
- * A receipt is an event of type `effect-maestro/CommandHandled` in a stream of its own. Loading an aggregate never meets one, but the feed
- * shows them: a subscription gets them unless its filter names types or aggregates. A strong projection gets them if it names their type.
+ * A receipt is an event of type `effect-maestro/CommandHandled` in a stream of its own, which the feed shows. A strong projection gets it if
+ * it names the type.
  *
  * @since 0.1.0
  * @category conditions
@@ -333,15 +321,11 @@ export const withCommandId = (
  * @example
  * ```ts
  * import { Aggregate } from "effect-maestro"
- * import * as Effect from "effect/Effect"
+ * import type * as Effect from "effect/Effect"
  *
  * declare const rename: Effect.Effect<unknown, Aggregate.Failure, Aggregate.Instance<"Page">>
  *
- * export const renameIfMatch = (seen: number) =>
- *   rename.pipe(
- *     Aggregate.withExpectedSequence(seen),
- *     Effect.catchTag("UnexpectedSequence", ({ actual }) => Effect.fail(`412: the page is at ${actual} by now`))
- *   )
+ * export const renameIfMatch = (seen: number) => rename.pipe(Aggregate.withExpectedSequence(seen))
  * ```
  */
 export const withExpectedSequence = (
@@ -395,12 +379,8 @@ export const defaultRetry: Schedule.Schedule<unknown> = Schedule.exponential("2 
  *   }
  * })
  *
- * export const program = Effect.gen(function* () {
- *   const id = yield* Counter.newId
- *   yield* Counter.evaluate(id, new Increase({ by: 3 }))
- *   return yield* Counter.fetch(id)
- * }).pipe(
- *   Effect.catchTag("TooHigh", ({ limit }) => Effect.succeed({ count: limit })),
+ * export const program = Counter.evaluate("a", new Increase({ by: 3 })).pipe(
+ *   Effect.catchTag("TooHigh", ({ limit }) => Effect.succeed({ state: { count: limit } })),
  *   Effect.provide(Counter.layer.pipe(Layer.provide(MemoryStore.layer)))
  * )
  * ```

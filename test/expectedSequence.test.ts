@@ -128,10 +128,7 @@ for (const [name, store] of Object.entries(stores)) {
               })
           })
           const evaluating = Hanging.evaluate(id, new Deposit({ amount: 4 })).pipe(Aggregate.withExpectedSequence(1))
-          const identified =
-            commandId === undefined
-              ? evaluating
-              : Effect.mapError(Aggregate.withCommandId(commandId)(evaluating), (e) => e)
+          const identified = commandId === undefined ? evaluating : Aggregate.withCommandId(commandId)(evaluating)
           expect(yield* Effect.flip(Effect.provide(identified, node))).toEqual(unexpected(id, 1, 2))
           expect(commits).toBe(1)
           expect(yield* amounts(id)).toEqual([1, 2])
@@ -239,8 +236,7 @@ for (const [name, store] of Object.entries(stores)) {
         for (const commandId of [undefined, "c"]) {
           const sequence = commandId === undefined ? 0 : 1
           const touch = Nested.evaluate(id, new Touch()).pipe(Aggregate.withExpectedSequence(sequence))
-          const evaluating =
-            commandId === undefined ? touch : Effect.mapError(Aggregate.withCommandId(commandId)(touch), (e) => e)
+          const evaluating = commandId === undefined ? touch : Aggregate.withCommandId(commandId)(touch)
           expect(yield* Effect.provide(evaluating, services)).toMatchObject({ sequence: sequence + 1 })
         }
         expect(yield* amounts(other)).toEqual([1, 1, 1, 1])

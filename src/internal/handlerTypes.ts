@@ -14,6 +14,12 @@ export type HandlerError<F> = F extends (...args: infer _A) => Effect.Effect<inf
 
 export type HandlerContext<F> = F extends (...args: infer _A) => Effect.Effect<infer _B, infer _E, infer R> ? R : never
 
+/** The schemas of the refusals of each command. A command that is never refused has no entry. */
+export type RefusalSchemas<C extends Tagged> = {
+  // biome-ignore lint/suspicious/noExplicitAny: the bound of a type parameter that takes every schema
+  readonly [K in C["_tag"]]?: ReadonlyArray<Schema.Schema<any, any>>
+}
+
 /** What the handler of a command may fail with: anything, or the declared refusals and the failures of the library and the database. */
 export type AllowedError<Declared, Tag> = [Declared] extends [undefined]
   ? // biome-ignore lint/suspicious/noExplicitAny: the bound of a type parameter that takes every handler
