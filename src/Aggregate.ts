@@ -180,6 +180,9 @@ export type Aggregate<
   /** The state of the store. An aggregate without events has the initial state. */
   readonly fetch: (id: string) => Effect.Effect<State, ValidationError | StoreError, Instance<Name>>
 
+  /** The state of the store with its sequence, which is an `ETag` for `withExpectedSequence`. */
+  readonly root: (id: string) => Effect.Effect<Root<State>, ValidationError | StoreError, Instance<Name>>
+
   /**
    * The state after the event of that sequence; the initial state at 0. A sequence beyond the last event fails with a `ValidationError`.
    */
@@ -482,6 +485,7 @@ export const make = <
     exists: (id) => operate("exists")(id, (service) => service.exists(id)),
     get: (id) => operate("get")(id, (service) => service.get(id)),
     fetch: (id) => operate("fetch")(id, (service) => service.fetch(id)),
+    root: (id) => operate("root")(id, (service) => service.root(id)),
     replay: (id, sequence) =>
       operate("replay")(
         id,

@@ -45,6 +45,8 @@ for (const [name, store] of Object.entries(stores)) {
           yield* Account.evaluate(id, new Withdraw({ amount: 50 })).pipe(Aggregate.withExpectedSequence(2), Effect.flip)
         ).toEqual(new InsufficientFunds({ balance: 3 }))
         expect(yield* amounts(id)).toEqual([1, 2])
+        expect(yield* Account.root(id)).toEqual({ id, sequence: 2, state: { owner: null, balance: 3 } })
+        expect(yield* Account.root(`${id}-none`)).toMatchObject({ sequence: 0 })
         const json = { _tag: "Deposit", amount: 5 }
         expect(yield* Account.evaluateUnknown(id, json).pipe(Aggregate.withExpectedSequence(7), Effect.flip)).toEqual(
           unexpected(id, 7, 2)

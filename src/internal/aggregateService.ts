@@ -41,6 +41,7 @@ export interface Service<State, A, C, E> {
   readonly exists: (id: string) => Effect.Effect<boolean, ValidationError | StoreError>
   readonly get: (id: string) => Effect.Effect<State, ValidationError | StoreError>
   readonly fetch: (id: string) => Effect.Effect<State, ValidationError | StoreError>
+  readonly root: (id: string) => Effect.Effect<Omit<Loaded<State>, "timestamp">, ValidationError | StoreError>
   readonly replay: (id: string, sequence: number) => Effect.Effect<State, ValidationError | StoreError>
   readonly snapshot: (id: string) => Effect.Effect<void, ValidationError | StoreError>
 }
@@ -174,6 +175,7 @@ export const makeService = <State, A extends Tagged, C, E, R, M>(
           })
         ),
       fetch: (id) => Effect.map(fetch(id), stateOf),
+      root: (id) => Effect.map(fetch(id), ({ sequence, state }) => ({ id, sequence, state })),
       replay: (id, sequence) => {
         const refused = (message: string) =>
           new ValidationError({
