@@ -14,7 +14,8 @@ const floors = [
     "internal/tablePicture.ts",
     "internal/tableSettings.ts",
     "internal/embedded.ts",
-    "internal/pgBatch.ts"
+    "internal/pgBatch.ts",
+    "internal/sha256.ts"
   ],
   [
     "Timestamp.ts",
@@ -43,6 +44,10 @@ const floors = [
     "internal/streams.ts",
     "internal/record.ts",
     "internal/stateCodec.ts",
+    "internal/commandDigest.ts",
+    "internal/handlerTypes.ts",
+    "internal/commandInput.ts",
+    "internal/conditions.ts",
     "internal/coalesce.ts",
     "internal/sqlMigrations.ts"
   ],

@@ -14,7 +14,7 @@ import * as Option from "effect/Option"
 import * as Order_ from "effect/Order"
 import * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
-import type { Envelope } from "./Event.js"
+import { type Envelope, maxSequence } from "./Event.js"
 import type { StoreError, ValidationError } from "./StoreError.js"
 
 /**
@@ -81,6 +81,18 @@ export interface StreamPosition {
   readonly aggregateId: string
   readonly sequence: number
 }
+
+/**
+ * The schema of the place of an event in its aggregate's stream; its encoded form is the same, as JSON. The sequence is 0 where the
+ * aggregate has no events.
+ *
+ * @since 0.1.0
+ * @category schemas
+ */
+export const StreamPosition: Schema.Schema<StreamPosition> = Schema.Struct({
+  aggregateId: Schema.String.pipe(Schema.minLength(1)),
+  sequence: Schema.Int.pipe(Schema.between(0, maxSequence))
+}).annotations({ identifier: "StreamPosition" })
 
 /**
  * An event, the kind and the id of its aggregate, and its place in the feed.
