@@ -11,6 +11,7 @@ const floors = [
     "internal/atOnce.ts",
     "internal/machineTime.ts",
     "internal/embedded.ts",
+    "internal/pageBytes.ts",
     "internal/pgBatch.ts"
   ],
   [
@@ -44,7 +45,7 @@ const floors = [
   ["StoreAdapter.ts", "internal/statementCommit.ts"],
   ["SubscriptionStore.ts", "internal/streamReader.ts", "internal/settling.ts", "internal/feedInput.ts"],
   ["internal/attempts.ts", "internal/enduring.ts", "internal/failureText.ts"],
-  ["internal/loading.ts", "internal/feedWatch.ts", "internal/sqlReads.ts"],
+  ["internal/loading.ts", "internal/feedWatch.ts", "internal/sqlReads.ts", "internal/sqlHeldBack.ts"],
   [
     "internal/recording.ts",
     "internal/receipt.ts",

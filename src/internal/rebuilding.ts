@@ -25,7 +25,7 @@ import { projectBy, typesOf } from "./projecting.js"
 import { isPassing } from "./settling.js"
 import { dropShadows, lockLive, makeShadows, type Shadowed, swap, writingDoubles } from "./shadowTables.js"
 import { fromSqlError } from "./sqlError.js"
-import { behind, type FeedRow, feedColumns, feedEventsOf, matches, partsOf } from "./sqlFeed.js"
+import { feedEventsOf, partsOf, selectFitting } from "./sqlFeed.js"
 import type { Home } from "./sqlLease.js"
 import { homeOf } from "./sqlSubscriptions.js"
 import { withTransaction } from "./sqlTransaction.js"
@@ -306,20 +306,13 @@ const swapInOneTransaction = <E, R>(
 
   /** All that can be seen, of transactions too that are younger than an open one. */
   const projectRest = (after: Position, count: number): Effect.Effect<number, E | StoreError, R> =>
-    Effect.flatMap(
-      run(
-        sql<FeedRow>`select ${feedColumns(sql)} from ${schema}.event_log
-          where ${behind(sql, after)} ${filter === undefined ? sql`` : sql`and ${matches(sql, filter)}`}
-          order by event_log.feed_key, event_log.position limit ${restLimit}`
-      ),
-      (rows) => {
-        const events = feedEventsOf(rows)
-        const last = events.at(-1)
-        return last === undefined
-          ? Effect.succeed(count)
-          : Effect.zipRight(projectAll(workplace, events), projectRest(last.position, count + events.length))
-      }
-    )
+    Effect.flatMap(run(selectFitting(home, { after, filter, limit: restLimit })), (rows) => {
+      const events = feedEventsOf(rows)
+      const last = events.at(-1)
+      return last === undefined
+        ? Effect.succeed(count)
+        : Effect.zipRight(projectAll(workplace, events), projectRest(last.position, count + events.length))
+    })
 
   /** The subscription goes on here, with whoever has its lease next. */
   const moveSubscription = (name: string, partitions: number) =>
