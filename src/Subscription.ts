@@ -17,7 +17,14 @@ import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
-import { EventFeed, type FeedEvent, type Filter, type Position, type StreamPosition } from "./EventFeed.js"
+import {
+  EventFeed,
+  type FeedEvent,
+  type Filter,
+  type HeldBack,
+  type Position,
+  type StreamPosition
+} from "./EventFeed.js"
 import { HasStopped, type Work, work } from "./internal/consumer.js"
 import { textProblem } from "./internal/json.js"
 import { projectBy, typesOf } from "./internal/projecting.js"
@@ -181,10 +188,12 @@ export class NotReached extends Schema.TaggedError<NotReached>("effect-maestro/N
 export interface Status {
   /** `idle` when no process works for it. */
   readonly state: "running" | "idle" | "stopped"
-  /** How many events it has not handled yet. */
+  /** How many committed events it has not handled yet, those that the feed holds back included. */
   readonly eventsBehind: number
   /** How old the first of these is, in seconds; 0 when there is none. */
   readonly secondsBehind: number
+  /** The events that it can't handle before an older transaction has ended. It warns in the log after half a minute. */
+  readonly heldBack: Option.Option<HeldBack>
   /** How many events are set aside. */
   readonly setAside: number
   readonly partitions: ReadonlyArray<PartitionStatus>
@@ -272,13 +281,10 @@ export const make = <E, R>(name: string, options: Settings & Handler<E, R>): Sub
     )
 
   const status = statusOf(name, filter)
-
-  const lag = measureLag(name, status)
-
   const inAll = <A, E2, R2>(runOne: (partition: number) => Effect.Effect<A, E2, R2>) =>
     Effect.scoped(
       Effect.zipRight(
-        Effect.forkScoped(lag),
+        Effect.forkScoped(measureLag(name, status)),
         Effect.zipRight(Effect.forEach(all, runOne, { concurrency: "unbounded", discard: true }), Effect.never)
       )
     )
