@@ -14,6 +14,7 @@ const floors = [
     "internal/tablePicture.ts",
     "internal/tableSettings.ts",
     "internal/embedded.ts",
+    "internal/pageBytes.ts",
     "internal/pgBatch.ts",
     "internal/sha256.ts"
   ],
@@ -55,7 +56,7 @@ const floors = [
   ["StoreAdapter.ts", "internal/statementCommit.ts", "internal/on.ts"],
   ["SubscriptionStore.ts", "internal/streamReader.ts", "internal/settling.ts", "internal/feedInput.ts"],
   ["internal/attempts.ts", "internal/enduring.ts", "internal/failureText.ts"],
-  ["internal/loading.ts", "internal/feedWatch.ts", "internal/sqlReads.ts"],
+  ["internal/loading.ts", "internal/feedWatch.ts", "internal/sqlReads.ts", "internal/sqlHeldBack.ts"],
   [
     "internal/recording.ts",
     "internal/history.ts",

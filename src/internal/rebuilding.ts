@@ -36,7 +36,7 @@ import { isPassing } from "./settling.js"
 import { dropShadows, isInUse, lockLive, makeShadows, type Shadowed, swap, writingShadows } from "./shadowTables.js"
 import { executeAlone } from "./sqlConnection.js"
 import { fromSqlError } from "./sqlError.js"
-import { behind, type FeedRow, feedColumns, feedEventsOf, matches, partsOf } from "./sqlFeed.js"
+import { feedEventsOf, partsOf, selectFitting } from "./sqlFeed.js"
 import type { Home } from "./sqlLease.js"
 import { homeOf } from "./sqlSubscriptions.js"
 import { withTransaction } from "./sqlTransaction.js"
@@ -350,21 +350,13 @@ const swapInOneTransaction = <E, R>(
 
   /** Projects all events that can be seen. The feed does not show some of them yet, because an older transaction is open. */
   const projectRest = (after: Position, count: number): Effect.Effect<number, E | StoreError, R> =>
-    Effect.flatMap(
-      run(
-        home,
-        sql<FeedRow>`select ${feedColumns(sql)} from ${schema}.event_log
-          where ${behind(sql, after)} and ${matches(sql, filter)}
-          order by event_log.feed_key, event_log.position limit ${restPage}`
-      ),
-      (rows) => {
-        const events = feedEventsOf(rows)
-        const last = events.at(-1)
-        return last === undefined
-          ? Effect.succeed(count)
-          : Effect.zipRight(projectAll(work, events), projectRest(last.position, count + events.length))
-      }
-    )
+    Effect.flatMap(run(home, selectFitting(home, { after, filter, limit: restPage })), (rows) => {
+      const events = feedEventsOf(rows)
+      const last = events.at(-1)
+      return last === undefined
+        ? Effect.succeed(count)
+        : Effect.zipRight(projectAll(work, events), projectRest(last.position, count + events.length))
+    })
 
   /** Moves the subscription to the position of the rebuild, and ends the leases on it. */
   const moveSubscription = (name: string, partitions: number) =>
