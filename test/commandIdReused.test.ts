@@ -277,5 +277,5 @@ it.effect("a large command has a digest; a list of four billion holes is refused
 
 const amounts = (id: string) =>
   Effect.flatMap(StoreAdapter.StoreAdapter, (store) =>
-    Effect.map(store.getEvents(id, 1), (events) => events.map(({ body }) => Number(body.amount)))
+    Effect.map(store.getEvents(Account.streamId(id), 1), (events) => events.map(({ body }) => Number(body.amount)))
   )

@@ -341,5 +341,5 @@ const settled = Effect.repeatN(macrotask, 20)
 
 const amounts = (id: string) =>
   Effect.flatMap(StoreAdapter.StoreAdapter, (store) =>
-    Effect.map(store.getEvents(id, 1), (events) => events.map(({ body }) => Number(body.amount)))
+    Effect.map(store.getEvents(Account.streamId(id), 1), (events) => events.map(({ body }) => Number(body.amount)))
   )

@@ -81,6 +81,7 @@ import { Aggregate, EventFeed, Projection, Rebuild, SqlStore, Subscription } fro
 const { count, url } = JSON.parse(process.argv[1])
 class Grew extends Schema.TaggedClass()("Grew", { text: Schema.String }) {}
 const Large = Aggregate.make("Large", {
+  streams: "plain",
   state: Schema.Number,
   initialState: 0,
   events: Grew,
@@ -112,7 +113,7 @@ Effect.gen(function* () {
   })
   yield* Effect.raceFirst(follower.run, Deferred.await(all))
   yield* say("subscription", seen)
-  yield* say("rebuild", yield* Rebuild.run({ name: "counted", projections: [Counted], tables: ["counted"] }))
+  yield* say("rebuild", yield* Rebuild.run({ name: "counted", projections: [Projection.of("all", Counted)], tables: ["counted"] }))
   const sql = yield* SqlClient.SqlClient
   const [row] = yield* sql\`select events from counted\`
   yield* say("table", row.events)
