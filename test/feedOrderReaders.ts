@@ -90,7 +90,7 @@ export const follower = (reader: string, last: string): Effect.Effect<Sight, unk
       const page = yield* feed.read({ after: position, limit: yield* Random.nextIntBetween(1, 50) })
       events.push(...page.events)
       position = page.position
-      if (events.at(-1)?.aggregateId === last) break
+      if (events.at(-1)?.id === last) break
       if (!page.more) position = yield* feed.awaitNews(position)
     }
     return { reader, after: EventFeed.beginning, matches: everything, events, head: position }
@@ -99,7 +99,7 @@ export const follower = (reader: string, last: string): Effect.Effect<Sight, unk
 /** A live stream from the beginning up to an event. */
 export const live = (reader: string, last: string): Effect.Effect<Sight, unknown, EventFeed.EventFeed> =>
   EventFeed.stream({ limit: 30 }).pipe(
-    Stream.takeUntil(({ aggregateId }) => aggregateId === last),
+    Stream.takeUntil(({ id }) => id === last),
     Stream.runCollect,
     Effect.map((events) => ({
       reader,

@@ -173,7 +173,9 @@ const plain = (id: string): Work<OnAny> => Effect.flatMap(oneOf(id, "account"), 
 const withId = (id: string, concurrency = 2): Work<OnAny> =>
   Effect.gen(function* () {
     const account = yield* oneOf(id, "account")
-    const command = Aggregate.withCommandId(`${id}|once`)(deposit(account))
+    const command = Aggregate.withCommandId(`${id}|once`)(
+      Effect.map(Account.evaluate(account, new Deposit({ amount: yield* amount })), placesOf)
+    )
     const both = yield* Effect.all(Arr.replicate(Effect.zipRight(pause, command), 2), { concurrency })
     return both.flat()
   })
