@@ -18,13 +18,14 @@ import {
   type Tagged
 } from "./internal/eventCodec.js"
 import { envelopeOf, type Origin as OriginOf, type StreamIds, withOwnIds } from "./internal/origin.js"
+import { declaredTables, type TableOptions, type TableStatements as TableStatementsOf } from "./internal/ownedTables.js"
 import { provideStatementsFor, statementsFor } from "./internal/statements.js"
 import type { StoreError } from "./StoreError.js"
 
 /**
  * A strong projection. `project` runs for every event of a commit, one after the other, in the transaction that stores
- * them; when it fails with `E`, nothing is stored and the failure reaches whoever committed. Its tables are your own:
- * write them through `SqlClient`, and they are part of the transaction.
+ * them; when it fails with `E`, nothing is stored and the failure reaches whoever committed. It writes its tables
+ * through `SqlClient`, as part of the transaction. Your migrations make them, or the projection owns them (`tables`).
  *
  * It runs again when the commit is tried again, so what it does beside the database (a mail, a call) may be done
  * more than once, or for a commit that failed in the end.
@@ -42,6 +43,10 @@ export interface Projection<out E = never, out R = never> {
    * `projections`; see `Projection.of`.
    */
   readonly of?: Projection.Origin | undefined
+  /** The version of the tables that it owns. */
+  readonly version?: number | undefined
+  /** The tables that it owns: `ProjectionTables` creates them, and makes them anew for a higher version. None, where they are the application's. */
+  readonly tables?: Readonly<Record<string, Projection.TableStatements>> | undefined
   /** What is to be done for one event. */
   readonly project: (event: Event) => Effect.Effect<void, E, R>
 }
@@ -67,6 +72,14 @@ export declare namespace Projection {
    * @category models
    */
   export type Origin = OriginOf
+
+  /**
+   * Makes one table that a projection owns, with its indexes: one statement or a list. They name the table without a schema.
+   *
+   * @since 0.1.0
+   * @category models
+   */
+  export type TableStatements = TableStatementsOf
 
   /**
    * A projection that says whose events it is about, so that a subscription or a rebuild can find them.
@@ -176,6 +189,7 @@ export const make: {
   )
   const projection: Projection<E | StoreError, R> = {
     name: options.name,
+    ...declaredTables(options.name, options),
     events: [...handlers.keys()],
     project: (stored) => {
       const handler = handlers.get(stored.type)
@@ -253,7 +267,8 @@ export const makeSql: {
       )
     )
   provideStatementsFor(project, (envelope, sql) => Either.getOrUndefined(statements(envelope, sql)))
-  return originate({ name: options.name, events: [...handlers.keys()], project }, options.of)
+  const tables = declaredTables(options.name, options)
+  return originate({ name: options.name, ...tables, events: [...handlers.keys()], project }, options.of)
 }
 
 /**
@@ -281,9 +296,16 @@ export const of = <E, R>(origin: Projection.Origin, projection: Projection<E, R>
  * @since 0.1.0
  * @category models
  */
-export interface Options<Handlers, A extends Tagged> {
-  /** Names the projection in traces and messages. */
+export interface Options<Handlers, A extends Tagged> extends TableOptions {
+  /** Names the projection in traces and messages. The record of the tables that it owns has this name too. */
   readonly name: string
+  /** The version of the tables that it owns, 1 by default. With a higher one `ProjectionTables` makes them anew, out of all events. */
+  readonly version?: number | undefined
+  /**
+   * The tables that it owns: for each name, as in SQL and without a schema, the statements that make it. `ProjectionTables` runs them. By
+   * default the application makes the tables itself.
+   */
+  readonly tables?: Readonly<Record<string, Projection.TableStatements>> | undefined
   /** What is to be done for each type: with `makeSql`, which statements. */
   readonly project: Handlers & { readonly [K in Exclude<keyof Handlers, A["_tag"]>]: never }
 }

@@ -69,6 +69,16 @@ export interface Subscription<out E = never, out R = never> {
 }
 
 /**
+ * A subscription that keeps projections, as `fromProjections` makes it. `ProjectionTables` takes it, for the tables that they own.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface OfProjections<out E = never, out R = never> extends Subscription<E, R> {
+  readonly projections: ReadonlyArray<Projection.Bound<E, R>>
+}
+
+/**
  * How a subscription is to run.
  *
  * @since 0.1.0
@@ -283,7 +293,7 @@ export const fromProjections = <const Projections extends ReadonlyArray<Projecti
   name: string,
   projections: Projections,
   settings?: SettingsWithoutTypes
-): Subscription<Projection.Error<Projections[number]>, Projection.Context<Projections[number]>> => {
+): OfProjections<Projection.Error<Projections[number]>, Projection.Context<Projections[number]>> => {
   type E = Projection.Error<Projections[number]>
   type R = Projection.Context<Projections[number]>
   for (const { name: projection, of } of projections as ReadonlyArray<Projection.Any>) {
@@ -292,11 +302,12 @@ export const fromProjections = <const Projections extends ReadonlyArray<Projecti
       `projection ${JSON.stringify(projection)} of subscription ${name} must be of an aggregate, or of all`
     )
   }
-  return makeOf<E, R>(name, {
+  const subscription = makeOf<E, R>(name, {
     ...settings,
     filter: bothOf(filterOf(projections), settings?.filter),
     handle: projectBy<E, R>(projections.map((projection) => withoutReceipts(projection)))
   })
+  return { ...subscription, projections }
 }
 
 /**

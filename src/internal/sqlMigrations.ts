@@ -143,6 +143,16 @@ const migrations: ReadonlyArray<Migration> = [
         events_done bigint not null default 0,
         started_at timestamptz not null default clock_timestamp(),
         finished_at timestamptz
+      )`,
+      // The tables that projections own; the version is 0 while they were never filled.
+      sql`create table ${schema}.projection_tables (
+        name text collate "C" primary key,
+        version int not null,
+        statements json not null,
+        tables json not null,
+        aggregates json not null,
+        subscription text collate "C",
+        changed_at timestamptz not null default clock_timestamp()
       )`
     ]
   }
