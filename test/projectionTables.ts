@@ -1,5 +1,6 @@
 /** Projections that own tables, in several versions, for the tests of those. */
 import * as SqlClient from "@effect/sql/SqlClient"
+import type { Statement } from "@effect/sql/Statement"
 import { PgClient } from "@effect/sql-pg"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
@@ -25,7 +26,7 @@ export const makeAccount = <const Projections extends ReadonlyArray<Projection.P
   })
 
 /** Version 1: what was deposited, by account. */
-export const createOne = (sql: SqlClient.SqlClient) => [
+export const createOne = (sql: SqlClient.SqlClient): ReadonlyArray<Statement<unknown>> => [
   sql`create table balances (account text primary key, amount int not null)`,
   sql`create index richest on balances (amount desc)`
 ]
@@ -52,12 +53,12 @@ export const balances = (
 export const createTwo = (sql: SqlClient.SqlClient) =>
   sql`create table balances (account text primary key, amount int not null, deposits int not null default 0)`
 
-export const balancesTwo = (version = 2) =>
+export const balancesTwo = (version = 2, create: Projection.Projection.TableStatements = createTwo) =>
   Projection.makeSql({
     name: "balances",
     events: Deposited,
     version,
-    tables: { balances: createTwo },
+    tables: { balances: create },
     project: {
       Deposited: ({ amount }, { id }, sql) =>
         sql`insert into balances as b (account, amount, deposits) values (${id}, ${amount}, 1)
