@@ -35,6 +35,7 @@ const floors = [
     "internal/ownedTables.ts",
     "internal/origin.ts"
   ],
+  ["internal/projectionFailure.ts"],
   [
     "Projection.ts",
     "internal/streams.ts",

@@ -129,14 +129,11 @@ export interface Aggregate<
 > {
   /** The kind of its aggregates. */
   readonly name: Name
-
   /** How its streams are named in the store. */
   readonly streams: StreamIds
-
   /** The schema of its events. */
   // biome-ignore lint/suspicious/noExplicitAny: followers decode stored events of whatever encoded form
   readonly events: Schema.Schema<A, any>
-
   /** Its strong projections, bound to it: a rebuild or a subscription takes them. */
   readonly projections: {
     readonly [K in keyof Projections]: Projection.Bound<
@@ -145,10 +142,7 @@ export interface Aggregate<
     >
   }
 
-  /**
-   * The `aggregateId` of the aggregate's events in the store and in the feed: `Account/42` of the id `42`, or the id itself with `streams:
-   * "plain"`.
-   */
+  /** The `aggregateId` of its events in the store and in the feed: `Account/42` of the id `42`, or the id itself with `streams: "plain"`. */
   readonly streamId: (id: string) => string
 
   /**

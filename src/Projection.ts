@@ -10,15 +10,10 @@ import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
 import type * as Schema from "effect/Schema"
 import type { Envelope, Event } from "./Event.js"
-import {
-  type EventCodec,
-  type HandlerContext,
-  type HandlerError,
-  makeEventCodec,
-  type Tagged
-} from "./internal/eventCodec.js"
+import type { HandlerContext, HandlerError, Tagged } from "./internal/eventCodec.js"
 import { envelopeOf, type Origin as OriginOf, type StreamIds, withOwnIds } from "./internal/origin.js"
-import { declaredTables, type TableOptions, type TableStatements as TableStatementsOf } from "./internal/ownedTables.js"
+import { declaredTables, type TableOptions } from "./internal/ownedTables.js"
+import { decodingFor, refusalFor, refusalsOf, withoutSqlError } from "./internal/projectionFailure.js"
 import { provideStatementsFor, statementsFor } from "./internal/statements.js"
 import type { StoreError } from "./StoreError.js"
 
@@ -33,7 +28,7 @@ import type { StoreError } from "./StoreError.js"
  * @since 0.1.0
  * @category models
  */
-export interface Projection<out E = never, out R = never> {
+export interface Projection<out E = never, out R = never> extends TableOptions {
   /** Names the projection in traces and messages. */
   readonly name: string
   /** The types of the events that concern it: all, when it does not say. A commit without them takes the short way. */
@@ -43,12 +38,14 @@ export interface Projection<out E = never, out R = never> {
    * `projections`; see `Projection.of`.
    */
   readonly of?: Projection.Origin | undefined
-  /** The version of the tables that it owns. */
-  readonly version?: number | undefined
-  /** The tables that it owns: `ProjectionTables` creates them, and makes them anew for a higher version. None, where they are the application's. */
-  readonly tables?: Readonly<Record<string, Projection.TableStatements>> | undefined
   /** What is to be done for one event. */
   readonly project: (event: Event) => Effect.Effect<void, E, R>
+  /**
+   * The refusal that the projection declares for a violated constraint, at an event; none where it declares none. `make` and `makeSql`
+   * make it of `onConstraint`. `project` fails with the refusal itself, where one of its statements violates the constraint. The store asks
+   * for it where the constraint was deferred, and COMMIT fails.
+   */
+  readonly refusalOf?: ((constraint: string, event: Event) => E | undefined) | undefined
 }
 
 /**
@@ -72,14 +69,6 @@ export declare namespace Projection {
    * @category models
    */
   export type Origin = OriginOf
-
-  /**
-   * Makes one table that a projection owns, with its indexes: one statement or a list. They name the table without a schema.
-   *
-   * @since 0.1.0
-   * @category models
-   */
-  export type TableStatements = TableStatementsOf
 
   /**
    * A projection that says whose events it is about, so that a subscription or a rebuild can find them.
@@ -141,7 +130,9 @@ export interface Source<A extends Tagged> {
  * - With `events` alone it is about the events of the aggregate that has it among its `projections`.
  * - With `events` and `of: "all"` it is about the events of all aggregates that have these types.
  *
- * A stored event of a named type that the schema can't decode fails the commit with `StoreError` (`UnreadableEvent`).
+ * A stored event of a named type that the schema can't decode fails the commit with `StoreError` (`UnreadableEvent`). Failures of the handlers
+ * stay what they are, but that `onConstraint` makes refusals of violated constraints. `orStoreError` makes a `StoreError` of each
+ * other `SqlError`.
  *
  * @since 0.1.0
  * @category constructors
@@ -169,38 +160,53 @@ export interface Source<A extends Tagged> {
  * ```
  */
 export const make: {
-  <A extends Tagged, Handlers extends ProjectionHandlers<A>>(
-    options: Options<Handlers, A> & { readonly of: Source<A> }
-  ): Projection.Bound<HandlersError<Handlers> | StoreError, HandlersContext<Handlers>>
-  <A extends Tagged, I extends Tagged, Handlers extends ProjectionHandlers<A>>(
-    options: Options<Handlers, A> & { readonly of: "all"; readonly events: Schema.Schema<A, I> }
-  ): Projection.Bound<HandlersError<Handlers> | StoreError, HandlersContext<Handlers>>
-  <A extends Tagged, I extends Tagged, Handlers extends ProjectionHandlers<A>>(
-    options: Options<Handlers, A> & { readonly of?: undefined; readonly events: Schema.Schema<A, I> }
-  ): Projection<HandlersError<Handlers> | StoreError, HandlersContext<Handlers>>
-} = <A extends Tagged, Handlers extends ProjectionHandlers<A>>(
-  options: AnyOptions<Handlers, A>
-): Projection.Bound<HandlersError<Handlers> | StoreError, HandlersContext<Handlers>> => {
+  <
+    A extends Tagged,
+    Handlers extends ProjectionHandlers<A>,
+    Refusals extends ConstraintHandlers<A> = ConstraintHandlers<A, never>
+  >(
+    options: Options<Handlers, A, Refusals> & { readonly of: Source<A> }
+  ): Projection.Bound<HandlersError<Handlers> | Refusal<Refusals> | StoreError, HandlersContext<Handlers>>
+  <
+    A extends Tagged,
+    I extends Tagged,
+    Handlers extends ProjectionHandlers<A>,
+    Refusals extends ConstraintHandlers<A> = ConstraintHandlers<A, never>
+  >(
+    options: Options<Handlers, A, Refusals> & { readonly of: "all"; readonly events: Schema.Schema<A, I> }
+  ): Projection.Bound<HandlersError<Handlers> | Refusal<Refusals> | StoreError, HandlersContext<Handlers>>
+  <
+    A extends Tagged,
+    I extends Tagged,
+    Handlers extends ProjectionHandlers<A>,
+    Refusals extends ConstraintHandlers<A> = ConstraintHandlers<A, never>
+  >(
+    options: Options<Handlers, A, Refusals> & { readonly of?: undefined; readonly events: Schema.Schema<A, I> }
+  ): Projection<HandlersError<Handlers> | Refusal<Refusals> | StoreError, HandlersContext<Handlers>>
+} = <A extends Tagged, Handlers extends ProjectionHandlers<A>, Refusals extends ConstraintHandlers<A>>(
+  options: AnyOptions<Handlers, A, Refusals>
+): Projection.Bound<HandlersError<Handlers> | Refusal<Refusals> | StoreError, HandlersContext<Handlers>> => {
   type E = HandlersError<Handlers>
   type R = HandlersContext<Handlers>
-  const codec: EventCodec<A> = makeEventCodec(schemaOf(options))
+  const { name } = options
   const handlers = new Map<string, (event: A, envelope: Envelope) => Effect.Effect<unknown, E, R>>(
     Object.entries(options.project)
   )
-  const projection: Projection<E | StoreError, R> = {
-    name: options.name,
-    ...declaredTables(options.name, options),
+  const decode = decodingFor(name, schemaOf(options))
+  const refusalOf = refusalsOf<A, Refusal<Refusals>>(handlers, decode, options.onConstraint)
+  const projection: Projection<E | Refusal<Refusals> | StoreError, R> = {
+    name,
+    ...declaredTables(name, options),
     events: [...handlers.keys()],
     project: (stored) => {
       const handler = handlers.get(stored.type)
-      return handler === undefined
-        ? Effect.void
-        : Effect.asVoid(
-            Effect.flatMap(codec.decode(`Projection ${options.name}`, stored), (event) =>
-              handler(event, envelopeOf(stored))
-            )
-          )
-    }
+      if (handler === undefined) return Effect.void
+      const projecting = Effect.asVoid(Effect.flatMap(decode(stored), (event) => handler(event, envelopeOf(stored))))
+      return refusalOf === undefined
+        ? projecting
+        : Effect.mapError(projecting, (error) => refusalFor(refusalOf, stored, error) ?? error)
+    },
+    ...(refusalOf === undefined ? {} : { refusalOf })
   }
   return originate(projection, options.of)
 }
@@ -214,8 +220,9 @@ export const make: {
  * have no side effects. The results of its statements are discarded. It has no access to the caller's context: what a statement needs of
  * it travels in the event's `metadata` (`Aggregate.Metadata`). Where a result decides what comes next, use `make`.
  *
- * A stored event of a named type that the schema can't decode fails the commit with `StoreError` (`UnreadableEvent`), a statement that
- * fails with its `SqlError`.
+ * A stored event of a named type that the schema can't decode fails the commit with `StoreError` (`UnreadableEvent`). So does a statement that
+ * fails, with the reason that the database gives, such as `Constraint` or `Misconfigured`; the error says projection, event, table and
+ * constraint. A violated constraint that `onConstraint` names is the refusal that it returns.
  *
  * @since 0.1.0
  * @category constructors
@@ -237,38 +244,108 @@ export const make: {
  * ```
  */
 export const makeSql: {
-  <A extends Tagged, Handlers extends SqlHandlers<A>>(
-    options: Options<Handlers, A> & { readonly of: Source<A> }
-  ): Projection.Bound<SqlError | StoreError, SqlClient.SqlClient>
-  <A extends Tagged, I extends Tagged, Handlers extends SqlHandlers<A>>(
-    options: Options<Handlers, A> & { readonly of: "all"; readonly events: Schema.Schema<A, I> }
-  ): Projection.Bound<SqlError | StoreError, SqlClient.SqlClient>
-  <A extends Tagged, I extends Tagged, Handlers extends SqlHandlers<A>>(
-    options: Options<Handlers, A> & { readonly of?: undefined; readonly events: Schema.Schema<A, I> }
-  ): Projection<SqlError | StoreError, SqlClient.SqlClient>
-} = <A extends Tagged, Handlers extends SqlHandlers<A>>(
-  options: AnyOptions<Handlers, A>
-): Projection.Bound<SqlError | StoreError, SqlClient.SqlClient> => {
-  const codec: EventCodec<A> = makeEventCodec(schemaOf(options))
+  <
+    A extends Tagged,
+    Handlers extends SqlHandlers<A>,
+    Refusals extends ConstraintHandlers<A> = ConstraintHandlers<A, never>
+  >(
+    options: Options<Handlers, A, Refusals> & { readonly of: Source<A> }
+  ): Projection.Bound<Refusal<Refusals> | StoreError, SqlClient.SqlClient>
+  <
+    A extends Tagged,
+    I extends Tagged,
+    Handlers extends SqlHandlers<A>,
+    Refusals extends ConstraintHandlers<A> = ConstraintHandlers<A, never>
+  >(
+    options: Options<Handlers, A, Refusals> & { readonly of: "all"; readonly events: Schema.Schema<A, I> }
+  ): Projection.Bound<Refusal<Refusals> | StoreError, SqlClient.SqlClient>
+  <
+    A extends Tagged,
+    I extends Tagged,
+    Handlers extends SqlHandlers<A>,
+    Refusals extends ConstraintHandlers<A> = ConstraintHandlers<A, never>
+  >(
+    options: Options<Handlers, A, Refusals> & { readonly of?: undefined; readonly events: Schema.Schema<A, I> }
+  ): Projection<Refusal<Refusals> | StoreError, SqlClient.SqlClient>
+} = <A extends Tagged, Handlers extends SqlHandlers<A>, Refusals extends ConstraintHandlers<A>>(
+  options: AnyOptions<Handlers, A, Refusals>
+): Projection.Bound<Refusal<Refusals> | StoreError, SqlClient.SqlClient> => {
+  const { name } = options
   const handlers = new Map<string, SqlHandler<A>>(Object.entries(options.project))
+  const decode = decodingFor(name, schemaOf(options))
+  const refusalOf = refusalsOf<A, Refusal<Refusals>>(handlers, decode, options.onConstraint)
   const statements = (stored: Event, sql: SqlClient.SqlClient) => {
     const handler = handlers.get(stored.type)
     return handler === undefined
       ? Either.right([])
-      : Either.map(codec.decode(`Projection ${options.name}`, stored), (event) => {
+      : Either.map(decode(stored), (event) => {
           const some = handler(event, envelopeOf(stored), sql)
           return Array.isArray(some) ? (some as ReadonlyArray<Statement<unknown>>) : [some as Statement<unknown>]
         })
   }
-  const project = (envelope: Event) =>
+  const project = (stored: Event) =>
     Effect.flatMap(SqlClient.SqlClient, (sql) =>
-      Effect.flatMap(statements(envelope, sql), (all) =>
-        Effect.forEach(all, (statement) => statement, { discard: true })
-      )
-    )
-  provideStatementsFor(project, (envelope, sql) => Either.getOrUndefined(statements(envelope, sql)))
-  const tables = declaredTables(options.name, options)
-  return originate({ name: options.name, ...tables, events: [...handlers.keys()], project }, options.of)
+      Effect.flatMap(statements(stored, sql), (all) => Effect.forEach(all, (statement) => statement, { discard: true }))
+    ).pipe(Effect.mapError((error) => refusalFor(refusalOf, stored, error) ?? withoutSqlError(name, stored, error)))
+  provideStatementsFor(project, (stored, sql) => Either.getOrUndefined(statements(stored, sql)))
+  const tables = declaredTables(name, options)
+  return originate(
+    { name, ...tables, events: [...handlers.keys()], project, ...(refusalOf === undefined ? {} : { refusalOf }) },
+    options.of
+  )
+}
+
+/**
+ * Makes a `StoreError` of each `SqlError` that a projection fails with, as `makeSql` does, so that `evaluate` has one kind of failure for the
+ * database. The error says projection and event, and table and constraint where the database does. All other failures stay, refusals by
+ * `onConstraint` too. What may not happen again is retried as before.
+ *
+ * @since 0.1.0
+ * @category combinators
+ *
+ * @example
+ * ```ts
+ * import { SqlClient } from "@effect/sql"
+ * import { Projection, type StoreError } from "effect-maestro"
+ * import * as Effect from "effect/Effect"
+ * import * as Schema from "effect/Schema"
+ *
+ * class Closed extends Schema.TaggedClass<Closed>()("Closed", {}) {}
+ *
+ * // Its failures are `StoreError` alone.
+ * export const Open: Projection.Projection<StoreError.StoreError, SqlClient.SqlClient> = Projection.orStoreError(
+ *   Projection.make({
+ *     name: "open accounts",
+ *     events: Closed,
+ *     project: {
+ *       Closed: (_event, { id }) =>
+ *         Effect.flatMap(SqlClient.SqlClient, (sql) => sql`delete from open_accounts where account = ${id}`)
+ *     }
+ *   })
+ * )
+ * ```
+ */
+export const orStoreError: {
+  <E, R>(projection: Projection.Bound<E, R>): Projection.Bound<Exclude<E, SqlError> | StoreError, R>
+  <E, R>(projection: Projection<E, R>): Projection<Exclude<E, SqlError> | StoreError, R>
+} = <E, R>(projection: Projection<E, R>): Projection.Bound<Exclude<E, SqlError> | StoreError, R> => {
+  const { name, refusalOf } = projection
+  const project = (event: Event) =>
+    Effect.mapError(projection.project(event), (error) => withoutSqlError(name, event, error))
+  const statements = statementsFor(projection.project)
+  if (statements !== undefined) provideStatementsFor(project, statements)
+  const converted: Projection<Exclude<E, SqlError> | StoreError, R> = {
+    ...projection,
+    project,
+    refusalOf:
+      refusalOf &&
+      ((constraint, event) => {
+        const refusal: E | undefined = refusalOf(constraint, event)
+        return refusal === undefined ? undefined : withoutSqlError<E>(name, event, refusal)
+      })
+  }
+  // It is bound if the projection is.
+  return converted as Projection.Bound<Exclude<E, SqlError> | StoreError, R>
 }
 
 /**
@@ -296,18 +373,13 @@ export const of = <E, R>(origin: Projection.Origin, projection: Projection<E, R>
  * @since 0.1.0
  * @category models
  */
-export interface Options<Handlers, A extends Tagged> extends TableOptions {
-  /** Names the projection in traces and messages. The record of the tables that it owns has this name too. */
+export interface Options<Handlers, A extends Tagged, Refusals = ConstraintHandlers<A>> extends TableOptions {
+  /** Names the projection in traces and messages. */
   readonly name: string
-  /** The version of the tables that it owns, 1 by default. With a higher one `ProjectionTables` makes them anew, out of all events. */
-  readonly version?: number | undefined
-  /**
-   * The tables that it owns: for each name, as in SQL and without a schema, the statements that make it. `ProjectionTables` runs them. By
-   * default the application makes the tables itself.
-   */
-  readonly tables?: Readonly<Record<string, Projection.TableStatements>> | undefined
   /** What is to be done for each type: with `makeSql`, which statements. */
   readonly project: Handlers & { readonly [K in Exclude<keyof Handlers, A["_tag"]>]: never }
+  /** The refusals that violated constraints of the database stand for, by the constraints' names. */
+  readonly onConstraint?: Refusals | undefined
 }
 
 /**
@@ -334,16 +406,56 @@ export type ProjectionHandlers<A extends Tagged> = {
   ) => Effect.Effect<unknown, any, any>
 }
 
+/**
+ * What `onConstraint` takes: for the name of a constraint of the database (unique, primary key, check, foreign key, exclusion), or of a
+ * unique index, the failure that stands for its violation. A handler returns that failure, or nothing where a violation at this
+ * event is none.
+ *
+ * - It receives the event whose statement has failed, and the stored one around it.
+ * - A deferred constraint is checked at COMMIT, which names no statement. There it is the first projection of the commit, and its first event,
+ *   whose handler returns a failure. Inside a transaction of yours, a deferred constraint is checked at your own COMMIT, and is yours.
+ * - A violated `not null` has no name; it stays a `StoreError` that says the column. A partition has constraints of its own names.
+ *
+ * @since 0.1.0
+ * @category models
+ *
+ * @example
+ * ```ts
+ * import { Projection } from "effect-maestro"
+ * import * as Schema from "effect/Schema"
+ *
+ * class Registered extends Schema.TaggedClass<Registered>()("Registered", { email: Schema.String }) {}
+ * class EmailTaken extends Schema.TaggedError<EmailTaken>()("EmailTaken", { email: Schema.String }) {}
+ *
+ * // create table guests (id text primary key, email text not null unique)
+ * export const Guests = Projection.makeSql({
+ *   name: "guests",
+ *   events: Registered,
+ *   project: {
+ *     Registered: ({ email }, { id }, sql) => sql`insert into guests (id, email) values (${id}, ${email})`
+ *   },
+ *   onConstraint: { guests_email_key: ({ email }) => new EmailTaken({ email }) }
+ * })
+ * ```
+ */
+export type ConstraintHandlers<A, E = unknown> = {
+  readonly [constraint: string]: (event: A, envelope: Envelope) => E
+}
+
 // --- internal ---
 
-interface AnyOptions<Handlers, A extends Tagged> extends Options<Handlers, A> {
+/** What the handlers of constraints return. */
+type Refusal<Refusals> = RefusalOf<Refusals[keyof Refusals]>
+type RefusalOf<F> = F extends (...args: infer _A) => infer E ? NonNullable<E> : never
+
+interface AnyOptions<Handlers, A extends Tagged, Refusals> extends Options<Handlers, A, Refusals> {
   readonly of?: Source<A> | "all" | undefined
   // biome-ignore lint/suspicious/noExplicitAny: stored events have whatever encoded form
   readonly events?: Schema.Schema<A, any> | undefined
 }
 
 // biome-ignore lint/suspicious/noExplicitAny: as above
-const schemaOf = <A extends Tagged>({ events, name, of }: AnyOptions<unknown, A>): Schema.Schema<A, any> => {
+const schemaOf = <A extends Tagged>({ events, name, of }: AnyOptions<unknown, A, unknown>): Schema.Schema<A, any> => {
   const schema = typeof of === "object" ? of.events : events
   if (schema === undefined)
     throw new TypeError(`projection ${JSON.stringify(name)} must have \`events\`, or be \`of\` an aggregate`)
@@ -363,7 +475,13 @@ const originate = <E, R>(
   const project = (event: Event) => projection.project(withOwnIds(event))
   const statements = statementsFor(projection.project)
   if (statements !== undefined) provideStatementsFor(project, (event, sql) => statements(withOwnIds(event), sql))
-  return { ...projection, of, project }
+  const { refusalOf } = projection
+  return {
+    ...projection,
+    of,
+    project,
+    refusalOf: refusalOf && ((constraint, event) => refusalOf(constraint, withOwnIds(event)))
+  }
 }
 
 type SqlHandler<A> = (

@@ -8,13 +8,21 @@
 import type * as SqlClient from "@effect/sql/SqlClient"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
-import type { EventFeed } from "./EventFeed.js"
+import type { EventFeed, Filter } from "./EventFeed.js"
+import type { TableStatements as Statements } from "./internal/ownedTables.js"
 import { forgetTables, prepareTables } from "./internal/tableVersions.js"
 import type { Projection } from "./Projection.js"
 import type { Progress } from "./Rebuild.js"
 import type { StoreError, ValidationError } from "./StoreError.js"
-import type { OfProjections } from "./Subscription.js"
 import type { SubscriptionStore } from "./SubscriptionStore.js"
+
+/**
+ * The statements that make one table of a projection, with its indexes: one statement or a list. They name the table without a schema.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type TableStatements = Statements
 
 /**
  * The projections whose tables are meant: strong ones, as `Account.projections` has them, or a subscription of
@@ -23,8 +31,14 @@ import type { SubscriptionStore } from "./SubscriptionStore.js"
  * @since 0.1.0
  * @category models
  */
-// biome-ignore lint/suspicious/noExplicitAny: the bound of a type parameter that takes every subscription
-export type Source = ReadonlyArray<Projection.AnyBound> | OfProjections<any, any>
+export type Source =
+  | ReadonlyArray<Projection.AnyBound>
+  | {
+      readonly name: string
+      readonly partitions: number
+      readonly filter: Filter | undefined
+      readonly projections: ReadonlyArray<Projection.AnyBound>
+    }
 
 /**
  * @since 0.1.0

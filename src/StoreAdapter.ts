@@ -13,7 +13,7 @@ import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
 import type { Event, StoredEvent } from "./Event.js"
 import { thenAtOnce } from "./internal/atOnce.js"
-import { concerns } from "./internal/projecting.js"
+import { atCommit, concerns, projectEvent } from "./internal/projecting.js"
 import {
   prepareEvents,
   prepareRange,
@@ -67,9 +67,12 @@ export interface StoreAdapterService {
 
   /**
    * Stores the events and runs the projections in one transaction: first the events, then projection by projection, event
-   * by event, never two at once. A projection's failure rolls all of it back and comes back unchanged. For a commit that
-   * is stored already no projection runs. Without projections it is `commitEvents`. A projection runs for the events that concern it only:
-   * those whose type is among its `events`, and whose aggregate is the one that it is `of`.
+   * by event, never two at once. A projection's failure rolls all of it back and comes back unchanged, but that a `StoreError` which names
+   * no aggregate gets the projection's name and its event. For a commit that is stored already no projection runs. Without projections it
+   * is `commitEvents`. A projection runs for the events that concern it only: those whose type is among its `events`, and whose aggregate
+   * is the one that it is `of`.
+   *
+   * Where COMMIT fails with `Constraint`, it is the refusal that the projections declare for that constraint (`Projection.refusalOf`).
    *
    * A projection that reads the store finds the events of its commit; nobody else does before all projections succeeded.
    */
@@ -136,7 +139,8 @@ export class StoreAdapter extends Context.Tag("effect-maestro/StoreAdapter")<Sto
  *
  * A `StoreError` names the operation as the port does (`commitEvents` for `append`, `commitAll` for `appendWith`). Its reason
  * decides what an aggregate does: `Unavailable`, `ConnectionLost` and `Contention` say that nothing is stored and that trying
- * again may help, `CommitUnknown` that only the same commit again will tell; all others are final.
+ * again may help, `CommitUnknown` that only the same commit again will tell; all others are final. A constraint that is violated at the
+ * end of `appendWith`, after `project` has succeeded, is `Constraint`, with its name as `constraint`.
  *
  * @since 0.1.0
  * @category models
@@ -223,6 +227,11 @@ export const makeEncoded = (store: EncodedStore): StoreAdapterService => {
   ): ReadonlyArray<Projection<E, R>> =>
     projections.filter((projection) => prepared.some((event) => concerns(projection, event)))
 
+  const appendWith = <E, R>(prepared: ReadonlyArray<StoredEvent>, projections: ReadonlyArray<Projection<E, R>>) =>
+    Effect.mapError(store.appendWith(prepared, project(prepared, projections)), (error) =>
+      atCommit(projections, () => prepared.map(restoreEvent), error)
+    )
+
   return {
     commitEvents,
     commitAll: (events, projections) =>
@@ -237,7 +246,7 @@ export const makeEncoded = (store: EncodedStore): StoreAdapterService => {
                   concerned: concernedBy(prepared, projections)
                 })),
               ({ concerned, prepared }) =>
-                concerned.length === 0 ? append(prepared) : store.appendWith(prepared, project(prepared, concerned)),
+                concerned.length === 0 ? append(prepared) : appendWith(prepared, concerned),
               ({ concerned, prepared }) => ({
                 events: prepared.length,
                 projections: concerned.map(({ name }) => name)
@@ -289,14 +298,14 @@ const project = <E, R>(
       const [event, ...further] = restored
       // What is usual takes no loop.
       if (projection !== undefined && event !== undefined && others.length === 0 && further.length === 0) {
-        return projection.project(event)
+        return projectEvent(projection, event)
       }
       return Effect.forEach(
         projections,
         (projection) =>
           Effect.forEach(
             restored.filter((event) => concerns(projection, event)),
-            (event) => projection.project(event),
+            (event) => projectEvent(projection, event),
             { discard: true }
           ),
         { discard: true }

@@ -1,8 +1,8 @@
 /**
- * Every typed failure of the library, each with a message written for the person who reads it.
+ * Every typed failure of the library, each with a message that says what failed, where, and why.
  *
- * There are three: `RetryCommand` (somebody else was first: read again, decide again), `ValidationError` (the input is
- * wrong: it says what and where), and `StoreError` (everything else, with a closed `reason`).
+ * There are three. `RetryCommand`: another commit came first, so read again and decide again. `ValidationError`: the input is wrong, and
+ * the error says what and where. `StoreError`: everything else, with a closed `reason` that says what to do.
  *
  * @since 0.1.0
  */
@@ -67,19 +67,29 @@ export class ValidationError extends Schema.TaggedError<ValidationError>("effect
 }
 
 /**
- * Why a store failed. The list is closed; a `switch` over it can be exhaustive.
+ * Why a store failed. The list is closed, so a `switch` over it can be exhaustive. Only after `CommitUnknown` may the events be stored.
  *
- * - `Unavailable`: no connection could be had. Nothing was sent, nothing is stored.
- * - `ConnectionLost`: the connection broke before the commit was asked for. Nothing is stored.
- * - `CommitUnknown`: the connection broke while the commit was under way: it is stored whole or not at all, and only the
- *   store knows. Commit the very same events again to settle it.
- * - `Contention`: the database broke off a deadlock or a serialization conflict. Nothing is stored; try again.
- * - `Cancelled`: the statement was cancelled, or ran into the database's time limit. Nothing is stored.
- * - `Misconfigured`: tables, functions, rights or the database itself are missing. Migrate, or mend the configuration.
- * - `Exhausted`: the database is out of disk, memory or another limit, or read-only. Nothing is stored.
- * - `UnreadableEvent`: a stored event can't be decoded by the aggregate's or projection's schemas.
- * - `ClockDrift`: a timestamp lies further ahead of the local clock than the clock allows.
- * - `Unknown`: none of these; see `cause`.
+ * These may not happen again. `evaluate` has tried again by the aggregate's `retry` schedule before it fails with one of them:
+ *
+ * - `Unavailable`: there was no connection, so nothing was sent. Look at the server, its address, and the size of the pool.
+ * - `ConnectionLost`: the connection broke before COMMIT. Try again.
+ * - `Contention`: the database ended a deadlock or a serialization conflict. Try again; where it comes often, have transactions lock
+ *   rows in one order.
+ * - `CommitUnknown`: the connection broke during COMMIT, so all of the commit is stored, or nothing. From the port, commit the very same
+ *   events again. After `evaluate`, read the aggregate, or evaluate again with the same `CommandId`: a command without one may then
+ *   take effect twice.
+ *
+ * These come again, unless something changes:
+ *
+ * - `Cancelled`: the statement was cancelled, or ran into a time limit of the database. Raise the limit, or find what makes it slow.
+ * - `Constraint`: a constraint of the database refused what a projection wrote; `constraint`, `table` and `column` say which. Where
+ *   that is a refusal of the command, name it in the projection's `onConstraint`. Otherwise correct the projection or its table.
+ * - `Misconfigured`: a table, a column, a function, a right or the database is missing. Migrate, or correct the configuration.
+ * - `Exhausted`: the database has no disk space, no memory, or has reached another limit, or it is read-only. Make room.
+ * - `UnreadableEvent`: the schemas of an aggregate or a projection can't decode a stored event; `aggregateId`, `sequence` and `type` say
+ *   which. Add its form to the `events` union.
+ * - `ClockDrift`: a timestamp lies further ahead of the local clock than the clock allows. Correct the clock of the node that made it.
+ * - `Unknown`: none of these. `code`, `description` and `cause` hold what the driver said.
  *
  * @since 0.1.0
  * @category models
@@ -90,6 +100,7 @@ export const StoreErrorReason = Schema.Literal(
   "CommitUnknown",
   "Contention",
   "Cancelled",
+  "Constraint",
   "Misconfigured",
   "Exhausted",
   "UnreadableEvent",
@@ -104,37 +115,80 @@ export const StoreErrorReason = Schema.Literal(
 export type StoreErrorReason = typeof StoreErrorReason.Type
 
 /**
- * Everything that is neither a lost race nor bad input, told apart by `reason`.
+ * A store failed; `reason` says why, and what can be done.
+ *
+ * Where a projection failed, `projection`, `type`, `sequence` and `aggregateId` say which one, at which event, and the message begins with
+ * them: `projection "balances", event Deposited 3 of aggregate "Account/42": null value in column "currency" …`.
  *
  * @since 0.1.0
  * @category errors
+ *
+ * @example
+ * ```ts
+ * import { StoreError } from "effect-maestro"
+ *
+ * // For a server: whether the client may send its request again.
+ * export const statusOf = (error: StoreError.StoreError): 500 | 503 => {
+ *   switch (error.reason) {
+ *     case "Unavailable":
+ *     case "ConnectionLost":
+ *     case "Contention":
+ *     case "Exhausted":
+ *     case "Cancelled":
+ *       return 503
+ *     default:
+ *       return 500
+ *   }
+ * }
+ * ```
  */
 export class StoreError extends Schema.TaggedError<StoreError>("effect-maestro/StoreError")("StoreError", {
+  /** Why it failed. */
   reason: StoreErrorReason,
   /** The operation that failed. */
   operation: Schema.String,
-  /** What happened, for the person who reads it. */
+  /** What happened, in words. It may hold what the database said. */
   description: Schema.String,
   /** The database's own error code (`SQLSTATE`), or the system's (`ECONNRESET`), where there is one. */
   code: Schema.optional(Schema.String),
-  /** The aggregate concerned, where it is one. */
+  /** The projection that failed. */
+  projection: Schema.optional(Schema.String),
+  /** The aggregate concerned. */
   aggregateId: Schema.optional(Schema.String),
-  /** The sequence concerned, where it is one. */
+  /** The sequence of the event concerned. */
   sequence: Schema.optional(Schema.Number),
-  /** The event type concerned, where it is one. */
+  /** The type of the event concerned. */
   type: Schema.optional(Schema.String),
+  /** The table concerned, without its schema, where the database names one. */
+  table: Schema.optional(Schema.String),
+  /** The column concerned, where the database names one, as it does for a violated `not null`. */
+  column: Schema.optional(Schema.String),
+  /** The constraint that was violated, or the unique index. */
+  constraint: Schema.optional(Schema.String),
   /** What the driver, or the schema, said. */
   cause: Schema.optional(Schema.Defect)
 }) {
   override get message(): string {
+    const event =
+      this.type === undefined || this.sequence === undefined || this.aggregateId === undefined
+        ? undefined
+        : `event ${plainOrQuoted(this.type)} ${this.sequence} of aggregate ${quote(this.aggregateId)}`
+    if (this.projection !== undefined) {
+      const where = [`projection ${quote(this.projection)}`, ...(event === undefined ? [] : [event])].join(", ")
+      const why = this.code === undefined ? this.reason : `${this.reason}, ${this.code}`
+      return `${where}: ${this.description} (${why})`
+    }
+    const where = event === undefined ? "" : `${event}: `
     const code = this.code === undefined ? "" : ` (${this.code})`
-    return `${this.operation}: ${this.reason}: ${this.description}${code}`
+    return `${this.operation}: ${this.reason}: ${where}${this.description}${code}`
   }
 }
 
 // --- internal ---
 
 const quote = (text: string): string => JSON.stringify(text.length > 300 ? `${text.slice(0, 300)}…` : text)
+
+const plainOrQuoted = (text: string): string => (/^[\w./-]{1,100}$/.test(text) ? text : quote(text))
 
 const formatPath = (path: ReadonlyArray<string | number>): string => {
   const shown = path.slice(0, 10).map((key) => (typeof key === "number" ? `[${key}]` : `.${key.slice(0, 100)}`))

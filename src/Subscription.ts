@@ -16,10 +16,8 @@ import type * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
-import { maxNameLength } from "./Event.js"
 import { EventFeed, type FeedEvent, type Filter, type Position, type StreamPosition } from "./EventFeed.js"
 import { bothOf } from "./internal/feedInput.js"
-import { nameProblem } from "./internal/names.js"
 import type { On } from "./internal/on.js"
 import { concerns, filterOf, projectBy } from "./internal/projecting.js"
 import { withoutReceipts } from "./internal/receipt.js"
@@ -66,16 +64,6 @@ export interface Subscription<out E = never, out R = never> {
 
   /** How it stands, and how far behind it is. */
   readonly status: Effect.Effect<Status, ValidationError | StoreError, EventFeed | SubscriptionStore>
-}
-
-/**
- * A subscription that keeps projections, as `fromProjections` makes it. `ProjectionTables` takes it, for the tables that they own.
- *
- * @since 0.1.0
- * @category models
- */
-export interface OfProjections<out E = never, out R = never> extends Subscription<E, R> {
-  readonly projections: ReadonlyArray<Projection.Bound<E, R>>
 }
 
 /**
@@ -142,10 +130,33 @@ export type Handler<E, R> =
       readonly handle?: undefined
     }
 
-export { type EventHandlers, type On, on } from "./internal/on.js"
+export {
+  /**
+   * What `on` takes for each event type: a handler of the decoded event, and of the stored one around it, with the `id` of its aggregate.
+   *
+   * @since 0.1.0
+   * @category models
+   */
+  type EventHandlers,
+  /**
+   * What a subscription does with the events of one aggregate. `on` makes one.
+   *
+   * @since 0.1.0
+   * @category models
+   */
+  type On,
+  /**
+   * Typed handlers for events of one aggregate, by their type: what `make` takes as `on`. They are given events of that aggregate only,
+   * though others have events of the same type. An event that its schema can't decode fails with `UnreadableEvent`, which is not retried.
+   *
+   * @since 0.1.0
+   * @category constructors
+   */
+  on
+} from "./internal/on.js"
 
 /**
- * A subscription stopped at an event that it could not handle. It stays there until `resume`.
+ * A subscription stopped at an event that it could not handle, until `resume`.
  *
  * @since 0.1.0
  * @category errors
@@ -280,11 +291,8 @@ export const make: {
 }
 
 /**
- * An eventual projection: projections as they are, kept by a subscription instead of by those who commit. Each says whose events it is
- * about: `of: Account` in `Projection.make`, `Account.projections`, `Projection.of(Account, Balances)`, or `of: "all"`.
- *
- * It follows the aggregates and the types that the projections are about. Of a projection that names no types it follows all, but for
- * the receipts of `Aggregate.CommandId`.
+ * An eventual projection: projections kept by a subscription instead of by those who commit. Each says whose events it is about: it is made
+ * with `of`, one of `Account.projections`, or `Projection.of(Account, Balances)`. One that names no types is given no receipts of commands.
  *
  * @since 0.1.0
  * @category constructors
@@ -293,7 +301,9 @@ export const fromProjections = <const Projections extends ReadonlyArray<Projecti
   name: string,
   projections: Projections,
   settings?: SettingsWithoutTypes
-): OfProjections<Projection.Error<Projections[number]>, Projection.Context<Projections[number]>> => {
+): Subscription<Projection.Error<Projections[number]>, Projection.Context<Projections[number]>> & {
+  readonly projections: Projections
+} => {
   type E = Projection.Error<Projections[number]>
   type R = Projection.Context<Projections[number]>
   for (const { name: projection, of } of projections as ReadonlyArray<Projection.Any>) {
@@ -302,12 +312,9 @@ export const fromProjections = <const Projections extends ReadonlyArray<Projecti
       `projection ${JSON.stringify(projection)} of subscription ${name} must be of an aggregate, or of all`
     )
   }
-  const subscription = makeOf<E, R>(name, {
-    ...settings,
-    filter: bothOf(filterOf(projections), settings?.filter),
-    handle: projectBy<E, R>(projections.map((projection) => withoutReceipts(projection)))
-  })
-  return { ...subscription, projections }
+  const filter = bothOf(filterOf(projections), settings?.filter)
+  const handle = projectBy<E, R>(projections.map((projection) => withoutReceipts(projection)))
+  return { ...makeOf<E, R>(name, { ...settings, filter, handle }), projections }
 }
 
 /**
@@ -449,17 +456,13 @@ export const defaultRetry: Schedule.Schedule<unknown> = Schedule.exponential("10
 
 // --- internal ---
 
-type SettingsWithoutTypes = Omit<Settings, "filter"> & {
-  /** Which of these events it is about; all by default. */
-  readonly filter?: Omit<Filter, "types"> | undefined
-}
+type SettingsWithoutTypes = Omit<Settings, "filter"> & { readonly filter?: Omit<Filter, "types"> | undefined }
 
 type EachOf<Ons> = Ons extends ReadonlyArray<infer One> ? One : Ons
 
 /** The subscription of one handler. */
 const makeOf = <E, R>(name: string, options: Settings & Partial<Handler<E, R>>): Subscription<E, R> => {
   const { handle, handleBatch } = options
-  checkSettings(name, options)
   return runnable<E, R, SubscriptionStopped>(
     {
       name,
@@ -482,25 +485,6 @@ const makeOf = <E, R>(name: string, options: Settings & Partial<Handler<E, R>>):
     },
     (error) => stoppedAt(name, error)
   )
-}
-
-const checkSettings = (name: string, { batchSize, filter, lease, partitions }: Settings): void => {
-  const whole = (value: number | undefined, field: string, max: number) => {
-    if (value !== undefined && !(Number.isInteger(value) && value >= 1 && value <= max)) {
-      throw new TypeError(`${field} of subscription ${name} must be a whole number from 1 to ${max}, and is ${value}`)
-    }
-  }
-  const problem = nameProblem(name, maxNameLength)
-  if (problem !== undefined) throw new TypeError(`the name of subscription ${JSON.stringify(name)} ${problem}`)
-  whole(batchSize, "batchSize", 10_000)
-  whole(partitions, "partitions", 1000)
-  if (filter?.slice !== undefined && (partitions ?? 1) > 1) {
-    throw new TypeError(`subscription ${name} can't be cut into partitions and be about a slice: partitions are slices`)
-  }
-  const millis = lease === undefined ? undefined : Duration.toMillis(lease)
-  if (millis !== undefined && !(millis >= 10 && millis <= 86_400_000)) {
-    throw new TypeError(`lease of subscription ${name} must be from 10 milliseconds to a day`)
-  }
 }
 
 const stoppedAt = (name: string, { failure, partition }: { readonly failure: Failure; readonly partition: number }) =>

@@ -50,6 +50,17 @@ export const projectsAfterTheCommit = (store: Store): Store => ({
     )
 })
 
+/** A failure of the database in a projection is like any other. */
+export const forgetsWhichProjectionFailed = (store: Store): Store => ({
+  ...store,
+  commitAll: (events, projections) =>
+    Effect.mapError(store.commitAll(events, projections), (error) => {
+      if (!(error instanceof StoreError.StoreError)) return error
+      const { aggregateId: _id, projection: _projection, sequence: _sequence, type: _type, ...rest } = error
+      return new StoreError.StoreError(rest)
+    })
+})
+
 /** Projections run for the events of all aggregates. */
 export const ignoresWhoseEventsAProjectionIsAbout = (store: Store): Store => ({
   ...store,

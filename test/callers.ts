@@ -239,16 +239,18 @@ type Style = (statements: Statements) => Projection.Projection<unknown, SqlClien
 /** The ways to send them: one after the other by an effect, or as statements alone. */
 export const styles: Readonly<Record<"an effect" | "statements", Style>> = {
   "an effect": (statements) =>
-    Projection.make({
-      name: "effect",
-      events: Said,
-      project: {
-        Said: (_said, event) =>
-          Effect.flatMap(SqlClient.SqlClient, (sql) =>
-            Effect.forEach(statements(sql, event), (statement) => statement, { discard: true })
-          )
-      }
-    }),
+    Projection.orStoreError(
+      Projection.make({
+        name: "effect",
+        events: Said,
+        project: {
+          Said: (_said, event) =>
+            Effect.flatMap(SqlClient.SqlClient, (sql) =>
+              Effect.forEach(statements(sql, event), (statement) => statement, { discard: true })
+            )
+        }
+      })
+    ),
   statements: (statements) =>
     Projection.makeSql({
       name: "statements",

@@ -309,7 +309,7 @@ const sentences: ReadonlyArray<Sentence> = [
       sql`insert into ${sql(table)} values (${callerOf(event)}, ${partnerOf(callerOf(event))})`
     ],
     valueOf: (caller) => (partnerOf(caller) === caller ? caller : undefined),
-    failure: "fails with StoreError Unknown 23503"
+    failure: "fails with StoreError Constraint 23503"
   },
   {
     name: "a statement that fails does so for its caller alone",
@@ -318,7 +318,7 @@ const sentences: ReadonlyArray<Sentence> = [
       ...(isFourth(callerOf(event)) ? [sql`select 1 / ${0}::int`] : [])
     ],
     valueOf: (caller) => (isFourth(caller) ? undefined : "done"),
-    failure: "fails with SqlError 22012"
+    failure: "fails with StoreError Unknown 22012"
   }
 ]
 

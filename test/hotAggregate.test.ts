@@ -329,7 +329,7 @@ for (const [name, store] of Object.entries(stores)) {
             })
             const id = yield* Account.newId
             yield* Effect.provide(Account.evaluate(id, new Deposit({ amount: 10 })), node)
-            yield* after.commitEvents(yield* before.getEvents(id, 1))
+            yield* after.commitEvents(yield* before.getEvents(Account.streamId(id), 1))
             yield* Effect.provide(Account.evaluate(id, new Deposit({ amount: 10 })), node)
             const elsewhere = yield* aNode(Account.layer, after)
             if (goneOn) yield* Effect.provide(Account.evaluate(id, new Deposit({ amount: 5 })), elsewhere)

@@ -265,7 +265,7 @@ for (const [name, store] of Object.entries({
             expect(yield* Effect.flip(Sum.fetch(notId))).toMatchObject({ issues: [{ path: ["id"] }] })
           }
           expect(yield* Sum.fetch("x".repeat(255))).toBe(0)
-        }).pipe(Effect.provide(Sum.layer), Effect.provide(Double.layer))
+        }).pipe(Effect.provide([Sum.layer, Double.layer]))
       })
     )
   })

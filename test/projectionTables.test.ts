@@ -201,7 +201,9 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("tables of pr
           yield* deposits(One, "ann", 12)
           const Wrong = makeAccount([balances(2, (sql) => sql`create table balances (account txt)`)])
           const wrong = yield* failureOf(ProjectionTables.prepare(Wrong.projections))
-          expect(wrong).toContain('the table balances of projection "balances", version 2, failed')
+          expect(wrong).toContain(
+            'projection "balances": a statement that makes the table balances of version 2 failed'
+          )
           expect(wrong).toContain('type "txt" does not exist')
           const other = makeAccount([balances(2, (sql) => sql`create table balanced (account text)`)])
           expect(yield* failureOf(ProjectionTables.prepare(other.projections))).toContain(
@@ -252,7 +254,8 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("tables of pr
     onDatabase(() =>
       Effect.gen(function* () {
         yield* ProjectionTables.prepare(One.projections)
-        const refused = (source: ProjectionTables.Source) => failureOf(ProjectionTables.prepare(source))
+        const refused = <const S extends ProjectionTables.Source>(source: S) =>
+          failureOf(ProjectionTables.prepare(source))
         const changed = makeAccount([balances(1, createTwo)])
         const text = yield* refused(changed.projections)
         expect(text).toContain("Misconfigured")
@@ -313,8 +316,9 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("tables of pr
         ])
         yield* ProjectionTables.prepare(Three.projections)
         expect(yield* sql`select * from balances`).toEqual([{ account: "ann", amount: 3, deposits: 3 }])
-        const failure: { readonly cause?: unknown } = yield* Effect.flip(deposits(One, "bob", 1))
-        expect(`${failure} ${failure.cause}`).toContain('null value in column "deposits" of relation "balances"')
+        expect(yield* failureOf(deposits(One, "bob", 1))).toContain(
+          'projection "balances", event Deposited 1 of aggregate "Account/bob": null value in column "deposits" of relation "balances"'
+        )
         expect(yield* folded).toEqual({ ann: 3 })
         yield* deposits(Two, "bob", 1)
       })
@@ -555,13 +559,16 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("tables of pr
               "the search path of this client leads to public.balances"
             )
           }).pipe(Effect.provide(nodeAt(url, { schema: "events" })))
-          // One that is renamed with its schema is found.
+          // A table whose schema was renamed is found by its name.
+          shop.searchParams.set("options", "-c search_path=store")
           yield* Effect.gen(function* () {
             const sql = yield* SqlClient.SqlClient
             yield* sql`drop table public.balances`
             yield* sql`alter schema shop rename to store`
-            yield* sql`alter role current_user set search_path = store`
-          }).pipe(Effect.provide(nodeAt(url)))
+            yield* ProjectionTables.prepare(Two.projections)
+            yield* ProjectionTables.prepare(makeAccount([balances(3)]).projections)
+            expect(yield* sql`select * from store.balances`).toEqual([{ account: "ann", amount: 7 }])
+          }).pipe(Effect.provide(nodeAt(shop.href, { schema: "events" })))
         }).pipe(Effect.provide(quiet))
       )
   )

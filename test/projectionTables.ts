@@ -6,7 +6,7 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
 import * as Schema from "effect/Schema"
-import { Aggregate, Projection, SqlStore } from "effect-maestro"
+import { Aggregate, Projection, type ProjectionTables, SqlStore } from "effect-maestro"
 
 export class Deposited extends Schema.TaggedClass<Deposited>()("Deposited", { amount: Schema.Int }) {}
 
@@ -32,11 +32,7 @@ export const createOne = (sql: SqlClient.SqlClient): ReadonlyArray<Statement<unk
 ]
 
 /** Writes as version 1 does, and is of any version. */
-export const balances = (
-  version: number,
-  create: Projection.Projection.TableStatements = createOne,
-  name = "balances"
-) =>
+export const balances = (version: number, create: ProjectionTables.TableStatements = createOne, name = "balances") =>
   Projection.makeSql({
     name,
     events: Deposited,
@@ -53,7 +49,7 @@ export const balances = (
 export const createTwo = (sql: SqlClient.SqlClient) =>
   sql`create table balances (account text primary key, amount int not null, deposits int not null default 0)`
 
-export const balancesTwo = (version = 2, create: Projection.Projection.TableStatements = createTwo) =>
+export const balancesTwo = (version = 2, create: ProjectionTables.TableStatements = createTwo) =>
   Projection.makeSql({
     name: "balances",
     events: Deposited,

@@ -61,12 +61,12 @@ for (const [name, layer] of Object.entries(stores)) {
         })
     )
 
-    it.effect("a statement that fails does so with its own SqlError, and nothing is stored", () =>
+    it.effect("a statement that fails is a StoreError, and nothing is stored", () =>
       Effect.gen(function* () {
         const { notes, projection } = yield* aTable
         const id = crypto.randomUUID()
         const error = yield* Effect.flip(commit(yield* noted(id, 1, "twice", "twice"), projection))
-        expect(error).toMatchObject({ _tag: "SqlError", cause: { code: "23505" } })
+        expect(error).toMatchObject({ _tag: "StoreError", reason: "Constraint", code: "23505", projection: "notes" })
         expect(yield* notes).toEqual([])
         yield* commit(yield* noted(id, 1, "once"), projection)
       })
@@ -133,8 +133,9 @@ for (const [name, layer] of Object.entries(stores)) {
             project: { Noted: (_event, _envelope, sql) => sql`select raise_as(${code})` }
           })
           expect(yield* Effect.flip(store.commitAll(events, [projection, raising]))).toMatchObject({
-            _tag: "SqlError",
-            cause: { code }
+            _tag: "StoreError",
+            code,
+            projection: "raising"
           })
         }
         expect(yield* notes).toEqual([])

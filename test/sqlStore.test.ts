@@ -41,7 +41,7 @@ it.layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg({ maxConnections: 4 })))
         const error = yield* Effect.flip(
           store.commitAll(events, [{ name: "double", project: () => sql`insert into ${table} values (1)` }])
         )
-        expect(error).toMatchObject({ _tag: "StoreError", reason: "Unknown", code: "23505", operation: "commitAll" })
+        expect(error).toMatchObject({ _tag: "StoreError", reason: "Constraint", code: "23505", operation: "commitAll" })
         expect(yield* store.getEvents(idOf(events), 1)).toEqual([])
       })
     )

@@ -1,5 +1,6 @@
 /** What the compiler knows: checked by `npm run check`, where these expectations are types. */
 
+import * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
@@ -33,7 +34,7 @@ import {
   Opened,
   type Touch,
   type Withdraw,
-  type Withdrawn
+  Withdrawn
 } from "./account.js"
 
 type ErrorOf<F> = F extends Effect.Effect<infer _A, infer E, infer _R> ? E : never
@@ -139,6 +140,82 @@ it("a projection's failure is a failure of the commands whose events it projects
   expectTypeOf(Mails).toEqualTypeOf<Projection.Projection<Blocked | StoreError.StoreError, Mailer>>()
 })
 
+class EmailTaken extends Schema.TaggedError<EmailTaken>()("EmailTaken", { owner: Schema.String }) {}
+class LimitReached extends Schema.TaggedError<LimitReached>()("LimitReached", { amount: Schema.Number }) {}
+
+it("a projection that is SQL fails with refusals and StoreErrors alone; one that is an effect keeps its failures", () => {
+  const types = () => {
+    const BySql = Projection.makeSql({
+      name: "owners",
+      events: Schema.Union(Opened, Deposited, Withdrawn),
+      project: {
+        Opened: ({ owner }, _envelope, sql) => sql`insert into owners values (${owner})`,
+        Deposited: ({ amount }, _envelope, sql) => sql`update owners set total = total + ${amount}`
+      },
+      onConstraint: {
+        owners_pkey: (event) => {
+          expectTypeOf(event).toEqualTypeOf<Opened | Deposited | Withdrawn>()
+          return event._tag === "Opened" ? new EmailTaken({ owner: event.owner }) : undefined
+        },
+        owners_total_check: (event) =>
+          event._tag === "Deposited" ? new LimitReached({ amount: event.amount }) : undefined
+      }
+    })
+    expectTypeOf(BySql).toEqualTypeOf<
+      Projection.Projection<EmailTaken | LimitReached | StoreError.StoreError, SqlClient.SqlClient>
+    >()
+    const without = Projection.makeSql({
+      name: "owners",
+      events: Opened,
+      project: { Opened: ({ owner }, _envelope, sql) => sql`insert into owners values (${owner})` }
+    })
+    expectTypeOf(without).toEqualTypeOf<Projection.Projection<StoreError.StoreError, SqlClient.SqlClient>>()
+    const ByEffect = Projection.make({
+      name: "owners",
+      events: Schema.Union(Opened, Deposited),
+      // Before the handlers, too.
+      onConstraint: {
+        owners_pkey: (event, { aggregateId }) =>
+          event._tag === "Opened" ? new EmailTaken({ owner: event.owner + aggregateId }) : undefined
+      },
+      project: {
+        Opened: ({ owner }) =>
+          Effect.zipRight(
+            Effect.flatMap(Mailer, ({ send }) => send),
+            Effect.flatMap(SqlClient.SqlClient, (sql) => sql`insert into owners values (${owner})`)
+          )
+      }
+    })
+    expectTypeOf(ByEffect).toEqualTypeOf<
+      Projection.Projection<Blocked | EmailTaken | SqlError | StoreError.StoreError, Mailer | SqlClient.SqlClient>
+    >()
+    const orStoreError = Projection.orStoreError(ByEffect)
+    expectTypeOf(orStoreError).toEqualTypeOf<
+      Projection.Projection<Blocked | EmailTaken | StoreError.StoreError, Mailer | SqlClient.SqlClient>
+    >()
+    const Owned = Aggregate.make("Owned", { ...definition, projections: [BySql, orStoreError] })
+    const evaluating = Owned.evaluate(id, deposit)
+    expectTypeOf<ErrorOf<typeof evaluating>>().toEqualTypeOf<EmailTaken | LimitReached | Blocked | FailureOfStore>()
+    // A bound projection stays one, and one of an aggregate takes its events from it.
+    const OfAccounts = Projection.makeSql({
+      name: "of accounts",
+      of: Account,
+      project: { Opened: ({ owner }, { id }, sql) => sql`insert into owners values (${id}, ${owner})` },
+      onConstraint: {
+        owners_pkey: (event, { id }) => {
+          expectTypeOf(event).toEqualTypeOf<Opened | Deposited | Withdrawn>()
+          return new EmailTaken({ owner: id })
+        }
+      }
+    })
+    expectTypeOf(OfAccounts).toEqualTypeOf<
+      Projection.Projection.Bound<EmailTaken | StoreError.StoreError, SqlClient.SqlClient>
+    >()
+    expectTypeOf(Projection.orStoreError(OfAccounts)).toEqualTypeOf<typeof OfAccounts>()
+  }
+  expectTypeOf(types).toBeFunction()
+})
+
 it("an aggregate's projections are bound to it; subscriptions and rebuilds take bound ones only", () => {
   expectTypeOf(Mailed.projections).toEqualTypeOf<
     readonly [Projection.Projection.Bound<Blocked | StoreError.StoreError, Mailer>]
@@ -165,7 +242,7 @@ it("an aggregate's projections are bound to it; subscriptions and rebuilds take 
     const rebuild = { name: "r", tables: ["t"] } as const
     const rebuilding = Rebuild.run({ ...rebuild, projections: [...Mailed.projections, OfAll] })
     expectTypeOf<ErrorOf<typeof rebuilding>>().toEqualTypeOf<
-      Blocked | SqlError | StoreError.StoreError | StoreError.ValidationError
+      Blocked | StoreError.StoreError | StoreError.ValidationError
     >()
     return [
       Rebuild.run({ ...rebuild, projections: [Projection.of(Account, Mails), OfAccounts] }),

@@ -241,7 +241,7 @@ const unreadable = (operation: string, stored: Event, why: string, cause?: unkno
   new StoreError({
     reason: "UnreadableEvent",
     operation,
-    description: `event ${stored.sequence} of aggregate ${JSON.stringify(stored.aggregateId)}, of type ${JSON.stringify(stored.type)}, can't be decoded: ${why}`,
+    description: `it can't be decoded: ${why}`,
     aggregateId: stored.aggregateId,
     sequence: stored.sequence,
     type: stored.type,

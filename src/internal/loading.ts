@@ -130,7 +130,7 @@ export const missing = (operation: string, { aggregateId, sequence, type }: Even
   new StoreError({
     reason: "UnreadableEvent",
     operation,
-    description: `event ${sequence} of aggregate ${JSON.stringify(aggregateId)}, of type ${JSON.stringify(type)}, stands where event ${expected} is missing`,
+    description: `it stands where event ${expected} is missing`,
     aggregateId,
     sequence,
     type

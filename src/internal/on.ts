@@ -10,9 +10,6 @@ import { withOwnIds } from "./origin.js"
 
 /**
  * What a subscription does with the events of one aggregate. `on` makes one.
- *
- * @since 0.1.0
- * @category models
  */
 export interface On<out E = never, out R = never> {
   readonly of: Projection.Origin
@@ -21,42 +18,26 @@ export interface On<out E = never, out R = never> {
   readonly handle: (event: FeedEvent) => Effect.Effect<void, E, R>
 }
 
-/**
- * @since 0.1.0
- * @category models
- */
 export declare namespace On {
   /**
    * Any of them.
-   *
-   * @since 0.1.0
-   * @category models
    */
   // biome-ignore lint/suspicious/noExplicitAny: the bound of a type parameter that takes all of them
   export type Any = On<any, any>
 
   /**
    * What its handlers may fail with.
-   *
-   * @since 0.1.0
-   * @category models
    */
   export type Error<O> = O extends On<infer E, infer _R> ? E : never
 
   /**
    * What its handlers need.
-   *
-   * @since 0.1.0
-   * @category models
    */
   export type Context<O> = O extends On<infer _E, infer R> ? R : never
 }
 
 /**
  * What `on` takes for each event type: a handler of the decoded event, and of the stored one around it, with the `id` of its aggregate.
- *
- * @since 0.1.0
- * @category models
  */
 export type EventHandlers<A extends Tagged> = {
   readonly [K in A["_tag"]]?: (
@@ -69,9 +50,6 @@ export type EventHandlers<A extends Tagged> = {
 /**
  * Typed handlers for events of one aggregate, by their type: what `make` takes as `on`. They are given events of that aggregate only, though
  * others have events of the same type. An event that its schema can't decode fails with `UnreadableEvent`, which is not retried.
- *
- * @since 0.1.0
- * @category constructors
  */
 export const on = <A extends Tagged, Handlers extends EventHandlers<A>>(
   aggregate: Source<A>,

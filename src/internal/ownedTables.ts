@@ -6,12 +6,17 @@ import type { Statement } from "@effect/sql/Statement"
 import { maxNameLength } from "../Event.js"
 import { nameProblem } from "./names.js"
 
-/** Makes one table, with its indexes. */
+/** The statements that make one table, with its indexes. */
 export type TableStatements = (sql: SqlClient.SqlClient) => Statement<unknown> | ReadonlyArray<Statement<unknown>>
 
 /** What a projection declares. */
 export interface TableOptions {
+  /** The version of the tables that it owns, 1 by default. With a higher one `ProjectionTables` makes them anew, out of all events. */
   readonly version?: number | undefined
+  /**
+   * The tables that it owns: for each name, as in SQL and without a schema, the statements that make it. `ProjectionTables` runs them. By
+   * default the application makes the tables itself.
+   */
   readonly tables?: Readonly<Record<string, TableStatements>> | undefined
 }
 

@@ -4,8 +4,8 @@
 import { SqlError } from "@effect/sql/SqlError"
 import * as Effect from "effect/Effect"
 import type * as Schedule from "effect/Schedule"
-import { StoreError, type StoreErrorReason } from "../StoreError.js"
-import { fromSqlError } from "./sqlError.js"
+import { StoreError } from "../StoreError.js"
+import { isTransient, transientReasons } from "./sqlError.js"
 
 /** `Effect.retry`, which sets up nothing before the first failure. */
 export const retryWhile = <A, E, R>(
@@ -20,7 +20,8 @@ export const retryWhile = <A, E, R>(
 /**
  * Finds out what became of a commit by committing the same events again: if they were stored that succeeds and writes
  * nothing. Deciding again instead could apply a command twice. Where the schedule ends before it is known, or the store fails
- * otherwise, the failure is `CommitUnknown`, whatever the last attempt said.
+ * otherwise, the failure is `CommitUnknown`, whatever the last attempt said. A projection that fails for good shows that the events
+ * were not stored before, because projections run only for events that the store has just accepted.
  *
  * A statement of a projection that the database broke off by a deadlock, a serialization failure or a lost connection has undone the whole
  * commit, which was not at fault: it is tried again, too.
@@ -30,23 +31,22 @@ export const settle = <E, R>(
   commit: Effect.Effect<void, E | StoreError, R>
 ): Effect.Effect<void, E | StoreError, R> =>
   Effect.catchAll(commit, (error) => {
-    if (!isTransient(error)) return Effect.fail(error)
+    if (!mayCommit(error)) return Effect.fail(error)
     let unknown: StoreError | undefined
     const told = (error: E | StoreError): E | StoreError => {
       if (error instanceof StoreError && error.reason === "CommitUnknown") unknown = error
       return error
     }
-    return Effect.mapError(retryFrom(told(error), Effect.mapError(commit, told), schedule, isTransient), (last) =>
-      last instanceof StoreError && unknown !== undefined ? unknown : last
+    return Effect.mapError(retryFrom(told(error), Effect.mapError(commit, told), schedule, mayCommit), (last) =>
+      last instanceof StoreError && unknown !== undefined && !isOfProjection(last) ? unknown : last
     )
   })
 
 /** Whether a failure of the store may be gone the next time. */
-export const isPassing = (error: unknown): boolean => error instanceof StoreError && passing.has(error.reason)
+export const isPassing = (error: unknown): boolean => error instanceof StoreError && transientReasons.has(error.reason)
 
 /** The same, also of a statement of a projection. */
-const isTransient = (error: unknown): boolean =>
-  isPassing(error instanceof SqlError ? fromSqlError("commitAll", "writing", error) : error)
+const mayCommit = (error: unknown): boolean => (error instanceof SqlError ? isTransient(error) : isPassing(error))
 
 /** The retries after the first failure. */
 export const retryFrom = <A, E, R>(
@@ -66,4 +66,4 @@ export const retryFrom = <A, E, R>(
 
 // --- internal ---
 
-const passing: ReadonlySet<StoreErrorReason> = new Set(["CommitUnknown", "ConnectionLost", "Unavailable", "Contention"])
+const isOfProjection = (error: StoreError): boolean => error.projection !== undefined && !isPassing(error)

@@ -39,6 +39,10 @@ export const makeShadows = <E, R>(
           yield* run(
             sql`create table ${identifier(sql, shadow)}.${sql.literal(name)} (like ${sql.literal(live)} including all)`
           )
+          // A projection knows a violated constraint by its name, and `like` gives others. Two schemas may have the same name twice.
+          if (found.every(({ liveSchema }) => liveSchema === found[0]?.liveSchema)) {
+            yield* execute(sql, renamingIndexes(shadow, yield* indexNames(sql, live, `${quoted(shadow)}.${name}`)))
+          }
         }
       } else {
         yield* inFront(sql, shadow)
@@ -131,7 +135,7 @@ export const swap = (
         ...statements,
         ...kept.map(({ sequence }) => `alter sequence ${sequence} owned by none`),
         `drop table ${live}`,
-        ...names.map(({ from, to }) => `alter index ${quoted(shadow)}.${from} rename to ${to}`),
+        ...renamingIndexes(shadow, names),
         `alter table ${double} set schema ${liveSchema}`,
         ...kept.map(({ column, sequence }) => `alter sequence ${sequence} owned by ${live}.${column}`)
       ])
@@ -216,6 +220,14 @@ const refuseDependents = (sql: SqlClient.SqlClient, live: string): Effect.Effect
           )
   )
 
+interface Renaming {
+  readonly from: string
+  readonly to: string
+}
+
+const renamingIndexes = (shadow: string, names: ReadonlyArray<Renaming>): ReadonlyArray<string> =>
+  names.map(({ from, to }) => `alter index ${quoted(shadow)}.${from} rename to ${to}`)
+
 interface IndexRow {
   readonly name: string
   readonly definition: string
@@ -226,7 +238,7 @@ const indexNames = (
   sql: SqlClient.SqlClient,
   live: string,
   double: string
-): Effect.Effect<ReadonlyArray<{ readonly from: string; readonly to: string }>, StoreError> =>
+): Effect.Effect<ReadonlyArray<Renaming>, StoreError> =>
   Effect.gen(function* () {
     const of = (table: string) =>
       run(
@@ -235,7 +247,7 @@ const indexNames = (
           from pg_index i join pg_class c on c.oid = i.indexrelid where i.indrelid = ${table}::regclass order by c.relname`
       )
     const doubles = [...(yield* of(double))]
-    const names: Array<{ readonly from: string; readonly to: string }> = []
+    const names: Array<Renaming> = []
     for (const { definition, name } of yield* of(live)) {
       const index = doubles.findIndex((one) => one.definition === definition)
       const [found] = index < 0 ? [] : doubles.splice(index, 1)

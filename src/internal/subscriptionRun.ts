@@ -4,10 +4,12 @@
 import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import { maxNameLength } from "../Event.js"
 import { EventFeed, type StreamPosition } from "../EventFeed.js"
 import { SubscriptionStore } from "../SubscriptionStore.js"
 import { HybridClock } from "../Timestamp.js"
 import { HasStopped, type Work, work } from "./consumer.js"
+import { nameProblem } from "./names.js"
 import { measured, measureLag } from "./subscriptionMetrics.js"
 import { statusOf } from "./subscriptionStatus.js"
 
@@ -17,8 +19,9 @@ export interface Plan<E, R> extends Omit<Work<E, R>, "holder" | "observe"> {
   readonly holder: string | undefined
 }
 
-/** What `Subscription.make` makes. `stoppedAt` says what it fails with when it stops at an event. */
+/** What `Subscription.make` makes; a plan that can be none is a mistake in the program, and throws. `stoppedAt` says what it fails with when it stops at an event. */
 export const runnable = <E, R, Stopped extends Error>(plan: Plan<E, R>, stoppedAt: (error: HasStopped) => Stopped) => {
+  checkPlan(plan)
   const { filter, handle, name, partitions } = plan
 
   const job = Effect.map(
@@ -80,5 +83,25 @@ export const runnable = <E, R, Stopped extends Error>(plan: Plan<E, R>, stoppedA
       (events) => Effect.reduce(events, 0, (count, event) => Effect.map(retry(event), (done) => count + (done ? 1 : 0)))
     ),
     status
+  }
+}
+
+// --- internal ---
+
+const checkPlan = ({ batchSize, filter, lease, name, partitions }: Omit<Plan<never, never>, "handle">): void => {
+  const whole = (value: number, field: string, max: number) => {
+    if (!(Number.isInteger(value) && value >= 1 && value <= max)) {
+      throw new TypeError(`${field} of subscription ${name} must be a whole number from 1 to ${max}, and is ${value}`)
+    }
+  }
+  const problem = nameProblem(name, maxNameLength)
+  if (problem !== undefined) throw new TypeError(`the name of subscription ${JSON.stringify(name)} ${problem}`)
+  whole(batchSize, "batchSize", 10_000)
+  whole(partitions, "partitions", 1000)
+  if (filter?.slice !== undefined && partitions > 1) {
+    throw new TypeError(`subscription ${name} can't be cut into partitions and be about a slice: partitions are slices`)
+  }
+  if (!(lease >= 10 && lease <= 86_400_000)) {
+    throw new TypeError(`lease of subscription ${name} must be from 10 milliseconds to a day`)
   }
 }

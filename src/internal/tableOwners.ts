@@ -153,9 +153,11 @@ const ownerOf = <E, R>(
           ({ statement, table }) =>
             Effect.mapError(statement, (error) => {
               const failure = fromSqlError(operation, "writing", error)
+              const why = `${failure.description}: ${shortened(textOfStatement(statement))}`
               return new StoreError({
                 ...failure,
-                description: `a statement that makes the table ${table} of projection ${quoted(name)}, version ${version}, failed: ${failure.description}: ${shortened(textOfStatement(statement))}`
+                projection: name,
+                description: `a statement that makes the table ${table} of version ${version} failed: ${why}`
               })
             }),
           { discard: true }
@@ -168,7 +170,7 @@ const ownerOf = <E, R>(
         new StoreError({
           reason: "Misconfigured",
           operation,
-          description: error instanceof Error ? error.message : String(error),
+          description: textOf(error),
           cause: error
         })
     )
@@ -183,5 +185,7 @@ const listed = (aggregates: ReadonlyArray<string>): string =>
 
 const keeperOf = (subscription: string | undefined): string =>
   subscription === undefined ? "the commits themselves" : `subscription ${quoted(subscription)}`
+
+const textOf = (error: unknown): string => (error instanceof Error ? error.message : String(error))
 
 const shortened = (text: string): string => (text.length > 300 ? `${text.slice(0, 300)}…` : text)

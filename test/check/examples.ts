@@ -3,6 +3,7 @@
  *
  * - every `ts` block of README.md, and of the doc comments in src, type-checks;
  * - README.md opens with examples/quick-start.ts;
+ * - every file that README.md links to exists, and guides, pictures and examples are in the package;
  * - every `@example` has a `ts` block, and every public export has `@since` and `@category`.
  */
 import * as fs from "node:fs"
@@ -72,6 +73,18 @@ const readmeBlocks = (): Array<Block> => {
     problems.push(`${file}: its first ts block must be the same as ${quickStart}`)
   }
   return blocks
+}
+
+const checkLinks = (): void => {
+  const text = read("README.md")
+  const { files }: { readonly files: ReadonlyArray<string> } = JSON.parse(read("package.json"))
+  for (const { 1: target = "", index } of text.matchAll(/\]\(([^)#:]+)\)/g)) {
+    if (!fs.existsSync(path.join(root, target))) report("README.md", text, index, `${target} does not exist`)
+    // Sources of tests are for those who work on a clone.
+    const isPackaged = files.some((file) => target === file || target.startsWith(`${file}/`))
+    const isForUsers = !target.startsWith("test/") || /\.(md|svg)$/.test(target)
+    if (isForUsers && !isPackaged) report("README.md", text, index, `${target} is not in the package`)
+  }
 }
 
 const docBlocks = (file: string): Array<Block> => {
@@ -175,6 +188,7 @@ const publicModules = sources.filter((file) => /^src\/[^/]+$/.test(file) && file
 
 const inReadme = readmeBlocks()
 const inComments = sources.flatMap(docBlocks)
+checkLinks()
 typeCheck([...inReadme, ...inComments])
 const exported = publicModules.map(checkTags).reduce((sum, count) => sum + count, 0)
 

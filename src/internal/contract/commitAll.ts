@@ -144,6 +144,23 @@ export const commitAllCases = ({ lacks }: Settings): ReadonlyArray<Case> => [
       expect(yield* store.getEvents(idOf(events), 1)).toEqual(events)
     })),
 
+  test("commitAll: a projection's StoreError that names no aggregate gets the names of projection and event", () =>
+    Effect.gen(function* () {
+      const store = yield* StoreAdapter
+      const events = yield* stream(newId(), 1, 3)
+      const full = new StoreError({ reason: "Exhausted", operation: "x", description: "full", code: "53100" })
+      const failing = (error: StoreError): Projection<StoreError> => ({
+        name: "failing",
+        project: (one) => (one.sequence === 2 ? Effect.fail(error) : Effect.void)
+      })
+      expect(yield* Effect.flip(store.commitAll(events, [passing, failing(full)]))).toEqual(
+        new StoreError({ ...full, projection: "failing", aggregateId: idOf(events), sequence: 2, type: "Happened" })
+      )
+      const ofAnother = new StoreError({ ...full, aggregateId: newId() })
+      expect(yield* Effect.flip(store.commitAll(events, [failing(ofAnother)]))).toEqual(ofAnother)
+      expect(yield* store.getEvents(idOf(events), 1)).toEqual([])
+    })),
+
   test("commitAll: a projection's defect or interruption rolls back everything and stays what it is", () =>
     Effect.gen(function* () {
       const store = yield* StoreAdapter

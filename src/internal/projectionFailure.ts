@@ -1,0 +1,73 @@
+/**
+ * What a failure of a projection means: a refusal where the projection declares the violated constraint, else a `StoreError` that names
+ * projection and event.
+ */
+import { SqlError } from "@effect/sql/SqlError"
+import * as Either from "effect/Either"
+import type * as Schema from "effect/Schema"
+import type { Envelope, Event } from "../Event.js"
+import { StoreError } from "../StoreError.js"
+import { makeEventCodec, type Tagged } from "./eventCodec.js"
+import { envelopeOf } from "./origin.js"
+import { fromProjection, violatedConstraint } from "./sqlError.js"
+
+/** The refusal that a projection declares for the constraint that a statement has violated. */
+export const refusalFor = <E>(
+  refusalOf: ((constraint: string, event: Event) => E | undefined) | undefined,
+  event: Event,
+  error: unknown
+): E | undefined => {
+  if (refusalOf === undefined || !(error instanceof SqlError)) return undefined
+  const constraint = violatedConstraint(error)
+  return constraint === undefined ? undefined : refusalOf(constraint, event)
+}
+
+/** A failed statement becomes a `StoreError`; any other failure stays. */
+export const withoutSqlError = <E>(projection: string, event: Event, error: E): Exclude<E, SqlError> | StoreError =>
+  error instanceof SqlError ? fromProjection(projection, event, error) : (error as Exclude<E, SqlError>)
+
+/**
+ * Names projection and event in a `StoreError`. One that names an aggregate already is of a commit inside the projection, unless it is of
+ * the same event, and stays.
+ */
+export const located = <E>(projection: string, event: Event, error: E): E | StoreError =>
+  error instanceof StoreError &&
+  error.projection === undefined &&
+  (error.aggregateId === undefined ||
+    (error.aggregateId === event.aggregateId && (error.sequence ?? event.sequence) === event.sequence))
+    ? new StoreError({
+        ...error,
+        projection,
+        aggregateId: event.aggregateId,
+        sequence: event.sequence,
+        type: event.type
+      })
+    : error
+
+/** Decodes the events of a projection; the failure names the projection. */
+export const decodingFor = <A extends Tagged, I extends Tagged>(
+  projection: string,
+  events: Schema.Schema<A, I>
+): Decode<A> => {
+  const codec = makeEventCodec(events)
+  return (stored) =>
+    Either.mapLeft(codec.decode(`Projection ${projection}`, stored), (error) => located(projection, stored, error))
+}
+
+type Decode<A> = (stored: Event) => Either.Either<A, StoreError>
+
+/** Finds the handler of a constraint, and calls it with the decoded event; none where there are no such handlers. */
+export const refusalsOf = <A extends Tagged, E>(
+  handled: ReadonlyMap<string, unknown>,
+  decode: Decode<A>,
+  onConstraint: Readonly<Record<string, unknown>> | undefined
+): ((constraint: string, stored: Event) => E | undefined) | undefined => {
+  if (onConstraint === undefined) return undefined
+  const handlers = new Map(Object.entries(onConstraint))
+  return (constraint, stored) => {
+    const handler = handlers.get(constraint) as ((event: A, envelope: Envelope) => E | undefined) | undefined
+    if (handler === undefined || !handled.has(stored.type)) return undefined
+    const event = decode(stored)
+    return Either.isRight(event) ? handler(event.right, envelopeOf(stored)) : undefined
+  }
+}

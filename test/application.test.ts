@@ -1,0 +1,54 @@
+/** The whole application of the examples starts, answers over HTTP, and ends when it is asked to. */
+import { spawn } from "node:child_process"
+import { once } from "node:events"
+import { fileURLToPath } from "node:url"
+import { expect, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+
+/** The example as a process of its own, on a free port. It is killed with the scope. */
+const start = Effect.acquireRelease(
+  Effect.promise(async () => {
+    const child = spawn(
+      process.execPath,
+      ["--import", "tsx", fileURLToPath(new URL("../examples/application/main.ts", import.meta.url))],
+      { stdio: ["ignore", "pipe", "inherit"], env: { ...process.env, PORT: "0", DATABASE_URL: undefined } }
+    )
+    let text = ""
+    for await (const data of child.stdout) {
+      text += data
+      const [, port] = /Listening on http:\/\/[^:]*:(\d+)/.exec(text) ?? []
+      if (port !== undefined) return { child, url: `http://127.0.0.1:${port}` }
+    }
+    throw new Error(`the application ended: ${text}`)
+  }),
+  ({ child }) => Effect.sync(() => child.kill("SIGKILL"))
+)
+
+it.scopedLive("the application of the examples answers over HTTP, and ends on SIGTERM", () =>
+  Effect.gen(function* () {
+    const { child, url } = yield* start
+    const ask = (path: string, body?: object) =>
+      Effect.promise(async () => {
+        const response = await fetch(
+          `${url}${path}`,
+          body === undefined
+            ? {}
+            : { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) }
+        )
+        return [response.status, await response.json()]
+      })
+    expect(yield* ask("/accounts/ann/deposits", { amount: 2000 })).toEqual([200, { balance: 2000 }])
+    expect(yield* ask("/accounts/bob/deposits", { amount: 700 })).toEqual([200, { balance: 700 }])
+    expect(yield* ask("/accounts/ann/withdrawals", { amount: 5000 })).toEqual([
+      422,
+      { _tag: "InsufficientFunds", balance: 2000 }
+    ])
+    expect(yield* ask("/accounts/ann/withdrawals", { amount: 1500 })).toEqual([200, { balance: 500 }])
+    expect(yield* ask("/accounts/ann")).toEqual([200, { balance: 500 }])
+    expect(yield* ask("/richest")).toEqual([200, ["bob", "ann"]])
+    expect(yield* ask("/accounts/ann/deposits", { amount: -1 })).toMatchObject([400, { _tag: "HttpApiDecodeError" }])
+    child.kill("SIGTERM")
+    yield* Effect.promise(() => once(child, "exit"))
+    expect(child.signalCode).toBe(null)
+  })
+)
