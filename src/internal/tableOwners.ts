@@ -130,51 +130,49 @@ const ownerOf = <E, R>(
   sql: SqlClient.SqlClient
 ): Either.Either<Owner<E, R>, StoreError> => {
   const { name, of } = projection
-  return Either.flatMap(
+  if (of === undefined) return misconfigured(`projection ${quoted(name)} must be of an aggregate, or of all`)
+  const declared = Either.try({
     // A projection that was not made by `Projection.make` was not checked.
-    Either.try(() => {
-      if (of === undefined) throw new TypeError(`projection ${quoted(name)} must be of an aggregate, or of all`)
+    try: () => {
       const { tables = {}, version = 1 } = declaredTables(name, projection)
       return { statements: tableStatements(tables, sql), tables: Object.keys(tables), version }
-    }),
-    ({ statements, tables, version }) => {
-      const empty = tables.find((table) => !statements.some((one) => one.table === table))
-      if (empty !== undefined) return Either.left(new TypeError(`projection ${quoted(name)} does not make ${empty}`))
-      return Either.right({
-        name,
-        version,
-        statements: statements.map(({ statement }) => textOfStatement(statement)),
-        tables,
-        aggregates: [of === "all" ? "*" : of.streams === "plain" ? `${of.name} (plain)` : of.name],
-        subscription,
-        projections: [projection],
-        create: Effect.forEach(
-          statements,
-          ({ statement, table }) =>
-            Effect.mapError(statement, (error) => {
-              const failure = fromSqlError(operation, "writing", error)
-              const why = `${failure.description}: ${shortened(textOfStatement(statement))}`
-              return new StoreError({
-                ...failure,
-                projection: name,
-                description: `a statement that makes the table ${table} of version ${version} failed: ${why}`
-              })
-            }),
-          { discard: true }
-        )
+    },
+    catch: (cause) =>
+      new StoreError({
+        reason: "Misconfigured",
+        operation,
+        projection: name,
+        description: cause instanceof Error ? cause.message : String(cause),
+        cause
       })
-    }
-  ).pipe(
-    Either.mapLeft(
-      (error) =>
-        new StoreError({
-          reason: "Misconfigured",
-          operation,
-          description: textOf(error),
-          cause: error
-        })
-    )
-  )
+  })
+  return Either.flatMap(declared, ({ statements, tables, version }): Either.Either<Owner<E, R>, StoreError> => {
+    const empty = tables.find((table) => !statements.some((one) => one.table === table))
+    if (empty !== undefined) return misconfigured(`projection ${quoted(name)} has no statement for its table ${empty}`)
+    return Either.right({
+      name,
+      version,
+      statements: statements.map(({ statement }) => textOfStatement(statement)),
+      tables,
+      aggregates: [of === "all" ? "*" : of.streams === "plain" ? `${of.name} (plain)` : of.name],
+      subscription,
+      projections: [projection],
+      create: Effect.forEach(
+        statements,
+        ({ statement, table }) =>
+          Effect.mapError(statement, (error) => {
+            const failure = fromSqlError(operation, "writing", error)
+            const why = `${failure.description}: ${shortened(textOfStatement(statement))}`
+            return new StoreError({
+              ...failure,
+              projection: name,
+              description: `a statement that makes the table ${table} of version ${version} failed: ${why}`
+            })
+          }),
+        { discard: true }
+      )
+    })
+  })
 }
 
 const sameTexts = (some: ReadonlyArray<string>, others: ReadonlyArray<string>): boolean =>
@@ -185,7 +183,5 @@ const listed = (aggregates: ReadonlyArray<string>): string =>
 
 const keeperOf = (subscription: string | undefined): string =>
   subscription === undefined ? "the commits themselves" : `subscription ${quoted(subscription)}`
-
-const textOf = (error: unknown): string => (error instanceof Error ? error.message : String(error))
 
 const shortened = (text: string): string => (text.length > 300 ? `${text.slice(0, 300)}…` : text)
