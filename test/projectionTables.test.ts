@@ -8,9 +8,11 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
+import * as Random from "effect/Random"
 import { type Event, MemoryStore, Projection, ProjectionTables, SqlStore, Subscription } from "effect-maestro"
 import * as PgliteClient from "effect-maestro/PgliteClient"
 import { makeDatabase } from "./database.js"
+import { macrotask } from "./nodes.js"
 import {
   amounts,
   balances,
@@ -134,8 +136,7 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("tables of pr
               body: (count) => Effect.zipRight(shortly, Effect.as(deposit(One, `old-${writer}`), count + 1))
             }).pipe(
               Effect.tap((count) => counts.push(count)),
-              Effect.provide(One.layer),
-              Effect.provide(nodeAt(url))
+              Effect.provide(Layer.provideMerge(One.layer, nodeAt(url)))
             )
           )
         )
@@ -188,6 +189,26 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("tables of pr
         expect(yield* amounts).toEqual({ ann: 41 })
         expect(yield* records).toMatchObject([{ version: 2 }])
         expect(yield* leftovers).toEqual([])
+      })
+    )
+  )
+
+  it.effect("interrupted at any moment, it leaves tables that are those of one version", () =>
+    onDatabase(() =>
+      Effect.gen(function* () {
+        const seed = Math.floor(Math.random() * 1e9)
+        const random = Random.make(seed)
+        yield* depositsBefore("ann", 15)
+        for (const version of Arr.range(1, 8)) {
+          const Account = makeAccount([version % 2 === 0 ? balancesTwo(version) : balances(version)])
+          const starting = yield* Effect.fork(ProjectionTables.prepare(Account.projections, { batchSize: 4 }))
+          yield* Effect.repeatN(macrotask, 2 ** (yield* random.nextRange(6, 14.5)))
+          yield* Fiber.interrupt(starting)
+          yield* ProjectionTables.prepare(Account.projections, { batchSize: 4 })
+          expect(yield* amounts, `seed ${seed}, version ${version}`).toEqual({ ann: 15 })
+          expect(yield* records, `seed ${seed}, version ${version}`).toMatchObject([{ version }])
+          expect(yield* leftovers, `seed ${seed}, version ${version}`).toEqual([])
+        }
       })
     )
   )
@@ -591,10 +612,9 @@ it.live("works on PGlite, is refused on the store in memory, and inside of a tra
       "not inside of another"
     )
     // Without a client it does not compile.
-    // @ts-expect-error SqlClient is missing
-    const missing: Effect.Effect<void, unknown> = onMemory
-    expect(missing).toBeDefined()
-  }).pipe(Effect.provide(SqlStore.layer.pipe(Layer.provideMerge(PgliteClient.layerMemory))), Effect.provide(quiet))
+    const needsClient: SqlClient.SqlClient extends Effect.Effect.Context<typeof onMemory> ? true : false = true
+    expect(needsClient).toBe(true)
+  }).pipe(Effect.provide(SqlStore.layer.pipe(Layer.provideMerge(PgliteClient.layerMemory), Layer.merge(quiet))))
 )
 
 it("a declaration that can be none is refused where it is made", () => {

@@ -58,7 +58,7 @@ export const tableStatements = (
     return statements.map((statement) => ({ table, statement }))
   })
 
-/** A statement's text, by which one declaration is told from another. White space does not count. */
+/** A statement's text, which tells one declaration from another. White space does not count. */
 export const textOfStatement = (statement: Statement<unknown>): string => {
   const [text, parameters] = statement.compile()
   const plain = text.replace(/\s+/g, " ").trim()

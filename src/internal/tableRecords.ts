@@ -16,7 +16,7 @@ export interface TableRecord {
   readonly name: string
   /** 0 while the tables were never filled. */
   readonly version: number
-  /** The texts of the statements that made the tables, by which one declaration is told from another. */
+  /** The texts of the statements that made the tables, which tell one declaration from another. */
   readonly statements: ReadonlyArray<string>
   /** The declared name of each table, with its schema and its name there. */
   readonly tables: Readonly<Record<string, string>>

@@ -1,7 +1,7 @@
 /**
  * Brings the tables that projections own to the declared version: it creates them, or has a rebuild make them anew. `ProjectionTables` calls it.
  *
- * **What is in place** is told by a record for each projection (`tableRecords.ts`). A record changes in the transaction that makes its tables: that
+ * **What is in place** stands in a record for each projection (`tableRecords.ts`). A record changes in the transaction that makes its tables: that
  * which creates them, or that of the rebuild's swap. So a process that ends at any moment leaves a state from which the next one goes on.
  *
  * **Of any number of processes one works.** Tables are created under an advisory lock, and a process that waited for it reads the records
