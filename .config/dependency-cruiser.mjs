@@ -10,8 +10,13 @@ const floors = [
     "internal/ticking.ts",
     "internal/atOnce.ts",
     "internal/machineTime.ts",
+    "internal/tableDependents.ts",
+    "internal/tablePicture.ts",
+    "internal/tableSettings.ts",
     "internal/embedded.ts",
-    "internal/pgBatch.ts"
+    "internal/pageBytes.ts",
+    "internal/pgBatch.ts",
+    "internal/sha256.ts"
   ],
   [
     "Timestamp.ts",
@@ -41,6 +46,10 @@ const floors = [
     "internal/streams.ts",
     "internal/record.ts",
     "internal/stateCodec.ts",
+    "internal/commandDigest.ts",
+    "internal/handlerTypes.ts",
+    "internal/commandInput.ts",
+    "internal/conditions.ts",
     "internal/coalesce.ts",
     "internal/sqlMigrations.ts"
   ],
@@ -48,7 +57,7 @@ const floors = [
   ["StoreAdapter.ts", "internal/statementCommit.ts", "internal/on.ts"],
   ["SubscriptionStore.ts", "internal/streamReader.ts", "internal/settling.ts", "internal/feedInput.ts"],
   ["internal/attempts.ts", "internal/enduring.ts", "internal/failureText.ts"],
-  ["internal/loading.ts", "internal/feedWatch.ts", "internal/sqlReads.ts"],
+  ["internal/loading.ts", "internal/feedWatch.ts", "internal/sqlReads.ts", "internal/sqlHeldBack.ts"],
   [
     "internal/recording.ts",
     "internal/history.ts",

@@ -1,9 +1,8 @@
 /**
- * Define an aggregate, and evaluate commands on it: from a command to durable events and back to state.
+ * Defines an aggregate, and evaluates commands on it: from a command to stored events, and from stored events to a state.
  *
- * Deciding and evolving are plain functions over your own schemas (the decider of Jérémie Chassaing); the lifecycle around
- * them is that of Maestro's `Aggregate.Root`: load, decide, commit with the strong projections, and start over when
- * somebody else came first.
+ * `decide` and `evolve` are plain functions over your own schemas (the decider of Jérémie Chassaing). The command handler around them loads
+ * the state, decides, commits the events with the strong projections, and decides again if another commit came first.
  *
  * @since 0.1.0
  */
@@ -12,34 +11,44 @@ import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Schedule from "effect/Schedule"
-import * as Schema from "effect/Schema"
+import type * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
 import type { StreamPosition } from "./EventFeed.js"
 import { makeService, operating, type Service } from "./internal/aggregateService.js"
+import { makeCommandInput } from "./internal/commandInput.js"
+import { withConditions } from "./internal/conditions.js"
 import { define, keepingOf } from "./internal/design.js"
-import { decodeInput, type HandlerContext, type HandlerError, type Tagged, tagOf } from "./internal/eventCodec.js"
+import { type HandlerContext, type HandlerError, type Tagged, tagOf } from "./internal/eventCodec.js"
+import type {
+  AllowedError,
+  BoundProjections,
+  EventOf,
+  RefusalSchemas,
+  StateOf,
+  Steps
+} from "./internal/handlerTypes.js"
 import type { Historic } from "./internal/history.js"
 import type { StreamIds } from "./internal/origin.js"
 import type { Projection } from "./Projection.js"
 import type { StoreAdapter } from "./StoreAdapter.js"
-import type { RetryCommand, StoreError, ValidationError } from "./StoreError.js"
+import type { CommandIdReused, RetryCommand, StoreError, UnexpectedSequence, ValidationError } from "./StoreError.js"
 import { HybridClock } from "./Timestamp.js"
 
 /**
- * What a decision is made on: an aggregate's state, and how far along its stream that is.
+ * The state of an aggregate that a handler decides on, with the aggregate's id and sequence.
  *
  * @since 0.1.0
  * @category models
  */
 export interface Root<out State> {
   readonly id: string
-  /** The sequence of the last event that the state contains; 0 before the first. */
+  /** The sequence of the last event that the state contains; 0 before the first event. */
   readonly sequence: number
   readonly state: State
 }
 
 /**
- * What a command came to: the events it caused, and state and sequence after them.
+ * The result of a command: its events, and the state and the sequence after them.
  *
  * @since 0.1.0
  * @category models
@@ -49,13 +58,13 @@ export interface Evaluated<out State, out A> {
   readonly sequence: number
   readonly events: ReadonlyArray<A>
   /**
-   * Where the aggregate stands now: what `Subscription.waitFor` takes, to read your own write from what a subscription keeps. It is
-   * plain JSON, so it may travel with an answer, and another node may wait for it.
+   * The aggregate's id and sequence. Give it to `Subscription.waitFor` to read your own write in a table that a subscription keeps. It is
+   * plain JSON, so another node may wait for it, too.
    */
   readonly position: StreamPosition
   /**
-   * Whether a command of this `CommandId` had taken effect on the aggregate before, so that nothing was done now: there are no events, and
-   * the state is the current one. Never so for a command without an id.
+   * Whether the aggregate had handled the command of this id before (`withCommandId`), so that nothing was done now: there are no events,
+   * and the state is the current one. Always `false` for a command without an id.
    */
   readonly repeated: boolean
 }
@@ -69,7 +78,7 @@ export interface Evaluated<out State, out A> {
 export interface HistoricEvent<out A> extends Historic<A> {}
 
 /**
- * The failures that any operation of any aggregate can have.
+ * The failures that a command of any aggregate can have. `withCommandId` and `withExpectedSequence` add one each.
  *
  * @since 0.1.0
  * @category models
@@ -77,8 +86,7 @@ export interface HistoricEvent<out A> extends Historic<A> {}
 export type Failure = RetryCommand | ValidationError | StoreError
 
 /**
- * The service that an aggregate's operations need, and that its layer provides. It is told from others by the
- * aggregate's name.
+ * The service that an aggregate's operations need, and that its layer provides. The name of the aggregate is its key.
  *
  * @since 0.1.0
  * @category models
@@ -89,44 +97,47 @@ export interface Instance<out Name extends string> {
 }
 
 /**
- * One decision for each command: the events that follow from it, or a typed refusal.
+ * One handler for each command. It returns the events of the command, or fails with a typed refusal.
  *
  * @since 0.1.0
  * @category models
  */
-export type DecideHandlers<State, A, C extends Tagged> = {
+export type DecideHandlers<State, A extends Tagged, C extends Tagged, Declared = undefined> = {
   readonly [K in C["_tag"]]: (
     command: Extract<C, { readonly _tag: K }>,
     root: Root<State>
     // biome-ignore lint/suspicious/noExplicitAny: the bound of a type parameter that takes every handler
-  ) => Effect.Effect<ReadonlyArray<A>, any, any>
+  ) => Effect.Effect<ReadonlyArray<EventOf<A>>, AllowedError<Declared, K>, any>
 }
 
 /**
- * One step for each event: the state after it. Pure and total; it runs again at every load.
+ * One step for each event. It returns the state after the event, and must be pure and total because it runs again at every load.
  *
  * @since 0.1.0
  * @category models
  */
 export type EvolveHandlers<State, A extends Tagged> = {
-  readonly [K in A["_tag"]]: (state: State, event: Extract<A, { readonly _tag: K }>) => State
+  readonly [K in A["_tag"]]: (state: State, event: Extract<A, { readonly _tag: K }>) => StateOf<State>
 }
 
 /**
- * An aggregate: its operations, and the layer that they need.
+ * An aggregate: its operations, and the layer that they need. `Refusals` has the failures of each command's handler.
  *
  * @since 0.1.0
  * @category models
  */
-export interface Aggregate<
+// An alias of an object type: a property of an interface would repeat all these types whenever an editor shows it.
+export type Aggregate<
   Name extends string,
   State,
   A extends Tagged,
   C extends Tagged,
-  Decide extends DecideHandlers<State, A, C>,
+  CI,
+  Refusals extends { readonly [K in C["_tag"]]: unknown },
+  Declared,
   Projections extends ReadonlyArray<Projection.Any>,
   R
-> {
+> = {
   /** The kind of its aggregates. */
   readonly name: Name
   /** How its streams are named in the store. */
@@ -135,69 +146,77 @@ export interface Aggregate<
   // biome-ignore lint/suspicious/noExplicitAny: followers decode stored events of whatever encoded form
   readonly events: Schema.Schema<A, any>
   /** Its strong projections, bound to it: a rebuild or a subscription takes them. */
-  readonly projections: {
-    readonly [K in keyof Projections]: Projection.Bound<
-      Projection.Error<Projections[K]>,
-      Projection.Context<Projections[K]>
-    >
-  }
+  readonly projections: BoundProjections<Projections>
 
   /** The `aggregateId` of its events in the store and in the feed: `Account/42` of the id `42`, or the id itself with `streams: "plain"`. */
   readonly streamId: (id: string) => string
 
+  /** The schema of the commands. */
+  readonly commands: Schema.Schema<C, CI>
+
+  /** The declared refusals, by command; `undefined` where none are declared. */
+  readonly refusals: Declared
+
   /**
-   * An id for a new aggregate: a timestamp, so ids rise with time. Any other text will do as well; but of an id that was made here the
-   * first command need not look for events in the store.
+   * An id for a new aggregate: a timestamp, so ids rise with time. Any other text is an id, too, but the first command on an id made here
+   * does not read the store.
    */
   readonly newId: Effect.Effect<string>
 
   /**
-   * Evaluates a command: decides on the current state, and commits the events that follow, with the strong projections,
-   * in one transaction. When others come first it decides again on what is new, by the `retry` schedule; when that is
-   * exhausted, the `RetryCommand` is the failure. A refusal stores nothing.
+   * Evaluates a command: loads the state, decides, and commits the events with the strong projections in one transaction. If another
+   * commit came first, the command is decided again on the new state, by the `retry` schedule. At the end of the schedule the
+   * `RetryCommand` is the failure. A refusal stores nothing.
    *
-   * Commands on one aggregate take turns within a process; those that wait are decided one on the other and committed together,
-   * each answered after the commit. A commit of unknown outcome (a connection lost at COMMIT) is
-   * settled by committing the same events again, so a command is applied once.
+   * Commands on one aggregate are decided one at a time within a process. Commands that wait for each other are committed together, and
+   * each result is returned after the commit. A commit of unknown outcome (a connection lost at COMMIT) is settled: the same events are
+   * committed again, so a command takes effect once.
    *
-   * Inside your own `SqlClient.withTransaction` all of it is part of that transaction. With a `CommandId` around it, the command takes
-   * effect once, however often it is evaluated.
+   * Inside your own `SqlClient.withTransaction` the command is part of that transaction. Within `withCommandId` it takes effect once,
+   * however often it is evaluated. Within `withExpectedSequence` it takes effect only while the aggregate is at that sequence.
    */
   readonly evaluate: <K extends C>(
     id: string,
     command: K
   ) => Effect.Effect<
     Evaluated<State, A>,
-    HandlerError<Decide[K["_tag"] & keyof Decide]> | Projection.Error<Projections[number]> | Failure,
+    Refusals[K["_tag"]] | Projection.Error<Projections[number]> | Failure,
     Instance<Name>
   >
 
   /**
-   * Evaluates a command that comes from outside, as JSON: one that is no command of this aggregate is refused by a
-   * `ValidationError` that says where. (`evaluate` takes its command's type at its word.)
+   * Decodes a command from JSON, and evaluates it. Input that is no command of this aggregate fails with a `ValidationError` that says what
+   * is wrong and where. (`evaluate` does not decode its command.) With `only`, every other command fails with a `ValidationError`, too,
+   * and the type has the refusals of the named commands alone.
    */
-  readonly evaluateUnknown: (
+  readonly evaluateUnknown: <Only extends C["_tag"] = C["_tag"]>(
     id: string,
-    command: unknown
+    command: unknown,
+    options?: { readonly only?: ReadonlyArray<Only> | undefined }
   ) => Effect.Effect<
     Evaluated<State, A>,
-    HandlerError<Decide[keyof Decide]> | Projection.Error<Projections[number]> | Failure,
+    Refusals[Only] | Projection.Error<Projections[number]> | Failure,
     Instance<Name>
   >
 
-  /** The state as it is known here: that which is kept, if one is, else that of the store. It may be older than the store's. */
+  /** Whether the aggregate has events in the store. */
+  readonly exists: (id: string) => Effect.Effect<boolean, ValidationError | StoreError, Instance<Name>>
+
+  /** The cached state, or the state of the store if none is cached. A cached state may be older than the stored one. */
   readonly get: (id: string) => Effect.Effect<State, ValidationError | StoreError, Instance<Name>>
 
-  /** The state after reading the store. An aggregate without events has the initial state. */
+  /** The state of the store. An aggregate without events has the initial state. */
   readonly fetch: (id: string) => Effect.Effect<State, ValidationError | StoreError, Instance<Name>>
 
+  /** The state of the store with its sequence, which is an `ETag` for `withExpectedSequence`. */
+  readonly root: (id: string) => Effect.Effect<Root<State>, ValidationError | StoreError, Instance<Name>>
+
   /**
-   * The state that the aggregate had after its event of that sequence; the initial state at 0. A sequence beyond the last
-   * event is a `ValidationError`.
+   * The state after the event of that sequence; the initial state at 0. A sequence beyond the last event fails with a `ValidationError`.
    */
   readonly replay: (id: string, sequence: number) => Effect.Effect<State, ValidationError | StoreError, Instance<Name>>
 
-  /** Stores a snapshot of the state, so that loading begins there. It replaces the stored one, unless that is newer. */
+  /** Stores a snapshot of the state, so that loading begins there. It replaces a stored snapshot unless that one is newer. */
   readonly snapshot: (id: string) => Effect.Effect<void, ValidationError | StoreError, Instance<Name>>
 
   /**
@@ -207,15 +226,15 @@ export interface Aggregate<
   readonly history: (id: string) => Stream.Stream<HistoricEvent<A>, ValidationError | StoreError, Instance<Name>>
 
   /**
-   * What the operations need. It captures the services that the handlers and projections need, so callers of the
-   * operations need only this. Services that a caller provides under the same tag win, and so does a `Context.Reference` that it sets;
-   * clients of `@effect/sql` and services of this library are always those of the layer, because they belong to its store.
+   * Provides the service that the operations need. It captures the services that handlers and projections need, so callers need this layer
+   * only. A service or `Context.Reference` that a caller provides itself wins. Clients of `@effect/sql` and services of this library are
+   * always those of the layer, because they belong to its store.
    */
   readonly layer: Layer.Layer<Instance<Name>, never, StoreAdapter | R>
 }
 
 /**
- * What an aggregate is made of.
+ * The options of `make`.
  *
  * @since 0.1.0
  * @category models
@@ -228,9 +247,10 @@ export interface Options<
   C extends Tagged,
   CI,
   Decide,
-  Projections
+  Projections,
+  Declared = undefined
 > {
-  /** The schema of the state. It encodes snapshots; a snapshot of another schema is passed over. */
+  /** The schema of the state. It encodes snapshots. A snapshot of another schema is ignored. */
   readonly state: Schema.Schema<State, StateEncoded>
   /** The state before the first event. */
   readonly initialState: NoInfer<State>
@@ -238,10 +258,15 @@ export interface Options<
   readonly events: Schema.Schema<A, I>
   /** The commands: one tagged schema, or a union of them. */
   readonly commands: Schema.Schema<C, CI>
-  /** A decision for each command. */
+  /** A handler for each command. */
   readonly decide: Decide
   /** A step for each event. */
   readonly evolve: NoInfer<EvolveHandlers<State, A>>
+  /**
+   * The schemas of the refusals, by command: classes of `Schema.TaggedError`. Where they are given, a handler that fails with anything else
+   * does not compile, except for failures of this library (a handler may evaluate other commands) and for `SqlError`.
+   */
+  readonly refusals?: Declared | undefined
   /** Projections that are part of the transaction that commits the events. One that is `of` another aggregate is refused. */
   readonly projections?: Projections | undefined
   /**
@@ -252,103 +277,110 @@ export interface Options<
    *   alone, so types must differ between aggregates, and a filter by `aggregates` does not find them.
    */
   readonly streams?: StreamIds | undefined
-  /** Stores a snapshot whenever the stream grows past a multiple of this many events; never by default. */
+  /** Stores a snapshot whenever the sequence passes a multiple of this number; never by default. */
   readonly snapshotEvery?: number | undefined
-  /**
-   * Raise it when `evolve` comes to other states than before by the same schema: snapshots of another version are passed
-   * over. 1 by default.
-   */
+  /** Raise it when `evolve` returns other states under the same schema, because snapshots of another version are ignored. 1 by default. */
   readonly stateVersion?: number | undefined
-  /** How many states are kept in memory, and for how long: 10 000 for 10 minutes by default. */
+  /** How many states are cached, and for how long: 10 000 for 10 minutes by default. */
   readonly keep?: Keep | undefined
-  /** How often and when to try again after a lost race or a passing failure of the store: `defaultRetry` by default. */
+  /** The retries after a lost race, or after a transient failure of the store: `defaultRetry` by default. */
   readonly retry?: Schedule.Schedule<unknown> | undefined
 }
 
 /**
- * The states that an aggregate's layer keeps in memory, so that a command on a known aggregate needs no read. A kept state can't
- * lead to a wrong answer: events decided on an outdated one are refused by the store and decided again, and a refusal, or a
- * decision of no events, is checked against the store before it is answered. States are handed out as they are kept: never change
- * one in place.
+ * The state cache of an aggregate's layer. A command on a cached state does not read the store.
+ *
+ * A cached state can't lead to a wrong result. The store refuses events that were decided on an outdated state, and the command is decided
+ * again. A refusal, or a decision of no events, is checked against the store before it is returned. States are handed out as they are
+ * cached, so never change one in place.
  *
  * @since 0.1.0
  * @category models
  */
 export interface Keep {
-  /** How many, those used last; with 0, only while commands wait for each other. 10 000 by default. */
+  /** The number of cached states; those used last stay. With 0 a state is cached only while commands wait. 10 000 by default. */
   readonly capacity?: number | undefined
-  /** How long one is kept that is not used; 10 minutes by default. */
+  /** How long an unused state stays in the cache; 10 minutes by default. */
   readonly idleTimeToLive?: Duration.DurationInput | undefined
 }
 
 /**
- * What every event of a command carries in its metadata: who asked, on whose behalf, why. All keys are the application's own, and are
- * stored as they are given. Set it around `evaluate`.
+ * The metadata of every event of a command: who asked, on whose behalf, why. All keys are the application's own, and are stored as they are
+ * given. Set it around `evaluate`, by `Effect.provideService(Aggregate.Metadata, { userId })`.
  *
  * @since 0.1.0
  * @category references
- *
- * @example
- * ```ts
- * import { Aggregate } from "effect-maestro"
- * import * as Effect from "effect/Effect"
- *
- * export const asUser = (userId: string) => Effect.provideService(Aggregate.Metadata, { userId })
- * ```
  */
 export class Metadata extends Context.Reference<Metadata>()("effect-maestro/Aggregate/Metadata", {
   defaultValue: (): Readonly<Record<string, unknown>> => ({})
 }) {}
 
 /**
- * The id of a command, set around `evaluate`: with one, a command takes effect at most once on its aggregate, for ever, however often and
- * on however many nodes it is evaluated, whatever crashed in between. None by default. `withCommandId` sets it.
+ * Gives a command an id: a key that its sender keeps for as long as it may send the command again. With an id, a command takes effect at
+ * most once on its aggregate, however often and on however many nodes it is evaluated.
+ * With the command's events a receipt is stored, in the same commit. If a receipt of the id is stored already, `evaluate` returns the
+ * current state and `repeated: true`. A refusal stores no receipt, so the command is decided again the next time. A decision of no events
+ * stores the receipt alone, so the next time is a repetition.
  *
- * With the command's events a receipt is stored, in the same commit, so one is there if and only if the others are. Where it is there already,
- * `evaluate` answers with the current state and `repeated: true`. A refusal stores no receipt: the command is decided again the next
- * time. A decision of no events stores the receipt alone, and the next time is a repetition.
+ * - The id belongs to one command. Another command of the same id, or the same command with other fields, fails with `CommandIdReused`.
+ *   Commands are compared as their schema encodes them, so one that its schema can't encode is refused by a `ValidationError`. After a
+ *   deployment that changes the schema of a command, only its tag is compared with older receipts.
+ * - The id belongs to one aggregate. Another aggregate handles a command of the same id as another command.
+ * - An id is a text of 1 to 1000 characters; any other is refused by a `ValidationError`.
+ * - Put it directly around `evaluate`. Commands that a handler or a projection evaluates do not inherit the id.
+ * - A handler may run more than once, so effects beside its decision may be repeated.
  *
- * - An id is a text of 1 to 1000 characters; any other is a `ValidationError`. The same id on another aggregate is another command. What
- *   the command is does not matter: a different one of the same id is taken for a repetition.
- * - It is meant for one command. Those that a handler or a projection evaluates have no id, unless they are given their own.
- * - A handler may run more than once, as always; what it does beside its decision is not covered.
- *
- * A receipt is an event of type `effect-maestro/CommandHandled`, in a stream of the kind `effect-maestro:Receipt`, and tells command id,
- * aggregate and sequence. Loading an aggregate never meets one, but the feed has them: a subscription sees them unless its filter names
- * types or aggregates. Of projections only those are given receipts that are `of: "all"` and name their type.
- *
- * @since 0.1.0
- * @category references
- */
-export class CommandId extends Context.Reference<CommandId>()("effect-maestro/Aggregate/CommandId", {
-  defaultValue: (): string | undefined => undefined
-}) {}
-
-/**
- * Gives a command its `CommandId`: a key that its sender keeps for as long as it may send the command again.
+ * A receipt is an event of type `effect-maestro/CommandHandled` in a stream of the kind `effect-maestro:Receipt`, which the feed shows. A
+ * projection gets it if it is `of: "all"` and names the type.
  *
  * @since 0.1.0
- * @category references
+ * @category conditions
  *
  * @example
  * ```ts
  * import { Aggregate } from "effect-maestro"
  * import type * as Effect from "effect/Effect"
  *
- * declare const deposit: Effect.Effect<unknown, never, Aggregate.Instance<"Account">>
+ * declare const deposit: Effect.Effect<unknown, Aggregate.Failure, Aggregate.Instance<"Account">>
  *
  * // However often this request comes, the money comes once.
- * export const once = (idempotencyKey: string) => deposit.pipe(Aggregate.withCommandId(idempotencyKey))
+ * export const depositOnce = (idempotencyKey: string) => deposit.pipe(Aggregate.withCommandId(idempotencyKey))
  * ```
  */
-export const withCommandId =
-  (commandId: string) =>
-  <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
-    Effect.mapInputContext(effect, (context: Context.Context<R>) => Context.add(context, CommandId, commandId))
+export const withCommandId = (
+  commandId: string
+): (<A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E | CommandIdReused, R>) =>
+  withConditions({ commandId })
 
 /**
- * The retries of an aggregate that does not say otherwise: 15 at most, after 2 ms, 4 ms, 8 ms … but no more than 200 ms
- * each, jittered so that those who collided do not meet again. About two seconds in all.
+ * Evaluates a command only while the aggregate is at this sequence, the one that its sender has seen: an `If-Match` of HTTP. Otherwise the
+ * command fails with `UnexpectedSequence`, which is not tried again. With 0 the aggregate must have no events.
+ *
+ * The sequence is checked against the store, also where another commit comes first while the command is decided. A command with an id that
+ * was handled before is a repetition, whatever the sequence. Put it directly around `evaluate`: commands that a handler or a projection
+ * evaluates do not inherit it. A sequence that is no integer from 0 to `Event.maxSequence` is refused by a `ValidationError`.
+ *
+ * @since 0.1.0
+ * @category conditions
+ *
+ * @example
+ * ```ts
+ * import { Aggregate } from "effect-maestro"
+ * import type * as Effect from "effect/Effect"
+ *
+ * declare const rename: Effect.Effect<unknown, Aggregate.Failure, Aggregate.Instance<"Page">>
+ *
+ * export const renameIfMatch = (seen: number) => rename.pipe(Aggregate.withExpectedSequence(seen))
+ * ```
+ */
+export const withExpectedSequence = (
+  expectedSequence: number
+): (<A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E | UnexpectedSequence, R>) =>
+  withConditions({ expectedSequence })
+
+/**
+ * The default retries: 15 at most, after 2 ms, 4 ms, 8 ms … but no more than 200 ms each, about two seconds in all. The delays are
+ * jittered, so that commands that collided do not collide again.
  *
  * @since 0.1.0
  * @category schedules
@@ -397,12 +429,8 @@ export const defaultRetry: Schedule.Schedule<unknown> = Schedule.exponential("2 
  *   }
  * })
  *
- * export const program = Effect.gen(function* () {
- *   const id = yield* Counter.newId
- *   yield* Counter.evaluate(id, new Increase({ by: 3 }))
- *   return yield* Counter.fetch(id)
- * }).pipe(
- *   Effect.catchTag("TooHigh", ({ limit }) => Effect.succeed({ count: limit })),
+ * export const program = Counter.evaluate("a", new Increase({ by: 3 })).pipe(
+ *   Effect.catchTag("TooHigh", ({ limit }) => Effect.succeed({ state: { count: limit } })),
  *   Effect.provide(Counter.layer.pipe(Layer.provide(MemoryStore.layer)))
  * )
  * ```
@@ -415,8 +443,9 @@ export const make = <
   I extends Tagged,
   C extends Tagged,
   CI,
-  Decide extends DecideHandlers<State, A, C>,
-  const Projections extends ReadonlyArray<Projection.Any> = readonly []
+  Decide extends DecideHandlers<State, A, C, Declared>,
+  const Projections extends ReadonlyArray<Projection.Any> = readonly [],
+  const Declared extends RefusalSchemas<C> | undefined = undefined
 >(
   name: Name,
   options: Options<
@@ -427,26 +456,37 @@ export const make = <
     C,
     CI,
     Decide & { readonly [K in Exclude<keyof Decide, C["_tag"]>]: never },
-    Projections
+    Projections,
+    Declared & { readonly [K in Exclude<keyof Declared, C["_tag"]>]: never }
   >
 ): Aggregate<
   Name,
   State,
   A,
   C,
-  Decide,
+  CI,
+  { readonly [K in C["_tag"]]: HandlerError<Decide[K]> },
+  Declared,
   Projections,
   HandlerContext<Decide[keyof Decide]> | Projection.Context<Projections[number]>
 > => {
   type E = HandlerError<Decide[keyof Decide]> | Projection.Error<Projections[number]>
   type R = HandlerContext<Decide[keyof Decide]> | Projection.Context<Projections[number]>
   const streams = options.streams ?? "byKind"
+  /** Of all refusals only those of the command's own handler can come, and the failure of a condition only where it is set. */
+  type Evaluation<Tag extends C["_tag"]> = Effect.Effect<
+    Evaluated<State, A>,
+    HandlerError<Decide[Tag]> | Projection.Error<Projections[number]> | Failure,
+    Instance<Name>
+  >
   const definition = define<State, StateEncoded, A, I, C, CI, E, R>(name, {
     ...options,
     streams,
+    // The compiler can't tell that `StateOf` of a type parameter is that type.
+    evolve: options.evolve as Steps<State>,
     retry: options.retry ?? defaultRetry
   })
-  const decodeCommand = Schema.decodeUnknownEither(options.commands, { errors: "all" })
+  const decodeCommand = makeCommandInput(`${name}.evaluateUnknown`, options.commands)
   const tag = Context.GenericTag<Instance<Name>, Service<State, A, C, E>>(`effect-maestro/Instance/${name}`)
 
   const operate = operating(name, tag)
@@ -456,8 +496,10 @@ export const make = <
     streams,
     events: options.events,
     // The same ones, in their order: what a mapped tuple type can't be told of `map`.
-    projections: definition.projections as Aggregate<Name, State, A, C, Decide, Projections, R>["projections"],
+    projections: definition.projections as BoundProjections<Projections>,
     streamId: definition.streams.streamId,
+    commands: options.commands,
+    refusals: options.refusals as Declared,
     newId: Effect.map(
       Effect.flatMap(HybridClock, ({ now }) => now),
       (id) => {
@@ -470,20 +512,19 @@ export const make = <
         id,
         (service) => service.evaluate(id, command),
         () => ({ command: tagOf(command) })
-      ) as Effect.Effect<
-        Evaluated<State, A>,
-        // Of all refusals only those of this command's own handler can come: it is the one that decides it.
-        HandlerError<Decide[K["_tag"] & keyof Decide]> | Projection.Error<Projections[number]> | Failure,
-        Instance<Name>
-      >,
-    evaluateUnknown: (id, command) =>
+      ) as Evaluation<K["_tag"]>,
+    evaluateUnknown: <Only extends C["_tag"] = C["_tag"]>(
+      id: string,
+      command: unknown,
+      options?: { readonly only?: ReadonlyArray<Only> | undefined }
+    ) =>
       operate("evaluateUnknown")(id, (service) =>
-        Effect.flatMap(decodeInput(`${name}.evaluateUnknown`, decodeCommand, command), (decoded) =>
-          service.evaluate(id, decoded)
-        )
-      ),
+        Effect.flatMap(decodeCommand(command, options?.only), (decoded) => service.evaluate(id, decoded))
+      ) as Evaluation<Only>,
+    exists: (id) => operate("exists")(id, (service) => service.exists(id)),
     get: (id) => operate("get")(id, (service) => service.get(id)),
     fetch: (id) => operate("fetch")(id, (service) => service.fetch(id)),
+    root: (id) => operate("root")(id, (service) => service.root(id)),
     replay: (id, sequence) =>
       operate("replay")(
         id,
@@ -495,6 +536,6 @@ export const make = <
       Stream.unwrap(Effect.map(tag, (service) => service.history(id))).pipe(
         Stream.withSpan("Aggregate.history", { attributes: { "aggregate.name": name, "aggregate.id": id } })
       ),
-    layer: Layer.scoped(tag, makeService(definition, keepingOf(name, options.keep), Metadata, CommandId))
+    layer: Layer.scoped(tag, makeService(definition, keepingOf(name, options.keep), Metadata))
   }
 }

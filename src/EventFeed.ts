@@ -10,11 +10,13 @@
 import type * as Brand from "effect/Brand"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
 import * as Order_ from "effect/Order"
 import * as Schema from "effect/Schema"
+import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
-import type { Envelope } from "./Event.js"
+import { type Envelope, maxSequence } from "./Event.js"
 import type { StoreError, ValidationError } from "./StoreError.js"
 
 /**
@@ -83,6 +85,18 @@ export interface StreamPosition {
 }
 
 /**
+ * The schema of the place of an event in its aggregate's stream; its encoded form is the same, as JSON. The sequence is 0 where the
+ * aggregate has no events.
+ *
+ * @since 0.1.0
+ * @category schemas
+ */
+export const StreamPosition: Schema.Schema<StreamPosition> = Schema.Struct({
+  aggregateId: Schema.String.pipe(Schema.minLength(1)),
+  sequence: Schema.Int.pipe(Schema.between(0, maxSequence))
+}).annotations({ identifier: "StreamPosition" })
+
+/**
  * An event, the kind and the id of its aggregate, and its place in the feed.
  *
  * @since 0.1.0
@@ -117,7 +131,10 @@ export interface Filter {
 export interface ReadOptions {
   /** The position to go on after; the beginning by default. */
   readonly after?: Position | undefined
-  /** As many events as wanted, at most 10 000; 1 000 by default. */
+  /**
+   * How many events a page has at most: 1 000 by default, and up to 10 000. A page ends earlier where its events are large: one of
+   * several events has less than 8 MB of JSON.
+   */
   readonly limit?: number | undefined
   readonly filter?: Filter | undefined
 }
@@ -135,6 +152,42 @@ export interface Page {
   readonly position: Position
   /** Whether there is more already. */
   readonly more: boolean
+}
+
+/**
+ * The transaction that the feed waits for, as far as the database shows it to the role of this client.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Holder {
+  /** The server process of its session; none for a prepared transaction, which has no session. */
+  readonly pid: Option.Option<number>
+  /** The global identifier of a prepared transaction (`prepare transaction`), which lasts until it is committed or rolled back by it. */
+  readonly prepared: Option.Option<string>
+  readonly database: Option.Option<string>
+  readonly user: Option.Option<string>
+  readonly applicationName: Option.Option<string>
+  /** What its session does, such as `idle in transaction`. */
+  readonly state: Option.Option<string>
+  /** When it began, in milliseconds since 1970 by the clock of the database. */
+  readonly startedAt: Option.Option<number>
+}
+
+/**
+ * Events that are committed, and that the feed does not show before an older transaction has ended, because that one may still commit
+ * events in front of them.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface HeldBack {
+  /** How many events wait. */
+  readonly events: number
+  /** When the first of them was made, by its timestamp, in milliseconds since 1970. */
+  readonly since: number
+  /** Whom they wait for; none where the database does not tell. */
+  readonly holder: Option.Option<Holder>
 }
 
 /**
@@ -156,6 +209,13 @@ export interface EventFeedService {
   readonly count: (
     options?: Pick<ReadOptions, "after" | "filter">
   ) => Effect.Effect<number, ValidationError | StoreError>
+
+  /**
+   * The committed events that the feed does not show yet; none where it shows all that are committed. On a busy store a few events wait
+   * for some milliseconds, so look at `since`. Inside a transaction its own
+   * events count, too.
+   */
+  readonly heldBack: (filter?: Filter) => Effect.Effect<Option.Option<HeldBack>, ValidationError | StoreError>
 
   /** The position of an event, whether the feed shows it already or not yet; none where there is no such event. */
   readonly positionOf: (place: StreamPosition) => Effect.Effect<Option.Option<Position>, ValidationError | StoreError>
@@ -193,6 +253,17 @@ export const read = (options?: ReadOptions): Effect.Effect<Page, ValidationError
 export const head: Effect.Effect<Position, StoreError, EventFeed> = Effect.flatMap(EventFeed, (feed) => feed.head)
 
 /**
+ * The committed events that the feed does not show before an older transaction has ended.
+ *
+ * @since 0.1.0
+ * @category accessors
+ */
+export const heldBack = (
+  filter?: Filter
+): Effect.Effect<Option.Option<HeldBack>, ValidationError | StoreError, EventFeed> =>
+  Effect.flatMap(EventFeed, (feed) => feed.heldBack(filter))
+
+/**
  * All events after a position, those stored already and then those that come, for ever: each once, in the order of the feed. It
  * holds one page, and the next one meanwhile.
  *
@@ -213,8 +284,7 @@ export const head: Effect.Effect<Position, StoreError, EventFeed> = Effect.flatM
  * ```
  */
 export const stream = (options?: ReadOptions): Stream.Stream<FeedEvent, ValidationError | StoreError, EventFeed> =>
-  Stream.unwrap(Effect.map(EventFeed, (feed) => pages(feed, options ?? {}, true))).pipe(
-    Stream.buffer({ capacity: 1 }),
+  Stream.unwrapScoped(Effect.flatMap(EventFeed, (feed) => pages(feed, options ?? {}, true))).pipe(
     Stream.flattenIterables
   )
 
@@ -227,8 +297,7 @@ export const stream = (options?: ReadOptions): Stream.Stream<FeedEvent, Validati
 export const streamStored = (
   options?: ReadOptions
 ): Stream.Stream<FeedEvent, ValidationError | StoreError, EventFeed> =>
-  Stream.unwrap(Effect.map(EventFeed, (feed) => pages(feed, options ?? {}, false))).pipe(
-    Stream.buffer({ capacity: 1 }),
+  Stream.unwrapScoped(Effect.flatMap(EventFeed, (feed) => pages(feed, options ?? {}, false))).pipe(
     Stream.flattenIterables
   )
 
@@ -245,25 +314,35 @@ const partsOf = (position: Position): readonly [bigint, bigint] => {
   return [BigInt(major ?? 0), BigInt(minor ?? 0)]
 }
 
+/** Page by page. The next page is read while the last one is used, and none after it, so that two pages are in memory. */
 const pages = (
   feed: EventFeedService,
   options: ReadOptions,
   live: boolean
-): Stream.Stream<ReadonlyArray<FeedEvent>, ValidationError | StoreError> =>
-  Stream.unfoldEffect(
-    Option.some({ after: options.after ?? beginning, wait: false }) as Option.Option<{
-      after: Position
-      wait: boolean
-    }>,
-    Option.match({
-      onNone: () => Effect.succeedNone,
-      onSome: ({ after, wait }) =>
-        Effect.map(
-          Effect.flatMap(wait ? feed.awaitNews(after, options.filter) : Effect.succeed(after), (from) =>
-            feed.read({ ...options, after: from })
-          ),
-          ({ events, more, position }) =>
-            Option.some([events, more || live ? Option.some({ after: position, wait: !more }) : Option.none()] as const)
-        )
-    })
-  )
+): Effect.Effect<Stream.Stream<ReadonlyArray<FeedEvent>, ValidationError | StoreError>, never, Scope.Scope> =>
+  Effect.flatMap(Effect.scope, (scope) => {
+    const readAfter = (after: Position) => Effect.forkIn(feed.read({ ...options, after }), scope)
+    const readOn = ({ more, position }: Page) =>
+      more
+        ? Effect.asSome(readAfter(position))
+        : live
+          ? Effect.asSome(
+              Effect.forkIn(
+                Effect.flatMap(feed.awaitNews(position, options.filter), (after) => feed.read({ ...options, after })),
+                scope
+              )
+            )
+          : Effect.succeedNone
+    return Effect.map(readAfter(options.after ?? beginning), (first) =>
+      Stream.unfoldEffect(
+        Option.some(first) as Option.Option<Fiber.Fiber<Page, ValidationError | StoreError>>,
+        Option.match({
+          onNone: () => Effect.succeedNone,
+          onSome: (reading) =>
+            Effect.flatMap(Fiber.join(reading), (page) =>
+              Effect.map(readOn(page), (next) => Option.some([page.events, next] as const))
+            )
+        })
+      )
+    )
+  })

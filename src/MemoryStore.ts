@@ -13,8 +13,9 @@ import * as Option from "effect/Option"
 import { maxSequence as lastSequence, type StoredEvent } from "./Event.js"
 import { EventFeed } from "./EventFeed.js"
 import { thenAtOnce } from "./internal/atOnce.js"
-import { MemoryLog, makeMemoryFeed } from "./internal/memoryFeed.js"
+import { MemoryLog, makeMemoryFeed, pageFrom } from "./internal/memoryFeed.js"
 import { makeMemorySubscriptions } from "./internal/memorySubscriptions.js"
+import { inTurn } from "./internal/nextTurn.js"
 import { prepareRange, type Range, restoreEvent, restoreSnapshot } from "./internal/record.js"
 import { provideStreamReader, type Stream, streamOf } from "./internal/streamReader.js"
 import { spannedIn } from "./internal/tracing.js"
@@ -68,10 +69,12 @@ const makeOn = (log: MemoryLog): StoreAdapterService => {
     operation: string,
     body: (records: Records) => Effect.Effect<A, E>
   ): Effect.Effect<A, E | StoreError> =>
-    Effect.contextWithEffect((context: Context.Context<never>) =>
-      committed.transactions === 0 && Option.isNone(Context.getOption(context, Transaction))
-        ? body(committed)
-        : transact(operation, body)
+    Effect.withFiberRuntime((fiber) =>
+      inTurn(fiber, () =>
+        committed.transactions === 0 && Option.isNone(Context.getOption(fiber.currentContext, Transaction))
+          ? body(committed)
+          : transact(operation, body)
+      )
     )
 
   /**
@@ -109,9 +112,13 @@ const makeOn = (log: MemoryLog): StoreAdapterService => {
     name: "MemoryStore",
     append: (events) => atOnce("commitEvents", (records) => append(records, events)),
     appendWith: (events, project) =>
-      transact("commitAll", (records) =>
-        Effect.flatMap(append(records, events), (outcome) =>
-          outcome === "stored" ? Effect.void : Effect.provideService(project, Transaction, records)
+      Effect.withFiberRuntime((fiber) =>
+        inTurn(fiber, () =>
+          transact("commitAll", (records) =>
+            Effect.flatMap(append(records, events), (outcome) =>
+              outcome === "stored" ? Effect.void : Effect.provideService(project, Transaction, records)
+            )
+          )
         )
       ),
     putSnapshot: (snapshot) =>
@@ -119,7 +126,8 @@ const makeOn = (log: MemoryLog): StoreAdapterService => {
         records.putSnapshot(snapshot)
         return Effect.void
       }),
-    readEvents: (range) => Effect.map(visible, (records) => records.read(range)),
+    readEvents: (range) =>
+      Effect.withFiberRuntime((fiber) => inTurn(fiber, () => Effect.map(visible, (records) => records.read(range)))),
     readSnapshot: ({ aggregateId, maxSequence, minSequence }) =>
       Effect.map(visible, (records) =>
         Option.filter(
@@ -137,15 +145,17 @@ const makeOn = (log: MemoryLog): StoreAdapterService => {
     at: (records: Records, range: Range) => A
   ): Effect.Effect<A, ValidationError> =>
     Effect.withFiberRuntime((fiber) =>
-      thenAtOnce(prepareRange("getEvents", id, minSequence, { maxSequence }), (range) =>
-        spannedIn(
-          fiber,
-          "MemoryStore.getEvents",
-          () => ({ attributes: { "aggregate.id": id } }),
-          Effect.succeed(
-            at(
-              Option.getOrElse(Context.getOption(fiber.currentContext, Transaction), () => committed),
-              range
+      inTurn(fiber, () =>
+        thenAtOnce(prepareRange("getEvents", id, minSequence, { maxSequence }), (range) =>
+          spannedIn(
+            fiber,
+            "MemoryStore.getEvents",
+            () => ({ attributes: { "aggregate.id": id } }),
+            Effect.succeed(
+              at(
+                Option.getOrElse(Context.getOption(fiber.currentContext, Transaction), () => committed),
+                range
+              )
             )
           )
         )
@@ -168,11 +178,13 @@ const makeOn = (log: MemoryLog): StoreAdapterService => {
   return service
 }
 
-/** The events within the bounds up to a limit. */
+/** The events within the bounds, as many as a page can have, up to a limit. */
 const pageOf = (records: Records, range: Range, limit: number): Stream => {
   const last = Math.min(range.maxSequence, range.minSequence + limit - 1)
   const found = records.read({ ...range, maxSequence: last })
-  return streamOf(found.map(restoreEvent), found.length === limit && last < range.maxSequence)
+  const page = pageFrom(found)
+  const more = page.length < found.length || (found.length === limit && last < range.maxSequence)
+  return streamOf(page.map(restoreEvent), more)
 }
 
 let stores = 0

@@ -18,7 +18,7 @@ import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { lockFolder } from "./internal/folderLock.js"
-import { soon } from "./internal/nextTurn.js"
+import { isTurnDue, soon } from "./internal/nextTurn.js"
 
 /**
  * A `SqlClient`, and the PGlite instance under it.
@@ -173,24 +173,13 @@ const attempt = <A>(message: string, run: () => Promise<A>): Effect.Effect<A, Sq
     })
   )
 
-/**
- * Lets timers and sockets have their turn every few milliseconds. PGlite resolves its promises by microtasks, so statements that follow each
- * other would otherwise keep the event loop for as long as they go on.
- */
-const turnEventLoop = (): Promise<void> | undefined => {
-  const now = performance.now()
-  if (now - lastTurn < maxMillisPerTurn) return undefined
-  return new Promise((resolve) => {
-    soon(() => {
-      lastTurn = performance.now()
-      resolve()
-    })
-  })
-}
-
-const maxMillisPerTurn = 5
-
-let lastTurn = 0
+/** Lets timers and sockets be served between statements that follow each other. */
+const turnEventLoop = (): Promise<void> | undefined =>
+  isTurnDue()
+    ? new Promise((resolve) => {
+        soon(resolve)
+      })
+    : undefined
 
 const makeCompiler = (transform: ((name: string) => string) | undefined): Statement.Compiler =>
   Statement.makeCompiler({

@@ -1,6 +1,6 @@
 /**
- * Rebuilding projections: the new version of their tables is made beside the old one, out of all events, while everybody goes on reading
- * and writing the old one; then it takes its place, in one transaction.
+ * Rebuilds the tables of projections: new tables are filled from all events while the old ones stay in use, and replace them in one
+ * transaction.
  *
  * @since 0.1.0
  */
@@ -20,20 +20,24 @@ import type { SubscriptionStore } from "./SubscriptionStore.js"
  */
 export interface Options<Projections extends ReadonlyArray<Projection.AnyBound>, E, R> {
   /**
-   * Names this rebuild, such as `balances-2`. It is done once: whoever runs it again finds it done, or goes on where it was
-   * interrupted. A name has 1 to 255 characters, and does not begin with `effect-maestro`; another is a `ValidationError`.
+   * Names this rebuild, such as `balances-2`. A rebuild is done once by its name. A second run finds it done, or goes on where the first
+   * one was interrupted. A name has 1 to 255 characters, and does not begin with `effect-maestro`; another is a `ValidationError`.
    */
   readonly name: string
   /**
-   * The projections whose tables they are, as they are to be from now on. Each says whose events it is about: `Account.projections`,
+   * The projections that write the tables, in their new version. Each says whose events it is about: `Account.projections`,
    * `Projection.of(Account, Balances)`, or `of: Account` and `of: "all"` in `Projection.make`.
    */
   readonly projections: Projections
   /** The tables that the projections write, all of them. The projections must name them without a schema. */
   readonly tables: readonly [string, ...ReadonlyArray<string>]
   /**
-   * Makes the new tables, where they are to be other than the old ones: by the same names, without a schema. By default they are
-   * like the old ones, with their defaults, constraints and indexes.
+   * Makes the new tables where they have another shape: by the same names, without a schema. By default they are equal to the old ones.
+   *
+   * These statements then decide on columns, constraints, indexes, sequences, statistics, storage and comments. Of the old tables remain:
+   * owner, rights, rights on columns that both have, the replica identity, and the comment on a table where they make none. Row level
+   * security and policies remain, unless these statements enable or create any. A sequence of the old table remains where a default of the
+   * new one uses it, and is dropped otherwise.
    */
   readonly create?: Effect.Effect<unknown, E, R> | undefined
   /**
@@ -45,7 +49,7 @@ export interface Options<Projections extends ReadonlyArray<Projection.AnyBound>,
     | undefined
   /** As many events as are projected in one transaction: 1 000 by default, at most 10 000. */
   readonly batchSize?: number | undefined
-  /** Is told after each batch how far it is. */
+  /** Runs after each batch. */
   readonly onProgress?: ((progress: Progress) => Effect.Effect<unknown>) | undefined
 }
 
@@ -56,18 +60,18 @@ export interface Options<Projections extends ReadonlyArray<Projection.AnyBound>,
  * @category models
  */
 export interface Progress {
-  /** Events projected so far, by earlier runs too. */
+  /** The events that this run and earlier ones have projected. */
   readonly done: number
-  /** Events there are to project, as far as is known. */
+  /** The events that there are to project, as far as is known. */
   readonly total: number
-  /** Of this run. */
+  /** The rate of this run. */
   readonly eventsPerSecond: number
-  /** By that rate; 0 when it is done. */
+  /** The time left by that rate; 0 when the rebuild is done. */
   readonly secondsLeft: number
 }
 
 /**
- * How a rebuild stands in the store.
+ * What the store knows of a rebuild.
  *
  * @since 0.1.0
  * @category models
@@ -79,20 +83,29 @@ export interface Status {
 }
 
 /**
- * Rebuilds the tables of projections, and answers how many events that took; 0 when it was done before.
+ * Rebuilds the tables of projections, and returns how many events this run has projected: 0 when the rebuild was done before.
  *
- * - Readers and writers go on meanwhile. At the end they wait for as long as it takes to project the last few events and to rename the
- *   tables; where others use them for long, it lets them go first and tries again.
- * - Nothing is skipped and nothing comes twice: for strong projections it ends with all that is committed while nobody can project;
- *   for a subscription, the subscription goes on exactly where the rebuild has ended.
+ * - Readers and writers of the tables go on meanwhile. At the end they wait until the last few events are projected and the tables are
+ *   swapped. If a transaction uses the tables for longer, the swap gives up its lock and tries again.
+ * - No event is skipped or projected twice. For strong projections, the swap projects all that is committed while the tables are locked.
+ *   A subscription goes on exactly where the rebuild has ended.
  * - After a kill, run it again: it goes on behind the last batch. Of several processes one works; the others wait, and find it done.
- * - A projection's failure ends it, with all that is done kept. Mend the projection and run it again, or `abandon` it.
- * - A projection that writes other tables than those named is refused, before it has written anything there.
+ * - A failure of a projection ends the run, and what was done is kept. Mend the projection and run it again, or `abandon` the rebuild.
+ * - A projection that writes other tables than those named is refused, and its batch is rolled back.
  *
- * It is also the way from strong to eventual and back: change how the projections are run, then rebuild, with `subscription` or without.
+ * To make strong projections eventual, or the other way round, change how they are run, then rebuild with `subscription` or without.
  *
- * The tables must be ordinary ones without views, foreign keys, triggers or policies on them, which would be lost: it says so before it
- * begins. Owner, rights, indexes and their names, and sequences of columns are kept. It needs the store in SQL.
+ * The tables must be ordinary ones. What belongs to a table is carried over exactly: owner, rights (also revoked ones), row level
+ * security and policies, constraints, indexes, extended statistics, storage, comments, and sequences with their state. What hangs on it from
+ * outside would be lost, so the rebuild fails with `Misconfigured` before it begins, and names it: views, rules, triggers, foreign
+ * keys, functions and columns of its row type, publications, inheritance, partitions, extensions, event triggers that would fire, and
+ * whatever else the database knows. Foreign keys among the tables are allowed with `create`. The check runs again before the
+ * tables are swapped; where it fails then, the old tables stay, and the next run goes on.
+ *
+ * A REPEATABLE READ or SERIALIZABLE transaction of yours with an older snapshot than the swap can't commit with strong projections any more: it
+ * fails with `Contention`, so run the whole transaction again. What it reads from the new table itself is empty, as after a TRUNCATE.
+ *
+ * It needs the store in SQL, and does not run inside of a transaction.
  *
  * @since 0.1.0
  * @category constructors
@@ -151,7 +164,7 @@ export const run = <const Projections extends ReadonlyArray<Projection.AnyBound>
   }).pipe(Effect.withSpan("Rebuild.run", { attributes: { rebuild: options.name }, captureStackTrace: false }))
 
 /**
- * How far a rebuild is, whoever runs it; none where it was never begun.
+ * How far a rebuild is, in whichever process it runs; none if it was never begun.
  *
  * @since 0.1.0
  * @category accessors
@@ -159,7 +172,7 @@ export const run = <const Projections extends ReadonlyArray<Projection.AnyBound>
 export const status = rebuildStatus
 
 /**
- * Gives up a rebuild that was begun, with the tables that it has made, or forgets one that is done, so that it can be run again.
+ * Gives up a rebuild that was begun, and drops the tables that it has made; or forgets one that is done, so that it can be run again.
  *
  * @since 0.1.0
  * @category operations

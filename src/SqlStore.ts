@@ -18,17 +18,22 @@ import { makeCoalescer, type Verdict } from "./internal/coalesce.js"
 import type { Commit } from "./internal/commitQueue.js"
 import { isEmbedded } from "./internal/embedded.js"
 import { textProblem } from "./internal/json.js"
+import type { LogTable } from "./internal/pageBytes.js"
 import { prepareRange, restoreSnapshot } from "./internal/record.js"
 import { executeAlone } from "./internal/sqlConnection.js"
 import { fromSqlError, isStrayCancel, type Phase } from "./internal/sqlError.js"
 import { makeSqlFeed } from "./internal/sqlFeed.js"
-import { migrate as migrateSchema } from "./internal/sqlMigrations.js"
+import { checkSchema, migrate as migrateSchema } from "./internal/sqlMigrations.js"
 import {
   eventOf,
+  isSnapshot,
   pageOf,
+  pageOfMeasured,
   pageOfRow,
   selectEvents,
+  selectFittingEvents,
   selectPage,
+  selectSmallEvents,
   selectSnapshot,
   selectStream
 } from "./internal/sqlReads.js"
@@ -83,13 +88,109 @@ export interface SqlStoreOptions {
 export const make = (
   options?: SqlStoreOptions
 ): Effect.Effect<StoreAdapterService, StoreError, SqlClient.SqlClient | Scope.Scope> =>
+  Effect.flatMap(prepare(options), makeOn)
+
+/**
+ * The store in the schema `maestro`, whose tables it creates and updates when the layer is built; its feed, and what subscriptions
+ * keep.
+ *
+ * @since 0.1.0
+ * @category layers
+ *
+ * @example
+ * ```ts
+ * import { PgClient } from "@effect/sql-pg"
+ * import { SqlStore } from "effect-maestro"
+ * import * as Layer from "effect/Layer"
+ * import * as Redacted from "effect/Redacted"
+ *
+ * export const StoreLive = SqlStore.layer.pipe(
+ *   Layer.provideMerge(PgClient.layer({ url: Redacted.make("postgres://localhost:5432/shop") }))
+ * )
+ * ```
+ */
+export const layer: Layer.Layer<StoreAdapter | EventFeed | SubscriptionStore, StoreError, SqlClient.SqlClient> =
+  Layer.suspend(() => layerWith({}))
+
+/**
+ * The store with switches of your own.
+ *
+ * @since 0.1.0
+ * @category layers
+ */
+export const layerWith = (
+  options: SqlStoreOptions
+): Layer.Layer<StoreAdapter | EventFeed | SubscriptionStore, StoreError, SqlClient.SqlClient> =>
+  Layer.scopedContext(
+    Effect.gen(function* () {
+      const prepared = yield* prepare(options)
+      const { client, log, name, wakeUps } = prepared
+      const store = yield* makeOn(prepared)
+      const feed = yield* makeSqlFeed(log, wakeUps, Duration.toMillis(options.pollInterval ?? usualPollInterval))
+      return Context.make(StoreAdapter, store).pipe(
+        Context.add(EventFeed, feed),
+        Context.add(SubscriptionStore, makeSqlSubscriptions({ ...log, name, isEmbedded: isEmbedded(client) }, wakeUps))
+      )
+    })
+  )
+
+/**
+ * Creates or updates the tables, where the layer is not to do it: in a deployment step, by a role that may. Any number of
+ * nodes may do so at once.
+ *
+ * @since 0.1.0
+ * @category migrations
+ */
+export const migrate = (
+  options?: Pick<SqlStoreOptions, "schema">
+): Effect.Effect<void, StoreError, SqlClient.SqlClient> =>
+  Effect.flatMap(resolve(options), ({ name, schema, sql }) => Effect.asVoid(migrateSchema(sql, name, schema)))
+
+/**
+ * Puts the feed in order after the database was restored from a dump into a server whose transaction ids start anew: there, what
+ * was stored would be of transactions that have not begun yet, and the feed would not show it. It keeps the order of the events, and
+ * where subscriptions are; positions kept elsewhere mean nothing afterwards. Answers whether there was something to do.
+ *
+ * Layers that migrate do it by themselves. It takes a lock on the log meanwhile, and writes every event anew: about a minute for
+ * some millions. `pg_upgrade`, replicas and file-system backups keep their transaction ids, and need none of this.
+ *
+ * @since 0.1.0
+ * @category migrations
+ */
+export const repairAfterRestore = (
+  options?: Pick<SqlStoreOptions, "schema">
+): Effect.Effect<boolean, StoreError, SqlClient.SqlClient> =>
+  Effect.flatMap(resolve(options), ({ schema, sql }) => repair(sql, schema))
+
+// --- internal ---
+
+/** From so many events on it pays to have them in one row. */
+const longPage = 1000
+
+const usualPollInterval = "500 millis"
+
+/** What a store is made on. */
+interface Prepared {
+  /** As the application has it, and which the store uses without its transforms. */
+  readonly client: SqlClient.SqlClient
+  readonly name: string
+  readonly log: LogTable
+  readonly wakeUps: WakeUps
+}
+
+/** Brings the schema up to date, or checks it. */
+const prepare = (options: SqlStoreOptions | undefined): Effect.Effect<Prepared, StoreError, SqlClient.SqlClient> =>
   Effect.gen(function* () {
     const { client, name, schema, sql, wakeUps } = yield* resolve(options)
-    if (options?.migrate !== false) {
-      yield* migrateSchema(sql, name, schema)
-      yield* repair(sql, schema)
-    }
+    const isMigrating = options?.migrate !== false
+    const measuring = yield* isMigrating ? migrateSchema(sql, name, schema) : checkSchema(sql, name, schema)
+    if (isMigrating) yield* repair(sql, schema)
+    return { client, name, log: { measuring, schema, sql }, wakeUps }
+  })
 
+const makeOn = ({ client, log, wakeUps }: Prepared): Effect.Effect<StoreAdapterService, never, Scope.Scope> =>
+  Effect.gen(function* () {
+    const { schema, sql } = log
     const accepted = acceptedBy(wakeUps)
     const insertCommits = makeInsertCommits(sql, schema)
     const statementCommits = makeStatementCommits(sql, insertCommits)
@@ -114,7 +215,10 @@ export const make = (
       withTransactionFrom(
         sql,
         "commitAll",
-        { command: insertCommits.command([events], {}), statement: quietly(insertCommits.statement([events], {})) },
+        {
+          command: insertCommits.command([events], {}),
+          statement: quietly(insertCommits.statement([events], { checksSnapshot: true }))
+        },
         (returned) =>
           Effect.flatMap(accepted(verdictsOf(returned)[0]), (outcome) => (outcome === "stored" ? Effect.void : project))
       )
@@ -176,11 +280,11 @@ export const make = (
         // Outside a transaction the statement is its own commit. One of unknown outcome does no harm when repeated.
         Effect.asVoid(statement("commitSnapshot", "committing", upsertSnapshot(sql, schema, snapshot))),
       readEvents: (range) =>
-        Effect.map(statement("getEvents", "reading", selectEvents(sql, schema, range)), (rows) =>
+        Effect.map(statement("getEvents", "reading", selectEvents(log, range)), (rows) =>
           rows.map((row) => eventOf(range.aggregateId, row))
         ),
       readSnapshot: (range) =>
-        Effect.map(statement("getSnapshot", "reading", selectSnapshot(sql, schema, range)), ([row]) =>
+        Effect.map(statement("getSnapshot", "reading", selectSnapshot(log, range)), ([row]) =>
           Option.map(Option.fromNullable(row), (found) => ({
             ...found,
             sequence: Number(found.sequence),
@@ -189,118 +293,49 @@ export const make = (
         )
     })
 
+    /** As many events as a page can have, where some of them are large. */
+    const measured = (id: string, minSequence: number, upTo: number, limit: number) =>
+      read("getEvents", id, minSequence, upTo, (range) =>
+        Effect.map(selectFittingEvents(log, range, limit), (rows) => pageOfMeasured(id, rows))
+      )
+
     provideStreamReader(service, {
       events: (id, minSequence, limit) => {
-        const byRows = (upTo: number) =>
-          read("getEvents", id, minSequence, upTo, (range) =>
-            Effect.map(selectEvents(sql, schema, range, limit), (rows) => pageOf(id, rows, limit))
+        if (limit < longPage) {
+          const small = read("getEvents", id, minSequence, maxSequence, (range) =>
+            Effect.map(selectSmallEvents(log, range, limit), (rows) => pageOf(id, rows, limit))
           )
-        if (limit < longPage) return byRows(maxSequence)
+          return Effect.flatMap(small, (page) =>
+            "measureFrom" in page ? measured(id, page.measureFrom, maxSequence, limit) : Effect.succeed(page)
+          )
+        }
         const inOneRow = read("getEvents", id, minSequence, maxSequence, (range) =>
-          Effect.map(selectPage(sql, schema, range, limit), ([row]) => pageOfRow(id, row, limit))
+          Effect.map(selectPage(log, range, limit), ([row]) => pageOfRow(id, row, limit))
         )
-        return Effect.flatMap(inOneRow, (page) => ("rowsUpTo" in page ? byRows(page.rowsUpTo) : Effect.succeed(page)))
+        return Effect.flatMap(inOneRow, (page) =>
+          "rowsUpTo" in page ? measured(id, minSequence, page.rowsUpTo, limit) : Effect.succeed(page)
+        )
       },
-      fromSnapshot: (id, upTo, limit) =>
-        read("getEvents", id, 1, upTo, (range) =>
-          Effect.map(selectStream(sql, schema, range, limit), (rows) => {
-            const place = rows.findIndex(({ type }) => type === null)
-            const snapshot = Option.map(Option.fromNullable(rows[place]), (row) =>
+      fromSnapshot: (id, upTo, limit) => {
+        const small = read("getEvents", id, 1, upTo, (range) =>
+          Effect.map(selectStream(log, range, limit), (rows) => ({
+            snapshot: Option.map(Option.fromNullable(rows.find(isSnapshot)), (row) =>
               restoreSnapshot({ ...row, sequence: Number(row.sequence), aggregateId: id })
-            )
-            return { ...pageOf(id, rows, limit), snapshot }
-          })
+            ),
+            page: pageOf(id, rows, limit)
+          }))
         )
+        return Effect.flatMap(small, ({ page, snapshot }) =>
+          Effect.map(
+            "measureFrom" in page ? measured(id, page.measureFrom, upTo, limit) : Effect.succeed(page),
+            (stream) => ({ ...stream, snapshot })
+          )
+        )
+      }
     })
 
     return service
   })
-
-/**
- * The store in the schema `maestro`, whose tables it creates and updates when the layer is built; its feed, and what subscriptions
- * keep.
- *
- * @since 0.1.0
- * @category layers
- *
- * @example
- * ```ts
- * import { PgClient } from "@effect/sql-pg"
- * import { SqlStore } from "effect-maestro"
- * import * as Layer from "effect/Layer"
- * import * as Redacted from "effect/Redacted"
- *
- * export const StoreLive = SqlStore.layer.pipe(
- *   Layer.provideMerge(PgClient.layer({ url: Redacted.make("postgres://localhost:5432/shop") }))
- * )
- * ```
- */
-export const layer: Layer.Layer<StoreAdapter | EventFeed | SubscriptionStore, StoreError, SqlClient.SqlClient> =
-  Layer.suspend(() => layerWith({}))
-
-/**
- * The store with switches of your own.
- *
- * @since 0.1.0
- * @category layers
- */
-export const layerWith = (
-  options: SqlStoreOptions
-): Layer.Layer<StoreAdapter | EventFeed | SubscriptionStore, StoreError, SqlClient.SqlClient> =>
-  Layer.scopedContext(
-    Effect.gen(function* () {
-      const store = yield* make(options)
-      const { client, name, schema, sql, wakeUps } = yield* resolve(options)
-      const feed = yield* makeSqlFeed(
-        sql,
-        schema,
-        wakeUps,
-        Duration.toMillis(options.pollInterval ?? usualPollInterval)
-      )
-      return Context.make(StoreAdapter, store).pipe(
-        Context.add(EventFeed, feed),
-        Context.add(
-          SubscriptionStore,
-          makeSqlSubscriptions({ name, schema, sql, isEmbedded: isEmbedded(client) }, wakeUps)
-        )
-      )
-    })
-  )
-
-/**
- * Creates or updates the tables, where the layer is not to do it: in a deployment step, by a role that may. Any number of
- * nodes may do so at once.
- *
- * @since 0.1.0
- * @category migrations
- */
-export const migrate = (
-  options?: Pick<SqlStoreOptions, "schema">
-): Effect.Effect<void, StoreError, SqlClient.SqlClient> =>
-  Effect.flatMap(resolve(options), ({ name, schema, sql }) => migrateSchema(sql, name, schema))
-
-/**
- * Puts the feed in order after the database was restored from a dump into a server whose transaction ids start anew: there, what
- * was stored would be of transactions that have not begun yet, and the feed would not show it. It keeps the order of the events, and
- * where subscriptions are; positions kept elsewhere mean nothing afterwards. Answers whether there was something to do.
- *
- * Layers that migrate do it by themselves. It takes a lock on the log meanwhile, and writes every event anew: about a minute for
- * some millions. `pg_upgrade`, replicas and file-system backups keep their transaction ids, and need none of this.
- *
- * @since 0.1.0
- * @category migrations
- */
-export const repairAfterRestore = (
-  options?: Pick<SqlStoreOptions, "schema">
-): Effect.Effect<boolean, StoreError, SqlClient.SqlClient> =>
-  Effect.flatMap(resolve(options), ({ schema, sql }) => repair(sql, schema))
-
-// --- internal ---
-
-/** From so many events on it pays to have them in one row. */
-const longPage = 1000
-
-const usualPollInterval = "500 millis"
 
 const resolve = (options: Pick<SqlStoreOptions, "schema"> | undefined) =>
   Effect.gen(function* () {

@@ -90,6 +90,8 @@ export interface StoreAdapterService {
   /**
    * The events of an aggregate in order of sequence, from `minSequence` to `maxSequence`, both inclusive. `0` and `1` as
    * lower bounds mean all. An aggregate without events has an empty list.
+   *
+   * It returns all that is asked for, whatever that comes to: ask for a part of a stream that may be long, or whose events are large.
    */
   readonly getEvents: (
     aggregateId: string,

@@ -1,8 +1,9 @@
 /**
  * Every typed failure of the library, each with a message that says what failed, where, and why.
  *
- * There are three. `RetryCommand`: another commit came first, so read again and decide again. `ValidationError`: the input is wrong, and
- * the error says what and where. `StoreError`: everything else, with a closed `reason` that says what to do.
+ * Every operation can fail with three. `RetryCommand`: another commit came first, so read again and decide again. `ValidationError`: the
+ * input is wrong, and the error says what and where. `StoreError`: everything else, with a closed `reason` that says what to do. Two more belong
+ * to what a caller sets around a command: `CommandIdReused` and `UnexpectedSequence`.
  *
  * @since 0.1.0
  */
@@ -181,6 +182,52 @@ export class StoreError extends Schema.TaggedError<StoreError>("effect-maestro/S
     const where = event === undefined ? "" : `${event}: `
     const code = this.code === undefined ? "" : ` (${this.code})`
     return `${this.operation}: ${this.reason}: ${where}${this.description}${code}`
+  }
+}
+
+/**
+ * The aggregate has handled another command under the same command id. Nothing was stored, and evaluating the command again under that id
+ * fails in the same way. Only a command with an id (`Aggregate.withCommandId`) can fail with it.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class CommandIdReused extends Schema.TaggedError<CommandIdReused>("effect-maestro/CommandIdReused")(
+  "CommandIdReused",
+  {
+    /** The aggregate's name, and its id. */
+    kind: Schema.String,
+    id: Schema.String,
+    commandId: Schema.String
+  }
+) {
+  override get message(): string {
+    return `Command id ${quote(this.commandId)} of ${this.kind} ${quote(this.id)} belongs to another command, which was handled before: a command id is for one command, with one content`
+  }
+}
+
+/**
+ * The aggregate is not at the sequence that the caller expects (`Aggregate.withExpectedSequence`). Nothing was stored.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class UnexpectedSequence extends Schema.TaggedError<UnexpectedSequence>("effect-maestro/UnexpectedSequence")(
+  "UnexpectedSequence",
+  {
+    /** The aggregate's name, and its id. */
+    kind: Schema.String,
+    id: Schema.String,
+    /** The sequence that the caller expects; 0 where the aggregate must have no events. */
+    expected: Schema.Number,
+    /** The sequence of the aggregate's last stored event; 0 where it has none. */
+    actual: Schema.Number
+  }
+) {
+  override get message(): string {
+    const expected = this.expected === 0 ? "have no events" : `be at sequence ${this.expected}`
+    const actual = this.actual === 0 ? "has no events" : `is at sequence ${this.actual}`
+    return `${this.kind} ${quote(this.id)} was expected to ${expected}, and ${actual}`
   }
 }
 

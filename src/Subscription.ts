@@ -16,7 +16,14 @@ import type * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
-import { EventFeed, type FeedEvent, type Filter, type Position, type StreamPosition } from "./EventFeed.js"
+import {
+  EventFeed,
+  type FeedEvent,
+  type Filter,
+  type HeldBack,
+  type Position,
+  type StreamPosition
+} from "./EventFeed.js"
 import { bothOf } from "./internal/feedInput.js"
 import type { On } from "./internal/on.js"
 import { concerns, filterOf, projectBy } from "./internal/projecting.js"
@@ -203,10 +210,12 @@ export class NotReached extends Schema.TaggedError<NotReached>("effect-maestro/N
 export interface Status {
   /** `idle` when no process works for it. */
   readonly state: "running" | "idle" | "stopped"
-  /** How many events it has not handled yet. */
+  /** How many committed events it has not handled yet, those that the feed holds back included. */
   readonly eventsBehind: number
   /** How old the first of these is, in seconds; 0 when there is none. */
   readonly secondsBehind: number
+  /** The events that it can't handle before an older transaction has ended. It warns in the log after half a minute. */
+  readonly heldBack: Option.Option<HeldBack>
   /** How many events are set aside. */
   readonly setAside: number
   readonly partitions: ReadonlyArray<PartitionStatus>

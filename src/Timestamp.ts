@@ -202,7 +202,7 @@ export const make = (options?: HybridClockOptions): HybridClockService => {
     const counter = counterOf(timestamp)
     // What is behind this clock teaches nothing; so a node whose wall clock jumped back still knows its own events.
     if (millis < line.millis || (millis === line.millis && counter <= line.counter)) return undefined
-    if (millis - wall > maxDrift) return clockDrift(timestamp, millis - wall, maxDrift)
+    if (millis - wall > maxDrift) return clockDrift(timestamp, millis - wall, maxDrift, clock)
     line.millis = millis
     line.counter = counter
     return undefined
@@ -289,12 +289,19 @@ const randomNode = (): bigint => {
   return (BigInt(high ?? 0) << 32n) | BigInt(low ?? 0)
 }
 
-const clockDrift = (timestamp: Timestamp, drift: number, maxDrift: number): StoreError =>
-  new StoreError({
+const clockDrift = (timestamp: Timestamp, drift: number, maxDrift: number, clock: Clock.Clock): StoreError => {
+  const reason = isTestClock(clock)
+    ? `this clock is TestClock, which stands at ${new Date(clamp(clock.unsafeCurrentTimeMillis(), maxMillis)).toISOString()}, while another clock made the timestamp. Set it by TestClock.setTime, or run the test on the live clock (\`it.live\`, or \`excludeTestServices: true\` of @effect/vitest's \`layer\`)`
+    : "the clock of a node is wrong"
+  return new StoreError({
     reason: "ClockDrift",
     operation: "HybridClock.receive",
-    description: `timestamp ${timestamp} is ${drift} ms ahead of this node's clock, more than the ${maxDrift} ms allowed: the clock of a node is wrong`
+    description: `timestamp ${timestamp} is ${drift} ms ahead of this node's clock, more than the ${maxDrift} ms allowed: ${reason}`
   })
+}
+
+/** By its methods, so that no program loads the module of `TestClock` for this message. */
+const isTestClock = (clock: Clock.Clock): boolean => "setTime" in clock && "adjust" in clock
 
 const noTimestamp = new ValidationError({
   operation: "HybridClock.receive",

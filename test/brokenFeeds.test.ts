@@ -25,7 +25,7 @@ const onMemory = casesWithout("callerTransaction", "transactionalEffects")
 
 /** Those that say nothing of subscriptions. */
 const ofTheFeed = onMemory.filter(({ name }) =>
-  /^(read|head|count|positionOf|awaitNews|filter|stream|streamStored|order|random|every operation of the feed)\b/.test(
+  /^(read|head|heldBack|count|positionOf|awaitNews|filter|stream|streamStored|order|random|every operation of the feed)\b/.test(
     name
   )
 )
@@ -91,6 +91,10 @@ const readIsOnesOwn =
 const streamIsOnesOwn =
   "stream, streamStored: a caller may change an event without changing what is stored, or the events after it"
 const notSkipped = "read (commitAll): events of a transaction that began first and commits last are not skipped"
+const largePages =
+  "read: a page of large events ends before 8 MB, has one event at least, and says whether there are more"
+const heldBack =
+  "heldBack (commitAll): counts the committed events that an older transaction holds back, since the first of them"
 const takenOver = "lease: a lease that another holder has taken over fails with LeaseLost, and stores nothing"
 
 const caught: ReadonlyArray<readonly [breaking: Broken.Breaking, sentences: ReadonlyArray<string>]> = [
@@ -154,6 +158,13 @@ const caught: ReadonlyArray<readonly [breaking: Broken.Breaking, sentences: Read
   [Broken.sharesTheEventsOfItsPages, [readIsOnesOwn, streamIsOnesOwn]],
   [Broken.sharesTheMetadataOfAPage, [readIsOnesOwn, streamIsOnesOwn]],
   [Broken.takesAnyLimit, ["read: refuses a bad position, limit or filter by a ValidationError that names its path"]],
+  [Broken.countsPagesInEvents, [largePages]],
+  [Broken.leavesOutWhatIsLargerThanAPage, [largePages]],
+  [Broken.keepsQuietOfWhatIsHeldBack, [heldBack]],
+  [
+    Broken.holdsBackWhatTheFilterHides,
+    [heldBack, "heldBack: refuses a bad filter by a ValidationError that names its path"]
+  ],
   [Broken.wakesOneWaiter, ["awaitNews: wakes every waiter, also when other waiters were interrupted"]],
   [
     Broken.forgetsWaitersWhenOneIsInterrupted,

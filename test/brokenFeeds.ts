@@ -3,7 +3,15 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
-import { Event, EventFeed, MemoryStore, type Projection, StoreAdapter, SubscriptionStore } from "effect-maestro"
+import {
+  Event,
+  EventFeed,
+  MemoryStore,
+  type Projection,
+  StoreAdapter,
+  type StoreError,
+  SubscriptionStore
+} from "effect-maestro"
 import { makeOverlappingFeed, type Writing } from "./overlappingStore.js"
 
 /** The three ports of a store. */
@@ -320,6 +328,58 @@ export const takesAnyLimit: Breaking = withFeed((feed) => ({
       ...(typeof options?.limit === "number" && { limit: Math.min(Math.max(options.limit, 1), 10_000) })
     })
 }))
+
+/** A page has as many events as its limit, however large they are. */
+export const countsPagesInEvents: Breaking = withFeed((feed) => ({
+  ...feed,
+  read: (options) => {
+    const readOn = (
+      before: EventFeed.Page,
+      limit: number
+    ): Effect.Effect<EventFeed.Page, StoreError.ValidationError | StoreError.StoreError> =>
+      before.more && limit > 0
+        ? Effect.flatMap(feed.read({ ...options, after: before.position, limit }), (page) =>
+            readOn({ ...page, events: [...before.events, ...page.events] }, limit - page.events.length)
+          )
+        : Effect.succeed(before)
+    return Effect.flatMap(feed.read(options), (page) => readOn(page, (options?.limit ?? 1000) - page.events.length))
+  }
+}))
+
+/** An event that is larger than a page is never shown. */
+export const leavesOutWhatIsLargerThanAPage: Breaking = withFeed((feed) => ({
+  ...feed,
+  read: (options) =>
+    Effect.map(feed.read(options), (page) => ({
+      ...page,
+      events: page.events.filter(({ body }) => JSON.stringify(body).length < 8_000_000)
+    }))
+}))
+
+/** Transactions overlap, and what they hold back is counted by nothing. */
+export const keepsQuietOfWhatIsHeldBack: Breaking = (ports) => {
+  const overlapping = overlaps(ports)
+  return {
+    ...overlapping,
+    feed: { ...overlapping.feed, heldBack: (filter) => Effect.as(overlapping.feed.heldBack(filter), Option.none()) }
+  }
+}
+
+/** Whatever is asked for, all that is held back counts. */
+export const holdsBackWhatTheFilterHides: Breaking = (ports) => {
+  const overlapping = overlaps(ports)
+  return {
+    ...overlapping,
+    feed: {
+      ...overlapping.feed,
+      heldBack: () =>
+        Effect.map(
+          overlapping.feed.heldBack(),
+          Option.map((held) => ({ ...held, events: held.events + 1 }))
+        )
+    }
+  }
+}
 
 /** Only the first waiter is woken. */
 export const wakesOneWaiter: Breaking = withFeed((feed) => {

@@ -2,8 +2,6 @@
 import { expect, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
-import * as Logger from "effect/Logger"
-import * as LogLevel from "effect/LogLevel"
 import * as TestContext from "effect/TestContext"
 import { MemoryStore, StoreAdapter } from "effect-maestro"
 import * as StoreContract from "effect-maestro/StoreContract"
@@ -42,8 +40,6 @@ const failing = (make: Effect.Effect<Store>, cases: ReadonlyArray<StoreContract.
         // Broken stores may wait for ever.
         Effect.timeoutFail({ duration: "10 seconds", onTimeout: () => "it hangs" }),
         onRealClock,
-        // Projections that fail are in the log.
-        Logger.withMinimumLogLevel(LogLevel.None),
         Effect.exit
       )
       if (Exit.isFailure(exit)) failed.push(name)

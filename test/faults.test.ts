@@ -11,6 +11,7 @@ import * as Logger from "effect/Logger"
 import * as LogLevel from "effect/LogLevel"
 import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
+import type * as Scope from "effect/Scope"
 import { type Projection, SqlStore, StoreAdapter, Timestamp } from "effect-maestro"
 import * as Broken from "./brokenStores.js"
 import { createTables, Deposit, Wallet } from "./faults/domain.js"
@@ -174,6 +175,36 @@ layer(Ground.layer, { timeout: "60 seconds", excludeTestServices: true })("fault
         expect(yield* store.getEvents(`a-${rounds}`, 1)).toEqual(events)
       }
     })
+  )
+
+  it.scoped(
+    "on a network that stands still a layer that is built, a migration and a repair keep their time limit",
+    () =>
+      Effect.gen(function* () {
+        const { proxy, url } = yield* database
+        const client = PgClient.layer({ url: Redacted.make(proxy.url(url)), maxConnections: poolSize })
+        const context = yield* Layer.build(client)
+        const inTime = (operation: Effect.Effect<unknown, unknown, SqlClient.SqlClient | Scope.Scope>) =>
+          Effect.gen(function* () {
+            // The connections are there, and answer no more.
+            yield* allConnectionsWork(Context.get(context, SqlClient.SqlClient))
+            proxy.pause()
+            const [time] = yield* Effect.timed(
+              Effect.timeoutOption(Effect.exit(Effect.scoped(Effect.provide(operation, context))), "100 millis")
+            )
+            proxy.resume()
+            expect(Duration.toMillis(time)).toBeLessThan(1500)
+          })
+        // Once where the tables are still to be made, and once where they are there.
+        for (const _ of ["new", "made"]) {
+          yield* inTime(SqlStore.make())
+          yield* inTime(SqlStore.make({ migrate: false }))
+          yield* inTime(SqlStore.migrate())
+          yield* inTime(Layer.build(Layer.fresh(SqlStore.layer)))
+          yield* Effect.provide(SqlStore.migrate(), context)
+          yield* inTime(SqlStore.repairAfterRestore())
+        }
+      })
   )
 
   it.scoped("statements that wait for each other on an exhausted pool keep their time limit", () =>

@@ -7,10 +7,12 @@ import { expect, it, layer } from "@effect/vitest"
 import * as Arr from "effect/Array"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Random from "effect/Random"
+import * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
 import { type Event, EventFeed, MemoryStore, SqlStore, type StoreAdapter } from "effect-maestro"
 import * as PgliteClient from "effect-maestro/PgliteClient"
@@ -34,6 +36,21 @@ type Ports = StoreAdapter.StoreAdapter | EventFeed.EventFeed
 
 /** How long writers write and readers read, in milliseconds; on Postgres a minute in a long run. */
 const lasting = (store: string): number => (inject("runs") > 100 && store.endsWith("Postgres") ? 60_000 : 500)
+
+it("a stream position is read from JSON by its schema", () => {
+  const read = Schema.decodeUnknownEither(EventFeed.StreamPosition)
+  for (const position of [
+    { aggregateId: "a", sequence: 0 },
+    { aggregateId: "b", sequence: 2 ** 31 - 1 }
+  ]) {
+    const json: unknown = JSON.parse(JSON.stringify(Schema.encodeSync(EventFeed.StreamPosition)(position)))
+    expect(read(json)).toEqual(Either.right(position))
+  }
+  for (const sequence of [-1, 0.5, 2 ** 31, "1", null]) {
+    expect(Either.isLeft(read({ aggregateId: "a", sequence }))).toBe(true)
+  }
+  expect(Either.isLeft(read({ aggregateId: "", sequence: 1 }))).toBe(true)
+})
 
 const suite = <E>(name: string, store: Layer.Layer<Ports, E>) =>
   layer(store, { excludeTestServices: true, timeout: 60_000 })(name, (it) => {

@@ -372,7 +372,10 @@ layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg())), { excludeTestServices:
           expect(page.events).toHaveLength(expected)
           expect(page.more).toBe(false)
           expect(page.position).toBe(yield* EventFeed.head)
-          const statement = selectPageOfKinds(sql, sql.literal("maestro"), EventFeed.beginning, 1000, filter)
+          const statement = selectPageOfKinds(
+            { sql, schema: sql.literal("maestro"), measuring: { tellsCompression: true } },
+            { after: EventFeed.beginning, limit: 1000, filter }
+          )
           const [explained] = yield* sql<{ "QUERY PLAN": ReadonlyArray<{ readonly Plan: Plan }> }>`
             explain (analyze, format json) ${statement}`
           const nodes = nodesOf(

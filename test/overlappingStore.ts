@@ -5,9 +5,9 @@
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
-import { Event, EventFeed, type Snapshot, StoreAdapter, StoreError } from "effect-maestro"
+import { Event, EventFeed, type Snapshot, StoreAdapter, StoreError, Timestamp } from "effect-maestro"
 import { prepareFeedRead } from "../src/internal/feedInput.js"
-import { sliceOf } from "../src/internal/memoryFeed.js"
+import { pageFrom, sliceOf } from "../src/internal/memoryFeed.js"
 import { prepareStreamPosition, restoreEvent } from "../src/internal/record.js"
 
 /** A transaction: what it is inside of ends with what is committed, which is inside of nothing. */
@@ -97,11 +97,13 @@ export const makeOverlappingFeed = (
     }
   })
 
+  /** The number of the oldest open transaction. */
+  const oldestOpen = () =>
+    options.waits ? Math.min(...[...open.values()].map(({ number }) => number)) : Number.POSITIVE_INFINITY
+
   /** What the feed shows. */
   const shown = (after: EventFeed.Position, filter?: EventFeed.Filter): ReadonlyArray<Entry> => {
-    const oldest = options.waits
-      ? Math.min(...[...open.values()].map(({ number }) => number))
-      : Number.POSITIVE_INFINITY
+    const oldest = oldestOpen()
     const [afterKey = 0, afterPosition = 0] = after.split("-").map(Number)
     return log
       .filter(
@@ -115,8 +117,9 @@ export const makeOverlappingFeed = (
     read: (asked) =>
       Effect.map(prepareFeedRead(asked), ({ after, filter, limit }) => {
         const found = shown(after, filter)
-        const page = found.slice(0, limit)
-        const last = found.length > limit ? page.at(-1) : (shown(after).at(-1) ?? page.at(-1))
+        const events = pageFrom(found.slice(0, limit).map(({ event }) => event))
+        const page = found.slice(0, events.length)
+        const last = found.length > page.length ? page.at(-1) : (shown(after).at(-1) ?? page.at(-1))
         return {
           events: page.map((entry) => ({
             ...restoreEvent(entry.event),
@@ -124,7 +127,7 @@ export const makeOverlappingFeed = (
             position: positionOf(entry)
           })),
           position: last === undefined ? after : positionOf(last),
-          more: found.length > limit
+          more: found.length > page.length
         }
       }),
     head: Effect.sync(() => {
@@ -132,6 +135,18 @@ export const makeOverlappingFeed = (
       return last === undefined ? EventFeed.beginning : positionOf(last)
     }),
     count: (asked) => Effect.map(prepareFeedRead(asked), ({ after, filter }) => shown(after, filter).length),
+    heldBack: (kinds) =>
+      Effect.map(prepareFeedRead({ filter: kinds }), ({ filter }) => {
+        const oldest = oldestOpen()
+        const waiting = log.filter(({ event, key }) => key >= oldest && matches(event, filter))
+        return waiting.length === 0
+          ? Option.none()
+          : Option.some({
+              events: waiting.length,
+              since: Math.min(...waiting.map(({ event }) => Timestamp.toMillis(event.timestamp))),
+              holder: Option.none()
+            })
+      }),
     positionOf: ({ aggregateId, sequence }) =>
       Effect.map(prepareStreamPosition("EventFeed.positionOf", { aggregateId, sequence }), () =>
         Option.map(Option.fromNullable(entries.get(aggregateId)?.[sequence - 1]), positionOf)

@@ -263,16 +263,8 @@ layer(Layer.fresh(onPostgres), { excludeTestServices: true, timeout: 60_000 })("
     })
   )
 
-  it.effect("what hangs on the table is said before the work: a view, a foreign key, a trigger", () =>
+  it.effect("a table that is not there is refused by name", () =>
     Effect.gen(function* () {
-      const sql = yield* SqlClient.SqlClient
-      const refused = (name: string) => Effect.map(Effect.flip(Rebuild.run({ ...strong, name })), (error) => `${error}`)
-      yield* sql`create view rich as select * from balances where amount > 100`
-      expect(yield* refused("view")).toContain("the view rich")
-      yield* sql`drop view rich`
-      yield* sql`create table notes (account text references balances (account))`
-      expect(yield* refused("foreign key")).toContain("the foreign key notes_account_fkey of notes")
-      yield* sql`drop table notes`
       expect(`${yield* Effect.flip(Rebuild.run({ ...strong, tables: ["nowhere"], name: "none" }))}`).toContain(
         'there is no table "nowhere"'
       )

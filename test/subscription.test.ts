@@ -426,6 +426,7 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>) {
           state: "idle",
           eventsBehind: 0,
           secondsBehind: 0,
+          heldBack: Option.none(),
           setAside: 0,
           partitions: []
         })

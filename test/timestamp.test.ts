@@ -102,6 +102,24 @@ it.effect.prop(
     })
 )
 
+it.effect("under TestClock the ClockDrift says so, and what to do; under a live clock a node is wrong", () =>
+  Effect.gen(function* () {
+    yield* TestClock.setTime(86_400_000)
+    const ahead = Timestamp.fromParts({ millis: 1_700_000_000_000, counter: 0, node: 1n })
+    const error = yield* Effect.flip(Timestamp.make().receive(ahead))
+    expect(error.message).toContain("this clock is TestClock, which stands at 1970-01-02T00:00:00.000Z")
+    expect(error.message).toContain("Set it by TestClock.setTime")
+    expect(error.message).not.toContain("the clock of a node is wrong")
+    // A time that no date can show.
+    yield* TestClock.setTime(-1e300)
+    expect((yield* Effect.flip(Timestamp.make().receive(ahead))).message).toContain("1970-01-01T00:00:00.000Z")
+    const far = Timestamp.fromParts({ millis: 2 ** 47, counter: 0, node: 1n })
+    const live = yield* Effect.flip(Effect.withClock(Timestamp.make().receive(far), Clock.make()))
+    expect(live.message).toContain("the clock of a node is wrong")
+    expect(live.message).not.toContain("TestClock")
+  })
+)
+
 it.effect("refuses a timestamp from further ahead than maxDrift, and learns nothing from it", () =>
   Effect.gen(function* () {
     const [clock, other] = [Timestamp.make({ maxDrift: "1 minute" }), Timestamp.make()]

@@ -89,11 +89,9 @@ it("evaluate fails with exactly the refusals of its command, and the store's fai
   expectTypeOf(types).toBeFunction()
 })
 
-it("evaluate answers with a position that waitFor takes; an id of the command changes no type", () => {
+it("evaluate answers with a position that waitFor takes", () => {
   const types = () => {
     const evaluating = Account.evaluate(id, withdraw)
-    const identified = evaluating.pipe(Aggregate.withCommandId("c"))
-    expectTypeOf(identified).toEqualTypeOf<typeof evaluating>()
     const waiting = Effect.flatMap(evaluating, ({ position, repeated }) => {
       expectTypeOf(position).toEqualTypeOf<EventFeed.StreamPosition>()
       expectTypeOf(repeated).toEqualTypeOf<boolean>()
@@ -108,11 +106,41 @@ it("evaluate answers with a position that waitFor takes; an id of the command ch
   expectTypeOf(Subscription.commandId(subscription, { aggregateId: "a", sequence: 1 })).toBeString()
 })
 
+it("an id, and an expected sequence, add one failure each", () => {
+  const types = () => {
+    const evaluating = Account.evaluate(id, withdraw)
+    const identified = evaluating.pipe(Aggregate.withCommandId("c"))
+    const expecting = evaluating.pipe(Aggregate.withExpectedSequence(1))
+    type Own = ErrorOf<typeof evaluating>
+    expectTypeOf<ErrorOf<typeof identified>>().toEqualTypeOf<Own | StoreError.CommandIdReused>()
+    expectTypeOf<ErrorOf<typeof expecting>>().toEqualTypeOf<Own | StoreError.UnexpectedSequence>()
+    expectTypeOf<NeedsOf<typeof identified>>().toEqualTypeOf<NeedsOf<typeof evaluating>>()
+    expectTypeOf<Effect.Effect.Success<typeof expecting>>().toEqualTypeOf<Effect.Effect.Success<typeof evaluating>>()
+  }
+  expectTypeOf(types).toBeFunction()
+})
+
 it("evaluateUnknown can fail with every refusal", () => {
   const evaluateUnknown = Account.evaluateUnknown
   expectTypeOf<ErrorOf<ReturnType<typeof evaluateUnknown>>>().toEqualTypeOf<
     AlreadyOpen | InsufficientFunds | LimitExceeded | FailureOfStore
   >()
+})
+
+it("evaluateUnknown that is asked for some commands fails with their refusals alone", () => {
+  const types = () => {
+    const some = Account.evaluateUnknown(id, {}, { only: ["Open", "Deposit"] })
+    const none = Account.evaluateUnknown(id, {}, { only: ["Deposit"] })
+    const all = Account.evaluateUnknown(id, {}, {})
+    expectTypeOf<ErrorOf<typeof some>>().toEqualTypeOf<AlreadyOpen | FailureOfStore>()
+    expectTypeOf<ErrorOf<typeof none>>().toEqualTypeOf<FailureOfStore>()
+    expectTypeOf<ErrorOf<typeof all>>().toEqualTypeOf<
+      AlreadyOpen | InsufficientFunds | LimitExceeded | FailureOfStore
+    >()
+    // @ts-expect-error: no command of this aggregate
+    return Account.evaluateUnknown(id, {}, { only: ["Close"] })
+  }
+  expectTypeOf(types).toBeFunction()
 })
 
 it("operations need the aggregate only; its layer needs the store and what handlers and projections need", () => {
@@ -375,5 +403,90 @@ it("evolve keeps the literals of the state that it returns, and is checked again
       StoreError.ValidationError | StoreError.StoreError,
       Aggregate.Instance<"Flight">
     >
+  >()
+})
+
+const Lamp = {
+  state: Schema.Struct({
+    status: Schema.Literal("on", "off"),
+    colour: Schema.NullOr(Schema.Struct({ name: Schema.Literal("red", "blue"), level: Schema.Literal(1, 2) })),
+    history: Schema.mutable(Schema.Array(Schema.String)),
+    range: Schema.Tuple(Schema.Literal("from"), Schema.Number)
+  }),
+  events: Schema.Union(
+    Schema.TaggedStruct("Switched", { to: Schema.Literal("on", "off") }),
+    Schema.TaggedStruct("Broken", {})
+  ),
+  commands: Schema.Union(Schema.TaggedStruct("Switch", {}), Schema.TaggedStruct("Break", {}))
+}
+
+it("literals stay literals in handlers without parameters, and in the initial state", () => {
+  const types = () => {
+    const off = { status: "off", colour: null, history: [], range: ["from", 0] } as const
+    Aggregate.make("Lamp", {
+      ...Lamp,
+      initialState: { status: "off", colour: { name: "red", level: 1 }, history: [], range: ["from", 1] },
+      decide: {
+        Switch: () => Effect.succeed([{ _tag: "Switched", to: "on" }]),
+        Break: () =>
+          Effect.gen(function* () {
+            yield* Effect.void
+            return [{ _tag: "Switched", to: "off" }, { _tag: "Broken" }]
+          })
+      },
+      evolve: {
+        Switched: () => ({ status: "on", colour: { name: "blue", level: 2 }, history: ["x"], range: ["from", 2] }),
+        Broken: () => {
+          return { status: "off", colour: null, history: [], range: ["from", 3] }
+        }
+      }
+    })
+    const decide = { Switch: () => Effect.succeed([]), Break: () => Effect.succeed([]) }
+    const initialState = { ...off, history: [] }
+    Aggregate.make("Lamp", {
+      ...Lamp,
+      initialState,
+      decide,
+      evolve: {
+        Switched: (state) => state,
+        // @ts-expect-error: no state has this status
+        Broken: () => ({ status: "broken", colour: null, history: [], range: ["from", 3] })
+      }
+    })
+    Aggregate.make("Lamp", {
+      ...Lamp,
+      initialState,
+      decide: {
+        // @ts-expect-error: no event has this value
+        Switch: () => Effect.succeed([{ _tag: "Switched", to: "dim" }]),
+        Break: () => Effect.succeed([])
+      },
+      evolve: { Switched: (state) => state, Broken: (state) => state }
+    })
+    Aggregate.make("Lamp", {
+      ...Lamp,
+      // @ts-expect-error: no state has this status
+      initialState: { status: "broken", colour: null, history: [], range: ["from", 3] },
+      decide,
+      evolve: { Switched: (state) => state, Broken: (state) => state }
+    })
+    // A state of any type is one, too.
+    Aggregate.make("Lamp", {
+      ...Lamp,
+      state: Schema.Unknown,
+      initialState: undefined,
+      decide,
+      evolve: { Switched: () => new Date(0), Broken: () => Symbol("broken") }
+    })
+    return Aggregate.make("Lamp", {
+      ...Lamp,
+      state: Schema.Literal("on", "off"),
+      initialState: "on",
+      decide,
+      evolve: { Switched: (_, { to }) => to, Broken: () => "off" }
+    })
+  }
+  expectTypeOf<ReturnType<ReturnType<typeof types>["fetch"]>>().toEqualTypeOf<
+    Effect.Effect<"on" | "off", StoreError.ValidationError | StoreError.StoreError, Aggregate.Instance<"Lamp">>
   >()
 })

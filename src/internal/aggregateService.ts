@@ -15,12 +15,22 @@ import { maxSequence } from "../Event.js"
 import type { StreamPosition } from "../EventFeed.js"
 import type { Projection } from "../Projection.js"
 import { StoreAdapter } from "../StoreAdapter.js"
-import { type RetryCommand, type StoreError, ValidationError, ValidationIssue } from "../StoreError.js"
+import { type StoreError, ValidationError, ValidationIssue } from "../StoreError.js"
 import { HybridClock } from "../Timestamp.js"
+import type { CommandDigest } from "./commandDigest.js"
+import { Conditions, expectedOf, hasConditions, withoutConditions } from "./conditions.js"
 import { evaluateOnce } from "./evaluateOnce.js"
 import type { Tagged } from "./eventCodec.js"
 import { type Historic, history } from "./history.js"
-import { commitSnapshot, evaluate, evaluateApart, type Outcome, type Workplace } from "./lifecycle.js"
+import {
+  commitSnapshot,
+  evaluate,
+  evaluateApart,
+  expecting,
+  type Failures,
+  type Outcome,
+  type Workplace
+} from "./lifecycle.js"
 import { type Definition, initial, type Loaded, load, refresh } from "./loading.js"
 import type { Minted } from "./minted.js"
 import { concerns } from "./projecting.js"
@@ -31,12 +41,13 @@ import { spannedIn } from "./tracing.js"
 
 /** The operations of an aggregate. They take the ids that callers know, and work on the streams that these are composed to. */
 export interface Service<State, A, C, E> {
-  readonly evaluate: (
-    id: string,
-    command: C
-  ) => Effect.Effect<Evaluated<State, A>, E | RetryCommand | ValidationError | StoreError>
+  readonly evaluate: (id: string, command: C) => Effect.Effect<Evaluated<State, A>, Failures<E>>
+  readonly exists: (id: string) => Effect.Effect<boolean, ValidationError | StoreError>
   readonly get: (id: string) => Effect.Effect<State, ValidationError | StoreError>
   readonly fetch: (id: string) => Effect.Effect<State, ValidationError | StoreError>
+  readonly root: (
+    id: string
+  ) => Effect.Effect<Omit<Loaded<State>, "timestamp" | "streamId">, ValidationError | StoreError>
   readonly replay: (id: string, sequence: number) => Effect.Effect<State, ValidationError | StoreError>
   readonly snapshot: (id: string) => Effect.Effect<void, ValidationError | StoreError>
   readonly history: (id: string) => Stream.Stream<Historic<A>, ValidationError | StoreError>
@@ -53,6 +64,7 @@ interface Evaluated<State, A> {
 /** What an aggregate is made of, compiled. */
 export interface Design<State, A extends Tagged, C, E, R> extends Definition<State, A> {
   readonly decide: (command: C, root: Loaded<State>) => Effect.Effect<ReadonlyArray<A>, E | ValidationError, R>
+  readonly digest: (command: C) => Effect.Effect<CommandDigest, ValidationError>
   readonly projections: ReadonlyArray<Projection.Bound<E, R>>
   readonly minted: Minted
 }
@@ -72,11 +84,10 @@ export const operating =
       )
     )
 
-export const makeService = <State, A extends Tagged, C, E, R, M, I>(
+export const makeService = <State, A extends Tagged, C, E, R, M>(
   definition: Design<State, A, C, E, R>,
   keeping: Keeping,
-  metadata: Context.Reference<M, Readonly<Record<string, unknown>>>,
-  commandId: Context.Reference<I, string | undefined>
+  metadata: Context.Reference<M, Readonly<Record<string, unknown>>>
 ): Effect.Effect<Service<State, A, C, E>, never, StoreAdapter | R | Scope.Scope> =>
   Effect.gen(function* () {
     const store = yield* StoreAdapter
@@ -88,7 +99,7 @@ export const makeService = <State, A extends Tagged, C, E, R, M, I>(
       DecidingOn,
       Tracer.ParentSpan,
       metadata,
-      commandId
+      Conditions
     )(yield* Effect.context<R>()) as Context.Context<R>
     const layerRuntime = yield* Effect.runtime<never>()
     const runNeutral = Runtime.runFork(
@@ -113,6 +124,8 @@ export const makeService = <State, A extends Tagged, C, E, R, M, I>(
       definition,
       seats,
       store,
+      digest: definition.digest,
+      again: definition.retry,
       decide: (command, root) => {
         const decision = definition.decide(command, root)
         return Exit.isExit(decision)
@@ -172,25 +185,25 @@ export const makeService = <State, A extends Tagged, C, E, R, M, I>(
           const deciding = Context.get(caller, DecidingOn)
           if (deciding.includes(streamId)) return Effect.fail(decidesItself(definition.name))
           const apart = inside || deciding.length > 0
-          const once = Context.get(caller, commandId)
-          if (once !== undefined) {
-            // The id is this command's alone: not of those that its handler or its projections evaluate.
-            return Effect.map(
-              Effect.provideService(
-                evaluateOnce(workplace, surroundings, { apart, inside }, streamId, command, once),
-                commandId,
-                undefined
-              ),
+          const conditions = Context.get(caller, Conditions)
+          const evaluating = (place: Workplace<State, A, C, E>) =>
+            Effect.map(
+              "commandId" in conditions
+                ? evaluateOnce(place, surroundings, { apart, inside }, streamId, command, conditions.commandId)
+                : apart
+                  ? evaluateApart(place, surroundings, inside, streamId, command)
+                  : evaluate(place, surroundings, streamId, command),
               answerOf
             )
-          }
-          return Effect.map(
-            apart
-              ? evaluateApart(workplace, surroundings, inside, streamId, command)
-              : evaluate(workplace, surroundings, streamId, command),
-            answerOf
+          if (!hasConditions(conditions)) return evaluating(workplace)
+          return Effect.flatMap(expectedOf(definition.name, conditions), (expected) =>
+            withoutConditions(evaluating(expected === undefined ? workplace : expecting(workplace, id, expected)))
           )
         }),
+      exists: (id) =>
+        onStream("exists")(id, (streamId) =>
+          Effect.map(store.getEvents(streamId, 1, { maxSequence: 1 }), ({ length }) => length > 0)
+        ),
       get: (id) =>
         onStream("get")(id, (streamId) =>
           Effect.flatMap(insideTransaction, (inside) =>
@@ -201,6 +214,10 @@ export const makeService = <State, A extends Tagged, C, E, R, M, I>(
           )
         ),
       fetch: (id) => onStream("fetch")(id, (streamId) => Effect.map(fetch(streamId), stateOf)),
+      root: (id) =>
+        onStream("root")(id, (streamId) =>
+          Effect.map(fetch(streamId), ({ sequence, state }) => ({ id, sequence, state }))
+        ),
       replay: (id, sequence) =>
         onStream("replay")(id, (streamId) => {
           const refused = (message: string) => badInput(`${definition.name}.replay`, "sequence", message)

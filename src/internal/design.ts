@@ -8,6 +8,7 @@ import type * as Schema from "effect/Schema"
 import * as Projection from "../Projection.js"
 import { ValidationError } from "../StoreError.js"
 import type { Design } from "./aggregateService.js"
+import { makeCommandDigest } from "./commandDigest.js"
 import { lossyMembers, makeEventCodec, refusingBadInput, type Tagged, tagOf, tagsOf, unknownTag } from "./eventCodec.js"
 import type { Loaded } from "./loading.js"
 import { makeMinted } from "./minted.js"
@@ -27,6 +28,7 @@ interface Parts<State, StateEncoded, A, I, C, CI, E, R> {
     Record<string, (command: never, root: Loaded<State>) => Effect.Effect<ReadonlyArray<A>, E, R>>
   >
   readonly evolve: Readonly<Record<string, (state: State, event: never) => State>>
+  readonly refusals?: object | undefined
   readonly projections?: ReadonlyArray<Projection.Projection<E, R>> | undefined
   readonly streams: StreamIds
   readonly snapshotEvery?: number | undefined
@@ -61,6 +63,8 @@ export const define = <State, StateEncoded, A extends Tagged, I extends Tagged, 
     commandTags,
     options.decide
   )
+  const strange = Object.keys(options.refusals ?? {}).filter((tag) => !commandTags.includes(tag))
+  if (strange.length > 0) throw new TypeError(`refusals of ${name} names what is no command: ${strange.join(", ")}`)
   const evolve = handlersOf<(state: State, event: never) => State>(
     `evolve of ${name}`,
     tagsOf(options.events),
@@ -86,6 +90,7 @@ export const define = <State, StateEncoded, A extends Tagged, I extends Tagged, 
         : // biome-ignore lint/plugin: as above
           refusingBadInput(`${name}.evaluate`, () => handler(command as never, root))
     },
+    digest: makeCommandDigest(`${name}.evaluate`, options.commands),
     projections: (options.projections ?? []).map((projection) =>
       projection.of === "all"
         ? { ...projection, of: projection.of }

@@ -5,7 +5,7 @@ import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
-import { RetryCommand, StoreError } from "../StoreError.js"
+import { CommandIdReused, StoreError } from "../StoreError.js"
 import type { Tagged } from "./eventCodec.js"
 import {
   type Failures,
@@ -22,7 +22,7 @@ import {
   type Workplace
 } from "./lifecycle.js"
 import { type Loaded, load, refresh } from "./loading.js"
-import { makeReceipt, type ReceiptPlace, receiptPlace } from "./receipt.js"
+import { isReceiptOfAnother, makeReceipt, type ReceiptPlace, receiptPlace } from "./receipt.js"
 import { record } from "./recording.js"
 import { retryWhile, settle } from "./settling.js"
 
@@ -39,10 +39,10 @@ export const evaluateOnce = <State, A extends Tagged, C, E>(
   where: Where,
   streamId: string,
   command: C,
-  commandId: string
+  commandId: unknown
 ): Effect.Effect<Outcome<State, A>, Failures<E>> =>
-  Effect.flatMap(receiptPlace(workplace.definition.name, streamId, commandId), (place) => {
-    const { definition, store } = workplace
+  Effect.flatMap(receiptPlace(workplace.definition.name, streamId, commandId, workplace.digest(command)), (place) => {
+    const { definition, again, store } = workplace
     let known: Loaded<State> | undefined
 
     const round = (kept: Loaded<State> | undefined) =>
@@ -77,7 +77,7 @@ export const evaluateOnce = <State, A extends Tagged, C, E>(
     )
 
     return Effect.mapError(
-      retryWhile(where.apart ? Effect.suspend(() => round(undefined)) : roundInTurn, definition.retry, mayPass),
+      retryWhile(where.apart ? Effect.suspend(() => round(undefined)) : roundInTurn, again, mayPass),
       unwrap
     ).pipe(Effect.tap(({ events, root }) => snapshotWhenDue(definition, store, root, events.length)))
   })
@@ -107,7 +107,7 @@ const attempt = <State, A extends Tagged, C, E>(
     return { root: recorded.root, events: decided }
   })
 
-/** What a failed attempt means: that the command has been handled before, or what it says. */
+/** What a failed attempt means: that the command has been handled before, that its id belongs to another, or what the attempt says. */
 const judge = <State, A extends Tagged, C, E>(
   { definition, store }: Workplace<State, A, C, E>,
   { inside }: Where,
@@ -116,19 +116,20 @@ const judge = <State, A extends Tagged, C, E>(
   cause: Cause.Cause<Failures<E>>
 ): Effect.Effect<Outcome<State, A>, Failures<E> | ReadFailed> => {
   const failed = Effect.failCause(cause)
-  const error = Option.getOrUndefined(Cause.failureOption(cause))
   // A store that fails says nothing about the command, and would not say more.
-  if (Cause.isInterrupted(cause) || error instanceof StoreError) return failed
-  const current = refresh(definition, store, root)
-  const repeated = Effect.map(
-    inside ? current : mayTryAgain(current),
-    (now): Outcome<State, A> => ({ root: now, events: [], repeated: true })
-  )
-  if (error instanceof RetryCommand && error.aggregateId === place.id) return repeated
+  if (Cause.isInterrupted(cause) || Option.getOrUndefined(Cause.failureOption(cause)) instanceof StoreError)
+    return failed
   const receipts = store.getEvents(place.id, 1)
   return Effect.flatMap(
     // In a transaction that the failure has spoiled nothing can be read, and nothing will be stored.
     inside ? Effect.catchAll(receipts, () => Effect.succeed([])) : mayTryAgain(receipts),
-    ({ length }): Effect.Effect<Outcome<State, A>, Failures<E> | ReadFailed> => (length > 0 ? repeated : failed)
+    ([receipt]): Effect.Effect<Outcome<State, A>, Failures<E> | ReadFailed> => {
+      if (receipt === undefined) return failed
+      if (isReceiptOfAnother(place, receipt)) {
+        return new CommandIdReused({ kind: place.aggregate, id: root.id, commandId: place.commandId })
+      }
+      const current = refresh(definition, store, root)
+      return Effect.map(inside ? current : mayTryAgain(current), (now) => ({ root: now, events: [], repeated: true }))
+    }
   )
 }

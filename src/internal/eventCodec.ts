@@ -32,10 +32,9 @@ export interface EventCodec<A extends Tagged> {
   readonly encode: (event: A, index: number) => Either.Either<Record<string, unknown>, ReadonlyArray<ValidationIssue>>
 }
 
-export const makeEventCodec = <A extends Tagged, I extends Tagged>(schema: Schema.Schema<A, I>): EventCodec<A> => {
+export const makeEventCodec = <A extends Tagged, I>(schema: Schema.Schema<A, I>): EventCodec<A> => {
   const members = new Map<string, MemberCodec<A>>()
-  for (const [tag, asts] of membersByTag(schema.ast)) {
-    const member: Schema.Schema<A, Tagged> = Schema.make(asts.length === 1 && asts[0] ? asts[0] : AST.Union.make(asts))
+  for (const [tag, member] of schemasByTag(schema)) {
     members.set(tag, {
       decode: guarded(decodeUnknownEither(member)),
       encode: guarded(encodeUnknownEither(member))
@@ -59,6 +58,17 @@ export const makeEventCodec = <A extends Tagged, I extends Tagged>(schema: Schem
     }
   }
 }
+
+/** The schema of each tag: one member of the union, or the union of the members that share the tag. */
+export const schemasByTag = <A extends Tagged, I>(
+  schema: Schema.Schema<A, I>
+): ReadonlyMap<string, Schema.Schema<A, Tagged>> =>
+  new Map(
+    [...membersByTag(schema.ast)].map(([tag, asts]) => [
+      tag,
+      Schema.make(asts.length === 1 && asts[0] ? asts[0] : AST.Union.make(asts))
+    ])
+  )
 
 /** The tags that a tagged schema, or a union of them, knows. */
 export const tagsOf = (schema: Schema.Schema.Any): ReadonlyArray<string> => [...membersByTag(schema.ast).keys()]
@@ -100,7 +110,11 @@ export const parseIssues = (
 
 /** What is wrong with a value whose tag is none of those known. */
 export const unknownTag = (tags: ReadonlyArray<string>, index: number): ValidationIssue =>
-  new ValidationIssue({ index, path: ["_tag"], message: `must be one of ${tags.join(", ")}` })
+  new ValidationIssue({
+    index,
+    path: ["_tag"],
+    message: tags.length === 0 ? "is not allowed: no tag is" : `must be one of ${tags.join(", ")}`
+  })
 
 /** The tag of a value that may be anything. */
 export const tagOf = (value: unknown): string | undefined => {

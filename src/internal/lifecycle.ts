@@ -10,11 +10,20 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as FiberId from "effect/FiberId"
 import * as Option from "effect/Option"
+import * as Schedule from "effect/Schedule"
 import type { Event } from "../Event.js"
 import type { StoreAdapterService } from "../StoreAdapter.js"
-import { RetryCommand, type StoreError, type ValidationError } from "../StoreError.js"
+import {
+  type CommandIdReused,
+  RetryCommand,
+  type StoreError,
+  type UnexpectedSequence,
+  type ValidationError
+} from "../StoreError.js"
 import type { HybridClockService } from "../Timestamp.js"
 import { called, isOver, thenAtOnce } from "./atOnce.js"
+import type { CommandDigest } from "./commandDigest.js"
+import { unexpected } from "./conditions.js"
 import type { Tagged } from "./eventCodec.js"
 import { type Definition, type Loaded, load, refresh } from "./loading.js"
 import { machineSleep } from "./machineTime.js"
@@ -39,7 +48,14 @@ export interface Workplace<State, A extends Tagged, C, E> {
   readonly clock: HybridClockService
   readonly seats: Seats<State>
   /** The decision of the command's handler, with all that it needs. */
-  readonly decide: (command: C, root: Loaded<State>) => Effect.Effect<ReadonlyArray<A>, E | ValidationError>
+  readonly decide: (
+    command: C,
+    root: Loaded<State>
+  ) => Effect.Effect<ReadonlyArray<A>, E | ValidationError | UnexpectedSequence>
+  /** What tells the command from others of the same id. */
+  readonly digest: (command: C) => Effect.Effect<CommandDigest, ValidationError>
+  /** When a command is decided again after a lost race, or after a read that failed for a reason that may pass. */
+  readonly again: Schedule.Schedule<unknown>
   /** Commits with the projections, with all that they need. */
   readonly commit: (events: ReadonlyArray<Event>) => Effect.Effect<void, Failures<E>>
   /** Whether a projection handles one of the events, so that they are a transaction of their own, in the caller's fiber. */
@@ -54,7 +70,27 @@ export interface Surroundings {
   readonly clock: Clock.Clock
 }
 
-export type Failures<E> = E | RetryCommand | ValidationError | StoreError
+/** The last two come only where a caller has set the condition; `Aggregate` shows them in the types of those effects alone. */
+export type Failures<E> = E | RetryCommand | ValidationError | StoreError | CommandIdReused | UnexpectedSequence
+
+/**
+ * A workplace that decides only while the aggregate is at the expected sequence. A mismatch is a refusal like any other: one by a cached
+ * state is checked against the store, and one by events that are not stored yet waits for their commit.
+ *
+ * After a lost race the command is decided again immediately, because the sequence that won shows that the expectation has failed.
+ */
+export const expecting = <State, A extends Tagged, C, E>(
+  workplace: Workplace<State, A, C, E>,
+  id: string,
+  expected: number
+): Workplace<State, A, C, E> => ({
+  ...workplace,
+  decide: (command, root) =>
+    root.sequence === expected
+      ? workplace.decide(command, root)
+      : Exit.fail(unexpected(workplace.definition.name, id, expected, root.sequence)),
+  again: Schedule.andThen(Schedule.recurs(1), workplace.again)
+})
 
 /**
  * Decides and commits, and again by the `retry` schedule while others come first, or while the store can't be read for a reason
@@ -72,7 +108,7 @@ export const evaluate = <State, A extends Tagged, C, E>(
   streamId: string,
   command: C
 ): Effect.Effect<Outcome<State, A>, Failures<E>> => {
-  const { retry } = workplace.definition
+  const { again } = workplace
   let alone = false
   const round = (): Effect.Effect<Outcome<State, A>, Failures<E> | ReadFailed> =>
     Effect.catchAll(decideInTurn(workplace, surroundings, streamId, command, alone), (error) => {
@@ -83,7 +119,7 @@ export const evaluate = <State, A extends Tagged, C, E>(
   // Whatever it takes to try again is set up when there is a reason to.
   return Effect.catchAll(round(), (error) =>
     mayPass(error)
-      ? Effect.mapError(retryFrom(error, Effect.suspend(round), retry, mayPass), unwrap)
+      ? Effect.mapError(retryFrom(error, Effect.suspend(round), again, mayPass), unwrap)
       : Effect.fail(unwrap(error))
   )
 }
@@ -93,7 +129,7 @@ export const evaluate = <State, A extends Tagged, C, E>(
  * inside a transaction (what it reads may never come to be, and who waits for it may have to wait for its end).
  */
 export const evaluateApart = <State, A extends Tagged, C, E>(
-  { clock, commit, decide, definition, store }: Workplace<State, A, C, E>,
+  { again, clock, commit, decide, definition, store }: Workplace<State, A, C, E>,
   surroundings: Surroundings,
   inTransaction: boolean,
   streamId: string,
@@ -112,7 +148,7 @@ export const evaluateApart = <State, A extends Tagged, C, E>(
       yield* inTransaction ? committing : settle(definition.retry, committing)
       return { root: recorded.root, events: decided }
     })
-    return Effect.mapError(retryWhile(round, definition.retry, mayPass), unwrap)
+    return Effect.mapError(retryWhile(round, again, mayPass), unwrap)
   }).pipe(Effect.tap(({ events, root }) => snapshotWhenDue(definition, store, root, events.length)))
 
 /** Takes the aggregate's turn. Whoever gets it has to pass it on by `releaseTurn`, and is not interrupted but where it lets itself be. */

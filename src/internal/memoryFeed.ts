@@ -4,8 +4,20 @@
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import { identityOf, type StoredEvent } from "../Event.js"
-import { beginning, type EventFeedService, type FeedEvent, type Filter, type Position } from "../EventFeed.js"
+import {
+  beginning,
+  type EventFeedService,
+  type FeedEvent,
+  type Filter,
+  type Page,
+  type Position,
+  type ReadOptions
+} from "../EventFeed.js"
+import type { ValidationError } from "../StoreError.js"
+import { sizeOf } from "./commitQueue.js"
 import { prepareFeedRead } from "./feedInput.js"
+import { inTurn } from "./nextTurn.js"
+import { maxPageBytes } from "./pageBytes.js"
 import { prepareStreamPosition, restoreEvent } from "./record.js"
 
 /** All committed events in their order. */
@@ -49,20 +61,18 @@ export class MemoryLog {
   }
 }
 
+/** The first events of a list that a page can have, at least one. */
+export const pageFrom = (events: ReadonlyArray<StoredEvent>): ReadonlyArray<StoredEvent> => {
+  let size = 0
+  const end = events.findIndex((event, index) => {
+    size += sizeOf([event])
+    return index > 0 && size > maxPageBytes
+  })
+  return end < 0 ? events : events.slice(0, end)
+}
+
 export const makeMemoryFeed = (log: MemoryLog): EventFeedService => ({
-  read: (options) =>
-    Effect.map(prepareFeedRead(options), ({ after, filter, limit }) => {
-      const matching = matcher(filter)
-      const events: Array<FeedEvent> = []
-      let index = indexAfter(after)
-      for (; index < log.length && events.length < limit; index++) {
-        const stored = log.at(index)
-        if (stored !== undefined && matching(stored)) {
-          events.push(feedEventAt(index, stored))
-        }
-      }
-      return { events, position: index === 0 ? after : positionAt(index - 1), more: index < log.length }
-    }),
+  read: (options) => Effect.withFiberRuntime((fiber) => inTurn(fiber, () => readPage(log, options))),
   head: Effect.sync(() => headOf(log)),
   count: (options) =>
     Effect.map(prepareFeedRead(options), ({ after, filter }) => {
@@ -74,6 +84,8 @@ export const makeMemoryFeed = (log: MemoryLog): EventFeedService => ({
       }
       return count
     }),
+  // Commits happen one after the other, so none waits for an older one.
+  heldBack: (filter) => Effect.as(prepareFeedRead({ filter }), Option.none()),
   positionOf: (place) =>
     Effect.map(prepareStreamPosition("EventFeed.positionOf", place), ({ aggregateId, minSequence }) =>
       Option.map(Option.fromNullable(log.indexOf(aggregateId, minSequence)), positionAt)
@@ -99,6 +111,26 @@ export const indexAfter = (position: Position): number => Number(position.slice(
 export const sliceOf = (aggregateId: string, of: number): number => hash(aggregateId) % of
 
 // --- internal ---
+
+/** How far one read looks for events that a filter lets through, so that it does not take long. */
+const window = 10_000
+
+const readPage = (log: MemoryLog, options: ReadOptions | undefined): Effect.Effect<Page, ValidationError> =>
+  Effect.map(prepareFeedRead(options), ({ after, filter, limit }) => {
+    const matching = matcher(filter)
+    const events: Array<FeedEvent> = []
+    let index = indexAfter(after)
+    let size = 0
+    const end = Math.min(index + window, log.length)
+    for (; index < end && events.length < limit; index++) {
+      const stored = log.at(index)
+      if (stored === undefined || !matching(stored)) continue
+      size += sizeOf([stored])
+      if (size > maxPageBytes && events.length > 0) break
+      events.push(feedEventAt(index, stored))
+    }
+    return { events, position: index === 0 ? after : positionAt(index - 1), more: index < log.length }
+  })
 
 const headOf = (log: MemoryLog): Position => (log.length === 0 ? beginning : positionAt(log.length - 1))
 

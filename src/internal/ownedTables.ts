@@ -2,7 +2,7 @@
  * The tables that a projection owns, as it declares them: a version, and the statements that create each table.
  */
 import type * as SqlClient from "@effect/sql/SqlClient"
-import type { Statement } from "@effect/sql/Statement"
+import type { Fragment, Statement } from "@effect/sql/Statement"
 import { maxNameLength } from "../Event.js"
 import { nameProblem } from "./names.js"
 
@@ -64,6 +64,18 @@ export const textOfStatement = (statement: Statement<unknown>): string => {
   const plain = text.replace(/\s+/g, " ").trim()
   return parameters.length === 0 ? plain : `${plain} ${JSON.stringify(parameters)}`
 }
+
+/** Makes the table of records (`tableRecords.ts`). A version is 0 while the tables of the projection were never filled. */
+export const createTableRecords = (sql: SqlClient.SqlClient, schema: Fragment): Statement<unknown> =>
+  sql`create table ${schema}.projection_tables (
+    name text collate "C" primary key,
+    version int not null,
+    statements json not null,
+    tables json not null,
+    aggregates json not null,
+    subscription text collate "C",
+    changed_at timestamptz not null default clock_timestamp()
+  )`
 
 // --- internal ---
 

@@ -1,11 +1,18 @@
 /**
- * The work of a rebuild: doubles of the tables, all events into them, then the swap.
+ * A rebuild: it makes shadow tables, projects all events into them, and swaps them with the live tables. `Rebuild.run` calls it.
  *
- * Why nothing is skipped or done twice at the swap: whoever commits an event with a strong projection writes the table in the same
- * transaction. Once the tables are locked, a transaction that has written them is over, and its events can be seen; one that is still to
- * write them waits, its events can't be seen, and it finds the new tables when it goes on. So what can be seen at that moment is exactly
- * what the new tables must hold, whatever other transactions are open. A subscription is simply put to where the rebuild is: its
- * holder, should it be at work, finds its lease lost, and goes on from there.
+ * **Nothing is skipped or projected twice at the swap.** A commit with a strong projection writes the table in the transaction that
+ * stores its events. Once the live tables are locked, a transaction that has written them has ended, so its events can be seen. One that
+ * has yet to write them waits for the lock; its events can't be seen, and its statement finds the new table when it goes on. So the events
+ * that can be seen under the lock are exactly those that the new tables must hold, whatever other transactions are open. A statement that
+ * goes on so sees the rows of the new table only with a new snapshot. A transaction that keeps an older one (REPEATABLE READ) fails by
+ * `check_snapshot` before it projects.
+ *
+ * **A subscription** is moved to the position of the rebuild in the same transaction. If a consumer holds its lease, the consumer finds the
+ * lease lost, and goes on from the new checkpoint.
+ *
+ * **Of several processes one works**, by a lease like those of subscriptions; each batch moves the lease's checkpoint in its own
+ * transaction. What was done stays done whatever fails.
  */
 
 import type { SqlError } from "@effect/sql/SqlError"
@@ -26,12 +33,14 @@ import { onMachineTime } from "./machineTime.js"
 import { nameProblem, reservedPrefix } from "./names.js"
 import { filterOf, projectBy } from "./projecting.js"
 import { isPassing } from "./settling.js"
-import { dropShadows, lockLive, makeShadows, type Shadowed, swap, writingDoubles } from "./shadowTables.js"
+import { dropShadows, isInUse, lockLive, makeShadows, type Shadowed, swap, writingShadows } from "./shadowTables.js"
+import { executeAlone } from "./sqlConnection.js"
 import { fromSqlError } from "./sqlError.js"
-import { behind, type FeedRow, feedColumns, feedEventsOf, matches, partsOf } from "./sqlFeed.js"
+import { feedEventsOf, partsOf, selectFitting } from "./sqlFeed.js"
 import type { Home } from "./sqlLease.js"
 import { homeOf } from "./sqlSubscriptions.js"
 import { withTransaction } from "./sqlTransaction.js"
+import { insideTransaction, whetherInside } from "./storeTransaction.js"
 
 interface Plan<E, R> {
   readonly name: string
@@ -56,7 +65,7 @@ interface Plan<E, R> {
     | undefined
 }
 
-/** Does all of it, and answers how many events it projected. */
+/** Runs the rebuild, and returns how many events it has projected. */
 export const rebuild = <E, R>(
   plan: Plan<E, R>
 ): Effect.Effect<number, E | ValidationError | StoreError, EventFeed | SubscriptionStore | R> =>
@@ -65,6 +74,7 @@ export const rebuild = <E, R>(
     const feed = yield* EventFeed
     const store = yield* SubscriptionStore
     const home = yield* homeOrFail(store)
+    if (yield* insideTransaction) return yield* insideAnother
     const filter = bothOf(filterOf(plan.projections), plan.subscription?.filter)
     let projected = 0
 
@@ -80,14 +90,14 @@ export const rebuild = <E, R>(
               duration: leaseDuration
             })
           ),
-          // Somebody else may do it while this one waits.
+          // Another process may end it while this one waits.
           Effect.as(untilFinished(home, plan.name), Option.none<Lease>())
         )
         if (Option.isNone(lease) || (yield* isFinished(home, plan.name))) return
-        const workplace = { plan, feed, filter, home, shadow: yield* shadowOf(home, plan.name) }
+        const work = { plan, feed, filter, home, shadow: yield* shadowOf(home, plan.name) }
         yield* Effect.raceFirst(
           Effect.flatMap(lease.value.lost, () => lostLease(plan.name)),
-          buildAndSwap(workplace, lease.value, (events) => {
+          buildAndSwap(work, lease.value, (events) => {
             projected += events
           })
         )
@@ -99,10 +109,10 @@ export const rebuild = <E, R>(
       operation,
       description: `rebuild ${JSON.stringify(plan.name)} was abandoned while it was under way`
     })
-    const enduring = (pause: number): Effect.Effect<void, E | ValidationError | StoreError, R> => {
+    const attemptFrom = (pause: number): Effect.Effect<void, E | ValidationError | StoreError, R> => {
       const again = Effect.zipRight(
         Effect.sleep(pause),
-        Effect.suspend(() => enduring(Math.min(pause * 2, lastPause)))
+        Effect.suspend(() => attemptFrom(Math.min(pause * 2, lastPause)))
       )
       return Effect.catchAll(attempt, (error): Effect.Effect<void, E | ValidationError | StoreError, R> => {
         if (isPassing(error)) return again
@@ -113,7 +123,7 @@ export const rebuild = <E, R>(
         })
       })
     }
-    yield* enduring(firstPause)
+    yield* attemptFrom(firstPause)
     return projected
   })
 
@@ -132,9 +142,9 @@ export const abandonRebuild = (name: string): Effect.Effect<void, StoreError, Su
       sql,
       operation,
       Effect.gen(function* () {
-        // Whoever is at work finds its lease gone.
-        yield* run(sql`delete from ${schema}.subscriptions where name = ${leaseOf(name)}`)
-        yield* run(sql`delete from ${schema}.rebuilds where name = ${name}`)
+        // A process that is at work finds its lease lost.
+        yield* run(home, sql`delete from ${schema}.subscriptions where name = ${leaseOf(name)}`)
+        yield* run(home, sql`delete from ${schema}.rebuilds where name = ${name}`)
         yield* dropShadows(sql, yield* shadowOf(home, name))
       })
     )
@@ -155,12 +165,13 @@ interface RebuildRow {
   readonly finished: boolean
 }
 
-interface Workplace<E, R> {
+/** What a rebuild works with. */
+interface Work<E, R> {
   readonly plan: Plan<E, R>
   readonly feed: EventFeed["Type"]
   readonly filter: Filter
   readonly home: Home
-  /** The schema of the doubles. */
+  /** The schema of the shadow tables. */
   readonly shadow: string
 }
 
@@ -178,8 +189,19 @@ const checkPlan = (plan: Plan<unknown, unknown>): Effect.Effect<void, Validation
   return first === undefined ? Effect.void : new ValidationError({ operation: "Rebuild.run", issues: [first, ...rest] })
 }
 
-const run = <A>(statement: Effect.Effect<A, SqlError>): Effect.Effect<A, StoreError> =>
-  Effect.mapError(statement, (error) => fromSqlError(operation, "writing", error))
+/** Runs a statement in the transaction around it, or on a connection of its own, whose interruption is bounded. */
+const run = <A>({ sql }: Home, statement: Effect.Effect<A, SqlError>): Effect.Effect<A, StoreError> =>
+  whetherInside((inside) =>
+    inside
+      ? Effect.mapError(statement, (error) => fromSqlError(operation, "writing", error))
+      : executeAlone(sql, operation, "writing", statement)
+  )
+
+const insideAnother = new StoreError({
+  reason: "Misconfigured",
+  operation,
+  description: "a rebuild has many transactions of its own, so it can't run inside of another one"
+})
 
 const homeOrFail = (store: SubscriptionStore["Type"]): Effect.Effect<Home, StoreError> => {
   const home = homeOf(store)
@@ -199,22 +221,24 @@ export const leaseOf = (name: string): string => `${reservedPrefix}/rebuild/${na
 
 const lostLease = (name: string) => new LeaseLost({ subscription: leaseOf(name), partition: 0 })
 
-/** The schema of a rebuild's doubles: a hash, since a schema's name has at most 63 bytes, and a database may have several stores. */
-const shadowOf = ({ name: store, sql }: Home, name: string): Effect.Effect<string, StoreError> =>
+/** The schema of the shadow tables: a hash, since a schema's name has at most 63 bytes, and a database may have several stores. */
+const shadowOf = (home: Home, name: string): Effect.Effect<string, StoreError> =>
   Effect.map(
     run(
-      sql<{
+      home,
+      home.sql<{
         shadow: string
-      }>`select 'rebuild_' || left(encode(sha256(convert_to(${JSON.stringify([store, name])}, 'UTF8')), 'hex'), 32) as shadow`
+      }>`select 'rebuild_' || left(encode(sha256(convert_to(${JSON.stringify([home.name, name])}, 'UTF8')), 'hex'), 32) as shadow`
     ),
     ([row]) => row?.shadow ?? ""
   )
 
-const statusOf = ({ schema, sql }: Home, name: string) =>
+const statusOf = (home: Home, name: string) =>
   Effect.map(
     run(
-      sql<RebuildRow>`select events_done::text as done, events_total::text as total, finished_at is not null as finished
-        from ${schema}.rebuilds where name = ${name}`
+      home,
+      home.sql<RebuildRow>`select events_done::text as done, events_total::text as total, finished_at is not null as finished
+        from ${home.schema}.rebuilds where name = ${name}`
     ),
     ([row]) =>
       Option.map(Option.fromNullable(row), ({ done, finished, total }) => ({
@@ -224,9 +248,9 @@ const statusOf = ({ schema, sql }: Home, name: string) =>
       }))
   )
 
-const isFinished = ({ schema, sql }: Home, name: string) =>
+const isFinished = (home: Home, name: string) =>
   Effect.map(
-    run(sql`select 1 from ${schema}.rebuilds where name = ${name} and finished_at is not null`),
+    run(home, home.sql`select 1 from ${home.schema}.rebuilds where name = ${name} and finished_at is not null`),
     (rows) => rows.length > 0
   )
 
@@ -236,12 +260,12 @@ const untilFinished = (home: Home, name: string): Effect.Effect<void, StoreError
   ).pipe(onMachineTime)
 
 const buildAndSwap = <E, R>(
-  workplace: Workplace<E, R>,
+  work: Work<E, R>,
   lease: Lease,
   count: (events: number) => void
 ): Effect.Effect<void, E | LeaseLost | ValidationError | StoreError, R> =>
   Effect.gen(function* () {
-    const { feed, filter, home, plan, shadow } = workplace
+    const { feed, filter, home, plan, shadow } = work
     const { schema, sql } = home
     const limit = plan.batchSize ?? 1000
     const begun = yield* Clock.currentTimeMillis
@@ -255,6 +279,7 @@ const buildAndSwap = <E, R>(
     )
     const left = yield* feed.count({ after: position, filter })
     const [row] = yield* run(
+      home,
       sql<{ done: string }>`insert into ${schema}.rebuilds as r (name, events_total) values (${plan.name}, ${left})
         on conflict (name) do update set events_total = r.events_done + ${left} returning events_done::text as done`
     )
@@ -279,78 +304,70 @@ const buildAndSwap = <E, R>(
     for (;;) {
       const page = yield* feed.read({ after: position, limit, filter })
       if (page.events.length > 0 || page.position !== position) {
-        yield* lease.advance(page.position, projectAll(workplace, page.events))
+        yield* lease.advance(page.position, projectAll(work, page.events))
         position = page.position
         here += page.events.length
         count(page.events.length)
         yield* tell
       }
       const last = page.events.at(-1)
-      const near = last !== undefined && (yield* Clock.currentTimeMillis) - toMillis(last.timestamp) < nearEnough
+      const near = last !== undefined && (yield* Clock.currentTimeMillis) - toMillis(last.timestamp) < youngEnough
       if (page.more && !near) continue
-      const swapped = yield* Effect.exit(swapInOneTransaction(workplace, lease, tables, position))
+      const swapped = yield* Effect.exit(swapInOneTransaction(work, lease, tables, position))
       if (Exit.isSuccess(swapped)) {
         here += swapped.value
         count(swapped.value)
         yield* tell
         return
       }
-      // Who uses the tables goes first; what has been committed meanwhile is projected before the next attempt.
+      // Others use the tables. What they commit meanwhile is projected before the next attempt.
       const error = Cause.failureOption(swapped.cause)
-      if (Option.isNone(error) || !isTimeout(error.value)) return yield* Effect.failCause(swapped.cause)
+      if (Option.isNone(error) || !isInUse(error.value)) return yield* Effect.failCause(swapped.cause)
       yield* Effect.sleep("200 millis")
     }
   })
 
-const isTimeout = (error: unknown): boolean =>
-  error instanceof StoreError && (error.code === "55P03" || error.code === "40P01")
-
-/** Projects events into the doubles, in the transaction around. */
+/** Projects events into the shadow tables, in the transaction around it. */
 const projectAll = <E, R>(
-  { home, plan, shadow }: Workplace<E, R>,
+  { home, plan, shadow }: Work<E, R>,
   events: ReadonlyArray<FeedEvent>
 ): Effect.Effect<void, E | StoreError, R> =>
   Effect.gen(function* () {
     const { schema, sql } = home
     const projecting = Effect.forEach(events, projectBy(plan.projections), { discard: true })
-    yield* writingDoubles(sql, shadow, home.name, projecting)
+    yield* writingShadows(sql, shadow, home.name, projecting)
     yield* run(
+      home,
       sql`update ${schema}.rebuilds set events_done = events_done + ${events.length} where name = ${plan.name}`
     )
   })
 
-/** The end of it; answers how many events it still projected. */
+/** Projects the events that are left, swaps the tables, and returns how many events that were. */
 const swapInOneTransaction = <E, R>(
-  workplace: Workplace<E, R>,
+  work: Work<E, R>,
   lease: Lease,
   tables: ReadonlyArray<Shadowed>,
   position: Position
 ): Effect.Effect<number, E | LeaseLost | StoreError, R> => {
-  const { filter, home, plan, shadow } = workplace
+  const { filter, home, plan, shadow } = work
   const { schema, sql } = home
 
-  /** All that can be seen, of transactions too that are younger than an open one. */
+  /** Projects all events that can be seen. The feed does not show some of them yet, because an older transaction is open. */
   const projectRest = (after: Position, count: number): Effect.Effect<number, E | StoreError, R> =>
-    Effect.flatMap(
-      run(
-        sql<FeedRow>`select ${feedColumns(sql)} from ${schema}.event_log
-          where ${behind(sql, after)} and ${matches(sql, filter)}
-          order by event_log.feed_key, event_log.position limit ${restLimit}`
-      ),
-      (rows) => {
-        const events = feedEventsOf(rows)
-        const last = events.at(-1)
-        return last === undefined
-          ? Effect.succeed(count)
-          : Effect.zipRight(projectAll(workplace, events), projectRest(last.position, count + events.length))
-      }
-    )
+    Effect.flatMap(run(home, selectFitting(home, { after, filter, limit: restPage })), (rows) => {
+      const events = feedEventsOf(rows)
+      const last = events.at(-1)
+      return last === undefined
+        ? Effect.succeed(count)
+        : Effect.zipRight(projectAll(work, events), projectRest(last.position, count + events.length))
+    })
 
-  /** The subscription goes on here, with whoever has its lease next. */
+  /** Moves the subscription to the position of the rebuild, and ends the leases on it. */
   const moveSubscription = (name: string, partitions: number) =>
     Effect.gen(function* () {
       const [feedKey, place] = partsOf(position)
       yield* run(
+        home,
         sql`insert into ${schema}.subscriptions (name, partition, partitions, feed_key, position)
           select ${name}, partition, ${partitions}::int, ${feedKey}::xid8, ${place}::bigint
           from generate_series(0, ${partitions}::int - 1) partition
@@ -359,18 +376,18 @@ const swapInOneTransaction = <E, R>(
             token = subscriptions.token + 1, holder = null, leased_until = null, stopped = false, last_failure = null,
             attempted = null`
       )
-      yield* run(sql`delete from ${schema}.events_set_aside where subscription = ${name}`)
+      yield* run(home, sql`delete from ${schema}.events_set_aside where subscription = ${name}`)
     })
 
   return withTransaction(
     sql,
     operation,
     Effect.gen(function* () {
-      // A process that is stopped in the middle must not lock everybody out for ever.
-      yield* run(sql`select ${limitIdle(home, leaseDuration)}`)
-      // The tables first, as those do who write them.
-      yield* lockLive(sql, tables)
-      yield* run(sql`select 1 from ${schema}.subscriptions where name = ${leaseOf(plan.name)} for update`)
+      // A process that is stopped in the middle must not hold the locks for ever.
+      yield* run(home, sql`select ${limitIdle(home, leaseDuration)}`)
+      // The tables first, as consumers and commits lock them.
+      yield* lockLive(sql, schema, tables, plan.create === undefined)
+      yield* run(home, sql`select 1 from ${schema}.subscriptions where name = ${leaseOf(plan.name)} for update`)
       yield* lease.checkpoint
       const rest = plan.subscription === undefined ? yield* projectRest(position, 0) : 0
       if (plan.subscription !== undefined) {
@@ -379,18 +396,19 @@ const swapInOneTransaction = <E, R>(
       yield* swap(sql, shadow, tables, plan.create === undefined)
       if (plan.onSwap !== undefined) yield* plan.onSwap
       yield* run(
+        home,
         sql`update ${schema}.rebuilds set finished_at = clock_timestamp(), events_total = events_done where name = ${plan.name}`
       )
-      yield* run(sql`delete from ${schema}.subscriptions where name = ${leaseOf(plan.name)}`)
+      yield* run(home, sql`delete from ${schema}.subscriptions where name = ${leaseOf(plan.name)}`)
       return rest
     })
   )
 }
 
-const restLimit = 1000
+const restPage = 1000
 
 /**
- * When the events that are projected are this young, in milliseconds, the end can come: where much is written all the time there is
- * always more to read.
+ * The swap begins when the events are younger than this, in milliseconds. Under a steady load there are always more events to read, so
+ * it does not wait for the last one.
  */
-const nearEnough = 1000
+const youngEnough = 1000

@@ -9,13 +9,16 @@ import type { Event } from "../Event.js"
 import type { Projection } from "../Projection.js"
 import { ValidationError, ValidationIssue } from "../StoreError.js"
 import type { HybridClockService } from "../Timestamp.js"
+import { type CommandDigest, isOfAnother } from "./commandDigest.js"
 import { textProblem } from "./json.js"
+import { sha256 } from "./sha256.js"
 import { reservedStreamId } from "./streams.js"
 
 /** Which command, and where its receipt is to be. */
 export interface ReceiptPlace {
   readonly commandId: string
   /** The aggregate's name. */
+  readonly command: CommandDigest
   readonly aggregate: string
   /** The aggregate's stream. */
   readonly aggregateId: string
@@ -27,7 +30,8 @@ export interface ReceiptPlace {
 export const receiptPlace = (
   aggregate: string,
   aggregateId: string,
-  commandId: unknown
+  commandId: unknown,
+  digest: Effect.Effect<CommandDigest, ValidationError>
 ): Effect.Effect<ReceiptPlace, ValidationError> =>
   Effect.suspend(() => {
     const problem = problemOf(commandId)
@@ -38,8 +42,11 @@ export const receiptPlace = (
         issues: [new ValidationIssue({ index: 0, path: ["commandId"], message })]
       })
     }
-    return Effect.map(digest(JSON.stringify([aggregate, aggregateId, commandId])), (hash) => ({
+    // Three texts of any length in a short one: of their own they would not always fit into an aggregate id.
+    const place = sha256(JSON.stringify([aggregate, aggregateId, commandId]))
+    return Effect.zipWith(digest, place, (command, hash) => ({
       commandId,
+      command,
       aggregate,
       aggregateId,
       id: reservedStreamId(receiptKind, hash)
@@ -49,7 +56,7 @@ export const receiptPlace = (
 /** The receipt of a command after which the aggregate stands at that sequence. */
 export const makeReceipt = (
   clock: HybridClockService,
-  { aggregate, aggregateId, commandId, id }: ReceiptPlace,
+  { aggregate, aggregateId, command, commandId, id }: ReceiptPlace,
   sequence: number
 ): Effect.Effect<Event> =>
   Effect.map(clock.now, (timestamp) => ({
@@ -57,9 +64,13 @@ export const makeReceipt = (
     aggregateId: id,
     sequence: 1,
     type: "effect-maestro/CommandHandled",
-    body: { commandId, aggregate, aggregateId, sequence },
+    body: { commandId, command, aggregate, aggregateId, sequence },
     metadata: {}
   }))
+
+/** Whether the receipt that stands at the place is of another command with the same id. */
+export const isReceiptOfAnother = ({ command }: ReceiptPlace, { body }: Event): boolean =>
+  isOfAnother(command, body.command)
 
 /** A projection of all aggregates is about their events: it is given a receipt only if it asks for that type. */
 export const withoutReceipts = <E, R>(projection: Projection.Bound<E, R>): Projection.Bound<E, R> =>
@@ -84,10 +95,3 @@ const problemOf = (commandId: unknown): string | undefined => {
   if (commandId.length > maxCommandId) return `must be at most ${maxCommandId} characters long`
   return textProblem(commandId)
 }
-
-/** Three texts of any length in a short one: of their own they would not always fit into an aggregate id. */
-const digest = (text: string): Effect.Effect<string> =>
-  Effect.map(
-    Effect.promise(() => crypto.subtle.digest("SHA-256", new TextEncoder().encode(text))),
-    (bytes) => Array.from(new Uint8Array(bytes), (byte) => byte.toString(16).padStart(2, "0")).join("")
-  )

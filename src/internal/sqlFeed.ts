@@ -28,26 +28,35 @@ import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
 import { identityOf, type StoredEvent } from "../Event.js"
-import { beginning, type EventFeedService, type FeedEvent, type Filter, type Position } from "../EventFeed.js"
+import {
+  beginning,
+  type EventFeedService,
+  type FeedEvent,
+  type Filter,
+  type Page,
+  type Position
+} from "../EventFeed.js"
 import { StoreError } from "../StoreError.js"
 import { prepareFeedRead } from "./feedInput.js"
 import { makeWatch, type News } from "./feedWatch.js"
+import { type Contents, fitting, isComplete, type LogTable, smallOrNull } from "./pageBytes.js"
 import { prepareStreamPosition } from "./record.js"
 import { executeAlone } from "./sqlConnection.js"
 import { fromSqlError } from "./sqlError.js"
+import { heldBackOf, selectHeldBack } from "./sqlHeldBack.js"
 import { withSavepoint } from "./sqlTransaction.js"
 import { whetherInside } from "./storeTransaction.js"
 import { spanned } from "./tracing.js"
 import type { WakeUps } from "./wakeUps.js"
 
 export const makeSqlFeed = (
-  sql: SqlClient.SqlClient,
-  schema: Statement.Fragment,
+  log: LogTable,
   wakeUps: WakeUps,
   pollInterval: number
 ): Effect.Effect<EventFeedService, never, Scope.Scope> => {
-  const statement = <A>(effect: Effect.Effect<A, SqlError>): Effect.Effect<A, StoreError> => {
-    return whetherInside((inside) =>
+  const { schema, sql } = log
+  const statement = <A>(effect: Effect.Effect<A, SqlError>): Effect.Effect<A, StoreError> =>
+    whetherInside((inside) =>
       inside
         ? withSavepoint(
             operation,
@@ -55,7 +64,6 @@ export const makeSqlFeed = (
           )
         : executeAlone(sql, operation, "reading", effect)
     )
-  }
 
   const head = Effect.flatMap(statement(selectHead(sql, schema)), ([row]) =>
     row?.restored ? Effect.fail(restored()) : Effect.succeed(positionOf(row))
@@ -81,17 +89,16 @@ export const makeSqlFeed = (
     makeWatch(look, wakeUps, pollInterval),
     (awaitNews): EventFeedService => ({
       read: (options) =>
-        Effect.flatMap(prepareFeedRead(options), ({ after, filter, limit }) =>
-          Effect.map(
-            statement(
-              filter === undefined
-                ? selectPage(sql, schema, after, limit)
-                : filter.aggregates === undefined
-                  ? selectFilteredPage(sql, schema, after, limit, filter)
-                  : selectPageOfKinds(sql, schema, after, limit, { ...filter, aggregates: filter.aggregates })
-            ),
-            (rows) => pageOf(rows, after, limit)
-          ).pipe(spanned("EventFeed.read", { attributes: { after, limit } }))
+        Effect.flatMap(prepareFeedRead(options), (asked) =>
+          Effect.flatMap(statement(selectPage(log, asked)), (rows): Effect.Effect<Page, StoreError> => {
+            const { bound, found } = partsOfPage(rows)
+            const first = found.slice(0, asked.limit)
+            if (first.every(isComplete)) return Effect.succeed(pageOf(asked, first, found.length > asked.limit, bound))
+            return Effect.map(
+              statement(selectFitting(log, { ...asked, upTo: positionOfRow(first.at(-1)) })),
+              (fitting) => pageOf(asked, fitting, fitting.length < found.length, bound)
+            )
+          }).pipe(spanned("EventFeed.read", { attributes: { after: asked.after, limit: asked.limit } }))
         ),
       head: head.pipe(spanned("EventFeed.head", {})),
       count: (options) =>
@@ -102,6 +109,13 @@ export const makeSqlFeed = (
               where ${behind(sql, after)} and ${shown(sql)} ${filter === undefined ? sql`` : sql`and ${matches(sql, filter)}`}`
             ),
             ([row]) => Number(row?.count ?? 0)
+          )
+        ),
+      heldBack: (filter) =>
+        Effect.flatMap(prepareFeedRead({ filter }), (asked) =>
+          Effect.map(
+            statement(selectHeldBack(log, asked.filter === undefined ? sql`` : sql`and ${matches(sql, asked.filter)}`)),
+            ([row]) => heldBackOf(row)
           )
         ),
       positionOf: (place) =>
@@ -135,11 +149,9 @@ export interface PlaceRow {
 }
 
 /** The columns of a `FeedRow`. */
-export const feedColumns = (sql: SqlClient.SqlClient) =>
-  sql.literal(
-    // Few columns, since each costs as much as what is in it. What may begin with anything stands behind something else: see `eventOf`.
-    `feed_key::text || '-' || position::text || '.' || aggregate_id as place, timestamp::text, sequence, '.' || type as type, body::text, metadata::text`
-  )
+export const feedColumns = (sql: SqlClient.SqlClient, contents = sql.literal("body::text, metadata::text")) =>
+  // Few columns, since each costs as much as what is in it. What may begin with anything stands behind something else: see `eventOf`.
+  sql`feed_key::text || '-' || position::text || '.' || aggregate_id as place, timestamp::text, sequence, '.' || type as type, ${contents}`
 
 export interface FeedRow extends Omit<StoredEvent, "aggregateId"> {
   /** The position, a dot, and the aggregate's id. */
@@ -168,7 +180,7 @@ export const feedEventsOf = (rows: ReadonlyArray<FeedRow>): ReadonlyArray<FeedEv
 }
 
 /** The condition that an event is one of those that the filter lets through. */
-export const matches = (sql: SqlClient.SqlClient, filter: Filter): Statement.Fragment =>
+const matches = (sql: SqlClient.SqlClient, filter: Filter): Statement.Fragment =>
   sql.and([
     ...(filter.types === undefined ? [] : [sql`type = any(${filter.types as Array<string>}::text[])`]),
     ...(filter.aggregates === undefined
@@ -215,31 +227,42 @@ const newsWindow = 5000
 
 const xmin = "pg_snapshot_xmin(pg_current_snapshot())"
 
-export const behind = (sql: SqlClient.SqlClient, after: Position): Statement.Fragment => {
+const behind = (sql: SqlClient.SqlClient, after: Position): Statement.Fragment => {
   const [feedKey, position] = partsOf(after)
   return sql`(feed_key, position) > (${feedKey}::xid8, ${position}::bigint)`
 }
 
 const shown = (sql: SqlClient.SqlClient) => sql.literal(`feed_key < ${xmin}`)
 
-const selectPage = (sql: SqlClient.SqlClient, schema: Statement.Fragment, after: Position, limit: number) =>
-  sql<FeedRow>`select ${feedColumns(sql)} from ${schema}.event_log
-    where ${behind(sql, after)} and ${shown(sql)}
-    order by event_log.feed_key, event_log.position limit ${limit + 1}`
+/** What a page is asked for. */
+interface Asked {
+  readonly after: Position
+  readonly limit: number
+  readonly filter: Filter | undefined
+}
+
+/** A row of which values are missing that have more than their share of a page. */
+type SmallRow = Omit<FeedRow, keyof Contents> & Contents
 
 interface WindowRow {
   /** Of the row that ends the window. */
   readonly scanned: number | null
 }
 
-const selectFilteredPage = (
-  sql: SqlClient.SqlClient,
-  schema: Statement.Fragment,
-  after: Position,
-  limit: number,
-  filter: Filter
-) =>
-  sql<FeedRow & Partial<WindowRow>>`with bound as materialized (
+const selectPage = ({ measuring, schema, sql }: LogTable, { after, filter, limit }: Asked) => {
+  if (filter?.aggregates !== undefined) {
+    return selectPageOfKinds(
+      { measuring, schema, sql },
+      { after, filter: { ...filter, aggregates: filter.aggregates }, limit }
+    )
+  }
+  const columns = feedColumns(sql, smallOrNull(sql, measuring, limit))
+  if (filter === undefined) {
+    return sql<SmallRow & Partial<WindowRow>>`select ${columns} from ${schema}.event_log
+      where ${behind(sql, after)} and ${shown(sql)}
+      order by event_log.feed_key, event_log.position limit ${limit + 1}`
+  }
+  return sql<SmallRow & Partial<WindowRow>>`with bound as materialized (
       select feed_key, position, scanned from (
         select feed_key, position, row_number() over (order by feed_key, position) as scanned
         from (
@@ -250,24 +273,39 @@ const selectFilteredPage = (
       ) counted order by scanned desc limit 1
     )
     (
-      select ${feedColumns(sql)}, null::int as scanned from ${schema}.event_log
+      select ${columns}, null::int as scanned from ${schema}.event_log
       where ${behind(sql, after)} and (feed_key, position) <= (select feed_key, position from bound)
         and ${matches(sql, filter)}
       order by event_log.feed_key, event_log.position limit ${limit + 1}
     )
     union all
     select feed_key::text || '-' || position::text || '.', null, null, null, null, null, scanned::int from bound`
+}
+
+/**
+ * The rows after a position, as many as a page can have. With `upTo` they are those that a page has found; without it, all that the
+ * transaction around can see.
+ */
+export const selectFitting = (
+  { measuring, schema, sql }: LogTable,
+  { after, filter, limit, upTo }: Asked & { readonly upTo?: Position | undefined }
+) => {
+  const [feedKey, position] = partsOf(upTo ?? after)
+  const isUpTo = upTo === undefined ? sql`` : sql`and (feed_key, position) <= (${feedKey}::xid8, ${position}::bigint)`
+  const rows = sql`select * from ${schema}.event_log
+    where ${behind(sql, after)} ${isUpTo} ${filter === undefined ? sql`` : sql`and ${matches(sql, filter)}`}
+    order by feed_key, position limit ${limit}`
+  return sql<FeedRow>`select ${feedColumns(sql)} from ${fitting(sql, measuring, rows, "feed_key, position")} event_log
+    order by event_log.feed_key, event_log.position`
+}
 
 /**
  * A page of the events of some kinds: the index leads to them, however many of other kinds there are between. It looks through as many of
  * their events as a window has, and to the end of the feed where there are fewer.
  */
 export const selectPageOfKinds = (
-  sql: SqlClient.SqlClient,
-  schema: Statement.Fragment,
-  after: Position,
-  limit: number,
-  filter: Filter & { readonly aggregates: ReadonlyArray<string> }
+  { measuring, schema, sql }: LogTable,
+  { after, filter, limit }: Asked & { readonly filter: Filter & { readonly aggregates: ReadonlyArray<string> } }
 ) => {
   // One after the other in a union, and not as a list: only so the planner merges them in the order of the index, and stops early.
   const [first, ...others] = new Set(filter.aggregates)
@@ -277,7 +315,7 @@ export const selectPageOfKinds = (
       order by feed_key, position limit ${window})`
   const ofKinds = others.reduce((all, kind) => sql`${all} union all ${ofKind(kind)}`, sql`${ofKind(first)}`)
   const candidates = sql`(select * from (${ofKinds}) kinds order by feed_key, position limit ${window}) event_log`
-  return sql<FeedRow & Partial<WindowRow>>`with page as materialized (
+  return sql<SmallRow & Partial<WindowRow>>`with page as materialized (
       select * from ${candidates} where ${matches(sql, { ...filter, aggregates: undefined })}
       order by feed_key, position limit ${limit + 1}
     ), looked as materialized (
@@ -295,21 +333,28 @@ export const selectPageOfKinds = (
         order by feed_key desc, position desc limit 1
       )
     )
-    select ${feedColumns(sql)}, null::int as scanned from page
+    select ${feedColumns(sql, smallOrNull(sql, measuring, limit))}, null::int as scanned from page event_log
     union all
     select feed_key::text || '-' || position::text || '.', null, null, null, null, null, scanned::int from bound`
 }
 
-const pageOf = (rows: ReadonlyArray<FeedRow & Partial<WindowRow>>, after: Position, limit: number) => {
+/** The rows of events, and the one that ends the window of a filter. */
+const partsOfPage = (rows: ReadonlyArray<SmallRow & Partial<WindowRow>>) => {
   const bound = rows.findLast(({ scanned }) => scanned !== null && scanned !== undefined)
-  const found = bound === undefined ? rows : rows.filter((row) => row !== bound)
-  if (found.length > limit) {
-    const events = feedEventsOf(found.slice(0, limit))
-    return { events, position: events.at(-1)?.position ?? after, more: true }
-  }
-  const events = feedEventsOf(found)
-  const position = bound === undefined ? (events.at(-1)?.position ?? after) : (bound.place.slice(0, -1) as Position)
-  return { events, position, more: Number(bound?.scanned) === window }
+  return { bound, found: bound === undefined ? rows : rows.filter((row) => row !== bound) }
+}
+
+const positionOfRow = (row: Pick<FeedRow, "place"> | undefined): Position | undefined =>
+  row && (row.place.slice(0, row.place.indexOf(".")) as Position)
+
+const pageOf = (
+  { after }: Asked,
+  rows: ReadonlyArray<FeedRow>,
+  isCut: boolean,
+  bound: (Pick<FeedRow, "place"> & Partial<WindowRow>) | undefined
+): Page => {
+  const position = positionOfRow(isCut ? rows.at(-1) : (bound ?? rows.at(-1))) ?? after
+  return { events: feedEventsOf(rows), position, more: isCut || Number(bound?.scanned) === window }
 }
 
 const selectHead = (sql: SqlClient.SqlClient, schema: Statement.Fragment) =>

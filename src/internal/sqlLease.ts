@@ -7,7 +7,6 @@
  */
 import type * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
-import type * as Statement from "@effect/sql/Statement"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -25,6 +24,7 @@ import {
 } from "../SubscriptionStore.js"
 import { limitIdle } from "./embedded.js"
 import { machineClock, onMachineTime } from "./machineTime.js"
+import type { LogTable } from "./pageBytes.js"
 import { withinGrace } from "./promptly.js"
 import { isPassing } from "./settling.js"
 import { executeAlone } from "./sqlConnection.js"
@@ -36,12 +36,9 @@ import { quietly } from "./tracing.js"
 import type { WakeUps } from "./wakeUps.js"
 
 /** Where the tables are. */
-export interface Home {
-  readonly sql: SqlClient.SqlClient
+export interface Home extends LogTable {
   /** The name of the schema. */
   readonly name: string
-  /** The same as an identifier. */
-  readonly schema: Statement.Fragment
   readonly isEmbedded: boolean
 }
 

@@ -6,19 +6,28 @@ import type * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
 import type { Fragment, Statement } from "@effect/sql/Statement"
 import * as Effect from "effect/Effect"
-import type { StoreError } from "../StoreError.js"
+import { StoreError } from "../StoreError.js"
+import { createTableRecords } from "./ownedTables.js"
+import { type LogTable, type Measuring, smallText } from "./pageBytes.js"
 import { promptly } from "./promptly.js"
+import { executeAlone } from "./sqlConnection.js"
 import { fromSqlError } from "./sqlError.js"
 import { withTransaction } from "./sqlTransaction.js"
 import { whetherInside } from "./storeTransaction.js"
 
 /**
- * Brings the schema up to date. Any number of nodes may do so at once, on an empty database too: one of them works, the
- * others wait for it and find the work done. A node that finds it done from the start needs no right to change tables.
+ * Brings the schema up to date, and returns what the store has to know of its database. Any number of nodes may do so concurrently, on an
+ * empty database too: one of them works, the others wait for it and find the work done. A node that finds it done from the start needs no
+ * right to change tables.
  */
-export const migrate = (sql: SqlClient.SqlClient, name: string, schema: Fragment): Effect.Effect<void, StoreError> =>
+export const migrate = (
+  sql: SqlClient.SqlClient,
+  name: string,
+  schema: Fragment
+): Effect.Effect<Measuring, StoreError> =>
   Effect.gen(function* () {
-    if ((yield* Effect.mapError(applied(sql, name, schema), fail)) >= migrations.length) return
+    const found = yield* inspect(sql, name, schema)
+    if (found.migrations >= migrations.length && found.hasFunctions) return found
     const migrating = withTransaction(
       sql,
       operation,
@@ -26,23 +35,46 @@ export const migrate = (sql: SqlClient.SqlClient, name: string, schema: Fragment
         // A lock of the transaction, not of the session: it works through a pooler, and can't be left behind.
         yield* sql`select pg_advisory_xact_lock(hashtextextended(${`effect-maestro/${name}`}, 0))`
         // Asked first: `if not exists` wants the right to create even where nothing is to be created.
-        const found = yield* sql`select 1 from pg_namespace where nspname = ${name}`
-        if (found.length === 0) yield* sql`create schema ${schema}`
+        const namespaces = yield* sql`select 1 from pg_namespace where nspname = ${name}`
+        if (namespaces.length === 0) yield* sql`create schema ${schema}`
         yield* sql`create table if not exists ${schema}.migrations (
           id int primary key,
           name text not null,
           applied_at timestamptz not null default now()
         )`
-        const done = yield* applied(sql, name, schema)
+        const done = yield* inspect(sql, name, schema)
         for (const [index, migration] of migrations.entries()) {
-          if (index < done) continue
+          if (index < done.migrations) continue
           for (const statement of migration.statements(sql, schema)) yield* statement
           yield* sql`insert into ${schema}.migrations (id, name) values (${index + 1}, ${migration.name})`
+        }
+        if (done.migrations < migrations.length || !done.hasFunctions) {
+          for (const statement of functions({ measuring: done, schema, sql })) yield* statement
         }
       })
     ).pipe(Effect.catchTag("SqlError", (error) => Effect.fail(fail(error))))
     yield* whetherInside((inside) => (inside ? migrating : promptly(migrating)))
+    return found
   }).pipe(Effect.withSpan("SqlStore.migrate", { attributes: { schema: name } }))
+
+/**
+ * Returns what the store has to know of its database, where the store does not migrate. It fails where the functions are not those of
+ * the schema, because they would read and write the tables of another one.
+ */
+export const checkSchema = (
+  sql: SqlClient.SqlClient,
+  name: string,
+  schema: Fragment
+): Effect.Effect<Measuring, StoreError> =>
+  Effect.flatMap(inspect(sql, name, schema), (found) =>
+    found.migrations === 0 || found.hasFunctions
+      ? Effect.succeed(found)
+      : new StoreError({
+          reason: "Misconfigured",
+          operation: "SqlStore",
+          description: `functions of the schema ${JSON.stringify(name)} are missing, or work on the tables of another schema, because it was renamed or copied: run SqlStore.migrate`
+        })
+  )
 
 // --- internal ---
 
@@ -50,16 +82,45 @@ const operation = "migrate"
 
 const fail = (error: SqlError): StoreError => fromSqlError(operation, "writing", error)
 
-/** How many migrations the schema has; none where there is no schema. */
-const applied = (sql: SqlClient.SqlClient, name: string, schema: Fragment): Effect.Effect<number, SqlError> =>
+interface Inspected extends Measuring {
+  /** How many migrations the schema has; none where there is no schema. */
+  readonly migrations: number
+  /**
+   * Whether all functions are there, and work on the tables of this schema. Their search path names a schema by a text, which stays as it
+   * is when the schema is renamed, or its functions are copied.
+   */
+  readonly hasFunctions: boolean
+}
+
+const inspect = (sql: SqlClient.SqlClient, name: string, schema: Fragment): Effect.Effect<Inspected, StoreError> =>
   Effect.gen(function* () {
-    const found = yield* sql`
-      select 1 from pg_class c join pg_namespace n on n.oid = c.relnamespace
-      where n.nspname = ${name} and c.relname = 'migrations'`
-    if (found.length === 0) return 0
-    const rows = yield* sql<{ last: number }>`select coalesce(max(id), 0)::int as last from ${schema}.migrations`
-    return Number(rows[0]?.last ?? 0)
+    const [row] = yield* ask(
+      sql,
+      sql<{ tells_compression: boolean; has_migrations: boolean; functions: number }>`
+        select current_setting('server_version_num')::int >= 140000 as tells_compression,
+          exists (select 1 from pg_class c where c.relnamespace = n.oid and c.relname = 'migrations') as has_migrations,
+          (
+            select count(*)::int from pg_proc p
+            where p.pronamespace = n.oid and p.proname = any(${functionNames}::text[])
+              and p.proconfig @> array['search_path=' || quote_ident(n.nspname) || ', pg_temp']
+          ) as functions
+        from (select 1) one left join pg_namespace n on n.nspname = ${name}`
+    )
+    const [last] = row?.has_migrations
+      ? yield* ask(sql, sql<{ id: number }>`select coalesce(max(id), 0)::int as id from ${schema}.migrations`)
+      : []
+    return {
+      tellsCompression: row?.tells_compression === true,
+      migrations: Number(last?.id ?? 0),
+      hasFunctions: Number(row?.functions) === functionNames.length
+    }
   })
+
+/** A statement on a connection of its own, which lets go of a database that does not answer; or part of the transaction around it. */
+const ask = <A>(sql: SqlClient.SqlClient, statement: Effect.Effect<A, SqlError>): Effect.Effect<A, StoreError> =>
+  whetherInside((inside) =>
+    inside ? Effect.mapError(statement, fail) : executeAlone(sql, operation, "reading", statement)
+  )
 
 interface Migration {
   readonly name: string
@@ -97,11 +158,7 @@ const migrations: ReadonlyArray<Migration> = [
         timestamp uuid not null,
         body json not null,
         metadata json not null
-      )`,
-      commitInTransaction(sql, schema),
-      commitEvents(sql, schema),
-      readStream(sql, schema),
-      readPage(sql, schema)
+      )`
     ]
   },
   {
@@ -139,24 +196,28 @@ const migrations: ReadonlyArray<Migration> = [
       )`,
       sql`create table ${schema}.rebuilds (
         name text collate "C" primary key,
-        events_total bigint not null,
-        events_done bigint not null default 0,
+        events_total bigint not null, events_done bigint not null default 0,
         started_at timestamptz not null default clock_timestamp(),
         finished_at timestamptz
       )`,
-      // The tables that projections own; the version is 0 while they were never filled.
-      sql`create table ${schema}.projection_tables (
-        name text collate "C" primary key,
-        version int not null,
-        statements json not null,
-        tables json not null,
-        aggregates json not null,
-        subscription text collate "C",
-        changed_at timestamptz not null default clock_timestamp()
-      )`
+      createTableRecords(sql, schema),
+      // Each swap of a rebuild updates the one row, and `check_snapshot` locks it.
+      sql`create table ${schema}.rebuild_swaps (swaps bigint not null)`,
+      sql`insert into ${schema}.rebuild_swaps values (0)`
     ]
   }
 ]
+
+/** The functions, which are created anew with each migration. */
+const functions = (log: LogTable): ReadonlyArray<Statement<unknown>> => [
+  commitInTransaction(log),
+  commitEvents(log),
+  checkSnapshot(log),
+  readStream(log),
+  readPage(log)
+]
+
+const functionNames = ["commit_in_transaction", "commit_events", "check_snapshot", "read_stream", "read_page"]
 
 /**
  * What functions that write have in common. Their plans are made once for each session, and the settings keep them good: a generic plan,
@@ -188,8 +249,8 @@ const writing = (sql: SqlClient.SqlClient, schema: Fragment): Fragment =>
  * may happen only if it writes everything: then it raises that there is a conflict (MA001), that all of it was
  * stored before (MA003), or a level of isolation that the store would not have begun the transaction with (MA002).
  */
-const commitEvents = (sql: SqlClient.SqlClient, schema: Fragment): Statement<unknown> =>
-  sql`create function ${schema}.commit_events(
+const commitEvents = ({ schema, sql }: LogTable): Statement<unknown> =>
+  sql`create or replace function ${schema}.commit_events(
     p_lock_timeout text, p_whole boolean,
     p_commits int[], p_firsts boolean[], p_aggregate_ids text[], p_sequences int[], p_types text[],
     p_bodies json[], p_metadata json[], p_timestamps uuid[]
@@ -275,8 +336,8 @@ const commitEvents = (sql: SqlClient.SqlClient, schema: Fragment): Statement<unk
  * What a refused commit had inserted is undone by the subtransaction of the block. The rows can't be told by their key, because others
  * may have used the same one.
  */
-const commitInTransaction = (sql: SqlClient.SqlClient, schema: Fragment): Statement<unknown> =>
-  sql`create function ${schema}.commit_in_transaction(
+const commitInTransaction = ({ schema, sql }: LogTable): Statement<unknown> =>
+  sql`create or replace function ${schema}.commit_in_transaction(
     p_firsts boolean[], p_aggregate_ids text[], p_sequences int[], p_types text[],
     p_bodies json[], p_metadata json[], p_timestamps uuid[]
   ) returns text
@@ -344,6 +405,31 @@ const commitInTransaction = (sql: SqlClient.SqlClient, schema: Fragment): Statem
   $function$`
 
 /**
+ * Fails with a serialization failure where a rebuild has swapped tables since the snapshot of the transaction was taken. Such a transaction
+ * finds the new table by its name, but none of the rows that the rebuild has written, so what a projection updates there would be
+ * lost. With READ COMMITTED each statement has a snapshot of its own, and nothing is locked.
+ *
+ * The lock is held to the end of the transaction, so that no swap comes between it and the projection.
+ */
+const checkSnapshot = ({ schema, sql }: LogTable): Statement<unknown> =>
+  sql`create or replace function ${schema}.check_snapshot() returns boolean
+  language plpgsql volatile
+  set search_path = ${schema}, pg_temp
+  as $function$
+  begin
+    if current_setting('transaction_isolation') <> 'read committed' then
+      begin
+        perform 1 from rebuild_swaps for share;
+      exception when serialization_failure then
+        raise exception 'a rebuild has replaced tables since the snapshot of this transaction was taken: run the whole transaction again'
+          using errcode = 'serialization_failure';
+      end;
+    end if;
+    return true;
+  end
+  $function$`
+
+/**
  * What functions that read have in common. Their plans are made once for each session, and always go along the key: left to itself the
  * planner, which takes streams for short ones, would collect and sort all that is left of a long one for each of its pages.
  */
@@ -356,10 +442,10 @@ const reading = (sql: SqlClient.SqlClient, schema: Fragment): Fragment =>
 
 /**
  * Reads a stream from its snapshot on, if it has one up to `p_max`: the snapshot as a row without a type, and so many events from the one
- * that it was made at.
+ * that it was made at. Of an event a body or metadata of more than `p_small` bytes is null.
  */
-const readStream = (sql: SqlClient.SqlClient, schema: Fragment): Statement<unknown> =>
-  sql`create function ${schema}.read_stream(p_aggregate_id text, p_max int, p_limit int)
+const readStream = ({ measuring, schema, sql }: LogTable): Statement<unknown> =>
+  sql`create or replace function ${schema}.read_stream(p_aggregate_id text, p_max int, p_limit int, p_small int)
   returns table ("timestamp" text, sequence int, type text, body text, metadata text)
   ${reading(sql, schema)}
   as $function$
@@ -374,7 +460,8 @@ const readStream = (sql: SqlClient.SqlClient, schema: Fragment): Statement<unkno
       select s.sequence into first from snapshots s where s.aggregate_id = p_aggregate_id;
     end if;
     return query
-      select e."timestamp"::text, e.sequence, '.' || e.type, e.body::text, e.metadata::text
+      select e."timestamp"::text, e.sequence, '.' || e.type, ${sql.literal(smallText(measuring, "e.body", "p_small"))},
+        ${sql.literal(smallText(measuring, "e.metadata", "p_small"))}
       from event_log e
       where e.aggregate_id = p_aggregate_id and e.sequence >= first and e.sequence <= p_max
       order by e.sequence limit p_limit;
@@ -383,10 +470,10 @@ const readStream = (sql: SqlClient.SqlClient, schema: Fragment): Statement<unkno
 
 /**
  * Reads a page of a stream, from one sequence to another, into one row, of lists in JSON: that takes far less to send and to read than a
- * row for each event. Where the lists would be too long, with more than `p_size` bytes as they are stored, they are left out.
+ * row for each event. Where the lists would have more than `p_size` bytes, as they are stored or as they are read, they are left out.
  */
-const readPage = (sql: SqlClient.SqlClient, schema: Fragment): Statement<unknown> =>
-  sql`create function ${schema}.read_page(p_aggregate_id text, p_min int, p_max int, p_size bigint)
+const readPage = ({ schema, sql }: LogTable): Statement<unknown> =>
+  sql`create or replace function ${schema}.read_page(p_aggregate_id text, p_min int, p_max int, p_size bigint)
   returns table (events bigint, first int, last int, timestamps text, types text, bodies text, metadata text)
   ${reading(sql, schema)}
   as $function$
@@ -404,6 +491,9 @@ const readPage = (sql: SqlClient.SqlClient, schema: Fragment): Statement<unknown
         '[' || string_agg(metadata::text, ',' order by sequence) || ']'
       into timestamps, types, bodies, metadata
       from event_log where aggregate_id = p_aggregate_id and sequence between p_min and p_max;
+      if octet_length(bodies) + octet_length(metadata) > p_size then
+        select null, null, null, null into timestamps, types, bodies, metadata;
+      end if;
     end if;
     return next;
   end

@@ -2,10 +2,10 @@
  * What the SQL store reads of streams and snapshots, and what the rows mean.
  */
 import type * as SqlClient from "@effect/sql/SqlClient"
-import type * as Statement from "@effect/sql/Statement"
 import { type Event, maxSequence, type StoredEvent } from "../Event.js"
 import type { StoredSnapshot } from "../Snapshot.js"
 import type { Timestamp } from "../Timestamp.js"
+import { type Contents, fitting, isComplete, type LogTable, shareOf, smallOrNull } from "./pageBytes.js"
 import type { Range } from "./record.js"
 import { type Stream, streamOf } from "./streamReader.js"
 
@@ -13,8 +13,11 @@ import { type Stream, streamOf } from "./streamReader.js"
 // with anything come behind a dot: PGlite takes U+FEFF at the start of a text for a byte order mark, and drops it.
 const withoutDot = (text: string): string => text.slice(1)
 
-interface EventRow extends Omit<StoredEvent, "aggregateId" | "type"> {
-  /** None is that of a snapshot. */
+interface EventRow extends Omit<StoredEvent, "aggregateId"> {}
+
+/** A row of a page, of which values are missing that have more than their share of it. */
+interface SmallRow extends Omit<EventRow, "type" | keyof Contents>, Contents {
+  /** The snapshot has none. */
   readonly type: string | null
 }
 
@@ -23,49 +26,79 @@ export const eventOf = (aggregateId: string, { body, metadata, sequence, timesta
   aggregateId,
   // An application may have a driver that reads numbers to texts.
   sequence: Number(sequence),
-  type: withoutDot(type ?? ""),
+  type: withoutDot(type),
   body,
   metadata
 })
 
 /**
- * The events for one reader, of rows that were selected up to a limit, and one more. Where metadata is the same text, it is one
- * object. The row of a snapshot is passed over.
+ * The page that rows make, which were selected up to a limit, and one more. Where values are missing, the rows are to be measured from a
+ * sequence on. Where metadata is the same text, it is one object. The row of a snapshot is passed over.
  */
-export const pageOf = (aggregateId: string, rows: ReadonlyArray<EventRow>, limit: number): Stream => {
-  const events: Array<Event> = []
+export const pageOf = (
+  aggregateId: string,
+  rows: ReadonlyArray<SmallRow>,
+  limit: number
+): Stream | { readonly measureFrom: number } => {
+  const found = rows.filter(({ type }) => type !== null)
+  const first = found.slice(0, limit)
+  return first.every(isEvent)
+    ? streamOf(eventsOfRows(aggregateId, first), found.length > limit)
+    : { measureFrom: Number(found[0]?.sequence) }
+}
+
+/** The page that measured rows make. It may have been cut anywhere, so there may be more behind it. */
+export const pageOfMeasured = (aggregateId: string, rows: ReadonlyArray<EventRow>): Stream =>
+  streamOf(eventsOfRows(aggregateId, rows), rows.length > 0)
+
+/** Whether a row of `selectStream` is that of the snapshot. */
+export const isSnapshot = (row: SmallRow): row is SmallRow & { readonly body: string; readonly metadata: string } =>
+  row.type === null && isComplete(row)
+
+const isEvent = (row: SmallRow): row is SmallRow & EventRow => row.type !== null && isComplete(row)
+
+const eventsOfRows = (aggregateId: string, rows: ReadonlyArray<EventRow>): ReadonlyArray<Event> => {
   let text: string | undefined
   let metadata: Event["metadata"] = {}
-  for (const row of rows) {
-    if (row.type === null) continue
-    if (events.length === limit) return streamOf(events, true)
+  return rows.map((row) => {
     if (row.metadata !== text) {
       text = row.metadata
       metadata = JSON.parse(text)
     }
-    events.push({
+    return {
       timestamp: row.timestamp,
       aggregateId,
       sequence: Number(row.sequence),
       type: withoutDot(row.type),
       body: JSON.parse(row.body),
       metadata
-    })
-  }
-  return streamOf(events, false)
+    }
+  })
 }
 
-/** With a limit, one more than that: where it comes, there are more. */
-export const selectEvents = (
-  sql: SqlClient.SqlClient,
-  schema: Statement.Fragment,
-  { aggregateId, maxSequence, minSequence }: Range,
-  limit?: number
-) =>
-  sql<EventRow>`select timestamp::text, sequence, '.' || type as type, body::text, metadata::text
-    from ${schema}.event_log
-    where aggregate_id = ${aggregateId} and sequence between ${minSequence} and ${maxSequence}
-    order by sequence ${limit === undefined ? sql`` : sql`limit ${limit + 1}`}`
+/** All events of a range, whatever they come to. */
+export const selectEvents = ({ schema, sql }: LogTable, range: Range) =>
+  sql<EventRow>`select ${eventColumns(sql)} from ${schema}.event_log where ${inRange(sql, range)} order by sequence`
+
+/** Up to a limit, and one more: where that one comes, there are more. */
+export const selectSmallEvents = ({ measuring, schema, sql }: LogTable, range: Range, limit: number) =>
+  sql<SmallRow>`select ${eventColumns(sql, smallOrNull(sql, measuring, limit))}
+    from ${schema}.event_log where ${inRange(sql, range)} order by sequence limit ${limit + 1}`
+
+/** As many as a page can have, up to a limit. */
+export const selectFittingEvents = ({ measuring, schema, sql }: LogTable, range: Range, limit: number) =>
+  sql<EventRow>`select ${eventColumns(sql)} from ${fitting(
+    sql,
+    measuring,
+    sql`select * from ${schema}.event_log where ${inRange(sql, range)} order by sequence limit ${limit}`,
+    "sequence"
+  )} event_log order by sequence`
+
+const eventColumns = (sql: SqlClient.SqlClient, contents = sql.literal("body::text, metadata::text")) =>
+  sql`timestamp::text, sequence, '.' || type as type, ${contents}`
+
+const inRange = (sql: SqlClient.SqlClient, { aggregateId, maxSequence, minSequence }: Range) =>
+  sql`aggregate_id = ${aggregateId} and sequence between ${minSequence} and ${maxSequence}`
 
 /** A page of a stream in one row: lists in JSON, which take far less to send and to read than a row for each event. */
 interface PageRow {
@@ -80,24 +113,16 @@ interface PageRow {
 }
 
 /** The events up to a limit, and one more, in one row. */
-export const selectPage = (
-  sql: SqlClient.SqlClient,
-  schema: Statement.Fragment,
-  { aggregateId, minSequence }: Range,
-  limit: number
-) =>
+export const selectPage = ({ schema, sql }: LogTable, { aggregateId, minSequence }: Range, limit: number) =>
   sql<PageRow>`select events::int as found, first, last, timestamps, types, bodies, metadata
     from ${schema}.read_page(${aggregateId}, ${minSequence}, ${Math.min(minSequence + limit, maxSequence)}, ${maxPageSize})`
 
-/**
- * In bytes, as they are stored. Long ones are compressed, to a 255th at best: so one value stays below what a text of JavaScript holds,
- * and far below what Postgres does.
- */
+/** Of one value in bytes, as it is stored and as it is read: less than a page of rows has, because the row takes its time to make. */
 const maxPageSize = 2_000_000
 
 /**
  * The page that a row holds. Otherwise the rows are to be read: up to the end of the page, where it is all there and only too large for
- * that; from it on, where something is missing, which who folds the rows finds out about.
+ * one row; from it on, where an event is missing, which the fold finds out.
  */
 export const pageOfRow = (
   aggregateId: string,
@@ -145,14 +170,10 @@ type Columns = [
 ]
 
 /** The snapshot, if there is one, and the events from its own on up to a limit, and one more. */
-export const selectStream = (
-  sql: SqlClient.SqlClient,
-  schema: Statement.Fragment,
-  { aggregateId, maxSequence }: Range,
-  limit: number
-) => sql<EventRow>`select * from ${schema}.read_stream(${aggregateId}, ${maxSequence}, ${limit + 1})`
+export const selectStream = ({ schema, sql }: LogTable, { aggregateId, maxSequence }: Range, limit: number) =>
+  sql<SmallRow>`select * from ${schema}.read_stream(${aggregateId}, ${maxSequence}, ${limit + 1}, ${shareOf(limit)})`
 
-export const selectSnapshot = (sql: SqlClient.SqlClient, schema: Statement.Fragment, range: Range) =>
+export const selectSnapshot = ({ schema, sql }: LogTable, range: Range) =>
   sql<Omit<StoredSnapshot, "aggregateId">>`select timestamp::text, sequence, body::text, metadata::text
     from ${schema}.snapshots
     where aggregate_id = ${range.aggregateId} and sequence between ${range.minSequence} and ${range.maxSequence}`

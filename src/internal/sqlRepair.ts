@@ -7,6 +7,7 @@ import type * as Statement from "@effect/sql/Statement"
 import * as Effect from "effect/Effect"
 import type { StoreError } from "../StoreError.js"
 import { promptly } from "./promptly.js"
+import { executeAlone } from "./sqlConnection.js"
 import { fromSqlError } from "./sqlError.js"
 import { withTransaction } from "./sqlTransaction.js"
 import { whetherInside } from "./storeTransaction.js"
@@ -20,23 +21,18 @@ import { whetherInside } from "./storeTransaction.js"
  */
 export const repair = (sql: SqlClient.SqlClient, schema: Statement.Fragment): Effect.Effect<boolean, StoreError> => {
   const run = <A>(statement: Effect.Effect<A, SqlError>) =>
-    Effect.mapError(statement, (error) => fromSqlError("repairAfterRestore", "writing", error))
+    Effect.mapError(statement, (error) => fromSqlError(operation, "writing", error))
 
-  /** The first id that no transaction has had, where something is of it or of a later one. */
-  const needed = Effect.map(
-    run(
-      sql<{ now: string; needed: boolean }>`select now::text, exists (
-          select 1 from ${schema}.event_log where feed_key >= now
-        ) or exists (
-          select 1 from ${schema}.subscriptions where feed_key >= now
-        ) as needed from pg_snapshot_xmax(pg_current_snapshot()) now`
-    ),
-    ([row]) => (row?.needed ? row.now : undefined)
-  )
+  const selectNeeded = sql<NeededRow>`select now::text, exists (
+      select 1 from ${schema}.event_log where feed_key >= now
+    ) or exists (
+      select 1 from ${schema}.subscriptions where feed_key >= now
+    ) as needed from pg_snapshot_xmax(pg_current_snapshot()) now`
+  const needed = Effect.map(run(selectNeeded), firstNeeded)
 
   const repairing = withTransaction(
     sql,
-    "repairAfterRestore",
+    operation,
     Effect.gen(function* () {
       yield* run(
         sql`lock table ${schema}.event_log, ${schema}.subscriptions, ${schema}.events_set_aside in access exclusive mode`
@@ -74,12 +70,27 @@ export const repair = (sql: SqlClient.SqlClient, schema: Statement.Fragment): Ef
     })
   )
 
-  return Effect.flatMap(needed, (now) =>
+  // On a connection of its own, which lets go of a database that does not answer.
+  const neededNow = whetherInside((inside) =>
+    inside ? needed : Effect.map(executeAlone(sql, operation, "reading", selectNeeded), firstNeeded)
+  )
+
+  return Effect.flatMap(neededNow, (now) =>
     now !== undefined ? whetherInside((inside) => (inside ? repairing : promptly(repairing))) : Effect.succeed(false)
   )
 }
 
 // --- internal ---
+
+const operation = "repairAfterRestore"
+
+interface NeededRow {
+  readonly now: string
+  readonly needed: boolean
+}
+
+/** The first id that no transaction has had, where something is of it or of a later one. */
+const firstNeeded = ([row]: ReadonlyArray<NeededRow>): string | undefined => (row?.needed ? row.now : undefined)
 
 /** The first id that a transaction can have: on every server it lies in the past. */
 const oldest = "3"

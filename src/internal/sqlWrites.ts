@@ -33,11 +33,13 @@ const allWritten: ReadonlyArray<Verdict> = []
 
 /**
  * How commits are stored. With `lockTimeout` the statement waits only 100 ms for a lock of another transaction. With `allOrNothing` it
- * raises where it does not write everything, because more statements are sent along with it.
+ * raises where it does not write everything, because more statements are sent along with it. With `checksSnapshot` it fails where a rebuild has
+ * swapped tables since the transaction took its snapshot, because projections follow.
  */
 export interface AppendMode {
   readonly lockTimeout?: boolean
   readonly allOrNothing?: boolean
+  readonly checksSnapshot?: boolean
 }
 
 /**
@@ -49,14 +51,21 @@ export const makeInsertCommits = (sql: SqlClient.SqlClient, schema: Statement.Fr
   const p = ""
   const [text] =
     sql`select ${schema}.commit_events(${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}) as refused`.compile()
-  const command = (commits: ReadonlyArray<Commit>, { allOrNothing, lockTimeout }: AppendMode): Command => ({
-    text,
+  // A function in `from` is called before those of the list.
+  const [checked] = sql`${sql.literal(text)} from ${schema}.check_snapshot()`.compile()
+  const command = (
+    commits: ReadonlyArray<Commit>,
+    { allOrNothing, checksSnapshot, lockTimeout }: AppendMode
+  ): Command => ({
+    text: checksSnapshot === true ? checked : text,
     values: [lockTimeout === true ? "100ms" : null, allOrNothing === true, ...columnsOf(commits)]
   })
   return {
     command,
-    statement: (commits: ReadonlyArray<Commit>, mode: AppendMode) =>
-      Effect.map(sql.unsafe<CommitOutcome>(text, command(commits, mode).values), ([row]) => row?.refused ?? null)
+    statement: (commits: ReadonlyArray<Commit>, mode: AppendMode) => {
+      const { text, values } = command(commits, mode)
+      return Effect.map(sql.unsafe<CommitOutcome>(text, values), ([row]) => row?.refused ?? null)
+    }
   }
 }
 

@@ -18,7 +18,7 @@ import * as SqlClient from "@effect/sql/SqlClient"
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
 import * as Option from "effect/Option"
-import type { EventFeed, Filter } from "../EventFeed.js"
+import { beginning, type EventFeed, type Filter } from "../EventFeed.js"
 import type { Projection } from "../Projection.js"
 import type { StoreError, ValidationError } from "../StoreError.js"
 import { SubscriptionStore } from "../SubscriptionStore.js"
@@ -30,7 +30,7 @@ import { filterOf } from "./projecting.js"
 import { promptly } from "./promptly.js"
 import { abandonRebuild, leaseOf, rebuild } from "./rebuilding.js"
 import { withoutReceipts } from "./receipt.js"
-import { matches } from "./sqlFeed.js"
+import { selectFitting } from "./sqlFeed.js"
 import type { Home } from "./sqlLease.js"
 import { homeOf } from "./sqlSubscriptions.js"
 import { withTransaction } from "./sqlTransaction.js"
@@ -241,15 +241,16 @@ const recordOf = <E, R>(
 /** Whether tables that are empty hold what they must. */
 const isFresh = <E, R>(home: Home, plan: Plan<E, R>, group: Group<E, R>): Effect.Effect<boolean, StoreError> => {
   const { schema, sql } = home
-  const filter = filterOf(group.flatMap(({ projections }) => projections))
+  const filter = bothOf(filterOf(group.flatMap(({ projections }) => projections)), undefined)
   return Effect.map(
-    run(
-      home,
-      plan.subscription === undefined
-        ? sql`select 1 from ${schema}.event_log where ${matches(sql, bothOf(filter, undefined))} limit 1`
-        : sql`select 1 from ${schema}.subscriptions where name = ${plan.subscription.name} limit 1`
-    ),
-    (rows) => rows.length === 0
+    plan.subscription === undefined
+      ? // Also an event that the feed does not show yet.
+        Effect.map(run(home, selectFitting(home, { after: beginning, filter, limit: 1 })), (rows) => rows.length)
+      : Effect.map(
+          run(home, sql`select 1 from ${schema}.subscriptions where name = ${plan.subscription.name} limit 1`),
+          (rows) => rows.length
+        ),
+    (found) => found === 0
   )
 }
 

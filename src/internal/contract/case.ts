@@ -7,6 +7,8 @@ import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as FastCheck from "effect/FastCheck"
+import * as Logger from "effect/Logger"
+import * as LogLevel from "effect/LogLevel"
 import * as Option from "effect/Option"
 import type { Event } from "../../Event.js"
 import type { Projection } from "../../Projection.js"
@@ -41,8 +43,8 @@ export const test = <R, C extends string = never>(
 ): Case<R, C> => ({
   name,
   needs,
-  // A store may sleep, and a test clock would leave it asleep.
-  run: onRealClock(Effect.suspend(run))
+  // A store may sleep, and a test clock would leave it asleep. Many projections of the cases fail, and the log would be full of them.
+  run: Logger.withMinimumLogLevel(onRealClock(Effect.suspend(run)), LogLevel.None)
 })
 
 // --- records ---

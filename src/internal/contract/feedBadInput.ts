@@ -45,6 +45,14 @@ export const feedBadInputCases: ReadonlyArray<FeedCase> = [
       for (const [path, filter] of badFilters) expect(yield* paths({ filter })).toEqual([path])
     })),
 
+  test("heldBack: refuses a bad filter by a ValidationError that names its path", () =>
+    Effect.gen(function* () {
+      const { feed } = yield* ports
+      for (const [path, filter] of badFilters) {
+        expect(refusedPaths(yield* Effect.flip(feed.heldBack(filter as Filter | undefined)))).toEqual([path])
+      }
+    })),
+
   test("awaitNews: refuses a bad position or filter by a ValidationError that names its path", () =>
     Effect.gen(function* () {
       const { feed, store } = yield* ports

@@ -7,7 +7,8 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
-import { order } from "../../EventFeed.js"
+import { type HeldBack, order } from "../../EventFeed.js"
+import { toMillis } from "../../Timestamp.js"
 import { event, failureOf, newId, projecting, stream, test } from "./case.js"
 import {
   again,
@@ -101,6 +102,43 @@ export const feedOverlapCases: ReadonlyArray<FeedCase> = [
           const late = yield* shown(feed, { after: early.position }, [slow, fast], 2 - seen.length)
           expect([...seen, ...late].map(placeOf).toSorted()).toEqual([`${fast} 1`, `${slow} 1`].toSorted())
           expect([...seen, ...late]).toEqual(eventsOf(yield* readOn(feed, { after }), [slow, fast]))
+        }),
+      needs
+    ),
+
+    test(
+      `heldBack (${name}): counts the committed events that an older transaction holds back, since the first of them`,
+      () =>
+        Effect.gen(function* () {
+          const { feed, store } = yield* ports
+          const [slow, fast, type] = [newId(), newId(), newId()]
+          const filter = { types: [type] }
+          const began = yield* Deferred.make<void>()
+          const committed = Effect.flatMap(
+            Effect.forEach([1, 2], (sequence) => event(fast, sequence, { type })),
+            (events) => Effect.as(store.commitEvents(events), events)
+          )
+          const other = yield* Effect.fork(Effect.zipRight(Deferred.await(began), committed))
+          const look: Effect.Effect<Option.Option<HeldBack>, unknown> = Effect.gen(function* () {
+            const before = (yield* readOn(feed, { filter })).length
+            const held = yield* feed.heldBack(filter)
+            const after = (yield* readOn(feed, { filter })).length
+            // Other transactions may have ended in between.
+            if (before !== after) return yield* look
+            expect(before + Option.match(held, { onNone: () => 0, onSome: ({ events }) => events })).toBe(2)
+            return held
+          })
+          const looking = yield* Effect.fork(Effect.zipRight(Fiber.await(other), look))
+          yield* run(
+            store,
+            yield* stream(slow, 1, 1),
+            Effect.zipRight(Deferred.succeed(began, undefined), endedWithin(looking))
+          )
+          const [first] = yield* Fiber.join(other)
+          const held = yield* Fiber.join(looking)
+          if (Option.isSome(held)) expect(held.value.since).toBe(first === undefined ? 0 : toMillis(first.timestamp))
+          yield* shown(feed, { filter }, [fast], 2)
+          expect(yield* feed.heldBack(filter)).toEqual(Option.none())
         }),
       needs
     ),

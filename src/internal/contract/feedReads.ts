@@ -7,7 +7,7 @@ import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import * as Stream from "effect/Stream"
 import { type Event, identityOf } from "../../Event.js"
-import { beginning, isPosition, order, stream as streamOf, streamStored } from "../../EventFeed.js"
+import { beginning, type FeedEvent, isPosition, order, stream as streamOf, streamStored } from "../../EventFeed.js"
 import { awkwardIds, awkwardValues } from "./awkward.js"
 import { deface, event, expectExactly, mixed, newId, projecting, stream, test } from "./case.js"
 import {
@@ -125,6 +125,34 @@ export const feedReadCases: ReadonlyArray<FeedCase> = [
       yield* store.commitAll(given, [writing])
       const written = [...given, ...inner.slice(0, 2), innermost, ...inner.slice(2)]
       expect((yield* shown(feed, { after }, [a, b, side, deep], 9)).map(placeOf)).toEqual(written.map(placeOf))
+    })),
+
+  test("read: a page of large events ends before 8 MB, has one event at least, and says whether there are more", () =>
+    Effect.gen(function* () {
+      const { feed, store } = yield* ports
+      const after = yield* feed.head
+      const [id, type] = [newId(), newId()]
+      // One that is larger than the limit of a page, between others of which a few make a page.
+      const sizes = [10, 3_000_000, 10, 8_500_000, 10, 2_500_000, 2_500_000, 10]
+      for (const [index, size] of sizes.entries()) {
+        const large = { text: "x".repeat(size) }
+        const [body, metadata] = index === 5 ? [{}, large] : [large, {}]
+        yield* store.commitEvents([yield* event(id, index + 1, { type, body, metadata })])
+      }
+      yield* shown(feed, { after }, [id], sizes.length)
+      for (const filter of [undefined, { types: [type] }]) {
+        const all: Array<FeedEvent> = []
+        for (let page = yield* feed.read({ after, filter }); ; ) {
+          expect(page.events.length > 1 ? sizeOf(page.events) : 0).toBeLessThan(8_000_000)
+          all.push(...page.events)
+          if (!page.more) break
+          expect(page.events).not.toEqual([])
+          page = yield* feed.read({ after: page.position, filter })
+        }
+        const own = eventsOf(all, [id])
+        expect(own.map(({ sequence }) => sequence)).toEqual(sizes.map((_, index) => index + 1))
+        expect(own.map((one) => sizeOf([one]))).toEqual(sizes.map((size) => size + `{"text":""}{}`.length))
+      }
     })),
 
   test("read: the position of a page, and of each event, is a position to go on after", () =>
@@ -280,6 +308,10 @@ export const feedReadCases: ReadonlyArray<FeedCase> = [
 ]
 
 // --- internal ---
+
+/** How long the JSON of events is. */
+const sizeOf = (events: ReadonlyArray<Pick<Event, "body" | "metadata">>): number =>
+  events.reduce((sum, { body, metadata }) => sum + JSON.stringify(body).length + JSON.stringify(metadata).length, 0)
 
 /** Four events of one stream: two with the same flat metadata, then two with the same nested metadata. */
 const alike = Effect.suspend(() =>

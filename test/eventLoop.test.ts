@@ -1,0 +1,116 @@
+/** Timers and sockets are served while the store in memory is busy. */
+import { expect, it } from "@effect/vitest"
+import * as Arr from "effect/Array"
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Schema from "effect/Schema"
+import * as Stream from "effect/Stream"
+import { Aggregate, type Event, EventFeed, MemoryStore, StoreAdapter, Subscription, Timestamp } from "effect-maestro"
+
+class Grew extends Schema.TaggedClass<Grew>()("Grew", {}) {}
+
+const Counter = Aggregate.make("Counter", {
+  state: Schema.Number,
+  initialState: 0,
+  events: Grew,
+  commands: Grew,
+  decide: { Grew: (command) => Effect.succeed([command]) },
+  evolve: { Grew: (count: number) => count + 1 }
+})
+
+const services = Counter.layer.pipe(Layer.provideMerge(MemoryStore.layer))
+
+/** What the process has worked until now, in milliseconds. On a busy machine it may wait for its turn, which is not the library's fault. */
+const worked = (): number => {
+  const { system, user } = process.cpuUsage()
+  return (system + user) / 1000
+}
+
+/** The longest work between two turns of a timer while the effect runs, in milliseconds. */
+const longestPause = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
+  Effect.acquireUseRelease(
+    Effect.sync(() => {
+      const seen = { longest: 0, turns: 0, last: worked() }
+      const turn = () => {
+        const now = worked()
+        seen.longest = Math.max(seen.longest, now - seen.last)
+        seen.last = now
+        seen.turns++
+      }
+      return { seen, turn, timer: setInterval(turn, 1) }
+    }),
+    ({ seen, turn }) =>
+      Effect.map(effect, () => {
+        turn()
+        return seen
+      }),
+    ({ timer }) => Effect.sync(() => clearInterval(timer))
+  )
+
+/** As long as a garbage collection may take, and far less than the work does. */
+const longest = 100
+
+/** Stores so many events of one aggregate. */
+const storeEvents = (count: number) =>
+  Effect.gen(function* () {
+    const [store, clock] = [yield* StoreAdapter.StoreAdapter, yield* Timestamp.HybridClock]
+    for (const chunk of Arr.chunksOf(Arr.range(1, count), 1000)) {
+      yield* store.commitEvents(
+        yield* Effect.forEach(chunk, (sequence) =>
+          Effect.map(
+            clock.now,
+            (timestamp): Event.Event => ({
+              timestamp,
+              aggregateId: "one",
+              sequence,
+              type: "Grew",
+              body: { _tag: "Grew" },
+              metadata: {}
+            })
+          )
+        )
+      )
+    }
+  })
+
+it.live("commands that follow each other on the store in memory", () =>
+  Effect.gen(function* () {
+    const command = Counter.evaluate("one", new Grew())
+    const { longest: pause, turns } = yield* longestPause(Effect.repeatN(command, 6000))
+    expect(pause).toBeLessThan(longest)
+    expect(turns).toBeGreaterThan(5)
+  }).pipe(Effect.provide(services))
+)
+
+it.live("a subscription and a stream that catch up on the store in memory", () =>
+  Effect.gen(function* () {
+    const count = 40_000
+    yield* storeEvents(count)
+    let seen = 0
+    const all = yield* Deferred.make<void>()
+    const follower = Subscription.make("follower", {
+      handle: () => (++seen === count ? Deferred.succeed(all, undefined) : Effect.void)
+    })
+    const following = yield* longestPause(Effect.raceFirst(follower.run, Deferred.await(all)))
+    expect(following.longest).toBeLessThan(longest)
+    const streaming = yield* longestPause(Stream.runDrain(EventFeed.streamStored()))
+    expect(streaming.longest).toBeLessThan(longest)
+    // A filter that lets nothing through reads no less.
+    const searching = yield* longestPause(Stream.runDrain(EventFeed.streamStored({ filter: { types: ["none"] } })))
+    expect(searching.longest).toBeLessThan(longest)
+  }).pipe(Effect.provide(services))
+)
+
+it("a program that can't wait, as by runSync, still runs on the store in memory", () => {
+  const count = Effect.runSync(
+    Effect.gen(function* () {
+      const store = yield* StoreAdapter.StoreAdapter
+      const began = performance.now()
+      // Longer than one turn of the event loop may take.
+      while (performance.now() - began < 20) yield* store.getEvents("none", 1)
+      return (yield* store.getEvents("none", 1)).length
+    }).pipe(Effect.provide(MemoryStore.layer))
+  )
+  expect(count).toBe(0)
+})

@@ -1,0 +1,164 @@
+/** Declared refusals: what the compiler asks of handlers, and what the aggregate shows; commands from outside, restricted to some. */
+import * as SqlClient from "@effect/sql/SqlClient"
+import { expect, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Schema from "effect/Schema"
+import { Aggregate, MemoryStore } from "effect-maestro"
+import { expectTypeOf } from "vitest"
+import {
+  Account,
+  AlreadyOpen,
+  Deposit,
+  Deposited,
+  definition,
+  InsufficientFunds,
+  LimitExceeded,
+  Limits,
+  Withdraw,
+  Withdrawn
+} from "./account.js"
+
+const refusals = { Open: [AlreadyOpen], Withdraw: [InsufficientFunds, LimitExceeded] } as const
+
+const Declaring = Aggregate.make("Account", { ...definition, refusals })
+
+it("the aggregate shows its commands and its declared refusals as schemas", () => {
+  expect(Declaring.commands).toBe(definition.commands)
+  expect(Declaring.refusals).toBe(refusals)
+  expect(Account.refusals).toBe(undefined)
+  expectTypeOf(Declaring.refusals).toEqualTypeOf(refusals)
+  expectTypeOf(Account.refusals).toEqualTypeOf<undefined>()
+  const Refusal = Schema.Union(...Declaring.refusals.Withdraw)
+  const refusal = new LimitExceeded({ limit: 5 })
+  const json: unknown = JSON.parse(JSON.stringify(Schema.encodeSync(Refusal)(refusal)))
+  expect(json).toEqual({ _tag: "LimitExceeded", limit: 5 })
+  expect(Schema.decodeUnknownSync(Refusal)(json)).toEqual(refusal)
+})
+
+it("a declaration changes no failure of evaluate", () => {
+  const types = () => [
+    [Declaring.evaluate("a", new Withdraw({ amount: 1 })), Account.evaluate("a", new Withdraw({ amount: 1 }))] as const,
+    [Declaring.evaluate("a", new Deposit({ amount: 1 })), Account.evaluate("a", new Deposit({ amount: 1 }))] as const
+  ]
+  expectTypeOf<ReturnType<typeof types>[number][0]>().toEqualTypeOf<ReturnType<typeof types>[number][1]>()
+})
+
+// `test/check/hovers.ts` has more of these: where the error is, and what it says.
+it("a refusal that is not declared does not compile", () => {
+  const inPlace = {
+    state: Schema.Number,
+    initialState: 0,
+    events: Schema.Union(Deposited, Withdrawn),
+    commands: Schema.Union(Deposit, Withdraw),
+    evolve: { Deposited: (balance: number) => balance, Withdrawn: (balance: number) => balance }
+  }
+  const decide = {
+    Deposit: () => Effect.succeed([]),
+    Withdraw: (_: Withdraw, { state }: Aggregate.Root<number>) => new InsufficientFunds({ balance: state })
+  }
+  const types = () => {
+    Aggregate.make("Account", {
+      ...definition,
+      refusals: { Open: [AlreadyOpen], Withdraw: [InsufficientFunds] },
+      // @ts-expect-error: LimitExceeded is not declared
+      decide: definition.decide
+    })
+    Aggregate.make("Account", {
+      ...inPlace,
+      refusals: {},
+      // @ts-expect-error: InsufficientFunds is not declared
+      decide
+    })
+    Aggregate.make("Account", {
+      ...inPlace,
+      // @ts-expect-error: Close is no command
+      refusals: { Close: [InsufficientFunds] },
+      decide: { Deposit: () => Effect.succeed([]), Withdraw: () => Effect.succeed([]) }
+    })
+    Aggregate.make("Account", {
+      ...inPlace,
+      // @ts-expect-error: no schema
+      refusals: { Withdraw: ["InsufficientFunds"] },
+      decide: { Deposit: () => Effect.succeed([]), Withdraw: () => Effect.succeed([]) }
+    })
+  }
+  expectTypeOf(types).toBeFunction()
+})
+
+it("failures of the library and of the database need not be declared; handlers are inferred where they stand", () => {
+  const types = () =>
+    Aggregate.make("Transfers", {
+      state: Schema.Number,
+      initialState: 0,
+      events: Schema.Union(Deposited, Withdrawn),
+      commands: Schema.Union(Deposit, Withdraw),
+      refusals: { Withdraw: [InsufficientFunds] },
+      decide: {
+        Deposit: (command, root) => {
+          expectTypeOf(command).toEqualTypeOf<Deposit>()
+          expectTypeOf(root).toEqualTypeOf<Aggregate.Root<number>>()
+          return Account.evaluate(root.id, command).pipe(
+            Aggregate.withCommandId("c"),
+            Aggregate.withExpectedSequence(1),
+            Effect.map(({ events }) => events.filter((event) => event._tag === "Deposited"))
+          )
+        },
+        Withdraw: ({ amount }, { state }) =>
+          Effect.gen(function* () {
+            const sql = yield* SqlClient.SqlClient
+            yield* sql`select 1`
+            if (amount > state) return yield* new InsufficientFunds({ balance: state })
+            return [new Withdrawn({ amount })]
+          })
+      },
+      evolve: {
+        Deposited: (balance, { amount }) => balance + amount,
+        Withdrawn: (balance, { amount }) => balance - amount
+      }
+    })
+  expectTypeOf<ReturnType<typeof types>["name"]>().toEqualTypeOf<"Transfers">()
+})
+
+it("refusals of what is no command are refused when the aggregate is made", () => {
+  const strange: typeof refusals = JSON.parse('{ "Open": [], "Withdraw": [], "Close": [] }')
+  expect(() => Aggregate.make("Account", { ...definition, refusals: strange })).toThrow(
+    "refusals of Account names what is no command: Close"
+  )
+})
+
+it.effect("evaluateUnknown refuses commands that are not allowed by a ValidationError that names those which are", () =>
+  Effect.gen(function* () {
+    const id = yield* Account.newId
+    const only = ["Deposit", "Touch"] as const
+    const evaluate = (json: unknown) => Account.evaluateUnknown(id, json, { only })
+    expect(yield* evaluate({ _tag: "Deposit", amount: 5 })).toMatchObject({ sequence: 1 })
+    for (const json of [{ _tag: "Withdraw", amount: 1 }, { _tag: "Close" }, { amount: 1 }, null, "Deposit"]) {
+      const error = yield* Effect.flip(evaluate(json))
+      expect(error).toMatchObject({
+        _tag: "ValidationError",
+        operation: "Account.evaluateUnknown",
+        issues: [{ path: ["_tag"], message: "must be one of Deposit, Touch" }]
+      })
+    }
+    expect(yield* Effect.flip(evaluate({ _tag: "Deposit", amount: -1 }))).toMatchObject({
+      issues: [{ path: ["amount"] }]
+    })
+    expect(yield* Effect.flip(Account.evaluateUnknown(id, { _tag: "Touch" }, { only: [] }))).toMatchObject({
+      issues: [{ message: "is not allowed: no tag is" }]
+    })
+    // One that says something else each time.
+    let reads = 0
+    const changing = {
+      get _tag() {
+        return reads++ === 0 ? "Deposit" : "Withdraw"
+      },
+      amount: 5
+    }
+    expect(yield* Effect.flip(evaluate(changing))).toMatchObject({ _tag: "ValidationError" })
+    expect(yield* Account.fetch(id)).toMatchObject({ balance: 5 })
+    expect(yield* Account.evaluateUnknown(id, { _tag: "Withdraw", amount: 5 }, {})).toMatchObject({ sequence: 2 })
+    expect(yield* Account.exists(id)).toBe(true)
+    expect(yield* Account.exists(`${id}-none`)).toBe(false)
+  }).pipe(Effect.provide(Account.layer.pipe(Layer.provide(Limits.layer), Layer.provide(MemoryStore.layer))))
+)
