@@ -528,11 +528,21 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("tables of pr
           // What the tables hold is wrong, and events come while no process works for the subscription.
           yield* sql`update counts set events = 77`
           yield* depositing(5)
-          const Next = Subscription.fromProjections("search", [Projection.of(Plain, balancesTwo()), counts(1)])
+          const Next = Subscription.fromProjections("search", [Projection.of(Plain, balancesTwo()), counts(1)], {
+            lease: "300 millis"
+          })
           yield* Effect.flatMap(depositing(5), waitFor).pipe(
             Effect.provide(Next.layer.pipe(Layer.provide(ProjectionTables.layer(Next))))
           )
           expect(yield* both).toEqual([{ account: "ann", amount: 15, events: 15 }])
+          // A process of the older version works for the subscription all the while.
+          const Last = Subscription.fromProjections("search", [Projection.of(Plain, balancesTwo(3)), counts(1)])
+          yield* Effect.gen(function* () {
+            const storm = yield* Effect.fork(depositing(30))
+            yield* ProjectionTables.prepare(Last, { batchSize: 5 })
+            yield* Effect.flatMap(Fiber.join(storm), waitFor)
+          }).pipe(Effect.provide(Next.layer))
+          expect(yield* both).toEqual([{ account: "ann", amount: 45, events: 45 }])
           // All of them must own their tables.
           const Without = Subscription.fromProjections("search", [
             Projection.of(Plain, { name: "x", project: () => Effect.void })
