@@ -1,8 +1,8 @@
 /**
  * Brings the tables that projections own to the declared version: it creates them, or has a rebuild make them anew. `ProjectionTables` calls it.
  *
- * **What is in place** stands in a record for each projection (`tableRecords.ts`). A record changes in the transaction that makes its tables: that
- * which creates them, or that of the rebuild's swap. So a process that ends at any moment leaves a state from which the next one goes on.
+ * **What is in place** stands in a record for each projection (`tableRecords.ts`). A record changes in the transaction that makes its tables: the
+ * one that creates them, or the one of the rebuild's swap. So a process that ends at any moment leaves a state from which the next one goes on.
  *
  * **Of any number of processes one works.** Tables are created under an advisory lock, and a process that waited for it reads the records
  * again. A rebuild has a lease. Its name is made of the declaration, so that processes of two declarations never fill the same shadow tables; of
@@ -363,7 +363,7 @@ const rebuildGroup = <E, R>(
     const standings = yield* standingsOf(home, group)
     if (!(yield* isSettled(standings))) {
       return yield* misconfigured(
-        `the rebuild of ${which} is done, and the record of the tables is of before: call ProjectionTables.forget, and start again`
+        `the rebuild of ${which} is done, and the record of the tables is still the old one: call ProjectionTables.forget, and start again`
       )
     }
     yield* confirm(home, standings)
