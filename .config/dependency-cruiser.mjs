@@ -37,6 +37,7 @@ const floors = [
     "internal/commitQueue.ts",
     "internal/sqlTransaction.ts",
     "internal/statements.ts",
+    "internal/ownedTables.ts",
     "internal/origin.ts"
   ],
   ["internal/projectionFailure.ts"],
@@ -72,13 +73,15 @@ const floors = [
     "internal/memorySubscriptions.ts",
     "internal/consumer.ts",
     "internal/subscriptionStatus.ts",
-    "internal/shadowTables.ts"
+    "internal/shadowTables.ts",
+    "internal/tableRecords.ts"
   ],
   ["MemoryStore.ts", "SqlStore.ts", "PgliteClient.ts", "internal/lifecycle.ts"],
   ["internal/evaluateOnce.ts"],
   ["internal/aggregateService.ts", "internal/subscriptionMetrics.ts", "internal/rebuilding.ts"],
-  ["internal/design.ts", "internal/subscriptionRun.ts"],
-  ["Aggregate.ts", "Subscription.ts", "Rebuild.ts"],
+  ["internal/design.ts", "internal/subscriptionRun.ts", "internal/tableOwners.ts"],
+  ["Aggregate.ts", "Subscription.ts", "Rebuild.ts", "internal/tableVersions.ts"],
+  ["ProjectionTables.ts"],
   ["internal/contract/"],
   ["AggregateTest.ts", "StoreContract.ts", "FeedContract.ts", "ClusterAggregate.ts"],
   ["cli/"],

@@ -12,14 +12,15 @@ import type * as Schema from "effect/Schema"
 import type { Envelope, Event } from "./Event.js"
 import type { HandlerContext, HandlerError, Tagged } from "./internal/eventCodec.js"
 import { envelopeOf, type Origin as OriginOf, type StreamIds, withOwnIds } from "./internal/origin.js"
+import { declaredTables, type TableOptions } from "./internal/ownedTables.js"
 import { decodingFor, refusalFor, refusalsOf, withoutSqlError } from "./internal/projectionFailure.js"
 import { provideStatementsFor, statementsFor } from "./internal/statements.js"
 import type { StoreError } from "./StoreError.js"
 
 /**
  * A strong projection. `project` runs for every event of a commit, one after the other, in the transaction that stores
- * them; when it fails with `E`, nothing is stored and the failure reaches whoever committed. Its tables are your own:
- * write them through `SqlClient`, and they are part of the transaction.
+ * them; when it fails with `E`, nothing is stored and the failure reaches whoever committed. It writes its tables
+ * through `SqlClient`, as part of the transaction. Your migrations make them, or the projection owns them (`tables`).
  *
  * It runs again when the commit is tried again, so what it does beside the database (a mail, a call) may be done
  * more than once, or for a commit that failed in the end.
@@ -27,7 +28,7 @@ import type { StoreError } from "./StoreError.js"
  * @since 0.1.0
  * @category models
  */
-export interface Projection<out E = never, out R = never> {
+export interface Projection<out E = never, out R = never> extends TableOptions {
   /** Names the projection in traces and messages. */
   readonly name: string
   /** The types of the events that concern it: all, when it does not say. A commit without them takes the short way. */
@@ -195,6 +196,7 @@ export const make: {
   const refusalOf = refusalsOf<A, Refusal<Refusals>>(handlers, decode, options.onConstraint)
   const projection: Projection<E | Refusal<Refusals> | StoreError, R> = {
     name,
+    ...declaredTables(name, options),
     events: [...handlers.keys()],
     project: (stored) => {
       const handler = handlers.get(stored.type)
@@ -286,8 +288,9 @@ export const makeSql: {
       Effect.flatMap(statements(stored, sql), (all) => Effect.forEach(all, (statement) => statement, { discard: true }))
     ).pipe(Effect.mapError((error) => refusalFor(refusalOf, stored, error) ?? withoutSqlError(name, stored, error)))
   provideStatementsFor(project, (stored, sql) => Either.getOrUndefined(statements(stored, sql)))
+  const tables = declaredTables(name, options)
   return originate(
-    { name, events: [...handlers.keys()], project, ...(refusalOf === undefined ? {} : { refusalOf }) },
+    { name, ...tables, events: [...handlers.keys()], project, ...(refusalOf === undefined ? {} : { refusalOf }) },
     options.of
   )
 }
@@ -370,7 +373,7 @@ export const of = <E, R>(origin: Projection.Origin, projection: Projection<E, R>
  * @since 0.1.0
  * @category models
  */
-export interface Options<Handlers, A extends Tagged, Refusals = ConstraintHandlers<A>> {
+export interface Options<Handlers, A extends Tagged, Refusals = ConstraintHandlers<A>> extends TableOptions {
   /** Names the projection in traces and messages. */
   readonly name: string
   /** What is to be done for each type: with `makeSql`, which statements. */

@@ -310,7 +310,9 @@ export const fromProjections = <const Projections extends ReadonlyArray<Projecti
   name: string,
   projections: Projections,
   settings?: SettingsWithoutTypes
-): Subscription<Projection.Error<Projections[number]>, Projection.Context<Projections[number]>> => {
+): Subscription<Projection.Error<Projections[number]>, Projection.Context<Projections[number]>> & {
+  readonly projections: Projections
+} => {
   type E = Projection.Error<Projections[number]>
   type R = Projection.Context<Projections[number]>
   for (const { name: projection, of } of projections as ReadonlyArray<Projection.Any>) {
@@ -319,11 +321,9 @@ export const fromProjections = <const Projections extends ReadonlyArray<Projecti
       `projection ${JSON.stringify(projection)} of subscription ${name} must be of an aggregate, or of all`
     )
   }
-  return makeOf<E, R>(name, {
-    ...settings,
-    filter: bothOf(filterOf(projections), settings?.filter),
-    handle: projectBy<E, R>(projections.map((projection) => withoutReceipts(projection)))
-  })
+  const filter = bothOf(filterOf(projections), settings?.filter)
+  const handle = projectBy<E, R>(projections.map((projection) => withoutReceipts(projection)))
+  return { ...makeOf<E, R>(name, { ...settings, filter, handle }), projections }
 }
 
 /**

@@ -51,6 +51,10 @@ interface Plan<E, R> {
     | { readonly name: string; readonly partitions: number; readonly filter: Filter | undefined }
     | undefined
   readonly batchSize?: number | undefined
+  /** Whether the library itself has named it, by a name that is reserved. */
+  readonly isOwn?: boolean | undefined
+  /** Runs in the transaction of the swap, after it. When it fails, nothing is swapped. */
+  readonly onSwap?: Effect.Effect<void, StoreError> | undefined
   readonly onProgress?:
     | ((progress: {
         readonly done: number
@@ -176,7 +180,7 @@ const checkPlan = (plan: Plan<unknown, unknown>): Effect.Effect<void, Validation
   const issues: Array<ValidationIssue> = []
   const refuse = (path: ReadonlyArray<string | number>, message: string) =>
     issues.push(new ValidationIssue({ index: 0, path, message }))
-  const problem = nameProblem(plan.name, maxNameLength)
+  const problem = plan.isOwn === true ? undefined : nameProblem(plan.name, maxNameLength)
   if (problem !== undefined) refuse(["name"], problem)
   for (const [index, { of }] of plan.projections.entries()) {
     if (of === undefined) refuse(["projections", index, "of"], "must be an aggregate, or all")
@@ -213,7 +217,7 @@ const homeOrFail = (store: SubscriptionStore["Type"]): Effect.Effect<Home, Store
 }
 
 /** Of no subscription: its name would be reserved. */
-const leaseOf = (name: string): string => `${reservedPrefix}/rebuild/${name}`
+export const leaseOf = (name: string): string => `${reservedPrefix}/rebuild/${name}`
 
 const lostLease = (name: string) => new LeaseLost({ subscription: leaseOf(name), partition: 0 })
 
@@ -390,6 +394,7 @@ const swapInOneTransaction = <E, R>(
         yield* moveSubscription(plan.subscription.name, plan.subscription.partitions)
       }
       yield* swap(sql, shadow, tables, plan.create === undefined)
+      if (plan.onSwap !== undefined) yield* plan.onSwap
       yield* run(
         home,
         sql`update ${schema}.rebuilds set finished_at = clock_timestamp(), events_total = events_done where name = ${plan.name}`

@@ -7,6 +7,7 @@ import type { SqlError } from "@effect/sql/SqlError"
 import type { Fragment, Statement } from "@effect/sql/Statement"
 import * as Effect from "effect/Effect"
 import { StoreError } from "../StoreError.js"
+import { createTableRecords } from "./ownedTables.js"
 import { type LogTable, type Measuring, smallText } from "./pageBytes.js"
 import { promptly } from "./promptly.js"
 import { executeAlone } from "./sqlConnection.js"
@@ -195,11 +196,11 @@ const migrations: ReadonlyArray<Migration> = [
       )`,
       sql`create table ${schema}.rebuilds (
         name text collate "C" primary key,
-        events_total bigint not null,
-        events_done bigint not null default 0,
+        events_total bigint not null, events_done bigint not null default 0,
         started_at timestamptz not null default clock_timestamp(),
         finished_at timestamptz
       )`,
+      createTableRecords(sql, schema),
       // Each swap of a rebuild updates the one row, and `check_snapshot` locks it.
       sql`create table ${schema}.rebuild_swaps (swaps bigint not null)`,
       sql`insert into ${schema}.rebuild_swaps values (0)`
