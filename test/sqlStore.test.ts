@@ -334,7 +334,7 @@ it.layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg({ maxConnections: 4 })))
               const id = newId()
               yield* store.commitEvents(
                 yield* Effect.forEach(Arr.range(1, 600), (sequence) =>
-                  Effect.map(event(id, sequence), (one) => ({
+                  Effect.map(event(Account.streamId(id), sequence), (one) => ({
                     ...one,
                     type: "Deposited",
                     body: { amount: 1 },
@@ -344,7 +344,7 @@ it.layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg({ maxConnections: 4 })))
               )
               expect(yield* Account.fetch(id)).toMatchObject({ balance: 600 })
               yield* Account.snapshot(id)
-              expect(Option.getOrThrow(yield* store.getSnapshot(id, 1)).sequence).toBe(600)
+              expect(Option.getOrThrow(yield* store.getSnapshot(Account.streamId(id), 1)).sequence).toBe(600)
               expect(
                 yield* Effect.provide(Account.evaluate(id, new Deposit({ amount: 1 })), Layer.fresh(Account.layer))
               ).toMatchObject({
