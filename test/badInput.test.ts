@@ -24,36 +24,39 @@ it.layer(layer)("bad input", (it) => {
   it.effect(
     "aggregates: any value as id, command, sequence or metadata is a typed failure, and stores nothing bad",
     () =>
-      // Eleven operations each: a tenth of the long run is long enough.
-      everyCase({ ...settings, runs: Math.min(settings.runs, 500) }, FastCheck.tuple(anyValue, anyValue), (recipes) =>
-        Effect.gen(function* () {
-          const [a, b] = recipes.map(({ make }) => make())
-          const id = yield* Account.newId
-          const ended = yield* Effect.forEach(
-            [
-              () => call(Account.evaluate, a, new Deposit({ amount: 1 })),
-              () => call(Account.evaluate, id, a),
-              () => call(Account.evaluate, id, { _tag: a }),
-              () => call(Account.evaluateUnknown, id, a),
-              () => call(Account.evaluateUnknown, id, { _tag: "Deposit", amount: a }),
-              () => call(Account.evaluateUnknown, id, { _tag: "Withdraw", amount: b }),
-              () => call(Account.get, a),
-              () => call(Account.fetch, a),
-              () => call(Account.replay, a, b),
-              () => call(Account.replay, id, a),
-              () => call(Account.snapshot, a),
-              () => Stream.runDrain(Account.history(a as string))
-            ],
-            typedFailure
-          )
-          // What was taken is a deposit of a number above 0: all that there is can be read again.
-          const stored = yield* Effect.flatMap(StoreAdapter.StoreAdapter, (store) =>
-            store.getEvents(Account.streamId(id), 1)
-          )
-          expect(stored.length).toBeLessThanOrEqual(ended.filter(Exit.isSuccess).length)
-          const state = yield* Account.fetch(id)
-          expect(state.balance).toBeGreaterThanOrEqual(0)
-        })
+      // Twelve operations for each input.
+      everyCase(
+        { ...settings, runs: Math.min(settings.runs / 2, 500) },
+        FastCheck.tuple(anyValue, anyValue),
+        (recipes) =>
+          Effect.gen(function* () {
+            const [a, b] = recipes.map(({ make }) => make())
+            const id = yield* Account.newId
+            const ended = yield* Effect.forEach(
+              [
+                () => call(Account.evaluate, a, new Deposit({ amount: 1 })),
+                () => call(Account.evaluate, id, a),
+                () => call(Account.evaluate, id, { _tag: a }),
+                () => call(Account.evaluateUnknown, id, a),
+                () => call(Account.evaluateUnknown, id, { _tag: "Deposit", amount: a }),
+                () => call(Account.evaluateUnknown, id, { _tag: "Withdraw", amount: b }),
+                () => call(Account.get, a),
+                () => call(Account.fetch, a),
+                () => call(Account.replay, a, b),
+                () => call(Account.replay, id, a),
+                () => call(Account.snapshot, a),
+                () => Stream.runDrain(Account.history(a as string))
+              ],
+              typedFailure
+            )
+            // What was taken is a deposit of a number above 0: all that there is can be read again.
+            const stored = yield* Effect.flatMap(StoreAdapter.StoreAdapter, (store) =>
+              store.getEvents(Account.streamId(id), 1)
+            )
+            expect(stored.length).toBeLessThanOrEqual(ended.filter(Exit.isSuccess).length)
+            const state = yield* Account.fetch(id)
+            expect(state.balance).toBeGreaterThanOrEqual(0)
+          })
       )
   )
 

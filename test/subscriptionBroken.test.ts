@@ -32,7 +32,7 @@ const onPostgres = Layer.unwrapScoped(
   Effect.map(makeDatabase, (url) => {
     const acquire = Effect.acquireRelease(
       Effect.sync(() => {
-        const pool = new Pool({ connectionString: url, max: 6, query_timeout: 2000 })
+        const pool = new Pool({ connectionString: url, max: 6, query_timeout: 1000 })
         pool.on("error", () => {})
         return pool
       }),

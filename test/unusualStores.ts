@@ -22,7 +22,7 @@ const after = (pause: Effect.Effect<void>) =>
 /** As far away as the next data centre but one. By a timer of the machine, as a driver has it. */
 export const isFarAway: Effect.Effect<Store> = after(
   Effect.async<void>((resume) => {
-    const timer = setTimeout(() => resume(Effect.void), 30)
+    const timer = setTimeout(() => resume(Effect.void), 10)
     return Effect.sync(() => clearTimeout(timer))
   })
 )
