@@ -13,13 +13,17 @@ const start = Effect.acquireRelease(
       ["--import", "tsx", fileURLToPath(new URL("../examples/application/main.ts", import.meta.url))],
       { stdio: ["ignore", "pipe", "inherit"], env: { ...process.env, PORT: "0", DATABASE_URL: undefined } }
     )
-    let text = ""
-    for await (const data of child.stdout) {
-      text += data
-      const [, port] = /Listening on http:\/\/[^:]*:(\d+)/.exec(text) ?? []
-      if (port !== undefined) return { child, url: `http://127.0.0.1:${port}` }
-    }
-    throw new Error(`the application ended: ${text}`)
+    // It goes on reading: the application writes a line for each request.
+    const port = await new Promise<string>((resolve, reject) => {
+      let text = ""
+      child.stdout.on("data", (data) => {
+        text += data
+        const [, found] = /Listening on http:\/\/[^:]*:(\d+)/.exec(text) ?? []
+        if (found !== undefined) resolve(found)
+      })
+      child.once("exit", () => reject(new Error(`the application ended: ${text}`)))
+    })
+    return { child, url: `http://127.0.0.1:${port}` }
   }),
   ({ child }) => Effect.sync(() => child.kill("SIGKILL"))
 )
@@ -47,6 +51,7 @@ it.scopedLive("the application of the examples answers over HTTP, and ends on SI
     expect(yield* ask("/accounts/ann")).toEqual([200, { balance: 500 }])
     expect(yield* ask("/richest")).toEqual([200, ["bob", "ann"]])
     expect(yield* ask("/accounts/ann/deposits", { amount: -1 })).toMatchObject([400, { _tag: "HttpApiDecodeError" }])
+    expect(yield* ask("/accounts/%00")).toMatchObject([400, { _tag: "BadRequest" }])
     child.kill("SIGTERM")
     yield* Effect.promise(() => once(child, "exit"))
     expect(child.signalCode).toBe(null)

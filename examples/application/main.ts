@@ -8,6 +8,7 @@ import * as HttpApi from "@effect/platform/HttpApi"
 import * as HttpApiBuilder from "@effect/platform/HttpApiBuilder"
 import * as HttpApiEndpoint from "@effect/platform/HttpApiEndpoint"
 import * as HttpApiGroup from "@effect/platform/HttpApiGroup"
+import * as HttpMiddleware from "@effect/platform/HttpMiddleware"
 import * as HttpServer from "@effect/platform/HttpServer"
 import * as NodeHttpServer from "@effect/platform-node/NodeHttpServer"
 import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
@@ -18,7 +19,7 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
-import { Aggregate, Projection, SqlStore, Subscription } from "effect-maestro"
+import { Aggregate, Projection, ProjectionTables, SqlStore, type StoreError, Subscription } from "effect-maestro"
 import * as PgliteClient from "effect-maestro/PgliteClient"
 
 // --- the domain: events, commands, refusals, and the table that is part of every commit ---
@@ -35,6 +36,7 @@ const AccountEvent = Schema.Union(Deposited, Withdrawn)
 
 const Balances = Projection.makeSql({
   name: "balances",
+  tables: { balances: (sql) => sql`create table balances (account text primary key, balance float8 not null)` },
   events: AccountEvent,
   project: {
     Deposited: ({ amount }, { id }, sql) =>
@@ -83,6 +85,8 @@ const Balance = Schema.Struct({ balance: Schema.Number })
 const Amount = Schema.Struct({ amount: Schema.Positive })
 const account = { path: Schema.Struct({ account: Schema.NonEmptyString }) }
 
+class BadRequest extends Schema.TaggedError<BadRequest>()("BadRequest", { message: Schema.String }) {}
+
 class Accounts extends HttpApiGroup.make("accounts")
   .add(HttpApiEndpoint.get("read", "/accounts/:account").setPath(account.path).addSuccess(Balance))
   .add(HttpApiEndpoint.get("richest", "/richest").addSuccess(Schema.Array(Schema.String)))
@@ -98,14 +102,20 @@ class Accounts extends HttpApiGroup.make("accounts")
       .setPayload(Amount)
       .addSuccess(Balance)
       .addError(InsufficientFunds, { status: 422 })
-  ) {}
+  )
+  .addError(BadRequest, { status: 400 }) {}
 
 class Api extends HttpApi.make("bank").add(Accounts) {}
 
-// A failure of the store is no answer of this API, so it becomes a defect: status 500, and a line in the log.
+const badRequest = ({ message }: StoreError.ValidationError) => new BadRequest({ message })
+
+// A failure of the store is no answer of this API, so it becomes a defect: status 500, and a line in the log by the middleware.
+const failures = { ValidationError: badRequest, StoreError: Effect.die }
+const commandFailures = { ...failures, RetryCommand: Effect.die }
+
 const layerAccounts = HttpApiBuilder.group(Api, "accounts", (handlers) =>
   handlers
-    .handle("read", ({ path }) => Effect.orDie(Account.fetch(path.account)))
+    .handle("read", ({ path }) => Account.fetch(path.account).pipe(Effect.catchTags(failures)))
     .handle("richest", () =>
       Effect.flatMap(
         SqlClient.SqlClient,
@@ -118,13 +128,13 @@ const layerAccounts = HttpApiBuilder.group(Api, "accounts", (handlers) =>
     .handle("deposit", ({ path, payload }) =>
       Account.evaluate(path.account, new Deposit(payload)).pipe(
         Effect.map(({ state }) => state),
-        Effect.orDie
+        Effect.catchTags(commandFailures)
       )
     )
     .handle("withdraw", ({ path, payload }) =>
       Account.evaluate(path.account, new Withdraw(payload)).pipe(
         Effect.map(({ state }) => state),
-        Effect.catchAll((error) => (error._tag === "InsufficientFunds" ? Effect.fail(error) : Effect.die(error)))
+        Effect.catchTags(commandFailures)
       )
     )
 )
@@ -141,22 +151,23 @@ const layerClient = Layer.unwrapEffect(
   )
 )
 
+// The projection makes its own table; the table of the subscription is the application's.
 const layerTables = Layer.effectDiscard(
   Effect.gen(function* () {
     const sql = yield* SqlClient.SqlClient
-    yield* sql`create table if not exists balances (account text primary key, balance float8 not null)`
     yield* sql`create table if not exists alerts (account text, sequence int, amount float8, primary key (account, sequence))`
   })
 )
 
 // `provideMerge` gives a layer to those above it, and passes it on: the aggregate and the handlers use the client, too.
 const layerDomain = Account.layer.pipe(
+  Layer.provideMerge(ProjectionTables.layer(Account.projections)),
   Layer.provideMerge(SqlStore.layer),
   Layer.provideMerge(layerTables),
   Layer.provideMerge(layerClient)
 )
 
-const layerHttp = HttpApiBuilder.serve().pipe(
+const layerHttp = HttpApiBuilder.serve(HttpMiddleware.logger).pipe(
   HttpServer.withLogAddress,
   Layer.provide(HttpApiBuilder.api(Api)),
   Layer.provide(layerAccounts),

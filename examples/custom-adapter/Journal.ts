@@ -11,6 +11,7 @@ import * as Option from "effect/Option"
 import * as Predicate from "effect/Predicate"
 import type * as Scope from "effect/Scope"
 import { StoreError } from "effect-maestro"
+// The lock of the library, which is not exported: a store of your own brings a lock of its own.
 import { hold } from "../../src/internal/folderLock.js"
 
 export interface Journal<A> {
