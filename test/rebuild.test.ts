@@ -263,6 +263,34 @@ layer(Layer.fresh(onPostgres), { excludeTestServices: true, timeout: 60_000 })("
     })
   )
 
+  it.effect(
+    "a subscription of another number of partitions, and a bad batch size, are refused, and nothing is moved",
+    () =>
+      Effect.gen(function* () {
+        const sql = yield* SqlClient.SqlClient
+        yield* sql`insert into maestro.subscriptions (name, partition, partitions, feed_key, position)
+        select 'cut in three', partition, 3, '0', 0 from generate_series(0, 2) partition`
+        const options = { name: "cut", projections: [Balances], tables: ["balances"] } as const
+        for (const partitions of [1, 4]) {
+          const subscription = { name: "cut in three", partitions, filter: undefined }
+          expect(yield* Effect.flip(Rebuild.run({ ...options, subscription }))).toMatchObject({
+            reason: "Misconfigured",
+            description: expect.stringContaining(`has 3 partitions in the store, and ${partitions} here`)
+          })
+        }
+        for (const batchSize of [0, 0.5, Number.NaN, 10_001]) {
+          expect(yield* Effect.flip(Rebuild.run({ ...options, batchSize }))).toMatchObject({
+            _tag: "ValidationError",
+            issues: [{ path: ["batchSize"] }]
+          })
+        }
+        expect(
+          yield* sql`select distinct partitions, position::int from maestro.subscriptions where name = 'cut in three'`
+        ).toEqual([{ partitions: 3, position: 0 }])
+        expect(yield* Rebuild.status("cut")).toEqual(Option.none())
+      })
+  )
+
   it.effect("a table that is not there is refused by name", () =>
     Effect.gen(function* () {
       expect(`${yield* Effect.flip(Rebuild.run({ ...strong, tables: ["nowhere"], name: "none" }))}`).toContain(

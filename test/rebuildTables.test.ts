@@ -234,6 +234,17 @@ layer(onPostgres, { excludeTestServices: true, timeout: 60_000 })("What hangs on
       })
   )
 
+  it.effect("a table whose array type has the name of another type is refused before a rebuild begins", () =>
+    Effect.gen(function* () {
+      const sql = yield* SqlClient.SqlClient
+      yield* sql`create table _arrays (x int)`
+      yield* arrange("arrays", { statements: [] })
+      expect(`${yield* Effect.flip(Rebuild.run(rebuildOf("arrays")))}`).toContain("names that are taken: type _arrays")
+      expect(yield* sql`select 1 from maestro.rebuilds where name = 'arrays' and events_done > 0`).toEqual([])
+      yield* sql`drop table _arrays`
+    })
+  )
+
   it.effect("foreign keys among the tables are those of the statements that make the new ones", () =>
     Effect.gen(function* () {
       const sql = yield* SqlClient.SqlClient

@@ -81,6 +81,7 @@ export const rebuild = <E, R>(
     const attempt = Effect.scoped(
       Effect.gen(function* () {
         if (yield* isFinished(home, plan.name)) return
+        yield* checkPartitions(home, plan)
         const lease = yield* Effect.raceFirst(
           Effect.asSome(
             store.lease({
@@ -115,7 +116,7 @@ export const rebuild = <E, R>(
         Effect.suspend(() => attemptFrom(Math.min(pause * 2, lastPause)))
       )
       return Effect.catchAll(attempt, (error): Effect.Effect<void, E | ValidationError | StoreError, R> => {
-        if (isPassing(error)) return again
+        if (isPassing(error) || isInUse(error)) return again
         if (!(error instanceof LeaseLost)) return Effect.fail(error)
         return Effect.matchEffect(statusOf(home, plan.name), {
           onFailure: (failed) => (isPassing(failed) ? again : Effect.fail(failed)),
@@ -185,9 +186,33 @@ const checkPlan = (plan: Plan<unknown, unknown>): Effect.Effect<void, Validation
   for (const [index, { of }] of plan.projections.entries()) {
     if (of === undefined) refuse(["projections", index, "of"], "must be an aggregate, or all")
   }
+  const { batchSize } = plan
+  if (batchSize !== undefined && !(Number.isInteger(batchSize) && batchSize >= 1 && batchSize <= 10_000)) {
+    refuse(["batchSize"], "must be an integer from 1 to 10000")
+  }
   const [first, ...rest] = issues
   return first === undefined ? Effect.void : new ValidationError({ operation: "Rebuild.run", issues: [first, ...rest] })
 }
+
+/** Fails where the subscription is cut into another number of partitions in the store: what is in which would change. */
+const checkPartitions = (home: Home, { subscription }: Plan<unknown, unknown>): Effect.Effect<void, StoreError> =>
+  subscription === undefined
+    ? Effect.void
+    : Effect.flatMap(
+        run(
+          home,
+          home.sql<{ partitions: number }>`select distinct partitions from ${home.schema}.subscriptions
+            where name = ${subscription.name} and partitions <> ${subscription.partitions}`
+        ),
+        ([other]) =>
+          other === undefined
+            ? Effect.void
+            : new StoreError({
+                reason: "Misconfigured",
+                operation,
+                description: `subscription ${JSON.stringify(subscription.name)} has ${other.partitions} partitions in the store, and ${subscription.partitions} here: what is in which would change`
+              })
+      )
 
 /** Runs a statement in the transaction around it, or on a connection of its own, whose interruption is bounded. */
 const run = <A>({ sql }: Home, statement: Effect.Effect<A, SqlError>): Effect.Effect<A, StoreError> =>
@@ -391,6 +416,7 @@ const swapInOneTransaction = <E, R>(
       yield* lease.checkpoint
       const rest = plan.subscription === undefined ? yield* projectRest(position, 0) : 0
       if (plan.subscription !== undefined) {
+        yield* checkPartitions(home, plan)
         yield* moveSubscription(plan.subscription.name, plan.subscription.partitions)
       }
       yield* swap(sql, shadow, tables, plan.create === undefined)

@@ -140,7 +140,10 @@ export const lockLive = (
 /** Whether the tables were in use for longer than a rebuild waits, so that it tries again. */
 export const isInUse = (error: unknown): boolean =>
   error instanceof StoreError &&
-  (error.code === "55P03" || error.code === "40P01" || error.description.includes("tuple concurrently updated"))
+  (error.code === "55P03" ||
+    error.code === "40P01" ||
+    // Another swap replaced the table between two reads of the catalogue.
+    (error.code === "XX000" && isCatalogueRace.test(error.description)))
 
 /** Drops the live tables and puts the shadow tables in their place. */
 export const swap = (
@@ -184,6 +187,8 @@ export const dropShadows = (sql: SqlClient.SqlClient, schema: string): Effect.Ef
 // --- internal ---
 
 const operation = "Rebuild"
+
+const isCatalogueRace = /tuple concurrently (updated|deleted)|could not open relation with OID|cache lookup failed/
 
 /** How long a swap waits for the transactions that use the tables, before it gives up the lock request and tries again later. */
 const maxLockWait = "500ms"
@@ -368,7 +373,7 @@ const refuseLeftovers = (
     const replaced = yield* replacedOf(sql, tables, isAlike)
     const taken = yield* Effect.forEach(tables, ({ live, shadow }) => run(collisionsOf(sql, shadow, replaced, live)))
     if (taken.flat().length > 0) {
-      return yield* misconfigured(`\`create\` has used names that are taken: ${taken.flat().join(", ")}`)
+      return yield* misconfigured(`the new tables have names that are taken: ${taken.flat().join(", ")}`)
     }
   })
 
