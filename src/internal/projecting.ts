@@ -9,7 +9,7 @@ import type { Event } from "../Event.js"
 import type { Projection } from "../Projection.js"
 import { StoreError } from "../StoreError.js"
 import { isOf, kindOf } from "./origin.js"
-import { located } from "./projectionFailure.js"
+import { located, withMissingTable } from "./projectionFailure.js"
 import { isTransient } from "./sqlError.js"
 
 /** What tells which events concern a projection, or a part of a subscription. */
@@ -47,7 +47,9 @@ export const projectEvent = <E, R>(projection: Projection<E, R>, event: Event): 
         : Effect.zipRight(
             report(projection.name, event, cause),
             // A `StoreError` stays one.
-            Effect.failCause(Cause.map(cause, (error) => located(projection.name, event, error) as E))
+            Effect.failCause(
+              Cause.map(cause, (error) => located(projection.name, event, withMissingTable(projection, error)) as E)
+            )
           )
   )
 

@@ -1,0 +1,50 @@
+/** Mistakes around tables that projections own: each fails, and the failure says what to do. */
+
+import * as SqlClient from "@effect/sql/SqlClient"
+import { SqlError } from "@effect/sql/SqlError"
+import { expect, layer } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Logger from "effect/Logger"
+import { Projection } from "effect-maestro"
+import { makeDatabase } from "./database.js"
+import { balances, createOne, Deposited, deposit, makeAccount, nodeAt } from "./projectionTables.js"
+
+/** Runs the effect on a database of its own. */
+const onDatabase = <A, E, R>(run: (url: string) => Effect.Effect<A, E, R>) =>
+  Effect.scoped(
+    Effect.flatMap(makeDatabase, (url) => Effect.provide(run(url), nodeAt(url)).pipe(Effect.provide(quiet)))
+  )
+
+const quiet = Logger.remove(Logger.defaultLogger)
+
+layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("tables of projections", (it) => {
+  it.effect("a commit without ProjectionTables.layer fails, and says to provide it", () =>
+    onDatabase(() =>
+      Effect.gen(function* () {
+        const sql = yield* SqlClient.SqlClient
+        const failing = <const P extends ReadonlyArray<Projection.Projection.Any>>(projections: P) => {
+          const Account = makeAccount(projections)
+          return Effect.flip(Effect.provide(deposit(Account, "ann"), Account.layer))
+        }
+        const hint = "the projection owns balances: provide ProjectionTables.layer, which makes it, below"
+        expect(`${yield* failing([balances(1)])}`).toContain(hint)
+        const writing = (statement: Effect.Effect<unknown, SqlError>) =>
+          Projection.make({
+            name: "balances",
+            events: Deposited,
+            tables: { balances: createOne },
+            project: { Deposited: () => statement }
+          })
+        const error = yield* failing([writing(sql`insert into public.balances values ('ann', 1)`)])
+        expect(error).toBeInstanceOf(SqlError)
+        expect(`${error}`).toContain(hint)
+        expect(`${yield* failing([Projection.orStoreError(writing(sql`delete from balances`))])}`).toContain(hint)
+        // A table of another name is none that the projection owns.
+        expect(`${yield* failing([Projection.orStoreError(writing(sql`delete from balances_2`))])}`).not.toContain(
+          "ProjectionTables"
+        )
+      })
+    )
+  )
+})
