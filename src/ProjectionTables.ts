@@ -84,7 +84,7 @@ export interface Options {
  *   stored already that concern the projection, the tables are filled from them first.
  * - **A higher version** than that of the record: new tables are built beside the old ones out of all events, as by `Rebuild.run`, while other
  *   processes go on reading and writing the old ones. Then the new ones replace them. Of several processes one works. After a kill the next
- *   start goes on. A failure of the statements or of a projection leaves the old tables in use; the next start begins from the first event. A subscription goes on
+ *   start goes on. A failure of the statements or of a projection leaves the old tables in use; the next start begins from the first event. The log names projection, version, event and aggregate, also of a refusal. A subscription goes on
  *   behind the last event of the rebuild, and all of its tables are made anew together.
  * - **A lower version** than that of the record: the tables stay as they are, and a warning is logged.
  * - **The same version:** it fails with `Misconfigured` where the statements are not those that made the tables (white space does not count), where the

@@ -90,7 +90,7 @@ export interface Status {
  * - No event is skipped or projected twice. For strong projections, the swap projects all that is committed while the tables are locked.
  *   A subscription goes on exactly where the rebuild has ended.
  * - After a kill, run it again: it goes on behind the last batch. Of several processes one works; the others wait, and find it done.
- * - A failure of a projection ends the run, and what was done is kept. Mend the projection and run it again, or `abandon` the rebuild.
+ * - A failure of a projection ends the run, and what was done is kept. The log names projection, event and aggregate, as an error. Mend the projection and run it again, or `abandon` the rebuild.
  * - A projection that writes other tables than those named is refused, and its batch is rolled back.
  *
  * To make strong projections eventual, or the other way round, change how they are run, then rebuild with `subscription` or without.

@@ -4,9 +4,10 @@ import * as SqlClient from "@effect/sql/SqlClient"
 import { SqlError } from "@effect/sql/SqlError"
 import { expect, layer } from "@effect/vitest"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
-import { Projection } from "effect-maestro"
+import { Projection, ProjectionTables } from "effect-maestro"
 import { makeDatabase } from "./database.js"
 import { balances, createOne, Deposited, deposit, makeAccount, nodeAt } from "./projectionTables.js"
 
@@ -44,6 +45,43 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("tables of pr
         expect(`${yield* failing([Projection.orStoreError(writing(sql`delete from balances_2`))])}`).not.toContain(
           "ProjectionTables"
         )
+      })
+    )
+  )
+
+  it.effect("a refusal that ends a rebuild is logged as an error, with projection, version, event and aggregate", () =>
+    onDatabase(() =>
+      Effect.gen(function* () {
+        const One = makeAccount([balances(1)])
+        yield* ProjectionTables.prepare(One.projections)
+        const depositing = Effect.forEach([1, 2, 3], (amount) => deposit(One, "ann", amount))
+        yield* Effect.provide(depositing, One.layer)
+        const Small = makeAccount([
+          Projection.makeSql({
+            name: "balances",
+            events: Deposited,
+            version: 2,
+            tables: {
+              balances: (sql) =>
+                sql`create table balances (account text, amount int constraint small check (amount < 3))`
+            },
+            project: {
+              Deposited: ({ amount }, { id }, sql) => sql`insert into balances values (${id}, ${amount})`
+            },
+            onConstraint: { small: ({ amount }) => ({ _tag: "TooMuch", amount }) as const }
+          })
+        ])
+        const lines: Array<string> = []
+        const logger = Logger.make(({ logLevel, message }) => void lines.push(`${logLevel.label} ${String(message)}`))
+        const exit = yield* Effect.exit(ProjectionTables.prepare(Small.projections)).pipe(
+          Effect.provide(Logger.replace(Logger.defaultLogger, logger))
+        )
+        expect(exit).toEqual(Exit.fail({ _tag: "TooMuch", amount: 3 }))
+        expect(lines.filter((line) => line.startsWith("ERROR"))).toEqual([
+          expect.stringContaining(
+            'projection "balances" of version 2 failed at event 3 of aggregate "Account/ann", of type "Deposited"'
+          )
+        ])
       })
     )
   )

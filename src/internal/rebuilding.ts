@@ -334,7 +334,7 @@ const projectAll = <E, R>(
 ): Effect.Effect<void, E | StoreError, R> =>
   Effect.gen(function* () {
     const { schema, sql } = home
-    const projecting = Effect.forEach(events, projectBy(plan.projections), { discard: true })
+    const projecting = Effect.forEach(events, projectBy(plan.projections, { endsRun: true }), { discard: true })
     yield* writingShadows(sql, shadow, home.name, projecting)
     yield* run(
       home,
