@@ -75,7 +75,7 @@ const floors = [
     "internal/shadowTables.ts",
     "internal/tableRecords.ts"
   ],
-  ["MemoryStore.ts", "SqlStore.ts", "PgliteClient.ts", "internal/lifecycle.ts"],
+  ["MemoryStore.ts", "SqlStore.ts", "PgliteClient.ts", "internal/lifecycle.ts", "internal/tableRehearsal.ts"],
   ["internal/evaluateOnce.ts"],
   ["internal/aggregateService.ts", "internal/subscriptionMetrics.ts", "internal/rebuilding.ts"],
   ["internal/design.ts", "internal/subscriptionRun.ts", "internal/tableOwners.ts"],

@@ -90,7 +90,9 @@ export interface Options {
  * - **The same version:** it fails with `Misconfigured` where the statements are not those that made the tables (white space does not count), where the
  *   projections are of other aggregates, or where another subscription keeps them. The message says what differs; raise `version`.
  *
- * The statements name tables without a schema: a table is created in the schema that the search path has first. A table that a higher version does not name any
+ * The statements name tables without a schema: a table is created in the schema that the search path has first. When they have created the tables,
+ * they run a second time in a schema of their own, and are rolled back there: statements that could not make the tables of a higher version are
+ * `Misconfigured`. A role that may not create schemas is spared this. A table that a higher version does not name any
  * more stays, because processes of the older version write it. Drop it when they are gone.
  *
  * It needs the store in SQL, and does not run inside of a transaction.

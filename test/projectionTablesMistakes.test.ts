@@ -9,7 +9,7 @@ import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import { Projection, ProjectionTables } from "effect-maestro"
 import { makeDatabase } from "./database.js"
-import { balances, createOne, Deposited, deposit, makeAccount, nodeAt } from "./projectionTables.js"
+import { balances, createOne, Deposited, deposit, makeAccount, nodeAt, records } from "./projectionTables.js"
 
 /** Runs the effect on a database of its own. */
 const onDatabase = <A, E, R>(run: (url: string) => Effect.Effect<A, E, R>) =>
@@ -82,6 +82,42 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("tables of pr
             'projection "balances" of version 2 failed at event 3 of aggregate "Account/ann", of type "Deposited"'
           )
         ])
+      })
+    )
+  )
+
+  it.effect("statements that could not make the tables of a higher version are refused at the first start", () =>
+    onDatabase(() =>
+      Effect.gen(function* () {
+        const sql = yield* SqlClient.SqlClient
+        const made = (create: ProjectionTables.TableStatements) => makeAccount([balances(1, create)])
+        const refused = (create: ProjectionTables.TableStatements) =>
+          Effect.map(Effect.flip(ProjectionTables.prepare(made(create).projections)), (error) => `${error}`)
+        const qualified: ReadonlyArray<ProjectionTables.TableStatements> = [
+          (sql) => sql`create table public.balances (account text primary key, amount int)`,
+          (sql) => sql`create table if not exists public.balances (account text primary key, amount int)`,
+          (sql) => sql`do $$ begin execute 'create table public.balances (account text, amount int)'; end $$`
+        ]
+        for (const create of qualified) {
+          const text = yield* refused(create)
+          expect(text).toContain("Misconfigured")
+          expect(text).toContain("must name a table without a schema")
+        }
+        const moods = yield* refused((sql) => [
+          sql`create type mood as enum ('glad')`,
+          sql`create table balances (account text, amount int, mood mood)`
+        ])
+        expect(moods).toContain("make more than the tables and what belongs to them: type")
+        expect(yield* records).toEqual([])
+        expect(yield* sql`select 1 from pg_class where relname = 'balances'`).toEqual([])
+        // Where events are stored already, a rebuild makes the tables of version 1.
+        const Plain = makeAccount([])
+        yield* Effect.provide(deposit(Plain, "ann"), Plain.layer)
+        for (const create of qualified.slice(0, 2)) {
+          const text = yield* refused(create)
+          expect(text).toContain("Misconfigured")
+          expect(text).toContain("without a schema")
+        }
       })
     )
   )
