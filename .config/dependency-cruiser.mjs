@@ -79,6 +79,7 @@ const floors = [
   ["internal/evaluateOnce.ts"],
   ["internal/aggregateService.ts", "internal/subscriptionMetrics.ts", "internal/rebuilding.ts"],
   ["internal/design.ts", "internal/subscriptionRun.ts", "internal/tableOwners.ts"],
+  ["internal/ownedRebuild.ts"],
   ["Aggregate.ts", "Subscription.ts", "Rebuild.ts", "internal/tableVersions.ts"],
   ["ProjectionTables.ts"],
   ["internal/contract/"],
