@@ -84,13 +84,15 @@ export interface Options {
  *   stored already that concern the projection, the tables are filled from them first.
  * - **A higher version** than that of the record: new tables are built beside the old ones out of all events, as by `Rebuild.run`, while other
  *   processes go on reading and writing the old ones. Then the new ones replace them. Of several processes one works. After a kill the next
- *   start goes on. A failure of the statements or of a projection leaves the old tables in use; the next start begins from the first event. A subscription goes on
+ *   start goes on. A failure of the statements or of a projection leaves the old tables in use; the next start begins from the first event. The log names projection, version, event and aggregate, also of a refusal. A subscription goes on
  *   behind the last event of the rebuild, and all of its tables are made anew together.
  * - **A lower version** than that of the record: the tables stay as they are, and a warning is logged.
  * - **The same version:** it fails with `Misconfigured` where the statements are not those that made the tables (white space does not count), where the
  *   projections are of other aggregates, or where another subscription keeps them. The message says what differs; raise `version`.
  *
- * The statements name tables without a schema: a table is created in the schema that the search path has first. A table that a higher version does not name any
+ * The statements name tables without a schema: a table is created in the schema that the search path has first. When they have created the tables,
+ * they run a second time in a schema of their own, and are rolled back there: statements that could not make the tables of a higher version are
+ * `Misconfigured`. A role that may not create schemas is spared this. A table that a higher version does not name any
  * more stays, because processes of the older version write it. Drop it when they are gone.
  *
  * It needs the store in SQL, and does not run inside of a transaction.

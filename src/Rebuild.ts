@@ -6,6 +6,7 @@
  */
 import * as Effect from "effect/Effect"
 import type { EventFeed, Filter } from "./EventFeed.js"
+import { checkOwned } from "./internal/ownedRebuild.js"
 import { abandonRebuild, rebuild, rebuildStatus } from "./internal/rebuilding.js"
 import { withoutReceipts } from "./internal/receipt.js"
 import type { Projection } from "./Projection.js"
@@ -42,7 +43,11 @@ export interface Options<Projections extends ReadonlyArray<Projection.AnyBound>,
   readonly create?: Effect.Effect<unknown, E, R> | undefined
   /**
    * The subscription that keeps the tables, for eventual projections: the rebuild projects what its filter lets through, and it goes on behind
-   * the rebuild's last event. Without it the projections are taken for strong ones, which all who commit run.
+   * the rebuild's last event. Without it the projections are taken for strong ones, which all commits run.
+   *
+   * Only the records of `ProjectionTables` say what keeps a table: a rebuild that does not fit them is refused. Of a table without a record
+   * nothing tells whether a subscription keeps it. A rebuild that leaves its subscription out makes that table wrong, because the subscription
+   * projects events again that the rebuild has projected.
    */
   readonly subscription?:
     | { readonly name: string; readonly partitions: number; readonly filter: Filter | undefined }
@@ -90,7 +95,7 @@ export interface Status {
  * - No event is skipped or projected twice. For strong projections, the swap projects all that is committed while the tables are locked.
  *   A subscription goes on exactly where the rebuild has ended.
  * - After a kill, run it again: it goes on behind the last batch. Of several processes one works; the others wait, and find it done.
- * - A failure of a projection ends the run, and what was done is kept. Mend the projection and run it again, or `abandon` the rebuild.
+ * - A failure of a projection ends the run, and what was done is kept. The log names projection, event and aggregate, as an error. Mend the projection and run it again, or `abandon` the rebuild.
  * - A projection that writes other tables than those named is refused, and its batch is rolled back.
  *
  * To make strong projections eventual, or the other way round, change how they are run, then rebuild with `subscription` or without.
@@ -104,6 +109,11 @@ export interface Status {
  *
  * A REPEATABLE READ or SERIALIZABLE transaction of yours with an older snapshot than the swap can't commit with strong projections any more: it
  * fails with `Contention`, so run the whole transaction again. What it reads from the new table itself is empty, as after a TRUNCATE.
+ *
+ * Tables that a projection owns are made anew by a higher version of it. For the same version, such as after rows were changed by hand, this
+ * function makes them anew by the projection's own statements. It is refused with `Misconfigured` without all tables of the projection, or with
+ * `create`, or where the record of `ProjectionTables` is of another projection, version or keeper. All projections of a subscription are
+ * rebuilt together.
  *
  * It needs the store in SQL, and does not run inside of a transaction.
  *
@@ -158,7 +168,7 @@ export const run = <const Projections extends ReadonlyArray<Projection.AnyBound>
   Projection.Error<Projections[number]> | E | ValidationError | StoreError,
   EventFeed | SubscriptionStore | Projection.Context<Projections[number]> | R
 > =>
-  rebuild<Projection.Error<Projections[number]> | E, Projection.Context<Projections[number]> | R>({
+  checkedRebuild<Projection.Error<Projections[number]> | E, Projection.Context<Projections[number]> | R>({
     ...options,
     projections: options.projections.map((projection) => withoutReceipts(projection))
   }).pipe(Effect.withSpan("Rebuild.run", { attributes: { rebuild: options.name }, captureStackTrace: false }))
@@ -178,3 +188,8 @@ export const status = rebuildStatus
  * @category operations
  */
 export const abandon = abandonRebuild
+
+// --- internal ---
+
+const checkedRebuild = <E, R>(plan: Parameters<typeof rebuild<E, R>>[0]) =>
+  rebuild<E, R>({ ...plan, check: checkOwned(plan) })

@@ -9,8 +9,8 @@ import type { Event } from "../Event.js"
 import type { Projection } from "../Projection.js"
 import { StoreError } from "../StoreError.js"
 import { isOf, kindOf } from "./origin.js"
-import { located } from "./projectionFailure.js"
-import { isTransient } from "./sqlError.js"
+import { located, withMissingTable } from "./projectionFailure.js"
+import { isTransient, transientReasons } from "./sqlError.js"
 
 /** What tells which events concern a projection, or a part of a subscription. */
 export type Concern = Pick<Projection.Any, "events" | "of">
@@ -34,30 +34,42 @@ export const filterOf = (
   )
 })
 
+/** How projections are run. */
+export interface ProjectOptions {
+  /** Whether they are run by a rebuild, which ends by every failure that it does not retry, so that it is logged as an error. */
+  readonly endsRun?: boolean | undefined
+}
+
 /**
  * Runs a projection for an event. A `StoreError` gets their names; every other failure stays what it is, so the span and the log have the
  * names.
  */
-export const projectEvent = <E, R>(projection: Projection<E, R>, event: Event): Effect.Effect<void, E, R> =>
+export const projectEvent = <E, R>(
+  projection: Projection<E, R>,
+  event: Event,
+  options?: ProjectOptions
+): Effect.Effect<void, E, R> =>
   Effect.catchAllCause(
     Effect.suspend(() => projection.project(event)),
     (cause) =>
       Cause.isInterruptedOnly(cause)
         ? Effect.failCause(cause)
         : Effect.zipRight(
-            report(projection.name, event, cause),
+            report(projection, event, cause, options?.endsRun === true),
             // A `StoreError` stays one.
-            Effect.failCause(Cause.map(cause, (error) => located(projection.name, event, error) as E))
+            Effect.failCause(
+              Cause.map(cause, (error) => located(projection.name, event, withMissingTable(projection, error)) as E)
+            )
           )
   )
 
 /** Projects an event by each projection that it concerns, one after the other. */
 export const projectBy =
-  <E, R>(projections: ReadonlyArray<Projection<E, R>>) =>
+  <E, R>(projections: ReadonlyArray<Projection<E, R>>, options?: ProjectOptions) =>
   (event: Event): Effect.Effect<void, E, R> =>
     Effect.forEach(
       projections.filter((projection) => concerns(projection, event)),
-      (projection) => projectEvent(projection, event),
+      (projection) => projectEvent(projection, event, options),
       { discard: true }
     )
 
@@ -106,26 +118,33 @@ const isLocated = ({ aggregateId, projection }: StoreError): boolean =>
   projection !== undefined || aggregateId !== undefined
 
 /**
- * Names a failed projection and its event in the current span and in the log. A refusal is no news, and what may not happen again is retried,
- * so those are logged at the level of debugging.
+ * Names a failed projection and its event in the current span and in the log. A refusal of a command is no news, and a transient failure
+ * is retried, so those are logged at the level of debugging. A failure that ends a rebuild is an error, a refusal too.
  */
 const report = (
-  projection: string,
+  { name, version }: Pick<Projection, "name" | "version">,
   { aggregateId, sequence, type }: Event,
-  cause: Cause.Cause<unknown>
+  cause: Cause.Cause<unknown>,
+  endsRun: boolean
 ): Effect.Effect<void> => {
   const names = {
-    "projection.name": projection,
+    "projection.name": name,
     "event.type": type,
     "event.sequence": sequence,
     "aggregate.id": aggregateId
   }
-  const message = `projection ${JSON.stringify(projection)} failed at event ${sequence} of aggregate ${JSON.stringify(aggregateId)}, of type ${JSON.stringify(type)}`
+  const which = `projection ${JSON.stringify(name)}${endsRun && version !== undefined ? ` of version ${version}` : ""}`
+  const message = `${which} failed at event ${sequence} of aggregate ${JSON.stringify(aggregateId)}, of type ${JSON.stringify(type)}`
   const error = Option.getOrUndefined(Cause.failureOption(cause))
   const log = Cause.isDie(cause)
     ? Effect.logError(message, cause)
-    : error instanceof SqlError && !isTransient(error)
-      ? Effect.logWarning(message, cause)
-      : Effect.logDebug(message, cause)
+    : endsRun && !isRetried(error)
+      ? Effect.logError(`a rebuild ends, because ${message}`, cause)
+      : error instanceof SqlError && !isTransient(error)
+        ? Effect.logWarning(message, cause)
+        : Effect.logDebug(message, cause)
   return Effect.zipRight(Effect.annotateCurrentSpan(names), Effect.annotateLogs(log, names))
 }
+
+/** Whether a rebuild retries it. */
+const isRetried = (error: unknown): boolean => error instanceof StoreError && transientReasons.has(error.reason)

@@ -9,7 +9,8 @@ import type { Envelope, Event } from "../Event.js"
 import { StoreError } from "../StoreError.js"
 import { makeEventCodec, type Tagged } from "./eventCodec.js"
 import { envelopeOf } from "./origin.js"
-import { fromProjection, violatedConstraint } from "./sqlError.js"
+import { quotedTable, type TableOptions } from "./ownedTables.js"
+import { fromProjection, fromSqlError, violatedConstraint } from "./sqlError.js"
 
 /** The refusal that a projection declares for the constraint that a statement has violated. */
 export const refusalFor = <E>(
@@ -44,6 +45,19 @@ export const located = <E>(projection: string, event: Event, error: E): E | Stor
       })
     : error
 
+/** Where a statement has failed because a table that the projection owns is not there, the failure says how it is made. */
+export const withMissingTable = <E>({ tables }: TableOptions, error: E): E | SqlError | StoreError => {
+  if (tables === undefined || !(error instanceof SqlError || error instanceof StoreError)) return error
+  const { code, description } = error instanceof SqlError ? fromSqlError("", "writing", error) : error
+  if (code !== undefinedTable) return error
+  const table = Object.keys(tables).find((name) => isNamedIn(description, bareName(name)))
+  if (table === undefined) return error
+  const hint = `the projection owns ${table}: provide ProjectionTables.layer, which makes it, below the aggregate or the subscription`
+  return error instanceof SqlError
+    ? new SqlError({ cause: error.cause, message: `${error.message}; ${hint}` })
+    : new StoreError({ ...error, description: `${description}; ${hint}` })
+}
+
 /** Decodes the events of a projection; the failure names the projection. */
 export const decodingFor = <A extends Tagged, I extends Tagged>(
   projection: string,
@@ -70,4 +84,18 @@ export const refusalsOf = <A extends Tagged, E>(
     const event = decode(stored)
     return Either.isRight(event) ? handler(event.right, envelopeOf(stored)) : undefined
   }
+}
+
+// --- internal ---
+
+/** The `SQLSTATE` of a table that is not there. */
+const undefinedTable = "42P01"
+
+/** The name of a declared table as the catalogue has it. */
+const bareName = (table: string): string => quotedTable(table).slice(1, -1).replaceAll('""', '"')
+
+/** Whether the text has the name, and not only as a part of a longer one. The quotes around it depend on the language. */
+const isNamedIn = (text: string, name: string): boolean => {
+  const escaped = name.replace(/[\^$.*+?()[\]{}|/]/g, "\\$&")
+  return new RegExp(`(?<![\\p{L}\\p{N}_$])${escaped}(?![\\p{L}\\p{N}_$])`, "u").test(text)
 }

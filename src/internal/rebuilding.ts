@@ -53,6 +53,16 @@ interface Plan<E, R> {
   readonly batchSize?: number | undefined
   /** Whether the library itself has named it, by a name that is reserved. */
   readonly isOwn?: boolean | undefined
+  /** Runs before a rebuild begins or goes on. It fails, or says what stands for these two. */
+  readonly check?:
+    | ((home: Home) => Effect.Effect<
+        {
+          readonly create: Effect.Effect<unknown, E | StoreError, R> | undefined
+          readonly onSwap: Effect.Effect<void, StoreError>
+        },
+        StoreError
+      >)
+    | undefined
   /** Runs in the transaction of the swap, after it. When it fails, nothing is swapped. */
   readonly onSwap?: Effect.Effect<void, StoreError> | undefined
   readonly onProgress?:
@@ -82,6 +92,8 @@ export const rebuild = <E, R>(
       Effect.gen(function* () {
         if (yield* isFinished(home, plan.name)) return
         yield* checkPartitions(home, plan)
+        const checked: Plan<E | StoreError, R> =
+          plan.check === undefined ? plan : { ...plan, ...(yield* plan.check(home)) }
         const lease = yield* Effect.raceFirst(
           Effect.asSome(
             store.lease({
@@ -95,7 +107,7 @@ export const rebuild = <E, R>(
           Effect.as(untilFinished(home, plan.name), Option.none<Lease>())
         )
         if (Option.isNone(lease) || (yield* isFinished(home, plan.name))) return
-        const work = { plan, feed, filter, home, shadow: yield* shadowOf(home, plan.name) }
+        const work = { plan: checked, feed, filter, home, shadow: yield* shadowOf(home, plan.name) }
         yield* Effect.raceFirst(
           Effect.flatMap(lease.value.lost, () => lostLease(plan.name)),
           buildAndSwap(work, lease.value, (events) => {
@@ -359,7 +371,7 @@ const projectAll = <E, R>(
 ): Effect.Effect<void, E | StoreError, R> =>
   Effect.gen(function* () {
     const { schema, sql } = home
-    const projecting = Effect.forEach(events, projectBy(plan.projections), { discard: true })
+    const projecting = Effect.forEach(events, projectBy(plan.projections, { endsRun: true }), { discard: true })
     yield* writingShadows(sql, shadow, home.name, projecting)
     yield* run(
       home,

@@ -184,6 +184,10 @@ export const swap = (
 export const dropShadows = (sql: SqlClient.SqlClient, schema: string): Effect.Effect<void, StoreError> =>
   Effect.asVoid(run(sql`drop schema if exists ${identifier(sql, schema)} cascade`))
 
+/** Runs the effect with the shadow tables in front of the live ones. */
+export const inFront = <A, E, R>(sql: SqlClient.SqlClient, schema: string, effect: Effect.Effect<A, E, R>) =>
+  withSearchPath(sql, sql`quote_ident(${schema}) || ', ' || current_setting('search_path')`, effect)
+
 // --- internal ---
 
 const operation = "Rebuild"
@@ -226,10 +230,6 @@ const executeTogether = (
     : execute(sql, [`do ${blockQuote} begin ${statements.join("; ")}; end ${blockQuote}`])
 
 const blockQuote = "$rebuild$"
-
-/** Runs the effect with the shadow tables in front of the live ones. */
-const inFront = <A, E, R>(sql: SqlClient.SqlClient, schema: string, effect: Effect.Effect<A, E, R>) =>
-  withSearchPath(sql, sql`quote_ident(${schema}) || ', ' || current_setting('search_path')`, effect)
 
 /** Runs the effect with an empty search path, so that the catalogue qualifies all names. Its queries are long and touch few rows. */
 const onEmptyPath = <A, E, R>(sql: SqlClient.SqlClient, effect: Effect.Effect<A, E, R>) =>

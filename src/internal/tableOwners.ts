@@ -163,10 +163,12 @@ const ownerOf = <E, R>(
           Effect.mapError(statement, (error) => {
             const failure = fromSqlError(operation, "writing", error)
             const why = `${failure.description}: ${shortened(textOfStatement(statement))}`
+            const isTaken = failure.code === "42P07"
             return new StoreError({
               ...failure,
+              reason: isTaken ? "Misconfigured" : failure.reason,
               projection: name,
-              description: `a statement that makes the table ${table} of version ${version} failed: ${why}`
+              description: `a statement that makes the table ${table} of version ${version} failed: ${why}${isTaken ? ". A statement must name what it makes without a schema, by a name that is free" : ""}`
             })
           }),
         { discard: true }

@@ -47,6 +47,7 @@ import {
   type TableRecord,
   writeRecord
 } from "./tableRecords.js"
+import { rehearseTables } from "./tableRehearsal.js"
 
 /** What is asked for. */
 export interface Plan<E, R> {
@@ -218,6 +219,7 @@ const register = <E, R>(
           added.filter((table) => !existing.has(table))
         )
       const places = { ...known, ...(yield* placesMade(home, owner, added, existing)) }
+      if (isCreated) yield* rehearseTables(home, owner)
       registered.set(name, places)
       if (standing._tag === "Current") continue
       if (isAdopted || isCreated) yield* writeRecord(home, recordOf(owner, version, places))

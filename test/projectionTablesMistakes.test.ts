@@ -1,0 +1,124 @@
+/** Mistakes around tables that projections own: each fails, and the failure says what to do. */
+
+import * as SqlClient from "@effect/sql/SqlClient"
+import { SqlError } from "@effect/sql/SqlError"
+import { expect, layer } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Layer from "effect/Layer"
+import * as Logger from "effect/Logger"
+import { Projection, ProjectionTables } from "effect-maestro"
+import { makeDatabase } from "./database.js"
+import { balances, createOne, Deposited, deposit, makeAccount, nodeAt, records } from "./projectionTables.js"
+
+/** Runs the effect on a database of its own. */
+const onDatabase = <A, E, R>(run: (url: string) => Effect.Effect<A, E, R>) =>
+  Effect.scoped(
+    Effect.flatMap(makeDatabase, (url) => Effect.provide(run(url), nodeAt(url)).pipe(Effect.provide(quiet)))
+  )
+
+const quiet = Logger.remove(Logger.defaultLogger)
+
+layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("tables of projections", (it) => {
+  it.effect("a commit without ProjectionTables.layer fails, and says to provide it", () =>
+    onDatabase(() =>
+      Effect.gen(function* () {
+        const sql = yield* SqlClient.SqlClient
+        const failing = <const P extends ReadonlyArray<Projection.Projection.Any>>(projections: P) => {
+          const Account = makeAccount(projections)
+          return Effect.flip(Effect.provide(deposit(Account, "ann"), Account.layer))
+        }
+        const hint = "the projection owns balances: provide ProjectionTables.layer, which makes it, below"
+        expect(`${yield* failing([balances(1)])}`).toContain(hint)
+        const writing = (statement: Effect.Effect<unknown, SqlError>) =>
+          Projection.make({
+            name: "balances",
+            events: Deposited,
+            tables: { balances: createOne },
+            project: { Deposited: () => statement }
+          })
+        const error = yield* failing([writing(sql`insert into public.balances values ('ann', 1)`)])
+        expect(error).toBeInstanceOf(SqlError)
+        expect(`${error}`).toContain(hint)
+        expect(`${yield* failing([Projection.orStoreError(writing(sql`delete from balances`))])}`).toContain(hint)
+        // A table of another name is none that the projection owns.
+        expect(`${yield* failing([Projection.orStoreError(writing(sql`delete from balances_2`))])}`).not.toContain(
+          "ProjectionTables"
+        )
+      })
+    )
+  )
+
+  it.effect("a refusal that ends a rebuild is logged as an error, with projection, version, event and aggregate", () =>
+    onDatabase(() =>
+      Effect.gen(function* () {
+        const One = makeAccount([balances(1)])
+        yield* ProjectionTables.prepare(One.projections)
+        const depositing = Effect.forEach([1, 2, 3], (amount) => deposit(One, "ann", amount))
+        yield* Effect.provide(depositing, One.layer)
+        const Small = makeAccount([
+          Projection.makeSql({
+            name: "balances",
+            events: Deposited,
+            version: 2,
+            tables: {
+              balances: (sql) =>
+                sql`create table balances (account text, amount int constraint small check (amount < 3))`
+            },
+            project: {
+              Deposited: ({ amount }, { id }, sql) => sql`insert into balances values (${id}, ${amount})`
+            },
+            onConstraint: { small: ({ amount }) => ({ _tag: "TooMuch", amount }) as const }
+          })
+        ])
+        const lines: Array<string> = []
+        const logger = Logger.make(({ logLevel, message }) => void lines.push(`${logLevel.label} ${String(message)}`))
+        const exit = yield* Effect.exit(ProjectionTables.prepare(Small.projections)).pipe(
+          Effect.provide(Logger.replace(Logger.defaultLogger, logger))
+        )
+        expect(exit).toEqual(Exit.fail({ _tag: "TooMuch", amount: 3 }))
+        expect(lines.filter((line) => line.startsWith("ERROR"))).toEqual([
+          expect.stringContaining(
+            'projection "balances" of version 2 failed at event 3 of aggregate "Account/ann", of type "Deposited"'
+          )
+        ])
+      })
+    )
+  )
+
+  it.effect("statements that could not make the tables of a higher version are refused at the first start", () =>
+    onDatabase(() =>
+      Effect.gen(function* () {
+        const sql = yield* SqlClient.SqlClient
+        const made = (create: ProjectionTables.TableStatements) => makeAccount([balances(1, create)])
+        const refused = (create: ProjectionTables.TableStatements) =>
+          Effect.map(Effect.flip(ProjectionTables.prepare(made(create).projections)), (error) => `${error}`)
+        const qualified: ReadonlyArray<ProjectionTables.TableStatements> = [
+          (sql) => sql`create table public.balances (account text primary key, amount int)`,
+          (sql) => sql`create table if not exists public.balances (account text primary key, amount int)`,
+          (sql) => sql`do $$ begin execute 'create table public.balances (account text, amount int)'; end $$`
+        ]
+        for (const create of qualified) {
+          const text = yield* refused(create)
+          expect(text).toContain("Misconfigured")
+          expect(text).toContain("must name a table without a schema")
+        }
+        const moods = yield* refused((sql) => [
+          sql`create type mood as enum ('glad')`,
+          sql`create table balances (account text, amount int, mood mood)`
+        ])
+        expect(moods).toContain("make more than the tables and what belongs to them: type")
+        expect(yield* records).toEqual([])
+        expect(yield* sql`select 1 from pg_class where relname = 'balances'`).toEqual([])
+        // Where events are stored already, a rebuild makes the tables of version 1.
+        const Plain = makeAccount([])
+        yield* Effect.provide(deposit(Plain, "ann"), Plain.layer)
+        for (const create of qualified.slice(0, 2)) {
+          const text = yield* refused(create)
+          expect(text).toContain("Misconfigured")
+          expect(text).toContain("without a schema")
+        }
+      })
+    )
+  )
+})
