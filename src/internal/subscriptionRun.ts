@@ -9,6 +9,7 @@ import { EventFeed, type StreamPosition } from "../EventFeed.js"
 import { SubscriptionStore } from "../SubscriptionStore.js"
 import { HybridClock } from "../Timestamp.js"
 import { HasStopped, type Work, work } from "./consumer.js"
+import { lineOf } from "./failureText.js"
 import { nameProblem } from "./names.js"
 import { measured, measureLag } from "./subscriptionMetrics.js"
 import { statusOf } from "./subscriptionStatus.js"
@@ -66,9 +67,8 @@ export const runnable = <E, R, Stopped extends Error>(plan: Plan<E, R>, stoppedA
             Effect.catchAllCause(runPartition(partition), (cause) => {
               const error = Cause.squash(cause)
               const isStopped = error instanceof HasStopped
-              const told = isStopped ? stoppedAt(error) : error
               return Effect.zipRight(
-                Effect.logError(told instanceof Error ? told.message : told),
+                Effect.logError(isStopped ? stoppedAt(error).message : lineOf(cause)),
                 // Stopped, it waits for `resume`. Anything else is a mistake in the program or the database: not too often.
                 isStopped ? Effect.void : Effect.sleep("10 seconds")
               )

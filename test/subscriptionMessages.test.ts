@@ -1,0 +1,98 @@
+/** What a subscription says of failures, of settings that can't be meant, and of waiting in vain. */
+import * as SqlClient from "@effect/sql/SqlClient"
+import { expect, it, layer } from "@effect/vitest"
+import * as Cause from "effect/Cause"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Logger from "effect/Logger"
+import * as Schedule from "effect/Schedule"
+import { SqlStore, Subscription } from "effect-maestro"
+import * as PgliteClient from "effect-maestro/PgliteClient"
+import { lineOf, textOf } from "../src/internal/failureText.js"
+import { layerPg, useServerOfOurOwn } from "./database.js"
+import { commitOf, newId } from "./subscribers.js"
+
+useServerOfOurOwn()
+
+for (const [name, client] of [
+  ["PGlite", PgliteClient.layerMemory],
+  ["Postgres", layerPg()]
+] as const) {
+  layer(Layer.provideMerge(SqlStore.layer, client), { excludeTestServices: true, timeout: 60_000 })(name, (it) => {
+    it.scoped("a failed statement is told by one line with what the database said, and each attempt is logged", () =>
+      Effect.gen(function* () {
+        const sql = yield* SqlClient.SqlClient
+        const [a, by] = [newId("a"), newId("told")]
+        yield* sql`create table if not exists limited (amount int constraint "small amounts" check (amount < 10))`
+        const { layer: logs, said } = hearing()
+        const reason =
+          /^SqlError: Failed to execute statement: new row for relation "limited" violates .*"small amounts" \(23514\)$/
+        const stops = Subscription.make(by, {
+          filter: { types: [a] },
+          retry: Schedule.recurs(1),
+          handle: () => sql`insert into limited values (${77_777})`
+        })
+        yield* commitOf(a, 1, 1, a)
+        const stopped = yield* Effect.provide(Effect.flip(stops.run), logs)
+        expect(stopped).toMatchObject({ _tag: "SubscriptionStopped", attempts: 2 })
+        const [first, ...stack] = stopped._tag === "SubscriptionStopped" ? stopped.error.split("\n") : []
+        expect(first).toMatch(reason)
+        expect(stack[0]).toMatch(/^\s+at /)
+        expect(JSON.stringify([stopped, said])).not.toContain("77777")
+        expect(said).toEqual(
+          [1, 2].map((attempt) =>
+            expect.stringMatching(
+              new RegExp(
+                `^WARN attempt ${attempt} at event 1 of aggregate "${a}", of type "${a}", failed: SqlError: .*"small`
+              )
+            )
+          )
+        )
+        const { partitions } = yield* stops.status
+        expect(partitions).toMatchObject([
+          { lastFailure: { value: { error: stopped._tag === "SubscriptionStopped" && stopped.error } } }
+        ])
+
+        const aside = Subscription.make(newId("aside"), {
+          filter: { types: [a] },
+          retry: Schedule.stop,
+          onFailure: "setAside",
+          handle: () => sql`insert into nowhere values (1)`
+        })
+        yield* Effect.forkScoped(aside.run)
+        yield* Subscription.waitFor(aside.name, { aggregateId: a, sequence: 1 }, "30 seconds")
+        const [event] = yield* Subscription.setAside(aside.name)
+        expect(event?.error.split("\n")[0]).toBe(
+          'SqlError: Failed to execute statement: relation "nowhere" does not exist (42P01)'
+        )
+      })
+    )
+  })
+}
+
+it("the text of a failure begins with the messages of all its causes", () => {
+  const refused = Object.assign(new Error("connect ECONNREFUSED ::1:5432"), { code: "ECONNREFUSED" })
+  const outer = new Error("no mail", { cause: new Error("no relay", { cause: new AggregateError([refused]) }) })
+  const line = "Error: no mail: no relay: connect ECONNREFUSED ::1:5432"
+  for (const cause of [Cause.fail(outer), Cause.die(outer)]) {
+    expect(lineOf(cause)).toBe(line)
+    expect(textOf(cause).split("\n")[0]).toBe(line)
+    expect(textOf(cause).split("\n")[1]).toMatch(/^\s+at /)
+  }
+  const driver = Object.assign(new Error("no"), { code: "23505", table: "t", constraint: "c", detail: "Key (id)=(7)" })
+  expect(lineOf(Cause.fail(driver))).toBe('Error: no (23505, table "t", constraint "c")')
+  const circular = new Error("round")
+  circular.cause = circular
+  expect(lineOf(Cause.fail(circular))).toBe("Error: round")
+})
+
+// --- internal ---
+
+/** Collects what is logged from warnings on. */
+const hearing = () => {
+  const said: Array<string> = []
+  const logger = Logger.make(({ logLevel, message }) => {
+    if (logLevel.ordinal >= 30_000) said.push(`${logLevel.label} ${String(message)}`)
+  })
+  return { said, layer: Logger.replace(Logger.defaultLogger, logger) }
+}
