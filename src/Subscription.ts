@@ -238,6 +238,8 @@ export interface PartitionStatus extends Standing {
  *
  * A name is a text of 1 to 255 characters, which does not begin with `effect-maestro`.
  *
+ * It throws a `TypeError` for a setting out of its bounds, and where no handler or no event is left: `on: []`, or a filter that lets none through.
+ *
  * @since 0.1.0
  * @category constructors
  *
@@ -285,6 +287,10 @@ export const make: {
 ): Subscription<E, R> => {
   if (options.on === undefined) return makeOf(name, options)
   const all: ReadonlyArray<On<E, R>> = "handle" in options.on ? [options.on] : options.on
+  for (const { events, of } of all) {
+    if (events.length > 0) continue
+    throw new TypeError(`subscription ${name} has no handler for events of ${of === "all" ? "any aggregate" : of.name}`)
+  }
   const settings: Settings = options
   return makeOf<E, R>(name, {
     ...settings,
@@ -472,6 +478,9 @@ type EachOf<Ons> = Ons extends ReadonlyArray<infer One> ? One : Ons
 /** The subscription of one handler. */
 const makeOf = <E, R>(name: string, options: Settings & Partial<Handler<E, R>>): Subscription<E, R> => {
   const { handle, handleBatch } = options
+  if (handle === undefined && handleBatch === undefined) {
+    throw new TypeError(`subscription ${name} has no handler: it takes \`on\`, \`handle\` or \`handleBatch\``)
+  }
   return runnable<E, R, SubscriptionStopped>(
     {
       name,

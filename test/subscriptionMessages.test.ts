@@ -9,6 +9,7 @@ import * as Schedule from "effect/Schedule"
 import { SqlStore, Subscription } from "effect-maestro"
 import * as PgliteClient from "effect-maestro/PgliteClient"
 import { lineOf, textOf } from "../src/internal/failureText.js"
+import { Account } from "./account.js"
 import { layerPg, useServerOfOurOwn } from "./database.js"
 import { commitOf, newId } from "./subscribers.js"
 
@@ -81,12 +82,30 @@ it("the text of a failure begins with the messages of all its causes", () => {
   }
   const driver = Object.assign(new Error("no"), { code: "23505", table: "t", constraint: "c", detail: "Key (id)=(7)" })
   expect(lineOf(Cause.fail(driver))).toBe('Error: no (23505, table "t", constraint "c")')
-  const circular = new Error("round")
-  circular.cause = circular
-  expect(lineOf(Cause.fail(circular))).toBe("Error: round")
+})
+
+it("a subscription that would handle no events is refused where it is made", () => {
+  const nothing: ReadonlyArray<readonly [make: () => unknown, message: string]> = [
+    [() => Subscription.make("idle", { on: [] }), "would handle no events"],
+    [() => Subscription.make("idle", { on: Subscription.on(Account, {}) }), "no handler for events of Account"],
+    [
+      () => Subscription.make("idle", { on: [onDeposits, Subscription.on(Account, {})] }),
+      "no handler for events of Account"
+    ],
+    [() => Subscription.make("idle", { on: onDeposits, filter: { aggregates: ["Order"] } }), "no aggregates"],
+    [() => Subscription.make("idle", { filter: { types: [] }, handle: () => Effect.void }), "no types"],
+    [() => Subscription.make("idle", JSON.parse("{}")), "has no handler"],
+    [() => Subscription.fromProjections("idle", []), "would handle no events"]
+  ]
+  for (const [make, message] of nothing) {
+    expect(make).toThrow(TypeError)
+    expect(make).toThrow(message)
+  }
 })
 
 // --- internal ---
+
+const onDeposits = Subscription.on(Account, { Deposited: () => Effect.void })
 
 /** Collects what is logged from warnings on. */
 const hearing = () => {

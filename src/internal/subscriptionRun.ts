@@ -5,7 +5,7 @@ import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import { maxNameLength } from "../Event.js"
-import { EventFeed, type StreamPosition } from "../EventFeed.js"
+import { EventFeed, isPosition, type StreamPosition } from "../EventFeed.js"
 import { SubscriptionStore } from "../SubscriptionStore.js"
 import { HybridClock } from "../Timestamp.js"
 import { HasStopped, type Work, work } from "./consumer.js"
@@ -88,7 +88,7 @@ export const runnable = <E, R, Stopped extends Error>(plan: Plan<E, R>, stoppedA
 
 // --- internal ---
 
-const checkPlan = ({ batchSize, filter, lease, name, partitions }: Omit<Plan<never, never>, "handle">): void => {
+const checkPlan = ({ batchSize, filter, from, lease, name, partitions }: Omit<Plan<never, never>, "handle">): void => {
   const whole = (value: number, field: string, max: number) => {
     if (!(Number.isInteger(value) && value >= 1 && value <= max)) {
       throw new TypeError(`${field} of subscription ${name} must be a whole number from 1 to ${max}, and is ${value}`)
@@ -96,8 +96,18 @@ const checkPlan = ({ batchSize, filter, lease, name, partitions }: Omit<Plan<nev
   }
   const problem = nameProblem(name, maxNameLength)
   if (problem !== undefined) throw new TypeError(`the name of subscription ${JSON.stringify(name)} ${problem}`)
+  for (const field of ["types", "aggregates"] as const) {
+    if (filter?.[field]?.length === 0) {
+      throw new TypeError(`subscription ${name} would handle no events: its settings let through no ${field}`)
+    }
+  }
   whole(batchSize, "batchSize", 10_000)
   whole(partitions, "partitions", 1000)
+  if (from !== "beginning" && from !== "now" && !isPosition(from)) {
+    throw new TypeError(
+      `from of subscription ${name} must be "beginning", "now" or a position of the feed, and is ${JSON.stringify(from)}`
+    )
+  }
   if (filter?.slice !== undefined && partitions > 1) {
     throw new TypeError(`subscription ${name} can't be cut into partitions and be about a slice: partitions are slices`)
   }
