@@ -72,7 +72,7 @@ export const work = <E, R>(
 ): Effect.Effect<never, HasStopped | StoreError | ValidationError, R> => {
   const filter = filterOfPartition(job.filter, partition, job.partitions)
 
-  const leased: Effect.Effect<Lease, StoreError, Scope.Scope> = Effect.flatMap(
+  const leased: Effect.Effect<Lease, StoreError | ValidationError, Scope.Scope> = Effect.flatMap(
     job.from === "now" ? feed.head : Effect.succeed(job.from === "beginning" ? beginning : job.from),
     (from) =>
       store.lease({
