@@ -2,16 +2,18 @@
 import * as SqlClient from "@effect/sql/SqlClient"
 import { expect, it, layer } from "@effect/vitest"
 import * as Cause from "effect/Cause"
+import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as Schedule from "effect/Schedule"
-import { SqlStore, Subscription } from "effect-maestro"
+import { type EventFeed, SqlStore, Subscription } from "effect-maestro"
 import * as PgliteClient from "effect-maestro/PgliteClient"
 import { lineOf, textOf } from "../src/internal/failureText.js"
 import { Account } from "./account.js"
 import { layerPg, useServerOfOurOwn } from "./database.js"
-import { commitOf, newId } from "./subscribers.js"
+import { commitOf, newId, stores } from "./subscribers.js"
 
 useServerOfOurOwn()
 
@@ -66,6 +68,81 @@ for (const [name, client] of [
         expect(event?.error.split("\n")[0]).toBe(
           'SqlError: Failed to execute statement: relation "nowhere" does not exist (42P01)'
         )
+      })
+    )
+  })
+}
+
+for (const [name, store] of stores) {
+  layer(store, { excludeTestServices: true, timeout: 60_000 })(name, (it) => {
+    it.scoped("waitFor says that a subscription is slow, idle or stopped, or that none of that name has run", () =>
+      Effect.gen(function* () {
+        const [a, by] = [newId("a"), newId("awaited")]
+        const [began, leave] = [yield* Deferred.make<void>(), yield* Deferred.make<void>()]
+        const awaited = Subscription.make(by, {
+          filter: { types: [a] },
+          delivery: "at-least-once",
+          retry: Schedule.stop,
+          handle: (event) =>
+            event.sequence === 1
+              ? Effect.zipRight(Deferred.succeed(began, undefined), Deferred.await(leave))
+              : Effect.fail(new Error("no such room"))
+        })
+        const refused = (subscription: string | typeof awaited, sequence: number) =>
+          Effect.flip(Subscription.waitFor(subscription, { aggregateId: a, sequence }, "1 millis"))
+        yield* commitOf(a, 1, 2, a)
+        expect(yield* refused(awaited, 1)).toMatchObject({ _tag: "NotReached", subscription: by, reason: "NeverRun" })
+        const running = yield* Effect.fork(awaited.run)
+        yield* Deferred.await(began)
+        expect(yield* refused(awaited, 1)).toMatchObject({ reason: "Behind" })
+        yield* Deferred.succeed(leave, undefined)
+        yield* Effect.flip(Fiber.join(running))
+        const stopped = yield* refused(awaited, 2)
+        expect(stopped).toMatchObject({
+          reason: "Stopped",
+          failure: { aggregateId: a, sequence: 2, type: a, attempts: 1 }
+        })
+        expect(stopped.message).toMatch(/stopped at event 2 of aggregate "a-.*", of type "a-.*": Error: no such room$/)
+        yield* Subscription.resume(awaited)
+        expect(yield* refused(by, 2)).toMatchObject({ reason: "Idle" })
+        const misspelt = yield* refused(`${by}s`, 1)
+        expect(misspelt).toMatchObject({ reason: "NeverRun" })
+        expect(misspelt.message).toContain("no subscription of that name has run")
+        expect(yield* Effect.flip(Subscription.resume(`${by}s`))).toMatchObject({
+          _tag: "ValidationError",
+          operation: "Subscription.resume",
+          issues: [{ path: ["name"], message: `no subscription of the name "${by}s" has run` }]
+        })
+        expect(yield* Subscription.setAside(awaited)).toEqual([])
+        expect(yield* Subscription.discard(awaited, { aggregateId: a, sequence: 2 })).toBe(false)
+      })
+    )
+
+    it.scoped("what is no position is a ValidationError", () =>
+      Effect.gen(function* () {
+        const by = newId("junk")
+        const subscription = Subscription.make(by, { handle: () => Effect.void })
+        for (const junk of ["zz", "1-x", "", null, 5]) {
+          const place = junk as EventFeed.Position
+          expect(yield* Effect.flip(Subscription.waitFor(by, place, "1 second"))).toMatchObject({
+            _tag: "ValidationError",
+            operation: "Subscription.waitFor",
+            issues: [{ path: ["position"] }]
+          })
+        }
+        for (const sequence of [1.5, -1, Number.NaN]) {
+          const place = { aggregateId: "a", sequence }
+          for (const refused of [
+            Subscription.waitFor(by, place, "1 second"),
+            Subscription.discard(by, place),
+            subscription.retry(place)
+          ]) {
+            expect(yield* Effect.flip(refused)).toMatchObject({
+              _tag: "ValidationError",
+              issues: [{ path: ["sequence"] }]
+            })
+          }
+        }
       })
     )
   })

@@ -11,6 +11,7 @@ import { HybridClock } from "../Timestamp.js"
 import { HasStopped, type Work, work } from "./consumer.js"
 import { lineOf } from "./failureText.js"
 import { nameProblem } from "./names.js"
+import { prepareStreamPosition } from "./record.js"
 import { measured, measureLag } from "./subscriptionMetrics.js"
 import { statusOf } from "./subscriptionStatus.js"
 
@@ -39,10 +40,13 @@ export const runnable = <E, R, Stopped extends Error>(plan: Plan<E, R>, stoppedA
 
   const all = Array.from({ length: partitions }, (_, partition) => partition)
 
-  const retry = (place: StreamPosition) =>
+  const takeBack = (place: StreamPosition) =>
     Effect.flatMap(SubscriptionStore, (store) => store.takeBack(name, place, (event) => Effect.asVoid(handle([event]))))
 
-  const status = statusOf(name, filter)
+  const retry = (place: StreamPosition) =>
+    Effect.zipRight(prepareStreamPosition("Subscription.retry", place), takeBack(place))
+
+  const status = statusOf(name, filter, partitions)
 
   const lag = measureLag(name, status)
 
@@ -80,7 +84,8 @@ export const runnable = <E, R, Stopped extends Error>(plan: Plan<E, R>, stoppedA
     retry,
     retryAll: Effect.flatMap(
       Effect.flatMap(SubscriptionStore, (store) => store.setAside(name)),
-      (events) => Effect.reduce(events, 0, (count, event) => Effect.map(retry(event), (done) => count + (done ? 1 : 0)))
+      (events) =>
+        Effect.reduce(events, 0, (count, event) => Effect.map(takeBack(event), (done) => count + (done ? 1 : 0)))
     ),
     status
   }
