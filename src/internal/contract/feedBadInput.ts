@@ -76,7 +76,7 @@ export const feedBadInputCases: ReadonlyArray<FeedCase> = [
       for (const bad of badPositions) {
         const from = bad as Position
         const refused = [
-          [["from"], Effect.scoped(subscriptions.lease(leaseOf(name, { from })))],
+          [["from"], Effect.scoped(subscriptions.lease({ ...leaseOf(name), from }))],
           [["position"], subscriptions.reached(name, from)],
           [["position"], subscriptions.reached(name, from, "a")]
         ] as const
