@@ -13,22 +13,17 @@ import type { NonEmptyReadonlyArray } from "effect/Array"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type * as Layer from "effect/Layer"
-import * as Option from "effect/Option"
+import type * as Option from "effect/Option"
 import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
-import {
-  EventFeed,
-  type FeedEvent,
-  type Filter,
-  type HeldBack,
-  type Position,
-  type StreamPosition
-} from "./EventFeed.js"
+import type { EventFeed, FeedEvent, Filter, HeldBack, Position, StreamPosition } from "./EventFeed.js"
 import { bothOf } from "./internal/feedInput.js"
 import type { On } from "./internal/on.js"
 import { concerns, filterOf, projectBy } from "./internal/projecting.js"
 import { withoutReceipts } from "./internal/receipt.js"
+import { prepareStreamPosition } from "./internal/record.js"
 import { runnable } from "./internal/subscriptionRun.js"
+import { awaitArrival } from "./internal/subscriptionStatus.js"
 import type { Projection } from "./Projection.js"
 import { type StoreError, ValidationError, ValidationIssue } from "./StoreError.js"
 import { type Failure, type SetAside, type Standing, SubscriptionStore } from "./SubscriptionStore.js"
@@ -64,7 +59,9 @@ export interface Subscription<out E = never, out R = never> {
    * Handles an event that was set aside, and takes it off the list where that succeeds. Answers whether it was on it. Where later
    * events of its aggregate are set aside too, begin with the first.
    */
-  readonly retry: (place: StreamPosition) => Effect.Effect<boolean, E | StoreError, SubscriptionStore | R>
+  readonly retry: (
+    place: StreamPosition
+  ) => Effect.Effect<boolean, E | ValidationError | StoreError, SubscriptionStore | R>
 
   /** Handles all events that are set aside, in their order, up to the first that fails. Answers how many. */
   readonly retryAll: Effect.Effect<number, E | StoreError, SubscriptionStore | R>
@@ -97,7 +94,7 @@ export interface Settings {
    *   events since the last checkpoint are handled again. For handlers that call other services, or take their time.
    */
   readonly delivery?: "exactly-once" | "at-least-once" | undefined
-  /** Into how many shares of the aggregates it is cut, each with a lease and a checkpoint of its own; 1 by default. It can't be changed later. */
+  /** Into how many shares of the aggregates it is cut, each with a lease and a checkpoint of its own; 1 by default. It can't be changed later: with another number `run` fails with `Misconfigured`, the layer logs that failure as an error again and again, and the state of `status` is `misconfigured`. */
   readonly partitions?: number | undefined
   /**
    * When and how often an event that failed is tried again, by itself: five times within some three seconds by default. The attempts
@@ -194,10 +191,37 @@ export class SubscriptionStopped extends Schema.TaggedError<SubscriptionStopped>
  */
 export class NotReached extends Schema.TaggedError<NotReached>("effect-maestro/NotReached")("NotReached", {
   subscription: Schema.String,
-  position: Schema.String
+  position: Schema.String,
+  /**
+   * - `Behind`: it is at work, and needs more time.
+   * - `Idle`: no process runs it, or one of its partitions.
+   * - `Stopped`: it has stopped, at the event of `failure`, and waits for `resume`.
+   * - `NeverRun`: no subscription of that name has run on this store.
+   */
+  reason: Schema.Literal("Behind", "Idle", "Stopped", "NeverRun"),
+  /** The event that it stopped at, and why. */
+  failure: Schema.optional(
+    Schema.Struct({
+      aggregateId: Schema.String,
+      sequence: Schema.Number,
+      type: Schema.String,
+      error: Schema.String,
+      attempts: Schema.Number
+    })
+  )
 }) {
   override get message(): string {
-    return `subscription ${JSON.stringify(this.subscription)} has not come to position ${this.position} in time`
+    const name = JSON.stringify(this.subscription)
+    const why = {
+      Behind: "it is at work",
+      Idle: "no process runs it, or one of its partitions",
+      Stopped:
+        this.failure === undefined
+          ? "it has stopped"
+          : `it has stopped at event ${this.failure.sequence} of aggregate ${JSON.stringify(this.failure.aggregateId)}, of type ${JSON.stringify(this.failure.type)}: ${this.failure.error.split("\n")[0]}`,
+      NeverRun: "no subscription of that name has run"
+    }[this.reason]
+    return `subscription ${name} has not come to position ${this.position} in time: ${why}`
   }
 }
 
@@ -208,8 +232,11 @@ export class NotReached extends Schema.TaggedError<NotReached>("effect-maestro/N
  * @category models
  */
 export interface Status {
-  /** `idle` when no process works for it. */
-  readonly state: "running" | "idle" | "stopped"
+  /**
+   * `idle` when no process works for it; `misconfigured` when it has another number of partitions in the store than in this program, so
+   * that this program can't work for it. `partitions` tells the stored number.
+   */
+  readonly state: "running" | "idle" | "stopped" | "misconfigured"
   /** How many committed events it has not handled yet, those that the feed holds back included. */
   readonly eventsBehind: number
   /** How old the first of these is, in seconds; 0 when there is none. */
@@ -237,6 +264,8 @@ export interface PartitionStatus extends Standing {
  * through (`handle`, `handleBatch`).
  *
  * A name is a text of 1 to 255 characters, which does not begin with `effect-maestro`.
+ *
+ * It throws a `TypeError` for a setting out of its bounds, and where no handler or no event is left: `on: []`, or a filter that lets none through.
  *
  * @since 0.1.0
  * @category constructors
@@ -285,6 +314,10 @@ export const make: {
 ): Subscription<E, R> => {
   if (options.on === undefined) return makeOf(name, options)
   const all: ReadonlyArray<On<E, R>> = "handle" in options.on ? [options.on] : options.on
+  for (const { events, of } of all) {
+    if (events.length > 0) continue
+    throw new TypeError(`subscription ${name} has no handler for events of ${of === "all" ? "any aggregate" : of.name}`)
+  }
   const settings: Settings = options
   return makeOf<E, R>(name, {
     ...settings,
@@ -328,7 +361,8 @@ export const fromProjections = <const Projections extends ReadonlyArray<Projecti
 
 /**
  * Waits until a subscription has handled everything up to an event, or a position of the feed: then what it keeps tells of your own
- * write. Give what `evaluate` answered with as `position`, or a position that you have kept.
+ * write. Give what `evaluate` answered with as `position`, or a position that you have kept. After the timeout, `NotReached` says why it has
+ * not come so far.
  *
  * An event that the subscription's filter does not let through is passed within a second or two.
  *
@@ -344,29 +378,15 @@ export const fromProjections = <const Projections extends ReadonlyArray<Projecti
  * ```
  */
 export const waitFor = (
-  name: string,
+  subscription: Named,
   place: StreamPosition | Position,
   timeout: Duration.DurationInput
-): Effect.Effect<void, NotReached | ValidationError | StoreError, EventFeed | SubscriptionStore> =>
-  Effect.gen(function* () {
-    const feed = yield* EventFeed
-    const store = yield* SubscriptionStore
-    if (typeof place !== "string" && place.sequence === 0) return
-    const position = typeof place === "string" ? place : Option.getOrUndefined(yield* feed.positionOf(place))
-    if (position === undefined) {
-      return yield* new ValidationError({
-        operation: "Subscription.waitFor",
-        issues: [new ValidationIssue({ index: 0, path: ["sequence"], message: "must be that of a stored event" })]
-      })
-    }
-    yield* Effect.timeoutFail(
-      store.reached(name, position, typeof place === "string" ? undefined : place.aggregateId),
-      {
-        duration: timeout,
-        onTimeout: () => new NotReached({ subscription: name, position })
-      }
-    )
-  })
+): Effect.Effect<void, NotReached | ValidationError | StoreError, EventFeed | SubscriptionStore> => {
+  const name = nameOf(subscription)
+  return Effect.flatMap(awaitArrival(name, place, timeout), (delay) =>
+    delay === undefined ? Effect.void : new NotReached({ subscription: name, ...delay })
+  )
+}
 
 /**
  * The id of a command that a subscription evaluates because of an event: for the same subscription, event and step it is always the same. Set
@@ -415,24 +435,28 @@ export const waitFor = (
  * })
  * ```
  */
-export const commandId = (
-  subscription: string | Pick<Subscription<unknown, unknown>, "name">,
-  event: StreamPosition,
-  step?: string
-): string => {
-  const name = typeof subscription === "string" ? subscription : subscription.name
+export const commandId = (subscription: Named, event: StreamPosition, step?: string): string =>
   // As JSON, so that no two of them come to one text, whatever is in the names.
-  return JSON.stringify([name, event.aggregateId, event.sequence, ...(step === undefined ? [] : [step])])
-}
+  JSON.stringify([nameOf(subscription), event.aggregateId, event.sequence, ...(step === undefined ? [] : [step])])
 
 /**
- * Lets a subscription that has stopped go on: with the event that it stopped at.
+ * Lets a subscription that has stopped go on: with the event that it stopped at. Where no subscription of that name has run, that is a
+ * `ValidationError`.
  *
  * @since 0.1.0
  * @category operations
  */
-export const resume = (name: string): Effect.Effect<void, StoreError, SubscriptionStore> =>
-  Effect.flatMap(SubscriptionStore, (store) => store.resume(name))
+export const resume = (subscription: Named): Effect.Effect<void, ValidationError | StoreError, SubscriptionStore> =>
+  Effect.gen(function* () {
+    const store = yield* SubscriptionStore
+    const name = nameOf(subscription)
+    if ((yield* store.standing(name)).length === 0) {
+      const message = `no subscription of the name ${JSON.stringify(name)} has run`
+      const issue = new ValidationIssue({ index: 0, path: ["name"], message })
+      return yield* new ValidationError({ operation: "Subscription.resume", issues: [issue] })
+    }
+    yield* store.resume(name)
+  })
 
 /**
  * The events that a subscription has set aside, in the order of the feed.
@@ -440,8 +464,8 @@ export const resume = (name: string): Effect.Effect<void, StoreError, Subscripti
  * @since 0.1.0
  * @category operations
  */
-export const setAside = (name: string): Effect.Effect<ReadonlyArray<SetAside>, StoreError, SubscriptionStore> =>
-  Effect.flatMap(SubscriptionStore, (store) => store.setAside(name))
+export const setAside = (subscription: Named): Effect.Effect<ReadonlyArray<SetAside>, StoreError, SubscriptionStore> =>
+  Effect.flatMap(SubscriptionStore, (store) => store.setAside(nameOf(subscription)))
 
 /**
  * Forgets an event that was set aside. Answers whether it was.
@@ -449,8 +473,14 @@ export const setAside = (name: string): Effect.Effect<ReadonlyArray<SetAside>, S
  * @since 0.1.0
  * @category operations
  */
-export const discard = (name: string, place: StreamPosition): Effect.Effect<boolean, StoreError, SubscriptionStore> =>
-  Effect.flatMap(SubscriptionStore, (store) => store.discard(name, place))
+export const discard = (
+  subscription: Named,
+  place: StreamPosition
+): Effect.Effect<boolean, ValidationError | StoreError, SubscriptionStore> =>
+  Effect.zipRight(
+    prepareStreamPosition("Subscription.discard", place),
+    Effect.flatMap(SubscriptionStore, (store) => store.discard(nameOf(subscription), place))
+  )
 
 /**
  * The retries of a subscription that does not say otherwise: after 100 ms, 200 ms, 400 ms … five times, jittered.
@@ -465,6 +495,11 @@ export const defaultRetry: Schedule.Schedule<unknown> = Schedule.exponential("10
 
 // --- internal ---
 
+/** A subscription, or its name. */
+type Named = string | Pick<Subscription<unknown, unknown>, "name">
+
+const nameOf = (subscription: Named): string => (typeof subscription === "string" ? subscription : subscription.name)
+
 type SettingsWithoutTypes = Omit<Settings, "filter"> & { readonly filter?: Omit<Filter, "types"> | undefined }
 
 type EachOf<Ons> = Ons extends ReadonlyArray<infer One> ? One : Ons
@@ -472,6 +507,9 @@ type EachOf<Ons> = Ons extends ReadonlyArray<infer One> ? One : Ons
 /** The subscription of one handler. */
 const makeOf = <E, R>(name: string, options: Settings & Partial<Handler<E, R>>): Subscription<E, R> => {
   const { handle, handleBatch } = options
+  if (handle === undefined && handleBatch === undefined) {
+    throw new TypeError(`subscription ${name} has no handler: it takes \`on\`, \`handle\` or \`handleBatch\``)
+  }
   return runnable<E, R, SubscriptionStopped>(
     {
       name,

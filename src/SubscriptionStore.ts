@@ -9,7 +9,7 @@ import type * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import type { FeedEvent, Position } from "./EventFeed.js"
-import type { StoreError } from "./StoreError.js"
+import type { StoreError, ValidationError } from "./StoreError.js"
 
 /**
  * A subscription, or one of the partitions that it is cut into.
@@ -172,18 +172,23 @@ export interface LeaseOptions {
  */
 export interface SubscriptionStoreService {
   /**
-   * Waits for the lease, keeps it alive, and gives it back when the scope ends. While the subscription is stopped nobody gets it.
+   * Waits for the lease, keeps it alive, and gives it back when the scope ends. While the subscription is stopped nobody gets it. A `from`
+   * that is no position is a `ValidationError`.
    */
-  readonly lease: (options: LeaseOptions) => Effect.Effect<Lease, StoreError, Scope.Scope>
+  readonly lease: (options: LeaseOptions) => Effect.Effect<Lease, ValidationError | StoreError, Scope.Scope>
 
   /** How the partitions of a subscription stand, by partition; empty while it has never run. */
   readonly standing: (name: string) => Effect.Effect<ReadonlyArray<Standing>, StoreError>
 
   /**
    * Waits until the subscription has come so far: all its partitions, or the one that the aggregate is in. One that has never run is
-   * waited for.
+   * waited for. What is no position is a `ValidationError`.
    */
-  readonly reached: (name: string, position: Position, aggregateId?: string) => Effect.Effect<void, StoreError>
+  readonly reached: (
+    name: string,
+    position: Position,
+    aggregateId?: string
+  ) => Effect.Effect<void, ValidationError | StoreError>
 
   /** Lets a subscription that has stopped go on. */
   readonly resume: (name: string) => Effect.Effect<void, StoreError>

@@ -201,6 +201,10 @@ const caught: ReadonlyArray<readonly [breaking: Broken.Breaking, sentences: Read
     BrokenSubscriptions.beginsWhereItIsTold,
     ["lease: a subscription begins at `from` the first time, and at its checkpoint later"]
   ],
+  [
+    BrokenSubscriptions.takesAnyPosition,
+    ["lease, reached: refuse a bad position by a ValidationError that names its path"]
+  ],
   [BrokenSubscriptions.mixesNames, ["lease: names and partitions have leases and checkpoints of their own"]],
   [
     BrokenSubscriptions.takesAnyNumberOfPartitions,

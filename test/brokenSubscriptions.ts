@@ -86,6 +86,13 @@ export const beginsWhereItIsTold: Breaking = withSubscriptions((subscriptions) =
   lease: (options) => Effect.map(subscriptions.lease(options), (lease) => ({ ...lease, position: options.from }))
 }))
 
+/** What is no position is taken for the beginning. */
+export const takesAnyPosition: Breaking = withSubscriptions((subscriptions) => ({
+  ...subscriptions,
+  lease: (options) => subscriptions.lease({ ...options, from: orBeginning(options.from) }),
+  reached: (name, position, aggregateId) => subscriptions.reached(name, orBeginning(position), aggregateId)
+}))
+
 /** Names are compared as a case-insensitive collation does. */
 export const mixesNames: Breaking = withSubscriptions((subscriptions) => ({
   ...subscriptions,
@@ -190,6 +197,9 @@ export const waitsForAllPartitions: Breaking = withSubscriptions((subscriptions)
 }))
 
 // --- internal ---
+
+const orBeginning = (position: EventFeed.Position): EventFeed.Position =>
+  EventFeed.isPosition(position) ? position : EventFeed.beginning
 
 const macrotask = Effect.async<void>((resume) => {
   const immediate = setImmediate(() => resume(Effect.void))

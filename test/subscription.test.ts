@@ -110,7 +110,7 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>) {
           [
             of({ types: [kind] }),
             of({ types: [kind], aggregates: [kind] }),
-            of({ types: [] }),
+            of({ types: [newId("none")] }),
             of({ types: [kind], slice: { index: 0, of: 2 } }),
             of({ types: [kind], slice: { index: 1, of: 2 } })
           ],
@@ -181,6 +181,13 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>) {
         yield* Effect.scoped(Effect.zipRight(start(first), caughtUp(first)))
         const failure = yield* Effect.flip(Subscription.make(by, { handle: () => Effect.void }).run)
         expect(failure).toMatchObject({ _tag: "StoreError", reason: "Misconfigured" })
+        const changed = Subscription.make(by, { handle: () => Effect.void })
+        yield* start(changed)
+        expect(yield* changed.status).toMatchObject({
+          state: "misconfigured",
+          partitions: [{ partitions: 2 }, { partitions: 2 }]
+        })
+        expect(yield* first.status).toMatchObject({ state: "idle" })
       })
     )
 
@@ -493,7 +500,9 @@ it("settings that can't be meant are refused where they are written", () => {
     { partitions: 2, filter: { slice: { index: 0, of: 2 } } },
     { lease: 0 },
     { lease: Number.POSITIVE_INFINITY },
-    { lease: "2 days" }
+    { lease: "2 days" },
+    { from: "zz" as EventFeed.Position },
+    { from: "1-x" as EventFeed.Position }
   ] as const) {
     expect(() => Subscription.make("wrong", { ...settings, handle })).toThrow(TypeError)
   }

@@ -24,7 +24,7 @@ import { StoreError, type ValidationError } from "../StoreError.js"
 import { type Failure, type Lease, LeaseLost, type SubscriptionStoreService } from "../SubscriptionStore.js"
 import { makeTrouble, type Trouble } from "./attempts.js"
 import { enduring, firstPause, lastPause, mayPass } from "./enduring.js"
-import { failureOf, textOf } from "./failureText.js"
+import { failureOf, lineOf, textOf } from "./failureText.js"
 import { filterOfPartition } from "./feedInput.js"
 import { machineClock, machineSleep } from "./machineTime.js"
 import { within, withinGrace } from "./promptly.js"
@@ -72,7 +72,7 @@ export const work = <E, R>(
 ): Effect.Effect<never, HasStopped | StoreError | ValidationError, R> => {
   const filter = filterOfPartition(job.filter, partition, job.partitions)
 
-  const leased: Effect.Effect<Lease, StoreError, Scope.Scope> = Effect.flatMap(
+  const leased: Effect.Effect<Lease, StoreError | ValidationError, Scope.Scope> = Effect.flatMap(
     job.from === "now" ? feed.head : Effect.succeed(job.from === "beginning" ? beginning : job.from),
     (from) =>
       store.lease({
@@ -281,7 +281,10 @@ const followFrom = <E, R>(
       if (trouble.passesOver(storeErrorOf(cause))) return Effect.void
       const failure = failureOf(event, cause, trouble.attempts + 1)
       failing = true
-      return ofStore(lease.failing(failure)).pipe(
+      return Effect.logWarning(
+        `attempt ${failure.attempts} at event ${event.sequence} of aggregate ${JSON.stringify(event.aggregateId)}, of type ${JSON.stringify(event.type)}, failed: ${lineOf(cause)}`
+      ).pipe(
+        Effect.zipRight(ofStore(lease.failing(failure))),
         Effect.tapError(() => {
           post.isCareful = true
           return Effect.void

@@ -14,11 +14,21 @@ export const prepareFeedRead = (
 > =>
   checked((issues) => {
     const { after = beginning, filter, limit = usualLimit } = options ?? {}
-    if (!isPosition(after)) issues.push(issue(["after"], "must be a position that the feed has given"))
+    if (!isPosition(after)) issues.push(issue(["after"], noPosition))
     if (!isWhole(limit, 1, maxLimit)) issues.push(issue(["limit"], `must be an integer from 1 to ${maxLimit}`))
     checkFilter(filter, ["filter"], issues)
     return { after, limit, filter: restricting(filter) }
   })
+
+/** Fails for what is no position, with the operation and the path of the input. */
+export const checkPosition = (
+  operation: string,
+  position: unknown,
+  path: ReadonlyArray<string>
+): Effect.Effect<void, ValidationError> =>
+  isPosition(position)
+    ? Effect.void
+    : Effect.fail(new ValidationError({ operation, issues: [issue(path, noPosition)] }))
 
 /** Of what a filter lets through, the share of one partition. */
 export const filterOfPartition = (
@@ -41,6 +51,8 @@ const common = (
   others: ReadonlyArray<string> | undefined
 ): ReadonlyArray<string> | undefined =>
   some === undefined || others === undefined ? (some ?? others) : some.filter((name) => others.includes(name))
+
+const noPosition = "must be a position that the feed has given"
 
 const usualLimit = 1000
 const maxLimit = 10_000

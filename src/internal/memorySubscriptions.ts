@@ -16,6 +16,7 @@ import {
   type Standing,
   type SubscriptionStoreService
 } from "../SubscriptionStore.js"
+import { checkPosition } from "./feedInput.js"
 import { feedEventAt, type MemoryLog, sliceOf } from "./memoryFeed.js"
 
 export const makeMemorySubscriptions = (log: MemoryLog): SubscriptionStoreService => {
@@ -96,6 +97,7 @@ export const makeMemorySubscriptions = (log: MemoryLog): SubscriptionStoreServic
   return {
     lease: ({ from, holder, key }) =>
       Effect.gen(function* () {
+        yield* checkPosition("SubscriptionStore.lease", from, ["from"])
         const row = yield* rowOf(key, from)
         const token = yield* Effect.acquireRelease(Effect.interruptible(take(row, holder)), () =>
           Effect.sync(() => {
@@ -186,7 +188,7 @@ export const makeMemorySubscriptions = (log: MemoryLog): SubscriptionStoreServic
           ? Effect.void
           : Effect.zipRight(change, wait)
       })
-      return wait
+      return Effect.zipRight(checkPosition("SubscriptionStore.reached", position, ["position"]), wait)
     },
     resume: (name) =>
       each(name, (row) => {

@@ -63,7 +63,7 @@ export const on = <A extends Tagged, Handlers extends EventHandlers<A>>(
   )
   return {
     of: { name: aggregate.name, streams: aggregate.streams },
-    events: [...byType.keys()],
+    events: [...byType].flatMap(([type, handler]) => (handler === undefined ? [] : [type])),
     handle: (stored) => {
       const handler = byType.get(stored.type)
       return handler === undefined

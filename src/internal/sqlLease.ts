@@ -23,6 +23,7 @@ import {
   type SubscriptionStoreService
 } from "../SubscriptionStore.js"
 import { limitIdle } from "./embedded.js"
+import { checkPosition } from "./feedInput.js"
 import { machineClock, onMachineTime } from "./machineTime.js"
 import type { LogTable } from "./pageBytes.js"
 import { withinGrace } from "./promptly.js"
@@ -110,7 +111,8 @@ export const makeLease = (home: Home, wakeUps: WakeUps): SubscriptionStoreServic
 
   const lease = (options: LeaseOptions) =>
     Effect.gen(function* () {
-      const { duration, key } = options
+      const { duration, from, key } = options
+      yield* checkPosition("SubscriptionStore.lease", from, ["from"])
       yield* register(options)
       // With the token, so that a renewal that is still under way comes too late.
       const giveBack = (taken: Taken) =>

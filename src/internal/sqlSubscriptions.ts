@@ -7,6 +7,7 @@ import * as Option from "effect/Option"
 import { StoreError } from "../StoreError.js"
 import type { Failure, SetAside, Standing, SubscriptionStoreService } from "../SubscriptionStore.js"
 import { limitIdle } from "./embedded.js"
+import { checkPosition } from "./feedInput.js"
 import { onMachineTime } from "./machineTime.js"
 import { fromSqlError } from "./sqlError.js"
 import { type FeedRow, feedColumns, feedEventsOf, type PlaceRow, partsOf, positionOf, sliceOf } from "./sqlFeed.js"
@@ -35,20 +36,22 @@ export const makeSqlSubscriptions = (home: Home, wakeUps: WakeUps): Subscription
         (rows) => rows.map((row) => standingOf(name, row))
       ),
     reached: (name, position, aggregateId) => {
-      const [feedKey, place] = partsOf(position)
       const all = aggregateId === undefined
-      const arrived = Effect.map(
-        reading(
-          sql<{
-            arrived: boolean | null
-          }>`select bool_and((feed_key, position) >= (${feedKey}::xid8, ${place}::bigint))
+      const arrivedAt = ([feedKey, place]: readonly [string, string]) =>
+        Effect.map(
+          reading(
+            sql<{
+              arrived: boolean | null
+            }>`select bool_and((feed_key, position) >= (${feedKey}::xid8, ${place}::bigint))
               and count(*) = ${all ? sql`min(partitions)` : sql`1`} as arrived
             from ${schema}.subscriptions
             where name = ${name} ${all ? sql`` : sql`and partition = ${sliceOf(sql, sql`${aggregateId}::text`, sql`partitions`)}`}`
-        ),
-        ([row]) => row?.arrived === true
+          ),
+          ([row]) => row?.arrived === true
+        )
+      return Effect.flatMap(checkPosition("SubscriptionStore.reached", position, ["position"]), () =>
+        waitUntil(arrivedAt(partsOf(position)), wakeUps)
       )
-      return waitUntil(arrived, wakeUps)
     },
     resume: (name) =>
       Effect.asVoid(

@@ -5,11 +5,13 @@ import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import { maxNameLength } from "../Event.js"
-import { EventFeed, type StreamPosition } from "../EventFeed.js"
+import { EventFeed, isPosition, type StreamPosition } from "../EventFeed.js"
 import { SubscriptionStore } from "../SubscriptionStore.js"
 import { HybridClock } from "../Timestamp.js"
 import { HasStopped, type Work, work } from "./consumer.js"
+import { lineOf } from "./failureText.js"
 import { nameProblem } from "./names.js"
+import { prepareStreamPosition } from "./record.js"
 import { measured, measureLag } from "./subscriptionMetrics.js"
 import { statusOf } from "./subscriptionStatus.js"
 
@@ -38,10 +40,13 @@ export const runnable = <E, R, Stopped extends Error>(plan: Plan<E, R>, stoppedA
 
   const all = Array.from({ length: partitions }, (_, partition) => partition)
 
-  const retry = (place: StreamPosition) =>
+  const takeBack = (place: StreamPosition) =>
     Effect.flatMap(SubscriptionStore, (store) => store.takeBack(name, place, (event) => Effect.asVoid(handle([event]))))
 
-  const status = statusOf(name, filter)
+  const retry = (place: StreamPosition) =>
+    Effect.zipRight(prepareStreamPosition("Subscription.retry", place), takeBack(place))
+
+  const status = statusOf(name, filter, partitions)
 
   const lag = measureLag(name, status)
 
@@ -66,9 +71,8 @@ export const runnable = <E, R, Stopped extends Error>(plan: Plan<E, R>, stoppedA
             Effect.catchAllCause(runPartition(partition), (cause) => {
               const error = Cause.squash(cause)
               const isStopped = error instanceof HasStopped
-              const told = isStopped ? stoppedAt(error) : error
               return Effect.zipRight(
-                Effect.logError(told instanceof Error ? told.message : told),
+                Effect.logError(isStopped ? stoppedAt(error).message : lineOf(cause)),
                 // Stopped, it waits for `resume`. Anything else is a mistake in the program or the database: not too often.
                 isStopped ? Effect.void : Effect.sleep("10 seconds")
               )
@@ -80,7 +84,8 @@ export const runnable = <E, R, Stopped extends Error>(plan: Plan<E, R>, stoppedA
     retry,
     retryAll: Effect.flatMap(
       Effect.flatMap(SubscriptionStore, (store) => store.setAside(name)),
-      (events) => Effect.reduce(events, 0, (count, event) => Effect.map(retry(event), (done) => count + (done ? 1 : 0)))
+      (events) =>
+        Effect.reduce(events, 0, (count, event) => Effect.map(takeBack(event), (done) => count + (done ? 1 : 0)))
     ),
     status
   }
@@ -88,7 +93,7 @@ export const runnable = <E, R, Stopped extends Error>(plan: Plan<E, R>, stoppedA
 
 // --- internal ---
 
-const checkPlan = ({ batchSize, filter, lease, name, partitions }: Omit<Plan<never, never>, "handle">): void => {
+const checkPlan = ({ batchSize, filter, from, lease, name, partitions }: Omit<Plan<never, never>, "handle">): void => {
   const whole = (value: number, field: string, max: number) => {
     if (!(Number.isInteger(value) && value >= 1 && value <= max)) {
       throw new TypeError(`${field} of subscription ${name} must be a whole number from 1 to ${max}, and is ${value}`)
@@ -96,8 +101,18 @@ const checkPlan = ({ batchSize, filter, lease, name, partitions }: Omit<Plan<nev
   }
   const problem = nameProblem(name, maxNameLength)
   if (problem !== undefined) throw new TypeError(`the name of subscription ${JSON.stringify(name)} ${problem}`)
+  for (const field of ["types", "aggregates"] as const) {
+    if (filter?.[field]?.length === 0) {
+      throw new TypeError(`subscription ${name} would handle no events: its settings let through no ${field}`)
+    }
+  }
   whole(batchSize, "batchSize", 10_000)
   whole(partitions, "partitions", 1000)
+  if (from !== "beginning" && from !== "now" && !isPosition(from)) {
+    throw new TypeError(
+      `from of subscription ${name} must be "beginning", "now" or a position of the feed, and is ${JSON.stringify(from)}`
+    )
+  }
   if (filter?.slice !== undefined && partitions > 1) {
     throw new TypeError(`subscription ${name} can't be cut into partitions and be about a slice: partitions are slices`)
   }

@@ -2,15 +2,25 @@
  * How a subscription stands, and how far it is behind. Events that the feed holds back count, because they are committed and not handled.
  */
 import * as Clock from "effect/Clock"
+import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
-import { EventFeed, type FeedEvent, type Filter, type HeldBack, order, type Position } from "../EventFeed.js"
-import type { StoreError, ValidationError } from "../StoreError.js"
-import { SubscriptionStore } from "../SubscriptionStore.js"
+import {
+  EventFeed,
+  type FeedEvent,
+  type Filter,
+  type HeldBack,
+  order,
+  type Position,
+  type StreamPosition
+} from "../EventFeed.js"
+import { type StoreError, ValidationError, ValidationIssue } from "../StoreError.js"
+import { type Failure, type Standing, SubscriptionStore } from "../SubscriptionStore.js"
 import { toMillis } from "../Timestamp.js"
-import { filterOfPartition } from "./feedInput.js"
+import { checkPosition, filterOfPartition } from "./feedInput.js"
 
-export const statusOf = (name: string, filter: Filter | undefined) =>
+/** `here` is how many partitions the subscription has in this program. */
+export const statusOf = (name: string, filter: Filter | undefined, here: number) =>
   Effect.gen(function* () {
     const feed = yield* EventFeed
     const store = yield* SubscriptionStore
@@ -34,14 +44,51 @@ export const statusOf = (name: string, filter: Filter | undefined) =>
     )
     const isStopped = partitions.some(({ stopped }) => stopped)
     const isRunning = partitions.some(({ holder }) => Option.isSome(holder))
+    const isMisconfigured = partitions.some(({ partitions }) => partitions !== here)
+    const state = isMisconfigured ? "misconfigured" : isStopped ? "stopped" : isRunning ? "running" : "idle"
     return {
-      state: isStopped ? ("stopped" as const) : isRunning ? ("running" as const) : ("idle" as const),
+      state: state as typeof state,
       eventsBehind: partitions.reduce((sum, { eventsBehind }) => sum + eventsBehind, 0),
       secondsBehind: partitions.reduce((most, { secondsBehind }) => Math.max(most, secondsBehind), 0),
       heldBack,
       setAside: partitions.reduce((sum, { setAside }) => sum + setAside, 0),
       partitions
     }
+  })
+
+/** Why a subscription has not come to a position in time. */
+export interface Delay {
+  readonly position: Position
+  readonly reason: "Behind" | "Idle" | "Stopped" | "NeverRun"
+  /** What it stopped at. */
+  readonly failure?: Failure
+}
+
+/** Waits until a subscription has come to a place. Where it does not in time, the delay is returned. */
+export const awaitArrival = (
+  name: string,
+  place: StreamPosition | Position,
+  timeout: Duration.DurationInput
+): Effect.Effect<Delay | undefined, ValidationError | StoreError, EventFeed | SubscriptionStore> =>
+  Effect.gen(function* () {
+    const feed = yield* EventFeed
+    const store = yield* SubscriptionStore
+    const isPlace = typeof place === "object" && place !== null
+    if (isPlace && place.sequence === 0) return undefined
+    if (!isPlace) yield* checkPosition(waiting, place, ["position"])
+    const position = isPlace ? Option.getOrUndefined(yield* feed.positionOf(place)) : place
+    if (position === undefined) {
+      const issue = new ValidationIssue({ index: 0, path: ["sequence"], message: "must be that of a stored event" })
+      return yield* new ValidationError({ operation: waiting, issues: [issue] })
+    }
+    const reached = store.reached(name, position, isPlace ? place.aggregateId : undefined)
+    if (Option.isSome(yield* Effect.timeoutOption(reached, timeout))) return undefined
+    // A database that does not answer must not keep the caller much longer.
+    const standing = yield* Effect.option(Effect.timeout(Effect.disconnect(store.standing(name)), "1 second"))
+    return Option.match(standing, {
+      onNone: (): Delay => ({ position, reason: "Behind" }),
+      onSome: (partitions) => delayOf(partitions, position)
+    })
   })
 
 /** What is said of a feed that is held back, for people to read. */
@@ -65,6 +112,21 @@ export const describeHeldBack = ({ events, holder, since }: HeldBack, now: numbe
 }
 
 // --- internal ---
+
+const waiting = "Subscription.waitFor"
+
+const delayOf = (standing: ReadonlyArray<Standing>, position: Position): Delay => {
+  const [first] = standing
+  if (first === undefined) return { position, reason: "NeverRun" }
+  const behind = standing.filter((one) => order(one.position, position) < 0)
+  const stopped = behind.find((one) => one.stopped)
+  if (stopped !== undefined) {
+    const failure = Option.getOrUndefined(stopped.lastFailure)
+    return { position, reason: "Stopped", ...(failure === undefined ? {} : { failure }) }
+  }
+  const isIdle = standing.length < first.partitions || behind.some(({ holder }) => Option.isNone(holder))
+  return { position, reason: isIdle ? "Idle" : "Behind" }
+}
 
 const firstAfter = (
   feed: EventFeed["Type"],

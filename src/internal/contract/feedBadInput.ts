@@ -6,7 +6,7 @@ import * as Effect from "effect/Effect"
 import type { Filter, Position, ReadOptions } from "../../EventFeed.js"
 import { refusedNames, refusedSequences } from "./awkward.js"
 import { newId, stream, test } from "./case.js"
-import { at, commitShown, type FeedCase, placeOf, ports, readOn, refusedPaths, shown } from "./feedCase.js"
+import { at, commitShown, type FeedCase, leaseOf, placeOf, ports, readOn, refusedPaths, shown } from "./feedCase.js"
 
 export const feedBadInputCases: ReadonlyArray<FeedCase> = [
   test("read: refuses a bad position, limit or filter by a ValidationError that names its path", () =>
@@ -67,6 +67,24 @@ export const feedBadInputCases: ReadonlyArray<FeedCase> = [
       for (const bad of badPositions) {
         if (bad !== undefined) expect(yield* paths(bad), String(bad)).toEqual(["after"])
       }
+    })),
+
+  test("lease, reached: refuse a bad position by a ValidationError that names its path", () =>
+    Effect.gen(function* () {
+      const { subscriptions } = yield* ports
+      const name = newId()
+      for (const bad of badPositions) {
+        const from = bad as Position
+        const refused = [
+          [["from"], Effect.scoped(subscriptions.lease({ ...leaseOf(name), from }))],
+          [["position"], subscriptions.reached(name, from)],
+          [["position"], subscriptions.reached(name, from, "a")]
+        ] as const
+        for (const [path, asking] of refused) {
+          expect(refusedPaths(yield* Effect.flip(asking)), String(bad)).toEqual(path)
+        }
+      }
+      expect(yield* subscriptions.standing(name)).toEqual([])
     })),
 
   test("positionOf: refuses a bad id or sequence by a ValidationError that names it", () =>

@@ -263,7 +263,7 @@ export interface Held {
 export const take = (
   subscriptions: SubscriptionStoreService,
   options: LeaseOptions
-): Effect.Effect<Held, StoreError, Scope.Scope> =>
+): Effect.Effect<Held, ValidationError | StoreError, Scope.Scope> =>
   Effect.gen(function* () {
     const own = yield* Scope.fork(yield* Effect.scope, ExecutionStrategy.sequential)
     const lease = yield* Scope.extend(subscriptions.lease(options), own)
