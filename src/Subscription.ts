@@ -356,7 +356,7 @@ export const waitFor = (
     if (position === undefined) {
       return yield* new ValidationError({
         operation: "Subscription.waitFor",
-        issues: [new ValidationIssue({ index: 0, path: ["sequence"], message: "must be that of a stored event" })]
+        issues: [new ValidationIssue({ path: ["sequence"], message: "must be that of a stored event" })]
       })
     }
     yield* Effect.timeoutFail(
