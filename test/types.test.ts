@@ -358,6 +358,16 @@ it("handlers of a subscription are typed by their aggregate's events", () => {
     Subscription.on(Account, { Closed: () => Effect.void })
     // @ts-expect-error the types are those of the handlers
     Subscription.make("s", { on: Subscription.on(Account, {}), filter: { types: ["Opened"] } })
+    Subscription.make("s", {
+      on: Subscription.on(Account, {}),
+      // @ts-expect-error a setting that does not exist is the only error, at its own place
+      onFailures: "stop"
+    })
+    Subscription.make("s", {
+      handle: () => Effect.void,
+      // @ts-expect-error no such way to go on
+      onFailure: "skip"
+    })
     const history = Account.history(id)
     expectTypeOf(history).toEqualTypeOf<
       Stream.Stream<
