@@ -23,6 +23,7 @@ import type {
   AllowedError,
   BoundProjections,
   EventOf,
+  NoSuch,
   RefusalSchemas,
   StateOf,
   Steps
@@ -455,9 +456,9 @@ export const make = <
     I,
     C,
     CI,
-    Decide & { readonly [K in Exclude<keyof Decide, C["_tag"]>]: never },
+    Decide & NoSuch<Exclude<keyof Decide, C["_tag"]>, "command">,
     Projections,
-    Declared & { readonly [K in Exclude<keyof Declared, C["_tag"]>]: never }
+    Declared & NoSuch<Exclude<keyof Declared, C["_tag"]>, "command">
   >
 ): Aggregate<
   Name,

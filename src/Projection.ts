@@ -163,28 +163,36 @@ export const make: {
   <
     A extends Tagged,
     Handlers extends ProjectionHandlers<A>,
-    Refusals extends ConstraintHandlers<A> = ConstraintHandlers<A, never>
+    Types extends A["_tag"],
+    Refusals extends ConstraintHandlers<Handled<A, Types>>
   >(
-    options: Options<Handlers, A, Refusals> & { readonly of: Source<A> }
+    options: Options<Handlers, A, Types, Refusals> & { readonly of: Source<A> }
   ): Projection.Bound<HandlersError<Handlers> | Refusal<Refusals> | StoreError, HandlersContext<Handlers>>
   <
     A extends Tagged,
     I extends Tagged,
     Handlers extends ProjectionHandlers<A>,
-    Refusals extends ConstraintHandlers<A> = ConstraintHandlers<A, never>
+    Types extends A["_tag"],
+    Refusals extends ConstraintHandlers<Handled<A, Types>>
   >(
-    options: Options<Handlers, A, Refusals> & { readonly of: "all"; readonly events: Schema.Schema<A, I> }
+    options: Options<Handlers, A, Types, Refusals> & { readonly of: "all"; readonly events: Schema.Schema<A, I> }
   ): Projection.Bound<HandlersError<Handlers> | Refusal<Refusals> | StoreError, HandlersContext<Handlers>>
   <
     A extends Tagged,
     I extends Tagged,
     Handlers extends ProjectionHandlers<A>,
-    Refusals extends ConstraintHandlers<A> = ConstraintHandlers<A, never>
+    Types extends A["_tag"],
+    Refusals extends ConstraintHandlers<Handled<A, Types>>
   >(
-    options: Options<Handlers, A, Refusals> & { readonly of?: undefined; readonly events: Schema.Schema<A, I> }
+    options: Options<Handlers, A, Types, Refusals> & { readonly of?: undefined; readonly events: Schema.Schema<A, I> }
   ): Projection<HandlersError<Handlers> | Refusal<Refusals> | StoreError, HandlersContext<Handlers>>
-} = <A extends Tagged, Handlers extends ProjectionHandlers<A>, Refusals extends ConstraintHandlers<A>>(
-  options: AnyOptions<Handlers, A, Refusals>
+} = <
+  A extends Tagged,
+  Handlers extends ProjectionHandlers<A>,
+  Types extends A["_tag"],
+  Refusals extends ConstraintHandlers<Handled<A, Types>>
+>(
+  options: AnyOptions<Handlers, A, Types, Refusals>
 ): Projection.Bound<HandlersError<Handlers> | Refusal<Refusals> | StoreError, HandlersContext<Handlers>> => {
   type E = HandlersError<Handlers>
   type R = HandlersContext<Handlers>
@@ -193,7 +201,7 @@ export const make: {
     Object.entries(options.project)
   )
   const decode = decodingFor(name, schemaOf(options))
-  const refusalOf = refusalsOf<A, Refusal<Refusals>>(handlers, decode, options.onConstraint)
+  const refusalOf = refusalsOf<A, Refusal<Refusals>>(name, handlers, decode, options.onConstraint)
   const projection: Projection<E | Refusal<Refusals> | StoreError, R> = {
     name,
     ...declaredTables(name, options),
@@ -247,33 +255,41 @@ export const makeSql: {
   <
     A extends Tagged,
     Handlers extends SqlHandlers<A>,
-    Refusals extends ConstraintHandlers<A> = ConstraintHandlers<A, never>
+    Types extends A["_tag"],
+    Refusals extends ConstraintHandlers<Handled<A, Types>>
   >(
-    options: Options<Handlers, A, Refusals> & { readonly of: Source<A> }
+    options: Options<Handlers, A, Types, Refusals> & { readonly of: Source<A> }
   ): Projection.Bound<Refusal<Refusals> | StoreError, SqlClient.SqlClient>
   <
     A extends Tagged,
     I extends Tagged,
     Handlers extends SqlHandlers<A>,
-    Refusals extends ConstraintHandlers<A> = ConstraintHandlers<A, never>
+    Types extends A["_tag"],
+    Refusals extends ConstraintHandlers<Handled<A, Types>>
   >(
-    options: Options<Handlers, A, Refusals> & { readonly of: "all"; readonly events: Schema.Schema<A, I> }
+    options: Options<Handlers, A, Types, Refusals> & { readonly of: "all"; readonly events: Schema.Schema<A, I> }
   ): Projection.Bound<Refusal<Refusals> | StoreError, SqlClient.SqlClient>
   <
     A extends Tagged,
     I extends Tagged,
     Handlers extends SqlHandlers<A>,
-    Refusals extends ConstraintHandlers<A> = ConstraintHandlers<A, never>
+    Types extends A["_tag"],
+    Refusals extends ConstraintHandlers<Handled<A, Types>>
   >(
-    options: Options<Handlers, A, Refusals> & { readonly of?: undefined; readonly events: Schema.Schema<A, I> }
+    options: Options<Handlers, A, Types, Refusals> & { readonly of?: undefined; readonly events: Schema.Schema<A, I> }
   ): Projection<Refusal<Refusals> | StoreError, SqlClient.SqlClient>
-} = <A extends Tagged, Handlers extends SqlHandlers<A>, Refusals extends ConstraintHandlers<A>>(
-  options: AnyOptions<Handlers, A, Refusals>
+} = <
+  A extends Tagged,
+  Handlers extends SqlHandlers<A>,
+  Types extends A["_tag"],
+  Refusals extends ConstraintHandlers<Handled<A, Types>>
+>(
+  options: AnyOptions<Handlers, A, Types, Refusals>
 ): Projection.Bound<Refusal<Refusals> | StoreError, SqlClient.SqlClient> => {
   const { name } = options
   const handlers = new Map<string, SqlHandler<A>>(Object.entries(options.project))
   const decode = decodingFor(name, schemaOf(options))
-  const refusalOf = refusalsOf<A, Refusal<Refusals>>(handlers, decode, options.onConstraint)
+  const refusalOf = refusalsOf<A, Refusal<Refusals>>(name, handlers, decode, options.onConstraint)
   const statements = (stored: Event, sql: SqlClient.SqlClient) => {
     const handler = handlers.get(stored.type)
     return handler === undefined
@@ -373,12 +389,22 @@ export const of = <E, R>(origin: Projection.Origin, projection: Projection<E, R>
  * @since 0.1.0
  * @category models
  */
-export interface Options<Handlers, A extends Tagged, Refusals = ConstraintHandlers<A>> extends TableOptions {
+export interface Options<
+  Handlers,
+  A extends Tagged,
+  Types extends A["_tag"] = A["_tag"],
+  Refusals = ConstraintHandlers<A>
+> extends TableOptions {
   /** Names the projection in traces and messages. */
   readonly name: string
-  /** What is to be done for each type: with `makeSql`, which statements. */
-  readonly project: Handlers & { readonly [K in Exclude<keyof Handlers, A["_tag"]>]: never }
-  /** The refusals that violated constraints of the database stand for, by the constraints' names. */
+  /** What is to be done for each type: with `makeSql`, which statements. `Types` are the types that have a handler. */
+  readonly project: Handlers & { readonly [K in Types]?: unknown } & {
+    readonly [K in Exclude<keyof Handlers, A["_tag"]>]: never
+  }
+  /**
+   * The refusals that violated constraints of the database stand for, by the constraints' names. Its handlers receive events of the types
+   * that `project` handles, and no others.
+   */
   readonly onConstraint?: Refusals | undefined
 }
 
@@ -411,7 +437,8 @@ export type ProjectionHandlers<A extends Tagged> = {
  * unique index, the failure that stands for its violation. A handler returns that failure, or nothing where a violation at this
  * event is none.
  *
- * - It receives the event whose statement has failed, and the stored one around it.
+ * - It receives the event whose statement has failed, and the stored one around it. Its type is one of those that `project` handles.
+ * - It returns the error itself. An effect that fails with it does not compile, and leaves the violation a `StoreError`.
  * - A deferred constraint is checked at COMMIT, which names no statement. There it is the first projection of the commit, and its first event,
  *   whose handler returns a failure. Inside a transaction of yours, a deferred constraint is checked at your own COMMIT, and is yours.
  * - A violated `not null` has no name; it stays a `StoreError` that says the column. A partition has constraints of its own names.
@@ -438,24 +465,49 @@ export type ProjectionHandlers<A extends Tagged> = {
  * })
  * ```
  */
-export type ConstraintHandlers<A, E = unknown> = {
+export type ConstraintHandlers<A, E = ConstraintRefusal | undefined> = {
   readonly [constraint: string]: (event: A, envelope: Envelope) => E
 }
 
+/**
+ * What a handler of `onConstraint` may return: a tagged error, such as an instance of `Schema.TaggedError`, or another tagged object. An
+ * effect that fails with it is none: return the error itself.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type ConstraintRefusal = TaggedError | TaggedNoEffect
+
 // --- internal ---
 
-/** What the handlers of constraints return. */
-type Refusal<Refusals> = RefusalOf<Refusals[keyof Refusals]>
-type RefusalOf<F> = F extends (...args: infer _A) => infer E ? NonNullable<E> : never
+/** The events that have a handler. */
+type Handled<A extends Tagged, Types> = Extract<A, { readonly _tag: Types }>
 
-interface AnyOptions<Handlers, A extends Tagged, Refusals> extends Options<Handlers, A, Refusals> {
+/** What the handlers of constraints return. Without such handlers the compiler infers the bound of their type, which has any name. */
+type Refusal<Refusals> = string extends keyof Refusals
+  ? DeclaredRefusal<ReturnOf<Refusals[string]>>
+  : NonNullable<ReturnOf<Refusals[keyof Refusals]>>
+type DeclaredRefusal<E> = [ConstraintRefusal] extends [E] ? never : NonNullable<E>
+type ReturnOf<F> = F extends (...args: infer _A) => infer E ? E : never
+
+/** Instances of `Schema.TaggedError` are effects, too. */
+interface TaggedError extends Error, Tagged {}
+
+/** `Either`, `Exit` and `Option` have a tag, and are effects. */
+interface TaggedNoEffect extends Tagged {
+  readonly [Effect.EffectTypeId]?: never
+}
+
+interface AnyOptions<Handlers, A extends Tagged, Types extends A["_tag"], Refusals>
+  extends Options<Handlers, A, Types, Refusals> {
   readonly of?: Source<A> | "all" | undefined
   // biome-ignore lint/suspicious/noExplicitAny: stored events have whatever encoded form
   readonly events?: Schema.Schema<A, any> | undefined
 }
 
 // biome-ignore lint/suspicious/noExplicitAny: as above
-const schemaOf = <A extends Tagged>({ events, name, of }: AnyOptions<unknown, A, unknown>): Schema.Schema<A, any> => {
+const schemaOf = <A extends Tagged>(options: AnyOptions<unknown, A, A["_tag"], unknown>): Schema.Schema<A, any> => {
+  const { events, name, of } = options
   const schema = typeof of === "object" ? of.events : events
   if (schema === undefined)
     throw new TypeError(`projection ${JSON.stringify(name)} must have \`events\`, or be \`of\` an aggregate`)

@@ -285,7 +285,7 @@ const areProjections = (projections: ReadonlyArray<Projection.Any>): boolean =>
 
 const noProjections = new ValidationError({
   operation: "commitAll",
-  issues: [new ValidationIssue({ index: 0, path: ["projections"], message: "must be a list of projections" })]
+  issues: [new ValidationIssue({ path: ["projections"], message: "must be a list of projections" })]
 })
 
 /** Projection by projection, event by event, never two at once: they share one transaction. */

@@ -31,15 +31,15 @@ export class RetryCommand extends Schema.TaggedError<RetryCommand>("effect-maest
 }
 
 /**
- * One thing that is wrong with the input: in which item (its index in the list that was passed; 0 where there is only
- * one), where inside of it, and what.
+ * One thing that is wrong with the input: in which item of the list that was passed, where inside of it, and what. An operation that takes
+ * no list has no index.
  *
  * @since 0.1.0
  * @category models
  */
 export class ValidationIssue extends Schema.Class<ValidationIssue>("effect-maestro/ValidationIssue")({
-  /** Index of the event in the commit, counted from 0. */
-  index: Schema.Number,
+  /** Index of the event in the commit, or among the events of a decision, counted from 0. */
+  index: Schema.optionalWith(Schema.Number, { exact: true }),
   /** The way from the item to the bad value: property names and array indices. */
   path: Schema.Array(Schema.Union(Schema.String, Schema.Number)),
   /** What is wrong there. */
@@ -61,7 +61,7 @@ export class ValidationError extends Schema.TaggedError<ValidationError>("effect
   }
 ) {
   override get message(): string {
-    const shown = this.issues.slice(0, 5).map((issue) => `[${issue.index}]${formatPath(issue.path)}: ${issue.message}`)
+    const shown = this.issues.slice(0, 5).map(formatIssue)
     const more = this.issues.length > shown.length ? `; and ${this.issues.length - shown.length} more` : ""
     return `${this.operation} refused its input: ${shown.join("; ")}${more}`
   }
@@ -236,6 +236,12 @@ export class UnexpectedSequence extends Schema.TaggedError<UnexpectedSequence>("
 const quote = (text: string): string => JSON.stringify(text.length > 300 ? `${text.slice(0, 300)}…` : text)
 
 const plainOrQuoted = (text: string): string => (/^[\w./-]{1,100}$/.test(text) ? text : quote(text))
+
+/** Where it is, and what: `[1].body.amount: must be …`, or `amount: must be …` where the input is no list. */
+const formatIssue = ({ index, message, path }: ValidationIssue): string => {
+  const place = index === undefined ? formatPath(path).replace(/^\./, "") : `[${index}]${formatPath(path)}`
+  return place === "" ? message : `${place}: ${message}`
+}
 
 const formatPath = (path: ReadonlyArray<string | number>): string => {
   const shown = path.slice(0, 10).map((key) => (typeof key === "number" ? `[${key}]` : `.${key.slice(0, 100)}`))

@@ -299,16 +299,10 @@ export interface PartitionStatus extends Standing {
  * })
  * ```
  */
-export const make: {
-  <const Ons extends On.Any | ReadonlyArray<On.Any>>(
-    name: string,
-    options: SettingsWithoutTypes & {
-      /** What is done with the events of each aggregate. From it the filter has its types and its aggregates. */
-      readonly on: Ons
-    }
-  ): Subscription<On.Error<EachOf<Ons>>, On.Context<EachOf<Ons>>>
-  <E, R>(name: string, options: Settings & Handler<E, R> & { readonly on?: undefined }): Subscription<E, R>
-} = <E, R>(
+export const make: <const Ons extends On.Any | ReadonlyArray<On.Any> = never, E = never, R = never>(
+  name: string,
+  options: Options<Ons, E, R>
+) => Subscription<E | On.Error<EachOf<Ons>>, R | On.Context<EachOf<Ons>>> = <E, R>(
   name: string,
   options: Settings & Partial<Handler<E, R>> & { readonly on?: On<E, R> | ReadonlyArray<On<E, R>> | undefined }
 ): Subscription<E, R> => {
@@ -499,6 +493,14 @@ export const defaultRetry: Schedule.Schedule<unknown> = Schedule.exponential("10
 type Named = string | Pick<Subscription<unknown, unknown>, "name">
 
 const nameOf = (subscription: Named): string => (typeof subscription === "string" ? subscription : subscription.name)
+
+/** A union instead of overloads, so that the compiler says of a wrong setting what is wrong with it, and nothing else. */
+type Options<Ons, E, R> =
+  | (SettingsWithoutTypes & {
+      /** What is done with the events of each aggregate. From it the filter has its types and its aggregates. */
+      readonly on: Ons
+    })
+  | (Settings & Handler<E, R> & { readonly on?: undefined })
 
 type SettingsWithoutTypes = Omit<Settings, "filter"> & { readonly filter?: Omit<Filter, "types"> | undefined }
 

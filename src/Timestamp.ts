@@ -305,5 +305,5 @@ const isTestClock = (clock: Clock.Clock): boolean => "setTime" in clock && "adju
 
 const noTimestamp = new ValidationError({
   operation: "HybridClock.receive",
-  issues: [new ValidationIssue({ index: 0, path: [], message: "must be a timestamp: a UUIDv7 in lower case" })]
+  issues: [new ValidationIssue({ path: [], message: "must be a timestamp: a UUIDv7 in lower case" })]
 })

@@ -169,7 +169,7 @@ for (const [name, store] of Object.entries({
             expect(yield* Effect.flip(effect)).toMatchObject({
               _tag: "ValidationError",
               operation: `Account.${operation}`,
-              issues: [{ index: 0, path: ["id"], message }]
+              issues: [{ path: ["id"], message }]
             })
           }
         }

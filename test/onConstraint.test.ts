@@ -4,6 +4,7 @@ import type { SqlError } from "@effect/sql/SqlError"
 import { expect, it, layer } from "@effect/vitest"
 import * as Arr from "effect/Array"
 import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as LogLevel from "effect/LogLevel"
@@ -38,9 +39,9 @@ const adult = 30
 const register = (email: string, age = adult) => new Register({ email, age })
 
 type Refusals = Readonly<
-  Record<string, (event: Registered, envelope: Event.Event) => EmailTaken | TooYoung | string | undefined>
+  Record<string, (event: Registered, envelope: Event.Event) => EmailTaken | TooYoung | undefined>
 >
-type Refusal = EmailTaken | TooYoung | string
+type Refusal = EmailTaken | TooYoung
 type Guests = Projection.Projection<Refusal | SqlError | StoreError.StoreError, SqlClient.SqlClient>
 
 /** The ways to write a guest into a table. */
@@ -257,13 +258,46 @@ for (const [store, storeLayer] of Object.entries(stores)) {
           events: Renamed,
           project: { Renamed: (event, _envelope, sql) => sql.unsafe(violations[event.name] ?? "select 1") },
           onConstraint: Object.fromEntries(
-            Object.keys(violations).map((kind) => [`${name}_${kind}`, (event: Renamed) => ({ kind, by: event.name })])
+            Object.keys(violations).map((kind) => [
+              `${name}_${kind}`,
+              (event: Renamed) => ({ _tag: kind, by: event.name })
+            ])
           )
         })
         const adapter = yield* StoreAdapter.StoreAdapter
         for (const kind of Object.keys(violations)) {
           const event = { ...(yield* registered(newId(), "")), type: "Renamed", body: { name: kind } }
-          expect(yield* Effect.flip(adapter.commitAll([event], [Violating]))).toEqual({ kind, by: kind })
+          expect(yield* Effect.flip(adapter.commitAll([event], [Violating]))).toEqual({ _tag: kind, by: kind })
+        }
+      })
+    )
+
+    it.scoped("a handler that returns no tagged error leaves the violation a StoreError, which says so", () =>
+      Effect.gen(function* () {
+        const adapter = yield* StoreAdapter.StoreAdapter
+        for (const check of ["unique", "unique deferrable initially deferred"]) {
+          const { name } = yield* makeTable(check)
+          const constraint = `${name}_one_email`
+          // The compiler refuses such handlers; an untyped caller may have them.
+          for (const [value, what] of [
+            [Effect.fail(new EmailTaken({ email: "x" })), "an effect"],
+            [Either.left(new EmailTaken({ email: "x" })), "an effect"],
+            ["taken", "a value of type string"]
+          ]) {
+            const onConstraint: Refusals = {}
+            Reflect.set(onConstraint, constraint, () => value)
+            for (const guests of Object.values(kinds).map((guestsOf) => guestsOf(name, onConstraint))) {
+              const email = newId()
+              const id = newId()
+              yield* adapter.commitAll([yield* registered(newId(), email)], [guests])
+              const error = yield* Effect.flip(adapter.commitAll([yield* registered(id, email)], [guests]))
+              expect(error).toMatchObject({ reason: "Constraint", projection: "guests", aggregateId: id, constraint })
+              expect(String(error)).toContain(
+                `constraint "${constraint}" is violated, and its handler in onConstraint returned ${what}; it must return a tagged error`
+              )
+              expect(yield* adapter.getEvents(id, 1)).toEqual([])
+            }
+          }
         }
       })
     )
@@ -275,7 +309,10 @@ for (const [store, storeLayer] of Object.entries(stores)) {
             const { name } = yield* makeTable(check)
             const adapter = yield* StoreAdapter.StoreAdapter
             // A handler that returns nothing passes the violation over; a name that all objects have is none.
-            const guests = guestsOf(name, { [`${name}_one_email`]: () => undefined, toString: () => "never" })
+            const guests = guestsOf(name, {
+              [`${name}_one_email`]: () => undefined,
+              toString: () => new TooYoung({ age: 0 })
+            })
             yield* adapter.commitAll([yield* registered(newId(), "ada@example.com")], [guests])
             const id = newId()
             const event = yield* registered(id, "ada@example.com")
@@ -307,7 +344,8 @@ for (const [store, storeLayer] of Object.entries(stores)) {
         /** Writes nothing, and refuses events of aggregates whose ids begin so. */
         const declaring = (by: string, at: string): Guests => ({
           ...kinds.SQL(name, {
-            [`${name}_one_email`]: (_event, { aggregateId }) => (aggregateId.startsWith(at) ? by : undefined)
+            [`${name}_one_email`]: (_event, { aggregateId }) =>
+              aggregateId.startsWith(at) ? new EmailTaken({ email: by }) : undefined
           }),
           project: () => Effect.void
         })
@@ -320,9 +358,9 @@ for (const [store, storeLayer] of Object.entries(stores)) {
             ]
             return yield* Effect.flip(adapter.commitAll(events, projections))
           })
-        expect(yield* commit(writing, declaring("first", "c"), declaring("second", "b"), declaring("third", "a"))).toBe(
-          "second"
-        )
+        expect(
+          yield* commit(writing, declaring("first", "c"), declaring("second", "b"), declaring("third", "a"))
+        ).toEqual(new EmailTaken({ email: "second" }))
         // Several may be at fault, so only the constraint is known.
         const error = yield* commit(writing, declaring("first", "c"))
         expect(error).toMatchObject({ reason: "Constraint", constraint: `${name}_one_email`, table: name })

@@ -133,19 +133,28 @@ it.effect("evaluateUnknown refuses commands that are not allowed by a Validation
     const only = ["Deposit", "Touch"] as const
     const evaluate = (json: unknown) => Account.evaluateUnknown(id, json, { only })
     expect(yield* evaluate({ _tag: "Deposit", amount: 5 })).toMatchObject({ sequence: 1 })
-    for (const json of [{ _tag: "Withdraw", amount: 1 }, { _tag: "Close" }, { amount: 1 }, null, "Deposit"]) {
+    for (const [json, found] of [
+      [{ _tag: "Withdraw", amount: 1 }, 'is "Withdraw"'],
+      [{ _tag: "Close" }, 'is "Close"'],
+      [{ _tag: "x".repeat(1000) }, `is "${"x".repeat(100)}"`],
+      [{ amount: 1 }, "there is none"],
+      [null, "there is none"],
+      ["Deposit", "there is none"]
+    ] as const) {
       const error = yield* Effect.flip(evaluate(json))
       expect(error).toMatchObject({
         _tag: "ValidationError",
         operation: "Account.evaluateUnknown",
-        issues: [{ path: ["_tag"], message: "must be one of Deposit, Touch" }]
+        issues: [{ path: ["_tag"], message: `must be one of Deposit, Touch, and ${found}` }]
       })
+      // One command is no list, so there is no index.
+      expect(String(error)).toContain(`refused its input: _tag: must be one of Deposit, Touch, and ${found}`)
     }
     expect(yield* Effect.flip(evaluate({ _tag: "Deposit", amount: -1 }))).toMatchObject({
       issues: [{ path: ["amount"] }]
     })
     expect(yield* Effect.flip(Account.evaluateUnknown(id, { _tag: "Touch" }, { only: [] }))).toMatchObject({
-      issues: [{ message: "is not allowed: no tag is" }]
+      issues: [{ message: 'is "Touch", and no tag is allowed' }]
     })
     // One that says something else each time.
     let reads = 0

@@ -4,6 +4,7 @@ import * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
 import type * as Layer from "effect/Layer"
 import * as Schema from "effect/Schema"
 import type * as Stream from "effect/Stream"
@@ -182,7 +183,8 @@ it("a projection that is SQL fails with refusals and StoreErrors alone; one that
       },
       onConstraint: {
         owners_pkey: (event) => {
-          expectTypeOf(event).toEqualTypeOf<Opened | Deposited | Withdrawn>()
+          // Of the types that have a handler.
+          expectTypeOf(event).toEqualTypeOf<Opened | Deposited>()
           return event._tag === "Opened" ? new EmailTaken({ owner: event.owner }) : undefined
         },
         owners_total_check: (event) =>
@@ -203,8 +205,8 @@ it("a projection that is SQL fails with refusals and StoreErrors alone; one that
       events: Schema.Union(Opened, Deposited),
       // Before the handlers, too.
       onConstraint: {
-        owners_pkey: (event, { aggregateId }) =>
-          event._tag === "Opened" ? new EmailTaken({ owner: event.owner + aggregateId }) : undefined
+        owners_pkey: ({ owner }, { aggregateId }) => new EmailTaken({ owner: owner + aggregateId }),
+        owners_total_check: () => undefined
       },
       project: {
         Opened: ({ owner }) =>
@@ -231,7 +233,7 @@ it("a projection that is SQL fails with refusals and StoreErrors alone; one that
       project: { Opened: ({ owner }, { id }, sql) => sql`insert into owners values (${id}, ${owner})` },
       onConstraint: {
         owners_pkey: (event, { id }) => {
-          expectTypeOf(event).toEqualTypeOf<Opened | Deposited | Withdrawn>()
+          expectTypeOf(event).toEqualTypeOf<Opened>()
           return new EmailTaken({ owner: id })
         }
       }
@@ -240,6 +242,48 @@ it("a projection that is SQL fails with refusals and StoreErrors alone; one that
       Projection.Projection.Bound<EmailTaken | StoreError.StoreError, SqlClient.SqlClient>
     >()
     expectTypeOf(Projection.orStoreError(OfAccounts)).toEqualTypeOf<typeof OfAccounts>()
+  }
+  expectTypeOf(types).toBeFunction()
+})
+
+it("a handler of a constraint returns a tagged error or nothing, and no effect", () => {
+  const types = () => {
+    const options = {
+      name: "owners",
+      of: Account,
+      project: { Opened: ({ owner }: Opened) => Effect.flatMap(SqlClient.SqlClient, (sql) => sql`select ${owner}`) }
+    } as const
+    const plain = Projection.make({
+      ...options,
+      onConstraint: { owners_pkey: ({ owner }) => ({ _tag: "Taken" as const, owner }) }
+    })
+    expectTypeOf<Projection.Projection.Error<typeof plain>>().toEqualTypeOf<
+      { _tag: "Taken"; owner: string } | SqlError | StoreError.StoreError
+    >()
+    return [
+      Projection.make({
+        ...options,
+        // @ts-expect-error an effect that fails is no refusal
+        onConstraint: { owners_pkey: ({ owner }) => Effect.fail(new EmailTaken({ owner })) }
+      }),
+      Projection.make({
+        ...options,
+        // @ts-expect-error an Either is an effect
+        onConstraint: { owners_pkey: ({ owner }) => Either.left(new EmailTaken({ owner })) }
+      }),
+      Projection.make({
+        ...options,
+        // @ts-expect-error a text has no tag
+        onConstraint: { owners_pkey: ({ owner }) => owner }
+      }),
+      Projection.makeSql({
+        name: "owners",
+        events: Schema.Union(Opened, Deposited),
+        project: { Opened: ({ owner }, _envelope, sql) => sql`insert into owners values (${owner})` },
+        // @ts-expect-error an effect that fails is no refusal
+        onConstraint: { owners_pkey: ({ owner }) => Effect.fail(new EmailTaken({ owner })) }
+      })
+    ]
   }
   expectTypeOf(types).toBeFunction()
 })
@@ -314,6 +358,16 @@ it("handlers of a subscription are typed by their aggregate's events", () => {
     Subscription.on(Account, { Closed: () => Effect.void })
     // @ts-expect-error the types are those of the handlers
     Subscription.make("s", { on: Subscription.on(Account, {}), filter: { types: ["Opened"] } })
+    Subscription.make("s", {
+      on: Subscription.on(Account, {}),
+      // @ts-expect-error a setting that does not exist is the only error, at its own place
+      onFailures: "stop"
+    })
+    Subscription.make("s", {
+      handle: () => Effect.void,
+      // @ts-expect-error no such way to go on
+      onFailure: "skip"
+    })
     const history = Account.history(id)
     expectTypeOf(history).toEqualTypeOf<
       Stream.Stream<

@@ -277,6 +277,6 @@ const decidesItself = (name: string): ValidationError =>
   badInput(`${name}.evaluate`, "id", "must not be the aggregate whose command the handler around is deciding")
 
 const badInput = (operation: string, field: string, message: string): ValidationError =>
-  new ValidationError({ operation, issues: [new ValidationIssue({ index: 0, path: [field], message })] })
+  new ValidationError({ operation, issues: [new ValidationIssue({ path: [field], message })] })
 
 const stateOf = <State>({ state }: Loaded<State>): State => state

@@ -45,7 +45,7 @@ export const makeCommandDigest = <C extends Tagged, CI>(
     Effect.suspend(() => {
       const type = tagOf(command) ?? ""
       const known = members.get(type)
-      if (known === undefined) return refused(operation, [unknownTag([...members.keys()], 0)])
+      if (known === undefined) return refused(operation, [unknownTag([...members.keys()], command)])
       const text = canonicalText(known.encode, command)
       return Either.isLeft(text)
         ? refused(operation, text.left.map(explained))
@@ -70,7 +70,7 @@ const explained = ({ message, path }: ValidationIssue): ValidationIssue =>
   issue(path, `can't be encoded, as a command with an id must be: ${message}`)
 
 const issue = (path: ReadonlyArray<string | number>, message: string): ValidationIssue =>
-  new ValidationIssue({ index: 0, path, message })
+  new ValidationIssue({ path, message })
 
 /** A text that is the same for equal commands, or all that keeps the command from having one. */
 const canonicalText = (
@@ -78,7 +78,7 @@ const canonicalText = (
   command: unknown
 ): Either.Either<string, ReadonlyArray<ValidationIssue>> => {
   try {
-    const encoding = Either.mapLeft(encode(command), (error) => parseIssues(error, 0))
+    const encoding = Either.mapLeft(encode(command), (error) => parseIssues(error))
     return Either.flatMap(encoding, (encoded) => {
       const issues: Array<ValidationIssue> = []
       const text = textOf(encoded, (path, message) => issues.push(issue(path, message)))

@@ -18,9 +18,10 @@ export const makeCommandInput = <C extends Tagged, CI>(
   return (input, only) => {
     if (only === undefined) return decodeInput(operation, decode, input)
     const isAllowed = (command: unknown) => only.includes(tagOf(command) ?? "")
-    const refused = Effect.suspend(() => new ValidationError({ operation, issues: [unknownTag(only, 0)] }))
+    const refused = (command: unknown) =>
+      Effect.suspend(() => new ValidationError({ operation, issues: [unknownTag(only, command)] }))
     return isAllowed(input)
-      ? Effect.filterOrElse(decodeInput(operation, decode, input), isAllowed, () => refused)
-      : refused
+      ? Effect.filterOrElse(decodeInput(operation, decode, input), isAllowed, refused)
+      : refused(input)
   }
 }

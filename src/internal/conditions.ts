@@ -40,7 +40,6 @@ export const expectedOf = (kind: string, values: Values): Effect.Effect<number |
         operation: `${kind}.evaluate`,
         issues: [
           new ValidationIssue({
-            index: 0,
             path: ["expectedSequence"],
             message: `must be an integer from 0 to ${maxSequence}`
           })

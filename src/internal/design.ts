@@ -70,7 +70,10 @@ export const define = <State, StateEncoded, A extends Tagged, I extends Tagged, 
     tagsOf(options.events),
     options.evolve
   )
-  const unknownCommand = new ValidationError({ operation: `${name}.evaluate`, issues: [unknownTag(commandTags, 0)] })
+  const unknownCommand = (command: C) =>
+    Effect.suspend(
+      () => new ValidationError({ operation: `${name}.evaluate`, issues: [unknownTag(commandTags, command)] })
+    )
   return {
     name,
     streams,
@@ -86,7 +89,7 @@ export const define = <State, StateEncoded, A extends Tagged, I extends Tagged, 
     decide: (command, root) => {
       const handler = decide.get(tagOf(command) ?? "")
       return handler === undefined
-        ? Effect.fail(unknownCommand)
+        ? unknownCommand(command)
         : // biome-ignore lint/plugin: as above
           refusingBadInput(`${name}.evaluate`, () => handler(command as never, root))
     },

@@ -50,7 +50,7 @@ export const makeEventCodec = <A extends Tagged, I>(schema: Schema.Schema<A, I>)
     },
     encode: (event, index) => {
       const member = members.get(event?._tag)
-      if (member === undefined) return Either.left([unknownTag([...members.keys()], index)])
+      if (member === undefined) return Either.left([unknownTag([...members.keys()], event, index)])
       return Either.mapBoth(member.encode(event), {
         onLeft: (error) => parseIssues(error, index),
         onRight: ({ _tag, ...body }) => withoutUndefined(body)
@@ -90,31 +90,34 @@ export const lossyMembers = (schema: Schema.Schema.Any): readonly [first: string
 /** What a schema found wrong, in the words of a `ValidationError`. */
 export const parseIssues = (
   error: ParseResult.ParseError,
-  index: number
+  index?: number
 ): readonly [ValidationIssue, ...Array<ValidationIssue>] => {
   try {
     const [first, ...rest] = ParseResult.ArrayFormatter.formatErrorSync(error).map(
       ({ message, path }) =>
         new ValidationIssue({
-          index,
+          ...at(index),
           path: path.map((key) => (typeof key === "symbol" ? String(key) : key)),
           message
         })
     )
-    return [first ?? new ValidationIssue({ index, path: [], message: error.message }), ...rest]
+    return [first ?? new ValidationIssue({ ...at(index), path: [], message: error.message }), ...rest]
   } catch (thrown) {
     // The message shows the value, and the value can't be read.
-    return [unreadableValue(index, thrown)]
+    return [unreadableValue(thrown, index)]
   }
 }
 
 /** What is wrong with a value whose tag is none of those known. */
-export const unknownTag = (tags: ReadonlyArray<string>, index: number): ValidationIssue =>
-  new ValidationIssue({
-    index,
+export const unknownTag = (tags: ReadonlyArray<string>, value: unknown, index?: number): ValidationIssue => {
+  const tag = tagOf(value)
+  const found = tag === undefined ? "there is none" : `is ${JSON.stringify(tag.slice(0, 100))}`
+  return new ValidationIssue({
+    ...at(index),
     path: ["_tag"],
-    message: tags.length === 0 ? "is not allowed: no tag is" : `must be one of ${tags.join(", ")}`
+    message: tags.length === 0 ? `${found}, and no tag is allowed` : `must be one of ${tags.join(", ")}, and ${found}`
   })
+}
 
 /** The tag of a value that may be anything. */
 export const tagOf = (value: unknown): string | undefined => {
@@ -139,7 +142,7 @@ export const decodeInput = <A>(
       return decode(input)
     },
     catch: (thrown) => unreadableInput(operation, thrown)
-  }).pipe(Effect.flatMap(Either.mapLeft((error) => new ValidationError({ operation, issues: parseIssues(error, 0) }))))
+  }).pipe(Effect.flatMap(Either.mapLeft((error) => new ValidationError({ operation, issues: parseIssues(error) }))))
 
 /**
  * A constructor of a schema's class throws when it is given what the schema forbids. Where that happens in a decision, the
@@ -151,7 +154,7 @@ export const refusingBadInput = <A, E, R>(
 ): Effect.Effect<A, E | ValidationError, R> => {
   const refused = (defect: unknown) =>
     ParseResult.isParseError(defect)
-      ? Option.some(Effect.fail(new ValidationError({ operation, issues: parseIssues(defect, 0) })))
+      ? Option.some(Effect.fail(new ValidationError({ operation, issues: parseIssues(defect) })))
       : Option.none()
   try {
     const decision = decide()
@@ -182,11 +185,14 @@ export const guarded =
 const unreadableInput = (operation: string, thrown: unknown): ValidationError =>
   new ValidationError({
     operation,
-    issues: [unreadableValue(0, thrown)]
+    issues: [unreadableValue(thrown)]
   })
 
-const unreadableValue = (index: number, thrown: unknown): ValidationIssue =>
-  new ValidationIssue({ index, path: [], message: `can't be read: ${thrownMessage(thrown)}` })
+/** The index of an item; an operation that takes no list has none. */
+const at = (index: number | undefined): { readonly index?: number } => (index === undefined ? {} : { index })
+
+const unreadableValue = (thrown: unknown, index?: number): ValidationIssue =>
+  new ValidationIssue({ ...at(index), path: [], message: `can't be read: ${thrownMessage(thrown)}` })
 
 interface MemberCodec<A> {
   readonly decode: (u: unknown) => Either.Either<A, ParseResult.ParseError>

@@ -68,7 +68,7 @@ const checked = <A>(check: (issues: Array<ValidationIssue>) => A): Effect.Effect
       : new ValidationError({ operation: "EventFeed.read", issues: [first, ...rest] })
   })
 
-const issue = (path: ReadonlyArray<string>, message: string) => new ValidationIssue({ index: 0, path, message })
+const issue = (path: ReadonlyArray<string>, message: string) => new ValidationIssue({ path, message })
 
 const checkFilter = (filter: unknown, path: ReadonlyArray<string>, issues: Array<ValidationIssue>): void => {
   if (filter === undefined) return

@@ -39,6 +39,9 @@ export type StateOf<State> = unknown extends State ? Hint | NonNullable<unknown>
 /** The event that a handler returns, in the same way: it is checked against any tagged object at first. */
 export type EventOf<A extends Tagged> = string extends A["_tag"] ? Hint | A : A
 
+/** Handlers under names that the schemas do not have. The compiler shows the text where such a handler is. */
+export type NoSuch<Names, What extends string> = { readonly [K in Names & string]: `${K} is the tag of no ${What}` }
+
 // --- internal ---
 
 /** A type of every value, whose literals tell the compiler to keep literals. */

@@ -3,11 +3,12 @@
  * projection and event.
  */
 import { SqlError } from "@effect/sql/SqlError"
+import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
 import type * as Schema from "effect/Schema"
 import type { Envelope, Event } from "../Event.js"
 import { StoreError } from "../StoreError.js"
-import { makeEventCodec, type Tagged } from "./eventCodec.js"
+import { makeEventCodec, type Tagged, tagOf } from "./eventCodec.js"
 import { envelopeOf } from "./origin.js"
 import { quotedTable, type TableOptions } from "./ownedTables.js"
 import { fromProjection, fromSqlError, violatedConstraint } from "./sqlError.js"
@@ -70,19 +71,25 @@ export const decodingFor = <A extends Tagged, I extends Tagged>(
 
 type Decode<A> = (stored: Event) => Either.Either<A, StoreError>
 
-/** Finds the handler of a constraint, and calls it with the decoded event; none where there are no such handlers. */
+/**
+ * Finds the handler of a constraint, and calls it with the decoded event; none where there are no such handlers. A handler that returns
+ * anything but a tagged error leaves the violation a `StoreError`, which says so.
+ */
 export const refusalsOf = <A extends Tagged, E>(
+  projection: string,
   handled: ReadonlyMap<string, unknown>,
   decode: Decode<A>,
   onConstraint: Readonly<Record<string, unknown>> | undefined
-): ((constraint: string, stored: Event) => E | undefined) | undefined => {
+): ((constraint: string, stored: Event) => E | StoreError | undefined) | undefined => {
   if (onConstraint === undefined) return undefined
   const handlers = new Map(Object.entries(onConstraint))
   return (constraint, stored) => {
     const handler = handlers.get(constraint) as ((event: A, envelope: Envelope) => E | undefined) | undefined
     if (handler === undefined || !handled.has(stored.type)) return undefined
     const event = decode(stored)
-    return Either.isRight(event) ? handler(event.right, envelopeOf(stored)) : undefined
+    if (Either.isLeft(event)) return undefined
+    const refusal = handler(event.right, envelopeOf(stored)) ?? undefined
+    return refusal === undefined || isRefusal(refusal) ? refusal : noRefusal(projection, constraint, stored, refusal)
   }
 }
 
@@ -99,3 +106,19 @@ const isNamedIn = (text: string, name: string): boolean => {
   const escaped = name.replace(/[\^$.*+?()[\]{}|/]/g, "\\$&")
   return new RegExp(`(?<![\\p{L}\\p{N}_$])${escaped}(?![\\p{L}\\p{N}_$])`, "u").test(text)
 }
+
+/** Instances of `Schema.TaggedError` are effects; an effect that is no error has not run, so it is no refusal. */
+const isRefusal = (value: unknown): boolean =>
+  tagOf(value) !== undefined && (value instanceof Error || !Effect.isEffect(value))
+
+const noRefusal = (projection: string, constraint: string, stored: Event, value: unknown): StoreError =>
+  located(
+    projection,
+    stored,
+    new StoreError({
+      reason: "Constraint",
+      operation: `Projection ${projection}`,
+      description: `constraint ${JSON.stringify(constraint)} is violated, and its handler in onConstraint returned ${Effect.isEffect(value) ? "an effect" : `a value of type ${typeof value}`}; it must return a tagged error or undefined`,
+      constraint
+    })
+  )

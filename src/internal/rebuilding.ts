@@ -192,7 +192,7 @@ interface Work<E, R> {
 const checkPlan = (plan: Plan<unknown, unknown>): Effect.Effect<void, ValidationError> => {
   const issues: Array<ValidationIssue> = []
   const refuse = (path: ReadonlyArray<string | number>, message: string) =>
-    issues.push(new ValidationIssue({ index: 0, path, message }))
+    issues.push(new ValidationIssue({ path, message }))
   const problem = plan.isOwn === true ? undefined : nameProblem(plan.name, maxNameLength)
   if (problem !== undefined) refuse(["name"], problem)
   for (const [index, { of }] of plan.projections.entries()) {

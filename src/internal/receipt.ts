@@ -39,7 +39,7 @@ export const receiptPlace = (
       const message = problem ?? "must be a text"
       return new ValidationError({
         operation: `${aggregate}.evaluate`,
-        issues: [new ValidationIssue({ index: 0, path: ["commandId"], message })]
+        issues: [new ValidationIssue({ path: ["commandId"], message })]
       })
     }
     // Three texts of any length in a short one: of their own they would not always fit into an aggregate id.

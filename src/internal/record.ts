@@ -18,11 +18,11 @@ export const prepareEvents = (
 ): Exit.Exit<ReadonlyArray<StoredEvent>, ValidationError> =>
   validate(operation, (reporter) => {
     if (!Array.isArray(events)) {
-      reporter(0)([], "must be a list of events")
+      reporter()([], "must be a list of events")
       return []
     }
     if (events.length > maxEvents) {
-      reporter(0)([], `must be at most ${maxEvents} events, and is ${events.length}`)
+      reporter()([], `must be at most ${maxEvents} events, and is ${events.length}`)
       return []
     }
     const heads = new Map<string, number>()
@@ -59,7 +59,7 @@ export const prepareEvents = (
 /** Checks a snapshot and makes its stored form. */
 export const prepareSnapshot = (snapshot: Snapshot): Exit.Exit<StoredSnapshot, ValidationError> =>
   validate("commitSnapshot", (reporter) => {
-    const report = reporter(0)
+    const report = reporter()
     const { aggregateId, body, metadata, sequence, timestamp } = readFields(snapshot, report)
     checkName(aggregateId, "aggregateId", report)
     checkSequence(sequence, 1, "sequence", report)
@@ -88,7 +88,7 @@ export const prepareRange = (
   options: { readonly maxSequence?: number | undefined } | undefined
 ): Exit.Exit<Range, ValidationError> =>
   validate(operation, (reporter) => {
-    const report = reporter(0)
+    const report = reporter()
     const upper = options?.maxSequence ?? maxSequence
     checkName(aggregateId, "aggregateId", report)
     checkSequence(minSequence, 0, "minSequence", report)
@@ -102,7 +102,7 @@ export const prepareStreamPosition = (
   { aggregateId, sequence }: { readonly aggregateId: string; readonly sequence: number }
 ): Exit.Exit<Range, ValidationError> =>
   validate(operation, (reporter) => {
-    const report = reporter(0)
+    const report = reporter()
     checkName(aggregateId, "aggregateId", report)
     checkSequence(sequence, 0, "sequence", report)
     return { aggregateId, minSequence: sequence, maxSequence: sequence }
@@ -137,21 +137,22 @@ const maxCommitSize = 128_000_000
 
 const validate = <A>(
   operation: string,
-  prepare: (reporter: (index: number) => Report) => A
+  prepare: (reporter: (index?: number) => Report) => A
 ): Exit.Exit<A, ValidationError> => {
   const issues: Array<ValidationIssue> = []
-  const reporter = (index: number) => (path: ReadonlyArray<string | number>, message: string) => {
+  const reporter = (index?: number) => (path: ReadonlyArray<string | number>, message: string) => {
     // Enough to mend the input by; a list of a million holes need not be told in full.
-    if (issues.length < maxIssues) issues.push(new ValidationIssue({ index, path, message }))
+    if (issues.length < maxIssues)
+      issues.push(new ValidationIssue({ ...(index === undefined ? {} : { index }), path, message }))
   }
-  const prepared = attempt(() => prepare(reporter), reporter(0))
+  const prepared = attempt(() => prepare(reporter), reporter())
   const [first, ...rest] = issues
   return first === undefined && prepared !== undefined
     ? Exit.succeed(prepared)
     : Exit.fail(
         new ValidationError({
           operation,
-          issues: [first ?? new ValidationIssue({ index: 0, path: [], message: "can't be read" }), ...rest]
+          issues: [first ?? new ValidationIssue({ path: [], message: "can't be read" }), ...rest]
         })
       )
 }

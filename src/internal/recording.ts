@@ -100,5 +100,5 @@ const readMetadata = (metadata: unknown): Either.Either<Event["metadata"], Valid
   } catch {
     // A proxy or getter that throws.
   }
-  return Either.left(new ValidationIssue({ index: 0, path: ["metadata"], message: "must be a JSON object" }))
+  return Either.left(new ValidationIssue({ path: ["metadata"], message: "must be a JSON object" }))
 }

@@ -53,7 +53,7 @@ export const makeStateCodec = <State, I>(
     },
     encode: (state) =>
       Either.mapBoth(encode({ state }), {
-        onLeft: (error) => new ValidationError({ operation: `${aggregate}.snapshot`, issues: parseIssues(error, 0) }),
+        onLeft: (error) => new ValidationError({ operation: `${aggregate}.snapshot`, issues: parseIssues(error) }),
         onRight: (encoded) => ({ body: withoutUndefined({ ...encoded }), metadata: current() })
       })
   }

@@ -55,6 +55,12 @@ const mistakes: ReadonlyArray<Mistake> = [
   { replace: "new Cancelled({ reason })", by: "reason", atMost: 500, names: ["string[]", "Cancelled"] },
   { replace: "CheckOut: [NotBooked],", by: "", atMost: 360, names: ["Type 'NotBooked' is not assignable"] },
   {
+    replace: "decide: {",
+    by: "decide: { Demolish: () => Effect.succeed([]),",
+    atMost: 300,
+    names: ["Demolish is the tag of no command"]
+  },
+  {
     replace: "Close: [Occupied]",
     by: "Close: [NotClean]",
     atMost: 380,
