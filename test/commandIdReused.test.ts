@@ -227,14 +227,14 @@ it.effect("values have one digest if, and only if, they are of one structure", (
   Effect.gen(function* () {
     const seed = Math.floor(Math.random() * 2 ** 31)
     const firsts = new Map<string, unknown>()
-    for (const value of FastCheck.sample(awkward, { numRuns: 2000, seed })) {
+    for (const value of FastCheck.sample(FastCheck.oneof(regrouped, awkward), { numRuns: 2000, seed })) {
       const { hash } = yield* digest(value)
       const first = firsts.get(hash) ?? value
       firsts.set(hash, first)
       expect(isSame(first, value), `seed ${seed}: ${FastCheck.stringify([first, value])}`).toBe(true)
       expect((yield* digest(copy(value))).hash, `seed ${seed}: ${FastCheck.stringify(value)}`).toBe(hash)
     }
-    expect(firsts.size).toBeGreaterThan(500)
+    expect(firsts.size).toBeGreaterThan(300)
   })
 )
 
@@ -264,6 +264,14 @@ const awkward: FastCheck.Arbitrary<unknown> = FastCheck.letrec<{ value: unknown 
     FastCheck.dictionary(FastCheck.constantFrom("a", "b", "1", "__proto__", 'a":', ""), tie("value"), { maxKeys: 3 })
   )
 })).value
+
+const bytes = FastCheck.array(FastCheck.constantFrom(1, 2), { maxLength: 2 }).map((numbers) => new Uint8Array(numbers))
+
+/** Few numbers, as they are, as bytes and as lists: they differ by their groups alone. */
+const regrouped: FastCheck.Arbitrary<unknown> = FastCheck.array(
+  FastCheck.oneof(FastCheck.constantFrom<unknown>(1, 2, [1], [2]), bytes),
+  { maxLength: 3 }
+)
 
 /** Whether two values have one structure: 0 is -0, a hole is `undefined`, and a field that is `undefined` is none. */
 const isSame = (one: unknown, other: unknown): boolean => {
