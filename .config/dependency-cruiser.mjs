@@ -6,7 +6,6 @@ const floors = [
   [
     "StoreError.ts",
     "internal/shortWay.ts",
-    "internal/fingerprint.ts",
     "internal/ticking.ts",
     "internal/atOnce.ts",
     "internal/machineTime.ts",
@@ -30,7 +29,7 @@ const floors = [
     "internal/wakeUps.ts",
     "internal/minted.ts"
   ],
-  ["Event.ts", "internal/sqlConnection.ts", "internal/names.ts"],
+  ["Event.ts", "internal/fingerprint.ts", "internal/sqlConnection.ts", "internal/names.ts"],
   [
     "Snapshot.ts",
     "internal/eventCodec.ts",

@@ -446,7 +446,7 @@ export const resume = (subscription: Named): Effect.Effect<void, ValidationError
     const name = nameOf(subscription)
     if ((yield* store.standing(name)).length === 0) {
       const message = `no subscription of the name ${JSON.stringify(name)} has run`
-      const issue = new ValidationIssue({ index: 0, path: ["name"], message })
+      const issue = new ValidationIssue({ path: ["name"], message })
       return yield* new ValidationError({ operation: "Subscription.resume", issues: [issue] })
     }
     yield* store.resume(name)

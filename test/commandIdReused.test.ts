@@ -4,6 +4,7 @@ import { expect, it } from "@effect/vitest"
 import * as Arr from "effect/Array"
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
+import * as FastCheck from "effect/FastCheck"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Schedule from "effect/Schedule"
@@ -200,7 +201,9 @@ it.effect("what JSON does not hold is compared, too", () =>
   Effect.gen(function* () {
     const values = [
       ...[null, 0, "0", 1n, "1n", Number.NaN, "NaN", "\ud800", "\udfff", new Date(0), "Date 0", "Uint8Array 1"],
-      ...[new Uint8Array([1, 2]), [1, 2], [[1], 2], [undefined, 1], {}, { a: 1 }, { a: { b: 1 } }, { a: 1, b: 1 }]
+      ...[new Uint8Array([1, 2]), [1, 2], [[1], 2], [undefined, 1], {}, { a: 1 }, { a: { b: 1 } }, { a: 1, b: 1 }],
+      ...[[new Uint8Array([1]), 2], [[new Uint8Array([1]), 2]], [new Uint8Array([1]), [2]], [new Uint8Array([1, 2])]],
+      ...[[new Uint8Array(), 1], [new Uint8Array()], [new Date(1), 2], [1n, 2], [[1, 2]], [], [[]], [undefined], [null]]
     ]
     const hashes = yield* Effect.forEach(values, (value) => Effect.map(digest(value), ({ hash }) => hash))
     expect(new Set(hashes).size).toBe(values.length)
@@ -211,12 +214,98 @@ it.effect("what JSON does not hold is compared, too", () =>
         { b: 2, a: 1 }
       ],
       [{ a: 1, b: undefined }, { a: 1 }],
-      [new Date(0), new Date(0)]
+      [new Date(0), new Date(0)],
+      [Buffer.from([1, 2]), new Uint8Array([1, 2])],
+      [new Array(1), [undefined]]
     ]) {
       expect(yield* digest(a)).toEqual(yield* digest(b))
     }
   })
 )
+
+it.effect("values have one digest if, and only if, they are of one structure", () =>
+  Effect.gen(function* () {
+    const seed = Math.floor(Math.random() * 2 ** 31)
+    const firsts = new Map<string, unknown>()
+    for (const value of FastCheck.sample(FastCheck.oneof(regrouped, awkward), { numRuns: 2000, seed })) {
+      const { hash } = yield* digest(value)
+      const first = firsts.get(hash) ?? value
+      firsts.set(hash, first)
+      expect(isSame(first, value), `seed ${seed}: ${FastCheck.stringify([first, value])}`).toBe(true)
+      expect((yield* digest(copy(value))).hash, `seed ${seed}: ${FastCheck.stringify(value)}`).toBe(hash)
+    }
+    expect(firsts.size).toBeGreaterThan(300)
+  })
+)
+
+/** Of few texts, numbers and keys, so that many values nearly have the text of another. */
+const awkward: FastCheck.Arbitrary<unknown> = FastCheck.letrec<{ value: unknown }>((tie) => ({
+  value: FastCheck.oneof(
+    { maxDepth: 3 },
+    FastCheck.constantFrom<unknown>(
+      1,
+      2,
+      -0,
+      0,
+      1.5,
+      1e21,
+      Number.NaN,
+      Number.POSITIVE_INFINITY,
+      true,
+      null,
+      undefined
+    ),
+    FastCheck.constantFrom<unknown>(1n, 2n, -1n, new Date(1), new Date(2), new Date(Number.NaN)),
+    FastCheck.string({ unit: FastCheck.constantFrom(...'1,"\\[]{}():ab\ud800\ufffd'), maxLength: 3 }),
+    FastCheck.constantFrom("1", "1n", "NaN", "null", "Date(1)", "bytes(1)", "number(1)", "undefined()", '"', '","'),
+    FastCheck.array(FastCheck.integer({ min: 1, max: 2 }), { maxLength: 3 }).map((bytes) => new Uint8Array(bytes)),
+    FastCheck.array(tie("value"), { maxLength: 3 }),
+    FastCheck.integer({ min: 0, max: 3 }).map((length) => new Array(length)),
+    FastCheck.dictionary(FastCheck.constantFrom("a", "b", "1", "__proto__", 'a":', ""), tie("value"), { maxKeys: 3 })
+  )
+})).value
+
+const bytes = FastCheck.array(FastCheck.constantFrom(1, 2), { maxLength: 2 }).map((numbers) => new Uint8Array(numbers))
+
+/** Few numbers, as they are, as bytes and as lists: they differ by their groups alone. */
+const regrouped: FastCheck.Arbitrary<unknown> = FastCheck.array(
+  FastCheck.oneof(FastCheck.constantFrom<unknown>(1, 2, [1], [2]), bytes),
+  { maxLength: 3 }
+)
+
+/** Whether two values have one structure: 0 is -0, a hole is `undefined`, and a field that is `undefined` is none. */
+const isSame = (one: unknown, other: unknown): boolean => {
+  if (typeof one !== "object" || typeof other !== "object" || one === null || other === null) {
+    return one === other || (Number.isNaN(one) && Number.isNaN(other))
+  }
+  if (one instanceof Date && other instanceof Date) return Object.is(one.getTime(), other.getTime())
+  if (kindOf(one) !== kindOf(other)) return false
+  const [some, others] = [new Map(fieldsOf(one)), new Map(fieldsOf(other))]
+  return (
+    some.size === others.size && [...some].every(([key, field]) => others.has(key) && isSame(field, others.get(key)))
+  )
+}
+
+const kindOf = (value: object): string => Object.prototype.toString.call(value)
+
+const fieldsOf = (value: object): ReadonlyArray<readonly [string, unknown]> =>
+  Array.isArray(value)
+    ? Array.from(value, (item, index) => [String(index), item] as const)
+    : Object.entries(value).filter(([, field]) => field !== undefined)
+
+/** An equal value, with another order of keys. */
+const copy = (value: unknown): unknown => {
+  if (typeof value !== "object" || value === null) return value
+  if (value instanceof Date) return new Date(value)
+  if (value instanceof Uint8Array) return new Uint8Array(value)
+  return Array.isArray(value)
+    ? Array.from(value, copy)
+    : Object.fromEntries(
+        fieldsOf(value)
+          .map(([key, field]) => [key, copy(field)] as const)
+          .reverse()
+      )
+}
 
 it.effect("a command whose schema has changed is compared by its tag alone", () =>
   Effect.gen(function* () {
@@ -243,7 +332,10 @@ it.effect("a command that its schema can't encode is a ValidationError that says
       [Typed, { amount: 1, at: new Date(Number.NaN) }, ["at"]],
       [Anything, { value: () => 1 }, ["value"]],
       [Anything, { value: [{ deep: new Custom() }] }, ["value", 0, "deep"]],
-      [Anything, { value: cyclic }, ["value", "self"]]
+      [Anything, { value: cyclic }, ["value", "self"]],
+      [Anything, { value: new Map([[1, 2]]) }, ["value"]],
+      [Anything, { value: [new Set([1])] }, ["value", 0]],
+      [Anything, { value: { [Symbol("s")]: 1 } }, ["value"]]
     ] as const) {
       const error = yield* Effect.flip(note(aggregate, fields))
       expect(error).toMatchObject({ _tag: "ValidationError", operation: "Notes.evaluate", issues: [{ path }] })

@@ -62,6 +62,11 @@ const depositsBefore = (id: string, count: number) => {
   )
 }
 
+const inherited = ["constructor", "valueOf", "__proto__"]
+
+const createCount = (table: string) => (sql: SqlClient.SqlClient) =>
+  sql`create table ${sql.literal(table)} (account text not null)`
+
 /** A version 2 that is held before the nth event that it projects. */
 const held = (nth: number) =>
   Effect.gen(function* () {
@@ -100,6 +105,42 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("tables of pr
         const live = Counted.layer.pipe(Layer.provide(ProjectionTables.layer(Counted.projections)))
         yield* Effect.provide(deposit(Counted, "ann"), live)
         expect(yield* amounts).toEqual({ ann: 4 })
+      })
+    )
+  )
+
+  it.effect("a table may have the name of a property that every object has", () =>
+    onDatabase(() =>
+      Effect.gen(function* () {
+        const sql = yield* SqlClient.SqlClient
+        const counts = (name: string, version: number) =>
+          Projection.makeSql({
+            name,
+            events: Deposited,
+            version,
+            tables: Object.fromEntries(inherited.map((table) => [table, createCount(table)])),
+            project: {
+              Deposited: (_, { id }, sql) =>
+                inherited.map((table) => sql`insert into ${sql.literal(table)} (account) values (${id})`)
+            }
+          })
+        const counted = Effect.forEach(inherited, (table) =>
+          Effect.map(sql`select account from ${sql.literal(table)}`, (rows) => rows.length)
+        )
+        const [One, Two] = [makeAccount([counts("counts", 1)]), makeAccount([counts("counts", 2)])]
+        // They are filled from events that were stored before, stay in place at the next start, and are made anew.
+        yield* depositsBefore("ann", 2)
+        yield* ProjectionTables.prepare(One.projections)
+        expect(yield* counted).toEqual([2, 2, 2])
+        yield* ProjectionTables.prepare(One.projections)
+        yield* Effect.provide(deposit(One, "ann"), One.layer)
+        yield* ProjectionTables.prepare(Two.projections)
+        yield* Effect.provide(deposit(Two, "ann"), Two.layer)
+        expect(yield* counted).toEqual([4, 4, 4])
+        const places = '{"constructor":"public.constructor","valueOf":"public.valueof","__proto__":"public.__proto__"}'
+        expect(yield* records).toEqual([{ name: "counts", version: 2, tables: places, subscription: null }])
+        const other = ProjectionTables.prepare(makeAccount([counts("others", 1)]).projections)
+        expect(yield* failureOf(other)).toContain('which is that of projection "counts"')
       })
     )
   )

@@ -6,6 +6,7 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as Option from "effect/Option"
+import * as ParseResult from "effect/ParseResult"
 import * as Schema from "effect/Schema"
 import { Aggregate, MemoryStore, type Snapshot, SqlStore, StoreAdapter } from "effect-maestro"
 import * as PgliteClient from "effect-maestro/PgliteClient"
@@ -141,3 +142,96 @@ it("fingerprint: schemas of different shapes have different ones, also where the
     expect(fingerprint(make())).toBe(fingerprint(make()))
   }
 })
+
+it("fingerprint: schemas that differ in a transformation, a filter, a declaration or an annotation have different ones", () => {
+  const filtered = (annotations: Schema.Annotations.Filter<string>) =>
+    Schema.String.pipe(Schema.filter(() => true, annotations))
+  const coded = (annotations: Schema.Annotations.Schema<number>) =>
+    Schema.transform(Schema.Number, Schema.Number, { decode: (x) => x, encode: (x) => x }).annotations(annotations)
+  const setting = Symbol.for("setting")
+  const set = (value: unknown) => Schema.String.annotations({ [setting]: value })
+  const cyclic: Record<string, unknown> = {}
+  cyclic.self = cyclic
+  const fallback = (value: string) => Schema.String.annotations({ decodingFallback: () => ParseResult.succeed(value) })
+  const declared = (accepts: (u: unknown) => u is string, identifier: string) => Schema.declare(accepts, { identifier })
+  const isText = (u: unknown): u is string => typeof u === "string"
+  const characters = [..."!?@ABCDEabcde01234]^_"]
+  const groups: ReadonlyArray<ReadonlyArray<Schema.Schema.Any>> = [
+    [Schema.String, Schema.StringFromHex, Schema.StringFromBase64, Schema.StringFromBase64Url],
+    [Schema.Uint8ArrayFromHex, Schema.Uint8ArrayFromBase64, Schema.Uint8Array],
+    [Schema.Date, Schema.DateFromNumber, Schema.DateFromSelf, Schema.ValidDateFromSelf],
+    [Schema.Trim, Schema.Lowercase, Schema.Uppercase, Schema.Capitalize, Schema.Uncapitalize],
+    [coded({}), coded({ identifier: "Cents" }), coded({ title: "Cents" }), coded({ description: "Cents" })],
+    [coded({ jsonSchema: { a: 1 } }), coded({ jsonSchema: { a: 2 } }), coded({ jsonSchema: { b: 1 } })],
+    [Schema.compose(Schema.Number, Schema.Number), coded({})],
+    [
+      Schema.transformOrFail(Schema.Number, Schema.Number, {
+        decode: (x) => ParseResult.succeed(x + 1),
+        encode: (x) => ParseResult.succeed(x - 1)
+      }),
+      Schema.transformOrFail(Schema.Number, Schema.Number, {
+        decode: (x) => ParseResult.succeed(x + 1),
+        encode: (x) => ParseResult.succeed(x - 2)
+      })
+    ],
+    [filtered({}), filtered({ description: "x" }), filtered({ schemaId: Symbol.for("x") }), filtered({ title: "x" })],
+    [declared(isText, "A"), declared(isText, "B")],
+    [
+      Schema.String,
+      fallback(""),
+      set(1),
+      set("1"),
+      set(1n),
+      set([1]),
+      set({ a: 1 }),
+      set({ a: { a: 1 } }),
+      set(cyclic)
+    ],
+    [Schema.Struct({ a: set(1) }), Schema.Struct({ a: set(2) })],
+    [
+      Schema.Struct({ a: Schema.propertySignature(Schema.String).annotations({ title: "x" }) }),
+      Schema.Struct({ a: Schema.propertySignature(Schema.String).annotations({ title: "y" }) })
+    ],
+    [Schema.Tuple(Schema.element(Schema.String).annotations({ title: "x" })), Schema.Tuple(Schema.String)],
+    [
+      Schema.suspend(() => Schema.String).annotations({ title: "x" }),
+      Schema.suspend(() => Schema.String).annotations({ title: "y" })
+    ],
+    [
+      Schema.Struct({ a: Schema.propertySignature(Schema.String).pipe(Schema.fromKey("b")) }),
+      Schema.Struct({ a: Schema.propertySignature(Schema.String).pipe(Schema.fromKey("c")) })
+    ],
+    [Schema.TemplateLiteral("a", Schema.String), Schema.TemplateLiteral("a", Schema.Number)],
+    // Many of these texts have one `Hash.string`.
+    characters.flatMap((one) => characters.map((other) => Schema.Literal(`${one}${other}`)))
+  ]
+  for (const [index, group] of groups.entries()) {
+    const inPlaces = group.flatMap((schema) => [schema, Schema.Struct({ a: schema }), Schema.Array(schema)])
+    expect(new Set(inPlaces.map(fingerprint)).size, `group ${index}`).toBe(inPlaces.length)
+  }
+  // What serves messages and generators alone is no change.
+  expect(fingerprint(Schema.String.annotations({ message: () => "no", examples: ["a"], documentation: "x" }))).toBe(
+    fingerprint(Schema.String)
+  )
+})
+
+it.effect("a snapshot of a state whose schema is encoded otherwise now is passed over", () =>
+  Effect.gen(function* () {
+    const spelled = (s: Schema.Schema<string>) =>
+      Aggregate.make("Spelled", {
+        state: Schema.Struct({ s }),
+        initialState: { s: "" },
+        events: Spelled,
+        commands: Spelled,
+        decide: { Spelled: (command: Spelled) => Effect.succeed([command]) },
+        evolve: { Spelled: ({ s }: { readonly s: string }) => ({ s: `${s}A` }) }
+      })
+    const [Old, New] = [spelled(Schema.StringFromHex), spelled(Schema.StringFromBase64)]
+    const spell = Effect.provide(Old.evaluate("a", new Spelled()), Old.layer)
+    yield* Effect.replicateEffect(spell, 4)
+    yield* Effect.provide(Old.snapshot("a"), Old.layer)
+    expect(yield* Effect.provide(New.fetch("a"), New.layer)).toEqual({ s: "AAAA" })
+  }).pipe(Effect.provide(MemoryStore.layer))
+)
+
+class Spelled extends Schema.TaggedClass<Spelled>()("Spelled", {}) {}

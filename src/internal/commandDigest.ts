@@ -91,8 +91,11 @@ const canonicalText = (
 }
 
 /**
- * Commands are not stored, so their encoded form may hold what JSON does not: `undefined`, `NaN`, a `bigint`, a `Date` or bytes. They have
- * texts of their own here. -0 is 0, as in JSON, because a command that comes again may have gone through JSON.
+ * Commands are not stored, so their encoded form may hold what JSON does not: `undefined`, `NaN`, a `bigint`, a `Date` or bytes. -0 is 0, as
+ * in JSON, because a command that comes again may have gone through JSON. A hole of a list is `undefined`.
+ *
+ * Each value has a tag and delimiters: what is between its parentheses, brackets or quotes contains none of them, or complete ones. So no
+ * text is that of two values, nor is a list of texts that of two lists.
  */
 const textOf = (value: unknown, report: Report): string => {
   const path: Array<string | number> = []
@@ -104,13 +107,15 @@ const textOf = (value: unknown, report: Report): string => {
       case "string":
         return JSON.stringify(current)
       case "bigint":
-        return `${current}n`
+        return `bigint(${current})`
       case "object":
-        return current === null ? "null" : writeContainer(current)
+        return current === null ? "null()" : writeContainer(current)
       case "number":
+        return `number(${current})`
       case "boolean":
+        return `boolean(${current})`
       case "undefined":
-        return String(current)
+        return "undefined()"
       default:
         report([...path], `a ${typeof current} can't be compared`)
         return ""
@@ -125,8 +130,9 @@ const textOf = (value: unknown, report: Report): string => {
   }
 
   const writeContainer = (container: object): string => {
-    if (container instanceof Date) return `Date ${container.getTime()}`
-    if (container instanceof Uint8Array) return `Uint8Array ${container}`
+    if (container instanceof Date) return `Date(${Date.prototype.getTime.call(container)})`
+    // Not its own `toString` or `join`: those of a Node.js Buffer read the bytes as a text.
+    if (container instanceof Uint8Array) return `bytes(${Uint8Array.prototype.join.call(container, ",")})`
     if (ancestors.has(container)) {
       report([...path], "a cycle: the value contains itself")
       return ""
@@ -145,6 +151,10 @@ const textOf = (value: unknown, report: Report): string => {
   const writeObject = (container: object): string => {
     if (!isPlain(container)) {
       report([...path], "an object that is no plain one can't be compared: its schema must encode it")
+      return ""
+    }
+    if (Object.getOwnPropertySymbols(container).length > 0) {
+      report([...path], "a key that is a symbol can't be compared")
       return ""
     }
     const keys = Object.keys(container).filter((key) => container[key] !== undefined)

@@ -1,20 +1,24 @@
 /**
- * Tells one schema of a state from another.
+ * Tells one schema from another: the schema of a snapshot's state, and the schema of a command with an id.
  *
- * A changed schema can often decode an old snapshot, by a default or an optional field, to a state that a replay would not come to. So a
- * snapshot counts only for the very schema that it was written by.
+ * A changed schema can often decode an old snapshot, by a default or an optional field, to a state that a replay does not return. So a
+ * snapshot counts only for the schema that it was written by. A change that is missed costs a wrong state, and a change that is none costs
+ * one replay, or the comparison of one command with its receipt. So the fingerprint holds all that a schema shows of itself:
+ *
+ * - **Annotations** of each node, except those that serve messages, documentation and generators alone (`withoutEffect`).
+ * - **The source text of functions**: of transformations, filters and declarations, and of functions in annotations. It is the same in all
+ *   processes of one build. Another build, another minifier or another version of Effect may change it.
+ *
+ * Values that a function closes over can't be seen. `Schema.transform`, `Schema.filter` and the defaults of `Schema.optionalWith` close over
+ * the function of the application. A change there needs another annotation, such as an `identifier`, or a higher `stateVersion`.
  */
-import * as Hash from "effect/Hash"
-import * as Option from "effect/Option"
 import type * as Schema from "effect/Schema"
 import * as AST from "effect/SchemaAST"
+import { isPlain } from "./json.js"
 
-/** The same for schemas of one shape, also of a recursive one. Functions can't be compared: `stateVersion` is for those. */
-export const fingerprint = (schema: Schema.Schema.Any): string => {
-  const text = JSON.stringify(describe(schema.ast, { met: new Map(), depth: 0, maxDepth }))
-  // Two hashes of 32 bits, since one would take two schemas of a long history for the same too easily.
-  return `${Hash.string(text).toString(16)}.${Hash.string(`${text.length}${text}`).toString(16)}`
-}
+/** The same for schemas of one shape and one build, also of a recursive schema. */
+export const fingerprint = (schema: Schema.Schema.Any): string =>
+  hashOf(JSON.stringify(describe(schema.ast, { met: new Map(), depth: 0, maxDepth })))
 
 // --- internal ---
 
@@ -30,44 +34,57 @@ interface Place {
 }
 
 const describe = (ast: AST.AST, place: Place): Json => {
+  const known = place.met.get(ast)
+  return known === undefined ? [ast._tag, partsOf(ast, place), annotationsOf(ast)] : ["again", known]
+}
+
+const partsOf = (ast: AST.AST, place: Place): Json => {
   const inner = (one: AST.AST): Json => describe(one, place)
   switch (ast._tag) {
     case "Suspend": {
-      const known = place.met.get(ast)
-      if (known !== undefined) return ["again", known]
       if (place.depth >= place.maxDepth || place.met.size >= maxMet) return ["and so on"]
       place.met.set(ast, place.met.size)
-      return ["suspended", describe(ast.f(), { ...place, depth: place.depth + 1 })]
+      return describe(ast.f(), { ...place, depth: place.depth + 1 })
     }
     case "TypeLiteral":
       return [
-        "struct",
-        ast.propertySignatures.map(({ isOptional, name, type }) => [String(name), isOptional, inner(type)]),
+        ast.propertySignatures.map((property) => [
+          keyOf(property.name),
+          property.isOptional,
+          inner(property.type),
+          annotationsOf(property)
+        ]),
         ast.indexSignatures.map(({ parameter, type }) => [inner(parameter), inner(type)])
       ]
     case "TupleType":
       return [
-        "tuple",
-        ast.elements.map(({ isOptional, type }) => [isOptional, inner(type)]),
-        ast.rest.map(({ type }) => inner(type))
+        ast.elements.map((element) => [element.isOptional, inner(element.type), annotationsOf(element)]),
+        ast.rest.map((element) => [inner(element.type), annotationsOf(element)])
       ]
     case "Union":
-      return ["union", ast.types.map(inner)]
+      return ast.types.map(inner)
     case "Refinement":
-      return ["refinement", inner(ast.from), annotationsOf(ast)]
+      return [inner(ast.from), sourceOf(ast.filter)]
     case "Transformation":
       return [
-        "transformation",
         inner(ast.from),
         // The decoded side of a recursive class suspends a new schema each time, so it has no end; what is in it stands in `from` too.
         describe(ast.to, { ...place, maxDepth: Math.min(place.maxDepth, place.depth + 1) }),
-        renamedIn(ast.transformation)
+        kindOf(ast.transformation)
       ]
     case "Declaration":
-      return ["declaration", ast.typeParameters.map(inner), annotationsOf(ast)]
+      return [ast.typeParameters.map(inner), sourceOf(ast.decodeUnknown), sourceOf(ast.encodeUnknown)]
+    case "Literal":
+      return valueOf(ast.literal)
+    case "UniqueSymbol":
+      return valueOf(ast.symbol)
+    case "Enums":
+      return ast.enums.map(([name, value]) => [name, value])
+    case "TemplateLiteral":
+      return [ast.head, ast.spans.map(({ literal, type }) => [inner(type), literal])]
     default:
-      // Literals, enums, templates and keywords say in full what they are, unless an annotation speaks for them.
-      return [ast._tag, bareTextOf(ast)]
+      // A keyword has no parts.
+      return null
   }
 }
 
@@ -75,33 +92,84 @@ const describe = (ast: AST.AST, place: Place): Json => {
 const maxMet = 1000
 const maxDepth = 50
 
-const renamedIn = (kind: AST.TransformationKind): Json =>
-  kind._tag === "TypeLiteralTransformation"
-    ? kind.propertySignatureTransformations.map(({ from, to }) => [String(from), String(to)])
-    : kind._tag
-
-/** What a filter, or a class, says about itself. */
-const annotationsOf = (ast: AST.Annotated): Json => [
-  textOf(AST.getSchemaIdAnnotation(ast)),
-  textOf(AST.getIdentifierAnnotation(ast)),
-  textOf(AST.getTitleAnnotation(ast)),
-  textOf(Option.map(AST.getJSONSchemaAnnotation(ast), (annotation) => JSON.stringify(annotation)))
-]
-
-const textOf = (annotation: Option.Option<unknown>): Json =>
-  Option.isSome(annotation) ? String(annotation.value) : null
-
-const bareTextOf = (ast: AST.AST): string => {
-  switch (ast._tag) {
-    case "Literal":
-      return `${typeof ast.literal} ${String(ast.literal)}`
-    case "UniqueSymbol":
-      return String(ast.symbol)
-    case "Enums":
-      return JSON.stringify(ast.enums)
-    case "TemplateLiteral":
-      return JSON.stringify([ast.head, ...ast.spans.map(({ literal, type }) => [String(type), literal])])
-    default:
-      return ""
+const kindOf = (kind: AST.TransformationKind): Json => {
+  switch (kind._tag) {
+    case "FinalTransformation":
+      return [kind._tag, sourceOf(kind.decode), sourceOf(kind.encode)]
+    case "TypeLiteralTransformation":
+      return [
+        kind._tag,
+        kind.propertySignatureTransformations.map(({ decode, encode, from, to }) => [
+          keyOf(from),
+          keyOf(to),
+          sourceOf(decode),
+          sourceOf(encode)
+        ])
+      ]
+    case "ComposeTransformation":
+      return [kind._tag]
   }
+}
+
+/** What the application, or Effect, says about a schema, a property or an element. */
+const annotationsOf = ({ annotations }: AST.Annotated): Json =>
+  Object.getOwnPropertySymbols(annotations)
+    .filter((key) => !withoutEffect.has(key))
+    .map((key): readonly [string, Json] => [String(key), valueOf(annotations[key])])
+    .sort(([one], [other]) => (one < other ? -1 : one > other ? 1 : 0))
+
+/** They change neither what is decoded nor what is encoded. A surrogate repeats the parts of a class. */
+const withoutEffect: ReadonlySet<symbol> = new Set<symbol>([
+  AST.ArbitraryAnnotationId,
+  AST.BatchingAnnotationId,
+  AST.ConcurrencyAnnotationId,
+  AST.DocumentationAnnotationId,
+  AST.EquivalenceAnnotationId,
+  AST.ExamplesAnnotationId,
+  AST.MessageAnnotationId,
+  AST.MissingMessageAnnotationId,
+  AST.ParseIssueTitleAnnotationId,
+  AST.PrettyAnnotationId,
+  AST.SurrogateAnnotationId
+])
+
+/** Any value of an annotation, or of a literal, as far as it can be described. */
+const valueOf = (value: unknown): Json => {
+  let left = maxValues
+  const write = (current: unknown): Json => {
+    if (--left < 0) return ["and so on"]
+    if (typeof current === "function") return ["function", sourceOf(current)]
+    if (typeof current !== "object" || current === null) return [typeof current, String(current)]
+    if (Array.isArray(current)) return ["list", current.slice(0, left).map(write)]
+    if (current instanceof Date) return ["date", current.getTime()]
+    if (current instanceof RegExp) return ["regular expression", String(current)]
+    if (!isPlain(current)) return ["object", String(current.constructor?.name)]
+    const keys = Object.keys(current).sort().slice(0, Math.max(left, 0))
+    return ["record", keys.map((key) => [key, write(current[key])])]
+  }
+  return write(value)
+}
+
+/** Of one annotation: it may contain itself. */
+const maxValues = 1000
+
+const keyOf = (key: PropertyKey): Json => [typeof key, String(key)]
+
+// Not the function's own `toString`, which may be another one.
+const sourceOf = (of: unknown): string => (typeof of === "function" ? Function.prototype.toString.call(of) : "")
+
+/**
+ * A hash of 64 bits: two of 32 bits, each with a multiplier of its own. `Hash.string` of Effect has 32 bits, and texts that differ in two
+ * characters next to each other often have the same one.
+ */
+const hashOf = (text: string): string => `${hash32(text, 0x9e3779b1)}${hash32(text, 0x85ebca6b)}`
+
+const hash32 = (text: string, multiplier: number): string => {
+  let hash = text.length
+  for (let index = 0; index < text.length; index++) {
+    hash = Math.imul(hash ^ text.charCodeAt(index), multiplier)
+    // A product carries only upwards: without this the low bits would see only low bits.
+    hash ^= hash >>> 15
+  }
+  return (hash >>> 0).toString(16).padStart(8, "0")
 }

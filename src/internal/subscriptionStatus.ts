@@ -78,7 +78,7 @@ export const awaitArrival = (
     if (!isPlace) yield* checkPosition(waiting, place, ["position"])
     const position = isPlace ? Option.getOrUndefined(yield* feed.positionOf(place)) : place
     if (position === undefined) {
-      const issue = new ValidationIssue({ index: 0, path: ["sequence"], message: "must be that of a stored event" })
+      const issue = new ValidationIssue({ path: ["sequence"], message: "must be that of a stored event" })
       return yield* new ValidationError({ operation: waiting, issues: [issue] })
     }
     const reached = store.reached(name, position, isPlace ? place.aggregateId : undefined)

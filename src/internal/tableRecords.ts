@@ -19,7 +19,7 @@ export interface TableRecord {
   /** The texts of the statements that made the tables, which tell one declaration from another. */
   readonly statements: ReadonlyArray<string>
   /** The declared name of each table, with its schema and its name there. */
-  readonly tables: Readonly<Record<string, string>>
+  readonly tables: ReadonlyMap<string, string>
   /** Of which aggregates the events are. */
   readonly aggregates: ReadonlyArray<string>
   /** The subscription that keeps the tables, where commits do not. */
@@ -72,7 +72,7 @@ export const writeRecord = (home: Home, record: TableRecord): Effect.Effect<void
       home,
       home.sql`insert into ${home.schema}.projection_tables (name, version, statements, tables, aggregates, subscription)
         values (${record.name}, ${record.version}, ${JSON.stringify(record.statements)}::json,
-          ${JSON.stringify(record.tables)}::json, ${JSON.stringify(record.aggregates)}::json, ${record.subscription ?? null})
+          ${JSON.stringify(Object.fromEntries(record.tables))}::json, ${JSON.stringify(record.aggregates)}::json, ${record.subscription ?? null})
         on conflict (name) do update set version = excluded.version, statements = excluded.statements,
           tables = excluded.tables, aggregates = excluded.aggregates,
           subscription = excluded.subscription, changed_at = clock_timestamp()`
@@ -123,7 +123,7 @@ const recordOf = (row: RecordRow): TableRecord => ({
   name: row.name.slice(1),
   version: Number(row.version),
   statements: JSON.parse(row.statements),
-  tables: JSON.parse(row.tables),
+  tables: new Map(Object.entries(JSON.parse(row.tables))),
   aggregates: JSON.parse(row.aggregates),
   subscription: row.subscription === null ? undefined : row.subscription.slice(1)
 })

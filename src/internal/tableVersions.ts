@@ -161,11 +161,10 @@ const placesOf = <E, R>(
   home: Home,
   { name, tables }: Owner<E, R>,
   record: TableRecord
-): Effect.Effect<Readonly<Record<string, string>>, StoreError> =>
+): Effect.Effect<ReadonlyMap<string, string>, StoreError> =>
   Effect.gen(function* () {
-    const known = tables.filter((table) => record.tables[table] !== undefined)
-    const places = new Map(known.map((table) => [table, record.tables[table] ?? ""]))
-    const byName = yield* findTables(home, known)
+    const places = new Map([...record.tables].filter(([table]) => tables.includes(table)))
+    const byName = yield* findTables(home, [...places.keys()])
     const byPlace = yield* findTables(home, [...places.values()])
     for (const [table, place] of places) {
       const found = byName.get(table)
@@ -181,11 +180,11 @@ const placesOf = <E, R>(
       }
       places.set(table, found.live)
     }
-    return Object.fromEntries(places)
+    return places
   })
 
 /** The places of the tables that a rebuild is to replace, by projection. */
-type Registered = ReadonlyMap<string, Readonly<Record<string, string>>>
+type Registered = ReadonlyMap<string, ReadonlyMap<string, string>>
 
 /**
  * In one transaction, under the lock: creates the tables that may be empty, with their records. Returns the tables that a rebuild has to make,
@@ -202,13 +201,13 @@ const register = <E, R>(
     const standings = yield* standingsOf(home, group)
     if (yield* isSettled(standings)) return undefined
     const mayBeEmpty = yield* isFresh(home, plan, group)
-    const registered = new Map<string, Readonly<Record<string, string>>>()
+    const registered = new Map<string, ReadonlyMap<string, string>>()
     let isIncomplete = false
     for (const { owner, standing } of standings) {
       const { name, tables, version } = owner
       const record = standing._tag === "Missing" ? undefined : standing.record
-      const known = record === undefined ? {} : yield* placesOf(home, owner, record)
-      const added = tables.filter((table) => known[table] === undefined)
+      const known = record === undefined ? noPlaces : yield* placesOf(home, owner, record)
+      const added = tables.filter((table) => !known.has(table))
       const existing = yield* existingTables(home, plan, owner, added)
       const isAdopted = record === undefined && plan.onExisting === "adopt" && existing.size > 0
       const isCreated = record === undefined && existing.size === 0 && mayBeEmpty
@@ -218,7 +217,7 @@ const register = <E, R>(
           home,
           added.filter((table) => !existing.has(table))
         )
-      const places = { ...known, ...(yield* placesMade(home, owner, added, existing)) }
+      const places = new Map([...known, ...(yield* placesMade(home, owner, added, existing))])
       if (isCreated) yield* rehearseTables(home, owner)
       registered.set(name, places)
       if (standing._tag === "Current") continue
@@ -227,17 +226,21 @@ const register = <E, R>(
         isIncomplete = true
         yield* writeRecord(
           home,
-          record === undefined ? recordOf(owner, 0, places) : { ...record, tables: { ...record.tables, ...places } }
+          record === undefined
+            ? recordOf(owner, 0, places)
+            : { ...record, tables: new Map([...record.tables, ...places]) }
         )
       }
     }
     return isIncomplete ? registered : undefined
   })
 
+const noPlaces: ReadonlyMap<string, string> = new Map()
+
 const recordOf = <E, R>(
   { aggregates, name, statements, subscription }: Owner<E, R>,
   version: number,
-  tables: Readonly<Record<string, string>>
+  tables: ReadonlyMap<string, string>
 ): TableRecord => ({ name, version, statements, tables, aggregates, subscription })
 
 /** Whether tables that are empty hold what they must. */
@@ -268,7 +271,7 @@ const existingTables = <E, R>(
     if (found.size === 0) return new Set<string>()
     const which = `projection ${quoted(owner.name)}, version ${owner.version},`
     for (const record of (yield* readRecords(home)).values()) {
-      const taken = [...found.values()].find(({ live }) => Object.values(record.tables).includes(live))
+      const taken = [...found.values()].find(({ live }) => [...record.tables.values()].includes(live))
       if (taken !== undefined) {
         return yield* misconfigured(
           `${which} owns the table ${taken.live}, which is that of projection ${quoted(record.name)}`
@@ -307,11 +310,11 @@ const placesMade = <E, R>(
   { name }: Owner<E, R>,
   names: ReadonlyArray<string>,
   existing: ReadonlySet<string>
-): Effect.Effect<Readonly<Record<string, string>>, StoreError> =>
+): Effect.Effect<ReadonlyMap<string, string>, StoreError> =>
   Effect.gen(function* () {
     const schema = yield* currentSchema(home)
     const found = yield* findTables(home, names)
-    const places: Record<string, string> = {}
+    const places = new Map<string, string>()
     for (const table of names) {
       const made = found.get(table)
       const isInSchema = Option.exists(schema, (current) => made?.live.startsWith(`${current}.`) === true)
@@ -320,7 +323,7 @@ const placesMade = <E, R>(
           `the statements of projection ${quoted(name)} did not make ${table} as an ordinary table in ${Option.getOrElse(schema, () => "a schema of the search path")}: they must name it without a schema`
         )
       }
-      places[table] = made.live
+      places.set(table, made.live)
     }
     return places
   })
@@ -390,9 +393,7 @@ const recordSwap = <E, R>(home: Home, group: Group<E, R>, places: Registered): E
         recordOf(
           owner,
           owner.version,
-          Object.fromEntries(
-            Object.entries(places.get(owner.name) ?? {}).filter(([table]) => owner.tables.includes(table))
-          )
+          new Map([...(places.get(owner.name) ?? noPlaces)].filter(([table]) => owner.tables.includes(table)))
         )
       )
     )
