@@ -77,10 +77,17 @@ export const rebuild = <E, R>(
     if (yield* insideTransaction) return yield* insideAnother
     const filter = bothOf(filterOf(plan.projections), plan.subscription?.filter)
     let projected = 0
+    let wasBegun = false
+    /** Whether another run has finished the rebuild. A rebuild that was begun and is not there any more was abandoned. */
+    const isOver = Effect.flatMap(statusOf(home, plan.name), (status) => {
+      if (wasBegun && Option.isNone(status) && plan.isOwn !== true) return Effect.fail(abandoned(plan.name))
+      wasBegun = Option.isSome(status)
+      return Effect.succeed(Option.exists(status, ({ finished }) => finished))
+    })
 
     const attempt = Effect.scoped(
       Effect.gen(function* () {
-        if (yield* isFinished(home, plan.name)) return
+        if (yield* isOver) return
         const lease = yield* Effect.raceFirst(
           Effect.asSome(
             store.lease({
@@ -91,9 +98,9 @@ export const rebuild = <E, R>(
             })
           ),
           // Another process may end it while this one waits.
-          Effect.as(untilFinished(home, plan.name), Option.none<Lease>())
+          Effect.as(untilTrue(isOver), Option.none<Lease>())
         )
-        if (Option.isNone(lease) || (yield* isFinished(home, plan.name))) return
+        if (Option.isNone(lease) || (yield* isOver)) return
         const work = { plan, feed, filter, home, shadow: yield* shadowOf(home, plan.name) }
         yield* Effect.raceFirst(
           Effect.flatMap(lease.value.lost, () => lostLease(plan.name)),
@@ -102,13 +109,12 @@ export const rebuild = <E, R>(
           })
         )
       })
+    ).pipe(
+      Effect.exit,
+      Effect.tap((exit) => (mayLeaveLease(exit) ? Effect.ignore(deleteLease(home, plan.name)) : Effect.void)),
+      Effect.flatten
     )
 
-    const abandoned = new StoreError({
-      reason: "Misconfigured",
-      operation,
-      description: `rebuild ${JSON.stringify(plan.name)} was abandoned while it was under way`
-    })
     const attemptFrom = (pause: number): Effect.Effect<void, E | ValidationError | StoreError, R> => {
       const again = Effect.zipRight(
         Effect.sleep(pause),
@@ -119,7 +125,7 @@ export const rebuild = <E, R>(
         if (!(error instanceof LeaseLost)) return Effect.fail(error)
         return Effect.matchEffect(statusOf(home, plan.name), {
           onFailure: (failed) => (isPassing(failed) ? again : Effect.fail(failed)),
-          onSuccess: (status) => (Option.isSome(status) ? again : Effect.fail(abandoned))
+          onSuccess: (status) => (Option.isSome(status) ? again : Effect.fail(abandoned(plan.name)))
         })
       })
     }
@@ -248,16 +254,30 @@ const statusOf = (home: Home, name: string) =>
       }))
   )
 
-const isFinished = (home: Home, name: string) =>
-  Effect.map(
-    run(home, home.sql`select 1 from ${home.schema}.rebuilds where name = ${name} and finished_at is not null`),
-    (rows) => rows.length > 0
-  )
-
-const untilFinished = (home: Home, name: string): Effect.Effect<void, StoreError> =>
-  Effect.flatMap(isFinished(home, name), (finished) =>
-    finished ? Effect.void : Effect.zipRight(Effect.sleep("250 millis"), untilFinished(home, name))
+const untilTrue = (condition: Effect.Effect<boolean, StoreError>): Effect.Effect<void, StoreError> =>
+  Effect.flatMap(condition, (isTrue) =>
+    isTrue ? Effect.void : Effect.zipRight(Effect.sleep("250 millis"), untilTrue(condition))
   ).pipe(onMachineTime)
+
+const abandoned = (name: string) =>
+  new StoreError({
+    reason: "Misconfigured",
+    operation,
+    description: `rebuild ${JSON.stringify(name)} was abandoned while it was under way`
+  })
+
+/** Whether the run has found the rebuild done or abandoned, so that a wait for its lease may have made the row of the lease anew. */
+const mayLeaveLease = (exit: Exit.Exit<void, unknown>): boolean =>
+  Exit.isSuccess(exit) || Option.exists(Cause.failureOption(exit.cause), (error) => !isPassing(error))
+
+/** Deletes the row of the lease where no run holds it, and the rebuild is done or was abandoned. */
+const deleteLease = (home: Home, name: string) =>
+  run(
+    home,
+    home.sql`delete from ${home.schema}.subscriptions
+      where name = ${leaseOf(name)} and coalesce(leased_until < clock_timestamp(), true)
+        and not exists (select 1 from ${home.schema}.rebuilds r where r.name = ${name} and r.finished_at is null)`
+  )
 
 const buildAndSwap = <E, R>(
   work: Work<E, R>,
