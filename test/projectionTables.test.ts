@@ -239,6 +239,16 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("tables of pr
           ])
           const failed = yield* Effect.exit(ProjectionTables.prepare(Fails.projections, { batchSize: 5 }))
           expect(failed).toEqual(Exit.fail("broken"))
+          const Dies = makeAccount([
+            {
+              ...balancesTwo(),
+              project: (event: Event.Event) =>
+                event.sequence === 8 ? Effect.die("boom") : balancesTwo().project(event)
+            }
+          ])
+          const died = yield* Effect.exit(ProjectionTables.prepare(Dies.projections, { batchSize: 5 }))
+          expect(died).toEqual(Exit.die("boom"))
+          expect(yield* leftovers).toEqual([])
           yield* deposits(One, "ann", 1)
           expect(yield* amounts).toEqual({ ann: 13 })
           expect(yield* records).toMatchObject([{ version: 1 }])

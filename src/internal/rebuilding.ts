@@ -107,6 +107,12 @@ export const rebuild = <E, R>(
           buildAndSwap(work, lease.value, (events) => {
             projected += events
           })
+        ).pipe(
+          Effect.tapErrorCause((cause) =>
+            isSpoilt(plan, cause)
+              ? discard(home, plan.name, lease.value).pipe(Effect.provideService(SubscriptionStore, store))
+              : Effect.void
+          )
         )
       })
     ).pipe(
@@ -265,6 +271,27 @@ const abandoned = (name: string) =>
     operation,
     description: `rebuild ${JSON.stringify(name)} was abandoned while it was under way`
   })
+
+/**
+ * Whether what was built does not count. The projections of a version of tables may be mended under the same name, so whatever ends them but an
+ * interruption, a lost lease, or a failure that is tried again does so.
+ */
+const isSpoilt = ({ isOwn }: Pick<Plan<unknown, unknown>, "isOwn">, cause: Cause.Cause<unknown>): boolean =>
+  isOwn === true &&
+  !Cause.isInterruptedOnly(cause) &&
+  !Option.exists(Cause.failureOption(cause), (error) => isPassing(error) || error instanceof LeaseLost)
+
+/** Abandons the rebuild while its lease is still held, so that no other run goes on from what it has built. */
+const discard = (home: Home, name: string, lease: Lease): Effect.Effect<void, never, SubscriptionStore> =>
+  withTransaction(
+    home.sql,
+    operation,
+    Effect.gen(function* () {
+      yield* run(home, home.sql`select 1 from ${home.schema}.subscriptions where name = ${leaseOf(name)} for update`)
+      yield* lease.checkpoint
+      yield* abandonRebuild(name)
+    })
+  ).pipe(Effect.retry({ times: 10, while: isPassing }), Effect.ignore)
 
 /** Whether the run has found the rebuild done or abandoned, so that a wait for its lease may have made the row of the lease anew. */
 const mayLeaveLease = (exit: Exit.Exit<void, unknown>): boolean =>

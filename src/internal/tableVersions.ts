@@ -355,8 +355,6 @@ const rebuildGroup = <E, R>(
         if (Either.isRight(settled) && settled.right) return
         // Another process has made this version by other statements.
         if (Either.isLeft(settled) && settled.left.reason === "Misconfigured") return yield* settled.left
-        // The projection may be mended at the next start, so what this one has written does not count.
-        yield* Effect.ignore(abandonIdle(home, name))
         return yield* Effect.fail(error)
       })
     )
