@@ -147,4 +147,41 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 30_000 })("waiting for 
       })
     )
   )
+
+  it.effect("while a transaction holds back many events the tables stay unlocked, and the log says which session", () =>
+    onDatabase((url) =>
+      Effect.gen(function* () {
+        const sql = yield* SqlClient.SqlClient
+        const end = yield* Deferred.make<void>()
+        const begun = yield* Deferred.make<void>()
+        const holding = yield* sql`select pg_current_xact_id()`.pipe(
+          Effect.zipRight(Deferred.succeed(begun, undefined)),
+          Effect.zipRight(Deferred.await(end)),
+          sql.withTransaction,
+          Effect.provide(nodeAt(url)),
+          Effect.fork
+        )
+        yield* Deferred.await(begun)
+        yield* Effect.provide(
+          Effect.forEach(Arr.range(1, 510), (n) => deposit(One, `account-${n}`), { concurrency: 50, discard: true }),
+          One.layer
+        )
+        const warned = yield* Deferred.make<string>()
+        const logger = Logger.make(({ message }) => {
+          if (String(message).includes("waits before")) Deferred.unsafeDone(warned, Exit.succeed(String(message)))
+        })
+        const running = yield* Rebuild.run({ name: "held", projections: One.projections, tables: ["balances"] }).pipe(
+          Effect.provide(Logger.add(logger)),
+          Effect.fork
+        )
+        expect(yield* Deferred.await(warned)).toMatch(/held back 510 .* until the transaction of process \d+ has ended/)
+        expect(Object.keys(yield* amounts)).toHaveLength(511)
+        expect(yield* Rebuild.status("held")).toMatchObject({ value: { finished: false } })
+        yield* Deferred.succeed(end, undefined)
+        yield* Fiber.join(holding)
+        expect(yield* Fiber.join(running)).toBe(516)
+        expect(Object.values(yield* amounts).reduce((sum, amount) => sum + amount, 0)).toBe(516)
+      })
+    )
+  )
 })

@@ -18,6 +18,7 @@
 import type { SqlError } from "@effect/sql/SqlError"
 import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
+import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
@@ -41,6 +42,7 @@ import type { Home } from "./sqlLease.js"
 import { homeOf } from "./sqlSubscriptions.js"
 import { withTransaction } from "./sqlTransaction.js"
 import { insideTransaction, whetherInside } from "./storeTransaction.js"
+import { describeHeldBack } from "./subscriptionStatus.js"
 
 interface Plan<E, R> {
   readonly name: string
@@ -318,6 +320,11 @@ const buildAndSwap = <E, R>(
     const begun = yield* Clock.currentTimeMillis
     let position = lease.position
     let here = 0
+    let millisProjecting = 0
+    let nextWarning = 0
+    /** As many events as are projected in the time, by the rate of this run. */
+    const projectedIn = (millis: number) =>
+      Math.max(alwaysFew, millisProjecting === 0 ? 0 : (here / millisProjecting) * millis)
 
     const tables = yield* withTransaction(
       sql,
@@ -351,7 +358,9 @@ const buildAndSwap = <E, R>(
     for (;;) {
       const page = yield* feed.read({ after: position, limit, filter })
       if (page.events.length > 0 || page.position !== position) {
+        const asked = yield* Clock.currentTimeMillis
         yield* lease.advance(page.position, projectAll(work, page.events))
+        millisProjecting += (yield* Clock.currentTimeMillis) - asked
         position = page.position
         here += page.events.length
         count(page.events.length)
@@ -360,16 +369,32 @@ const buildAndSwap = <E, R>(
       const last = page.events.at(-1)
       const near = last !== undefined && (yield* Clock.currentTimeMillis) - toMillis(last.timestamp) < youngEnough
       if (page.more && !near) continue
-      const swapped = yield* Effect.exit(swapInOneTransaction(work, lease, tables, position))
-      if (Exit.isSuccess(swapped)) {
+      // The swap projects what the feed holds back while all users of the tables wait.
+      const held = plan.subscription === undefined ? yield* feed.heldBack(filter) : Option.none()
+      if (Option.isSome(held) && held.value.events > projectedIn(mostMillisHeld)) {
+        const now = yield* Clock.currentTimeMillis
+        if (now >= nextWarning) {
+          yield* Effect.logWarning(
+            `rebuild ${plan.name} waits before it swaps the tables: ${describeHeldBack(held.value, now)}`
+          )
+          nextWarning = now + warnEvery
+        }
+        yield* onMachineTime(Effect.sleep("250 millis"))
+        continue
+      }
+      const most = projectedIn(mostMillisLocked)
+      const swapped = yield* Effect.exit(swapInOneTransaction(work, lease, tables, position, most))
+      if (Exit.isSuccess(swapped) && swapped.value !== undefined) {
         here += swapped.value
         count(swapped.value)
         yield* tell
         return
       }
       // Others use the tables. What they commit meanwhile is projected before the next attempt.
-      const error = Cause.failureOption(swapped.cause)
-      if (Option.isNone(error) || !isInUse(error.value)) return yield* Effect.failCause(swapped.cause)
+      if (Exit.isFailure(swapped)) {
+        const error = Cause.failureOption(swapped.cause)
+        if (Option.isNone(error) || !isInUse(error.value)) return yield* Effect.failCause(swapped.cause)
+      }
       yield* Effect.sleep("200 millis")
     }
   })
@@ -389,21 +414,23 @@ const projectAll = <E, R>(
     )
   })
 
-/** Projects the events that are left, swaps the tables, and returns how many events that were. */
+/** Projects the events that are left, swaps the tables, and returns how many events that were; none where more than `most` are left. */
 const swapInOneTransaction = <E, R>(
   work: Work<E, R>,
   lease: Lease,
   tables: ReadonlyArray<Shadowed>,
-  position: Position
-): Effect.Effect<number, E | LeaseLost | StoreError, R> => {
+  position: Position,
+  most: number
+): Effect.Effect<number | undefined, E | LeaseLost | StoreError, R> => {
   const { filter, home, plan, shadow } = work
   const { schema, sql } = home
 
   /** Projects all events that can be seen. The feed does not show some of them yet, because an older transaction is open. */
-  const projectRest = (after: Position, count: number): Effect.Effect<number, E | StoreError, R> =>
+  const projectRest = (after: Position, count: number): Effect.Effect<number, E | StoreError | TooManyLeft, R> =>
     Effect.flatMap(run(home, selectFitting(home, { after, filter, limit: restPage })), (rows) => {
       const events = feedEventsOf(rows)
       const last = events.at(-1)
+      if (count + events.length > most) return new TooManyLeft()
       return last === undefined
         ? Effect.succeed(count)
         : Effect.zipRight(projectAll(work, events), projectRest(last.position, count + events.length))
@@ -449,10 +476,21 @@ const swapInOneTransaction = <E, R>(
       yield* run(home, sql`delete from ${schema}.subscriptions where name = ${leaseOf(plan.name)}`)
       return rest
     })
-  )
+  ).pipe(Effect.catchAll((error) => (error instanceof TooManyLeft ? Effect.succeed(undefined) : Effect.fail(error))))
 }
 
 const restPage = 1000
+
+/** More events are left at the swap than may be projected while the tables are locked. */
+class TooManyLeft extends Data.TaggedError("TooManyLeft") {}
+
+/** As many events are projected at the swap in any case. */
+const alwaysFew = 500
+
+// In milliseconds: how much work the feed may hold back before the tables are locked, and how much may be found under the lock.
+const mostMillisHeld = 500
+const mostMillisLocked = 2000
+const warnEvery = 30_000
 
 /**
  * The swap begins when the events are younger than this, in milliseconds. Under a steady load there are always more events to read, so
