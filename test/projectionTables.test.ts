@@ -467,6 +467,23 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("tables of pr
     )
   )
 
+  it.effect("a version that another keeper writes is refused while old processes may run", () =>
+    onDatabase(() =>
+      Effect.gen(function* () {
+        yield* ProjectionTables.prepare(One.projections)
+        yield* deposits(One, "ann", 2)
+        const kept = Subscription.fromProjections("search", [Projection.of(makeAccount([]), balancesTwo())])
+        const refused = yield* failureOf(ProjectionTables.prepare(kept))
+        expect(refused).toContain("are kept by the commits themselves, and those of version 2 by subscription")
+        expect(refused).toContain('set onKeeperChange to "allow"')
+        expect(yield* records).toMatchObject([{ version: 1, subscription: null }])
+        yield* ProjectionTables.prepare(kept, { onKeeperChange: "allow" })
+        expect(yield* records).toMatchObject([{ version: 2, subscription: "search" }])
+        expect(yield* amounts).toEqual({ ann: 2 })
+      })
+    )
+  )
+
   it.effect("of two declarations of one version that start together the second is refused", () =>
     onDatabase((url) =>
       Effect.gen(function* () {
