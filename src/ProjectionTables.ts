@@ -70,6 +70,13 @@ export interface Options {
    * - `"adopt"`: the tables are taken for those of this version as they are, whatever is in them.
    */
   readonly onExisting?: "refuse" | "rebuild" | "adopt" | undefined
+  /**
+   * What is done where a higher version changes what keeps the tables: the commits themselves, or a subscription.
+   *
+   * - `"refuse"`, the default: it fails with `Misconfigured`, because a process of the older version would write each event a second time.
+   * - `"allow"`: the tables are made anew. Set it only where no process of the older version runs any more.
+   */
+  readonly onKeeperChange?: "refuse" | "allow" | undefined
   /** As many events as are projected in one transaction when tables are made anew: 1 000 by default, at most 10 000. */
   readonly batchSize?: number | undefined
   /** Is called after each batch. */
@@ -115,6 +122,7 @@ export const prepare = <const S extends Source>(
     projections: isKept ? source.projections : source,
     subscription: isKept ? source : undefined,
     onExisting: options.onExisting ?? "refuse",
+    onKeeperChange: options.onKeeperChange ?? "refuse",
     batchSize: options.batchSize,
     onProgress: options.onProgress
   }).pipe(Effect.withSpan("ProjectionTables.prepare", { captureStackTrace: false }))

@@ -92,6 +92,8 @@ export interface Status {
  *
  * - Readers and writers of the tables go on meanwhile. At the end they wait until the last few events are projected and the tables are
  *   swapped. If a transaction uses the tables for longer, the swap gives up its lock and tries again.
+ * - An open transaction anywhere on the server may hold back more events than the swap can project quickly (`EventFeed.heldBack`). The rebuild of
+ *   strong projections then waits for that transaction to end, and logs a warning that names its session.
  * - No event is skipped or projected twice. For strong projections, the swap projects all that is committed while the tables are locked.
  *   A subscription goes on exactly where the rebuild has ended.
  * - After a kill, run it again: it goes on behind the last batch. Of several processes one works; the others wait, and find it done.

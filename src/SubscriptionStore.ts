@@ -172,8 +172,9 @@ export interface LeaseOptions {
  */
 export interface SubscriptionStoreService {
   /**
-   * Waits for the lease, keeps it alive, and gives it back when the scope ends. While the subscription is stopped nobody gets it. A `from`
-   * that is no position is a `ValidationError`.
+   * Waits for the lease, keeps it alive, and gives it back when the scope ends. While the subscription is stopped nobody gets it.
+   * Where the store deletes what it keeps of the subscription meanwhile, the wait goes on as for one that has never run. A `from` that is no
+   * position is a `ValidationError`.
    */
   readonly lease: (options: LeaseOptions) => Effect.Effect<Lease, ValidationError | StoreError, Scope.Scope>
 

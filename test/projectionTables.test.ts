@@ -280,6 +280,16 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("tables of pr
           ])
           const failed = yield* Effect.exit(ProjectionTables.prepare(Fails.projections, { batchSize: 5 }))
           expect(failed).toEqual(Exit.fail("broken"))
+          const Dies = makeAccount([
+            {
+              ...balancesTwo(),
+              project: (event: Event.Event) =>
+                event.sequence === 8 ? Effect.die("boom") : balancesTwo().project(event)
+            }
+          ])
+          const died = yield* Effect.exit(ProjectionTables.prepare(Dies.projections, { batchSize: 5 }))
+          expect(died).toEqual(Exit.die("boom"))
+          expect(yield* leftovers).toEqual([])
           yield* deposits(One, "ann", 1)
           expect(yield* amounts).toEqual({ ann: 13 })
           expect(yield* records).toMatchObject([{ version: 1 }])
@@ -494,6 +504,23 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("tables of pr
         // What the lower one had begun goes with the next version.
         yield* ProjectionTables.prepare(makeAccount([balances(4)]).projections)
         expect(yield* leftovers).toEqual([])
+      })
+    )
+  )
+
+  it.effect("a version that another keeper writes is refused while old processes may run", () =>
+    onDatabase(() =>
+      Effect.gen(function* () {
+        yield* ProjectionTables.prepare(One.projections)
+        yield* deposits(One, "ann", 2)
+        const kept = Subscription.fromProjections("search", [Projection.of(makeAccount([]), balancesTwo())])
+        const refused = yield* failureOf(ProjectionTables.prepare(kept))
+        expect(refused).toContain("are kept by the commits themselves, and those of version 2 by subscription")
+        expect(refused).toContain('set onKeeperChange to "allow"')
+        expect(yield* records).toMatchObject([{ version: 1, subscription: null }])
+        yield* ProjectionTables.prepare(kept, { onKeeperChange: "allow" })
+        expect(yield* records).toMatchObject([{ version: 2, subscription: "search" }])
+        expect(yield* amounts).toEqual({ ann: 2 })
       })
     )
   )

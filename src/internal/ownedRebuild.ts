@@ -124,7 +124,7 @@ const withPlaces = (
   records: ReadonlyArray<TableRecord>
 ): Effect.Effect<ReadonlyArray<{ readonly record: TableRecord; readonly places: ReadonlyArray<string> }>, StoreError> =>
   Effect.gen(function* () {
-    const all = records.flatMap((record) => Object.entries(record.tables))
+    const all = records.flatMap((record) => [...record.tables])
     if (all.length === 0) return []
     const byPlace = yield* findTables(
       home,
@@ -136,7 +136,7 @@ const withPlaces = (
     )
     return records.map((record) => ({
       record,
-      places: Object.entries(record.tables).map(([name, place]) =>
+      places: [...record.tables].map(([name, place]) =>
         byPlace.has(place) ? place : (byName.get(name)?.live ?? place)
       )
     }))

@@ -18,6 +18,7 @@
 import type { SqlError } from "@effect/sql/SqlError"
 import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
+import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
@@ -41,6 +42,7 @@ import type { Home } from "./sqlLease.js"
 import { homeOf } from "./sqlSubscriptions.js"
 import { withTransaction } from "./sqlTransaction.js"
 import { insideTransaction, whetherInside } from "./storeTransaction.js"
+import { describeHeldBack } from "./subscriptionStatus.js"
 
 interface Plan<E, R> {
   readonly name: string
@@ -87,10 +89,17 @@ export const rebuild = <E, R>(
     if (yield* insideTransaction) return yield* insideAnother
     const filter = bothOf(filterOf(plan.projections), plan.subscription?.filter)
     let projected = 0
+    let wasBegun = false
+    /** Whether another run has finished the rebuild. A rebuild that was begun and is not there any more was abandoned. */
+    const isOver = Effect.flatMap(statusOf(home, plan.name), (status) => {
+      if (wasBegun && Option.isNone(status) && plan.isOwn !== true) return Effect.fail(abandoned(plan.name))
+      wasBegun = Option.isSome(status)
+      return Effect.succeed(Option.exists(status, ({ finished }) => finished))
+    })
 
     const attempt = Effect.scoped(
       Effect.gen(function* () {
-        if (yield* isFinished(home, plan.name)) return
+        if (yield* isOver) return
         yield* checkPartitions(home, plan)
         const checked: Plan<E | StoreError, R> =
           plan.check === undefined ? plan : { ...plan, ...(yield* plan.check(home)) }
@@ -104,24 +113,29 @@ export const rebuild = <E, R>(
             })
           ),
           // Another process may end it while this one waits.
-          Effect.as(untilFinished(home, plan.name), Option.none<Lease>())
+          Effect.as(untilTrue(isOver), Option.none<Lease>())
         )
-        if (Option.isNone(lease) || (yield* isFinished(home, plan.name))) return
+        if (Option.isNone(lease) || (yield* isOver)) return
         const work = { plan: checked, feed, filter, home, shadow: yield* shadowOf(home, plan.name) }
         yield* Effect.raceFirst(
           Effect.flatMap(lease.value.lost, () => lostLease(plan.name)),
           buildAndSwap(work, lease.value, (events) => {
             projected += events
           })
+        ).pipe(
+          Effect.tapErrorCause((cause) =>
+            isSpoilt(plan, cause)
+              ? discard(home, plan.name, lease.value).pipe(Effect.provideService(SubscriptionStore, store))
+              : Effect.void
+          )
         )
       })
+    ).pipe(
+      Effect.exit,
+      Effect.tap((exit) => (mayLeaveLease(exit) ? Effect.ignore(deleteLease(home, plan.name)) : Effect.void)),
+      Effect.flatten
     )
 
-    const abandoned = new StoreError({
-      reason: "Misconfigured",
-      operation,
-      description: `rebuild ${JSON.stringify(plan.name)} was abandoned while it was under way`
-    })
     const attemptFrom = (pause: number): Effect.Effect<void, E | ValidationError | StoreError, R> => {
       const again = Effect.zipRight(
         Effect.sleep(pause),
@@ -132,7 +146,7 @@ export const rebuild = <E, R>(
         if (!(error instanceof LeaseLost)) return Effect.fail(error)
         return Effect.matchEffect(statusOf(home, plan.name), {
           onFailure: (failed) => (isPassing(failed) ? again : Effect.fail(failed)),
-          onSuccess: (status) => (Option.isSome(status) ? again : Effect.fail(abandoned))
+          onSuccess: (status) => (Option.isSome(status) ? again : Effect.fail(abandoned(plan.name)))
         })
       })
     }
@@ -285,16 +299,51 @@ const statusOf = (home: Home, name: string) =>
       }))
   )
 
-const isFinished = (home: Home, name: string) =>
-  Effect.map(
-    run(home, home.sql`select 1 from ${home.schema}.rebuilds where name = ${name} and finished_at is not null`),
-    (rows) => rows.length > 0
-  )
-
-const untilFinished = (home: Home, name: string): Effect.Effect<void, StoreError> =>
-  Effect.flatMap(isFinished(home, name), (finished) =>
-    finished ? Effect.void : Effect.zipRight(Effect.sleep("250 millis"), untilFinished(home, name))
+const untilTrue = (condition: Effect.Effect<boolean, StoreError>): Effect.Effect<void, StoreError> =>
+  Effect.flatMap(condition, (isTrue) =>
+    isTrue ? Effect.void : Effect.zipRight(Effect.sleep("250 millis"), untilTrue(condition))
   ).pipe(onMachineTime)
+
+const abandoned = (name: string) =>
+  new StoreError({
+    reason: "Misconfigured",
+    operation,
+    description: `rebuild ${JSON.stringify(name)} was abandoned while it was under way`
+  })
+
+/**
+ * Whether what was built does not count. The projections of a version of tables may be mended under the same name, so whatever ends them but an
+ * interruption, a lost lease, or a failure that is tried again does so.
+ */
+const isSpoilt = ({ isOwn }: Pick<Plan<unknown, unknown>, "isOwn">, cause: Cause.Cause<unknown>): boolean =>
+  isOwn === true &&
+  !Cause.isInterruptedOnly(cause) &&
+  !Option.exists(Cause.failureOption(cause), (error) => isPassing(error) || error instanceof LeaseLost)
+
+/** Abandons the rebuild while its lease is still held, so that no other run goes on from what it has built. */
+const discard = (home: Home, name: string, lease: Lease): Effect.Effect<void, never, SubscriptionStore> =>
+  withTransaction(
+    home.sql,
+    operation,
+    Effect.gen(function* () {
+      yield* run(home, home.sql`select 1 from ${home.schema}.subscriptions where name = ${leaseOf(name)} for update`)
+      yield* lease.checkpoint
+      yield* abandonRebuild(name)
+    })
+  ).pipe(Effect.retry({ times: 10, while: isPassing }), Effect.ignore)
+
+/** Whether the run has found the rebuild done or abandoned, so that a wait for its lease may have made the row of the lease anew. */
+const mayLeaveLease = (exit: Exit.Exit<void, unknown>): boolean =>
+  Exit.isSuccess(exit) || Option.exists(Cause.failureOption(exit.cause), (error) => !isPassing(error))
+
+/** Deletes the row of the lease where no run holds it, and the rebuild is done or was abandoned. */
+const deleteLease = (home: Home, name: string) =>
+  run(
+    home,
+    home.sql`delete from ${home.schema}.subscriptions
+      where name = ${leaseOf(name)} and coalesce(leased_until < clock_timestamp(), true)
+        and not exists (select 1 from ${home.schema}.rebuilds r where r.name = ${name} and r.finished_at is null)`
+  )
 
 const buildAndSwap = <E, R>(
   work: Work<E, R>,
@@ -308,6 +357,11 @@ const buildAndSwap = <E, R>(
     const begun = yield* Clock.currentTimeMillis
     let position = lease.position
     let here = 0
+    let millisProjecting = 0
+    let nextWarning = 0
+    /** As many events as are projected in the time, by the rate of this run. */
+    const projectedIn = (millis: number) =>
+      Math.max(alwaysFew, millisProjecting === 0 ? 0 : (here / millisProjecting) * millis)
 
     const tables = yield* withTransaction(
       sql,
@@ -341,7 +395,9 @@ const buildAndSwap = <E, R>(
     for (;;) {
       const page = yield* feed.read({ after: position, limit, filter })
       if (page.events.length > 0 || page.position !== position) {
+        const asked = yield* Clock.currentTimeMillis
         yield* lease.advance(page.position, projectAll(work, page.events))
+        millisProjecting += (yield* Clock.currentTimeMillis) - asked
         position = page.position
         here += page.events.length
         count(page.events.length)
@@ -350,16 +406,32 @@ const buildAndSwap = <E, R>(
       const last = page.events.at(-1)
       const near = last !== undefined && (yield* Clock.currentTimeMillis) - toMillis(last.timestamp) < youngEnough
       if (page.more && !near) continue
-      const swapped = yield* Effect.exit(swapInOneTransaction(work, lease, tables, position))
-      if (Exit.isSuccess(swapped)) {
+      // The swap projects what the feed holds back while all users of the tables wait.
+      const held = plan.subscription === undefined ? yield* feed.heldBack(filter) : Option.none()
+      if (Option.isSome(held) && held.value.events > projectedIn(mostMillisHeld)) {
+        const now = yield* Clock.currentTimeMillis
+        if (now >= nextWarning) {
+          yield* Effect.logWarning(
+            `rebuild ${plan.name} waits before it swaps the tables: ${describeHeldBack(held.value, now)}`
+          )
+          nextWarning = now + warnEvery
+        }
+        yield* onMachineTime(Effect.sleep("250 millis"))
+        continue
+      }
+      const most = projectedIn(mostMillisLocked)
+      const swapped = yield* Effect.exit(swapInOneTransaction(work, lease, tables, position, most))
+      if (Exit.isSuccess(swapped) && swapped.value !== undefined) {
         here += swapped.value
         count(swapped.value)
         yield* tell
         return
       }
       // Others use the tables. What they commit meanwhile is projected before the next attempt.
-      const error = Cause.failureOption(swapped.cause)
-      if (Option.isNone(error) || !isInUse(error.value)) return yield* Effect.failCause(swapped.cause)
+      if (Exit.isFailure(swapped)) {
+        const error = Cause.failureOption(swapped.cause)
+        if (Option.isNone(error) || !isInUse(error.value)) return yield* Effect.failCause(swapped.cause)
+      }
       yield* Effect.sleep("200 millis")
     }
   })
@@ -379,21 +451,23 @@ const projectAll = <E, R>(
     )
   })
 
-/** Projects the events that are left, swaps the tables, and returns how many events that were. */
+/** Projects the events that are left, swaps the tables, and returns how many events that were; none where more than `most` are left. */
 const swapInOneTransaction = <E, R>(
   work: Work<E, R>,
   lease: Lease,
   tables: ReadonlyArray<Shadowed>,
-  position: Position
-): Effect.Effect<number, E | LeaseLost | StoreError, R> => {
+  position: Position,
+  most: number
+): Effect.Effect<number | undefined, E | LeaseLost | StoreError, R> => {
   const { filter, home, plan, shadow } = work
   const { schema, sql } = home
 
   /** Projects all events that can be seen. The feed does not show some of them yet, because an older transaction is open. */
-  const projectRest = (after: Position, count: number): Effect.Effect<number, E | StoreError, R> =>
+  const projectRest = (after: Position, count: number): Effect.Effect<number, E | StoreError | TooManyLeft, R> =>
     Effect.flatMap(run(home, selectFitting(home, { after, filter, limit: restPage })), (rows) => {
       const events = feedEventsOf(rows)
       const last = events.at(-1)
+      if (count + events.length > most) return new TooManyLeft()
       return last === undefined
         ? Effect.succeed(count)
         : Effect.zipRight(projectAll(work, events), projectRest(last.position, count + events.length))
@@ -440,10 +514,21 @@ const swapInOneTransaction = <E, R>(
       yield* run(home, sql`delete from ${schema}.subscriptions where name = ${leaseOf(plan.name)}`)
       return rest
     })
-  )
+  ).pipe(Effect.catchAll((error) => (error instanceof TooManyLeft ? Effect.succeed(undefined) : Effect.fail(error))))
 }
 
 const restPage = 1000
+
+/** More events are left at the swap than may be projected while the tables are locked. */
+class TooManyLeft extends Data.TaggedError("TooManyLeft") {}
+
+/** As many events are projected at the swap in any case. */
+const alwaysFew = 500
+
+// In milliseconds: how much work the feed may hold back before the tables are locked, and how much may be found under the lock.
+const mostMillisHeld = 500
+const mostMillisLocked = 2000
+const warnEvery = 30_000
 
 /**
  * The swap begins when the events are younger than this, in milliseconds. Under a steady load there are always more events to read, so

@@ -62,7 +62,7 @@ export const makeLease = (home: Home, wakeUps: WakeUps): SubscriptionStoreServic
   const ofKey = ({ name, partition }: Key) => sql`name = ${name} and partition = ${partition}`
   const until = (duration: number) => sql`clock_timestamp() + ${duration} * interval '1 millisecond'`
 
-  /** Makes the row of a subscription that runs for the first time. */
+  /** Makes the row of a subscription that runs for the first time, or whose row was deleted while the lease was waited for. */
   const register = ({ from, key }: LeaseOptions) =>
     Effect.gen(function* () {
       const others = yield* reading(
@@ -85,8 +85,9 @@ export const makeLease = (home: Home, wakeUps: WakeUps): SubscriptionStoreServic
     })
 
   /** Takes the lease if it is to be had, and tells otherwise in how many milliseconds it runs out. */
-  const take = ({ duration, holder, key }: LeaseOptions) =>
+  const take = (options: LeaseOptions) =>
     Effect.gen(function* () {
+      const { duration, holder, key } = options
       const taken = yield* writing(
         sql<TakenRow>`update ${schema}.subscriptions s
           set token = s.token + 1, holder = ${holder}, leased_until = ${until(duration)}
@@ -106,7 +107,12 @@ export const makeLease = (home: Home, wakeUps: WakeUps): SubscriptionStoreServic
           case when stopped then null else extract(epoch from leased_until - clock_timestamp()) * 1000 end::float8 as left
           from ${schema}.subscriptions where ${ofKey(key)}`
       )
-      return { wait: Math.min(Math.max(row?.left ?? slowPoll, fastPoll), slowPoll) }
+      if (row === undefined) {
+        // An abandoned rebuild deletes its row, and so does a restored backup: a wait for a row that is gone would have no end.
+        yield* register(options)
+        return { wait: 0 }
+      }
+      return { wait: Math.min(Math.max(row.left ?? slowPoll, fastPoll), slowPoll) }
     })
 
   const lease = (options: LeaseOptions) =>

@@ -111,7 +111,7 @@ export const standingOf = <E, R>(
   }
   if (record.subscription !== owner.subscription) {
     return misconfigured(
-      `${which} are kept by ${keeperOf(record.subscription)}, and here by ${keeperOf(owner.subscription)}. ${raise}`
+      `${which} are kept by ${keeperOf(record.subscription)}, and here by ${keeperOf(owner.subscription)}. End all processes of the older version, raise \`version\`, and set onKeeperChange to "allow": then new tables are made out of all events`
     )
   }
   return Either.right({ _tag: "Current", record })
@@ -121,6 +121,10 @@ export const misconfigured = (description: string): Either.Either<never, StoreEr
   Either.left(new StoreError({ reason: "Misconfigured", operation, description }))
 
 export const quoted = (name: string): string => JSON.stringify(name)
+
+/** What keeps tables, for people to read. */
+export const keeperOf = (subscription: string | undefined): string =>
+  subscription === undefined ? "the commits themselves" : `subscription ${quoted(subscription)}`
 
 // --- internal ---
 
@@ -182,8 +186,5 @@ const sameTexts = (some: ReadonlyArray<string>, others: ReadonlyArray<string>): 
 
 const listed = (aggregates: ReadonlyArray<string>): string =>
   aggregates.map((name) => (name === "*" ? "all aggregates" : name)).join(", ")
-
-const keeperOf = (subscription: string | undefined): string =>
-  subscription === undefined ? "the commits themselves" : `subscription ${quoted(subscription)}`
 
 const shortened = (text: string): string => (text.length > 300 ? `${text.slice(0, 300)}…` : text)

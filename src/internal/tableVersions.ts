@@ -35,7 +35,7 @@ import type { Home } from "./sqlLease.js"
 import { homeOf } from "./sqlSubscriptions.js"
 import { withTransaction } from "./sqlTransaction.js"
 import { insideTransaction } from "./storeTransaction.js"
-import { misconfigured, type Owner, ownersOf, quoted, type Standing, standingOf } from "./tableOwners.js"
+import { keeperOf, misconfigured, type Owner, ownersOf, quoted, type Standing, standingOf } from "./tableOwners.js"
 import {
   currentSchema,
   deleteRecord,
@@ -56,6 +56,7 @@ export interface Plan<E, R> {
     | { readonly name: string; readonly partitions: number; readonly filter: Filter | undefined }
     | undefined
   readonly onExisting: "refuse" | "adopt" | "rebuild"
+  readonly onKeeperChange: "refuse" | "allow"
   readonly batchSize: number | undefined
   readonly onProgress: Parameters<typeof rebuild>[0]["onProgress"]
 }
@@ -200,6 +201,7 @@ const register = <E, R>(
     yield* lockRecords(home)
     const standings = yield* standingsOf(home, group)
     if (yield* isSettled(standings)) return undefined
+    if (plan.onKeeperChange === "refuse") yield* checkKeepers(standings)
     const mayBeEmpty = yield* isFresh(home, plan, group)
     const registered = new Map<string, ReadonlyMap<string, string>>()
     let isIncomplete = false
@@ -236,6 +238,19 @@ const register = <E, R>(
   })
 
 const noPlaces: ReadonlyMap<string, string> = new Map()
+
+/** Refuses tables that processes of the older version keep in another way: these would go on, and both would write each event. */
+const checkKeepers = <E, R>(standings: Standings<E, R>): Either.Either<void, StoreError> => {
+  const changed = standings.find(
+    ({ owner, standing }) =>
+      standing._tag === "Outdated" && standing.record.version > 0 && standing.record.subscription !== owner.subscription
+  )
+  if (changed === undefined || changed.standing._tag !== "Outdated") return Either.right(undefined)
+  const { owner, standing } = changed
+  return misconfigured(
+    `the tables of projection ${quoted(owner.name)}, version ${standing.record.version}, are kept by ${keeperOf(standing.record.subscription)}, and those of version ${owner.version} by ${keeperOf(owner.subscription)}: a process of the older version would write each event a second time. End all such processes, and set onKeeperChange to "allow"`
+  )
+}
 
 const recordOf = <E, R>(
   { aggregates, name, statements, subscription }: Owner<E, R>,
@@ -360,8 +375,6 @@ const rebuildGroup = <E, R>(
         if (Either.isRight(settled) && settled.right) return
         // Another process has made this version by other statements.
         if (Either.isLeft(settled) && settled.left.reason === "Misconfigured") return yield* settled.left
-        // The projection may be mended at the next start, so what this one has written does not count.
-        yield* Effect.ignore(abandonIdle(home, name))
         return yield* Effect.fail(error)
       })
     )
