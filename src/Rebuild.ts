@@ -100,7 +100,7 @@ export interface Status {
  * - A failure of a projection ends the run, and what was done is kept. The log names projection, event and aggregate, as an error. Mend the projection and run it again, or `abandon` the rebuild.
  * - A projection that writes other tables than those named is refused, and its batch is rolled back.
  *
- * To make strong projections eventual, or the other way round, change how they are run, then rebuild with `subscription` or without.
+ * To make strong projections eventual, or the other way round, end all processes that run them the old way, then rebuild with `subscription` or without.
  *
  * The tables must be ordinary ones. What belongs to a table is carried over exactly: owner, rights (also revoked ones), row level
  * security and policies, constraints, indexes, extended statistics, storage, comments, and sequences with their state. What hangs on it from

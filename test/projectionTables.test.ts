@@ -525,6 +525,34 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("tables of pr
     )
   )
 
+  it.effect(
+    "what a killed process has left of a lower version is dropped by a start that finds its tables in place",
+    () =>
+      onDatabase((url) =>
+        Effect.gen(function* () {
+          const sql = yield* SqlClient.SqlClient
+          yield* ProjectionTables.prepare(One.projections)
+          yield* deposits(One, "ann", 6)
+          const { Account, reached } = yield* held(5)
+          const lower = yield* ProjectionTables.prepare(Account.projections, { batchSize: 2 }).pipe(
+            Effect.provide(nodeAt(url)),
+            Effect.fork
+          )
+          yield* Deferred.await(reached)
+          yield* Fiber.interrupt(lower)
+          // The lease of a process that was killed is held for a while.
+          yield* sql`update maestro.subscriptions set leased_until = now() + interval '1 hour'`
+          const Three = makeAccount([balancesTwo(3)])
+          yield* ProjectionTables.prepare(Three.projections)
+          expect(yield* leftovers).toHaveLength(1)
+          yield* sql`update maestro.subscriptions set leased_until = now() - interval '1 hour'`
+          yield* ProjectionTables.prepare(Three.projections)
+          expect(yield* leftovers).toEqual([])
+          expect(yield* sql`select 1 from maestro.subscriptions`).toEqual([])
+        })
+      )
+  )
+
   it.effect("of two declarations of one version that start together the second is refused", () =>
     onDatabase((url) =>
       Effect.gen(function* () {

@@ -136,7 +136,10 @@ const prepareGroup = <E, R>(
 ): Effect.Effect<void, E | ValidationError | StoreError, EventFeed | SubscriptionStore | R> =>
   Effect.gen(function* () {
     const found = yield* standingsOf(home, group)
-    if (yield* isSettled(found)) return yield* confirm(home, found)
+    if (yield* isSettled(found)) {
+      yield* confirm(home, found)
+      return yield* dropSuperseded(home, plan, group)
+    }
     const registered = yield* promptly(withTransaction(home.sql, operation, register(home, plan, group)))
     if (registered === undefined) return yield* confirm(home, yield* standingsOf(home, group))
     yield* rebuildGroup(home, plan, group, registered)
@@ -430,6 +433,24 @@ const unfinished = (home: Home, prefix: string): Effect.Effect<ReadonlyArray<str
     (rows) => rows.map(({ name }) => name.slice(leaseOf("").length))
   )
 }
+
+/** Gives up the rebuilds that a killed process has left, and that began before the tables in place were recorded. A later one may go on. */
+const dropSuperseded = <E, R>(
+  home: Home,
+  plan: Plan<E, R>,
+  group: Group<E, R>
+): Effect.Effect<void, StoreError, SubscriptionStore> =>
+  Effect.gen(function* () {
+    const names = yield* unfinished(home, rebuildPrefix(plan.subscription?.name, group[0]?.name ?? ""))
+    if (names.length === 0) return
+    const superseded = yield* run(
+      home,
+      home.sql<{ name: string }>`select name from ${home.schema}.rebuilds
+        where name = any(${[...names]}::text[])
+          and started_at < (select max(changed_at) from ${home.schema}.projection_tables where name = any(${group.map(({ name }) => name)}::text[]))`
+    )
+    for (const { name } of superseded) yield* abandonIdle(home, name)
+  })
 
 /** Gives up a rebuild that no process works for. */
 const abandonIdle = (home: Home, name: string): Effect.Effect<void, StoreError, SubscriptionStore> => {
