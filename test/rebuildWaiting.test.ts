@@ -29,7 +29,7 @@ const onDatabase = <A, E, R>(run: (url: string) => Effect.Effect<A, E, R>) =>
           One.layer
         )
         return yield* run(url)
-      }).pipe(Effect.provide(nodeAt(url)), Effect.provide(quiet))
+      }).pipe(Effect.provide(Layer.provideMerge(nodeAt(url), quiet)))
     )
   )
 

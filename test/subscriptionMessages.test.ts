@@ -2,6 +2,7 @@
 import * as SqlClient from "@effect/sql/SqlClient"
 import { expect, it, layer } from "@effect/vitest"
 import * as Cause from "effect/Cause"
+import * as Data from "effect/Data"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
@@ -14,6 +15,12 @@ import { lineOf, textOf } from "../src/internal/failureText.js"
 import { Account } from "./account.js"
 import { layerPg, useServerOfOurOwn } from "./database.js"
 import { commitOf, newId, stores } from "./subscribers.js"
+
+class NoRoom extends Data.TaggedError("NoRoom") {
+  override get message(): string {
+    return "no such room"
+  }
+}
 
 useServerOfOurOwn()
 
@@ -86,7 +93,7 @@ for (const [name, store] of stores) {
           handle: (event) =>
             event.sequence === 1
               ? Effect.zipRight(Deferred.succeed(began, undefined), Deferred.await(leave))
-              : Effect.fail(new Error("no such room"))
+              : new NoRoom()
         })
         const refused = (subscription: string | typeof awaited, sequence: number) =>
           Effect.flip(Subscription.waitFor(subscription, { aggregateId: a, sequence }, "1 millis"))
@@ -102,7 +109,7 @@ for (const [name, store] of stores) {
           reason: "Stopped",
           failure: { aggregateId: a, sequence: 2, type: a, attempts: 1 }
         })
-        expect(stopped.message).toMatch(/stopped at event 2 of aggregate "a-.*", of type "a-.*": Error: no such room$/)
+        expect(stopped.message).toMatch(/stopped at event 2 of aggregate "a-.*", of type "a-.*": NoRoom: no such room$/)
         yield* Subscription.resume(awaited)
         expect(yield* refused(by, 2)).toMatchObject({ reason: "Idle" })
         const misspelt = yield* refused(`${by}s`, 1)

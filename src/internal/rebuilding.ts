@@ -514,8 +514,11 @@ const swapInOneTransaction = <E, R>(
       yield* run(home, sql`delete from ${schema}.subscriptions where name = ${leaseOf(plan.name)}`)
       return rest
     })
-  ).pipe(Effect.catchAll((error) => (error instanceof TooManyLeft ? Effect.succeed(undefined) : Effect.fail(error))))
+  ).pipe(Effect.catchAll((error) => (error instanceof TooManyLeft ? Effect.succeed(notSwapped) : Effect.fail(error))))
 }
+
+/** What a swap returns that has released its lock again. */
+const notSwapped: number | undefined = undefined
 
 const restPage = 1000
 
