@@ -57,7 +57,7 @@ const aReader = Effect.map(elsewhere(EventFeed.head), (head) => {
       Effect.suspend(() => EventFeed.read({ after, limit: 10_000 })),
       (page): ReadonlyArray<string> => {
         after = page.position
-        places.push(...page.events.map(textOf))
+        places.push(...page.events.map(({ id, sequence }) => textOf({ aggregateId: id, sequence })))
         return [...places]
       }
     )
@@ -118,7 +118,7 @@ layer(layerNodes, { excludeTestServices: true, timeout: 60_000 })(
         const handled = Subscription.make(newId("handling"), {
           from: yield* EventFeed.head,
           handle: (event) =>
-            event.aggregateId !== cause
+            event.id !== cause
               ? Effect.void
               : Effect.gen(function* () {
                   yield* deposit(a)
