@@ -33,7 +33,7 @@ class Ground extends Context.Tag("test/Ground")<Ground, { readonly server: Serve
 
 layer(Ground.layer, { timeout: "60 seconds", excludeTestServices: true })("faults", (it) => {
   for (const fault of faults) {
-    const rounds = Math.max(Math.ceil(fault.rounds / 25), 3)
+    const rounds = Math.max(Math.ceil(fault.rounds / 50), 2)
     it.effect(`${fault.name}: nothing is lost, doubled, torn, untrue, leaked, out of order, or felt by another`, () =>
       Effect.gen(function* () {
         const { proxy, server } = yield* Ground

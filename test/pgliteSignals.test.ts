@@ -52,7 +52,7 @@ it.live(
         return yield* sql<{ id: string; last: number; events: number }>`
           select aggregate_id as id, max(sequence)::int as last, count(*)::int as events from maestro.event_log group by 1`
       }).pipe(Effect.provide(PgliteClient.layerWith({ dataDir })))
-      const byId = new Map(stored.map((row) => [row.id, row]))
+      const byId = new Map(stored.map((row) => [row.id.replace("Counter/", ""), row]))
       for (const [id, sequence] of acknowledged) expect(byId.get(id)?.last, id).toBeGreaterThanOrEqual(sequence)
       for (const { events, last } of stored) expect(events).toBe(last)
     }).pipe(Effect.scoped),
