@@ -353,8 +353,12 @@ export const poolState = (size: number) =>
       })
     )
     yield* Effect.all(Arr.replicate(work, size), { concurrency: "unbounded", discard: true })
-    const open = yield* admin`select query from pg_stat_activity
-      where application_name = ${name} and state like 'idle in transaction%'`
+    // A connection that was closed is there until its backend reads so.
+    const open = yield* Effect.repeat(
+      admin`select query from pg_sleep(0.01), pg_stat_activity
+        where application_name = ${name} and state like 'idle in transaction%'`,
+      { until: (rows) => rows.length === 0, times: 200 }
+    )
     return open.length === 0 ? intact : JSON.stringify(open)
   })
 
