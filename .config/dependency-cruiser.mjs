@@ -74,16 +74,22 @@ const floors = [
     "internal/shadowTables.ts",
     "internal/tableRecords.ts"
   ],
-  ["MemoryStore.ts", "SqlStore.ts", "PgliteClient.ts", "internal/lifecycle.ts", "internal/tableRehearsal.ts"],
-  ["internal/evaluateOnce.ts"],
+  [
+    "MemoryStore.ts",
+    "SqlStore.ts",
+    "PgliteClient.ts",
+    "internal/lifecycle.ts",
+    "internal/rebuildPlan.ts",
+    "internal/tableRehearsal.ts"
+  ],
+  ["internal/evaluateOnce.ts", "internal/rebuildSwap.ts"],
   ["internal/aggregateService.ts", "internal/subscriptionMetrics.ts", "internal/rebuilding.ts"],
   ["internal/design.ts", "internal/subscriptionRun.ts", "internal/tableOwners.ts"],
   ["internal/ownedRebuild.ts"],
   ["Aggregate.ts", "Subscription.ts", "Rebuild.ts", "internal/tableVersions.ts"],
   ["ProjectionTables.ts"],
   ["internal/contract/"],
-  ["AggregateTest.ts", "StoreContract.ts", "FeedContract.ts", "ClusterAggregate.ts"],
-  ["cli/"],
+  ["StoreContract.ts", "FeedContract.ts"],
   ["index.ts"]
 ]
 

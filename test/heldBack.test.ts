@@ -15,9 +15,11 @@ import * as Redacted from "effect/Redacted"
 import * as TestClock from "effect/TestClock"
 import { EventFeed, MemoryStore, SqlStore, Subscription } from "effect-maestro"
 import { afterAll, beforeAll } from "vitest"
-import { uniqueName } from "./database.js"
+import { uniqueName, useServerOfOurOwn } from "./database.js"
 import { startPostgres } from "./postgres.globalSetup.js"
 import { commitOf, newId } from "./subscribers.js"
+
+useServerOfOurOwn()
 
 // A server of its own, because the feed waits for the transactions of all databases, and prepared ones are off by default.
 let server: Awaited<ReturnType<typeof startPostgres>> | undefined

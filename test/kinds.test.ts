@@ -18,8 +18,10 @@ import {
   Timestamp
 } from "effect-maestro"
 import { selectPageOfKinds } from "../src/internal/sqlFeed.js"
-import { layerPg, uniqueName } from "./database.js"
+import { layerPg, uniqueName, useServerOfOurOwn } from "./database.js"
 import { caughtUp, start } from "./subscribers.js"
+
+useServerOfOurOwn()
 
 class OrderCreated extends Schema.TaggedClass<OrderCreated>()("Created", { amount: Schema.Int }) {}
 class OrderPaid extends Schema.TaggedClass<OrderPaid>()("Paid", {}) {}

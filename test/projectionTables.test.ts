@@ -11,7 +11,7 @@ import * as Logger from "effect/Logger"
 import * as Random from "effect/Random"
 import { type Event, MemoryStore, Projection, ProjectionTables, SqlStore, Subscription } from "effect-maestro"
 import * as PgliteClient from "effect-maestro/PgliteClient"
-import { makeDatabase } from "./database.js"
+import { makeDatabase, useServerOfOurOwn } from "./database.js"
 import { macrotask } from "./nodes.js"
 import {
   amounts,
@@ -28,6 +28,8 @@ import {
   records
 } from "./projectionTables.js"
 import { eventually, shortly } from "./subscribers.js"
+
+useServerOfOurOwn()
 
 const One = makeAccount([balances(1)])
 const Two = makeAccount([balancesTwo()])

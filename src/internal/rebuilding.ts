@@ -14,68 +14,36 @@
  * **Of several processes one works**, by a lease like those of subscriptions; each batch moves the lease's checkpoint in its own
  * transaction. What was done stays done whatever fails.
  */
-
-import type { SqlError } from "@effect/sql/SqlError"
 import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
-import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
-import { maxNameLength } from "../Event.js"
-import { beginning, EventFeed, type FeedEvent, type Filter, type Position } from "../EventFeed.js"
-import type { Projection } from "../Projection.js"
-import { StoreError, ValidationError, ValidationIssue } from "../StoreError.js"
+import { beginning, EventFeed } from "../EventFeed.js"
+import { StoreError, type ValidationError } from "../StoreError.js"
 import { type Lease, LeaseLost, SubscriptionStore } from "../SubscriptionStore.js"
 import { toMillis } from "../Timestamp.js"
-import { limitIdle } from "./embedded.js"
 import { bothOf } from "./feedInput.js"
 import { onMachineTime } from "./machineTime.js"
-import { nameProblem, reservedPrefix } from "./names.js"
-import { filterOf, projectBy } from "./projecting.js"
+import { filterOf } from "./projecting.js"
+import {
+  checkPartitions,
+  checkPlan,
+  homeOrFail,
+  leaseOf,
+  operation,
+  type Plan,
+  run,
+  shadowOf,
+  type Work
+} from "./rebuildPlan.js"
+import { projectAll, swapInOneTransaction } from "./rebuildSwap.js"
 import { isPassing } from "./settling.js"
-import { dropShadows, isInUse, lockLive, makeShadows, type Shadowed, swap, writingShadows } from "./shadowTables.js"
-import { executeAlone } from "./sqlConnection.js"
-import { fromSqlError } from "./sqlError.js"
-import { feedEventsOf, partsOf, selectFitting } from "./sqlFeed.js"
+import { dropShadows, isInUse, makeShadows } from "./shadowTables.js"
 import type { Home } from "./sqlLease.js"
-import { homeOf } from "./sqlSubscriptions.js"
 import { withTransaction } from "./sqlTransaction.js"
-import { insideTransaction, whetherInside } from "./storeTransaction.js"
+import { insideTransaction } from "./storeTransaction.js"
 import { describeHeldBack } from "./subscriptionStatus.js"
-
-interface Plan<E, R> {
-  readonly name: string
-  readonly projections: ReadonlyArray<Projection.Bound<E, R>>
-  readonly tables: ReadonlyArray<string>
-  readonly create?: Effect.Effect<unknown, E, R> | undefined
-  readonly subscription?:
-    | { readonly name: string; readonly partitions: number; readonly filter: Filter | undefined }
-    | undefined
-  readonly batchSize?: number | undefined
-  /** Whether the library itself has named it, by a name that is reserved. */
-  readonly isOwn?: boolean | undefined
-  /** Runs before a rebuild begins or goes on. It fails, or says what stands for these two. */
-  readonly check?:
-    | ((home: Home) => Effect.Effect<
-        {
-          readonly create: Effect.Effect<unknown, E | StoreError, R> | undefined
-          readonly onSwap: Effect.Effect<void, StoreError>
-        },
-        StoreError
-      >)
-    | undefined
-  /** Runs in the transaction of the swap, after it. When it fails, nothing is swapped. */
-  readonly onSwap?: Effect.Effect<void, StoreError> | undefined
-  readonly onProgress?:
-    | ((progress: {
-        readonly done: number
-        readonly total: number
-        readonly eventsPerSecond: number
-        readonly secondsLeft: number
-      }) => Effect.Effect<unknown>)
-    | undefined
-}
 
 /** Runs the rebuild, and returns how many events it has projected. */
 export const rebuild = <E, R>(
@@ -179,8 +147,6 @@ export const abandonRebuild = (name: string): Effect.Effect<void, StoreError, Su
 
 // --- internal ---
 
-const operation = "Rebuild"
-
 // In milliseconds.
 const leaseDuration = 5000
 const firstPause = 100
@@ -192,97 +158,13 @@ interface RebuildRow {
   readonly finished: boolean
 }
 
-/** What a rebuild works with. */
-interface Work<E, R> {
-  readonly plan: Plan<E, R>
-  readonly feed: EventFeed["Type"]
-  readonly filter: Filter
-  readonly home: Home
-  /** The schema of the shadow tables. */
-  readonly shadow: string
-}
-
-/** Refuses names that can be none, and projections that came past the types without saying whose events they are about. */
-const checkPlan = (plan: Plan<unknown, unknown>): Effect.Effect<void, ValidationError> => {
-  const issues: Array<ValidationIssue> = []
-  const refuse = (path: ReadonlyArray<string | number>, message: string) =>
-    issues.push(new ValidationIssue({ path, message }))
-  const problem = plan.isOwn === true ? undefined : nameProblem(plan.name, maxNameLength)
-  if (problem !== undefined) refuse(["name"], problem)
-  for (const [index, { of }] of plan.projections.entries()) {
-    if (of === undefined) refuse(["projections", index, "of"], "must be an aggregate, or all")
-  }
-  const { batchSize } = plan
-  if (batchSize !== undefined && !(Number.isInteger(batchSize) && batchSize >= 1 && batchSize <= 10_000)) {
-    refuse(["batchSize"], "must be an integer from 1 to 10000")
-  }
-  const [first, ...rest] = issues
-  return first === undefined ? Effect.void : new ValidationError({ operation: "Rebuild.run", issues: [first, ...rest] })
-}
-
-/** Fails where the subscription is cut into another number of partitions in the store: what is in which would change. */
-const checkPartitions = (home: Home, { subscription }: Plan<unknown, unknown>): Effect.Effect<void, StoreError> =>
-  subscription === undefined
-    ? Effect.void
-    : Effect.flatMap(
-        run(
-          home,
-          home.sql<{ partitions: number }>`select distinct partitions from ${home.schema}.subscriptions
-            where name = ${subscription.name} and partitions <> ${subscription.partitions}`
-        ),
-        ([other]) =>
-          other === undefined
-            ? Effect.void
-            : new StoreError({
-                reason: "Misconfigured",
-                operation,
-                description: `subscription ${JSON.stringify(subscription.name)} has ${other.partitions} partitions in the store, and ${subscription.partitions} here: what is in which would change`
-              })
-      )
-
-/** Runs a statement in the transaction around it, or on a connection of its own, whose interruption is bounded. */
-const run = <A>({ sql }: Home, statement: Effect.Effect<A, SqlError>): Effect.Effect<A, StoreError> =>
-  whetherInside((inside) =>
-    inside
-      ? Effect.mapError(statement, (error) => fromSqlError(operation, "writing", error))
-      : executeAlone(sql, operation, "writing", statement)
-  )
-
 const insideAnother = new StoreError({
   reason: "Misconfigured",
   operation,
   description: "a rebuild has many transactions of its own, so it can't run inside of another one"
 })
 
-const homeOrFail = (store: SubscriptionStore["Type"]): Effect.Effect<Home, StoreError> => {
-  const home = homeOf(store)
-  return home === undefined
-    ? Effect.fail(
-        new StoreError({
-          reason: "Misconfigured",
-          operation,
-          description: "a rebuild needs the store in SQL, for its tables"
-        })
-      )
-    : Effect.succeed(home)
-}
-
-/** Of no subscription: its name would be reserved. */
-export const leaseOf = (name: string): string => `${reservedPrefix}/rebuild/${name}`
-
 const lostLease = (name: string) => new LeaseLost({ subscription: leaseOf(name), partition: 0 })
-
-/** The schema of the shadow tables: a hash, since a schema's name has at most 63 bytes, and a database may have several stores. */
-const shadowOf = (home: Home, name: string): Effect.Effect<string, StoreError> =>
-  Effect.map(
-    run(
-      home,
-      home.sql<{
-        shadow: string
-      }>`select 'rebuild_' || left(encode(sha256(convert_to(${JSON.stringify([home.name, name])}, 'UTF8')), 'hex'), 32) as shadow`
-    ),
-    ([row]) => row?.shadow ?? ""
-  )
 
 const statusOf = (home: Home, name: string) =>
   Effect.map(
@@ -318,7 +200,10 @@ const abandoned = (name: string) =>
 const isSpoilt = ({ isOwn }: Pick<Plan<unknown, unknown>, "isOwn">, cause: Cause.Cause<unknown>): boolean =>
   isOwn === true &&
   !Cause.isInterruptedOnly(cause) &&
-  !Option.exists(Cause.failureOption(cause), (error) => isPassing(error) || error instanceof LeaseLost)
+  !Option.exists(
+    Cause.failureOption(cause),
+    (error) => isPassing(error) || isInUse(error) || error instanceof LeaseLost
+  )
 
 /** Abandons the rebuild while its lease is still held, so that no other run goes on from what it has built. */
 const discard = (home: Home, name: string, lease: Lease): Effect.Effect<void, never, SubscriptionStore> =>
@@ -421,9 +306,9 @@ const buildAndSwap = <E, R>(
       }
       const most = projectedIn(mostMillisLocked)
       const swapped = yield* Effect.exit(swapInOneTransaction(work, lease, tables, position, most))
-      if (Exit.isSuccess(swapped) && swapped.value !== undefined) {
-        here += swapped.value
-        count(swapped.value)
+      if (Exit.isSuccess(swapped) && Option.isSome(swapped.value)) {
+        here += swapped.value.value
+        count(swapped.value.value)
         yield* tell
         return
       }
@@ -435,95 +320,6 @@ const buildAndSwap = <E, R>(
       yield* Effect.sleep("200 millis")
     }
   })
-
-/** Projects events into the shadow tables, in the transaction around it. */
-const projectAll = <E, R>(
-  { home, plan, shadow }: Work<E, R>,
-  events: ReadonlyArray<FeedEvent>
-): Effect.Effect<void, E | StoreError, R> =>
-  Effect.gen(function* () {
-    const { schema, sql } = home
-    const projecting = Effect.forEach(events, projectBy(plan.projections, { endsRun: true }), { discard: true })
-    yield* writingShadows(sql, shadow, home.name, projecting)
-    yield* run(
-      home,
-      sql`update ${schema}.rebuilds set events_done = events_done + ${events.length} where name = ${plan.name}`
-    )
-  })
-
-/** Projects the events that are left, swaps the tables, and returns how many events that were; none where more than `most` are left. */
-const swapInOneTransaction = <E, R>(
-  work: Work<E, R>,
-  lease: Lease,
-  tables: ReadonlyArray<Shadowed>,
-  position: Position,
-  most: number
-): Effect.Effect<number | undefined, E | LeaseLost | StoreError, R> => {
-  const { filter, home, plan, shadow } = work
-  const { schema, sql } = home
-
-  /** Projects all events that can be seen. The feed does not show some of them yet, because an older transaction is open. */
-  const projectRest = (after: Position, count: number): Effect.Effect<number, E | StoreError | TooManyLeft, R> =>
-    Effect.flatMap(run(home, selectFitting(home, { after, filter, limit: restPage })), (rows) => {
-      const events = feedEventsOf(rows)
-      const last = events.at(-1)
-      if (count + events.length > most) return new TooManyLeft()
-      return last === undefined
-        ? Effect.succeed(count)
-        : Effect.zipRight(projectAll(work, events), projectRest(last.position, count + events.length))
-    })
-
-  /** Moves the subscription to the position of the rebuild, and ends the leases on it. */
-  const moveSubscription = (name: string, partitions: number) =>
-    Effect.gen(function* () {
-      const [feedKey, place] = partsOf(position)
-      yield* run(
-        home,
-        sql`insert into ${schema}.subscriptions (name, partition, partitions, feed_key, position)
-          select ${name}, partition, ${partitions}::int, ${feedKey}::xid8, ${place}::bigint
-          from generate_series(0, ${partitions}::int - 1) partition
-          on conflict (name, partition) do update set
-            feed_key = excluded.feed_key, position = excluded.position,
-            token = subscriptions.token + 1, holder = null, leased_until = null, stopped = false, last_failure = null,
-            attempted = null`
-      )
-      yield* run(home, sql`delete from ${schema}.events_set_aside where subscription = ${name}`)
-    })
-
-  return withTransaction(
-    sql,
-    operation,
-    Effect.gen(function* () {
-      // A process that is stopped in the middle must not hold the locks for ever.
-      yield* run(home, sql`select ${limitIdle(home, leaseDuration)}`)
-      // The tables first, as consumers and commits lock them.
-      yield* lockLive(sql, schema, tables, plan.create === undefined)
-      yield* run(home, sql`select 1 from ${schema}.subscriptions where name = ${leaseOf(plan.name)} for update`)
-      yield* lease.checkpoint
-      const rest = plan.subscription === undefined ? yield* projectRest(position, 0) : 0
-      if (plan.subscription !== undefined) {
-        yield* checkPartitions(home, plan)
-        yield* moveSubscription(plan.subscription.name, plan.subscription.partitions)
-      }
-      yield* swap(sql, shadow, tables, plan.create === undefined)
-      if (plan.onSwap !== undefined) yield* plan.onSwap
-      yield* run(
-        home,
-        sql`update ${schema}.rebuilds set finished_at = clock_timestamp(), events_total = events_done where name = ${plan.name}`
-      )
-      yield* run(home, sql`delete from ${schema}.subscriptions where name = ${leaseOf(plan.name)}`)
-      return rest
-    })
-  ).pipe(Effect.catchAll((error) => (error instanceof TooManyLeft ? Effect.succeed(notSwapped) : Effect.fail(error))))
-}
-
-/** What a swap returns that has released its lock again. */
-const notSwapped: number | undefined = undefined
-
-const restPage = 1000
-
-/** More events are left at the swap than may be projected while the tables are locked. */
-class TooManyLeft extends Data.TaggedError("TooManyLeft") {}
 
 /** As many events are projected at the swap in any case. */
 const alwaysFew = 500

@@ -28,8 +28,10 @@ import { reservedPrefix } from "./names.js"
 import { quotedTable } from "./ownedTables.js"
 import { filterOf } from "./projecting.js"
 import { promptly } from "./promptly.js"
-import { abandonRebuild, leaseOf, rebuild } from "./rebuilding.js"
+import { abandonRebuild, rebuild } from "./rebuilding.js"
+import { leaseOf } from "./rebuildPlan.js"
 import { withoutReceipts } from "./receipt.js"
+import { sha256 } from "./sha256.js"
 import { selectFitting } from "./sqlFeed.js"
 import type { Home } from "./sqlLease.js"
 import { homeOf } from "./sqlSubscriptions.js"
@@ -358,7 +360,7 @@ const rebuildGroup = <E, R>(
     if (first === undefined) return
     const which = group.map(({ name, version }) => `${quoted(name)} of version ${version}`).join(", ")
     const prefix = rebuildPrefix(plan.subscription?.name, group[0]?.name ?? "")
-    const name = `${prefix}${yield* digest(JSON.stringify(group.map((one) => [one.name, one.version, one.statements, one.aggregates])))}`
+    const name = `${prefix}${yield* sha256(JSON.stringify(group.map((one) => [one.name, one.version, one.statements, one.aggregates])))}`
     yield* Effect.logInfo(`tables of projections are made anew beside those in use: ${which}`)
 
     const building = rebuild<E | StoreError, R>({
@@ -468,9 +470,3 @@ const abandonIdle = (home: Home, name: string): Effect.Effect<void, StoreError, 
     })
   )
 }
-
-const digest = (text: string): Effect.Effect<string> =>
-  Effect.map(
-    Effect.promise(() => crypto.subtle.digest("SHA-256", new TextEncoder().encode(text))),
-    (bytes) => Array.from(new Uint8Array(bytes).slice(0, 16), (byte) => byte.toString(16).padStart(2, "0")).join("")
-  )
