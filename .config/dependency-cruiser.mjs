@@ -59,6 +59,7 @@ const floors = [
   [
     "internal/recording.ts",
     "internal/history.ts",
+    "internal/snapshotting.ts",
     "internal/receipt.ts",
     "internal/seats.ts",
     "internal/sqlFeed.ts",

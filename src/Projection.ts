@@ -19,7 +19,7 @@ import type { StoreError } from "./StoreError.js"
 
 /**
  * A strong projection. `project` runs for every event of a commit, one after the other, in the transaction that stores
- * them; when it fails with `E`, nothing is stored and the failure reaches whoever committed. It writes its tables
+ * them. When it fails with `E`, nothing is stored, and the commit fails with it. It writes its tables
  * through `SqlClient`, as part of the transaction. Your migrations make them, or the projection owns them (`tables`).
  *
  * It runs again when the commit is tried again, so what it does beside the database (a mail, a call) may be done
@@ -166,16 +166,7 @@ export const make: {
     Types extends A["_tag"],
     Refusals extends ConstraintHandlers<Handled<A, Types>>
   >(
-    options: Options<Handlers, A, Types, Refusals> & { readonly of: Source<A> }
-  ): Projection.Bound<HandlersError<Handlers> | Refusal<Refusals> | StoreError, HandlersContext<Handlers>>
-  <
-    A extends Tagged,
-    I extends Tagged,
-    Handlers extends ProjectionHandlers<A>,
-    Types extends A["_tag"],
-    Refusals extends ConstraintHandlers<Handled<A, Types>>
-  >(
-    options: Options<Handlers, A, Types, Refusals> & { readonly of: "all"; readonly events: Schema.Schema<A, I> }
+    options: Options<Handlers, A, Types, Refusals> & BoundTo<A>
   ): Projection.Bound<HandlersError<Handlers> | Refusal<Refusals> | StoreError, HandlersContext<Handlers>>
   <
     A extends Tagged,
@@ -258,16 +249,7 @@ export const makeSql: {
     Types extends A["_tag"],
     Refusals extends ConstraintHandlers<Handled<A, Types>>
   >(
-    options: Options<Handlers, A, Types, Refusals> & { readonly of: Source<A> }
-  ): Projection.Bound<Refusal<Refusals> | StoreError, SqlClient.SqlClient>
-  <
-    A extends Tagged,
-    I extends Tagged,
-    Handlers extends SqlHandlers<A>,
-    Types extends A["_tag"],
-    Refusals extends ConstraintHandlers<Handled<A, Types>>
-  >(
-    options: Options<Handlers, A, Types, Refusals> & { readonly of: "all"; readonly events: Schema.Schema<A, I> }
+    options: Options<Handlers, A, Types, Refusals> & BoundTo<A>
   ): Projection.Bound<Refusal<Refusals> | StoreError, SqlClient.SqlClient>
   <
     A extends Tagged,
@@ -497,6 +479,12 @@ interface TaggedError extends Error, Tagged {}
 interface TaggedNoEffect extends Tagged {
   readonly [Effect.EffectTypeId]?: never
 }
+
+/** Whose events a projection is about, where it says so. */
+type BoundTo<A extends Tagged> =
+  | { readonly of: Source<A>; readonly events?: undefined }
+  // biome-ignore lint/suspicious/noExplicitAny: stored events have whatever encoded form
+  | { readonly of: "all"; readonly events: Schema.Schema<A, any> }
 
 interface AnyOptions<Handlers, A extends Tagged, Types extends A["_tag"], Refusals>
   extends Options<Handlers, A, Types, Refusals> {

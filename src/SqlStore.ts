@@ -136,7 +136,7 @@ export const layerWith = (
 
 /**
  * Creates or updates the tables, where the layer is not to do it: in a deployment step, by a role that may. Any number of
- * nodes may do so at once.
+ * nodes may do so concurrently.
  *
  * @since 0.1.0
  * @category migrations

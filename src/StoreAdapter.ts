@@ -67,14 +67,14 @@ export interface StoreAdapterService {
 
   /**
    * Stores the events and runs the projections in one transaction: first the events, then projection by projection, event
-   * by event, never two at once. A projection's failure rolls all of it back and comes back unchanged, but that a `StoreError` which names
+   * by event, and never concurrently. A failed projection rolls all of it back. Its failure is that of the commit; a `StoreError` that names
    * no aggregate gets the projection's name and its event. For a commit that is stored already no projection runs. Without projections it
    * is `commitEvents`. A projection runs for the events that concern it only: those whose type is among its `events`, and whose aggregate
    * is the one that it is `of`.
    *
    * Where COMMIT fails with `Constraint`, it is the refusal that the projections declare for that constraint (`Projection.refusalOf`).
    *
-   * A projection that reads the store finds the events of its commit; nobody else does before all projections succeeded.
+   * A projection that reads the store finds the events of its commit. No other reader finds them before all projections have succeeded.
    */
   readonly commitAll: <E = never, R = never>(
     events: ReadonlyArray<Event>,
@@ -91,7 +91,7 @@ export interface StoreAdapterService {
    * The events of an aggregate in order of sequence, from `minSequence` to `maxSequence`, both inclusive. `0` and `1` as
    * lower bounds mean all. An aggregate without events has an empty list.
    *
-   * It returns all that is asked for, whatever that comes to: ask for a part of a stream that may be long, or whose events are large.
+   * It returns all events in the range, however large they are: ask for a part of a stream that may be long, or whose events are large.
    */
   readonly getEvents: (
     aggregateId: string,

@@ -327,8 +327,8 @@ export const make: <const Ons extends On.Any | ReadonlyArray<On.Any> = never, E 
 }
 
 /**
- * An eventual projection: projections kept by a subscription instead of by those who commit. Each says whose events it is about: it is made
- * with `of`, one of `Account.projections`, or `Projection.of(Account, Balances)`. One that names no types is given no receipts of commands.
+ * A subscription that keeps projections: they are eventual instead of strong. Each says whose events it is about: it is made
+ * with `of`, one of `Account.projections`, or `Projection.of(Account, Balances)`. One that names no types gets no receipts of commands.
  *
  * @since 0.1.0
  * @category constructors

@@ -22,20 +22,13 @@ import { Conditions, expectedOf, hasConditions, withoutConditions } from "./cond
 import { evaluateOnce } from "./evaluateOnce.js"
 import type { Tagged } from "./eventCodec.js"
 import { type Historic, history } from "./history.js"
-import {
-  commitSnapshot,
-  evaluate,
-  evaluateApart,
-  expecting,
-  type Failures,
-  type Outcome,
-  type Workplace
-} from "./lifecycle.js"
+import { evaluate, evaluateApart, expecting, type Failures, type Outcome, type Workplace } from "./lifecycle.js"
 import { type Definition, initial, type Loaded, load, refresh } from "./loading.js"
 import type { Minted } from "./minted.js"
 import { concerns } from "./projecting.js"
 import { withoutReceipts } from "./receipt.js"
 import { DecidingOn, type Keeping, makeSeats } from "./seats.js"
+import { commitSnapshot } from "./snapshotting.js"
 import { insideTransaction, isInsideTransaction, StoreTransaction } from "./storeTransaction.js"
 import { spannedIn } from "./tracing.js"
 

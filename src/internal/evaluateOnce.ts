@@ -16,7 +16,6 @@ import {
   type ReadFailed,
   releaseTurn,
   type Surroundings,
-  snapshotWhenDue,
   untilCommitted,
   unwrap,
   type Workplace
@@ -25,6 +24,7 @@ import { type Loaded, load, refresh } from "./loading.js"
 import { isReceiptOfAnother, makeReceipt, type ReceiptPlace, receiptPlace } from "./receipt.js"
 import { record } from "./recording.js"
 import { retryWhile, settle } from "./settling.js"
+import { snapshotWhenDue } from "./snapshotting.js"
 
 /**
  * Decides on what is stored, and commits the events with a receipt. Whatever stands against that (the receipt of an earlier time, a conflict, a

@@ -32,6 +32,7 @@ import { withinGrace } from "./promptly.js"
 import { type Recorded, record } from "./recording.js"
 import { type Group, passTurn, type Seat, type Seats, type Ticket, waitForTurn } from "./seats.js"
 import { isPassing, retryFrom, retryWhile, settle } from "./settling.js"
+import { isSnapshotDue, snapshotWhenDue } from "./snapshotting.js"
 
 /** What a command came to. */
 export interface Outcome<State, A> {
@@ -186,19 +187,6 @@ export const untilCommitted = <State, A extends Tagged, C, E>(
           Deferred.await(group.done)
         )
   })
-
-/** Stores a snapshot of the state. */
-export const commitSnapshot = <State, A extends Tagged>(
-  definition: Definition<State, A>,
-  store: StoreAdapterService,
-  { streamId, sequence, state, timestamp }: Loaded<State>
-): Effect.Effect<void, ValidationError | StoreError> =>
-  // An aggregate without events has nothing to save.
-  timestamp === undefined
-    ? Effect.void
-    : Effect.flatMap(definition.state.encode(state), (encoded) =>
-        store.commitSnapshot({ timestamp, aggregateId: streamId, sequence, ...encoded })
-      )
 
 // --- internal ---
 
@@ -503,24 +491,3 @@ const passTurnOn = <State, A extends Tagged, C, E>(
   workplace.seats.leave(seat)
   return undefined
 }
-
-export const snapshotWhenDue = <State, A extends Tagged>(
-  definition: Definition<State, A>,
-  store: StoreAdapterService,
-  root: Loaded<State>,
-  added: number
-): Effect.Effect<void> =>
-  // The command is stored already; that the shortcut to its state is not must not make it fail.
-  isSnapshotDue(definition, root, added)
-    ? Effect.catchAll(commitSnapshot(definition, store, root), (error) =>
-        Effect.logWarning(
-          `${definition.name}: no snapshot of ${JSON.stringify(root.streamId)} at ${root.sequence}: ${error.message}`
-        )
-      )
-    : Effect.void
-
-const isSnapshotDue = <State, A extends Tagged>(
-  { snapshotEvery: every }: Definition<State, A>,
-  { sequence }: Loaded<State>,
-  added: number
-): boolean => every !== undefined && Math.floor(sequence / every) > Math.floor((sequence - added) / every)
