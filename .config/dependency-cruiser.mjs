@@ -1,118 +1,73 @@
 /**
- * The floors of src, lowest first. A file may import only from strictly lower floors,
- * and a file of src that stands on no floor is an error. An entry ending in "/" is a whole folder.
+ * The rooms of src, a floor to a line, lowest first. A room is a folder of `src/internal` with the public modules whose workings it has.
+ *
+ * - A file may import values from its own room, from `ports`, and from rooms on lower floors.
+ * - It may import types from a public module above, too, so that no type is declared twice.
+ * - No two rooms import each other, on whatever floor.
+ *
+ * `ports` are the public modules that import no room: failures, events, and the tags of the feed and of subscriptions.
  */
+const ports = ["StoreError.ts", "Timestamp.ts", "Event.ts", "Snapshot.ts", "EventFeed.ts", "SubscriptionStore.ts"]
+
+/** @type {ReadonlyArray<Readonly<Record<string, ReadonlyArray<string>>>>} */
 const floors = [
-  [
-    "StoreError.ts",
-    "internal/shortWay.ts",
-    "internal/ticking.ts",
-    "internal/atOnce.ts",
-    "internal/machineTime.ts",
-    "internal/tableDependents.ts",
-    "internal/tablePicture.ts",
-    "internal/tableSettings.ts",
-    "internal/embedded.ts",
-    "internal/pageBytes.ts",
-    "internal/pgBatch.ts",
-    "internal/sha256.ts"
-  ],
-  [
-    "Timestamp.ts",
-    "internal/json.ts",
-    "internal/sqlError.ts",
-    "internal/storeTransaction.ts",
-    "internal/folderLock.ts",
-    "internal/nextTurn.ts",
-    "internal/promptly.ts",
-    "internal/tracing.ts",
-    "internal/wakeUps.ts",
-    "internal/minted.ts"
-  ],
-  ["Event.ts", "internal/fingerprint.ts", "internal/sqlConnection.ts", "internal/names.ts"],
-  [
-    "Snapshot.ts",
-    "internal/eventCodec.ts",
-    "internal/commitQueue.ts",
-    "internal/sqlTransaction.ts",
-    "internal/statements.ts",
-    "internal/ownedTables.ts",
-    "internal/origin.ts"
-  ],
-  ["internal/projectionFailure.ts"],
-  [
-    "Projection.ts",
-    "internal/streams.ts",
-    "internal/record.ts",
-    "internal/stateCodec.ts",
-    "internal/commandDigest.ts",
-    "internal/commandInput.ts",
-    "internal/conditions.ts",
-    "internal/coalesce.ts",
-    "internal/sqlMigrations.ts"
-  ],
-  ["internal/projecting.ts", "EventFeed.ts", "internal/sqlWrites.ts", "internal/handlerTypes.ts"],
-  ["StoreAdapter.ts", "internal/statementCommit.ts", "internal/on.ts"],
-  ["SubscriptionStore.ts", "internal/streamReader.ts", "internal/settling.ts", "internal/feedInput.ts"],
-  ["internal/attempts.ts", "internal/enduring.ts", "internal/failureText.ts"],
-  ["internal/loading.ts", "internal/feedWatch.ts", "internal/sqlReads.ts", "internal/sqlHeldBack.ts"],
-  [
-    "internal/recording.ts",
-    "internal/history.ts",
-    "internal/snapshotting.ts",
-    "internal/receipt.ts",
-    "internal/seats.ts",
-    "internal/sqlFeed.ts",
-    "internal/memoryFeed.ts"
-  ],
-  ["internal/sqlLease.ts"],
-  [
-    "internal/sqlSubscriptions.ts",
-    "internal/sqlRepair.ts",
-    "internal/memorySubscriptions.ts",
-    "internal/consumer.ts",
-    "internal/subscriptionStatus.ts",
-    "internal/shadowTables.ts",
-    "internal/tableRecords.ts"
-  ],
-  [
-    "MemoryStore.ts",
-    "SqlStore.ts",
-    "PgliteClient.ts",
-    "internal/lifecycle.ts",
-    "internal/rebuildPlan.ts",
-    "internal/tableRehearsal.ts"
-  ],
-  ["internal/evaluateOnce.ts", "internal/rebuildSwap.ts"],
-  ["internal/aggregateService.ts", "internal/subscriptionMetrics.ts", "internal/rebuilding.ts"],
-  ["internal/design.ts", "internal/subscriptionRun.ts", "internal/tableOwners.ts"],
-  ["internal/ownedRebuild.ts"],
-  ["Aggregate.ts", "Subscription.ts", "Rebuild.ts", "internal/tableVersions.ts"],
-  ["ProjectionTables.ts"],
-  ["internal/contract/"],
-  ["StoreContract.ts", "FeedContract.ts"],
-  ["index.ts"]
+  { runtime: [], codec: [] },
+  { store: ["StoreAdapter.ts", "Projection.ts"], "sql/pg": [], pglite: ["PgliteClient.ts"] },
+  { aggregate: ["Aggregate.ts"], subscription: ["Subscription.ts"], memory: ["MemoryStore.ts"], "sql/commit": [] },
+  { sql: ["SqlStore.ts"] },
+  { rebuild: ["Rebuild.ts", "ProjectionTables.ts"], contract: ["StoreContract.ts", "FeedContract.ts"] }
 ]
 
-/** @param {ReadonlyArray<string>} entries */
-const pathOf = (entries) =>
-  `^src/(${entries.map((entry) => entry.replaceAll(".", "\\.") + (entry.endsWith("/") ? "" : "$")).join("|") || "$^"})`
+/** Files of these names and rooms. The room `sql` has its own files, and not those of `sql/pg` and `sql/commit`. */
+const pathOf = (files, rooms) =>
+  `^src/(${[
+    ...files.map((file) => `${file.replaceAll(".", "\\.")}$`),
+    ...rooms.map((room) => `internal/${room}/[^/]+$`)
+  ].join("|")})`
 
-const floorRules = floors.map((entries, floor) => {
-  const folders = entries.filter((entry) => entry.endsWith("/"))
-  return {
-    name: `floor-${floor}`,
-    comment: `Files of floor ${floor} may import only from the floors below it.`,
-    severity: "error",
-    from: { path: pathOf(entries) },
-    to: { path: "^src/", pathNot: pathOf([...floors.slice(0, floor).flat(), ...folders]) }
-  }
-})
+const publicModules = "^src/[^/]+\\.ts$"
+
+const below = (floor) => floors.slice(0, floor).flatMap(Object.entries)
+
+const filesOf = (rooms) => [...ports, ...rooms.flatMap(([, files]) => files)]
+
+const roomRules = floors.flatMap((rooms, floor) =>
+  Object.entries(rooms).flatMap(([room, files]) => {
+    const from = { path: pathOf(files, [room]) }
+    const seen = [...below(floor), [room, files]]
+    const pathNot = pathOf(filesOf(seen), seen.map(([name]) => name))
+    return [
+      {
+        name: `room-${room}`,
+        comment: `Files of the room ${room} may import values only from their room and from rooms on lower floors.`,
+        severity: "error",
+        from,
+        to: { path: "^src/", pathNot, dependencyTypesNot: ["type-only"] }
+      },
+      {
+        name: `types-${room}`,
+        comment: `Types that do not come from the room ${room} or a lower floor must come from a public module.`,
+        severity: "error",
+        from,
+        to: { path: "^src/", pathNot: [pathNot, publicModules] }
+      }
+    ]
+  })
+)
+
+const everyRoom = floors.flatMap(Object.entries)
 
 /** @type {import("dependency-cruiser").IConfiguration} */
 export default {
   forbidden: [
-    ...floorRules,
+    ...roomRules,
+    {
+      name: "ports",
+      comment: "The ports import no room.",
+      severity: "error",
+      from: { path: pathOf(ports, []) },
+      to: { path: "^src/", pathNot: pathOf(ports, []), dependencyTypesNot: ["type-only"] }
+    },
     {
       name: "no-cycle",
       severity: "error",
@@ -149,11 +104,11 @@ export default {
   ],
   required: [
     {
-      name: "on-a-floor",
-      comment: "Every file of src must be on a floor: add it to the list in .config/dependency-cruiser.mjs.",
+      name: "in-a-room",
+      comment: "Every file of src must be in a room or among the ports: .config/dependency-cruiser.mjs lists them.",
       severity: "error",
-      module: { path: "^src/", pathNot: pathOf(floors.flat()) },
-      to: { path: "^on no floor$" }
+      module: { path: "^src/", pathNot: ["^src/index\\.ts$", pathOf(filesOf(everyRoom), everyRoom.map(([room]) => room))] },
+      to: { path: "^in no room$" }
     }
   ],
   options: {

@@ -13,12 +13,11 @@ import * as Layer from "effect/Layer"
 import * as Schedule from "effect/Schedule"
 import type * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
+import type { StreamIds } from "./Event.js"
 import type { StreamPosition } from "./EventFeed.js"
-import { makeService, operating, type Service } from "./internal/aggregateService.js"
-import { makeCommandInput } from "./internal/commandInput.js"
-import { withConditions } from "./internal/conditions.js"
-import { define, keepingOf } from "./internal/design.js"
-import { type HandlerContext, type HandlerError, type Tagged, tagOf } from "./internal/eventCodec.js"
+import { makeCommandInput } from "./internal/aggregate/commandInput.js"
+import { withConditions } from "./internal/aggregate/conditions.js"
+import { cacheLimits, define } from "./internal/aggregate/definition.js"
 import type {
   AllowedError,
   BoundProjections,
@@ -27,9 +26,10 @@ import type {
   RefusalSchemas,
   StateOf,
   Steps
-} from "./internal/handlerTypes.js"
-import type { Historic } from "./internal/history.js"
-import type { StreamIds } from "./internal/origin.js"
+} from "./internal/aggregate/handlerTypes.js"
+import type { Historic } from "./internal/aggregate/history.js"
+import { makeService, operating, type Service } from "./internal/aggregate/service.js"
+import { type HandlerContext, type HandlerError, type Tagged, tagOf } from "./internal/codec/eventCodec.js"
 import type { Projection } from "./Projection.js"
 import type { StoreAdapter } from "./StoreAdapter.js"
 import type { CommandIdReused, RetryCommand, StoreError, UnexpectedSequence, ValidationError } from "./StoreError.js"
@@ -67,7 +67,7 @@ export interface Evaluated<out State, out A> {
    * Whether the aggregate had handled the command of this id before (`withCommandId`), so that nothing was done now: there are no events,
    * and the state is the current one. Always `false` for a command without an id.
    */
-  readonly repeated: boolean
+  readonly duplicate: boolean
 }
 
 /**
@@ -283,7 +283,7 @@ export interface Options<
   /** Raise it when `evolve` returns other states under the same schema, because snapshots of another version are ignored. 1 by default. */
   readonly stateVersion?: number | undefined
   /** How many states are cached, and for how long: 10 000 for 10 minutes by default. */
-  readonly keep?: Keep | undefined
+  readonly cache?: CacheOptions | undefined
   /** The retries after a lost race, or after a transient failure of the store: `defaultRetry` by default. */
   readonly retry?: Schedule.Schedule<unknown> | undefined
 }
@@ -298,7 +298,7 @@ export interface Options<
  * @since 0.1.0
  * @category models
  */
-export interface Keep {
+export interface CacheOptions {
   /** The number of cached states; those used last stay. With 0 a state is cached only while commands wait. 10 000 by default. */
   readonly capacity?: number | undefined
   /** How long an unused state stays in the cache; 10 minutes by default. */
@@ -320,7 +320,7 @@ export class Metadata extends Context.Reference<Metadata>()("effect-maestro/Aggr
  * Gives a command an id: a key that its sender keeps for as long as it may send the command again. With an id, a command takes effect at
  * most once on its aggregate, however often and on however many nodes it is evaluated.
  * With the command's events a receipt is stored, in the same commit. If a receipt of the id is stored already, `evaluate` returns the
- * current state and `repeated: true`. A refusal stores no receipt, so the command is decided again the next time. A decision of no events
+ * current state and `duplicate: true`. A refusal stores no receipt, so the command is decided again the next time. A decision of no events
  * stores the receipt alone, so the next time is a repetition.
  *
  * - The id belongs to one command. Another command of the same id, or the same command with other fields, fails with `CommandIdReused`.
@@ -537,6 +537,6 @@ export const make = <
       Stream.unwrap(Effect.map(tag, (service) => service.history(id))).pipe(
         Stream.withSpan("Aggregate.history", { attributes: { "aggregate.name": name, "aggregate.id": id } })
       ),
-    layer: Layer.scoped(tag, makeService(definition, keepingOf(name, options.keep), Metadata))
+    layer: Layer.scoped(tag, makeService(definition, cacheLimits(name, options.cache), Metadata))
   }
 }

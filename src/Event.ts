@@ -64,10 +64,18 @@ export interface Identity {
 export interface Envelope extends Event, Identity {}
 
 /**
+ * How an aggregate names its streams: `byKind` composes `<kind>/<id>`, and `plain` takes the id as it is.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type StreamIds = "byKind" | "plain"
+
+/**
  * Splits the `aggregateId` of a stored event, such as `Account/42`: the kind is the text before the first `/`, the id all after it. An
  * `aggregateId` without a `/`, or with nothing before it, has no kind, and is the id itself.
  *
- * Feeds of custom stores use it for `kind` and `id` of their events, and for `Filter.aggregates`.
+ * Feeds of custom stores use it for `kind` and `id` of their events, and for `Filter.kinds`.
  *
  * @since 0.1.0
  * @category accessors

@@ -117,7 +117,7 @@ export interface Filter {
   /** Only events of these types. */
   readonly types?: ReadonlyArray<string> | undefined
   /** Only events of aggregates of these kinds: the names that `Aggregate.make` was given. The kind of a stream that names none is `""`. */
-  readonly aggregates?: ReadonlyArray<string> | undefined
+  readonly kinds?: ReadonlyArray<string> | undefined
   /** Only events of one share of the aggregates, cut by a hash of their ids: share `index` (from 0) of `of`. */
   readonly slice?: { readonly index: number; readonly of: number } | undefined
 }
@@ -160,7 +160,7 @@ export interface Page {
  * @since 0.1.0
  * @category models
  */
-export interface Holder {
+export interface OpenTransaction {
   /** The server process of its session; none for a prepared transaction, which has no session. */
   readonly pid: Option.Option<number>
   /** The global identifier of a prepared transaction (`prepare transaction`), which lasts until it is committed or rolled back by it. */
@@ -187,7 +187,7 @@ export interface HeldBack {
   /** When the first of them was made, by its timestamp, in milliseconds since 1970. */
   readonly since: number
   /** Whom they wait for; none where the database does not tell. */
-  readonly holder: Option.Option<Holder>
+  readonly transaction: Option.Option<OpenTransaction>
 }
 
 /**
@@ -224,7 +224,7 @@ export interface EventFeedService {
    * Waits until there may be something to read after the position, and answers with a position to read after: that one, or a later
    * one up to which the filter lets nothing through. It may answer for nothing: read, and wait again.
    */
-  readonly awaitNews: (after: Position, filter?: Filter) => Effect.Effect<Position, ValidationError | StoreError>
+  readonly awaitAppend: (after: Position, filter?: Filter) => Effect.Effect<Position, ValidationError | StoreError>
 }
 
 /**
@@ -328,7 +328,7 @@ const pages = (
         : live
           ? Effect.asSome(
               Effect.forkIn(
-                Effect.flatMap(feed.awaitNews(position, options.filter), (after) => feed.read({ ...options, after })),
+                Effect.flatMap(feed.awaitAppend(position, options.filter), (after) => feed.read({ ...options, after })),
                 scope
               )
             )

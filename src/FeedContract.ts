@@ -13,17 +13,17 @@ import type * as Duration from "effect/Duration"
 import type * as Effect from "effect/Effect"
 import type * as Layer from "effect/Layer"
 import type { EventFeed } from "./EventFeed.js"
+import { feedNewsCases } from "./internal/contract/feedAwait.js"
 import { feedBadInputCases } from "./internal/contract/feedBadInput.js"
 import type { FeedSettings } from "./internal/contract/feedCase.js"
 import { feedFilterCases } from "./internal/contract/feedFilters.js"
 import { feedLeaseCases } from "./internal/contract/feedLeases.js"
-import { feedNewsCases } from "./internal/contract/feedNews.js"
 import { feedOverlapCases } from "./internal/contract/feedOverlap.js"
+import { feedSetAsideCases } from "./internal/contract/feedParked.js"
 import { feedProgressCases } from "./internal/contract/feedProgress.js"
 import { feedRandomCases } from "./internal/contract/feedRandom.js"
 import { feedReadCases } from "./internal/contract/feedReads.js"
-import { feedSetAsideCases } from "./internal/contract/feedSetAside.js"
-import { feedStandingCases } from "./internal/contract/feedStanding.js"
+import { feedStandingCases } from "./internal/contract/feedStatus.js"
 import { register } from "./internal/contract/register.js"
 import type { StoreAdapter } from "./StoreAdapter.js"
 import type { SubscriptionStore } from "./SubscriptionStore.js"
@@ -34,7 +34,7 @@ import type { SubscriptionStore } from "./SubscriptionStore.js"
  * - `callerTransaction`: its three ports take part in `SqlClient.withTransaction`, of the `SqlClient` that its layer provides beside them.
  * - `concurrentReads`: a read returns while a commit is under way, with what was there before. A store with one connection lacks it,
  *   because its reads wait, or fail.
- * - `transactionalEffects`: the effects of `advance` and `takeBack` run in a transaction, so that what a failing effect has committed is
+ * - `transactionalEffects`: the effects of `advance` and `retryParked` run in a transaction, so that what a failing effect has committed is
  *   undone.
  *
  * @since 0.1.0

@@ -12,13 +12,13 @@ import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import { maxSequence as lastSequence, type StoredEvent } from "./Event.js"
 import { EventFeed } from "./EventFeed.js"
-import { thenAtOnce } from "./internal/atOnce.js"
-import { MemoryLog, makeMemoryFeed, pageFrom } from "./internal/memoryFeed.js"
-import { makeMemorySubscriptions } from "./internal/memorySubscriptions.js"
-import { inTurn } from "./internal/nextTurn.js"
-import { prepareRange, type Range, restoreEvent, restoreSnapshot } from "./internal/record.js"
-import { provideStreamReader, type Stream, streamOf } from "./internal/streamReader.js"
-import { spannedIn } from "./internal/tracing.js"
+import { MemoryLog, makeMemoryFeed, pageFrom } from "./internal/memory/feed.js"
+import { makeMemorySubscriptions } from "./internal/memory/subscriptions.js"
+import { yieldWhenDue } from "./internal/runtime/macrotask.js"
+import { flatMapSync } from "./internal/runtime/syncEffect.js"
+import { withSpanIfTracedIn } from "./internal/runtime/tracing.js"
+import { decodeEvent, decodeSnapshot, type Range, validateRange } from "./internal/store/storedRecord.js"
+import { provideStreamReader, type Stream, streamOf } from "./internal/store/streamReader.js"
 import type { StoredSnapshot } from "./Snapshot.js"
 import { makeEncoded, type SequenceRange, StoreAdapter, type StoreAdapterService } from "./StoreAdapter.js"
 import { RetryCommand, StoreError, type ValidationError } from "./StoreError.js"
@@ -70,7 +70,7 @@ const makeOn = (log: MemoryLog): StoreAdapterService => {
     body: (records: Records) => Effect.Effect<A, E>
   ): Effect.Effect<A, E | StoreError> =>
     Effect.withFiberRuntime((fiber) =>
-      inTurn(fiber, () =>
+      yieldWhenDue(fiber, () =>
         committed.transactions === 0 && Option.isNone(Context.getOption(fiber.currentContext, Transaction))
           ? body(committed)
           : transact(operation, body)
@@ -113,7 +113,7 @@ const makeOn = (log: MemoryLog): StoreAdapterService => {
     append: (events) => atOnce("commitEvents", (records) => append(records, events)),
     appendWith: (events, project) =>
       Effect.withFiberRuntime((fiber) =>
-        inTurn(fiber, () =>
+        yieldWhenDue(fiber, () =>
           transact("commitAll", (records) =>
             Effect.flatMap(append(records, events), (outcome) =>
               outcome === "stored" ? Effect.void : Effect.provideService(project, Transaction, records)
@@ -127,7 +127,9 @@ const makeOn = (log: MemoryLog): StoreAdapterService => {
         return Effect.void
       }),
     readEvents: (range) =>
-      Effect.withFiberRuntime((fiber) => inTurn(fiber, () => Effect.map(visible, (records) => records.read(range)))),
+      Effect.withFiberRuntime((fiber) =>
+        yieldWhenDue(fiber, () => Effect.map(visible, (records) => records.read(range)))
+      ),
     readSnapshot: ({ aggregateId, maxSequence, minSequence }) =>
       Effect.map(visible, (records) =>
         Option.filter(
@@ -145,9 +147,9 @@ const makeOn = (log: MemoryLog): StoreAdapterService => {
     at: (records: Records, range: Range) => A
   ): Effect.Effect<A, ValidationError> =>
     Effect.withFiberRuntime((fiber) =>
-      inTurn(fiber, () =>
-        thenAtOnce(prepareRange("getEvents", id, minSequence, { maxSequence }), (range) =>
-          spannedIn(
+      yieldWhenDue(fiber, () =>
+        flatMapSync(validateRange("getEvents", id, minSequence, { maxSequence }), (range) =>
+          withSpanIfTracedIn(
             fiber,
             "MemoryStore.getEvents",
             () => ({ attributes: { "aggregate.id": id } }),
@@ -171,7 +173,7 @@ const makeOn = (log: MemoryLog): StoreAdapterService => {
         const snapshot = found !== undefined && found.sequence <= maxSequence ? found : undefined
         return {
           ...pageOf(records, { ...range, minSequence: snapshot?.sequence ?? 1 }, limit),
-          snapshot: Option.map(Option.fromNullable(snapshot), restoreSnapshot)
+          snapshot: Option.map(Option.fromNullable(snapshot), decodeSnapshot)
         }
       })
   })
@@ -184,7 +186,7 @@ const pageOf = (records: Records, range: Range, limit: number): Stream => {
   const found = records.read({ ...range, maxSequence: last })
   const page = pageFrom(found)
   const more = page.length < found.length || (found.length === limit && last < range.maxSequence)
-  return streamOf(page.map(restoreEvent), more)
+  return streamOf(page.map(decodeEvent), more)
 }
 
 let stores = 0

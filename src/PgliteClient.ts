@@ -17,8 +17,8 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
-import { lockFolder } from "./internal/folderLock.js"
-import { isTurnDue, soon } from "./internal/nextTurn.js"
+import { lockFolder } from "./internal/pglite/folderLock.js"
+import { isMacrotaskDue, scheduleMacrotask } from "./internal/runtime/macrotask.js"
 
 /**
  * A `SqlClient`, and the PGlite instance under it.
@@ -45,7 +45,7 @@ export class PgliteClient extends Context.Tag("effect-maestro/PgliteClient")<Pgl
  * @since 0.1.0
  * @category models
  */
-export interface PgliteClientOptions {
+export interface Options {
   /** The folder that keeps the database; it is created when missing. In memory by default. One process at a time: a second
    * one is refused, by a lock beside the folder. */
   readonly dataDir?: string | undefined
@@ -64,7 +64,7 @@ export interface PgliteClientOptions {
  * @category constructors
  */
 export const make = (
-  options: PgliteClientOptions = {}
+  options: Options = {}
 ): Effect.Effect<PgliteClientService, SqlError, Scope.Scope | Reactivity.Reactivity> =>
   Effect.gen(function* () {
     if (options.dataDir !== undefined) yield* lockFolder(options.dataDir)
@@ -121,7 +121,7 @@ export const layerMemory: Layer.Layer<PgliteClient | SqlClient.SqlClient, SqlErr
  * export const StoreLive = SqlStore.layer.pipe(Layer.provideMerge(PgliteClient.layerWith({ dataDir: "./data" })))
  * ```
  */
-export const layerWith = (options: PgliteClientOptions): Layer.Layer<PgliteClient | SqlClient.SqlClient, SqlError> =>
+export const layerWith = (options: Options): Layer.Layer<PgliteClient | SqlClient.SqlClient, SqlError> =>
   Layer.scopedContext(
     Effect.map(make(options), (client) =>
       Context.make(PgliteClient, client).pipe(Context.add(SqlClient.SqlClient, client))
@@ -164,7 +164,7 @@ const makeConnection = (pglite: PGlite): Connection => {
   }
 }
 
-/** Uninterruptible: a query that PGlite has begun can't be taken back, and the next one must not start before its end. */
+/** Uninterruptible: a query that PGlite has begun can't be retried, and the next one must not start before its end. */
 const attempt = <A>(message: string, run: () => Promise<A>): Effect.Effect<A, SqlError> =>
   Effect.uninterruptible(
     Effect.tryPromise({
@@ -175,9 +175,9 @@ const attempt = <A>(message: string, run: () => Promise<A>): Effect.Effect<A, Sq
 
 /** Lets timers and sockets be served between statements that follow each other. */
 const turnEventLoop = (): Promise<void> | undefined =>
-  isTurnDue()
+  isMacrotaskDue()
     ? new Promise((resolve) => {
-        soon(resolve)
+        scheduleMacrotask(resolve)
       })
     : undefined
 

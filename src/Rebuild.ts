@@ -6,9 +6,9 @@
  */
 import * as Effect from "effect/Effect"
 import type { EventFeed, Filter } from "./EventFeed.js"
-import { checkOwned } from "./internal/ownedRebuild.js"
-import { abandonRebuild, rebuild, rebuildStatus } from "./internal/rebuilding.js"
-import { withoutReceipts } from "./internal/receipt.js"
+import { checkOwned } from "./internal/rebuild/ownedTables.js"
+import { abandonRebuild, rebuild, rebuildStatus } from "./internal/rebuild/rebuild.js"
+import { withoutReceipts } from "./internal/store/receiptStreams.js"
 import type { Projection } from "./Projection.js"
 import type { StoreError, ValidationError } from "./StoreError.js"
 import type { SubscriptionStore } from "./SubscriptionStore.js"

@@ -14,16 +14,20 @@ import * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
 import { maxSequence } from "./Event.js"
 import { EventFeed } from "./EventFeed.js"
-import { makeCoalescer, type Verdict } from "./internal/coalesce.js"
-import type { Commit } from "./internal/commitQueue.js"
-import { isEmbedded } from "./internal/embedded.js"
-import { textProblem } from "./internal/json.js"
-import type { LogTable } from "./internal/pageBytes.js"
-import { prepareRange, restoreSnapshot } from "./internal/record.js"
-import { executeAlone } from "./internal/sqlConnection.js"
-import { fromSqlError, isStrayCancel, type Phase } from "./internal/sqlError.js"
-import { makeSqlFeed } from "./internal/sqlFeed.js"
-import { checkSchema, migrate as migrateSchema } from "./internal/sqlMigrations.js"
+import { textProblem } from "./internal/codec/json.js"
+import { whenInTransaction } from "./internal/runtime/ambientTransaction.js"
+import { fromSqlError, isStrayCancel, type Phase } from "./internal/runtime/sqlError.js"
+import { withoutInnerSpans, withSpanIfTraced } from "./internal/runtime/tracing.js"
+import { type AppendResult, makeAppendBatcher } from "./internal/sql/commit/appendBatcher.js"
+import { makeInsertCommits, upsertSnapshot, verdictsOf } from "./internal/sql/commit/appendEvents.js"
+import type { Commit } from "./internal/sql/commit/commitQueue.js"
+import { commandsOf, makeStatementCommits } from "./internal/sql/commit/commitWithStatements.js"
+import { makeSqlFeed } from "./internal/sql/feed.js"
+import { checkSchema, migrate as migrateSchema } from "./internal/sql/migrations.js"
+import { type Notifications, notificationsOf } from "./internal/sql/notifications.js"
+import { executeAlone } from "./internal/sql/pg/connection.js"
+import { isEmbedded } from "./internal/sql/pg/embedded.js"
+import { withSavepoint, withTransactionFrom } from "./internal/sql/pg/transaction.js"
 import {
   eventOf,
   isSnapshot,
@@ -36,16 +40,12 @@ import {
   selectSmallEvents,
   selectSnapshot,
   selectStream
-} from "./internal/sqlReads.js"
-import { repair } from "./internal/sqlRepair.js"
-import { makeSqlSubscriptions } from "./internal/sqlSubscriptions.js"
-import { withSavepoint, withTransactionFrom } from "./internal/sqlTransaction.js"
-import { makeInsertCommits, upsertSnapshot, verdictsOf } from "./internal/sqlWrites.js"
-import { commandsOf, makeStatementCommits } from "./internal/statementCommit.js"
-import { whetherInside } from "./internal/storeTransaction.js"
-import { provideStreamReader } from "./internal/streamReader.js"
-import { quietly, spanned } from "./internal/tracing.js"
-import { type WakeUps, wakeUpsOf } from "./internal/wakeUps.js"
+} from "./internal/sql/readStream.js"
+import { repair } from "./internal/sql/repair.js"
+import { makeSqlSubscriptions } from "./internal/sql/subscriptions.js"
+import type { LogTable } from "./internal/store/pageBytes.js"
+import { decodeSnapshot, validateRange } from "./internal/store/storedRecord.js"
+import { provideStreamReader } from "./internal/store/streamReader.js"
 import { makeEncoded, type SequenceRange, StoreAdapter, type StoreAdapterService } from "./StoreAdapter.js"
 import { type RetryCommand, StoreError, type ValidationError } from "./StoreError.js"
 import { SubscriptionStore } from "./SubscriptionStore.js"
@@ -56,7 +56,7 @@ import { SubscriptionStore } from "./SubscriptionStore.js"
  * @since 0.1.0
  * @category models
  */
-export interface SqlStoreOptions {
+export interface Options {
   /**
    * The Postgres schema that holds the store's tables, `maestro` by default; several stores can share a database. At most
    * 63 bytes.
@@ -86,7 +86,7 @@ export interface SqlStoreOptions {
  * @category constructors
  */
 export const make = (
-  options?: SqlStoreOptions
+  options?: Options
 ): Effect.Effect<StoreAdapterService, StoreError, SqlClient.SqlClient | Scope.Scope> =>
   Effect.flatMap(prepare(options), makeOn)
 
@@ -119,17 +119,20 @@ export const layer: Layer.Layer<StoreAdapter | EventFeed | SubscriptionStore, St
  * @category layers
  */
 export const layerWith = (
-  options: SqlStoreOptions
+  options: Options
 ): Layer.Layer<StoreAdapter | EventFeed | SubscriptionStore, StoreError, SqlClient.SqlClient> =>
   Layer.scopedContext(
     Effect.gen(function* () {
       const prepared = yield* prepare(options)
-      const { client, log, name, wakeUps } = prepared
+      const { client, log, name, notifications } = prepared
       const store = yield* makeOn(prepared)
-      const feed = yield* makeSqlFeed(log, wakeUps, Duration.toMillis(options.pollInterval ?? usualPollInterval))
+      const feed = yield* makeSqlFeed(log, notifications, Duration.toMillis(options.pollInterval ?? usualPollInterval))
       return Context.make(StoreAdapter, store).pipe(
         Context.add(EventFeed, feed),
-        Context.add(SubscriptionStore, makeSqlSubscriptions({ ...log, name, isEmbedded: isEmbedded(client) }, wakeUps))
+        Context.add(
+          SubscriptionStore,
+          makeSqlSubscriptions({ ...log, name, isEmbedded: isEmbedded(client) }, notifications)
+        )
       )
     })
   )
@@ -141,9 +144,7 @@ export const layerWith = (
  * @since 0.1.0
  * @category migrations
  */
-export const migrate = (
-  options?: Pick<SqlStoreOptions, "schema">
-): Effect.Effect<void, StoreError, SqlClient.SqlClient> =>
+export const migrate = (options?: Pick<Options, "schema">): Effect.Effect<void, StoreError, SqlClient.SqlClient> =>
   Effect.flatMap(resolve(options), ({ name, schema, sql }) => Effect.asVoid(migrateSchema(sql, name, schema)))
 
 /**
@@ -158,7 +159,7 @@ export const migrate = (
  * @category migrations
  */
 export const repairAfterRestore = (
-  options?: Pick<SqlStoreOptions, "schema">
+  options?: Pick<Options, "schema">
 ): Effect.Effect<boolean, StoreError, SqlClient.SqlClient> =>
   Effect.flatMap(resolve(options), ({ schema, sql }) => repair(sql, schema))
 
@@ -175,23 +176,23 @@ interface Prepared {
   readonly client: SqlClient.SqlClient
   readonly name: string
   readonly log: LogTable
-  readonly wakeUps: WakeUps
+  readonly notifications: Notifications
 }
 
 /** Brings the schema up to date, or checks it. */
-const prepare = (options: SqlStoreOptions | undefined): Effect.Effect<Prepared, StoreError, SqlClient.SqlClient> =>
+const prepare = (options: Options | undefined): Effect.Effect<Prepared, StoreError, SqlClient.SqlClient> =>
   Effect.gen(function* () {
-    const { client, name, schema, sql, wakeUps } = yield* resolve(options)
+    const { client, name, schema, sql, notifications } = yield* resolve(options)
     const isMigrating = options?.migrate !== false
     const measuring = yield* isMigrating ? migrateSchema(sql, name, schema) : checkSchema(sql, name, schema)
     if (isMigrating) yield* repair(sql, schema)
-    return { client, name, log: { measuring, schema, sql }, wakeUps }
+    return { client, name, log: { measuring, schema, sql }, notifications }
   })
 
-const makeOn = ({ client, log, wakeUps }: Prepared): Effect.Effect<StoreAdapterService, never, Scope.Scope> =>
+const makeOn = ({ client, log, notifications }: Prepared): Effect.Effect<StoreAdapterService, never, Scope.Scope> =>
   Effect.gen(function* () {
     const { schema, sql } = log
-    const accepted = acceptedBy(wakeUps)
+    const accepted = acceptedBy(notifications)
     const insertCommits = makeInsertCommits(sql, schema)
     const statementCommits = makeStatementCommits(sql, insertCommits)
 
@@ -201,7 +202,7 @@ const makeOn = ({ client, log, wakeUps }: Prepared): Effect.Effect<StoreAdapterS
       phase: Phase,
       effect: Effect.Effect<A, SqlError>
     ): Effect.Effect<A, StoreError> =>
-      whetherInside((inside) =>
+      whenInTransaction((inside) =>
         inside
           ? withSavepoint(
               operation,
@@ -217,7 +218,7 @@ const makeOn = ({ client, log, wakeUps }: Prepared): Effect.Effect<StoreAdapterS
         "commitAll",
         {
           command: insertCommits.command([events], {}),
-          statement: quietly(insertCommits.statement([events], { checksSnapshot: true }))
+          statement: withoutInnerSpans(insertCommits.statement([events], { checksSnapshot: true }))
         },
         (returned) =>
           Effect.flatMap(accepted(verdictsOf(returned)[0]), (outcome) => (outcome === "stored" ? Effect.void : project))
@@ -242,13 +243,13 @@ const makeOn = ({ client, log, wakeUps }: Prepared): Effect.Effect<StoreAdapterS
       upTo: number,
       select: (range: SequenceRange) => Effect.Effect<A, SqlError>
     ): Effect.Effect<A, ValidationError | StoreError> =>
-      Effect.flatMap(prepareRange(operation, id, minSequence, { maxSequence: upTo }), (range) =>
-        spanned(`SqlStore.${operation}`, { attributes: { "aggregate.id": id } })(
+      Effect.flatMap(validateRange(operation, id, minSequence, { maxSequence: upTo }), (range) =>
+        withSpanIfTraced(`SqlStore.${operation}`, { attributes: { "aggregate.id": id } })(
           statement(operation, "reading", select(range))
         )
       )
 
-    const commit = yield* makeCoalescer((commits, hurried) =>
+    const commit = yield* makeAppendBatcher((commits, hurried) =>
       againWhenDisturbed(
         Effect.map(
           executeAlone(sql, "commitEvents", "committing", insertCommits.statement(commits, { lockTimeout: hurried })),
@@ -260,7 +261,7 @@ const makeOn = ({ client, log, wakeUps }: Prepared): Effect.Effect<StoreAdapterS
     const service = makeEncoded({
       name: "SqlStore",
       append: (events) =>
-        whetherInside((inside) =>
+        whenInTransaction((inside) =>
           Effect.flatMap(
             inside
               ? Effect.map(
@@ -272,9 +273,9 @@ const makeOn = ({ client, log, wakeUps }: Prepared): Effect.Effect<StoreAdapterS
           )
         ),
       appendWith: (events, project) =>
-        whetherInside((inside) =>
+        whenInTransaction((inside) =>
           // Accepted is not committed yet: waiting readers are woken again.
-          inside ? transact(events, project) : Effect.tap(commitWith(events, project), wakeUps.committed)
+          inside ? transact(events, project) : Effect.tap(commitWith(events, project), notifications.committed)
         ),
       putSnapshot: (snapshot) =>
         // Outside a transaction the statement is its own commit. One of unknown outcome does no harm when repeated.
@@ -320,7 +321,7 @@ const makeOn = ({ client, log, wakeUps }: Prepared): Effect.Effect<StoreAdapterS
         const small = read("getEvents", id, 1, upTo, (range) =>
           Effect.map(selectStream(log, range, limit), (rows) => ({
             snapshot: Option.map(Option.fromNullable(rows.find(isSnapshot)), (row) =>
-              restoreSnapshot({ ...row, sequence: Number(row.sequence), aggregateId: id })
+              decodeSnapshot({ ...row, sequence: Number(row.sequence), aggregateId: id })
             ),
             page: pageOf(id, rows, limit)
           }))
@@ -337,7 +338,7 @@ const makeOn = ({ client, log, wakeUps }: Prepared): Effect.Effect<StoreAdapterS
     return service
   })
 
-const resolve = (options: Pick<SqlStoreOptions, "schema"> | undefined) =>
+const resolve = (options: Pick<Options, "schema"> | undefined) =>
   Effect.gen(function* () {
     const name: unknown = options?.schema ?? "maestro"
     if (!isSchemaName(name)) {
@@ -350,7 +351,13 @@ const resolve = (options: Pick<SqlStoreOptions, "schema"> | undefined) =>
     // Without transforms: they would rename keys inside stored JSON. As a literal: the schema's name is what was asked for.
     const client = yield* SqlClient.SqlClient
     const sql = client.withoutTransforms()
-    return { client, name, schema: sql.literal(quoteIdentifier(name)), sql, wakeUps: wakeUpsOf(client, name) }
+    return {
+      client,
+      name,
+      schema: sql.literal(quoteIdentifier(name)),
+      sql,
+      notifications: notificationsOf(client, name)
+    }
   })
 
 const isSchemaName = (name: unknown): name is string => {
@@ -374,10 +381,10 @@ const isDisturbed = (error: StoreError): boolean => isStrayCancel(error) || erro
 const serializationFailure = "40001"
 
 const acceptedBy =
-  (wakeUps: WakeUps) =>
-  (verdict: Verdict | undefined): Effect.Effect<"written" | "stored", RetryCommand> => {
+  (notifications: Notifications) =>
+  (verdict: AppendResult | undefined): Effect.Effect<"written" | "stored", RetryCommand> => {
     if (verdict === undefined || verdict === "written") {
-      return Effect.as(wakeUps.committed, "written" as const)
+      return Effect.as(notifications.committed, "written" as const)
     }
     return verdict === "stored" ? Effect.succeed(verdict) : Effect.fail(verdict)
   }

@@ -12,19 +12,19 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
 import type { Event, StoredEvent } from "./Event.js"
-import { thenAtOnce } from "./internal/atOnce.js"
-import { atCommit, concerns, projectEvent } from "./internal/projecting.js"
+import { inStoreTransaction } from "./internal/runtime/ambientTransaction.js"
+import { flatMapSync } from "./internal/runtime/syncEffect.js"
+import { withSpanIfTracedIn } from "./internal/runtime/tracing.js"
+import { atCommit, handles, projectEvent } from "./internal/store/runProjections.js"
+import { provideStatements, type StatementsFor, statementsFor } from "./internal/store/statements.js"
 import {
-  prepareEvents,
-  prepareRange,
-  prepareSnapshot,
+  decodeEvent,
+  decodeSnapshot,
+  encodeEvents,
+  encodeSnapshot,
   type Range,
-  restoreEvent,
-  restoreSnapshot
-} from "./internal/record.js"
-import { provideStatements, type StatementsFor, statementsFor } from "./internal/statements.js"
-import { inStoreTransaction } from "./internal/storeTransaction.js"
-import { spannedIn } from "./internal/tracing.js"
+  validateRange
+} from "./internal/store/storedRecord.js"
 import type { Projection } from "./Projection.js"
 import type { Snapshot, StoredSnapshot } from "./Snapshot.js"
 import { type RetryCommand, type StoreError, ValidationError, ValidationIssue } from "./StoreError.js"
@@ -208,8 +208,13 @@ export const makeEncoded = (store: EncodedStore): StoreAdapterService => {
       attributes: (prepared: A) => Record<string, unknown>
     ): Effect.Effect<B, ValidationError | E, R> =>
       Effect.withFiberRuntime((fiber) =>
-        thenAtOnce(prepare(), (prepared) =>
-          spannedIn(fiber, `${store.name}.${operation}`, () => ({ attributes: attributes(prepared) }), run(prepared))
+        flatMapSync(prepare(), (prepared) =>
+          withSpanIfTracedIn(
+            fiber,
+            `${store.name}.${operation}`,
+            () => ({ attributes: attributes(prepared) }),
+            run(prepared)
+          )
         )
       )
 
@@ -218,7 +223,7 @@ export const makeEncoded = (store: EncodedStore): StoreAdapterService => {
 
   const commitEvents: StoreAdapterService["commitEvents"] = (events) =>
     checked("commitEvents")(
-      () => prepareEvents("commitEvents", events),
+      () => encodeEvents("commitEvents", events),
       append,
       (prepared) => ({ events: prepared.length })
     )
@@ -227,11 +232,11 @@ export const makeEncoded = (store: EncodedStore): StoreAdapterService => {
     prepared: ReadonlyArray<StoredEvent>,
     projections: ReadonlyArray<Projection<E, R>>
   ): ReadonlyArray<Projection<E, R>> =>
-    projections.filter((projection) => prepared.some((event) => concerns(projection, event)))
+    projections.filter((projection) => prepared.some((event) => handles(projection, event)))
 
   const appendWith = <E, R>(prepared: ReadonlyArray<StoredEvent>, projections: ReadonlyArray<Projection<E, R>>) =>
     Effect.mapError(store.appendWith(prepared, project(prepared, projections)), (error) =>
-      atCommit(projections, () => prepared.map(restoreEvent), error)
+      atCommit(projections, () => prepared.map(decodeEvent), error)
     )
 
   return {
@@ -243,7 +248,7 @@ export const makeEncoded = (store: EncodedStore): StoreAdapterService => {
           ? commitEvents(events)
           : checked("commitAll")(
               () =>
-                Exit.map(prepareEvents("commitAll", events), (prepared) => ({
+                Exit.map(encodeEvents("commitAll", events), (prepared) => ({
                   prepared,
                   concerned: concernedBy(prepared, projections)
                 })),
@@ -256,20 +261,20 @@ export const makeEncoded = (store: EncodedStore): StoreAdapterService => {
             ),
     commitSnapshot: (snapshot) =>
       checked("commitSnapshot")(
-        () => prepareSnapshot(snapshot),
+        () => encodeSnapshot(snapshot),
         store.putSnapshot,
         ({ aggregateId }) => ({ "aggregate.id": aggregateId })
       ),
     getEvents: (aggregateId, minSequence, options) =>
       checked("getEvents")(
-        () => prepareRange("getEvents", aggregateId, minSequence, options),
-        (range) => Effect.map(store.readEvents(range), (stored) => stored.map(restoreEvent)),
+        () => validateRange("getEvents", aggregateId, minSequence, options),
+        (range) => Effect.map(store.readEvents(range), (stored) => stored.map(decodeEvent)),
         idOf
       ),
     getSnapshot: (aggregateId, minSequence, options) =>
       checked("getSnapshot")(
-        () => prepareRange("getSnapshot", aggregateId, minSequence, options),
-        (range) => Effect.map(store.readSnapshot(range), Option.map(restoreSnapshot)),
+        () => validateRange("getSnapshot", aggregateId, minSequence, options),
+        (range) => Effect.map(store.readSnapshot(range), Option.map(decodeSnapshot)),
         idOf
       )
   }
@@ -295,7 +300,7 @@ const project = <E, R>(
 ): Effect.Effect<void, E, R> => {
   const projecting = inStoreTransaction(
     Effect.suspend(() => {
-      const restored = events.map(restoreEvent)
+      const restored = events.map(decodeEvent)
       const [projection, ...others] = projections
       const [event, ...further] = restored
       // What is usual takes no loop.
@@ -306,7 +311,7 @@ const project = <E, R>(
         projections,
         (projection) =>
           Effect.forEach(
-            restored.filter((event) => concerns(projection, event)),
+            restored.filter((event) => handles(projection, event)),
             (event) => projectEvent(projection, event),
             { discard: true }
           ),
@@ -319,7 +324,7 @@ const project = <E, R>(
     return statements === undefined ? [] : [{ projection, statements }]
   })
   if (known.length === projections.length) {
-    provideStatements(projecting, (sql) => allStatements(events.map(restoreEvent), known, sql))
+    provideStatements(projecting, (sql) => allStatements(events.map(decodeEvent), known, sql))
   }
   return projecting
 }
@@ -333,7 +338,7 @@ const allStatements = (
   const all: Array<Statement<unknown>> = []
   for (const { projection, statements } of projections) {
     for (const event of events) {
-      if (!concerns(projection, event)) continue
+      if (!handles(projection, event)) continue
       const some = statements(event, sql)
       if (some === undefined) return undefined
       all.push(...some)

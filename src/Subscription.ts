@@ -17,16 +17,16 @@ import type * as Option from "effect/Option"
 import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
 import type { EventFeed, FeedEvent, Filter, HeldBack, Position, StreamPosition } from "./EventFeed.js"
-import { bothOf } from "./internal/feedInput.js"
-import type { On } from "./internal/on.js"
-import { concerns, filterOf, projectBy } from "./internal/projecting.js"
-import { withoutReceipts } from "./internal/receipt.js"
-import { prepareStreamPosition } from "./internal/record.js"
-import { runnable } from "./internal/subscriptionRun.js"
-import { awaitArrival } from "./internal/subscriptionStatus.js"
+import { bothOf } from "./internal/store/readOptions.js"
+import { withoutReceipts } from "./internal/store/receiptStreams.js"
+import { filterOf, handles, runProjections } from "./internal/store/runProjections.js"
+import { validateStreamPosition } from "./internal/store/storedRecord.js"
+import type { On } from "./internal/subscription/on.js"
+import { runnable } from "./internal/subscription/runner.js"
+import { awaitArrival } from "./internal/subscription/status.js"
 import type { Projection } from "./Projection.js"
 import { type StoreError, ValidationError, ValidationIssue } from "./StoreError.js"
-import { type Failure, type SetAside, type Standing, SubscriptionStore } from "./SubscriptionStore.js"
+import { type EventFailure, type ParkedEvent, type PartitionState, SubscriptionStore } from "./SubscriptionStore.js"
 
 /**
  * A subscription: what it does, and how to run it.
@@ -56,15 +56,15 @@ export interface Subscription<out E = never, out R = never> {
   readonly layer: Layer.Layer<never, never, EventFeed | SubscriptionStore | R>
 
   /**
-   * Handles an event that was set aside, and takes it off the list where that succeeds. Answers whether it was on it. Where later
-   * events of its aggregate are set aside too, begin with the first.
+   * Handles an event that was parked, and takes it off the list where that succeeds. Answers whether it was on it. Where later
+   * events of its aggregate are parked too, begin with the first.
    */
-  readonly retry: (
+  readonly retryParked: (
     place: StreamPosition
   ) => Effect.Effect<boolean, E | ValidationError | StoreError, SubscriptionStore | R>
 
-  /** Handles all events that are set aside, in their order, up to the first that fails. Answers how many. */
-  readonly retryAll: Effect.Effect<number, E | StoreError, SubscriptionStore | R>
+  /** Handles all events that are parked, in their order, up to the first that fails. Answers how many. */
+  readonly retryAllParked: Effect.Effect<number, E | StoreError, SubscriptionStore | R>
 
   /** How it stands, and how far behind it is. */
   readonly status: Effect.Effect<Status, ValidationError | StoreError, EventFeed | SubscriptionStore>
@@ -76,7 +76,7 @@ export interface Subscription<out E = never, out R = never> {
  * @since 0.1.0
  * @category models
  */
-export interface Settings {
+export interface Options {
   /** Which events it is about; all by default. */
   readonly filter?: Filter | undefined
   /**
@@ -106,10 +106,10 @@ export interface Settings {
    * What becomes of an event whose retries are used up.
    *
    * - `"stop"`, the default: the subscription stops before it, until somebody calls `resume`.
-   * - `"setAside"`: the event is set aside with its failure, and the subscription goes on.
-   * - `"setAsideAggregate"`: so are the later events of its aggregate, in their order, until the first is retried or discarded.
+   * - `"park"`: the event is parked with its failure, and the subscription goes on.
+   * - `"parkAggregate"`: so are the later events of its aggregate, in their order, until the first is retried or discarded.
    */
-  readonly onFailure?: "stop" | "setAside" | "setAsideAggregate" | undefined
+  readonly onFailure?: "stop" | "park" | "parkAggregate" | undefined
   /**
    * How long a process that gives no sign keeps others waiting: 15 seconds by default. One that comes back later finds its lease
    * lost, and nothing of what it was doing is stored.
@@ -157,7 +157,7 @@ export {
    * @category constructors
    */
   on
-} from "./internal/on.js"
+} from "./internal/subscription/on.js"
 
 /**
  * A subscription stopped at an event that it could not handle, until `resume`.
@@ -243,8 +243,8 @@ export interface Status {
   readonly secondsBehind: number
   /** The events that it can't handle before an older transaction has ended. It warns in the log after half a minute. */
   readonly heldBack: Option.Option<HeldBack>
-  /** How many events are set aside. */
-  readonly setAside: number
+  /** How many events are parked. */
+  readonly parked: number
   readonly partitions: ReadonlyArray<PartitionStatus>
 }
 
@@ -254,7 +254,7 @@ export interface Status {
  * @since 0.1.0
  * @category models
  */
-export interface PartitionStatus extends Standing {
+export interface PartitionStatus extends PartitionState {
   readonly eventsBehind: number
   readonly secondsBehind: number
 }
@@ -301,10 +301,10 @@ export interface PartitionStatus extends Standing {
  */
 export const make: <const Ons extends On.Any | ReadonlyArray<On.Any> = never, E = never, R = never>(
   name: string,
-  options: Options<Ons, E, R>
+  options: MakeOptions<Ons, E, R>
 ) => Subscription<E | On.Error<EachOf<Ons>>, R | On.Context<EachOf<Ons>>> = <E, R>(
   name: string,
-  options: Settings & Partial<Handler<E, R>> & { readonly on?: On<E, R> | ReadonlyArray<On<E, R>> | undefined }
+  options: Options & Partial<Handler<E, R>> & { readonly on?: On<E, R> | ReadonlyArray<On<E, R>> | undefined }
 ): Subscription<E, R> => {
   if (options.on === undefined) return makeOf(name, options)
   const all: ReadonlyArray<On<E, R>> = "handle" in options.on ? [options.on] : options.on
@@ -312,14 +312,14 @@ export const make: <const Ons extends On.Any | ReadonlyArray<On.Any> = never, E 
     if (events.length > 0) continue
     throw new TypeError(`subscription ${name} has no handler for events of ${of === "all" ? "any aggregate" : of.name}`)
   }
-  const settings: Settings = options
+  const settings: Options = options
   return makeOf<E, R>(name, {
     ...settings,
     filter: bothOf(filterOf(all), settings.filter),
     handleBatch: undefined,
     handle: (event) =>
       Effect.forEach(
-        all.filter((one) => concerns(one, event)),
+        all.filter((one) => handles(one, event)),
         (one) => one.handle(event),
         { discard: true }
       )
@@ -336,7 +336,7 @@ export const make: <const Ons extends On.Any | ReadonlyArray<On.Any> = never, E 
 export const fromProjections = <const Projections extends ReadonlyArray<Projection.AnyBound>>(
   name: string,
   projections: Projections,
-  settings?: SettingsWithoutTypes
+  settings?: OptionsWithoutTypes
 ): Subscription<Projection.Error<Projections[number]>, Projection.Context<Projections[number]>> & {
   readonly projections: Projections
 } => {
@@ -349,7 +349,7 @@ export const fromProjections = <const Projections extends ReadonlyArray<Projecti
     )
   }
   const filter = bothOf(filterOf(projections), settings?.filter)
-  const handle = projectBy<E, R>(projections.map((projection) => withoutReceipts(projection)))
+  const handle = runProjections<E, R>(projections.map((projection) => withoutReceipts(projection)))
   return { ...makeOf<E, R>(name, { ...settings, filter, handle }), projections }
 }
 
@@ -444,7 +444,7 @@ export const resume = (subscription: Named): Effect.Effect<void, ValidationError
   Effect.gen(function* () {
     const store = yield* SubscriptionStore
     const name = nameOf(subscription)
-    if ((yield* store.standing(name)).length === 0) {
+    if ((yield* store.partitions(name)).length === 0) {
       const message = `no subscription of the name ${JSON.stringify(name)} has run`
       const issue = new ValidationIssue({ path: ["name"], message })
       return yield* new ValidationError({ operation: "Subscription.resume", issues: [issue] })
@@ -453,27 +453,27 @@ export const resume = (subscription: Named): Effect.Effect<void, ValidationError
   })
 
 /**
- * The events that a subscription has set aside, in the order of the feed.
+ * The events that a subscription has parked, in the order of the feed.
  *
  * @since 0.1.0
  * @category operations
  */
-export const setAside = (subscription: Named): Effect.Effect<ReadonlyArray<SetAside>, StoreError, SubscriptionStore> =>
-  Effect.flatMap(SubscriptionStore, (store) => store.setAside(nameOf(subscription)))
+export const parked = (subscription: Named): Effect.Effect<ReadonlyArray<ParkedEvent>, StoreError, SubscriptionStore> =>
+  Effect.flatMap(SubscriptionStore, (store) => store.parked(nameOf(subscription)))
 
 /**
- * Forgets an event that was set aside. Answers whether it was.
+ * Forgets an event that was parked. Answers whether it was.
  *
  * @since 0.1.0
  * @category operations
  */
-export const discard = (
+export const discardParked = (
   subscription: Named,
   place: StreamPosition
 ): Effect.Effect<boolean, ValidationError | StoreError, SubscriptionStore> =>
   Effect.zipRight(
-    prepareStreamPosition("Subscription.discard", place),
-    Effect.flatMap(SubscriptionStore, (store) => store.discard(nameOf(subscription), place))
+    validateStreamPosition("Subscription.discard", place),
+    Effect.flatMap(SubscriptionStore, (store) => store.discardParked(nameOf(subscription), place))
   )
 
 /**
@@ -495,19 +495,19 @@ type Named = string | Pick<Subscription<unknown, unknown>, "name">
 const nameOf = (subscription: Named): string => (typeof subscription === "string" ? subscription : subscription.name)
 
 /** A union instead of overloads, so that the compiler says of a wrong setting what is wrong with it, and nothing else. */
-type Options<Ons, E, R> =
-  | (SettingsWithoutTypes & {
+type MakeOptions<Ons, E, R> =
+  | (OptionsWithoutTypes & {
       /** What is done with the events of each aggregate. From it the filter has its types and its aggregates. */
       readonly on: Ons
     })
-  | (Settings & Handler<E, R> & { readonly on?: undefined })
+  | (Options & Handler<E, R> & { readonly on?: undefined })
 
-type SettingsWithoutTypes = Omit<Settings, "filter"> & { readonly filter?: Omit<Filter, "types"> | undefined }
+type OptionsWithoutTypes = Omit<Options, "filter"> & { readonly filter?: Omit<Filter, "types"> | undefined }
 
 type EachOf<Ons> = Ons extends ReadonlyArray<infer One> ? One : Ons
 
 /** The subscription of one handler. */
-const makeOf = <E, R>(name: string, options: Settings & Partial<Handler<E, R>>): Subscription<E, R> => {
+const makeOf = <E, R>(name: string, options: Options & Partial<Handler<E, R>>): Subscription<E, R> => {
   const { handle, handleBatch } = options
   if (handle === undefined && handleBatch === undefined) {
     throw new TypeError(`subscription ${name} has no handler: it takes \`on\`, \`handle\` or \`handleBatch\``)
@@ -536,7 +536,10 @@ const makeOf = <E, R>(name: string, options: Settings & Partial<Handler<E, R>>):
   )
 }
 
-const stoppedAt = (name: string, { failure, partition }: { readonly failure: Failure; readonly partition: number }) =>
+const stoppedAt = (
+  name: string,
+  { failure, partition }: { readonly failure: EventFailure; readonly partition: number }
+) =>
   new SubscriptionStopped({
     subscription: name,
     partition,

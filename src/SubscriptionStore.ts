@@ -1,5 +1,5 @@
 /**
- * The third port: what subscriptions keep, which is how far they have come, who is at work, and which events they have set aside.
+ * The third port: what subscriptions keep, which is how far they have come, who is at work, and which events they have parked.
  *
  * @since 0.1.0
  */
@@ -47,7 +47,7 @@ export class LeaseLost extends Schema.TaggedError<LeaseLost>("effect-maestro/Lea
  * @since 0.1.0
  * @category models
  */
-export interface Failure {
+export interface EventFailure {
   readonly position: Position
   readonly aggregateId: string
   readonly sequence: number
@@ -71,12 +71,12 @@ export interface Attempts {
 }
 
 /**
- * An event that was set aside.
+ * An event that was parked.
  *
  * @since 0.1.0
  * @category models
  */
-export interface SetAside extends Failure {
+export interface ParkedEvent extends EventFailure {
   readonly partition: number
   /** Milliseconds since 1970. */
   readonly since: number
@@ -86,7 +86,7 @@ export interface SetAside extends Failure {
  * The right to work for one subscription, or partition of it: at most one process at a time has it.
  *
  * All but `lost` run in the transaction around them, where there is one. They fail with `LeaseLost` when another process has the lease, but for
- * `setAside` and `blocked`: these run in the effect of `advance`, which fails so itself.
+ * `parked` and `blocked`: these run in the effect of `advance`, which fails so itself.
  *
  * @since 0.1.0
  * @category models
@@ -95,7 +95,7 @@ export interface Lease {
   /** How far the subscription had come when the lease was had. */
   readonly position: Position
   /** The attempts that were counted when the lease was had, by whatever process. */
-  readonly attempted: Option.Option<Attempts>
+  readonly attempts: Option.Option<Attempts>
   /** Whether the last holder has not given the lease back: its process ended, or lost the lease, maybe while it handled an event. */
   readonly isTakenOver: boolean
   /** Ends when the lease is lost. */
@@ -111,23 +111,23 @@ export interface Lease {
     effect: Effect.Effect<void, E, R>
   ) => Effect.Effect<void, E | LeaseLost | StoreError, R>
   /** Stores the checkpoint alone, where there was nothing to handle up to there. */
-  readonly pass: (position: Position) => Effect.Effect<void, LeaseLost | StoreError>
+  readonly advanceTo: (position: Position) => Effect.Effect<void, LeaseLost | StoreError>
   /** Sets the event of the failure aside. To be run in the effect of `advance`. */
-  readonly setAside: (failure: Failure) => Effect.Effect<void, StoreError>
+  readonly park: (failure: EventFailure) => Effect.Effect<void, StoreError>
   /**
-   * Those of the aggregates that have events set aside. To be run in the effect of `advance`: until its end nobody else sets aside or
+   * Those of the aggregates that have events parked. To be run in the effect of `advance`: until its end nobody else parks or
    * takes back.
    */
-  readonly blocked: (aggregateIds: ReadonlyArray<string>) => Effect.Effect<ReadonlySet<string>, StoreError>
+  readonly parkedAggregates: (aggregateIds: ReadonlyArray<string>) => Effect.Effect<ReadonlySet<string>, StoreError>
   /**
    * Counts an attempt before it begins, so that the count outlives the connection and the process. Progress of the checkpoint, and
    * `resume`, take the count off.
    */
-  readonly attempt: (attempts: Attempts) => Effect.Effect<void, LeaseLost | StoreError>
+  readonly attempt: (recordAttempt: Attempts) => Effect.Effect<void, LeaseLost | StoreError>
   /** Keeps the last failure for people to see, and its attempts as counted; or takes both off. */
-  readonly failing: (failure: Failure | undefined) => Effect.Effect<void, LeaseLost | StoreError>
+  readonly recordFailure: (failure: EventFailure | undefined) => Effect.Effect<void, LeaseLost | StoreError>
   /** Stops the subscription until somebody resumes it. */
-  readonly stop: (failure: Failure) => Effect.Effect<void, LeaseLost | StoreError>
+  readonly stop: (failure: EventFailure) => Effect.Effect<void, LeaseLost | StoreError>
 }
 
 /**
@@ -136,16 +136,16 @@ export interface Lease {
  * @since 0.1.0
  * @category models
  */
-export interface Standing extends Key {
+export interface PartitionState extends Key {
   readonly position: Position
   /** Who has the lease; none while nobody works. */
   readonly holder: Option.Option<string>
   /** Whether it stopped at an event that could not be handled, and waits to be resumed. */
   readonly stopped: boolean
   /** Why it stopped, or what it is trying again. */
-  readonly lastFailure: Option.Option<Failure>
-  /** How many events are set aside. */
-  readonly setAside: number
+  readonly lastFailure: Option.Option<EventFailure>
+  /** How many events are parked. */
+  readonly parked: number
 }
 
 /**
@@ -179,13 +179,13 @@ export interface SubscriptionStoreService {
   readonly lease: (options: LeaseOptions) => Effect.Effect<Lease, ValidationError | StoreError, Scope.Scope>
 
   /** How the partitions of a subscription stand, by partition; empty while it has never run. */
-  readonly standing: (name: string) => Effect.Effect<ReadonlyArray<Standing>, StoreError>
+  readonly partitions: (name: string) => Effect.Effect<ReadonlyArray<PartitionState>, StoreError>
 
   /**
    * Waits until the subscription has come so far: all its partitions, or the one that the aggregate is in. One that has never run is
    * waited for. What is no position is a `ValidationError`.
    */
-  readonly reached: (
+  readonly awaitPosition: (
     name: string,
     position: Position,
     aggregateId?: string
@@ -194,21 +194,21 @@ export interface SubscriptionStoreService {
   /** Lets a subscription that has stopped go on. */
   readonly resume: (name: string) => Effect.Effect<void, StoreError>
 
-  /** The events that are set aside, in the order of the feed. */
-  readonly setAside: (name: string) => Effect.Effect<ReadonlyArray<SetAside>, StoreError>
+  /** The events that are parked, in the order of the feed. */
+  readonly parked: (name: string) => Effect.Effect<ReadonlyArray<ParkedEvent>, StoreError>
 
   /**
-   * Takes an event back: runs the effect on it, and where that succeeds the event is no longer set aside, in one transaction, for stores
-   * that have them. Answers whether it was set aside.
+   * Takes an event back: runs the effect on it, and where that succeeds the event is no longer parked, in one transaction, for stores
+   * that have them. Answers whether it was parked.
    */
-  readonly takeBack: <E, R>(
+  readonly retryParked: <E, R>(
     name: string,
     event: { readonly aggregateId: string; readonly sequence: number },
     effect: (event: FeedEvent) => Effect.Effect<void, E, R>
   ) => Effect.Effect<boolean, E | StoreError, R>
 
-  /** Forgets an event that is set aside. Answers whether it was. */
-  readonly discard: (
+  /** Forgets an event that is parked. Answers whether it was. */
+  readonly discardParked: (
     name: string,
     event: { readonly aggregateId: string; readonly sequence: number }
   ) => Effect.Effect<boolean, StoreError>

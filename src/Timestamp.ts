@@ -26,7 +26,6 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Schema from "effect/Schema"
-import { provideTicking } from "./internal/ticking.js"
 import { StoreError, ValidationError, ValidationIssue } from "./StoreError.js"
 
 /**
@@ -140,6 +139,10 @@ export interface HybridClockService {
    * a `ValidationError`.
    */
   readonly receive: (timestamp: Timestamp) => Effect.Effect<void, StoreError | ValidationError>
+  /** `now` without an effect, by a given wall clock. `now` uses the `Clock` of its fiber. */
+  readonly unsafeNow: (clock: Clock.Clock) => Timestamp
+  /** `receive` without an effect, by a given wall clock. Returns why the timestamp is refused, or `undefined`. */
+  readonly unsafeReceive: (timestamp: Timestamp, clock: Clock.Clock) => StoreError | ValidationError | undefined
 }
 
 /**
@@ -161,7 +164,7 @@ export class HybridClock extends Context.Reference<HybridClock>()("effect-maestr
  * @since 0.1.0
  * @category models
  */
-export interface HybridClockOptions {
+export interface Options {
   /**
    * Who this node is, 62 bits. It must differ between any two processes that write to one store. By default it is drawn
    * from the system's secure random numbers when the clock is first used.
@@ -181,7 +184,7 @@ export interface HybridClockOptions {
  * @since 0.1.0
  * @category constructors
  */
-export const make = (options?: HybridClockOptions): HybridClockService => {
+export const make = (options?: Options): HybridClockService => {
   const maxDrift = Duration.toMillis(options?.maxDrift ?? Duration.hours(1))
   // One time line for each Clock: a test that runs at TestClock's 1970 must not see the year that another one has reached.
   const lines = new WeakMap<Clock.Clock, TimeLine>()
@@ -192,8 +195,8 @@ export const make = (options?: HybridClockOptions): HybridClockService => {
     lines.set(clock, line)
     return line
   }
-  const tickNow = (clock: Clock.Clock): Timestamp => tick(lineOf(clock), clock.unsafeCurrentTimeMillis())
-  const receiveNow = (timestamp: Timestamp, clock: Clock.Clock): StoreError | ValidationError | undefined => {
+  const unsafeNow = (clock: Clock.Clock): Timestamp => tick(lineOf(clock), clock.unsafeCurrentTimeMillis())
+  const unsafeReceive = (timestamp: Timestamp, clock: Clock.Clock): StoreError | ValidationError | undefined => {
     const wall = clock.unsafeCurrentTimeMillis()
     // One that is none would leave this clock without a time.
     if (!isTimestamp(timestamp)) return noTimestamp
@@ -207,16 +210,16 @@ export const make = (options?: HybridClockOptions): HybridClockService => {
     line.counter = counter
     return undefined
   }
-  const service: HybridClockService = {
-    now: Effect.clockWith((clock) => Effect.succeed(tickNow(clock))),
+  return {
+    now: Effect.clockWith((clock) => Effect.succeed(unsafeNow(clock))),
     receive: (timestamp) =>
       Effect.clockWith((clock) => {
-        const refused = receiveNow(timestamp, clock)
+        const refused = unsafeReceive(timestamp, clock)
         return refused === undefined ? Effect.void : Effect.fail(refused)
-      })
+      }),
+    unsafeNow,
+    unsafeReceive
   }
-  provideTicking(service, { now: tickNow, receive: receiveNow })
-  return service
 }
 
 /**
@@ -235,8 +238,7 @@ export const make = (options?: HybridClockOptions): HybridClockService => {
  * )
  * ```
  */
-export const layerWith = (options: HybridClockOptions): Layer.Layer<HybridClock> =>
-  Layer.sync(HybridClock, () => make(options))
+export const layerWith = (options: Options): Layer.Layer<HybridClock> => Layer.sync(HybridClock, () => make(options))
 
 // --- internal ---
 

@@ -64,7 +64,7 @@ for (const [name, store] of Object.entries(stores)) {
           sequence: 1,
           events: [new Opened({ owner: "ann" })],
           position: { aggregateId: Account.streamId(id), sequence: 1 },
-          repeated: false
+          duplicate: false
         })
         expect((yield* Account.evaluate(id, new Deposit({ amount: 10 }))).sequence).toBe(2)
         const stored = yield* Effect.flatMap(StoreAdapter.StoreAdapter, (adapter) =>
@@ -82,7 +82,7 @@ for (const [name, store] of Object.entries(stores)) {
       Effect.gen(function* () {
         const counted = new Map<string, number>()
         const count = Subscription.make(uniqueName("count"), {
-          filter: { aggregates: ["Account"] },
+          filter: { kinds: ["Account"] },
           handle: (event) => Effect.sync(() => counted.set(event.id, (counted.get(event.id) ?? 0) + 1))
         })
         const id = yield* Account.newId
@@ -124,7 +124,7 @@ for (const [name, store] of Object.entries(stores)) {
           sequence: 0,
           events: [],
           position: { aggregateId: Account.streamId(id), sequence: 0 },
-          repeated: false
+          duplicate: false
         })
         yield* Account.evaluate(id, new Deposit({ amount: 1 }))
         expect(yield* Account.evaluate(id, new Touch())).toEqual({
@@ -132,7 +132,7 @@ for (const [name, store] of Object.entries(stores)) {
           sequence: 1,
           events: [],
           position: { aggregateId: Account.streamId(id), sequence: 1 },
-          repeated: false
+          duplicate: false
         })
         expect(yield* headOf(id)).toBe(1)
       })

@@ -25,7 +25,7 @@ const onMemory = casesWithout("callerTransaction", "transactionalEffects")
 
 /** Those that say nothing of subscriptions. */
 const ofTheFeed = onMemory.filter(({ name }) =>
-  /^(read|head|heldBack|count|positionOf|awaitNews|filter|stream|streamStored|order|random|every operation of the feed)\b/.test(
+  /^(read|head|heldBack|count|positionOf|awaitAppend|filter|stream|streamStored|order|random|every operation of the feed)\b/.test(
     name
   )
 )
@@ -165,15 +165,15 @@ const caught: ReadonlyArray<readonly [breaking: Broken.Breaking, sentences: Read
     Broken.holdsBackWhatTheFilterHides,
     [heldBack, "heldBack: refuses a bad filter by a ValidationError that names its path"]
   ],
-  [Broken.wakesOneWaiter, ["awaitNews: wakes every waiter, also when other waiters were interrupted"]],
+  [Broken.wakesOneWaiter, ["awaitAppend: wakes every waiter, also when other waiters were interrupted"]],
   [
     Broken.forgetsWaitersWhenOneIsInterrupted,
-    ["awaitNews: wakes every waiter, also when other waiters were interrupted"]
+    ["awaitAppend: wakes every waiter, also when other waiters were interrupted"]
   ],
   [
     Broken.leadsPastWhatIsNew,
     [
-      "awaitNews: with a filter its position skips hidden events only",
+      "awaitAppend: with a filter its position skips hidden events only",
       "stream: shows stored events and then new ones, each once, in the order of the feed"
     ]
   ],
@@ -234,13 +234,13 @@ const caught: ReadonlyArray<readonly [breaking: Broken.Breaking, sentences: Read
   ],
   [
     BrokenSubscriptions.forgetsAnEventWhoseEffectFails,
-    ["takeBack: an effect that succeeds on the event takes it back, and one that fails leaves it set aside"]
+    ["retryParked: an effect that succeeds on the event takes it back, and one that fails leaves it parked"]
   ],
   [
     BrokenSubscriptions.discardsWhatIsNotThere,
-    ["takeBack, discard: return false for an event that is not set aside, and run nothing"]
+    ["retryParked, discard: return false for an event that is not parked, and run nothing"]
   ],
-  [BrokenSubscriptions.blocksAllAggregates, ["blocked: returns the given aggregates that have events set aside"]],
+  [BrokenSubscriptions.blocksAllAggregates, ["blocked: returns the given aggregates that have events parked"]],
   [
     BrokenSubscriptions.reachesByOnePartition,
     ["reached: waits for all partitions, including partitions that have never run"]
@@ -277,7 +277,7 @@ describe("on Postgres", () => {
           ...["fails", "dies", "is interrupted"].map(
             (ending) => `advance: events that an effect which ${ending} has committed are undone, and never shown`
           ),
-          "setAside: an effect that fails sets nothing aside"
+          "parked: an effect that fails parks nothing"
         ]
         const make = Effect.map(onPostgres, BrokenSubscriptions.runsTheEffectOutsideOfTheTransaction)
         expect(yield* failing(make, sentences.map(named), "10 seconds")).toEqual(sentences)

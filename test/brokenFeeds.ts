@@ -208,13 +208,13 @@ export const ignoresTheSlice: Breaking = withFeed((feed) => ({
 export const takesAnyPartOfTheFilter: Breaking = withFeed((feed) => ({
   ...feed,
   read: (options) =>
-    options?.filter?.types === undefined || options.filter.aggregates === undefined
+    options?.filter?.types === undefined || options.filter.kinds === undefined
       ? feed.read(options)
       : Effect.map(feed.read({ after: options.after }), (page) => ({
           ...page,
           events: page.events.filter(
             ({ kind, type }) =>
-              options.filter?.types?.includes(type) === true || options.filter?.aggregates?.includes(kind) === true
+              options.filter?.types?.includes(type) === true || options.filter?.kinds?.includes(kind) === true
           )
         }))
 }))
@@ -231,10 +231,10 @@ export const endsAKindAtTheLastSlash: Breaking = withKinds((aggregateId) =>
 export const comparesKindsLoosely: Breaking = withFeed((feed) => ({
   ...feed,
   read: (options) => {
-    const aggregates = options?.filter?.aggregates
+    const aggregates = options?.filter?.kinds
     return !Array.isArray(aggregates)
       ? feed.read(options)
-      : Effect.map(feed.read({ ...options, filter: { ...options?.filter, aggregates: undefined } }), (page) => ({
+      : Effect.map(feed.read({ ...options, filter: { ...options?.filter, kinds: undefined } }), (page) => ({
           ...page,
           events: page.events.filter(({ kind }) => aggregates.map(loosely).includes(loosely(kind)))
         }))
@@ -252,7 +252,7 @@ export const endsAtAnEmptyPage: Breaking = withFeed((feed) => ({
       const events = page.events.filter((event) => EventFeed.order(event.position, position) <= 0)
       return { events, position, more: more && events.length > 0 }
     }),
-  awaitNews: (after) => feed.awaitNews(after)
+  awaitAppend: (after) => feed.awaitAppend(after)
 }))
 
 export const hasItsHeadAheadOfWhatItShows: Breaking = withFeed((feed) => ({
@@ -386,10 +386,10 @@ export const wakesOneWaiter: Breaking = withFeed((feed) => {
   let waiting = 0
   return {
     ...feed,
-    awaitNews: (after, filter) =>
+    awaitAppend: (after, filter) =>
       Effect.acquireUseRelease(
         Effect.sync(() => waiting++),
-        (before) => (before > 0 ? Effect.never : feed.awaitNews(after, filter)),
+        (before) => (before > 0 ? Effect.never : feed.awaitAppend(after, filter)),
         () => Effect.sync(() => waiting--)
       )
   }
@@ -400,8 +400,8 @@ export const forgetsWaitersWhenOneIsInterrupted: Breaking = withFeed((feed) => {
   let interrupted = false
   return {
     ...feed,
-    awaitNews: (after, filter) =>
-      feed.awaitNews(after, filter).pipe(
+    awaitAppend: (after, filter) =>
+      feed.awaitAppend(after, filter).pipe(
         Effect.onInterrupt(() =>
           Effect.sync(() => {
             interrupted = true
@@ -415,7 +415,7 @@ export const forgetsWaitersWhenOneIsInterrupted: Breaking = withFeed((feed) => {
 /** News lead to the end of the feed, whatever is to be read in front of it. */
 export const leadsPastWhatIsNew: Breaking = withFeed((feed) => ({
   ...feed,
-  awaitNews: (after, filter) => Effect.zipRight(feed.awaitNews(after, filter), feed.head)
+  awaitAppend: (after, filter) => Effect.zipRight(feed.awaitAppend(after, filter), feed.head)
 }))
 
 // --- internal ---
@@ -443,9 +443,9 @@ function withKinds(kindOf: (aggregateId: string) => string): Breaking {
   return withFeed((feed) => ({
     ...feed,
     read: (options) => {
-      const aggregates = options?.filter?.aggregates
+      const aggregates = options?.filter?.kinds
       return Array.isArray(aggregates)
-        ? Effect.map(feed.read({ ...options, filter: { ...options?.filter, aggregates: undefined } }), (page) => ({
+        ? Effect.map(feed.read({ ...options, filter: { ...options?.filter, kinds: undefined } }), (page) => ({
             ...page,
             events: page.events.filter(({ aggregateId }) => aggregates.includes(kindOf(aggregateId)))
           }))

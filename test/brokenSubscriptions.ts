@@ -6,13 +6,13 @@ import type { Breaking, Ports } from "./brokenFeeds.js"
 
 export const movesOnThoughTheEffectFails: Breaking = withLease((lease) => ({
   ...lease,
-  advance: (position, effect) => Effect.zipRight(lease.pass(position), effect)
+  advance: (position, effect) => Effect.zipRight(lease.advanceTo(position), effect)
 }))
 
 /** The effect has ended before the transaction begins. */
 export const runsTheEffectOutsideOfTheTransaction: Breaking = withLease((lease) => ({
   ...lease,
-  advance: (position, effect) => Effect.zipRight(effect, lease.pass(position))
+  advance: (position, effect) => Effect.zipRight(effect, lease.advanceTo(position))
 }))
 
 /** A second request shares the lease of the holder. */
@@ -49,10 +49,10 @@ export const hasNoFencing: Breaking = withSubscriptions((subscriptions) => {
           advance: (position, effect) =>
             Effect.zipRight(
               effect,
-              Effect.suspend(() => current().pass(position))
+              Effect.suspend(() => current().advanceTo(position))
             ),
-          pass: (position) => Effect.suspend(() => current().pass(position)),
-          failing: (failure) => Effect.suspend(() => current().failing(failure)),
+          advanceTo: (position) => Effect.suspend(() => current().advanceTo(position)),
+          recordFailure: (failure) => Effect.suspend(() => current().recordFailure(failure)),
           stop: (failure) => Effect.suspend(() => current().stop(failure))
         }
       })
@@ -67,7 +67,7 @@ export const checksTheLeaseOnlyAtFirst: Breaking = withLease((lease) => ({
       lease.checkpoint,
       Effect.zipRight(
         effect,
-        Effect.catchTag(lease.pass(position), "LeaseLost", () => Effect.void)
+        Effect.catchTag(lease.advanceTo(position), "LeaseLost", () => Effect.void)
       )
     )
 }))
@@ -90,7 +90,7 @@ export const beginsWhereItIsTold: Breaking = withSubscriptions((subscriptions) =
 export const takesAnyPosition: Breaking = withSubscriptions((subscriptions) => ({
   ...subscriptions,
   lease: (options) => subscriptions.lease({ ...options, from: orBeginning(options.from) }),
-  reached: (name, position, aggregateId) => subscriptions.reached(name, orBeginning(position), aggregateId)
+  awaitPosition: (name, position, aggregateId) => subscriptions.awaitPosition(name, orBeginning(position), aggregateId)
 }))
 
 /** Names are compared as a case-insensitive collation does. */
@@ -111,15 +111,15 @@ export const takesAnyNumberOfPartitions: Breaking = withSubscriptions((subscript
   }
 })
 
-export const forgetsThatItStopped: Breaking = withLease((lease) => ({ ...lease, stop: lease.failing }))
+export const forgetsThatItStopped: Breaking = withLease((lease) => ({ ...lease, stop: lease.recordFailure }))
 
 export const keepsAFailureThatIsTakenOff: Breaking = withLease((lease) => ({
   ...lease,
-  failing: (failure) => (failure === undefined ? Effect.void : lease.failing(failure))
+  recordFailure: (failure) => (failure === undefined ? Effect.void : lease.recordFailure(failure))
 }))
 
 /** Attempts are counted in the process that makes them. */
-export const countsAttemptsForOneHolderOnly: Breaking = withLease((lease) => ({ ...lease, attempted: Option.none() }))
+export const countsAttemptsForOneHolderOnly: Breaking = withLease((lease) => ({ ...lease, attempts: Option.none() }))
 
 export const keepsAttemptsThatLedOn: Breaking = withSubscriptions((subscriptions) => {
   const counted = new Map<string, SubscriptionStore.Attempts>()
@@ -130,10 +130,10 @@ export const keepsAttemptsThatLedOn: Breaking = withSubscriptions((subscriptions
         subscriptions.lease(options),
         (lease): SubscriptionStore.Lease => ({
           ...lease,
-          attempted: Option.fromNullable(counted.get(options.key.name)),
+          attempts: Option.fromNullable(counted.get(options.key.name)),
           attempt: (attempts) => Effect.sync(() => void counted.set(options.key.name, attempts)),
-          failing: (failure) =>
-            Effect.tap(lease.failing(failure), () => {
+          recordFailure: (failure) =>
+            Effect.tap(lease.recordFailure(failure), () => {
               if (failure === undefined) counted.delete(options.key.name)
               else counted.set(options.key.name, { position: failure.position, attempts: failure.attempts })
             })
@@ -142,10 +142,10 @@ export const keepsAttemptsThatLedOn: Breaking = withSubscriptions((subscriptions
   }
 })
 
-/** An event is taken back before its effect has succeeded. */
+/** An event is retried before its effect has succeeded. */
 export const forgetsAnEventWhoseEffectFails: Breaking = withSubscriptions((subscriptions) => ({
   ...subscriptions,
-  takeBack: <E, R>(
+  retryParked: <E, R>(
     name: string,
     place: EventFeed.StreamPosition,
     effect: (event: EventFeed.FeedEvent) => Effect.Effect<void, E, R>
@@ -156,31 +156,31 @@ export const forgetsAnEventWhoseEffectFails: Breaking = withSubscriptions((subsc
         Effect.sync(() => {
           taken = event
         })
-      return Effect.flatMap(subscriptions.takeBack(name, place, noting), (found) =>
+      return Effect.flatMap(subscriptions.retryParked(name, place, noting), (found) =>
         taken === undefined ? Effect.succeed(found) : Effect.as(effect(taken), found)
       )
     })
 }))
 
-/** Of an event that is not set aside it says that it was discarded. */
+/** Of an event that is not parked it says that it was discarded. */
 export const discardsWhatIsNotThere: Breaking = withSubscriptions((subscriptions) => ({
   ...subscriptions,
-  discard: (name, place) => Effect.as(subscriptions.discard(name, place), true)
+  discardParked: (name, place) => Effect.as(subscriptions.discardParked(name, place), true)
 }))
 
 export const blocksAllAggregates: Breaking = withLease((lease) => ({
   ...lease,
-  blocked: (aggregateIds) =>
-    Effect.map(lease.blocked(aggregateIds), (blocked) => (blocked.size > 0 ? new Set(aggregateIds) : blocked))
+  parkedAggregates: (aggregateIds) =>
+    Effect.map(lease.parkedAggregates(aggregateIds), (blocked) => (blocked.size > 0 ? new Set(aggregateIds) : blocked))
 }))
 
 /** The first partition that has come so far is taken for all. */
 export const reachesByOnePartition: Breaking = withSubscriptions((subscriptions) => ({
   ...subscriptions,
-  reached: (name, position, aggregateId) => {
-    if (aggregateId !== undefined) return subscriptions.reached(name, position, aggregateId)
+  awaitPosition: (name, position, aggregateId) => {
+    if (aggregateId !== undefined) return subscriptions.awaitPosition(name, position, aggregateId)
     const wait: Effect.Effect<void, StoreError.StoreError> = Effect.flatMap(
-      subscriptions.standing(name),
+      subscriptions.partitions(name),
       (partitions) =>
         partitions.some((one) => EventFeed.order(one.position, position) >= 0)
           ? Effect.void
@@ -193,7 +193,7 @@ export const reachesByOnePartition: Breaking = withSubscriptions((subscriptions)
 /** All partitions are waited for, though the aggregate is in one. */
 export const waitsForAllPartitions: Breaking = withSubscriptions((subscriptions) => ({
   ...subscriptions,
-  reached: (name, position) => subscriptions.reached(name, position)
+  awaitPosition: (name, position) => subscriptions.awaitPosition(name, position)
 }))
 
 // --- internal ---

@@ -60,7 +60,7 @@ for (const [name, store] of Object.entries(stores)) {
           sequence: 1,
           events: [new Deposited({ amount: 10 })],
           position: { aggregateId: Account.streamId(id), sequence: 1 },
-          repeated: false
+          duplicate: false
         })
         yield* Account.evaluate(id, new Deposit({ amount: 5 }))
         const again = yield* command
@@ -69,7 +69,7 @@ for (const [name, store] of Object.entries(stores)) {
           sequence: 2,
           events: [],
           position: { aggregateId: Account.streamId(id), sequence: 2 },
-          repeated: true
+          duplicate: true
         })
         expect(JSON.parse(JSON.stringify(again.position))).toEqual(again.position)
         expect(yield* amounts(id)).toEqual([10, 5])
@@ -104,7 +104,7 @@ for (const [name, store] of Object.entries(stores)) {
           20,
           { concurrency: "unbounded" }
         )
-        expect(answers.filter(({ repeated }) => !repeated)).toHaveLength(1)
+        expect(answers.filter(({ duplicate: duplicate }) => !duplicate)).toHaveLength(1)
         expect(new Set(answers.map(({ state }) => state.balance))).toEqual(new Set([10]))
         expect(yield* amounts(id)).toEqual([10])
       })
@@ -152,7 +152,7 @@ for (const [name, store] of Object.entries(stores)) {
           { concurrency: "unbounded" }
         )
         // Without the id eleven of them would have been refused.
-        expect(answers.filter(({ repeated }) => !repeated)).toHaveLength(1)
+        expect(answers.filter(({ duplicate: duplicate }) => !duplicate)).toHaveLength(1)
         expect(yield* amounts(id)).toEqual([100, 60])
       })
     )
@@ -162,7 +162,7 @@ for (const [name, store] of Object.entries(stores)) {
         const id = yield* Account.newId
         const open = Account.evaluate(id, new Open({ owner: "ann" })).pipe(Aggregate.withCommandId("c"))
         yield* open
-        expect(yield* open).toMatchObject({ repeated: true, sequence: 1, state: { owner: "ann" } })
+        expect(yield* open).toMatchObject({ duplicate: true, sequence: 1, state: { owner: "ann" } })
       })
     )
 
@@ -174,8 +174,8 @@ for (const [name, store] of Object.entries(stores)) {
         for (const _ of [1, 2]) expect(yield* Effect.flip(withdraw)).toEqual(new InsufficientFunds({ balance: 0 }))
         expect(yield* receiptsOf(id, after)).toEqual([])
         yield* Account.evaluate(id, new Deposit({ amount: 20 }))
-        expect(yield* withdraw).toMatchObject({ repeated: false, sequence: 2 })
-        expect(yield* withdraw).toMatchObject({ repeated: true, sequence: 2 })
+        expect(yield* withdraw).toMatchObject({ duplicate: false, sequence: 2 })
+        expect(yield* withdraw).toMatchObject({ duplicate: true, sequence: 2 })
         expect(yield* amounts(id)).toEqual([20, 5])
       })
     )
@@ -185,8 +185,8 @@ for (const [name, store] of Object.entries(stores)) {
         const id = yield* Account.newId
         const after = yield* EventFeed.head
         const touch = Account.evaluate(id, new Touch()).pipe(Aggregate.withCommandId("c"))
-        expect(yield* touch).toMatchObject({ repeated: false, sequence: 0, events: [] })
-        expect(yield* touch).toMatchObject({ repeated: true, sequence: 0, events: [] })
+        expect(yield* touch).toMatchObject({ duplicate: false, sequence: 0, events: [] })
+        expect(yield* touch).toMatchObject({ duplicate: true, sequence: 0, events: [] })
         expect(yield* receiptsOf(id, after)).toMatchObject([{ body: { sequence: 0 } }])
       })
     )
@@ -244,9 +244,9 @@ for (const [name, store] of Object.entries(stores)) {
                 )
             })
             const deposit = Account.evaluate(id, new Deposit({ amount: 1 })).pipe(Aggregate.withCommandId("c"))
-            expect(yield* Effect.provide(deposit, node)).toMatchObject({ repeated: false, sequence: 1 })
+            expect(yield* Effect.provide(deposit, node)).toMatchObject({ duplicate: false, sequence: 1 })
             expect(commits).toBe(3)
-            expect(yield* deposit).toMatchObject({ repeated: true, sequence: 1 })
+            expect(yield* deposit).toMatchObject({ duplicate: true, sequence: 1 })
             expect(yield* amounts(id)).toEqual([1])
           })
       )
@@ -265,8 +265,8 @@ for (const [name, store] of Object.entries(stores)) {
           })
           const deposit = Account.evaluate(id, new Deposit({ amount: 1 })).pipe(Aggregate.withCommandId("c"))
           expect(yield* Effect.flip(Effect.provide(deposit, node))).toMatchObject({ reason: "CommitUnknown" })
-          expect(yield* deposit).toMatchObject({ repeated: stores, sequence: 1 })
-          expect(yield* deposit).toMatchObject({ repeated: true, sequence: 1 })
+          expect(yield* deposit).toMatchObject({ duplicate: stores, sequence: 1 })
+          expect(yield* deposit).toMatchObject({ duplicate: true, sequence: 1 })
           expect(yield* amounts(id)).toEqual([1])
         })
       )
@@ -294,12 +294,12 @@ for (const [name, store] of Object.entries(stores)) {
         const withdraw = Account.evaluate(id, new Withdraw({ amount: 3 })).pipe(Aggregate.withCommandId("c"))
         const asked = limits.asked
         const second = yield* before(Account.evaluate(id, new Deposit({ amount: 5 })))
-        expect(yield* Effect.provide(withdraw, second)).toMatchObject({ repeated: false, sequence: 3 })
+        expect(yield* Effect.provide(withdraw, second)).toMatchObject({ duplicate: false, sequence: 3 })
         expect(limits.asked - asked).toBe(2)
 
         const other = Account.evaluate(id, new Withdraw({ amount: 4 })).pipe(Aggregate.withCommandId("d"))
         const third = yield* before(other)
-        expect(yield* Effect.provide(other, third)).toMatchObject({ repeated: true, sequence: 4 })
+        expect(yield* Effect.provide(other, third)).toMatchObject({ duplicate: true, sequence: 4 })
         expect(limits.asked - asked).toBe(4)
         expect(yield* amounts(id)).toEqual([10, 5, 3, 4])
       })
@@ -366,7 +366,7 @@ for (const [name, store] of Object.entries(stores)) {
         const touch = Nested.evaluate(id, new Touch()).pipe(Aggregate.withCommandId("c"), Effect.provide(Nested.layer))
         yield* touch
         expect(yield* amounts(other)).toEqual([3, 3])
-        expect(yield* touch).toMatchObject({ repeated: true })
+        expect(yield* touch).toMatchObject({ duplicate: true })
         expect(yield* amounts(id)).toEqual([4])
       })
     )
@@ -457,7 +457,7 @@ for (const [name, store] of Object.entries(stores)) {
         const before = reads
         expect(yield* deposit).toMatchObject({ sequence: 2 })
         expect(reads).toBe(before)
-        expect(yield* Aggregate.withCommandId("c")(deposit)).toMatchObject({ sequence: 2, repeated: true })
+        expect(yield* Aggregate.withCommandId("c")(deposit)).toMatchObject({ sequence: 2, duplicate: true })
       })
     )
 
@@ -496,11 +496,11 @@ for (const [name, store] of Object.entries(stores)) {
                 Account.evaluate(id, new Withdraw({ amount: 50 })).pipe(Aggregate.withCommandId("w"))
               )
               yield* Account.evaluate(id, new Deposit({ amount: 6 }))
-              return [first.repeated, second.repeated, Either.isLeft(refused)]
+              return [first.duplicate, second.duplicate, Either.isLeft(refused)]
             })
           )
           expect(answers).toEqual([false, true, true])
-          expect(yield* deposit).toMatchObject({ repeated: true, sequence: 2 })
+          expect(yield* deposit).toMatchObject({ duplicate: true, sequence: 2 })
           expect(yield* amounts(id)).toEqual([5, 6])
         })
       )

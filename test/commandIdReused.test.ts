@@ -11,7 +11,7 @@ import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
 import { Aggregate, MemoryStore, SqlStore, StoreAdapter, StoreError } from "effect-maestro"
 import { inject } from "vitest"
-import { makeCommandDigest } from "../src/internal/commandDigest.js"
+import { makeCommandDigest } from "../src/internal/aggregate/commandDigest.js"
 import { everyCase } from "../src/internal/contract/case.js"
 import { anyValue } from "../src/internal/contract/hostile.js"
 import { Account, Deposit, definition, Limits, type Open, Touch, Withdraw } from "./account.js"
@@ -43,11 +43,11 @@ for (const [name, store] of Object.entries(stores)) {
           expect(error).toEqual(new StoreError.CommandIdReused({ kind: "Account", id, commandId: "c" }))
           expect(error.message).toContain(`Command id "c" of Account "${id}" belongs to another command`)
         }
-        expect(yield* evaluate(new Deposit({ amount: 10 }))).toMatchObject({ repeated: true, sequence: 1 })
+        expect(yield* evaluate(new Deposit({ amount: 10 }))).toMatchObject({ duplicate: true, sequence: 1 })
         expect(yield* amounts(id)).toEqual([10])
         // Of another aggregate it is the id of another command.
         const elsewhere = Account.evaluate(yield* Account.newId, new Deposit({ amount: 11 }))
-        expect(yield* Aggregate.withCommandId("c")(elsewhere)).toMatchObject({ repeated: false })
+        expect(yield* Aggregate.withCommandId("c")(elsewhere)).toMatchObject({ duplicate: false })
       })
     )
 
@@ -57,7 +57,7 @@ for (const [name, store] of Object.entries(stores)) {
         yield* Account.evaluate(id, new Deposit({ amount: 10 })).pipe(Aggregate.withCommandId("c"))
         const json: unknown = JSON.parse('{"amount": 10.0, "_tag": "Deposit"}')
         expect(yield* Account.evaluateUnknown(id, json).pipe(Aggregate.withCommandId("c"))).toMatchObject({
-          repeated: true
+          duplicate: true
         })
       })
     )
@@ -98,7 +98,7 @@ for (const [name, store] of Object.entries(stores)) {
           expect(Either.isRight(result)).toBe(amount === stored)
           if (Either.isLeft(result)) expect(result.left).toMatchObject({ _tag: "CommandIdReused" })
         }
-        expect(results.filter(({ result }) => Either.isRight(result) && !result.right.repeated)).toHaveLength(1)
+        expect(results.filter(({ result }) => Either.isRight(result) && !result.right.duplicate)).toHaveLength(1)
       })
     )
 
@@ -113,7 +113,7 @@ for (const [name, store] of Object.entries(stores)) {
             Effect.gen(function* () {
               yield* deposit(1)
               expect(yield* Effect.flip(deposit(2))).toMatchObject({ _tag: "CommandIdReused" })
-              expect(yield* deposit(1)).toMatchObject({ repeated: true })
+              expect(yield* deposit(1)).toMatchObject({ duplicate: true })
               yield* Account.evaluate(id, new Deposit({ amount: 4 }))
             })
           )
@@ -157,7 +157,7 @@ const isRepeated = (first: readonly [Notes, object], second: readonly [Notes, ob
   Effect.gen(function* () {
     yield* note(...first)
     const again = yield* Effect.either(note(...second))
-    if (Either.isRight(again)) return again.right.repeated
+    if (Either.isRight(again)) return again.right.duplicate
     expect(again.left).toMatchObject({ _tag: "CommandIdReused" })
     return false
   }).pipe(Effect.provide(MemoryStore.layer))

@@ -16,7 +16,7 @@ import { type Projection, SqlStore, StoreAdapter, Timestamp } from "effect-maest
 import * as Broken from "./brokenStores.js"
 import { createTables, Deposit, Wallet } from "./faults/domain.js"
 import { type Fault, faults, mishaps, noFault, terminateConnections, underFault } from "./faults/faults.js"
-import type { Verdict } from "./faults/history.js"
+import type { AppendResult } from "./faults/history.js"
 import { makeProxy, type Proxy } from "./faults/proxy.js"
 import { makeServer, type Server } from "./faults/server.js"
 import { makeNode } from "./faults/workload.js"
@@ -60,7 +60,11 @@ layer(Ground.layer, { timeout: "60 seconds", excludeTestServices: true })("fault
 
   const [cutBefore, , swallowed] = mishaps
   const caught: ReadonlyArray<
-    readonly [breaking: typeof Broken.skipsTheConflictCheck, fault: typeof noFault, by: ReadonlyArray<keyof Verdict>]
+    readonly [
+      breaking: typeof Broken.skipsTheConflictCheck,
+      fault: typeof noFault,
+      by: ReadonlyArray<keyof AppendResult>
+    ]
   > = [
     [Broken.skipsTheConflictCheck, noFault, ["untrue"]],
     [Broken.commitsOneByOne, cutBefore ?? noFault, ["torn"]],
@@ -137,7 +141,7 @@ layer(Ground.layer, { timeout: "60 seconds", excludeTestServices: true })("fault
       expect(yield* admin`select sum(balance)::int as total from balances`).toEqual([{ total: 1000 }])
       // It did happen, and a COMMIT carries several commands.
       expect(proxy.counts().swallowed - before).toBeGreaterThan(50)
-    }).pipe(quietly)
+    }).pipe(withoutInnerSpans)
   )
 
   // --- time limits ---
@@ -254,7 +258,7 @@ layer(Ground.layer, { timeout: "60 seconds", excludeTestServices: true })("fault
 // --- what the cases are made of ---
 
 /** A snapshot that could not be written is a warning. */
-const quietly = Logger.withMinimumLogLevel(LogLevel.Error)
+const withoutInnerSpans = Logger.withMinimumLogLevel(LogLevel.Error)
 
 /** A new database with the tables of the workload, on the server behind the proxy. */
 const database = Effect.gen(function* () {

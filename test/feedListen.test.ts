@@ -12,7 +12,7 @@ import * as Redacted from "effect/Redacted"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { EventFeed, SqlStore, StoreAdapter, Subscription } from "effect-maestro"
-import { type WakeUps, wakeUpsOf } from "../src/internal/wakeUps.js"
+import { type Notifications, notificationsOf } from "../src/internal/sql/notifications.js"
 import { makeDatabase, useServerOfOurOwn } from "./database.js"
 import { commitOf, eventually, newId, shortly } from "./subscribers.js"
 
@@ -32,7 +32,7 @@ const ground = Layer.unwrapEffect(Effect.map(Url, (url) => SqlStore.layer.pipe(L
 const aClient = (maxConnections?: number) =>
   Effect.flatMap(Url, (url) => Layer.build(Layer.fresh(pgAt(url, maxConnections))))
 
-const aNode = (maxConnections: number, options: SqlStore.SqlStoreOptions = { pollInterval: "1 hour" }) =>
+const aNode = (maxConnections: number, options: SqlStore.Options = { pollInterval: "1 hour" }) =>
   Effect.flatMap(aClient(maxConnections), (client) =>
     Effect.map(
       Layer.build(Layer.fresh(SqlStore.layerWith(options)).pipe(Layer.provide(Layer.succeedContext(client)))),
@@ -77,7 +77,7 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("waiting readers",
       const sql = yield* SqlClient.SqlClient
       const client = Context.get(yield* aClient(), SqlClient.SqlClient)
       let heard = 0
-      const listening = yield* Effect.fork(wakeUpsOf(client, "maestro").listen(() => void heard++))
+      const listening = yield* Effect.fork(notificationsOf(client, "maestro").listen(() => void heard++))
       // Once for what was committed before it could hear.
       yield* eventually(
         Effect.sync(() => heard),
@@ -94,7 +94,7 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("waiting readers",
       )
       expect(yield* Fiber.join(listening)).toBe(true)
       // Another one can.
-      const again = yield* Effect.fork(wakeUpsOf(client, "maestro").listen(() => void heard++))
+      const again = yield* Effect.fork(notificationsOf(client, "maestro").listen(() => void heard++))
       yield* eventually(
         Effect.sync(() => heard),
         (count) => count === 3
@@ -127,7 +127,7 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("waiting readers",
     Effect.gen(function* () {
       const client = yield* aClient(4)
       const sql = Context.get(client, SqlClient.SqlClient)
-      const subscribed = countingSubscribers(wakeUpsOf(sql, "maestro"))
+      const subscribed = countingSubscribers(notificationsOf(sql, "maestro"))
       const roots = Effect.map(Fiber.roots, (all) => [...all].length)
       const before = yield* roots
       for (const _ of Arr.range(1, 3)) {
@@ -175,7 +175,7 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("waiting readers",
     Effect.gen(function* () {
       const node = yield* aNode(6, {})
       const sql = Context.get(node, SqlClient.SqlClient)
-      const subscribed = countingSubscribers(wakeUpsOf(sql, "maestro"))
+      const subscribed = countingSubscribers(notificationsOf(sql, "maestro"))
       const waits = yield* Effect.forEach(
         Arr.range(1, 20),
         () => Effect.option(Subscription.waitFor("nobody", EventFeed.beginning, "60 millis")),
@@ -191,9 +191,9 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("waiting readers",
 // --- what the cases are made of ---
 
 /** How many more wait for commits than when this was called. */
-const countingSubscribers = (hub: WakeUps): (() => number) => {
+const countingSubscribers = (hub: Notifications): (() => number) => {
   let count = 0
-  const counting = (subscribe: WakeUps["onCommit"]) => (wake: () => void) => {
+  const counting = (subscribe: Notifications["onCommit"]) => (wake: () => void) => {
     count++
     const stop = subscribe(wake)
     let stopped = false

@@ -94,7 +94,7 @@ export interface Attempt {
 }
 
 /** What is wrong with the feed as it stands at the end; every number must be zero. */
-export interface Verdict {
+export interface AppendResult {
   readonly outOfOrder: number
   readonly notRising: number
   readonly effectsBeforeCauses: number
@@ -106,7 +106,7 @@ export interface Verdict {
   readonly ghosts: number
 }
 
-export const noFault: Verdict = {
+export const noFault: AppendResult = {
   outOfOrder: 0,
   notRising: 0,
   effectsBeforeCauses: 0,
@@ -119,7 +119,7 @@ export const verdictOf = (
   feed: ReadonlyArray<EventFeed.FeedEvent>,
   attempts: ReadonlyArray<Attempt>,
   undone: ReadonlySet<string>
-): Verdict => {
+): AppendResult => {
   const shown = new Set(feed.map(textOf))
   const failed = new Set([...undone, ...attempts.flatMap(({ id, written }) => (Option.isNone(written) ? [id] : []))])
   return {

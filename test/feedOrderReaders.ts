@@ -91,7 +91,7 @@ export const follower = (reader: string, last: string): Effect.Effect<Sight, unk
       events.push(...page.events)
       position = page.position
       if (events.at(-1)?.id === last) break
-      if (!page.more) position = yield* feed.awaitNews(position)
+      if (!page.more) position = yield* feed.awaitAppend(position)
     }
     return { reader, after: EventFeed.beginning, matches: everything, events, head: position }
   })

@@ -38,7 +38,7 @@ const restore = (last: number) =>
     const [row] = yield* sql<{ from: string }>`select min(feed_key)::text as from from (
       select feed_key from maestro.event_log order by feed_key desc, position desc limit ${last}
     ) l`
-    for (const table of ["event_log", "subscriptions", "events_set_aside"]) {
+    for (const table of ["event_log", "subscriptions", "parked_events"]) {
       yield* sql`update ${sql(`maestro.${table}`)} set feed_key = (feed_key::text::bigint + 1000000)::text::xid8
         where feed_key >= ${row?.from ?? "0"}::xid8`
     }
@@ -80,9 +80,9 @@ layer(Layer.fresh(ground), { excludeTestServices: true, timeout: 60_000 })("afte
       const end = Subscription.make(newId("end"), { handle: write("end") })
       const shares = Subscription.make(newId("shares"), { partitions: 3, handle: write("shares") })
       const middle = Subscription.make(newId("middle"), {
-        handle: (event) => (event.aggregateId === c ? Effect.fail("set aside") : write("middle")(event)),
+        handle: (event) => (event.aggregateId === c ? Effect.fail("parked") : write("middle")(event)),
         retry: Schedule.stop,
-        onFailure: "setAsideAggregate"
+        onFailure: "parkAggregate"
       })
       yield* overlap(a, 1, b, 1)
       yield* Effect.scoped(Effect.zipRight(start(middle), caughtUp(middle)))
@@ -121,9 +121,7 @@ layer(Layer.fresh(ground), { excludeTestServices: true, timeout: 60_000 })("afte
       yield* start(shares)
       expect(yield* written("end")).toEqual(all)
       expect(yield* written("middle")).toEqual(all.filter((place) => !place.startsWith(c)))
-      expect((yield* Subscription.setAside(middle.name)).map(textOf)).toEqual(
-        all.filter((place) => place.startsWith(c))
-      )
+      expect((yield* Subscription.parked(middle.name)).map(textOf)).toEqual(all.filter((place) => place.startsWith(c)))
       const shared = yield* eventually(written("shares"), ({ length }) => length >= all.length)
       expect(shared.toSorted()).toEqual(all.toSorted())
       expect(outOfOrder(shared.map(placeOf))).toBe(0)

@@ -10,7 +10,7 @@ import { fileURLToPath } from "node:url"
 import { describe, expect, it } from "@effect/vitest"
 import * as Arr from "effect/Array"
 import * as Effect from "effect/Effect"
-import { lockFolder } from "../src/internal/folderLock.js"
+import { lockFolder } from "../src/internal/pglite/folderLock.js"
 
 // The systems differ in what tells the living from the dead: on Linux a socket, elsewhere the number of the process.
 const systems = process.platform === "linux" ? ["linux", "darwin"] : [process.platform]
@@ -105,7 +105,7 @@ it.scoped("a folder's lock is the same by all of its names, and for a copy of th
     yield* Effect.promise(() => mkdir(folder))
     const link = join(folder, "..", "link")
     yield* Effect.promise(() => symlink(folder, link))
-    const copy: typeof import("../src/internal/folderLock.js") = yield* Effect.promise(
+    const copy: typeof import("../src/internal/pglite/folderLock.js") = yield* Effect.promise(
       () => import(fileURLToPath(new URL("../src/internal/folderLock.ts", import.meta.url)).concat("?copy"))
     )
     expect(copy.lockFolder).not.toBe(lockFolder)

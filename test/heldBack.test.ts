@@ -90,7 +90,7 @@ layer(SqlStore.layer.pipe(Layer.provideMerge(clientOf()), Layer.orDie), { exclud
         const held = Option.getOrThrow(status.heldBack)
         expect(held).toMatchObject({
           events: 8,
-          holder: Option.some({
+          transaction: Option.some({
             pid: { _tag: "Some" },
             prepared: Option.none(),
             database: Option.some("postgres"),
@@ -121,7 +121,7 @@ layer(SqlStore.layer.pipe(Layer.provideMerge(clientOf()), Layer.orDie), { exclud
         )
         expect(Option.getOrThrow(held)).toMatchObject({
           events: 3,
-          holder: Option.some({ pid: { _tag: "Some" }, state: Option.none(), startedAt: Option.none() })
+          transaction: Option.some({ pid: { _tag: "Some" }, state: Option.none(), startedAt: Option.none() })
         })
         yield* end
       })
@@ -136,7 +136,7 @@ layer(SqlStore.layer.pipe(Layer.provideMerge(clientOf()), Layer.orDie), { exclud
         yield* commitOf(newId("a"), 1, 1, type)
         expect(Option.getOrThrow(yield* EventFeed.heldBack({ types: [type] }))).toMatchObject({
           events: 1,
-          holder: Option.some({ pid: Option.none(), prepared: Option.some(id), startedAt: { _tag: "Some" } })
+          transaction: Option.some({ pid: Option.none(), prepared: Option.some(id), startedAt: { _tag: "Some" } })
         })
       })
     )
@@ -185,7 +185,7 @@ it.scoped("a running subscription warns in the log after half a minute, then whe
     held = Option.some({
       events: 7,
       since: 60_000,
-      holder: Option.some({
+      transaction: Option.some({
         pid: Option.some(42),
         prepared: Option.none(),
         database: Option.some("shop"),

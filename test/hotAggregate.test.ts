@@ -265,12 +265,12 @@ for (const [name, store] of Object.entries(stores)) {
 
     it.scoped("an id that was made here is believed new once, and never where no states are kept", () =>
       Effect.gen(function* () {
-        const Unkept = Aggregate.make("Account", { ...definition, keep: { capacity: 0 } })
+        const Unkept = Aggregate.make("Account", { ...definition, cache: { capacity: 0 } })
         const unkept = yield* aCountingAccount(Unkept.layer)
         yield* Effect.provide(Unkept.evaluate(yield* Unkept.newId, new Deposit({ amount: 1 })), unkept.node)
         expect(unkept.reads()).toBeGreaterThan(0)
 
-        const One = Aggregate.make("Account", { ...definition, keep: { capacity: 1 } })
+        const One = Aggregate.make("Account", { ...definition, cache: { capacity: 1 } })
         const { node, reads } = yield* aCountingAccount(One.layer)
         const ids = yield* Effect.replicateEffect(One.newId, 2)
         for (const id of ids) yield* Effect.provide(One.evaluate(id, new Deposit({ amount: 1 })), node)
@@ -294,7 +294,7 @@ for (const [name, store] of Object.entries(stores)) {
 
     it.scoped("so many states are kept, those used last, and none longer than it is used", () =>
       Effect.gen(function* () {
-        const Few = Aggregate.make("Account", { ...definition, keep: { capacity: 2, idleTimeToLive: "10 minutes" } })
+        const Few = Aggregate.make("Account", { ...definition, cache: { capacity: 2, idleTimeToLive: "10 minutes" } })
         const { node, reads } = yield* aCountingAccount(Few.layer)
         const ids = yield* Effect.replicateEffect(Few.newId, 3)
         for (const id of ids) yield* Effect.provide(Few.evaluate(id, new Deposit({ amount: 1 })), node)
@@ -412,7 +412,7 @@ it.scoped("after a commit of unknown outcome no other failure of the store says 
 
 it("a number of states that is none is refused when the aggregate is made", () => {
   for (const capacity of [-1, 1.5, Number.NaN]) {
-    expect(() => Aggregate.make("Account", { ...definition, keep: { capacity } })).toThrow("keep.capacity")
+    expect(() => Aggregate.make("Account", { ...definition, cache: { capacity } })).toThrow("cache.capacity")
   }
 })
 

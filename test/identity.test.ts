@@ -88,7 +88,7 @@ for (const [name, store] of Object.entries({
           expect(yield* once(Guest.evaluate(id, new Register({ name: "Ann" })))).toMatchObject({ sequence: 1 })
           expect(yield* once(Room.evaluate(id, new Book({ nights: 2 })))).toMatchObject({
             sequence: 1,
-            repeated: false,
+            duplicate: false,
             position: { aggregateId: "Room/room-101", sequence: 1 }
           })
           expect(yield* Room.evaluate(id, new Book({ nights: 3 }))).toMatchObject({ sequence: 2, state: { nights: 5 } })
@@ -109,7 +109,7 @@ for (const [name, store] of Object.entries({
         for (const id of ["a/b", "/", "Room/101", "//"]) yield* Room.evaluate(id, new Book({ nights: 1 }))
         // An open transaction elsewhere on the server holds the feed back for a while.
         const { events } = yield* eventually(
-          EventFeed.read({ after, filter: { aggregates: ["Room"] } }),
+          EventFeed.read({ after, filter: { kinds: ["Room"] } }),
           (page) => page.events.length >= 4
         )
         expect(events.map(({ aggregateId, id, kind }) => [kind, id, aggregateId])).toEqual(
@@ -318,7 +318,7 @@ it.effect("an aggregate may have the name of anything that the library sets arou
       const around = Effect.provideService(Aggregate.Metadata, { userId: "u1" })
       yield* Metadata.evaluate("a", deposit).pipe(around, Aggregate.withCommandId("c"))
       expect(yield* Metadata.evaluate("a", deposit).pipe(around, Aggregate.withCommandId("c"))).toMatchObject({
-        repeated: true
+        duplicate: true
       })
       yield* CommandId.evaluate("a", deposit).pipe(around)
       expect((yield* stored("Metadata/a")).map(({ metadata }) => metadata)).toEqual([{ userId: "u1" }])

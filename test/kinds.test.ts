@@ -17,7 +17,7 @@ import {
   Subscription,
   Timestamp
 } from "effect-maestro"
-import { selectPageOfKinds } from "../src/internal/sqlFeed.js"
+import { selectPageOfKinds } from "../src/internal/sql/feed.js"
 import { layerPg, uniqueName, useServerOfOurOwn } from "./database.js"
 import { caughtUp, start } from "./subscribers.js"
 
@@ -109,13 +109,13 @@ for (const [name, store] of Object.entries({
                 Subscription.on(Customer, { Created: (event, { id, kind }) => note(event, kind, id) })
               ]
             })
-            expect(both.filter).toEqual({ types: ["Created", "Paid"], aggregates: ["Order", "Customer"] })
+            expect(both.filter).toEqual({ types: ["Created", "Paid"], kinds: ["Order", "Customer"] })
             const customers = Subscription.make(uniqueName("customers"), {
               from,
               on: Subscription.on(Customer, { Created: ({ name }) => note(name) }),
-              filter: { aggregates: ["Customer", "Order"] }
+              filter: { kinds: ["Customer", "Order"] }
             })
-            expect(customers.filter).toEqual({ types: ["Created"], aggregates: ["Customer"] })
+            expect(customers.filter).toEqual({ types: ["Created"], kinds: ["Customer"] })
             const id = uniqueName("shared")
             yield* Order.evaluate(id, created(3))
             yield* Customer.evaluate(id, named("Ann"))
@@ -140,14 +140,14 @@ for (const [name, store] of Object.entries({
           const [bad, good] = [uniqueName("bad"), uniqueName("good")]
           const seen: Array<string> = []
           const reading = Subscription.make(name, {
-            onFailure: "setAside",
+            onFailure: "park",
             on: Subscription.on(Order, { Created: (_, { id }) => Effect.sync(() => seen.push(id)) })
           })
           yield* raw(Order.streamId(bad), 1, "Created", { name: "Ann" })
           yield* Order.evaluate(good, created(1))
           yield* start(reading)
           yield* caughtUp(reading)
-          const aside = yield* Subscription.setAside(name)
+          const aside = yield* Subscription.parked(name)
           expect(aside.filter(({ aggregateId }) => aggregateId === Order.streamId(bad))).toMatchObject([
             { sequence: 1, attempts: 1, error: expect.stringContaining("UnreadableEvent") }
           ])
@@ -206,7 +206,7 @@ for (const [name, store] of Object.entries({
               Subscription.fromProjections(uniqueName("orders"), [OfOrders], { from }),
               Subscription.fromProjections(uniqueName("all"), [OfAll, OfOrders], { from })
             ]
-            expect(orders.filter).toEqual({ types: ["Created"], aggregates: ["Order"] })
+            expect(orders.filter).toEqual({ types: ["Created"], kinds: ["Order"] })
             expect(all.filter).toEqual({ types: ["Created"] })
             const id = uniqueName("id")
             yield* Customer.evaluate(id, named("Ann"))
@@ -284,7 +284,7 @@ layer(onPostgres, { excludeTestServices: true, timeout: 60_000 })("rebuilds", (i
       yield* Effect.forEach(Arr.range(1, 12), (n) =>
         Effect.zipRight(Customer.evaluate(`c-${n}`, named("Ann")), raw(`Order/o-${n}`, 1, "Created", { amount: 1 }))
       )
-      const filter = { aggregates: ["Customer"], slice: { index: 1, of: 2 } }
+      const filter = { kinds: ["Customer"], slice: { index: 1, of: 2 } }
       const keeping = Subscription.fromProjections("kept", [Kept], { filter })
       expect(keeping.filter).toEqual({ types: ["Created"], ...filter })
       const kept = Effect.map(sql<{ kind: string; id: string }>`select kind, id from kept`, (rows) =>
@@ -362,14 +362,14 @@ layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg())), { excludeTestServices:
             '{}', '{}', ('00000000-0000-7000-8000-' || lpad(to_hex(n), 12, '0'))::uuid
           from generate_series(1, 60000) n`
         yield* sql`analyze maestro.event_log`
-        for (const [aggregates, types, expected] of [
+        for (const [kinds, types, expected] of [
           [["Rare"], undefined, 6],
           [["Other", "Rare"], undefined, 12],
           [["Rare"], ["Happened", "Never"], 6],
           [["Rare"], ["Never"], 0],
           [["Never"], undefined, 0]
         ] as const) {
-          const filter = { aggregates, types }
+          const filter = { kinds, types }
           const page = yield* EventFeed.read({ filter })
           expect(page.events).toHaveLength(expected)
           expect(page.more).toBe(false)
@@ -397,7 +397,7 @@ layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg())), { excludeTestServices:
           )
           expect(Math.max(...scanned), told).toBeLessThan(100)
         }
-        const full = yield* EventFeed.read({ filter: { aggregates: ["Common", "Rare"] }, limit: 7 })
+        const full = yield* EventFeed.read({ filter: { kinds: ["Common", "Rare"] }, limit: 7 })
         expect(full.events.map(({ id }) => id)).toEqual(Arr.range(1, 7).map(String))
         expect(full).toMatchObject({ more: true, position: full.events.at(-1)?.position })
       })

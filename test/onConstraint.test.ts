@@ -212,7 +212,7 @@ for (const [store, storeLayer] of Object.entries(stores)) {
             name,
             [Projection.of("all", guestsOf(name, onConstraint))],
             {
-              onFailure: "setAside",
+              onFailure: "park",
               retry: Schedule.recurs(1)
             }
           )
@@ -221,9 +221,9 @@ for (const [store, storeLayer] of Object.entries(stores)) {
             "ada@example.com",
             "bob@example.com"
           ])
-          const [parked] = yield* eventually(Subscription.setAside(name), (found) => found.length === 1)
+          const [parked] = yield* eventually(Subscription.parked(name), (found) => found.length === 1)
           expect(parked).toMatchObject({ aggregateId: second, error: expect.stringContaining("EmailTaken") })
-          expect(yield* Effect.flip(subscription.retry({ aggregateId: second, sequence: 1 }))).toBeInstanceOf(
+          expect(yield* Effect.flip(subscription.retryParked({ aggregateId: second, sequence: 1 }))).toBeInstanceOf(
             EmailTaken
           )
         })

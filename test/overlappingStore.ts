@@ -6,9 +6,9 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import { Event, EventFeed, type Snapshot, StoreAdapter, StoreError, Timestamp } from "effect-maestro"
-import { prepareFeedRead } from "../src/internal/feedInput.js"
-import { pageFrom, sliceOf } from "../src/internal/memoryFeed.js"
-import { prepareStreamPosition, restoreEvent } from "../src/internal/record.js"
+import { pageFrom, sliceOf } from "../src/internal/memory/feed.js"
+import { validateFeedRead } from "../src/internal/store/readOptions.js"
+import { decodeEvent, validateStreamPosition } from "../src/internal/store/storedRecord.js"
 
 /** A transaction: what it is inside of ends with what is committed, which is inside of nothing. */
 export interface Transaction {
@@ -115,14 +115,14 @@ export const makeOverlappingFeed = (
 
   const feed: EventFeed.EventFeedService = {
     read: (asked) =>
-      Effect.map(prepareFeedRead(asked), ({ after, filter, limit }) => {
+      Effect.map(validateFeedRead(asked), ({ after, filter, limit }) => {
         const found = shown(after, filter)
         const events = pageFrom(found.slice(0, limit).map(({ event }) => event))
         const page = found.slice(0, events.length)
         const last = found.length > page.length ? page.at(-1) : (shown(after).at(-1) ?? page.at(-1))
         return {
           events: page.map((entry) => ({
-            ...restoreEvent(entry.event),
+            ...decodeEvent(entry.event),
             ...Event.identityOf(entry.event.aggregateId),
             position: positionOf(entry)
           })),
@@ -134,9 +134,9 @@ export const makeOverlappingFeed = (
       const last = shown(EventFeed.beginning).at(-1)
       return last === undefined ? EventFeed.beginning : positionOf(last)
     }),
-    count: (asked) => Effect.map(prepareFeedRead(asked), ({ after, filter }) => shown(after, filter).length),
+    count: (asked) => Effect.map(validateFeedRead(asked), ({ after, filter }) => shown(after, filter).length),
     heldBack: (kinds) =>
-      Effect.map(prepareFeedRead({ filter: kinds }), ({ filter }) => {
+      Effect.map(validateFeedRead({ filter: kinds }), ({ filter }) => {
         const oldest = oldestOpen()
         const waiting = log.filter(({ event, key }) => key >= oldest && matches(event, filter))
         return waiting.length === 0
@@ -144,15 +144,15 @@ export const makeOverlappingFeed = (
           : Option.some({
               events: waiting.length,
               since: Math.min(...waiting.map(({ event }) => Timestamp.toMillis(event.timestamp))),
-              holder: Option.none()
+              transaction: Option.none()
             })
       }),
     positionOf: ({ aggregateId, sequence }) =>
-      Effect.map(prepareStreamPosition("EventFeed.positionOf", { aggregateId, sequence }), () =>
+      Effect.map(validateStreamPosition("EventFeed.positionOf", { aggregateId, sequence }), () =>
         Option.map(Option.fromNullable(entries.get(aggregateId)?.[sequence - 1]), positionOf)
       ),
-    awaitNews: (asked, kinds) =>
-      Effect.flatMap(prepareFeedRead({ after: asked, filter: kinds }), ({ after, filter }) => {
+    awaitAppend: (asked, kinds) =>
+      Effect.flatMap(validateFeedRead({ after: asked, filter: kinds }), ({ after, filter }) => {
         const wait: Effect.Effect<EventFeed.Position> = Effect.suspend(() =>
           shown(after, filter).length > 0 ? Effect.succeed(after) : Effect.zipRight(macrotask, wait)
         )
@@ -170,9 +170,9 @@ interface Entry {
 
 const positionOf = ({ key, position }: Entry): EventFeed.Position => `${key}-${position}` as EventFeed.Position
 
-const matches = (event: Event.StoredEvent, { aggregates, slice, types }: EventFeed.Filter = {}): boolean =>
+const matches = (event: Event.StoredEvent, { kinds, slice, types }: EventFeed.Filter = {}): boolean =>
   (types === undefined || types.includes(event.type)) &&
-  (aggregates === undefined || aggregates.includes(Event.identityOf(event.aggregateId).kind)) &&
+  (kinds === undefined || kinds.includes(Event.identityOf(event.aggregateId).kind)) &&
   (slice === undefined || sliceOf(event.aggregateId, slice.of) === slice.index)
 
 const macrotask = Effect.async<void>((resume) => {

@@ -13,7 +13,7 @@ import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
 import * as Tracer from "effect/Tracer"
 import { type Event, MemoryStore, Projection, StoreAdapter, StoreError, Subscription, Timestamp } from "effect-maestro"
-import { settle } from "../src/internal/settling.js"
+import { settleCommit } from "../src/internal/runtime/retry.js"
 import { eventually, start } from "./subscribers.js"
 
 class Deposited extends Schema.TaggedClass<Deposited>()("Deposited", { amount: Schema.Int }) {}
@@ -170,7 +170,7 @@ it.live("a projection that a subscription runs is named, too", () =>
     const failing = (error: unknown) => ({ name: "balances", of: "all" as const, project: () => Effect.fail(error) })
     const full = new StoreError.StoreError({ reason: "Exhausted", operation: "x", description: "the disk is full" })
     const subscription = Subscription.fromProjections(name, [failing(full)], {
-      onFailure: "setAside",
+      onFailure: "park",
       retry: Schedule.recurs(0)
     })
     yield* store.commitEvents([yield* deposited("a", 1)])
@@ -178,7 +178,7 @@ it.live("a projection that a subscription runs is named, too", () =>
       Effect.scoped(
         Effect.gen(function* () {
           yield* start(subscription)
-          const [parked] = yield* eventually(Subscription.setAside(name), (found) => found.length === 1)
+          const [parked] = yield* eventually(Subscription.parked(name), (found) => found.length === 1)
           expect(parked?.error).toContain(
             'projection "balances", event Deposited 1 of aggregate "a": the disk is full (Exhausted)'
           )
@@ -203,7 +203,7 @@ it.effect(
       const settling = (...failures: ReadonlyArray<StoreError.StoreError>) => {
         let attempt = 0
         return Effect.flip(
-          settle(
+          settleCommit(
             Schedule.recurs(failures.length - 1),
             Effect.suspend(() => Effect.fail(failures[attempt++] ?? failure("Unknown")))
           )

@@ -63,11 +63,7 @@ export const balancesTwo = (version = 2, create: ProjectionTables.TableStatement
   })
 
 /** The store on a pool of its own, for one node. */
-export const nodeAt = (
-  url: string,
-  options: SqlStore.SqlStoreOptions = {},
-  pool: Partial<PgClient.PgClientConfig> = {}
-) =>
+export const nodeAt = (url: string, options: SqlStore.Options = {}, pool: Partial<PgClient.PgClientConfig> = {}) =>
   Layer.fresh(
     SqlStore.layerWith(options).pipe(
       Layer.provideMerge(PgClient.layer({ url: Redacted.make(url), maxConnections: 4, ...pool }))

@@ -93,7 +93,7 @@ for (const level of ["repeatable read", "serializable"]) {
 }
 
 it.scopedLive(
-  "an event that is taken back in a transaction with a snapshot older than the swap fails, and is not lost",
+  "an event that is retried in a transaction with a snapshot older than the swap fails, and is not lost",
   () =>
     Effect.gen(function* () {
       const url = yield* makeDatabase
@@ -112,7 +112,7 @@ it.scopedLive(
               duration: 5000
             }),
             (lease) =>
-              lease.setAside({ ...place, position: lease.position, type: "Counted", error: "of the test", attempts: 1 })
+              lease.park({ ...place, position: lease.position, type: "Counted", error: "of the test", attempts: 1 })
           )
         )
         const error = yield* Effect.flip(
@@ -126,7 +126,7 @@ it.scopedLive(
                   nodeOn(url)
                 )
               )
-              yield* store.takeBack("counts", place, () => sql`update counts set n = n + 1`)
+              yield* store.retryParked("counts", place, () => sql`update counts set n = n + 1`)
             })
           )
         )

@@ -85,7 +85,7 @@ layer(layerPg(), { excludeTestServices: true, timeout: 60_000 })("a schema", (it
       const [model, copy] = [uniqueName("model"), uniqueName("copy")]
       const ofModel = yield* commitIn(model)
       yield* sql`create schema ${sql(copy)}`
-      for (const table of ["migrations", "event_log", "snapshots", "subscriptions", "events_set_aside", "rebuilds"]) {
+      for (const table of ["migrations", "event_log", "snapshots", "subscriptions", "parked_events", "rebuilds"]) {
         yield* sql`create table ${sql(copy)}.${sql(table)} (like ${sql(model)}.${sql(table)} including all)`
       }
       yield* sql`insert into ${sql(copy)}.migrations select * from ${sql(model)}.migrations`

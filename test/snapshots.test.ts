@@ -10,7 +10,7 @@ import * as ParseResult from "effect/ParseResult"
 import * as Schema from "effect/Schema"
 import { Aggregate, MemoryStore, type Snapshot, SqlStore, StoreAdapter } from "effect-maestro"
 import * as PgliteClient from "effect-maestro/PgliteClient"
-import { fingerprint } from "../src/internal/fingerprint.js"
+import { fingerprint } from "../src/internal/codec/fingerprint.js"
 import { Account, Deposit, type Deposited, definition, Limits } from "./account.js"
 
 const sqlStore = Layer.provideMerge(SqlStore.layer, PgliteClient.layerMemory)

@@ -558,7 +558,7 @@ const macrotask = Effect.async<void>((resume) => {
   setImmediate(() => resume(Effect.void))
 })
 
-const storeAt = (url: string, options: SqlStore.SqlStoreOptions = {}) =>
+const storeAt = (url: string, options: SqlStore.Options = {}) =>
   SqlStore.layerWith(options).pipe(Layer.provide(PgClient.layer({ url: Redacted.make(url), maxConnections: 1 })))
 
 /** A table whose insertion kills the server process when its transaction commits. */

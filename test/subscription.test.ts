@@ -109,7 +109,7 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>) {
         const [types, both, nothing, ...slices] = yield* Effect.all(
           [
             of({ types: [kind] }),
-            of({ types: [kind], aggregates: [kind] }),
+            of({ types: [kind], kinds: [kind] }),
             of({ types: [newId("none")] }),
             of({ types: [kind], slice: { index: 0, of: 2 } }),
             of({ types: [kind], slice: { index: 1, of: 2 } })
@@ -434,7 +434,7 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>) {
           eventsBehind: 0,
           secondsBehind: 0,
           heldBack: Option.none(),
-          setAside: 0,
+          parked: 0,
           partitions: []
         })
         yield* TestClock.adjust("1 hour")
@@ -451,7 +451,7 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>) {
         yield* gate.open
         expect(yield* eventually(slow.status, ({ eventsBehind }) => eventsBehind === 0)).toMatchObject({
           secondsBehind: 0,
-          setAside: 0
+          parked: 0
         })
       }).pipe(Effect.provide(TestContext.TestContext))
     )

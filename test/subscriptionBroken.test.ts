@@ -1,4 +1,4 @@
-/** Events whose handling breaks the connection, or finds another database down: counted, and in the end set aside or stopped at. */
+/** Events whose handling breaks the connection, or finds another database down: counted, and in the end parked or stopped at. */
 import * as SqlClient from "@effect/sql/SqlClient"
 import { SqlError } from "@effect/sql/SqlError"
 import { PgClient } from "@effect/sql-pg"
@@ -23,7 +23,7 @@ import {
   write,
   written
 } from "./subscribers.js"
-import { quietly } from "./subscriptionNodes.js"
+import { withoutInnerSpans } from "./subscriptionNodes.js"
 
 useServerOfOurOwn()
 
@@ -96,10 +96,10 @@ function isSetAside(
   it: Pick<Vitest.MethodsNonLive<Ground, true>, "scoped">,
   way: string,
   breaking: Breaking,
-  settings: Subscription.Settings
+  settings: Subscription.Options
 ): void {
   it.scoped(
-    `${way}: the event is set aside after its retries, and the next one comes`,
+    `${way}: the event is parked after its retries, and the next one comes`,
     () =>
       Effect.gen(function* () {
         const [a, by] = [newId("a"), newId("aside")]
@@ -107,7 +107,7 @@ function isSetAside(
         const aside = Subscription.make(by, {
           filter: { types: [a] },
           retry: Schedule.recurs(2),
-          onFailure: "setAside",
+          onFailure: "park",
           ...settings,
           handle: (event): Effect.Effect<unknown, unknown, Ledger> => {
             seen.push(event.sequence)
@@ -117,14 +117,14 @@ function isSetAside(
         yield* commitOf(a, 1, 3, a)
         yield* start(aside)
         yield* caughtUp(aside)
-        expect(yield* Subscription.setAside(by)).toMatchObject([{ sequence: 2, attempts: 3 }])
+        expect(yield* Subscription.parked(by)).toMatchObject([{ sequence: 2, attempts: 3 }])
         // Once in a batch, and three times by itself.
         expect(seen.filter((sequence) => sequence === 2)).toHaveLength(4)
         // The dead connection that an event at-least-once leaves in the pool may be given to the other handler, once.
         expect(seen.filter((sequence) => sequence === 1).length).toBeLessThanOrEqual(3)
         const once = (yield* written(by)).filter((place, index, all) => all.indexOf(place) === index)
         expect(once).toEqual([...placesOf(a, 1, 1), ...placesOf(a, 3, 3)])
-      }).pipe(quietly),
+      }).pipe(withoutInnerSpans),
     60_000
   )
 }
@@ -133,7 +133,7 @@ function stops(
   it: Pick<Vitest.MethodsNonLive<Ground, true>, "scoped">,
   way: string,
   breaking: Breaking,
-  settings: Subscription.Settings
+  settings: Subscription.Options
 ): void {
   it.scoped(
     `${way}: the subscription stops at the event, says why, and counts anew when it is resumed`,
@@ -173,7 +173,7 @@ function stops(
         yield* Subscription.resume(by)
         yield* start(stopping)
         yield* eventually(stopping.status, ({ eventsBehind }) => eventsBehind === 0)
-      }).pipe(quietly),
+      }).pipe(withoutInnerSpans),
     60_000
   )
 }

@@ -150,7 +150,7 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>, transactional:
             })
           ],
           {
-            onFailure: "setAside",
+            onFailure: "park",
             retry: Schedule.forever.pipe(Schedule.tapOutput(() => Effect.sync(() => void tries++)))
           }
         )
@@ -158,20 +158,20 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>, transactional:
         yield* commitOf(a, 1, 3, "OddlyNumbered")
         yield* start(reading)
         yield* caughtUp(reading)
-        expect(yield* Subscription.setAside(by)).toMatchObject([{ sequence: 2, attempts: 1 }])
+        expect(yield* Subscription.parked(by)).toMatchObject([{ sequence: 2, attempts: 1 }])
         expect(tries).toBe(0)
         expect(seen.at(-1)).toBe(3)
       })
     )
 
-    it.scoped("sets aside what can't be handled and goes on; it can be retried, and discarded", () =>
+    it.scoped("parks what can't be handled and goes on; it can be retried, and discarded", () =>
       Effect.gen(function* () {
         const [a, by] = [newId("a"), newId("aside")]
         let broken = true
         const aside = Subscription.make(by, {
           filter: { types: [a] },
           retry: Schedule.recurs(1),
-          onFailure: "setAside",
+          onFailure: "park",
           batchSize: 3,
           handle: (event) => (broken && event.sequence % 2 === 0 ? Effect.fail("even") : write(by)(event))
         })
@@ -179,21 +179,21 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>, transactional:
         yield* start(aside)
         yield* caughtUp(aside)
         expect(new Set(yield* written(by))).toEqual(new Set([1, 3, 5, 7].map((sequence) => `${a}/${sequence}`)))
-        const listed = yield* Subscription.setAside(by)
+        const listed = yield* Subscription.parked(by)
         expect(listed.map(placeOf)).toEqual([2, 4, 6].map((sequence) => `${a}/${sequence}`))
         expect(listed[0]).toMatchObject({ type: a, error: expect.stringContaining("even"), attempts: 2, partition: 0 })
         expect(Math.abs(Date.now() - (listed[0]?.since ?? 0))).toBeLessThan(60_000)
-        expect(yield* aside.status).toMatchObject({ state: "running", eventsBehind: 0, setAside: 3 })
+        expect(yield* aside.status).toMatchObject({ state: "running", eventsBehind: 0, parked: 3 })
         // A retry that fails leaves it where it is.
-        expect(yield* Effect.flip(aside.retry({ aggregateId: a, sequence: 2 }))).toBe("even")
-        expect(yield* Subscription.setAside(by)).toHaveLength(3)
+        expect(yield* Effect.flip(aside.retryParked({ aggregateId: a, sequence: 2 }))).toBe("even")
+        expect(yield* Subscription.parked(by)).toHaveLength(3)
         broken = false
-        expect(yield* aside.retry({ aggregateId: a, sequence: 2 })).toBe(true)
-        expect(yield* aside.retry({ aggregateId: a, sequence: 2 })).toBe(false)
-        expect(yield* Subscription.discard(by, { aggregateId: a, sequence: 4 })).toBe(true)
-        expect(yield* Subscription.discard(by, { aggregateId: a, sequence: 4 })).toBe(false)
-        expect(yield* aside.retryAll).toBe(1)
-        expect(yield* Subscription.setAside(by)).toEqual([])
+        expect(yield* aside.retryParked({ aggregateId: a, sequence: 2 })).toBe(true)
+        expect(yield* aside.retryParked({ aggregateId: a, sequence: 2 })).toBe(false)
+        expect(yield* Subscription.discardParked(by, { aggregateId: a, sequence: 4 })).toBe(true)
+        expect(yield* Subscription.discardParked(by, { aggregateId: a, sequence: 4 })).toBe(false)
+        expect(yield* aside.retryAllParked).toBe(1)
+        expect(yield* Subscription.parked(by)).toEqual([])
         expect((yield* written(by)).slice(-2)).toEqual([`${a}/2`, `${a}/6`])
       })
     )
@@ -205,7 +205,7 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>, transactional:
         const aside = Subscription.make(by, {
           filter: { types: [a] },
           retry: Schedule.stop,
-          onFailure: "setAside",
+          onFailure: "park",
           handle: (event) => (broken ? Effect.fail("no") : Effect.zipRight(shortly, write(by)(event)))
         })
         yield* commitOf(a, 1, 1, a)
@@ -213,7 +213,7 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>, transactional:
         yield* caughtUp(aside)
         broken = false
         const answers = yield* Effect.all(
-          Arr.makeBy(4, () => aside.retry({ aggregateId: a, sequence: 1 })),
+          Arr.makeBy(4, () => aside.retryParked({ aggregateId: a, sequence: 1 })),
           { concurrency: "unbounded" }
         )
         expect(answers.filter((done) => done)).toHaveLength(1)
@@ -223,7 +223,7 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>, transactional:
 
     for (const delivery of ["exactly-once", "at-least-once"] as const) {
       it.scoped(
-        `${delivery}: later events of an aggregate join the one set aside, in their order, while others go on`,
+        `${delivery}: later events of an aggregate join the one parked, in their order, while others go on`,
         () =>
           Effect.gen(function* () {
             const [a, b, kind, by] = [newId("a"), newId("b"), newId("kind"), newId("joins")]
@@ -232,7 +232,7 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>, transactional:
               filter: { types: [kind] },
               delivery,
               retry: Schedule.stop,
-              onFailure: "setAsideAggregate",
+              onFailure: "parkAggregate",
               handle: (event) =>
                 broken && event.aggregateId === a && event.sequence === 2 ? Effect.fail("two") : write(by)(event)
             })
@@ -249,27 +249,27 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>, transactional:
               )
             expect(Arr.dedupe(yield* of(b))).toEqual(placesOf(b, 1, 2))
             expect(Arr.dedupe(yield* of(a))).toEqual(placesOf(a, 1, 1))
-            expect((yield* Subscription.setAside(by)).map(placeOf)).toEqual(placesOf(a, 2, 4))
+            expect((yield* Subscription.parked(by)).map(placeOf)).toEqual(placesOf(a, 2, 4))
             // It fails again: nothing behind it is handled either.
-            expect(yield* Effect.flip(joins.retryAll)).toBe("two")
+            expect(yield* Effect.flip(joins.retryAllParked)).toBe("two")
             broken = false
-            expect(yield* joins.retryAll).toBe(3)
+            expect(yield* joins.retryAllParked).toBe(3)
             yield* commitOf(a, 5, 6, kind)
             yield* caughtUp(joins)
             expect(Arr.dedupe(yield* of(a))).toEqual(placesOf(a, 1, 6))
-            expect(yield* Subscription.setAside(by)).toEqual([])
+            expect(yield* Subscription.parked(by)).toEqual([])
           })
       )
     }
 
-    it.scoped("while it is at work, those set aside are retried, and none is lost, doubled or out of order", () =>
+    it.scoped("while it is at work, those parked are retried, and none is lost, doubled or out of order", () =>
       Effect.gen(function* () {
         const [a, by] = [newId("a"), newId("race")]
         let broken = true
         const race = Subscription.make(by, {
           filter: { types: [a] },
           retry: Schedule.stop,
-          onFailure: "setAsideAggregate",
+          onFailure: "parkAggregate",
           batchSize: 4,
           handle: (event) => (broken ? Effect.fail("no") : write(by)(event))
         })
@@ -277,10 +277,10 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>, transactional:
         yield* commitOf(a, 1, 2, a)
         yield* caughtUp(race)
         broken = false
-        const retrying = yield* Effect.fork(Effect.forever(Effect.zipRight(race.retryAll, shortly)))
+        const retrying = yield* Effect.fork(Effect.forever(Effect.zipRight(race.retryAllParked, shortly)))
         for (const sequence of Arr.range(3, 40)) yield* commitOf(a, sequence, sequence, a)
         yield* Subscription.waitFor(by, { aggregateId: a, sequence: 40 }, "30 seconds")
-        yield* eventually(Subscription.setAside(by), (left) => left.length === 0)
+        yield* eventually(Subscription.parked(by), (left) => left.length === 0)
         yield* Fiber.interrupt(retrying)
         expect(yield* written(by)).toEqual(placesOf(a, 1, 40))
       })
@@ -294,7 +294,7 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>, transactional:
           const undone = Subscription.make(by, {
             filter: { types: [a] },
             retry: Schedule.recurs(2),
-            onFailure: "setAside",
+            onFailure: "park",
             handle: (event) =>
               Effect.zipRight(write(by)(event), event.sequence === 3 ? Effect.fail("three") : Effect.void)
           })
@@ -302,7 +302,7 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>, transactional:
           yield* start(undone)
           yield* caughtUp(undone)
           expect(yield* written(by)).toEqual([1, 2, 4, 5].map((sequence) => `${a}/${sequence}`))
-          expect(yield* Effect.flip(undone.retry({ aggregateId: a, sequence: 3 }))).toBe("three")
+          expect(yield* Effect.flip(undone.retryParked({ aggregateId: a, sequence: 3 }))).toBe("three")
           expect(yield* written(by)).toHaveLength(4)
         })
     )
@@ -316,7 +316,7 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>, transactional:
           const swallows = Subscription.make(by, {
             filter: { types: [a] },
             retry: Schedule.recurs(1),
-            onFailure: "setAside",
+            onFailure: "park",
             handle: (event) =>
               event.sequence === 2
                 ? Effect.ignore(Effect.zipRight(write(by)(event), sql`select 1 / 0`))
@@ -329,7 +329,7 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>, transactional:
           yield* start(swallows)
           yield* caughtUp(swallows)
           expect(yield* written(by)).toEqual([1, 3, 4].map((sequence) => `${a}/${sequence}`))
-          expect(yield* Subscription.setAside(by)).toMatchObject([{ sequence: 2, attempts: 2 }])
+          expect(yield* Subscription.parked(by)).toMatchObject([{ sequence: 2, attempts: 2 }])
         })
     )
 
@@ -396,7 +396,7 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>, transactional:
           const locks = Subscription.make(by, {
             filter: { types: [kind] },
             retry: Schedule.stop,
-            onFailure: "setAside",
+            onFailure: "park",
             handle: (event) =>
               Effect.gen(function* () {
                 if (broken) return yield* Effect.fail("no")
@@ -412,7 +412,7 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>, transactional:
           broken = false
           yield* commitOf(newId("b"), 1, 1, kind)
           yield* Deferred.await(holding)
-          const retrying = yield* Effect.fork(locks.retry({ aggregateId: a, sequence: 1 }))
+          const retrying = yield* Effect.fork(locks.retryParked({ aggregateId: a, sequence: 1 }))
           yield* Effect.repeatN(shortly, 10)
           yield* Deferred.succeed(go, undefined)
           expect(yield* Fiber.join(retrying)).toBe(true)
@@ -450,7 +450,7 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>, transactional:
               const told = Subscription.make(by, {
                 filter: { types: [a] },
                 retry: Schedule.stop,
-                onFailure: "setAside",
+                onFailure: "park",
                 delivery,
                 ...(batch
                   ? {
@@ -465,7 +465,7 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>, transactional:
               yield* commitOf(a, 1, ways.length + 1, a)
               yield* start(told)
               yield* caughtUp(told)
-              const listed = yield* Subscription.setAside(by)
+              const listed = yield* Subscription.parked(by)
               expect(listed.map(({ sequence }) => sequence)).toEqual(Arr.range(1, ways.length))
               for (const [index, [way, , error]] of ways.entries()) {
                 expect(listed[index]?.error, way).toMatch(error)

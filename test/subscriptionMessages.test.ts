@@ -11,7 +11,7 @@ import * as Logger from "effect/Logger"
 import * as Schedule from "effect/Schedule"
 import { type EventFeed, SqlStore, Subscription } from "effect-maestro"
 import * as PgliteClient from "effect-maestro/PgliteClient"
-import { lineOf, textOf } from "../src/internal/failureText.js"
+import { lineOf, textOf } from "../src/internal/subscription/failureText.js"
 import { Account } from "./account.js"
 import { layerPg, useServerOfOurOwn } from "./database.js"
 import { commitOf, newId, stores } from "./subscribers.js"
@@ -66,12 +66,12 @@ for (const [name, client] of [
         const aside = Subscription.make(newId("aside"), {
           filter: { types: [a] },
           retry: Schedule.stop,
-          onFailure: "setAside",
+          onFailure: "park",
           handle: () => sql`insert into nowhere values (1)`
         })
         yield* Effect.forkScoped(aside.run)
         yield* Subscription.waitFor(aside.name, { aggregateId: a, sequence: 1 }, "30 seconds")
-        const [event] = yield* Subscription.setAside(aside.name)
+        const [event] = yield* Subscription.parked(aside.name)
         expect(event?.error.split("\n")[0]).toBe(
           'SqlError: Failed to execute statement: relation "nowhere" does not exist (42P01)'
         )
@@ -120,8 +120,8 @@ for (const [name, store] of stores) {
           operation: "Subscription.resume",
           issues: [{ path: ["name"], message: `no subscription of the name "${by}s" has run` }]
         })
-        expect(yield* Subscription.setAside(awaited)).toEqual([])
-        expect(yield* Subscription.discard(awaited, { aggregateId: a, sequence: 2 })).toBe(false)
+        expect(yield* Subscription.parked(awaited)).toEqual([])
+        expect(yield* Subscription.discardParked(awaited, { aggregateId: a, sequence: 2 })).toBe(false)
       })
     )
 
@@ -141,8 +141,8 @@ for (const [name, store] of stores) {
           const place = { aggregateId: "a", sequence }
           for (const refused of [
             Subscription.waitFor(by, place, "1 second"),
-            Subscription.discard(by, place),
-            subscription.retry(place)
+            Subscription.discardParked(by, place),
+            subscription.retryParked(place)
           ]) {
             expect(yield* Effect.flip(refused)).toMatchObject({
               _tag: "ValidationError",
@@ -176,7 +176,7 @@ it("a subscription that would handle no events is refused where it is made", () 
       () => Subscription.make("idle", { on: [onDeposits, Subscription.on(Account, {})] }),
       "no handler for events of Account"
     ],
-    [() => Subscription.make("idle", { on: onDeposits, filter: { aggregates: ["Order"] } }), "no aggregates"],
+    [() => Subscription.make("idle", { on: onDeposits, filter: { kinds: ["Order"] } }), "no aggregates"],
     [() => Subscription.make("idle", { filter: { types: [] }, handle: () => Effect.void }), "no types"],
     [() => Subscription.make("idle", JSON.parse("{}")), "has no handler"],
     [() => Subscription.fromProjections("idle", []), "would handle no events"]

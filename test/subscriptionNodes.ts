@@ -45,14 +45,14 @@ export const aNode = (how: "direct" | "proxy" = "direct", maxConnections?: numbe
 
 export const holderOf = (name: string) =>
   Effect.flatMap(SubscriptionStore.SubscriptionStore, (store) =>
-    Effect.map(store.standing(name), ([only]) => Option.getOrUndefined(only?.holder ?? Option.none()))
+    Effect.map(store.partitions(name), ([only]) => Option.getOrUndefined(only?.holder ?? Option.none()))
   )
 
 /** What a subscription waits for while the database can't be reached is a warning. */
-export const quietly = Logger.withMinimumLogLevel(LogLevel.Error)
+export const withoutInnerSpans = Logger.withMinimumLogLevel(LogLevel.Error)
 
 /** One that writes what it handles. */
-export const writing = (by: string, type: string, settings: Subscription.Settings = {}) =>
+export const writing = (by: string, type: string, settings: Subscription.Options = {}) =>
   Subscription.make(by, { filter: { types: [type] }, handle: write(by), ...settings })
 
 /** Waits until it has handled the event. */

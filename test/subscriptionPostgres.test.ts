@@ -12,7 +12,16 @@ import { EventFeed, Subscription, SubscriptionStore, Timestamp } from "effect-ma
 import { useServerOfOurOwn } from "./database.js"
 import type { Mishap } from "./faults/proxy.js"
 import { commitOf, eventually, Ledger, newId, placesOf, start, write, written } from "./subscribers.js"
-import { aNode, Database, ground, holderOf, quietly, reached, terminateOthers, writing } from "./subscriptionNodes.js"
+import {
+  aNode,
+  Database,
+  ground,
+  holderOf,
+  reached,
+  terminateOthers,
+  withoutInnerSpans,
+  writing
+} from "./subscriptionNodes.js"
 
 useServerOfOurOwn()
 
@@ -98,7 +107,7 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("nodes", (it) => {
       }
       expect(yield* token).toBe(before)
       expect(yield* written(by)).toEqual(placesOf(a, 1, 6))
-    }).pipe(quietly)
+    }).pipe(withoutInnerSpans)
   )
 
   it.scoped("of two who believe to hold one lease, the older writes nothing", () =>
@@ -150,7 +159,7 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("nodes", (it) => {
       // And afterwards it can do nothing at all.
       expect(yield* Effect.flip(older.advance(at("3-3"), ledger.write(by, line(3))))).toEqual(lost)
       expect(yield* Effect.flip(older.checkpoint)).toEqual(lost)
-      expect(yield* Effect.flip(older.failing(undefined))).toEqual(lost)
+      expect(yield* Effect.flip(older.recordFailure(undefined))).toEqual(lost)
       yield* newer.advance(at("3-4"), ledger.write(by, line(4)))
       expect(yield* newer.checkpoint).toBe("3-4")
       expect(yield* written(by)).toEqual(["x/1", "x/4"])
@@ -178,7 +187,7 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("nodes", (it) => {
         (count) => count === 1
       )
       expect(yield* holderOf(by)).toBe("thief")
-    }).pipe(quietly)
+    }).pipe(withoutInnerSpans)
   )
 
   it.scoped("a connection that is killed between the handler's write and the checkpoint", () =>
@@ -203,7 +212,7 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("nodes", (it) => {
       yield* reached(by, a, 12)
       expect(kills).toBe(3)
       expect(yield* written(by)).toEqual(placesOf(a, 1, 12))
-    }).pipe(quietly)
+    }).pipe(withoutInnerSpans)
   )
 
   it.scoped("checkpoints whose commits are cut off before, during or after, are stored once", () =>
@@ -222,7 +231,7 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("nodes", (it) => {
       expect(yield* written(by)).toEqual(placesOf(a, 1, 30))
       expect(proxy.counts().swallowed).toBeGreaterThan(before.swallowed)
       expect(proxy.counts().cuts - before.cuts).toBeGreaterThan(5)
-    }).pipe(quietly)
+    }).pipe(withoutInnerSpans)
   )
 
   it.scoped("while the database can't be reached it waits, and then goes on", () =>
@@ -243,7 +252,7 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("nodes", (it) => {
       proxy.refuse(false)
       yield* reached(by, a, 6)
       expect(yield* written(by)).toEqual(placesOf(a, 1, 6))
-    }).pipe(quietly)
+    }).pipe(withoutInnerSpans)
   )
 
   it.scoped(
@@ -286,7 +295,7 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("nodes", (it) => {
         yield* reached(by, a, 6)
         expect(yield* holderOf(by)).toBe("moves")
         expect(yield* written(by)).toEqual(placesOf(a, 1, 6))
-      }).pipe(quietly)
+      }).pipe(withoutInnerSpans)
   )
 
   it.scoped(
@@ -312,7 +321,7 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("nodes", (it) => {
         yield* Effect.provide(start(again), node)
         yield* reached(by, a, 10)
         expect(seen).toEqual([1, 2, 3, 4, 5, 6, 7, 8, 5, 6, 7, 8, 9, 10])
-      }).pipe(quietly)
+      }).pipe(withoutInnerSpans)
   )
 
   it.scoped("connections killed again and again, of two nodes: each event once, in order", () =>
@@ -329,7 +338,7 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("nodes", (it) => {
       yield* Fiber.interrupt(killing)
       yield* reached(by, a, 60)
       expect(yield* written(by)).toEqual(placesOf(a, 1, 60))
-    }).pipe(quietly)
+    }).pipe(withoutInnerSpans)
   )
 
   it.scoped("ended at any moment and started anew: each event once, and no connection or transaction is left", () =>
@@ -362,6 +371,6 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("nodes", (it) => {
         Effect.flatMap(SqlClient.SqlClient, (own) => Effect.all(Arr.replicate(own`select 1`, 8), { concurrency: 4 })),
         node
       )
-    }).pipe(quietly)
+    }).pipe(withoutInnerSpans)
   )
 })

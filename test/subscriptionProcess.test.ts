@@ -29,7 +29,7 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("processes", (it) 
     })
   )
 
-  it.scoped("processes that are killed by an event again and again: the event is set aside", () =>
+  it.scoped("processes that are killed by an event again and again: the event is parked", () =>
     Effect.gen(function* () {
       const [a, by] = [newId("a"), newId("kills")]
       yield* commitOf(a, 1, 3, a)
@@ -44,13 +44,13 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("processes", (it) 
         Subscription.make(by, {
           filter: { types: [a] },
           retry: Schedule.stop,
-          onFailure: "setAside",
+          onFailure: "park",
           handle: ({ sequence }) => Effect.sync(() => void handled.push(sequence))
         })
       )
       yield* reached(by, a, 3)
       expect(handled).toEqual([3])
-      expect(yield* Subscription.setAside(by)).toMatchObject([{ sequence: 2, attempts: 1 }])
+      expect(yield* Subscription.parked(by)).toMatchObject([{ sequence: 2, attempts: 1 }])
     })
   )
 

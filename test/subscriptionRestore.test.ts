@@ -21,7 +21,7 @@ class Url extends Context.Tag("test/Url")<Url, string>() {}
 const pgAt = (url: string) => PgClient.layer({ url: Redacted.make(url), maxConnections: 6 })
 
 /** A node that leaves the tables as they are, or one that migrates. */
-const aNode = (options: SqlStore.SqlStoreOptions = { migrate: false }) =>
+const aNode = (options: SqlStore.Options = { migrate: false }) =>
   Effect.flatMap(Url, (url) =>
     Layer.build(
       Layer.fresh(Layer.merge(SqlStore.layerWith(options), Ledger.layerSql).pipe(Layer.provideMerge(pgAt(url))))
@@ -35,7 +35,7 @@ const restore = (last = 1_000_000) =>
     const [row] = yield* sql<{ from: string }>`select feed_key::text as from from (
       select feed_key from maestro.event_log order by feed_key desc, position desc limit ${last}
     ) l order by feed_key limit 1`
-    for (const table of ["event_log", "subscriptions", "events_set_aside"]) {
+    for (const table of ["event_log", "subscriptions", "parked_events"]) {
       yield* sql`update ${sql(`maestro.${table}`)}
         set feed_key = (feed_key::text::bigint + 1000000)::text::xid8
         where feed_key >= ${row?.from ?? "0"}::xid8`
@@ -50,13 +50,13 @@ const all = Effect.map(
 )
 
 layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("restored from a dump", (it) => {
-  /** Events of two aggregates, a subscription in the middle of them and one at their end, and one event set aside. */
+  /** Events of two aggregates, a subscription in the middle of them and one at their end, and one event parked. */
   const past = Effect.gen(function* () {
     const [a, b] = [newId("a"), newId("b")]
     const end = Subscription.make("end", {
       handle: (event) => (event.sequence === 2 ? Effect.fail("two") : write("end")(event)),
       retry: Schedule.stop,
-      onFailure: "setAside"
+      onFailure: "park"
     })
     const middle = Subscription.make("middle", { handle: write("middle") })
     yield* commitOf(a, 1, 3, "T")
@@ -100,7 +100,7 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("restored fro
             expect(yield* written("end")).toEqual(
               [...order, ...placesOf(a, 7, 8)].filter((place) => place !== `${a}/2`)
             )
-            expect((yield* Subscription.setAside("end")).map(placeOf)).toEqual([`${a}/2`])
+            expect((yield* Subscription.parked("end")).map(placeOf)).toEqual([`${a}/2`])
           }).pipe(Effect.provide(node))
         })
       )

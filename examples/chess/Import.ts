@@ -36,14 +36,14 @@ export interface Imported {
   readonly games: ReadonlyArray<ImportedGame>
   readonly broken: ReadonlyArray<BrokenGame>
   /** How many games stood in the file once more. */
-  readonly repeated: number
+  readonly duplicate: number
   readonly tally: Progress.Tally
   readonly took: Duration.Duration
 }
 
 /** Imports all games. A broken one does not stop the others; a store that fails does. */
 export const importGames = Effect.fn("Import.importGames")(function* (games: ReadonlyArray<PgnGame>) {
-  const { clashing, distinct, repeated } = identify(games)
+  const { clashing, distinct, duplicate } = identify(games)
   const progress = yield* Progress.make(distinct.length)
   const [took, outcomes] = yield* Effect.forEach(
     distinct,
@@ -59,7 +59,7 @@ export const importGames = Effect.fn("Import.importGames")(function* (games: Rea
   return {
     games: imported,
     broken: [...clashing, ...broken].sort((one, other) => one.number - other.number),
-    repeated,
+    duplicate,
     tally: yield* progress.tally,
     took
   } satisfies Imported
@@ -84,7 +84,7 @@ const identify = (games: ReadonlyArray<PgnGame>) => {
       )
     }
   }
-  return { distinct: [...distinct], clashing, repeated: games.length - distinct.size - clashing.length }
+  return { distinct: [...distinct], clashing, duplicate: games.length - distinct.size - clashing.length }
 }
 
 /** The way of one game: what is in the store already is left alone, what is missing is added move by move. */

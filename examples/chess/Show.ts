@@ -15,13 +15,13 @@ import { titleOf } from "./Pgn.js"
 import * as Rules from "./Rules.js"
 
 /** What was done, and how fast. */
-export const summary = ({ broken, games, repeated, tally, took }: Imported) =>
+export const summary = ({ broken, games, duplicate, tally, took }: Imported) =>
   Effect.gen(function* () {
     const count = (how: ImportedGame["how"]) => games.filter((game) => game.how === how).length
     const seconds = Duration.toSeconds(took)
     const found = [`${count("found")} games found`, `${count("imported")} imported`]
     if (count("continued") > 0) found.push(`${count("continued")} continued`)
-    if (repeated > 0) found.push(`${repeated} in the file once more`)
+    if (duplicate > 0) found.push(`${duplicate} in the file once more`)
     if (broken.length > 0) found.push(`${broken.length} broken`)
     yield* Console.log(`\n${found.join(", ")}`)
     yield* Console.log(

@@ -12,7 +12,7 @@ import * as Predicate from "effect/Predicate"
 import type * as Scope from "effect/Scope"
 import { StoreError } from "effect-maestro"
 // The lock of the library, which is not exported: a store of your own brings a lock of its own.
-import { hold } from "../../src/internal/folderLock.js"
+import { hold } from "../../src/internal/pglite/folderLock.js"
 
 export interface Journal<A> {
   /** The folder that it is in, under the one name that all its names lead to. */

@@ -40,11 +40,11 @@ const place = (order: string, customer: string, payWithin: Duration.DurationInpu
 /** What the payment provider calls, as often as it likes: its reference is the command's id. */
 const pay = (order: string, reference: string) =>
   Effect.gen(function* () {
-    const { position, repeated } = yield* Payment.evaluate(order, new ReceivePayment()).pipe(
+    const { position, duplicate: duplicate } = yield* Payment.evaluate(order, new ReceivePayment()).pipe(
       Aggregate.withCommandId(reference)
     )
     yield* Subscription.waitFor(Fulfilment.Fulfilment.name, position, "10 seconds")
-    return repeated
+    return duplicate
   })
 
 const tell = (order: string) =>
@@ -59,8 +59,8 @@ const story = Effect.gen(function* () {
   yield* place("order 1", "Ann", "1 hour")
   yield* tell("order 1")
   for (const _ of [1, 2]) {
-    const repeated = yield* pay("order 1", "reference 1")
-    yield* Console.log(`  the report ${repeated ? "was known already" : "is new"}`)
+    const duplicate = yield* pay("order 1", "reference 1")
+    yield* Console.log(`  the report ${duplicate ? "was known already" : "is new"}`)
   }
   yield* tell("order 1")
 

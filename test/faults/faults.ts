@@ -13,7 +13,7 @@ import * as LogLevel from "effect/LogLevel"
 import * as Random from "effect/Random"
 import * as Redacted from "effect/Redacted"
 import { createTables, Wallet } from "./domain.js"
-import { type Attempt, type Place, type Row, type Verdict, verdictOf } from "./history.js"
+import { type AppendResult, type Attempt, type Place, type Row, verdictOf } from "./history.js"
 import { forwarded, makeObserver } from "./observer.js"
 import type { Mishap, Proxy } from "./proxy.js"
 import type { Server } from "./server.js"
@@ -42,7 +42,7 @@ export interface Fault {
   readonly once: (tools: Tools) => Effect.Effect<number, unknown>
 }
 
-export interface Report extends Verdict {
+export interface Report extends AppendResult {
   readonly fault: string
   readonly rounds: number
   /** Servers killed, connections cut, and transactions that a deadlock ended. */
@@ -308,7 +308,7 @@ const inspect = (
   world: World,
   nodes: ReadonlyArray<Node>,
   seen: ReadonlyArray<ReadonlyArray<Place>>
-): Effect.Effect<Verdict, unknown> =>
+): Effect.Effect<AppendResult, unknown> =>
   Effect.gen(function* () {
     const all = yield* admin<
       Row & { type: string }

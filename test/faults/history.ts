@@ -51,7 +51,7 @@ export interface Row extends Place {
 }
 
 /** What was found wrong; all of it must be zero. */
-export interface Verdict {
+export interface AppendResult {
   /** Acknowledged, and not there. */
   readonly lost: number
   /** There more than once, or more of it than there should be. */
@@ -99,7 +99,7 @@ export const verdictOf = ({
   projection,
   seen,
   states
-}: Findings): Verdict => {
+}: Findings): AppendResult => {
   const streams = groupBy(log, ({ account }) => account)
   for (const stream of streams.values()) stream.sort((a, b) => a.sequence - b.sequence)
   const rowsOf = groupBy(log, ({ attempt }) => attempt)
@@ -124,10 +124,10 @@ export const verdictOf = ({
   }
   doubled += log.length - new Set(log.map(({ timestamp }) => timestamp)).size
 
-  const off = (found: ReadonlyMap<string, number>, concerns: (account: string) => boolean) =>
+  const off = (found: ReadonlyMap<string, number>, handles: (account: string) => boolean) =>
     [...new Set([...streams.keys(), ...found.keys()])].filter(
       (account) =>
-        concerns(account) &&
+        handles(account) &&
         (found.get(account) ?? 0) !== balanceAt(streams.get(account) ?? [], Number.POSITIVE_INFINITY)
     ).length
   return {

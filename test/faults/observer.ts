@@ -74,7 +74,7 @@ const follow = (feed: EventFeed.EventFeed["Type"], seen: Array<Place>) =>
     body: (after) =>
       Effect.flatMap(Effect.retry(feed.read({ after, limit: 50 }), again), ({ events, more, position }) => {
         for (const { id, sequence } of events) seen.push({ account: id, sequence })
-        return more ? Effect.succeed(position) : Effect.retry(feed.awaitNews(position), again)
+        return more ? Effect.succeed(position) : Effect.retry(feed.awaitAppend(position), again)
       })
   })
 

@@ -275,7 +275,7 @@ const twice = (id: string, account: string, amount: number) =>
     }),
     (answers) =>
       answers
-        .filter(({ repeated }) => !repeated)
+        .filter(({ duplicate: duplicate }) => !duplicate)
         .map(({ sequence, state }): Answer => ({ account, sequence, balance: state.balance }))
   )
 

@@ -21,9 +21,9 @@ export const feedBadInputCases: ReadonlyArray<FeedCase> = [
   test("read: a ValidationError names all bad paths", () =>
     Effect.gen(function* () {
       const { feed } = yield* ports
-      const filter = { types: [1], aggregates: "a", slice: { index: 3, of: 3 } } as unknown as Filter
+      const filter = { types: [1], kinds: "a", slice: { index: 3, of: 3 } } as unknown as Filter
       const error = yield* Effect.flip(feed.read({ after: "7" as Position, limit: 0, filter }))
-      expect(refusedPaths(error)).toEqual(["after", "limit", "filter.types", "filter.aggregates", "filter.slice"])
+      expect(refusedPaths(error)).toEqual(["after", "limit", "filter.types", "filter.kinds", "filter.slice"])
     })),
 
   test("read: takes limits from 1 to 10 000", () =>
@@ -53,12 +53,12 @@ export const feedBadInputCases: ReadonlyArray<FeedCase> = [
       }
     })),
 
-  test("awaitNews: refuses a bad position or filter by a ValidationError that names its path", () =>
+  test("awaitAppend: refuses a bad position or filter by a ValidationError that names its path", () =>
     Effect.gen(function* () {
       const { feed, store } = yield* ports
       const after = yield* feed.head
       const paths = (position: unknown, filter?: unknown) =>
-        Effect.map(Effect.flip(feed.awaitNews(position as Position, filter as Filter | undefined)), refusedPaths)
+        Effect.map(Effect.flip(feed.awaitAppend(position as Position, filter as Filter | undefined)), refusedPaths)
       for (const [path, filter] of badFilters) expect(yield* paths(after, filter)).toEqual([path])
       // There are news for whom a bad position lets wait.
       const id = newId()
@@ -77,14 +77,14 @@ export const feedBadInputCases: ReadonlyArray<FeedCase> = [
         const from = bad as Position
         const refused = [
           [["from"], Effect.scoped(subscriptions.lease({ ...leaseOf(name), from }))],
-          [["position"], subscriptions.reached(name, from)],
-          [["position"], subscriptions.reached(name, from, "a")]
+          [["position"], subscriptions.awaitPosition(name, from)],
+          [["position"], subscriptions.awaitPosition(name, from, "a")]
         ] as const
         for (const [path, asking] of refused) {
           expect(refusedPaths(yield* Effect.flip(asking)), String(bad)).toEqual(path)
         }
       }
-      expect(yield* subscriptions.standing(name)).toEqual([])
+      expect(yield* subscriptions.partitions(name)).toEqual([])
     })),
 
   test("positionOf: refuses a bad id or sequence by a ValidationError that names it", () =>
@@ -132,8 +132,8 @@ const badFilters: ReadonlyArray<readonly [path: string, filter: unknown]> = [
   ["filter.types", { types: "Happened" }],
   ["filter.types", { types: [1] }],
   ["filter.types", { types: null }],
-  ["filter.aggregates", { aggregates: "Account" }],
-  ["filter.aggregates", { aggregates: [undefined] }],
+  ["filter.kinds", { kinds: "Account" }],
+  ["filter.kinds", { kinds: [undefined] }],
   ["filter.slice", { slice: null }],
   ["filter.slice", { slice: 1 }],
   ["filter.slice", { slice: {} }],

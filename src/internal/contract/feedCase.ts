@@ -24,7 +24,7 @@ import {
 import { StoreAdapter, type StoreAdapterService } from "../../StoreAdapter.js"
 import { RetryCommand, StoreError, ValidationError } from "../../StoreError.js"
 import {
-  type Failure,
+  type EventFailure,
   type Lease,
   type LeaseOptions,
   SubscriptionStore,
@@ -90,7 +90,7 @@ export const follow = (
       if (more) expectRise(after, position, "the position of a page that has more")
       shown.push(...events)
       if (!more && isEnough(shown)) return shown
-      after = more ? position : yield* feed.awaitNews(position, options.filter)
+      after = more ? position : yield* feed.awaitAppend(position, options.filter)
       expect(order(after, position), "news does not lead back").not.toBe(-1)
     }
   })
@@ -289,7 +289,7 @@ export const at = <A>(list: ReadonlyArray<A>, index: number): A => {
   return found
 }
 
-export const failureAt = ({ aggregateId, position, sequence, type }: FeedEvent, error = "no"): Failure => ({
+export const failureAt = ({ aggregateId, position, sequence, type }: FeedEvent, error = "no"): EventFailure => ({
   position,
   aggregateId,
   sequence,

@@ -15,18 +15,16 @@ export const feedFilterCases: ReadonlyArray<FeedCase> = [
     Effect.gen(function* () {
       const { expected, of } = yield* scene
       expect(yield* of({})).toEqual(expected(() => true))
-      expect(yield* of({ types: undefined, aggregates: undefined, slice: undefined })).toEqual(expected(() => true))
+      expect(yield* of({ types: undefined, kinds: undefined, slice: undefined })).toEqual(expected(() => true))
       expect(yield* of({ types: ["Even"] })).toEqual(expected(({ type }) => type === "Even"))
       expect(yield* of({ types: ["Even", "Nothing", "Odd"] })).toEqual(expected(() => true))
       expect(yield* of({ types: ["even"] })).toEqual([])
       expect(yield* of({ types: [] })).toEqual([])
-      expect(yield* of({ aggregates: ["Third"] })).toEqual(
-        expected(({ aggregateId }) => aggregateId.startsWith("Third/"))
-      )
-      expect(yield* of({ aggregates: ["Third", "Nothing", "Other", "Third"] })).toEqual(expected(() => true))
-      expect(yield* of({ aggregates: ["Thir"] })).toEqual([])
-      expect(yield* of({ aggregates: ["Nothing"] })).toEqual([])
-      expect(yield* of({ aggregates: [] })).toEqual([])
+      expect(yield* of({ kinds: ["Third"] })).toEqual(expected(({ aggregateId }) => aggregateId.startsWith("Third/")))
+      expect(yield* of({ kinds: ["Third", "Nothing", "Other", "Third"] })).toEqual(expected(() => true))
+      expect(yield* of({ kinds: ["Thir"] })).toEqual([])
+      expect(yield* of({ kinds: ["Nothing"] })).toEqual([])
+      expect(yield* of({ kinds: [] })).toEqual([])
     })),
 
   test("filter: the kind is what stands before the first slash of an aggregateId, and empty where nothing does", () =>
@@ -48,7 +46,7 @@ export const feedFilterCases: ReadonlyArray<FeedCase> = [
       ])
       const of = (...aggregates: ReadonlyArray<string>) =>
         Effect.gen(function* () {
-          const filter = { aggregates, types: [type] }
+          const filter = { kinds: aggregates, types: [type] }
           expect(yield* feed.count({ after, filter })).toBe((yield* readOn(feed, { after, filter })).length)
           return (yield* readOn(feed, { after, filter, limit: 2 })).map(({ aggregateId }) => aggregateId)
         })
@@ -73,7 +71,7 @@ export const feedFilterCases: ReadonlyArray<FeedCase> = [
         events.length
       )
       for (const { aggregateId } of events) {
-        const filter = { aggregates: [identityOf(aggregateId).kind], types: [type] }
+        const filter = { kinds: [identityOf(aggregateId).kind], types: [type] }
         expect((yield* readOn(feed, { after, filter })).map((one) => one.aggregateId)).toEqual([aggregateId])
       }
     })),
@@ -109,15 +107,15 @@ export const feedFilterCases: ReadonlyArray<FeedCase> = [
     Effect.gen(function* () {
       const { expected, of } = yield* scene
       const even = yield* of({ types: ["Even"] })
-      const third = yield* of({ aggregates: ["Third"] })
+      const third = yield* of({ kinds: ["Third"] })
       const slice = yield* of({ slice: { index: 1, of: 2 } })
       const all = expected(() => true)
       const both = (...lists: ReadonlyArray<ReadonlyArray<string>>) =>
         all.filter((place) => lists.every((list) => list.includes(place)))
-      expect(yield* of({ types: ["Even"], aggregates: ["Third"] })).toEqual(both(even, third))
+      expect(yield* of({ types: ["Even"], kinds: ["Third"] })).toEqual(both(even, third))
       expect(yield* of({ types: ["Even"], slice: { index: 1, of: 2 } })).toEqual(both(even, slice))
-      expect(yield* of({ aggregates: ["Third"], slice: { index: 1, of: 2 } })).toEqual(both(third, slice))
-      expect(yield* of({ types: ["Even"], aggregates: ["Third"], slice: { index: 1, of: 2 } })).toEqual(
+      expect(yield* of({ kinds: ["Third"], slice: { index: 1, of: 2 } })).toEqual(both(third, slice))
+      expect(yield* of({ types: ["Even"], kinds: ["Third"], slice: { index: 1, of: 2 } })).toEqual(
         both(even, third, slice)
       )
     })),
@@ -128,7 +126,7 @@ export const feedFilterCases: ReadonlyArray<FeedCase> = [
       const even = expected(({ type }) => type === "Even")
       for (const limit of [1, 2, even.length - 1, even.length, even.length + 1]) {
         for (const aggregates of [undefined, ["Other", "Third"]]) {
-          const events = yield* readOn(feed, { after, limit, filter: { types: ["Even"], aggregates } })
+          const events = yield* readOn(feed, { after, limit, filter: { types: ["Even"], kinds: aggregates } })
           expect(eventsOf(events, ids).map(placeOf)).toEqual(even)
           expectRising(events)
         }
@@ -142,7 +140,7 @@ export const feedFilterCases: ReadonlyArray<FeedCase> = [
         ;({ more, position } = page)
       }
       expect(order(position, head)).not.toBe(-1)
-      for (const filter of [{ aggregates: [newId()] }, { aggregates: [] }]) {
+      for (const filter of [{ kinds: [newId()] }, { kinds: [] }]) {
         const page = yield* feed.read({ after, filter })
         expect(page).toMatchObject({ events: [], more: false })
         expect(order(page.position, head)).not.toBe(-1)
@@ -160,9 +158,9 @@ export const feedFilterCases: ReadonlyArray<FeedCase> = [
       yield* shown(feed, { after, filter: { types: [type] } }, [one], 1)
       const filters: ReadonlyArray<Filter> = [
         { types: [type] },
-        { aggregates: [rare] },
-        { aggregates: [newId(), rare] },
-        { aggregates: [common, rare], types: [type] }
+        { kinds: [rare] },
+        { kinds: [newId(), rare] },
+        { kinds: [common, rare], types: [type] }
       ]
       for (const filter of filters) {
         expect((yield* readOn(feed, { after, filter, limit: 1 })).map(placeOf)).toEqual([`${one} 1`])

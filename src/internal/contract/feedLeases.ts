@@ -73,7 +73,7 @@ export const feedLeaseCases: ReadonlyArray<FeedCase> = [
           const waiting = yield* Effect.fork(Effect.scoped(subscriptions.lease(leaseOf(name, { holder: "waits" }))))
           for (let step = 0; step < steps; step++) yield* step < 5 ? Effect.yieldNow() : macrotask
           yield* Fiber.interrupt(waiting)
-          yield* first.lease.pass(position)
+          yield* first.lease.advanceTo(position)
           expect(yield* holderOf(name)).toBe("first")
         }
         yield* first.giveBack
@@ -116,7 +116,7 @@ export const feedLeaseCases: ReadonlyArray<FeedCase> = [
         // It has begun, though it has not moved.
         const two = yield* take(subscriptions, leaseOf(name, { from: third }))
         expect(two.lease.position).toBe(first)
-        yield* two.lease.pass(second)
+        yield* two.lease.advanceTo(second)
         // How far it had come when the lease was taken.
         expect(two.lease.position).toBe(first)
         yield* two.giveBack
@@ -145,12 +145,12 @@ export const feedLeaseCases: ReadonlyArray<FeedCase> = [
         for (const [index, { lease }] of held.entries()) {
           expect(lease.position).toBe(beginning)
           yield* index % 2 === 0
-            ? lease.pass(at(events, index).position)
+            ? lease.advanceTo(at(events, index).position)
             : lease.advance(at(events, index).position, Effect.void)
         }
         for (const [index, { name, partition }] of keys.entries()) {
           expect(yield* at(held, index).lease.checkpoint).toBe(at(events, index).position)
-          expect((yield* subscriptions.standing(name))[partition]).toEqual({
+          expect((yield* subscriptions.partitions(name))[partition]).toEqual({
             name,
             partition,
             partitions: 2,
@@ -158,7 +158,7 @@ export const feedLeaseCases: ReadonlyArray<FeedCase> = [
             holder: Option.some(`holder ${index}`),
             stopped: false,
             lastFailure: Option.none(),
-            setAside: 0
+            parked: 0
           })
         }
       })
@@ -178,7 +178,7 @@ export const feedLeaseCases: ReadonlyArray<FeedCase> = [
           const refused = Effect.scoped(subscriptions.lease(leaseOf(name, { partition, partitions })))
           expect(yield* Effect.flip(refused)).toMatchObject({ _tag: "StoreError", reason: "Misconfigured" })
         }
-        expect(yield* subscriptions.standing(name)).toHaveLength(1)
+        expect(yield* subscriptions.partitions(name)).toHaveLength(1)
         yield* first.giveBack
         yield* take(subscriptions, leaseOf(name, { partition: 0, partitions: 2 }))
       })
@@ -194,25 +194,25 @@ export const feedLeaseCases: ReadonlyArray<FeedCase> = [
         const [first, second, third] = [at(events, 0), at(events, 1), at(events, 2)]
         const key = { partition: 1, partitions: 2 }
         const older = yield* take(subscriptions, leaseOf(name, { ...key, holder: "older" }))
-        yield* older.lease.pass(first.position)
+        yield* older.lease.advanceTo(first.position)
         yield* older.giveBack
         const newer = yield* take(subscriptions, leaseOf(name, { ...key, holder: "newer" }))
-        yield* newer.lease.pass(second.position)
+        yield* newer.lease.advanceTo(second.position)
         const lost = new LeaseLost({ subscription: name, partition: 1 })
         const inside = newId()
         const operations: Record<string, Effect.Effect<unknown, unknown>> = {
           advance: older.lease.advance(third.position, store.commitEvents(yield* stream(inside, 1, 1))),
-          pass: older.lease.pass(third.position),
+          pass: older.lease.advanceTo(third.position),
           checkpoint: older.lease.checkpoint,
-          failing: older.lease.failing(failureAt(third)),
-          "failing taken off": older.lease.failing(undefined),
+          failing: older.lease.recordFailure(failureAt(third)),
+          "failing taken off": older.lease.recordFailure(undefined),
           stop: older.lease.stop(failureAt(third))
         }
         for (const [operation, effect] of Object.entries(operations)) {
           expect(yield* Effect.exit(effect), operation).toEqual(Exit.fail(lost))
         }
         expect(yield* newer.lease.checkpoint).toBe(second.position)
-        expect(yield* subscriptions.standing(name)).toMatchObject([
+        expect(yield* subscriptions.partitions(name)).toMatchObject([
           { holder: Option.some("newer"), stopped: false, lastFailure: Option.none(), position: second.position }
         ])
         yield* newer.lease.advance(third.position, Effect.void)
@@ -276,18 +276,18 @@ export const feedLeaseCases: ReadonlyArray<FeedCase> = [
         const [done, failed] = [at(events, 0), at(events, 1)]
         const failure = failureAt(failed)
         const first = yield* take(subscriptions, leaseOf(name))
-        yield* first.lease.pass(done.position)
+        yield* first.lease.advanceTo(done.position)
         yield* first.lease.stop(failure)
         yield* first.giveBack
         const stopped = { stopped: true, lastFailure: Option.some(failure), holder: Option.none() }
-        expect(yield* subscriptions.standing(name)).toMatchObject([{ ...stopped, position: done.position }])
+        expect(yield* subscriptions.partitions(name)).toMatchObject([{ ...stopped, position: done.position }])
         const waiting = yield* Effect.fork(take(subscriptions, leaseOf(name)))
         expect(yield* endedWithin(waiting, briefly)).toEqual(Option.none())
-        expect(yield* subscriptions.standing(name)).toMatchObject([stopped])
+        expect(yield* subscriptions.partitions(name)).toMatchObject([stopped])
         yield* subscriptions.resume(name)
         const { lease } = yield* Fiber.join(waiting)
         expect(lease.position).toBe(done.position)
-        expect(yield* subscriptions.standing(name)).toMatchObject([{ stopped: false, lastFailure: Option.none() }])
+        expect(yield* subscriptions.partitions(name)).toMatchObject([{ stopped: false, lastFailure: Option.none() }])
       })
     )),
 
@@ -316,6 +316,6 @@ const awkwardNames = ["a", "A", "Ã¡", "a\u0301", " ", "'\"\\", "{a,b}", "\ufeffð
 const holderOf = (name: string) =>
   Effect.gen(function* () {
     const { subscriptions } = yield* ports
-    const [only] = yield* subscriptions.standing(name)
+    const [only] = yield* subscriptions.partitions(name)
     return Option.getOrUndefined(only?.holder ?? Option.none())
   })

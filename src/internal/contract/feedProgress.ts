@@ -39,7 +39,7 @@ export const feedProgressCases: ReadonlyArray<FeedCase> = [
         for (const [index, { position }] of events.entries()) {
           let ran = 0
           yield* index % 2 === 0
-            ? lease.pass(position)
+            ? lease.advanceTo(position)
             : lease.advance(
                 position,
                 Effect.sync(() => {
@@ -50,7 +50,7 @@ export const feedProgressCases: ReadonlyArray<FeedCase> = [
           const checkpoint = yield* lease.checkpoint
           expect(checkpoint).toBe(position)
           expect(order(checkpoint, at(events, 0).position)).toBe(index === 0 ? 0 : 1)
-          expect(yield* subscriptions.standing(name)).toMatchObject([{ position }])
+          expect(yield* subscriptions.partitions(name)).toMatchObject([{ position }])
           const rest = yield* readOn(feed, { after: checkpoint })
           expect(eventsOf(rest, [at(events, 0).aggregateId])).toEqual(events.slice(index + 1))
         }
@@ -65,7 +65,7 @@ export const feedProgressCases: ReadonlyArray<FeedCase> = [
         const events = yield* commitShown(all, 2)
         const [first, second] = [at(events, 0).position, at(events, 1).position]
         const { lease } = yield* take(subscriptions, leaseOf(newId()))
-        yield* lease.pass(first)
+        yield* lease.advanceTo(first)
         const failure = { reason: "not today" }
         expect(yield* Effect.flip(lease.advance(second, Effect.fail(failure)))).toStrictEqual(failure)
         expect(yield* lease.checkpoint).toBe(first)
@@ -173,13 +173,13 @@ export const feedProgressCases: ReadonlyArray<FeedCase> = [
             lease.advance(position, Effect.zipRight(Deferred.succeed(inside, undefined), Deferred.await(leave)))
           )
           yield* Deferred.await(inside)
-          const reached = yield* Effect.fork(subscriptions.reached(name, position))
-          expect(yield* subscriptions.standing(name)).toMatchObject([{ position: beginning }])
+          const reached = yield* Effect.fork(subscriptions.awaitPosition(name, position))
+          expect(yield* subscriptions.partitions(name)).toMatchObject([{ position: beginning }])
           expect(yield* endedWithin(reached, briefly)).toEqual(Option.none())
           yield* Deferred.succeed(leave, undefined)
           yield* Fiber.join(advancing)
           yield* Fiber.join(reached)
-          expect(yield* subscriptions.standing(name)).toMatchObject([{ position }])
+          expect(yield* subscriptions.partitions(name)).toMatchObject([{ position }])
         })
       ),
     "concurrentReads"
@@ -199,9 +199,9 @@ export const feedProgressCases: ReadonlyArray<FeedCase> = [
           const { lease } = yield* take(subscriptions, leaseOf(name))
           const undone = yield* stream(newId(), 1, 1)
           const operations: ReadonlyArray<Effect.Effect<void, unknown>> = [
-            lease.pass(second.position),
+            lease.advanceTo(second.position),
             lease.advance(second.position, store.commitEvents(undone)),
-            lease.failing(failureAt(second)),
+            lease.recordFailure(failureAt(second)),
             lease.stop(failureAt(second))
           ]
           for (const operation of operations) {
@@ -209,17 +209,17 @@ export const feedProgressCases: ReadonlyArray<FeedCase> = [
             expect(failureOf(exit)).toBe("rolled back")
           }
           const before = { position: beginning, stopped: false, lastFailure: Option.none() }
-          expect(yield* subscriptions.standing(name)).toMatchObject([before])
+          expect(yield* subscriptions.partitions(name)).toMatchObject([before])
           expect(yield* store.getEvents(at(undone, 0).aggregateId, 1)).toEqual([])
           yield* sql.withTransaction(
             Effect.gen(function* () {
-              yield* lease.pass(first.position)
+              yield* lease.advanceTo(first.position)
               expect(yield* lease.checkpoint).toBe(first.position)
               yield* lease.advance(second.position, store.commitEvents(undone))
-              yield* lease.failing(failureAt(second))
+              yield* lease.recordFailure(failureAt(second))
             })
           )
-          expect(yield* subscriptions.standing(name)).toMatchObject([
+          expect(yield* subscriptions.partitions(name)).toMatchObject([
             { position: second.position, lastFailure: Option.some(failureAt(second)) }
           ])
           expect(yield* store.getEvents(at(undone, 0).aggregateId, 1)).toEqual(undone)
@@ -239,14 +239,18 @@ export const feedProgressCases: ReadonlyArray<FeedCase> = [
         const attempts = { position: first.position, attempts: 2 }
         const found = (change: (lease: Lease) => Effect.Effect<void, unknown>) =>
           Effect.scoped(
-            Effect.flatMap(subscriptions.lease(leaseOf(name)), (lease) => Effect.as(change(lease), lease.attempted))
+            Effect.flatMap(subscriptions.lease(leaseOf(name)), (lease) => Effect.as(change(lease), lease.attempts))
           )
         expect(yield* found((lease) => lease.attempt(attempts))).toEqual(Option.none())
         expect(yield* found((lease) => lease.attempt({ ...attempts, attempts: 3 }))).toEqual(Option.some(attempts))
-        expect(yield* found((lease) => lease.pass(first.position))).toEqual(Option.some({ ...attempts, attempts: 3 }))
-        expect(yield* found((lease) => lease.failing({ ...failureAt(second), attempts: 5 }))).toEqual(Option.none())
+        expect(yield* found((lease) => lease.advanceTo(first.position))).toEqual(
+          Option.some({ ...attempts, attempts: 3 })
+        )
+        expect(yield* found((lease) => lease.recordFailure({ ...failureAt(second), attempts: 5 }))).toEqual(
+          Option.none()
+        )
         const ofFailure = { position: second.position, attempts: 5 }
-        expect(yield* found((lease) => lease.failing(undefined))).toEqual(Option.some(ofFailure))
+        expect(yield* found((lease) => lease.recordFailure(undefined))).toEqual(Option.some(ofFailure))
         expect(yield* found((lease) => lease.attempt(ofFailure))).toEqual(Option.none())
         expect(yield* found((lease) => lease.advance(second.position, Effect.void))).toEqual(Option.some(ofFailure))
         expect(yield* found(() => Effect.void)).toEqual(Option.none())
@@ -262,12 +266,12 @@ export const feedProgressCases: ReadonlyArray<FeedCase> = [
         const one = at(yield* commitShown(all, 1), 0)
         yield* Effect.scoped(
           Effect.flatMap(subscriptions.lease(leaseOf(name)), (lease) =>
-            Effect.zipRight(lease.failing(failureAt(one)), lease.stop(failureAt(one)))
+            Effect.zipRight(lease.recordFailure(failureAt(one)), lease.stop(failureAt(one)))
           )
         )
         yield* subscriptions.resume(name)
         const { lease } = yield* take(subscriptions, leaseOf(name))
-        expect(lease.attempted).toEqual(Option.none())
+        expect(lease.attempts).toEqual(Option.none())
         expect(lease.isTakenOver).toBe(false)
       })
     )),
@@ -285,13 +289,13 @@ export const feedProgressCases: ReadonlyArray<FeedCase> = [
           { ...failureAt(at(events, 1), "\ufeffsecond 🎉 '\"\\ {a,b}\n\t"), aggregateId: "\ufeffa'\"", type: "\ufefft" }
         ]
         for (const failure of failures) {
-          yield* lease.failing(failure)
-          expect(yield* subscriptions.standing(name)).toMatchObject([
+          yield* lease.recordFailure(failure)
+          expect(yield* subscriptions.partitions(name)).toMatchObject([
             { stopped: false, lastFailure: Option.some(failure) }
           ])
         }
-        yield* lease.failing(undefined)
-        expect(yield* subscriptions.standing(name)).toMatchObject([{ lastFailure: Option.none() }])
+        yield* lease.recordFailure(undefined)
+        expect(yield* subscriptions.partitions(name)).toMatchObject([{ lastFailure: Option.none() }])
         expect(yield* lease.checkpoint).toBe(beginning)
       })
     ))

@@ -272,7 +272,7 @@ export const feedReadCases: ReadonlyArray<FeedCase> = [
       const id = at(events, 0).aggregateId
       yield* store.commitEvents(events)
       const committed = structuredClone(yield* shown(feed, { after }, [id], 4))
-      for (const filter of [undefined, { aggregates: ["Test"] }]) {
+      for (const filter of [undefined, { kinds: ["Test"] }]) {
         const [mine, others] = [yield* feed.read({ after, filter }), yield* feed.read({ after, filter })]
         deface(mine.events.at(0))
         expect(mine.events.slice(1)).toEqual(committed.slice(1))

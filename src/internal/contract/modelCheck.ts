@@ -412,7 +412,7 @@ class Run {
 const failed = "failed as the program wants it"
 const died = "died as the program wants it"
 
-type Verdict =
+type AppendResult =
   | { readonly _tag: "Succeeded" | "Failed" | "Died" }
   | { readonly _tag: "Refused"; readonly aggregateId: string; readonly sequence: number }
   | { readonly _tag: "Unexpected"; readonly why: string }
@@ -422,7 +422,7 @@ const expected = (
   side: string,
   events: ReadonlyArray<Event>,
   endings: ReadonlyArray<Ending>
-): readonly [Verdict, Model.Model] => {
+): readonly [AppendResult, Model.Model] => {
   const [outcome, committed] = Model.commit(model, events)
   if (outcome._tag === "Refused") return [outcome, model]
   let after = committed
@@ -440,7 +440,7 @@ const expected = (
   return [{ _tag: "Succeeded" }, after]
 }
 
-const told = (exit: Exit.Exit<void, unknown>): Verdict => {
+const told = (exit: Exit.Exit<void, unknown>): AppendResult => {
   if (Exit.isSuccess(exit)) return { _tag: "Succeeded" }
   const failure = Option.getOrUndefined(Cause.failureOption(exit.cause))
   if (failure instanceof RetryCommand) {

@@ -1,0 +1,41 @@
+/**
+ * Between the ids that callers give to an aggregate, and the ids of its streams in the store.
+ */
+
+import type { StreamIds } from "../../Event.js"
+import { maxNameLength } from "../../Event.js"
+import { textProblem } from "../codec/json.js"
+import { isLongerThan, nameProblem } from "../codec/names.js"
+
+/** The streams of one aggregate. */
+export interface Streams {
+  readonly streamId: (id: string) => string
+  /** The id that the stream id was composed from. */
+  readonly idOf: (streamId: string) => string
+  /** What keeps a value from being an id, if anything does. */
+  readonly problemOf: (id: unknown) => string | undefined
+}
+
+/** The streams of an aggregate; a name that can be no kind is a mistake in the program, and throws. */
+export const makeStreams = (name: string, ids: StreamIds): Streams => {
+  const problem = nameProblem(name, maxNameLength - 2) ?? (name.includes("/") ? 'must not contain "/"' : undefined)
+  if (problem !== undefined) throw new TypeError(`the name of aggregate ${JSON.stringify(name)} ${problem}`)
+  if (ids !== "byKind" && ids !== "plain") {
+    throw new TypeError(`streams of ${name} must be "byKind" or "plain", and is ${JSON.stringify(ids)}`)
+  }
+  if (ids === "plain") {
+    return { streamId: (id) => id, idOf: (streamId) => streamId, problemOf: (id) => nameProblem(id, maxNameLength) }
+  }
+  const prefix = `${name}/`
+  const longest = maxNameLength - Array.from(prefix).length
+  return {
+    streamId: (id) => prefix + id,
+    idOf: (streamId) => streamId.slice(prefix.length),
+    problemOf: (id) => {
+      if (typeof id !== "string") return "must be a text"
+      if (id === "") return "must not be empty"
+      if (isLongerThan(id, longest)) return `must be at most ${longest} characters long`
+      return textProblem(id)
+    }
+  }
+}

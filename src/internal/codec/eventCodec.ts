@@ -1,0 +1,269 @@
+/**
+ * Between the tagged schemas of an application and stored events: the tag is the stored type, the rest is the body.
+ */
+import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
+import * as Exit from "effect/Exit"
+import * as Option from "effect/Option"
+import * as ParseResult from "effect/ParseResult"
+import * as Schema from "effect/Schema"
+import * as AST from "effect/SchemaAST"
+import type { Event } from "../../Event.js"
+import { StoreError, ValidationError, ValidationIssue } from "../../StoreError.js"
+import { decodeUnknownEither, encodeUnknownEither } from "./fastSchema.js"
+import { isBounded, thrownMessage, withoutUndefined } from "./json.js"
+
+/** What every event, command and refusal of an application has. */
+export interface Tagged {
+  readonly _tag: string
+}
+
+/** What a handler may fail with. */
+export type HandlerError<F> = F extends (...args: infer _A) => Effect.Effect<infer _B, infer E, infer _R> ? E : never
+
+/** What a handler needs. */
+export type HandlerContext<F> = F extends (...args: infer _A) => Effect.Effect<infer _B, infer _E, infer R> ? R : never
+
+/** Encodes and decodes the events of a union of tagged schemas; compiled once. */
+export interface EventCodec<A extends Tagged> {
+  /** The event that was stored; `UnreadableEvent` names aggregate, sequence and type. */
+  readonly decode: (operation: string, stored: Event) => Either.Either<A, StoreError>
+  /** The body to store, or what is wrong with the event. */
+  readonly encode: (event: A, index: number) => Either.Either<Record<string, unknown>, ReadonlyArray<ValidationIssue>>
+}
+
+export const makeEventCodec = <A extends Tagged, I>(schema: Schema.Schema<A, I>): EventCodec<A> => {
+  const members = new Map<string, MemberCodec<A>>()
+  for (const [tag, member] of schemasByTag(schema)) {
+    members.set(tag, {
+      decode: guarded(decodeUnknownEither(member)),
+      encode: guarded(encodeUnknownEither(member))
+    })
+  }
+  return {
+    decode: (operation, stored) => {
+      const member = members.get(stored.type)
+      if (member === undefined) return Either.left(unreadable(operation, stored, "no schema has this type"))
+      return Either.mapLeft(member.decode(taggedWith(stored.type, stored.body)), (error) =>
+        unreadable(operation, stored, error.message, error)
+      )
+    },
+    encode: (event, index) => {
+      const member = members.get(event?._tag)
+      if (member === undefined) return Either.left([unknownTag([...members.keys()], event, index)])
+      return Either.mapBoth(member.encode(event), {
+        onLeft: (error) => parseIssues(error, index),
+        onRight: ({ _tag, ...body }) => withoutUndefined(body)
+      })
+    }
+  }
+}
+
+/** The schema of each tag: one member of the union, or the union of the members that share the tag. */
+export const schemasByTag = <A extends Tagged, I>(
+  schema: Schema.Schema<A, I>
+): ReadonlyMap<string, Schema.Schema<A, Tagged>> =>
+  new Map(
+    [...membersByTag(schema.ast)].map(([tag, asts]) => [
+      tag,
+      Schema.make(asts.length === 1 && asts[0] ? asts[0] : AST.Union.make(asts))
+    ])
+  )
+
+/** The tags that a tagged schema, or a union of them, knows. */
+export const tagsOf = (schema: Schema.Schema.Any): ReadonlyArray<string> => [...membersByTag(schema.ast).keys()]
+
+/**
+ * Says which two members of a union share a tag so that events would lose a field: the first that takes an event encodes it, so an old form
+ * that stands before the new one would write new events without what is new. Nothing, where there are none.
+ */
+export const lossyMembers = (schema: Schema.Schema.Any): readonly [first: string, second: string] | undefined => {
+  for (const members of membersByTag(schema.ast).values()) {
+    for (const [index, second] of members.entries()) {
+      const first = members.slice(0, index).find((one) => mayTake(one, second) && omits(one, second))
+      if (first !== undefined) return [String(first), String(second)]
+    }
+  }
+  return undefined
+}
+
+/** What a schema found wrong, in the words of a `ValidationError`. */
+export const parseIssues = (
+  error: ParseResult.ParseError,
+  index?: number
+): readonly [ValidationIssue, ...Array<ValidationIssue>] => {
+  try {
+    const [first, ...rest] = ParseResult.ArrayFormatter.formatErrorSync(error).map(
+      ({ message, path }) =>
+        new ValidationIssue({
+          ...at(index),
+          path: path.map((key) => (typeof key === "symbol" ? String(key) : key)),
+          message
+        })
+    )
+    return [first ?? new ValidationIssue({ ...at(index), path: [], message: error.message }), ...rest]
+  } catch (thrown) {
+    // The message shows the value, and the value can't be read.
+    return [unreadableValue(thrown, index)]
+  }
+}
+
+/** What is wrong with a value whose tag is none of those known. */
+export const unknownTag = (tags: ReadonlyArray<string>, value: unknown, index?: number): ValidationIssue => {
+  const tag = tagOf(value)
+  const found = tag === undefined ? "there is none" : `is ${JSON.stringify(tag.slice(0, 100))}`
+  return new ValidationIssue({
+    ...at(index),
+    path: ["_tag"],
+    message: tags.length === 0 ? `${found}, and no tag is allowed` : `must be one of ${tags.join(", ")}, and ${found}`
+  })
+}
+
+/** The tag of a value that may be anything. */
+export const tagOf = (value: unknown): string | undefined => {
+  try {
+    const tag = typeof value === "object" && value !== null && "_tag" in value ? value._tag : undefined
+    return typeof tag === "string" ? tag : undefined
+  } catch {
+    // A proxy or getter that throws.
+    return undefined
+  }
+}
+
+/** Decodes what comes from outside; what can't be decoded, or not even be read, is a `ValidationError`. */
+export const decodeInput = <A>(
+  operation: string,
+  decode: (u: unknown) => Either.Either<A, ParseResult.ParseError>,
+  input: unknown
+): Effect.Effect<A, ValidationError> =>
+  Effect.try({
+    try: () => {
+      if (!isBounded(input)) throw new RangeError("it is larger than anything that could be stored")
+      return decode(input)
+    },
+    catch: (thrown) => unreadableInput(operation, thrown)
+  }).pipe(Effect.flatMap(Either.mapLeft((error) => new ValidationError({ operation, issues: parseIssues(error) }))))
+
+/**
+ * A constructor of a schema's class throws when it is given what the schema forbids. Where that happens in a decision, the
+ * command brought it along.
+ */
+export const refusingBadInput = <A, E, R>(
+  operation: string,
+  decide: () => Effect.Effect<A, E, R>
+): Effect.Effect<A, E | ValidationError, R> => {
+  const refused = (defect: unknown) =>
+    ParseResult.isParseError(defect)
+      ? Option.some(Effect.fail(new ValidationError({ operation, issues: parseIssues(defect) })))
+      : Option.none()
+  try {
+    const decision = decide()
+    // What has come to its end already can't throw any more.
+    return Exit.isExit(decision) ? decision : Effect.catchSomeDefect(decision, refused)
+  } catch (thrown) {
+    return Option.getOrElse(refused(thrown), () => Effect.die(thrown))
+  }
+}
+
+/** A transformation of the schema's that throws says as much as one that fails. */
+export const guarded =
+  <A>(parse: (u: unknown) => Either.Either<A, ParseResult.ParseError>) =>
+  (u: unknown): Either.Either<A, ParseResult.ParseError> => {
+    try {
+      return parse(u)
+    } catch (thrown) {
+      return Either.left(
+        ParseResult.parseError(
+          new ParseResult.Type(AST.unknownKeyword, undefined, `can't be read: ${thrownMessage(thrown)}`)
+        )
+      )
+    }
+  }
+
+// --- internal ---
+
+const unreadableInput = (operation: string, thrown: unknown): ValidationError =>
+  new ValidationError({
+    operation,
+    issues: [unreadableValue(thrown)]
+  })
+
+/** The index of an item; an operation that takes no list has none. */
+const at = (index: number | undefined): { readonly index?: number } => (index === undefined ? {} : { index })
+
+const unreadableValue = (thrown: unknown, index?: number): ValidationIssue =>
+  new ValidationIssue({ ...at(index), path: [], message: `can't be read: ${thrownMessage(thrown)}` })
+
+interface MemberCodec<A> {
+  readonly decode: (u: unknown) => Either.Either<A, ParseResult.ParseError>
+  readonly encode: (u: unknown) => Either.Either<Tagged, ParseResult.ParseError>
+}
+
+/** The members of a union by their tag. Several may share one: versions of an event, tried in order. */
+const membersByTag = (ast: AST.AST): Map<string, Array<AST.AST>> => {
+  const found = new Map<string, Array<AST.AST>>()
+  const visit = (member: AST.AST): void => {
+    if (AST.isUnion(member)) {
+      for (const type of member.types) visit(type)
+    } else if (AST.isSuspend(member)) {
+      visit(member.f())
+    } else {
+      const tag = literalTagOf(member)
+      if (tag === undefined) throw new TypeError(`A schema without a literal _tag can't be told from others: ${member}`)
+      found.set(tag, [...(found.get(tag) ?? []), member])
+    }
+  }
+  visit(ast)
+  return found
+}
+
+/** Whether the first, tried first, may encode what the second decodes. A class takes its own instances only. */
+const mayTake = (first: AST.AST, second: AST.AST): boolean => {
+  const [one, other] = [AST.typeAST(first), AST.typeAST(second)]
+  if (AST.isDeclaration(one)) return AST.isDeclaration(other) && nameOf(one) === nameOf(other)
+  const [own, others] = [fieldsOf(one), fieldsOf(other)]
+  if (own === undefined || others === undefined) return true
+  return own.every(({ isOptional, name, type }) => {
+    const same = others.find((field) => field.name === name)
+    if (same === undefined) return isOptional
+    return !(AST.isLiteral(type) && AST.isLiteral(same.type) && type.literal !== same.type.literal)
+  })
+}
+
+/** Whether the second writes a field that the first does not. */
+const omits = (first: AST.AST, second: AST.AST): boolean => {
+  const [one, other] = [AST.encodedAST(first), AST.encodedAST(second)]
+  if (!AST.isTypeLiteral(one) || !AST.isTypeLiteral(other)) return true
+  const written = new Set(one.propertySignatures.map(({ name }) => name))
+  return one.indexSignatures.length === 0 && other.propertySignatures.some(({ name }) => !written.has(name))
+}
+
+const nameOf = (ast: AST.Annotated): string => Option.getOrElse(AST.getIdentifierAnnotation(ast), () => String(ast))
+
+/** Those of a struct, or of a class. */
+const fieldsOf = (ast: AST.AST): ReadonlyArray<AST.PropertySignature> | undefined => {
+  const struct = AST.isDeclaration(ast) ? ast.typeParameters[0] : ast
+  return struct !== undefined && AST.isTypeLiteral(struct) ? struct.propertySignatures : undefined
+}
+
+/** V8 takes fifteen times as long for one more property on a copy of what JSON was read to, so the tag comes first. */
+const taggedWith = (tag: string, body: object): object =>
+  "_tag" in body ? { ...body, _tag: tag } : { _tag: tag, ...body }
+
+const literalTagOf = (ast: AST.AST): string | undefined => {
+  const encoded = AST.encodedAST(ast)
+  if (!AST.isTypeLiteral(encoded)) return undefined
+  const tag = encoded.propertySignatures.find((property) => property.name === "_tag")?.type
+  return tag !== undefined && AST.isLiteral(tag) && typeof tag.literal === "string" ? tag.literal : undefined
+}
+
+const unreadable = (operation: string, stored: Event, why: string, cause?: unknown): StoreError =>
+  new StoreError({
+    reason: "UnreadableEvent",
+    operation,
+    description: `it can't be decoded: ${why}`,
+    aggregateId: stored.aggregateId,
+    sequence: stored.sequence,
+    type: stored.type,
+    ...(cause === undefined ? {} : { cause })
+  })

@@ -1,0 +1,152 @@
+/**
+ * The feed of the store in memory: commits happen one after the other, so the order in which they come is that of the feed.
+ */
+import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
+import { identityOf, type StoredEvent } from "../../Event.js"
+import {
+  beginning,
+  type EventFeedService,
+  type FeedEvent,
+  type Filter,
+  type Page,
+  type Position,
+  type ReadOptions
+} from "../../EventFeed.js"
+import type { ValidationError } from "../../StoreError.js"
+import { yieldWhenDue } from "../runtime/macrotask.js"
+import { maxPageBytes } from "../store/pageBytes.js"
+import { validateFeedRead } from "../store/readOptions.js"
+import { decodeEvent, sizeOf, validateStreamPosition } from "../store/storedRecord.js"
+
+/** All committed events in their order. */
+export class MemoryLog {
+  private readonly events: Array<StoredEvent> = []
+  /** Of the events of each aggregate, which have the sequences from 1 on. */
+  private readonly places = new Map<string, Array<number>>()
+  private readonly waiting = new Set<() => void>()
+
+  get length(): number {
+    return this.events.length
+  }
+
+  at(index: number): StoredEvent | undefined {
+    return this.events[index]
+  }
+
+  push(event: StoredEvent): void {
+    const places = this.places.get(event.aggregateId)
+    if (places === undefined) this.places.set(event.aggregateId, [this.events.length])
+    else places.push(this.events.length)
+    this.events.push(event)
+    for (const wake of this.waiting) wake()
+  }
+
+  indexOf(aggregateId: string, sequence: number): number | undefined {
+    return this.places.get(aggregateId)?.[sequence - 1]
+  }
+
+  /** Waits until there are more events than that. */
+  longerThan(length: number): Effect.Effect<void> {
+    return Effect.async((resume) => {
+      if (this.events.length > length) return resume(Effect.void)
+      const wake = () => {
+        this.waiting.delete(wake)
+        resume(Effect.void)
+      }
+      this.waiting.add(wake)
+      return Effect.sync(() => this.waiting.delete(wake))
+    })
+  }
+}
+
+/** The first events of a list that a page can have, at least one. */
+export const pageFrom = (events: ReadonlyArray<StoredEvent>): ReadonlyArray<StoredEvent> => {
+  let size = 0
+  const end = events.findIndex((event, index) => {
+    size += sizeOf([event])
+    return index > 0 && size > maxPageBytes
+  })
+  return end < 0 ? events : events.slice(0, end)
+}
+
+export const makeMemoryFeed = (log: MemoryLog): EventFeedService => ({
+  read: (options) => Effect.withFiberRuntime((fiber) => yieldWhenDue(fiber, () => readPage(log, options))),
+  head: Effect.sync(() => headOf(log)),
+  count: (options) =>
+    Effect.map(validateFeedRead(options), ({ after, filter }) => {
+      const matching = matcher(filter)
+      let count = 0
+      for (let index = indexAfter(after); index < log.length; index++) {
+        const stored = log.at(index)
+        if (stored !== undefined && matching(stored)) count++
+      }
+      return count
+    }),
+  // Commits happen one after the other, so none waits for an older one.
+  heldBack: (filter) => Effect.as(validateFeedRead({ filter }), Option.none()),
+  positionOf: (place) =>
+    Effect.map(validateStreamPosition("EventFeed.positionOf", place), ({ aggregateId, minSequence }) =>
+      Option.map(Option.fromNullable(log.indexOf(aggregateId, minSequence)), positionAt)
+    ),
+  awaitAppend: (after, filter) =>
+    Effect.flatMap(validateFeedRead({ after, filter }), () => Effect.as(log.longerThan(indexAfter(after)), after))
+})
+
+/** An event as the feed shows it, by its place among all, from 0. */
+export const feedEventAt = (index: number, stored: StoredEvent): FeedEvent => ({
+  ...decodeEvent(stored),
+  ...identityOf(stored.aggregateId),
+  position: positionAt(index)
+})
+
+/** The position of an event by its place among all, from 0. */
+export const positionAt = (index: number): Position => `1-${index + 1}` as Position
+
+/** The place of the first event after a position. */
+export const indexAfter = (position: Position): number => Number(position.slice(position.indexOf("-") + 1))
+
+/** The slice that an aggregate is in, of so many. */
+export const sliceOf = (aggregateId: string, of: number): number => hash(aggregateId) % of
+
+// --- internal ---
+
+/** How far one read looks for events that a filter lets through, so that it does not take long. */
+const window = 10_000
+
+const readPage = (log: MemoryLog, options: ReadOptions | undefined): Effect.Effect<Page, ValidationError> =>
+  Effect.map(validateFeedRead(options), ({ after, filter, limit }) => {
+    const matching = matcher(filter)
+    const events: Array<FeedEvent> = []
+    let index = indexAfter(after)
+    let size = 0
+    const end = Math.min(index + window, log.length)
+    for (; index < end && events.length < limit; index++) {
+      const stored = log.at(index)
+      if (stored === undefined || !matching(stored)) continue
+      size += sizeOf([stored])
+      if (size > maxPageBytes && events.length > 0) break
+      events.push(feedEventAt(index, stored))
+    }
+    return { events, position: index === 0 ? after : positionAt(index - 1), more: index < log.length }
+  })
+
+const headOf = (log: MemoryLog): Position => (log.length === 0 ? beginning : positionAt(log.length - 1))
+
+const matcher = (filter: Filter | undefined): ((event: StoredEvent) => boolean) => {
+  if (filter === undefined) return () => true
+  const { kinds, slice, types } = filter
+  return (event) =>
+    (types === undefined || types.includes(event.type)) &&
+    (kinds === undefined || kinds.includes(identityOf(event.aggregateId).kind)) &&
+    (slice === undefined || sliceOf(event.aggregateId, slice.of) === slice.index)
+}
+
+/** FNV-1a of 32 bits. */
+const hash = (text: string): number => {
+  let value = 0x811c9dc5
+  for (let index = 0; index < text.length; index++) {
+    value = Math.imul(value ^ text.charCodeAt(index), 0x01000193)
+  }
+  return value >>> 0
+}

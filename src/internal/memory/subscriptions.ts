@@ -1,0 +1,230 @@
+/**
+ * What subscriptions keep, in memory: a lease ends when it is given back, and stores nothing from then on.
+ */
+import * as Clock from "effect/Clock"
+import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
+import { order, type Position, type StreamPosition } from "../../EventFeed.js"
+import { StoreError } from "../../StoreError.js"
+import {
+  type Attempts,
+  type EventFailure,
+  type Key,
+  type Lease,
+  LeaseLost,
+  type ParkedEvent,
+  type PartitionState,
+  type SubscriptionStoreService
+} from "../../SubscriptionStore.js"
+import { checkPosition } from "../store/readOptions.js"
+import { feedEventAt, type MemoryLog, sliceOf } from "./feed.js"
+
+export const makeMemorySubscriptions = (log: MemoryLog): SubscriptionStoreService => {
+  const rows = new Map<string, Array<Row>>()
+  const waiting = new Set<() => void>()
+  const takingBack = Effect.unsafeMakeSemaphore(1)
+
+  const changed = () => {
+    for (const wake of [...waiting]) wake()
+  }
+  const change: Effect.Effect<void> = Effect.async((resume) => {
+    const wake = () => {
+      waiting.delete(wake)
+      resume(Effect.void)
+    }
+    waiting.add(wake)
+    return Effect.sync(() => waiting.delete(wake))
+  })
+
+  const rowOf = (key: Key, from: Position): Effect.Effect<Row, StoreError> =>
+    Effect.suspend(() => {
+      const known = rows.get(key.name) ?? []
+      rows.set(key.name, known)
+      const other = known.find(({ partitions }) => partitions !== key.partitions)
+      if (other !== undefined) {
+        return new StoreError({
+          reason: "Misconfigured",
+          operation: "Subscription",
+          description: `subscription ${JSON.stringify(key.name)} has ${other.partitions} partitions in the store, and ${key.partitions} here: what is in which would change`
+        })
+      }
+      const found = known.find(({ partition }) => partition === key.partition)
+      if (found !== undefined) return Effect.succeed(found)
+      const row: Row = {
+        ...key,
+        position: from,
+        holder: undefined,
+        token: 0,
+        stopped: false,
+        lastFailure: undefined,
+        attempted: undefined,
+        parked: []
+      }
+      known.push(row)
+      // A subscription that begins behind a position has reached it.
+      changed()
+      return Effect.succeed(row)
+    })
+
+  /** Takes the lease, and returns the token that it is valid by. */
+  const take = (row: Row, holder: string): Effect.Effect<number> =>
+    Effect.suspend(() => {
+      if (row.holder !== undefined || row.stopped) return Effect.zipRight(change, take(row, holder))
+      row.holder = holder
+      return Effect.succeed(++row.token)
+    })
+
+  const each = (name: string, update: (row: Row) => void) =>
+    Effect.sync(() => {
+      for (const row of rows.get(name) ?? []) update(row)
+      changed()
+    })
+
+  const setAsideOf = (name: string): ReadonlyArray<ParkedEvent> => (rows.get(name) ?? []).flatMap((row) => row.parked)
+
+  const discard: SubscriptionStoreService["discardParked"] = (name, place) =>
+    Effect.sync(() => {
+      for (const row of rows.get(name) ?? []) {
+        const index = row.parked.findIndex((event) => isAt(event, place))
+        if (index >= 0) {
+          row.parked.splice(index, 1)
+          return true
+        }
+      }
+      return false
+    })
+
+  return {
+    lease: ({ from, holder, key }) =>
+      Effect.gen(function* () {
+        yield* checkPosition("SubscriptionStore.lease", from, ["from"])
+        const row = yield* rowOf(key, from)
+        const token = yield* Effect.acquireRelease(Effect.interruptible(take(row, holder)), () =>
+          Effect.sync(() => {
+            row.holder = undefined
+            row.token++
+            changed()
+          })
+        )
+        const lost = new LeaseLost({ subscription: key.name, partition: key.partition })
+        const whileHeld = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E | LeaseLost, R> =>
+          Effect.suspend((): Effect.Effect<A, E | LeaseLost, R> => (row.token === token ? effect : lost))
+        const pass = (position: Position) =>
+          whileHeld(
+            Effect.sync(() => {
+              row.position = position
+              row.attempted = undefined
+              changed()
+            })
+          )
+        const lease: Lease = {
+          position: row.position,
+          attempts: Option.fromNullable(row.attempted),
+          // Its holders are in this process, and their scopes end.
+          isTakenOver: false,
+          lost: Effect.never,
+          checkpoint: whileHeld(Effect.sync(() => row.position)),
+          advance: (position, effect) => whileHeld(Effect.zipRight(effect, pass(position))),
+          advanceTo: pass,
+          park: (failure) =>
+            Effect.map(Clock.currentTimeMillis, (since) => {
+              if (!row.parked.some((event) => isAt(event, failure))) {
+                row.parked.push({ ...failure, partition: row.partition, since })
+              }
+            }),
+          parkedAggregates: (aggregateIds) =>
+            Effect.sync(
+              () => new Set(row.parked.map(({ aggregateId }) => aggregateId).filter((id) => aggregateIds.includes(id)))
+            ),
+          attempt: ({ attempts, position }) =>
+            whileHeld(
+              Effect.sync(() => {
+                row.attempted = { position, attempts }
+              })
+            ),
+          recordFailure: (failure) =>
+            whileHeld(
+              Effect.sync(() => {
+                row.lastFailure = failure
+                row.attempted = failure && { position: failure.position, attempts: failure.attempts }
+              })
+            ),
+          stop: (failure) =>
+            whileHeld(
+              Effect.sync(() => {
+                row.stopped = true
+                row.lastFailure = failure
+              })
+            )
+        }
+        return lease
+      }),
+    partitions: (name) =>
+      Effect.sync(() =>
+        (rows.get(name) ?? [])
+          .map(
+            (row): PartitionState => ({
+              name: row.name,
+              partition: row.partition,
+              partitions: row.partitions,
+              position: row.position,
+              holder: Option.fromNullable(row.holder),
+              stopped: row.stopped,
+              lastFailure: Option.fromNullable(row.lastFailure),
+              parked: row.parked.length
+            })
+          )
+          .sort((a, b) => a.partition - b.partition)
+      ),
+    awaitPosition: (name, position, aggregateId) => {
+      const wait: Effect.Effect<void> = Effect.suspend(() => {
+        const known = rows.get(name) ?? []
+        const awaited = known.filter(
+          ({ partition, partitions }) => aggregateId === undefined || sliceOf(aggregateId, partitions) === partition
+        )
+        const expected = aggregateId === undefined ? known[0]?.partitions : 1
+        return awaited.length === expected && awaited.every((row) => order(row.position, position) >= 0)
+          ? Effect.void
+          : Effect.zipRight(change, wait)
+      })
+      return Effect.zipRight(checkPosition("SubscriptionStore.reached", position, ["position"]), wait)
+    },
+    resume: (name) =>
+      each(name, (row) => {
+        if (!row.stopped) return
+        row.lastFailure = undefined
+        row.attempted = undefined
+        row.stopped = false
+      }),
+    parked: (name) => Effect.sync(() => [...setAsideOf(name)].sort((a, b) => order(a.position, b.position))),
+    retryParked: (name, place, effect) =>
+      // One after the other: who comes second finds it done.
+      takingBack.withPermits(1)(
+        Effect.suspend(() => {
+          const index = log.indexOf(place.aggregateId, place.sequence)
+          const stored = index === undefined ? undefined : log.at(index)
+          const known = setAsideOf(name).some((event) => isAt(event, place))
+          return !known || index === undefined || stored === undefined
+            ? Effect.succeed(false)
+            : Effect.zipRight(effect(feedEventAt(index, stored)), discard(name, place))
+        })
+      ),
+    discardParked: discard
+  }
+}
+
+// --- internal ---
+
+interface Row extends Key {
+  position: Position
+  holder: string | undefined
+  /** Raised when the lease is taken, and when it is given back. */
+  token: number
+  stopped: boolean
+  lastFailure: EventFailure | undefined
+  attempted: Attempts | undefined
+  readonly parked: Array<ParkedEvent>
+}
+
+const isAt = (event: StreamPosition, { aggregateId, sequence }: StreamPosition): boolean =>
+  event.aggregateId === aggregateId && event.sequence === sequence

@@ -1,0 +1,112 @@
+/**
+ * Commits whose projections are SQL statements: events and statements are one transaction in one round trip.
+ */
+import * as SqlClient from "@effect/sql/SqlClient"
+import type { SqlError } from "@effect/sql/SqlError"
+import * as Statement from "@effect/sql/Statement"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import type * as Fiber from "effect/Fiber"
+import type * as Tracer from "effect/Tracer"
+import type { StoreError } from "../../../StoreError.js"
+import { fromSqlError } from "../../runtime/sqlError.js"
+import { withEachSpanIfTraced } from "../../runtime/tracing.js"
+import { statementsOf } from "../../store/statements.js"
+import { interruptible, withConnection } from "../pg/connection.js"
+import { type Command, canSendBatch, sendBatch } from "../pg/driver.js"
+import { checkStillOpen, endedInside, isEndedInside } from "../pg/transaction.js"
+import type { makeInsertCommits } from "./appendEvents.js"
+import type { Commit } from "./commitQueue.js"
+
+export interface StatementCommits {
+  /** Whether a connection of this client may be able to send a batch. */
+  readonly isSupported: () => boolean
+  /**
+   * Commits the events with the statements, and returns whether they are stored. Where they are not, the general way does it, or fails with
+   * the reason: a conflict, a statement that fails, a connection that can't.
+   */
+  readonly commit: (events: Commit, statements: ReadonlyArray<Command>) => Effect.Effect<boolean, StoreError>
+}
+
+export const makeStatementCommits = (
+  sql: SqlClient.SqlClient,
+  insert: ReturnType<typeof makeInsertCommits>
+): StatementCommits => {
+  let supported = true
+  return {
+    isSupported: () => supported,
+    commit: (events, statements) =>
+      withConnection(sql, operation, (held) => {
+        if (!canSendBatch(held.connection)) {
+          supported = false
+          return Effect.succeed(false)
+        }
+        const commands = [
+          insert.command([events], { allOrNothing: true }),
+          ...statements,
+          { text: checkStillOpen, values: [] }
+        ]
+        return Effect.matchEffect(interruptible(held, sendBatch(held.connection, commands, "I")), {
+          onSuccess: () => Effect.succeed(true),
+          onFailure: (cause) => {
+            if (isRaised(cause, duplicate)) return Effect.succeed(true)
+            // A database with such a default would raise it each time.
+            if (isRaised(cause, otherIsolation)) supported = false
+            const error = fromSqlError(operation, "committing", cause)
+            if (isEndedInside(error)) return Effect.fail(endedInside(operation))
+            // An error that the server reports for a statement means that it has rolled all of them back, whatever its code.
+            if (isReported(cause) && !serverLeaves.test(error.code ?? "")) return Effect.succeed(false)
+            held.close()
+            return error.reason === "CommitUnknown" ? Effect.fail(error) : Effect.succeed(false)
+          }
+        }).pipe(withEachSpanIfTraced("sql.execute", statements.map(spanOf)))
+      })
+  }
+}
+
+/**
+ * The statements of the projections, if they are statements and nothing else: for this client, and unless the caller transforms
+ * statements.
+ */
+export const commandsOf = (
+  fiber: Fiber.RuntimeFiber<unknown, unknown>,
+  client: SqlClient.SqlClient,
+  project: Effect.Effect<void, unknown, unknown>
+): ReadonlyArray<Command> | undefined => {
+  const statements = statementsOf(project)
+  if (statements === undefined || fiber.getFiberRef(Statement.currentTransformer)._tag === "Some") return undefined
+  const own = Context.getOption(fiber.currentContext as Context.Context<never>, SqlClient.SqlClient)
+  if (own._tag === "None" || own.value !== client) return undefined
+  try {
+    return statements(client)?.map((statement): Command => {
+      const [text, values] = statement.compile()
+      return { text, values }
+    })
+  } catch {
+    // The handler throws: running the effect makes it a defect of the commit.
+    return undefined
+  }
+}
+
+// --- internal ---
+
+const operation = "commitAll"
+
+// What `commit_events` raises. The message counts too, because a projection's trigger may raise a code like these.
+const otherIsolation = { code: "MA002", message: "the transaction is not READ COMMITTED" }
+const duplicate = { code: "MA003", message: "all of it is stored" }
+
+const isRaised = ({ cause }: SqlError, { code, message }: typeof duplicate): boolean =>
+  cause instanceof Error && "code" in cause && cause.code === code && cause.message === message
+
+/** Whether the error comes from the server, and not from the driver. */
+const isReported = ({ cause }: SqlError): boolean =>
+  typeof cause === "object" && cause !== null && "severity" in cause && typeof cause.severity === "string"
+
+/** The codes with which the server ends a connection, whatever it was doing. */
+const serverLeaves = /^57P0[1-5]$/
+
+const spanOf = ({ text }: Command): Tracer.SpanOptions => ({
+  kind: "client",
+  attributes: { "db.system.name": "postgresql", "db.operation.name": "execute", "db.query.text": text }
+})

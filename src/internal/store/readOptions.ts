@@ -1,0 +1,100 @@
+/**
+ * What is asked of a feed, checked.
+ */
+import * as Effect from "effect/Effect"
+import { beginning, type Filter, isPosition, type Position, type ReadOptions } from "../../EventFeed.js"
+import { ValidationError, ValidationIssue } from "../../StoreError.js"
+
+/** A read with its defaults. A filter that restricts nothing is none. */
+export const validateFeedRead = (
+  options: ReadOptions | undefined
+): Effect.Effect<
+  { readonly after: Position; readonly limit: number; readonly filter: Filter | undefined },
+  ValidationError
+> =>
+  checked((issues) => {
+    const { after = beginning, filter, limit = usualLimit } = options ?? {}
+    if (!isPosition(after)) issues.push(issue(["after"], noPosition))
+    if (!isWhole(limit, 1, maxLimit)) issues.push(issue(["limit"], `must be an integer from 1 to ${maxLimit}`))
+    checkFilter(filter, ["filter"], issues)
+    return { after, limit, filter: restricting(filter) }
+  })
+
+/** Fails for what is no position, with the operation and the path of the input. */
+export const checkPosition = (
+  operation: string,
+  position: unknown,
+  path: ReadonlyArray<string>
+): Effect.Effect<void, ValidationError> =>
+  isPosition(position)
+    ? Effect.void
+    : Effect.fail(new ValidationError({ operation, issues: [issue(path, noPosition)] }))
+
+/** Of what a filter lets through, the share of one partition. */
+export const filterOfPartition = (
+  filter: Filter | undefined,
+  partition: number,
+  partitions: number
+): Filter | undefined => (partitions === 1 ? filter : { ...filter, slice: { index: partition, of: partitions } })
+
+/** The filter that lets through what both let through. At most one of them has a slice. */
+export const bothOf = (one: Filter | undefined, other: Filter | undefined): Filter => ({
+  types: common(one?.types, other?.types),
+  kinds: common(one?.kinds, other?.kinds),
+  slice: one?.slice ?? other?.slice
+})
+
+// --- internal ---
+
+const common = (
+  some: ReadonlyArray<string> | undefined,
+  others: ReadonlyArray<string> | undefined
+): ReadonlyArray<string> | undefined =>
+  some === undefined || others === undefined ? (some ?? others) : some.filter((name) => others.includes(name))
+
+const noPosition = "must be a position that the feed has given"
+
+const usualLimit = 1000
+const maxLimit = 10_000
+const maxSlices = 10_000
+
+const checked = <A>(check: (issues: Array<ValidationIssue>) => A): Effect.Effect<A, ValidationError> =>
+  Effect.suspend(() => {
+    const issues: Array<ValidationIssue> = []
+    const value = check(issues)
+    const [first, ...rest] = issues
+    return first === undefined
+      ? Effect.succeed(value)
+      : new ValidationError({ operation: "EventFeed.read", issues: [first, ...rest] })
+  })
+
+const issue = (path: ReadonlyArray<string>, message: string) => new ValidationIssue({ path, message })
+
+const checkFilter = (filter: unknown, path: ReadonlyArray<string>, issues: Array<ValidationIssue>): void => {
+  if (filter === undefined) return
+  if (typeof filter !== "object" || filter === null) {
+    issues.push(issue(path, "must be an object"))
+    return
+  }
+  for (const field of ["types", "kinds"] as const) {
+    const names: unknown = Reflect.get(filter, field)
+    if (names !== undefined && !(Array.isArray(names) && names.every((name) => typeof name === "string"))) {
+      issues.push(issue([...path, field], "must be a list of names"))
+    }
+  }
+  const slice: unknown = Reflect.get(filter, "slice")
+  if (slice === undefined) return
+  const { index, of } = (typeof slice === "object" && slice !== null ? slice : {}) as Record<string, unknown>
+  if (!isWhole(of, 1, maxSlices) || !isWhole(index, 0, of - 1)) {
+    issues.push(
+      issue([...path, "slice"], `must have an \`of\` from 1 to ${maxSlices}, and an \`index\` from 0 and below it`)
+    )
+  }
+}
+
+const isWhole = (value: unknown, min: number, max: number): value is number =>
+  typeof value === "number" && Number.isInteger(value) && value >= min && value <= max
+
+// What is no filter has been refused by then.
+const restricting = (filter: Filter | undefined): Filter | undefined =>
+  filter?.types === undefined && filter?.kinds === undefined && filter?.slice === undefined ? undefined : filter

@@ -1,0 +1,208 @@
+/**
+ * Events and snapshots between the port and a store: checked and turned to text on the way in, read on the way out.
+ * Every adapter that `StoreAdapter.makeEncoded` makes goes through here, so all refuse the same and none stores what another
+ * could not.
+ */
+import * as Exit from "effect/Exit"
+import { type Event, maxNameLength, maxSequence, type StoredEvent } from "../../Event.js"
+import type { Snapshot, StoredSnapshot } from "../../Snapshot.js"
+import { ValidationError, ValidationIssue } from "../../StoreError.js"
+import { isTimestamp } from "../../Timestamp.js"
+import { maxIssues, type Report, stringifyObject, textProblem, thrownMessage } from "../codec/json.js"
+import { isLongerThan } from "../codec/names.js"
+
+/** Checks the events of a commit, all of them, and makes their stored form. */
+export const encodeEvents = (
+  operation: string,
+  events: ReadonlyArray<Event>
+): Exit.Exit<ReadonlyArray<StoredEvent>, ValidationError> =>
+  validate(operation, (reporter) => {
+    if (!Array.isArray(events)) {
+      reporter()([], "must be a list of events")
+      return []
+    }
+    if (events.length > maxEvents) {
+      reporter()([], `must be at most ${maxEvents} events, and is ${events.length}`)
+      return []
+    }
+    const heads = new Map<string, number>()
+    let size = 0
+    const prepared = Array.from(events, (event: Event, index): StoredEvent => {
+      const report = reporter(index)
+      const { aggregateId, body, metadata, sequence, timestamp, type } = readFields(event, report)
+      checkName(aggregateId, "aggregateId", report)
+      checkName(type, "type", report)
+      checkSequence(sequence, 1, "sequence", report)
+      checkTimestamp(timestamp, report)
+      const previous = heads.get(aggregateId)
+      if (previous !== undefined && sequence !== previous + 1) {
+        report(["sequence"], `must be ${previous + 1}: sequences of one aggregate rise by one within a commit`)
+      }
+      heads.set(aggregateId, sequence)
+      const stored = {
+        timestamp,
+        aggregateId,
+        sequence,
+        type,
+        body: stringifyObject(body, at("body", report)) ?? "",
+        metadata: stringifyObject(metadata, at("metadata", report)) ?? ""
+      }
+      if (size <= maxCommitSize) {
+        size += stored.body.length + stored.metadata.length
+        if (size > maxCommitSize) report([], `the commit is larger than ${maxCommitSize / 1_000_000} MB from here on`)
+      }
+      return stored
+    })
+    return prepared
+  })
+
+/** Checks a snapshot and makes its stored form. */
+export const encodeSnapshot = (snapshot: Snapshot): Exit.Exit<StoredSnapshot, ValidationError> =>
+  validate("commitSnapshot", (reporter) => {
+    const report = reporter()
+    const { aggregateId, body, metadata, sequence, timestamp } = readFields(snapshot, report)
+    checkName(aggregateId, "aggregateId", report)
+    checkSequence(sequence, 1, "sequence", report)
+    checkTimestamp(timestamp, report)
+    return {
+      timestamp,
+      aggregateId,
+      sequence,
+      body: stringifyObject(body, at("body", report)) ?? "",
+      metadata: stringifyObject(metadata, at("metadata", report)) ?? ""
+    }
+  })
+
+/** What a read asks for, with both bounds inclusive. */
+export interface Range {
+  readonly aggregateId: string
+  readonly minSequence: number
+  readonly maxSequence: number
+}
+
+/** Checks what a read asks for. */
+export const validateRange = (
+  operation: string,
+  aggregateId: string,
+  minSequence: number,
+  options: { readonly maxSequence?: number | undefined } | undefined
+): Exit.Exit<Range, ValidationError> =>
+  validate(operation, (reporter) => {
+    const report = reporter()
+    const upper = options?.maxSequence ?? maxSequence
+    checkName(aggregateId, "aggregateId", report)
+    checkSequence(minSequence, 0, "minSequence", report)
+    checkSequence(upper, 0, "maxSequence", report)
+    return { aggregateId, minSequence, maxSequence: upper }
+  })
+
+/** Checks the place of one event in a stream. */
+export const validateStreamPosition = (
+  operation: string,
+  { aggregateId, sequence }: { readonly aggregateId: string; readonly sequence: number }
+): Exit.Exit<Range, ValidationError> =>
+  validate(operation, (reporter) => {
+    const report = reporter()
+    checkName(aggregateId, "aggregateId", report)
+    checkSequence(sequence, 0, "sequence", report)
+    return { aggregateId, minSequence: sequence, maxSequence: sequence }
+  })
+
+/** Reads a stored event. */
+export const decodeEvent = (stored: StoredEvent): Event => ({
+  timestamp: stored.timestamp,
+  aggregateId: stored.aggregateId,
+  sequence: stored.sequence,
+  type: stored.type,
+  body: JSON.parse(stored.body),
+  metadata: JSON.parse(stored.metadata)
+})
+
+/** Reads a stored snapshot. */
+export const decodeSnapshot = (stored: StoredSnapshot): Snapshot => ({
+  timestamp: stored.timestamp,
+  aggregateId: stored.aggregateId,
+  sequence: stored.sequence,
+  body: JSON.parse(stored.body),
+  metadata: JSON.parse(stored.metadata)
+})
+
+/** The size of stored events, in characters. */
+export const sizeOf = (events: ReadonlyArray<StoredEvent>): number => {
+  let size = 0
+  for (const { aggregateId, body, metadata, type } of events) {
+    size += aggregateId.length + body.length + metadata.length + type.length
+  }
+  return size
+}
+
+// --- internal ---
+
+/** As many as a store takes in one statement without a second thought. */
+const maxEvents = 1_000_000
+
+/** Of all bodies and metadata of a commit, in characters: quoted and in UTF-8 it stays below what one statement can carry. */
+const maxCommitSize = 128_000_000
+
+const validate = <A>(
+  operation: string,
+  prepare: (reporter: (index?: number) => Report) => A
+): Exit.Exit<A, ValidationError> => {
+  const issues: Array<ValidationIssue> = []
+  const reporter = (index?: number) => (path: ReadonlyArray<string | number>, message: string) => {
+    // Enough to mend the input by; a list of a million holes need not be told in full.
+    if (issues.length < maxIssues)
+      issues.push(new ValidationIssue({ ...(index === undefined ? {} : { index }), path, message }))
+  }
+  const prepared = attempt(() => prepare(reporter), reporter())
+  const [first, ...rest] = issues
+  return first === undefined && prepared !== undefined
+    ? Exit.succeed(prepared)
+    : Exit.fail(
+        new ValidationError({
+          operation,
+          issues: [first ?? new ValidationIssue({ path: [], message: "can't be read" }), ...rest]
+        })
+      )
+}
+
+/** What a getter or a proxy throws while the input is read is one more thing that is wrong with it. */
+const attempt = <A>(read: () => A, report: Report): A | undefined => {
+  try {
+    return read()
+  } catch (error) {
+    report([], `can't be read: ${thrownMessage(error)}`)
+    return undefined
+  }
+}
+
+/** The record's fields, or none where it is no object or can't be read. */
+const readFields = <A extends object>(record: A, report: Report): A =>
+  attempt(() => {
+    if (typeof record === "object" && record !== null) return { ...record }
+    report([], "must be an object")
+    return undefined
+  }, report) ?? ({} as A)
+
+const checkName = (name: unknown, field: string, report: Report): void => {
+  if (typeof name !== "string") return report([field], "must be a text")
+  if (name === "") return report([field], "must not be empty")
+  if (isLongerThan(name, maxNameLength)) return report([field], `must be at most ${maxNameLength} characters long`)
+  const problem = textProblem(name)
+  if (problem !== undefined) report([field], problem)
+}
+
+const checkSequence = (sequence: unknown, min: number, field: string, report: Report): void => {
+  if (!Number.isInteger(sequence) || Number(sequence) < min || Number(sequence) > maxSequence) {
+    report([field], `must be an integer from ${min} to ${maxSequence}`)
+  }
+}
+
+const checkTimestamp = (timestamp: unknown, report: Report): void => {
+  if (!isTimestamp(timestamp)) report(["timestamp"], "must be a timestamp: a UUIDv7 in lower case")
+}
+
+const at =
+  (field: string, report: Report): Report =>
+  (path, message) =>
+    report([field, ...path], message)
