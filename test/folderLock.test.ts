@@ -106,7 +106,7 @@ it.scoped("a folder's lock is the same by all of its names, and for a copy of th
     const link = join(folder, "..", "link")
     yield* Effect.promise(() => symlink(folder, link))
     const copy: typeof import("../src/internal/pglite/folderLock.js") = yield* Effect.promise(
-      () => import(fileURLToPath(new URL("../src/internal/folderLock.ts", import.meta.url)).concat("?copy"))
+      () => import(fileURLToPath(new URL("../src/internal/pglite/folderLock.ts", import.meta.url)).concat("?copy"))
     )
     expect(copy.lockFolder).not.toBe(lockFolder)
     yield* lockFolder(folder)
@@ -259,7 +259,7 @@ import * as Effect from "effect/Effect"
 const order = JSON.parse(process.argv[1])
 const platform = "Object.defineProperty(process, 'platform', { value: " + JSON.stringify(order.platform) + " });"
 new Function(platform)()
-const { lockFolder } = await import(${JSON.stringify(new URL("../src/internal/folderLock.ts", import.meta.url).href)})
+const { lockFolder } = await import(${JSON.stringify(new URL("../src/internal/pglite/folderLock.ts", import.meta.url).href)})
 const die = () => process.kill(process.pid, "SIGKILL")
 const replace = (method, replacement) => {
   const original = fs[method]
@@ -285,7 +285,7 @@ const thread = () => new Promise((resolve) => {
     {
       eval: true,
       workerData: {
-        lock: ${JSON.stringify(new URL("../src/internal/folderLock.ts", import.meta.url).href)},
+        lock: ${JSON.stringify(new URL("../src/internal/pglite/folderLock.ts", import.meta.url).href)},
         effect: import.meta.resolve("effect/Effect"),
         tsx: import.meta.resolve("tsx/esm/api"),
         folder: order.folder
