@@ -41,7 +41,9 @@ const cellOf = ({ measured, ratios }: Line, name: ContestantName): string => {
   const details = [
     ...(ratio === undefined ? [] : [`${figure(ratio)}×`]),
     // A ratio to another line, such as that of a shorter log, has no column.
-    ...(name === "ours" ? Object.entries(ratios).flatMap(([to, of]) => (isColumn(to) ? [] : `${figure(of)}× ${to}`)) : []),
+    ...(name === "ours"
+      ? Object.entries(ratios).flatMap(([to, of]) => (isColumn(to) ? [] : `${figure(of)}× ${to}`))
+      : []),
     ...(of.failures === undefined || of.failures === 0 ? [] : [`**${of.failures} failed**`])
   ]
   return `${figure(of.median)}${details.length === 0 ? "" : ` (${details.join(", ")})`}`
