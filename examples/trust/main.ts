@@ -1,6 +1,6 @@
 /**
- * Two faults on an embedded store: acknowledgements that get lost, and a process that is killed while it commits. Both are checked against
- * the log. The long run with a server is `npm run test:faults`, in a clone of the repository.
+ * Two faults on an embedded store: acknowledgements that get lost, and a process that is killed while it commits. Both
+ * are checked against the log. The long run with a server is `npm run test:faults`, in a clone of the repository.
  *
  * `npx tsx examples/trust/main.ts`
  */
@@ -59,7 +59,9 @@ const Wallet = Aggregate.make("Wallet", { ...design, projections: [Balances] })
 
 // --- acknowledgements that get lost ---
 
-/** The store, but every second commit fails after it has been stored, as it does when the connection breaks at COMMIT. */
+/**
+ * The store, but every second commit fails after it has been stored, as it does when the connection breaks at COMMIT.
+ */
 const layerLossy = Layer.effect(
   StoreAdapter.StoreAdapter,
   Effect.map(StoreAdapter.StoreAdapter, (store) => {
