@@ -106,7 +106,7 @@ interface Entry {
   readonly snapshots: ReadonlyArray<Snapshot.StoredSnapshot>
 }
 
-/** The committed records, or those that an open transaction adds to the records around it. */
+/** The committed records, or the records that an open transaction adds to them. */
 class Records {
   /** One transaction at a time directly inside of this one, because a projection may start several concurrently. */
   readonly turn = Effect.unsafeMakeSemaphore(1)
