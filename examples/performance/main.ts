@@ -59,14 +59,14 @@ const measure = <E, R>(
 const onNew = Effect.flatMap(Counter.newId, (id) => Counter.evaluate(id, new Count()))
 
 const program = Effect.gen(function* () {
-  yield* measure("new aggregates, 1 client", 200, 1, () => onNew)
-  yield* measure("new aggregates, 64 clients", 2000, 64, () => onNew)
-  yield* measure("one aggregate, state cached, 1 client", 200, 1, () => Counter.evaluate("a", new Count()))
-  yield* measure("one aggregate, state cached, 64 clients", 2000, 64, () => Counter.evaluate("b", new Count()))
-  yield* measure("one aggregate, no cache, 250 events", 200, 1, () => Forgetful.evaluate("a", new Count()))
-  yield* measure("the same with a snapshot every 50 events", 200, 1, () => Snapshotting.evaluate("a", new Count()))
-  yield* measure("with a strong projection, 1 client", 200, 1, (i) => Projected.evaluate(`${i}`, new Count()))
-  yield* measure("with a strong projection, 64 clients", 200, 64, (i) => Projected.evaluate(`${i}`, new Count()))
+  yield* measure("new aggregates, 1 client", 150, 1, () => onNew)
+  yield* measure("new aggregates, 64 clients", 1500, 64, () => onNew)
+  yield* measure("one aggregate, state cached, 1 client", 150, 1, () => Counter.evaluate("a", new Count()))
+  yield* measure("one aggregate, state cached, 64 clients", 1500, 64, () => Counter.evaluate("b", new Count()))
+  yield* measure("one aggregate, no cache, 200 events", 150, 1, () => Forgetful.evaluate("a", new Count()))
+  yield* measure("the same with a snapshot every 50 events", 150, 1, () => Snapshotting.evaluate("a", new Count()))
+  yield* measure("with a strong projection, 1 client", 150, 1, (i) => Projected.evaluate(`${i}`, new Count()))
+  yield* measure("with a strong projection, 64 clients", 150, 64, (i) => Projected.evaluate(`${i}`, new Count()))
 })
 
 const layer = Layer.mergeAll(Counter.layer, Forgetful.layer, Snapshotting.layer, Projected.layer).pipe(
