@@ -1,7 +1,7 @@
 /**
  * Checks the documentation against the code:
  *
- * - every `ts` block of README.md, of the guides (`examples/**/README.md`), and of the doc comments in src type-checks;
+ * - every `ts` block of README.md, of the guides in examples, and of the doc comments in src type-checks;
  * - a block of a guide that names a file (a fence "ts main.ts") is a part of that file;
  * - README.md opens with examples/quick-start.ts;
  * - every file and heading that README.md or a guide links to exists, and guides, pictures and examples are in the package;
