@@ -1,5 +1,5 @@
 /**
- * Subscriptions at work: a table that follows the events, reading one's own write, a parked event, status, a rebuild, and the feed itself.
+ * Subscriptions at work: a table that follows the events, a read after a write, a parked event, status, a rebuild, and the feed itself.
  *
  * Run it by `npx tsx examples/subscriptions/main.ts`. It uses an embedded Postgres.
  */

@@ -88,7 +88,7 @@ const readmeBlocks = (): Array<Block> => {
   if (blocks.length === 0) problems.push(`${file} has no ts block`)
   else if (!fs.existsSync(path.join(root, quickStart))) problems.push(`${quickStart} is missing`)
   else if (blocks[0]?.code.trim() !== read(quickStart).trim()) {
-    problems.push(`${file}: its first ts block must be the same as ${quickStart}`)
+    problems.push(`${file}: its first ts block must be equal to ${quickStart}`)
   }
   return blocks
 }

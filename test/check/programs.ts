@@ -59,13 +59,18 @@ const problemOf = ({ expected, file, guide }: Program, output: string): string |
 }
 
 const problems: Array<string> = []
-for (const program of programs) {
-  const problem = await outputOf(program.file).then(
-    (output) => problemOf(program, output),
-    (error: Error) => `${program.guide}: ${error.message}`
-  )
-  if (problem !== undefined) problems.push(problem)
+const waiting = [...programs]
+const runAll = async (): Promise<void> => {
+  for (let program = waiting.shift(); program !== undefined; program = waiting.shift()) {
+    const { expected, file, guide } = program
+    const problem = await outputOf(file).then(
+      (output) => problemOf({ expected, file, guide }, output),
+      (error: Error) => `${guide}: ${error.message}`
+    )
+    if (problem !== undefined) problems.push(problem)
+  }
 }
+await Promise.all([runAll(), runAll()])
 
 for (const problem of problems) console.error(problem)
 console.log(`${programs.length} programs of guides: ${problems.length} problems`)
