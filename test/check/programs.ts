@@ -14,7 +14,7 @@ interface Program {
   readonly expected: string
 }
 
-const timeout = 120_000
+const timeout = 300_000
 
 const programs: ReadonlyArray<Program> = guides.flatMap((guide) =>
   fencedBlocks(read(guide).split("\n"))
@@ -29,7 +29,9 @@ const outputOf = (file: string): Promise<string> =>
       cwd: root,
       stdio: ["ignore", "pipe", "inherit"],
       env: { ...process.env, DATABASE_URL: undefined },
-      timeout
+      timeout,
+      // NodeRuntime ends a program with code 0 on SIGTERM.
+      killSignal: "SIGKILL"
     })
     let text = ""
     child.stdout.on("data", (data) => {
