@@ -1,8 +1,8 @@
 /**
- * Until when orders must be paid: a table, so that no restart loses a time-out, and a loop that cancels what is due.
+ * The deadlines of payments: a table, so that no restart loses one, and a loop that cancels the orders that are due.
  *
- * Any number of processes may run the loop, and any of them may end between the command and the deletion: the command has an id, so
- * the order is cancelled once.
+ * Any number of processes may run the loop. A process may end between the command and the deletion of the row; the command has an id, so the
+ * order is cancelled once.
  */
 import * as SqlClient from "@effect/sql/SqlClient"
 import * as Clock from "effect/Clock"
@@ -12,7 +12,7 @@ import * as Schedule from "effect/Schedule"
 import { Aggregate } from "effect-maestro"
 import { CancelOrder, Order } from "./Order.js"
 
-/** Sets an order's deadline, in milliseconds since 1970. A second time changes nothing. */
+/** Sets an order's deadline, in milliseconds since 1970. A second call changes nothing. */
 export const set = (order: string, due: number) =>
   Effect.flatMap(
     SqlClient.SqlClient,
@@ -20,7 +20,7 @@ export const set = (order: string, due: number) =>
       on conflict (order_id) do nothing`
   )
 
-/** Cancels the orders whose time is over, unless they have come to their end already. */
+/** Cancels the orders that are due and still open. */
 export const cancelDue = Effect.gen(function* () {
   const sql = yield* SqlClient.SqlClient
   const now = yield* Clock.currentTimeMillis
@@ -28,10 +28,10 @@ export const cancelDue = Effect.gen(function* () {
   yield* Effect.forEach(due, ({ order_id }) => cancel(order_id), { discard: true })
 })
 
-/** Looks for what is due, for as long as the layer lives. */
+/** Looks for due orders, for as long as the layer lives. */
 export const layer = Layer.scopedDiscard(
   cancelDue.pipe(
-    Effect.catchAll((error) => laterOn(error)),
+    Effect.catchAll((error) => tryLater(error)),
     Effect.repeat(Schedule.spaced("100 millis")),
     Effect.forkScoped
   )
@@ -48,17 +48,17 @@ export const layerTable = Layer.effectDiscard(
 
 // --- internal ---
 
-/** What is due is still due the next time. */
-const laterOn = ({ message }: { readonly message: string }) => Effect.logWarning(message)
+/** A due order stays in the table, so the next round tries again. */
+const tryLater = ({ message }: { readonly message: string }) => Effect.logWarning(message)
 
 const cancel = (order: string) =>
   Order.evaluate(order, new CancelOrder({ reason: "not paid in time" })).pipe(
     Aggregate.withCommandId("deadline"),
-    // Confirmed in time, and maybe at the last moment.
+    // The order was confirmed or cancelled before.
     Effect.catchTag("NotOpen", () => Effect.void),
     Effect.zipRight(
       Effect.flatMap(SqlClient.SqlClient, (sql) => sql`delete from ordering.deadlines where order_id = ${order}`)
     ),
-    // One that fails keeps no other waiting.
-    Effect.catchAll(laterOn)
+    // A failure must not keep the other orders waiting.
+    Effect.catchAll(tryLater)
   )

@@ -1,5 +1,5 @@
 /**
- * An order: placed, and then either confirmed or cancelled, never both.
+ * An order: it is placed, and then confirmed or cancelled, never both.
  */
 import * as Effect from "effect/Effect"
 import * as Schema from "effect/Schema"
@@ -26,7 +26,7 @@ export class CancelOrder extends Schema.TaggedClass<CancelOrder>()("CancelOrder"
 
 const Status = Schema.Literal("none", "open", "confirmed", "cancelled")
 
-/** The order is not open: there is none yet, or it has come to its end. */
+/** The order is not open: it was not placed yet, or it is confirmed or cancelled. */
 export class NotOpen extends Schema.TaggedError<NotOpen>()("NotOpen", { status: Status }) {
   override get message(): string {
     return this.status === "none" ? "there is no such order" : `the order is ${this.status} already`

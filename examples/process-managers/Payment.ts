@@ -1,5 +1,5 @@
 /**
- * The payment of an order: an aggregate of its own, since it lives on where the order has ended. Its id is that of its order.
+ * The payment of an order: an aggregate of its own, because a refund happens after the order has ended. It has the id of its order.
  */
 import * as Effect from "effect/Effect"
 import * as Schema from "effect/Schema"
@@ -21,17 +21,26 @@ export class RefundPayment extends Schema.TaggedClass<RefundPayment>()("RefundPa
 
 const Status = Schema.Literal("none", "requested", "received", "refunded")
 
-/** The payment is not where it would have to be for that. */
+/** The payment has another status than the command needs. */
 export class WrongStatus extends Schema.TaggedError<WrongStatus>()("WrongStatus", {
   status: Status,
   expected: Status
 }) {
   override get message(): string {
-    return `the payment would have to be ${this.expected}, and is ${this.status}`
+    return `the payment must be ${this.expected}, and is ${this.status}`
+  }
+}
+
+/** The provider does not accept payments of this amount. */
+export class AmountTooHigh extends Schema.TaggedError<AmountTooHigh>()("AmountTooHigh", { limit: Schema.Number }) {
+  override get message(): string {
+    return `a payment has at most ${this.limit}`
   }
 }
 
 const PaymentState = Schema.Struct({ status: Status })
+
+const limit = 10_000
 
 export const Payment = Aggregate.make("Payment", {
   state: PaymentState,
@@ -41,7 +50,9 @@ export const Payment = Aggregate.make("Payment", {
 
   decide: {
     RequestPayment: ({ amount }, { state }) =>
-      Effect.as(mustBe("none", state.status), [new PaymentRequested({ amount })]),
+      amount > limit
+        ? new AmountTooHigh({ limit })
+        : Effect.as(mustBe("none", state.status), [new PaymentRequested({ amount })]),
     ReceivePayment: (_, { state }) => Effect.as(mustBe("requested", state.status), [new PaymentReceived()]),
     RefundPayment: (_, { state }) => Effect.as(mustBe("received", state.status), [new PaymentRefunded()])
   },
