@@ -12,9 +12,7 @@ import * as FeedContract from "effect-maestro/FeedContract"
 import { onRealClock } from "../src/internal/contract/case.js"
 import * as Broken from "./brokenFeeds.js"
 import * as BrokenSubscriptions from "./brokenSubscriptions.js"
-import { layerPg, useServerOfOurOwn } from "./database.js"
-
-useServerOfOurOwn()
+import { layerPg } from "./database.js"
 
 const all = FeedContract.cases({ runs: 20, seed: 1 })
 

@@ -20,7 +20,6 @@ import {
   StoreError,
   Subscription
 } from "effect-maestro"
-import * as PgliteClient from "effect-maestro/PgliteClient"
 import { inject } from "vitest"
 import {
   Account,
@@ -34,14 +33,12 @@ import {
   Touch,
   Withdraw
 } from "./account.js"
-import { layerPg, uniqueName, useServerOfOurOwn } from "./database.js"
+import { layerPg, layerPglite, uniqueName } from "./database.js"
 import { aNode, failure, macrotask } from "./nodes.js"
-
-useServerOfOurOwn()
 
 const stores = {
   MemoryStore: MemoryStore.layer,
-  "SqlStore on PGlite": SqlStore.layer.pipe(Layer.provideMerge(PgliteClient.layerMemory), Layer.orDie),
+  "SqlStore on PGlite": SqlStore.layer.pipe(Layer.provideMerge(layerPglite), Layer.orDie),
   "SqlStore on Postgres": SqlStore.layer.pipe(Layer.provideMerge(layerPg()), Layer.orDie)
 }
 
@@ -104,7 +101,7 @@ for (const [name, store] of Object.entries(stores)) {
           20,
           { concurrency: "unbounded" }
         )
-        expect(answers.filter(({ duplicate: duplicate }) => !duplicate)).toHaveLength(1)
+        expect(answers.filter(({ duplicate }) => !duplicate)).toHaveLength(1)
         expect(new Set(answers.map(({ state }) => state.balance))).toEqual(new Set([10]))
         expect(yield* amounts(id)).toEqual([10])
       })
@@ -152,7 +149,7 @@ for (const [name, store] of Object.entries(stores)) {
           { concurrency: "unbounded" }
         )
         // Without the id eleven of them would have been refused.
-        expect(answers.filter(({ duplicate: duplicate }) => !duplicate)).toHaveLength(1)
+        expect(answers.filter(({ duplicate }) => !duplicate)).toHaveLength(1)
         expect(yield* amounts(id)).toEqual([100, 60])
       })
     )

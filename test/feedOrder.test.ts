@@ -12,7 +12,6 @@ import * as Stream from "effect/Stream"
 import { EventFeed, Projection, Rebuild, Subscription } from "effect-maestro"
 import { inject } from "vitest"
 import { Account, Deposit } from "./account.js"
-import { useServerOfOurOwn } from "./database.js"
 import { type Book, foldBooks, noFault, outOfOrder, type Place, placeOf, textOf, verdictOf } from "./feedOrderModel.js"
 import { onMemory, onPglite, onPostgres } from "./feedOrderNodes.js"
 import {
@@ -28,8 +27,6 @@ import {
 } from "./feedOrderReaders.js"
 import { ByEffect, createBooks, type Node, Record, storm } from "./feedOrderWorkload.js"
 import { eventually, start, written } from "./subscribers.js"
-
-useServerOfOurOwn()
 
 const seed = Number(process.env.SEED ?? Math.floor(Math.random() * 2 ** 31))
 const isLong = inject("runs") > 100

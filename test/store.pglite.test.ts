@@ -5,11 +5,11 @@
 
 import * as Layer from "effect/Layer"
 import { SqlStore } from "effect-maestro"
-import * as PgliteClient from "effect-maestro/PgliteClient"
 import * as StoreContract from "effect-maestro/StoreContract"
 import { inject } from "vitest"
+import { layerPglite } from "./database.js"
 
-StoreContract.suite("SqlStore on PGlite", SqlStore.layer.pipe(Layer.provideMerge(PgliteClient.layerMemory)), {
+StoreContract.suite("SqlStore on PGlite", SqlStore.layer.pipe(Layer.provideMerge(layerPglite)), {
   runs: inject("runs"),
   timeout: inject("timeout"),
   lacks: ["concurrentReads"]

@@ -7,11 +7,8 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Schedule from "effect/Schedule"
 import { Subscription } from "effect-maestro"
-import { useServerOfOurOwn } from "./database.js"
 import { commitOf, eventually, newId, placesOf, start, write, written } from "./subscribers.js"
 import { Database, ground, holderOf, reached, writing } from "./subscriptionNodes.js"
-
-useServerOfOurOwn()
 
 layer(ground, { excludeTestServices: true, timeout: 60_000 })("processes", (it) => {
   it.scoped("a process that is killed between its write and its checkpoint", () =>
