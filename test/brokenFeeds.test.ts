@@ -250,11 +250,15 @@ const caught: ReadonlyArray<readonly [breaking: Broken.Breaking, sentences: Read
 ]
 
 for (const [breaking, sentences] of caught) {
-  it.live(`a store that ${nameOf(breaking)} is caught`, () =>
-    Effect.gen(function* () {
-      const make = Effect.map(Broken.memory, breaking)
-      expect(yield* failing(make, sentences.map(named))).toEqual(sentences)
-    })
+  it.live(
+    `a store that ${nameOf(breaking)} is caught`,
+    () =>
+      Effect.gen(function* () {
+        const make = Effect.map(Broken.memory, breaking)
+        expect(yield* failing(make, sentences.map(named))).toEqual(sentences)
+      }),
+    // Many of them wait for a time limit.
+    { concurrent: true }
   )
 }
 

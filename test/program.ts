@@ -10,9 +10,10 @@ import { afterAll, beforeAll } from "vitest"
 const root = fileURLToPath(new URL("..", import.meta.url))
 
 /**
- * Writes a program, with all that it imports, to one file before the first test, and returns how to get its path. The program may import
- * `effect-maestro` and files by their absolute path. To start such a file takes 0.2 s of processor time; with `tsx`, from the
- * sources, it takes 3.6 s.
+ * Writes a program, with all that it imports, to one file before the first test, and returns how to get its path. The
+ * program may import
+ * `effect-maestro` and files by their absolute path. To start such a file takes 0.2 s of processor time; with `tsx`,
+ * from the sources, it takes 3.6 s.
  */
 export const useProgram = (program: string): (() => string) => {
   let folder = ""

@@ -10,7 +10,7 @@ import { inject } from "vitest"
 import { layerPglite } from "./database.js"
 
 StoreContract.suite("SqlStore on PGlite", SqlStore.layer.pipe(Layer.provideMerge(layerPglite)), {
-  runs: inject("runs"),
+  runs: Math.ceil(inject("runs") / 2),
   timeout: inject("timeout"),
   lacks: ["concurrentReads"]
 })
