@@ -27,6 +27,7 @@ export default defineConfig(({ mode }) => {
     test: {
       include: ["test/**/*.test.ts"],
       globalSetup: "test/postgres.globalSetup.ts",
+      setupFiles: "test/vitest.setup.ts",
       pool: "forks",
       // A worker runs its files one after another and keeps the modules: to load them takes 2 s for each file.
       isolate: false,
