@@ -52,7 +52,7 @@ export const onPglite = SqlStore.layer.pipe(Layer.provideMerge(layerPglite), Lay
 // --- callers ---
 
 /** The number of callers that meet. */
-export const callers: ReadonlyArray<string> = Arr.makeBy(24, (n) => `caller ${String(n).padStart(2, "0")}`)
+export const callers: ReadonlyArray<string> = Arr.makeBy(20, (n) => `caller ${String(n).padStart(2, "0")}`)
 
 export class Tenant extends Context.Reference<Tenant>()("test/Tenant", { defaultValue: () => "no tenant" }) {}
 
