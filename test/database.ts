@@ -14,18 +14,10 @@ import { inject } from "vitest"
 /** A name that is unique among the tests of all runs on one server. */
 export const uniqueName = (prefix: string): string => `${prefix}_${process.pid}_${crypto.randomUUID().slice(0, 8)}`
 
-/** Returns the URL of this worker's server. Workers have numbers from 1. */
-export const serverUrl = (): string => {
-  const urls = inject("databaseUrls")
-  const url = urls[(Number(process.env.VITEST_POOL_ID) - 1) % urls.length]
-  if (url === undefined) throw new Error("the global setup has provided no URL of a server")
-  return url
-}
-
 /** The URL of a new database, dropped with the scope. */
 export const makeDatabase = Effect.gen(function* () {
   const name = uniqueName("test")
-  const admin = serverUrl()
+  const admin = yield* serverUrl
   const onServer = (statement: (sql: PgClient.PgClient) => Effect.Effect<unknown, SqlError>) =>
     Effect.flatMap(PgClient.PgClient, statement).pipe(
       Effect.provide(PgClient.layer({ url: Redacted.make(admin), maxConnections: 1 }))
@@ -37,6 +29,14 @@ export const makeDatabase = Effect.gen(function* () {
   const url = new URL(admin)
   url.pathname = `/${name}`
   return url.href
+})
+
+/** The URL of this worker's server. The global setup starts it at the first request. */
+const serverUrl = Effect.promise(async () => {
+  const response = await fetch(`${inject("databaseOfWorker")}/${process.env.VITEST_POOL_ID}`)
+  const text = await response.text()
+  if (!response.ok) throw new Error(text)
+  return text
 })
 
 /** A client on a new database. */

@@ -1,14 +1,15 @@
 /**
- * The Postgres servers of a run of the tests: an embedded one for each worker of vitest, or the one at `DATABASE_URL`
- * for all.
+ * The Postgres servers of a run of the tests: an embedded one for each worker of vitest, or the one at `DATABASE_URL` for
+ * all. `database.ts` asks for the server of its worker.
  *
  * A worker runs one file after another, so that a file has its server for itself. The feed waits for each open
- * transaction of its server, also in other databases; a second file on the same server would delay it.
+ * transaction of its server, also in other databases, so that a second file on one server would delay it.
  */
 import { statSync } from "node:fs"
 import { chmod, mkdtemp, rm } from "node:fs/promises"
+import { createServer as createHttpServer } from "node:http"
 import { createRequire } from "node:module"
-import { createServer } from "node:net"
+import { createServer, type Server } from "node:net"
 import { tmpdir, userInfo } from "node:os"
 import { dirname, join } from "node:path"
 
@@ -16,24 +17,32 @@ import type { TestProject } from "vitest/node"
 
 declare module "vitest" {
   export interface ProvidedContext {
-    /** The URL for each worker, or one for all workers. */
-    databaseUrls: ReadonlyArray<string>
+    /** With the number of a worker as its path it returns the URL of the worker's server. */
+    databaseOfWorker: string
   }
 }
 
 export default async function setup(project: TestProject): Promise<(() => Promise<void>) | undefined> {
-  const given = process.env.DATABASE_URL
-  if (given !== undefined && given !== "") {
-    project.provide("databaseUrls", [given])
-    return undefined
+  const given = process.env.DATABASE_URL ?? ""
+  const servers = new Map<string, ReturnType<typeof startPostgres>>()
+  const serverOf = (worker: string) => {
+    const server = servers.get(worker) ?? startPostgres()
+    servers.set(worker, server)
+    return server
   }
-  const servers = await Promise.all(Array.from({ length: Number(project.config.maxWorkers) }, () => startPostgres()))
-  project.provide(
-    "databaseUrls",
-    servers.map(({ url }) => url)
-  )
+  // A server starts at the first request, because a run of one file needs one server at most.
+  const requests = createHttpServer(async ({ url = "" }, response) => {
+    try {
+      response.end(given === "" ? (await serverOf(url)).url : given)
+    } catch (error) {
+      response.writeHead(500).end(String(error))
+    }
+  })
+  await new Promise<void>((resolve) => requests.listen(0, "127.0.0.1", resolve))
+  project.provide("databaseOfWorker", `http://127.0.0.1:${portOf(requests)}`)
   return async () => {
-    await Promise.all(servers.map(({ stop }) => stop()))
+    requests.close()
+    await Promise.all([...servers.values()].map(async (server) => (await server).stop()))
   }
 }
 
@@ -111,14 +120,18 @@ export const closedFolder = (file: string): string | undefined => {
 export const adviceFor = (folder: string): string =>
   `Postgres can't be started by root from here, because its programs are run as the user postgres, and only the owner may enter ${folder}. Run this as another user, move the project to a folder that all users may enter, run chmod o+x ${folder}, or give the URL of a server as DATABASE_URL.`
 
+const portOf = (server: Server): number => {
+  const address = server.address()
+  if (typeof address !== "object" || address === null) throw new Error("no free port")
+  return address.port
+}
+
 const freePort = (): Promise<number> =>
   new Promise((resolve, reject) => {
     const probe = createServer()
     probe.on("error", reject)
     probe.listen(0, "127.0.0.1", () => {
-      const address = probe.address()
-      probe.close(() =>
-        typeof address === "object" && address !== null ? resolve(address.port) : reject(new Error("no free port"))
-      )
+      const port = portOf(probe)
+      probe.close(() => resolve(port))
     })
   })
