@@ -12,9 +12,7 @@ import * as FeedContract from "effect-maestro/FeedContract"
 import { onRealClock } from "../src/internal/contract/case.js"
 import * as Broken from "./brokenFeeds.js"
 import * as BrokenSubscriptions from "./brokenSubscriptions.js"
-import { layerPg, useServerOfOurOwn } from "./database.js"
-
-useServerOfOurOwn()
+import { layerPg } from "./database.js"
 
 const all = FeedContract.cases({ runs: 20, seed: 1 })
 
@@ -252,11 +250,15 @@ const caught: ReadonlyArray<readonly [breaking: Broken.Breaking, sentences: Read
 ]
 
 for (const [breaking, sentences] of caught) {
-  it.live(`a store that ${nameOf(breaking)} is caught`, () =>
-    Effect.gen(function* () {
-      const make = Effect.map(Broken.memory, breaking)
-      expect(yield* failing(make, sentences.map(named))).toEqual(sentences)
-    })
+  it.live(
+    `a store that ${nameOf(breaking)} is caught`,
+    () =>
+      Effect.gen(function* () {
+        const make = Effect.map(Broken.memory, breaking)
+        expect(yield* failing(make, sentences.map(named))).toEqual(sentences)
+      }),
+    // Many of them wait for a time limit.
+    { concurrent: true }
   )
 }
 

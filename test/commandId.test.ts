@@ -20,7 +20,6 @@ import {
   StoreError,
   Subscription
 } from "effect-maestro"
-import * as PgliteClient from "effect-maestro/PgliteClient"
 import { inject } from "vitest"
 import {
   Account,
@@ -34,14 +33,12 @@ import {
   Touch,
   Withdraw
 } from "./account.js"
-import { layerPg, uniqueName, useServerOfOurOwn } from "./database.js"
+import { layerPg, layerPglite, uniqueName } from "./database.js"
 import { aNode, failure, macrotask } from "./nodes.js"
-
-useServerOfOurOwn()
 
 const stores = {
   MemoryStore: MemoryStore.layer,
-  "SqlStore on PGlite": SqlStore.layer.pipe(Layer.provideMerge(PgliteClient.layerMemory), Layer.orDie),
+  "SqlStore on PGlite": SqlStore.layer.pipe(Layer.provideMerge(layerPglite), Layer.orDie),
   "SqlStore on Postgres": SqlStore.layer.pipe(Layer.provideMerge(layerPg()), Layer.orDie)
 }
 

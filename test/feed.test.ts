@@ -15,12 +15,9 @@ import * as Random from "effect/Random"
 import * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
 import { type Event, EventFeed, MemoryStore, SqlStore, type StoreAdapter } from "effect-maestro"
-import * as PgliteClient from "effect-maestro/PgliteClient"
 import { inject } from "vitest"
-import { layerPg, useServerOfOurOwn } from "./database.js"
+import { layerPg, layerPglite } from "./database.js"
 import { commit, event, newId as id, placeOf, placesOf } from "./subscribers.js"
-
-useServerOfOurOwn()
 
 const places = (events: Iterable<EventFeed.FeedEvent>) => Arr.fromIterable(events).map(placeOf)
 
@@ -107,7 +104,7 @@ const suite = <E>(name: string, store: Layer.Layer<Ports, E>) =>
   })
 
 suite("MemoryStore", MemoryStore.layer)
-suite("SqlStore on PGlite", SqlStore.layer.pipe(Layer.provide(PgliteClient.layerMemory)))
+suite("SqlStore on PGlite", SqlStore.layer.pipe(Layer.provide(layerPglite)))
 suite("SqlStore on Postgres", SqlStore.layer.pipe(Layer.provide(layerPg())))
 
 layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg())), { excludeTestServices: true, timeout: 60_000 })(

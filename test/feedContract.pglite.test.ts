@@ -3,10 +3,10 @@
 import * as Layer from "effect/Layer"
 import { SqlStore } from "effect-maestro"
 import * as FeedContract from "effect-maestro/FeedContract"
-import * as PgliteClient from "effect-maestro/PgliteClient"
 import { inject } from "vitest"
+import { layerPglite } from "./database.js"
 
-FeedContract.suite("SqlStore on PGlite", SqlStore.layer.pipe(Layer.provideMerge(PgliteClient.layerMemory)), {
+FeedContract.suite("SqlStore on PGlite", SqlStore.layer.pipe(Layer.provideMerge(layerPglite)), {
   // On one connection no transactions overlap, so that fewer random programs show as much.
   runs: Math.ceil(inject("runs") / 2),
   timeout: inject("timeout"),

@@ -4,9 +4,7 @@ import * as Layer from "effect/Layer"
 import { MemoryStore, SqlStore } from "effect-maestro"
 import * as FeedContract from "effect-maestro/FeedContract"
 import { inject } from "vitest"
-import { layerPg, useServerOfOurOwn } from "./database.js"
-
-useServerOfOurOwn()
+import { layerPg } from "./database.js"
 
 const [runs, timeout] = [inject("runs"), inject("timeout")]
 

@@ -7,11 +7,9 @@ import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Stream from "effect/Stream"
 import { EventFeed, SqlStore, Subscription } from "effect-maestro"
-import { layerPg, useServerOfOurOwn } from "./database.js"
+import { layerPg } from "./database.js"
 import { textOf } from "./feedOrderModel.js"
 import { caughtUp, commit, event, eventually, Ledger, newId, placesOf, start, write } from "./subscribers.js"
-
-useServerOfOurOwn()
 
 const ground = Layer.merge(SqlStore.layer, Ledger.layerSql).pipe(Layer.provideMerge(layerPg()))
 

@@ -9,13 +9,10 @@ import * as Layer from "effect/Layer"
 import * as Schema from "effect/Schema"
 import { Aggregate, EventFeed, MemoryStore, Projection, StoreAdapter, Subscription } from "effect-maestro"
 import { Account, Deposit, Withdraw } from "./account.js"
-import { useServerOfOurOwn } from "./database.js"
 import { outOfOrder, placeOf, textOf } from "./feedOrderModel.js"
 import { onPostgres } from "./feedOrderNodes.js"
 import type { OnSql } from "./feedOrderWorkload.js"
 import { commit, event, eventually, newId, start } from "./subscribers.js"
-
-useServerOfOurOwn()
 
 /** The node whose transactions stay open, and the other one, whose commits come in between. */
 class Here extends Context.Tag("test/Here")<Here, Context.Context<OnSql>>() {}

@@ -13,10 +13,8 @@ import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { EventFeed, SqlStore, StoreAdapter, Subscription } from "effect-maestro"
 import { type Notifications, notificationsOf } from "../src/internal/sql/notifications.js"
-import { makeDatabase, useServerOfOurOwn } from "./database.js"
+import { makeDatabase } from "./database.js"
 import { commitOf, eventually, newId, shortly } from "./subscribers.js"
-
-useServerOfOurOwn()
 
 class Url extends Context.Tag("test/Url")<Url, string>() {
   static readonly layer = Layer.scoped(Url, makeDatabase)

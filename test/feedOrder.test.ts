@@ -12,7 +12,6 @@ import * as Stream from "effect/Stream"
 import { EventFeed, Projection, Rebuild, Subscription } from "effect-maestro"
 import { inject } from "vitest"
 import { Account, Deposit } from "./account.js"
-import { useServerOfOurOwn } from "./database.js"
 import { type Book, foldBooks, noFault, outOfOrder, type Place, placeOf, textOf, verdictOf } from "./feedOrderModel.js"
 import { onMemory, onPglite, onPostgres } from "./feedOrderNodes.js"
 import {
@@ -29,14 +28,12 @@ import {
 import { ByEffect, createBooks, type Node, Record, storm } from "./feedOrderWorkload.js"
 import { eventually, start, written } from "./subscribers.js"
 
-useServerOfOurOwn()
-
 const seed = Number(process.env.SEED ?? Math.floor(Math.random() * 2 ** 31))
 const isLong = inject("runs") > 100
 
 const stores = [
-  ["two nodes on Postgres", onPostgres, isLong ? 12_000 : 1500],
-  ["SqlStore on PGlite", onPglite, isLong ? 12_000 : 300],
+  ["two nodes on Postgres", onPostgres, isLong ? 12_000 : 800],
+  ["SqlStore on PGlite", onPglite, isLong ? 12_000 : 150],
   ["MemoryStore", onMemory, isLong ? 12_000 : 800]
 ] as const
 

@@ -8,8 +8,7 @@ import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import type * as Scope from "effect/Scope"
 import { MemoryStore, SqlStore } from "effect-maestro"
-import * as PgliteClient from "effect-maestro/PgliteClient"
-import { makeDatabase } from "./database.js"
+import { layerPglite, makeDatabase } from "./database.js"
 import { layerOnAny, layerOnSql, type Node } from "./feedOrderWorkload.js"
 import { Ledger } from "./subscribers.js"
 
@@ -29,7 +28,7 @@ const nodeOn = <E>(client: Layer.Layer<SqlClient.SqlClient, E>) =>
   )
 
 export const onPglite: Effect.Effect<ReadonlyArray<Node>, unknown, Scope.Scope> = Effect.map(
-  nodeOn(PgliteClient.layerMemory),
+  nodeOn(layerPglite),
   Arr.of
 )
 

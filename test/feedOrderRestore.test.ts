@@ -12,11 +12,9 @@ import * as Schedule from "effect/Schedule"
 import * as Stream from "effect/Stream"
 import { EventFeed, SqlStore, Subscription } from "effect-maestro"
 import { inject } from "vitest"
-import { makeDatabase, useServerOfOurOwn } from "./database.js"
+import { makeDatabase } from "./database.js"
 import { outOfOrder, placeOf, textOf } from "./feedOrderModel.js"
 import { caughtUp, commit, commitOf, event, eventually, Ledger, newId, start, write, written } from "./subscribers.js"
-
-useServerOfOurOwn()
 
 const seed = Number(process.env.SEED ?? Math.floor(Math.random() * 2 ** 31))
 

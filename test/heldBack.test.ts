@@ -15,16 +15,14 @@ import * as Redacted from "effect/Redacted"
 import * as TestClock from "effect/TestClock"
 import { EventFeed, MemoryStore, SqlStore, Subscription } from "effect-maestro"
 import { afterAll, beforeAll } from "vitest"
-import { uniqueName, useServerOfOurOwn } from "./database.js"
+import { uniqueName } from "./database.js"
 import { startPostgres } from "./postgres.globalSetup.js"
 import { commitOf, newId } from "./subscribers.js"
-
-useServerOfOurOwn()
 
 // A server of its own, because the feed waits for the transactions of all databases, and prepared ones are off by default.
 let server: Awaited<ReturnType<typeof startPostgres>> | undefined
 beforeAll(async () => {
-  server = await startPostgres(["-c", "fsync=off", "-c", "max_prepared_transactions=2"])
+  server = await startPostgres(["-c", "max_prepared_transactions=2"])
 }, 60_000)
 afterAll(() => server?.stop())
 

@@ -18,10 +18,8 @@ import {
   Timestamp
 } from "effect-maestro"
 import { selectPageOfKinds } from "../src/internal/sql/feed.js"
-import { layerPg, uniqueName, useServerOfOurOwn } from "./database.js"
+import { layerPg, uniqueName } from "./database.js"
 import { caughtUp, start } from "./subscribers.js"
-
-useServerOfOurOwn()
 
 class OrderCreated extends Schema.TaggedClass<OrderCreated>()("Created", { amount: Schema.Int }) {}
 class OrderPaid extends Schema.TaggedClass<OrderPaid>()("Paid", {}) {}

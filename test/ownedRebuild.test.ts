@@ -4,10 +4,8 @@ import { expect, layer } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import { Projection, ProjectionTables, Rebuild, Subscription } from "effect-maestro"
-import { makeDatabase, useServerOfOurOwn } from "./database.js"
+import { makeDatabase } from "./database.js"
 import { amounts, balances, balancesTwo, createOne, deposit, makeAccount, nodeAt } from "./projectionTables.js"
-
-useServerOfOurOwn()
 
 /** Runs the effect on a database of its own. */
 const onDatabase = <A, E, R>(run: Effect.Effect<A, E, R>) =>

@@ -10,8 +10,7 @@ import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as Random from "effect/Random"
 import { type Event, MemoryStore, Projection, ProjectionTables, SqlStore, Subscription } from "effect-maestro"
-import * as PgliteClient from "effect-maestro/PgliteClient"
-import { makeDatabase, useServerOfOurOwn } from "./database.js"
+import { layerPglite, makeDatabase } from "./database.js"
 import { macrotask } from "./nodes.js"
 import {
   amounts,
@@ -28,8 +27,6 @@ import {
   records
 } from "./projectionTables.js"
 import { eventually, shortly } from "./subscribers.js"
-
-useServerOfOurOwn()
 
 const One = makeAccount([balances(1)])
 const Two = makeAccount([balancesTwo()])
@@ -722,7 +719,7 @@ it.live("works on PGlite, is refused on the store in memory, and inside of a tra
     // Without a client it does not compile.
     const needsClient: SqlClient.SqlClient extends Effect.Effect.Context<typeof onMemory> ? true : false = true
     expect(needsClient).toBe(true)
-  }).pipe(Effect.provide(SqlStore.layer.pipe(Layer.provideMerge(PgliteClient.layerMemory), Layer.merge(quiet))))
+  }).pipe(Effect.provide(SqlStore.layer.pipe(Layer.provideMerge(layerPglite), Layer.merge(quiet))))
 )
 
 it("a declaration that can be none is refused where it is made", () => {

@@ -8,10 +8,8 @@ import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import { Projection, ProjectionTables } from "effect-maestro"
-import { makeDatabase, useServerOfOurOwn } from "./database.js"
+import { makeDatabase } from "./database.js"
 import { balances, createOne, Deposited, deposit, makeAccount, nodeAt, records } from "./projectionTables.js"
-
-useServerOfOurOwn()
 
 /** Runs the effect on a database of its own. */
 const onDatabase = <A, E, R>(run: (url: string) => Effect.Effect<A, E, R>) =>

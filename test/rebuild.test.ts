@@ -21,11 +21,8 @@ import {
   Subscription,
   Timestamp
 } from "effect-maestro"
-import * as PgliteClient from "effect-maestro/PgliteClient"
-import { layerPg, makeDatabase, useServerOfOurOwn } from "./database.js"
+import { layerPg, layerPglite, makeDatabase } from "./database.js"
 import { eventually, shortly } from "./subscribers.js"
-
-useServerOfOurOwn()
 
 class Deposited extends Schema.TaggedClass<Deposited>()("Deposited", { amount: Schema.Int }) {}
 
@@ -460,7 +457,7 @@ it.live("works on PGlite", () =>
     yield* deposits("embedded", 12)
     expect(yield* Rebuild.run({ ...strong, name: "embedded", batchSize: 5 })).toBe(12)
     expect(yield* table).toEqual({ embedded: 12 })
-  }).pipe(Effect.provide(SqlStore.layer.pipe(Layer.provideMerge(PgliteClient.layerMemory))))
+  }).pipe(Effect.provide(SqlStore.layer.pipe(Layer.provideMerge(layerPglite))))
 )
 
 it.effect("needs the store in SQL, and says so", () =>

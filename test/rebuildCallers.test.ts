@@ -18,10 +18,8 @@ import {
   SubscriptionStore,
   Timestamp
 } from "effect-maestro"
-import { makeDatabase, useServerOfOurOwn } from "./database.js"
+import { makeDatabase } from "./database.js"
 import { macrotask } from "./nodes.js"
-
-useServerOfOurOwn()
 
 /** Counts the events of each aggregate. */
 const counting: Projection.Projection.Bound<unknown, SqlClient.SqlClient> = {

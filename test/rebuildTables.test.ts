@@ -7,11 +7,9 @@ import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import { type Event, type Projection, Rebuild, SqlStore, StoreAdapter, Timestamp } from "effect-maestro"
-import { layerPg, makeDatabase, uniqueName, useServerOfOurOwn } from "./database.js"
+import { layerPg, makeDatabase, uniqueName } from "./database.js"
 import { type Case, carried, reader, refused, space, usual, writer } from "./rebuildCases.js"
 import { catalogueOf } from "./rebuiltTable.js"
-
-useServerOfOurOwn()
 
 const event: Effect.Effect<Event.Event> = Effect.map(
   Effect.flatMap(Timestamp.HybridClock, ({ now }) => now),

@@ -10,11 +10,9 @@ import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as Scope from "effect/Scope"
 import { type Event, EventFeed, ProjectionTables, Rebuild, SubscriptionStore } from "effect-maestro"
-import { makeDatabase, useServerOfOurOwn } from "./database.js"
+import { makeDatabase } from "./database.js"
 import { amounts, balances, balancesTwo, deposit, leftovers, makeAccount, nodeAt } from "./projectionTables.js"
 import { eventually } from "./subscribers.js"
-
-useServerOfOurOwn()
 
 const One = makeAccount([balances(1)])
 

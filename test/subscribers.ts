@@ -5,8 +5,7 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import { type Event, EventFeed, MemoryStore, SqlStore, StoreAdapter, Subscription, Timestamp } from "effect-maestro"
-import * as PgliteClient from "effect-maestro/PgliteClient"
-import { layerPg } from "./database.js"
+import { layerPg, layerPglite } from "./database.js"
 
 export const newId = (text: string): string => `${text}-${crypto.randomUUID()}`
 
@@ -87,7 +86,7 @@ export const write = (by: string) => (event: EventFeed.FeedEvent) =>
 
 /** The stores of this library, each with a ledger. */
 const onMemory = Layer.merge(MemoryStore.layer, Ledger.layerMemory)
-const onPglite = Layer.provideMerge(Layer.merge(SqlStore.layer, Ledger.layerSql), PgliteClient.layerMemory)
+const onPglite = Layer.provideMerge(Layer.merge(SqlStore.layer, Ledger.layerSql), layerPglite)
 const onPostgres = Layer.provideMerge(Layer.merge(SqlStore.layer, Ledger.layerSql), layerPg())
 
 export type Ground = Layer.Layer.Success<typeof onMemory>

@@ -12,7 +12,6 @@ import * as Schema from "effect/Schema"
 import * as TestClock from "effect/TestClock"
 import * as TestContext from "effect/TestContext"
 import { EventFeed, Projection, StoreAdapter, Subscription } from "effect-maestro"
-import { useServerOfOurOwn } from "./database.js"
 import {
   caughtUp,
   commit,
@@ -29,8 +28,6 @@ import {
   write,
   written
 } from "./subscribers.js"
-
-useServerOfOurOwn()
 
 for (const [name, store] of stores) suite(name, store)
 

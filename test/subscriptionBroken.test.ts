@@ -9,7 +9,7 @@ import * as Option from "effect/Option"
 import * as Schedule from "effect/Schedule"
 import { type EventFeed, SqlStore, StoreError, Subscription } from "effect-maestro"
 import { Pool } from "pg"
-import { makeDatabase, useServerOfOurOwn } from "./database.js"
+import { makeDatabase } from "./database.js"
 import {
   caughtUp,
   commitOf,
@@ -24,8 +24,6 @@ import {
   written
 } from "./subscribers.js"
 import { withoutInnerSpans } from "./subscriptionNodes.js"
-
-useServerOfOurOwn()
 
 /** On a pool that gives up a query after two seconds. */
 const onPostgres = Layer.unwrapScoped(

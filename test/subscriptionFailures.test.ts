@@ -13,7 +13,6 @@ import * as Schema from "effect/Schema"
 import * as TestClock from "effect/TestClock"
 import * as TestContext from "effect/TestContext"
 import { type EventFeed, Projection, Subscription } from "effect-maestro"
-import { useServerOfOurOwn } from "./database.js"
 import {
   caughtUp,
   commitOf,
@@ -28,8 +27,6 @@ import {
   write,
   written
 } from "./subscribers.js"
-
-useServerOfOurOwn()
 
 for (const [name, store] of stores) suite(name, store, name !== "MemoryStore")
 

@@ -10,10 +10,9 @@ import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as Schedule from "effect/Schedule"
 import { type EventFeed, SqlStore, Subscription } from "effect-maestro"
-import * as PgliteClient from "effect-maestro/PgliteClient"
 import { lineOf, textOf } from "../src/internal/subscription/failureText.js"
 import { Account } from "./account.js"
-import { layerPg, useServerOfOurOwn } from "./database.js"
+import { layerPg, layerPglite } from "./database.js"
 import { commitOf, newId, stores } from "./subscribers.js"
 
 class NoRoom extends Data.TaggedError("NoRoom") {
@@ -22,10 +21,8 @@ class NoRoom extends Data.TaggedError("NoRoom") {
   }
 }
 
-useServerOfOurOwn()
-
 for (const [name, client] of [
-  ["PGlite", PgliteClient.layerMemory],
+  ["PGlite", layerPglite],
   ["Postgres", layerPg()]
 ] as const) {
   layer(Layer.provideMerge(SqlStore.layer, client), { excludeTestServices: true, timeout: 60_000 })(name, (it) => {

@@ -9,7 +9,6 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Random from "effect/Random"
 import { EventFeed, Subscription, SubscriptionStore, Timestamp } from "effect-maestro"
-import { useServerOfOurOwn } from "./database.js"
 import type { Mishap } from "./faults/proxy.js"
 import { commitOf, eventually, Ledger, newId, placesOf, start, write, written } from "./subscribers.js"
 import {
@@ -22,8 +21,6 @@ import {
   withoutInnerSpans,
   writing
 } from "./subscriptionNodes.js"
-
-useServerOfOurOwn()
 
 layer(ground, { excludeTestServices: true, timeout: 60_000 })("nodes", (it) => {
   it.scoped("one works, and the other takes over at once when it ends", () =>

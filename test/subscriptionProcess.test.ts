@@ -7,11 +7,9 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Schedule from "effect/Schedule"
 import { Subscription } from "effect-maestro"
-import { useServerOfOurOwn } from "./database.js"
+import { useProgram } from "./program.js"
 import { commitOf, eventually, newId, placesOf, start, write, written } from "./subscribers.js"
 import { Database, ground, holderOf, reached, writing } from "./subscriptionNodes.js"
-
-useServerOfOurOwn()
 
 layer(ground, { excludeTestServices: true, timeout: 60_000 })("processes", (it) => {
   it.scoped("a process that is killed between its write and its checkpoint", () =>
@@ -118,11 +116,10 @@ const startChild = (order: Order) =>
     const { url } = yield* Database
     const child = yield* Effect.acquireRelease(
       Effect.sync(() =>
-        spawn(
-          process.execPath,
-          ["--import", "tsx", "--input-type=module", "--eval", program, JSON.stringify({ ...order, url })],
-          { stdio: ["ignore", "pipe", "inherit"], env: { ...process.env, NODE_OPTIONS: "" } }
-        )
+        spawn(process.execPath, [program(), JSON.stringify({ ...order, url })], {
+          stdio: ["ignore", "pipe", "inherit"],
+          env: { ...process.env, NODE_OPTIONS: "" }
+        })
       ),
       kill
     )
@@ -147,7 +144,7 @@ const kill = (child: ChildProcess): Effect.Effect<void> =>
     await closed
   })
 
-const program = `
+const program = useProgram(`
 import { writeSync } from "node:fs"
 import * as SqlClient from "@effect/sql/SqlClient"
 import { PgClient } from "@effect/sql-pg"
@@ -155,7 +152,7 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
 import { SqlStore, Subscription } from "effect-maestro"
-const { hold, lease, middleAt, name, type, url } = JSON.parse(process.argv[1])
+const { hold, lease, middleAt, name, type, url } = JSON.parse(process.argv[2])
 const say = (line) => Effect.sync(() => writeSync(1, line + "\\n"))
 let held = false
 const subscription = Subscription.make(name, {
@@ -180,4 +177,4 @@ say("started").pipe(
   Effect.provide(SqlStore.layer.pipe(Layer.provideMerge(PgClient.layer({ url: Redacted.make(url), maxConnections: 6 })))),
   Effect.runFork
 )
-`
+`)

@@ -10,10 +10,8 @@ import * as Redacted from "effect/Redacted"
 import * as Schedule from "effect/Schedule"
 import * as Stream from "effect/Stream"
 import { EventFeed, SqlStore, Subscription } from "effect-maestro"
-import { makeDatabase, useServerOfOurOwn } from "./database.js"
+import { makeDatabase } from "./database.js"
 import { caughtUp, commitOf, Ledger, newId, placeOf, placesOf, start, write, written } from "./subscribers.js"
-
-useServerOfOurOwn()
 
 /** The URL of the server's database that each case has for its own. */
 class Url extends Context.Tag("test/Url")<Url, string>() {}
