@@ -59,9 +59,7 @@ const Wallet = Aggregate.make("Wallet", { ...design, projections: [Balances] })
 
 // --- acknowledgements that get lost ---
 
-/**
- * The store, but every second commit fails after it has been stored, as it does when the connection breaks at COMMIT.
- */
+/** The store, but every second commit fails after it was stored, as if the connection broke at COMMIT. */
 const layerLossy = Layer.effect(
   StoreAdapter.StoreAdapter,
   Effect.map(StoreAdapter.StoreAdapter, (store) => {

@@ -42,7 +42,9 @@ const cellOf = ({ measured, ratios }: Line, name: ContestantName): string => {
     ...(ratio === undefined ? [] : [`${figure(ratio)}×`]),
     // A ratio to another line, such as that of a shorter log, has no column.
     ...(name === "ours"
-      ? Object.entries(ratios).flatMap(([to, of]) => (isColumn(to) ? [] : `${figure(of)}× ${to}`))
+      ? Object.entries(ratios).flatMap(([to, of]) =>
+          isColumn(to) ? [] : `${figure(of)}× that ${/^\d/.test(to) ? "at " : ""}${to}`
+        )
       : []),
     ...(of.failures === undefined || of.failures === 0 ? [] : [`**${of.failures} failed**`])
   ]
