@@ -13,6 +13,9 @@ declare module "vitest" {
   }
 }
 
+// One more than there are cores, because tests also wait: for time limits, for child processes and for the server.
+const workers = availableParallelism() + 1
+
 export default defineConfig(({ mode }) => {
   // `npm run test:long` tries 100 times as many random inputs.
   const [runs, timeout] = mode === "long" ? [5000, 1_800_000] : [50, 60_000]
@@ -31,9 +34,9 @@ export default defineConfig(({ mode }) => {
       pool: "forks",
       // A worker runs its files one after another and keeps the modules: to load them takes 2 s for each file.
       isolate: false,
-      // One more than there are cores, because tests also wait: for time limits, for child processes and for the
-      // server.
-      maxWorkers: availableParallelism() + 1,
+      maxWorkers: workers,
+      // Vitest fails if it ends an idle worker while others run.
+      minWorkers: workers,
       reporters: "default",
       provide: { runs, timeout },
       testTimeout: timeout,
