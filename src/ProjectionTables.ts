@@ -77,6 +77,13 @@ export interface Options {
    * - `"allow"`: the tables are made anew. Set it only where no process of the older version runs any more.
    */
   readonly onKeeperChange?: "refuse" | "allow" | undefined
+  /**
+   * What is done where a higher version is of fewer aggregates than the tables hold events of.
+   *
+   * - `"refuse"`, the default: it fails with `Misconfigured`, because the new tables would lose the rows of the other aggregates.
+   * - `"allow"`: the tables are made of the events of the aggregates that are left.
+   */
+  readonly onFewerAggregates?: "refuse" | "allow" | undefined
   /** As many events as are projected in one transaction when tables are made anew: 1 000 by default, at most 10 000. */
   readonly batchSize?: number | undefined
   /** Is called after each batch. */
@@ -123,6 +130,7 @@ export const prepare = <const S extends Source>(
     subscription: isKept ? source : undefined,
     onExisting: options.onExisting ?? "refuse",
     onKeeperChange: options.onKeeperChange ?? "refuse",
+    onFewerAggregates: options.onFewerAggregates ?? "refuse",
     batchSize: options.batchSize,
     onProgress: options.onProgress
   }).pipe(Effect.withSpan("ProjectionTables.prepare", { captureStackTrace: false }))

@@ -8,6 +8,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
+import * as Logger from "effect/Logger"
 import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import * as Schema from "effect/Schema"
@@ -167,34 +168,48 @@ layer(Layer.fresh(onPostgres), { excludeTestServices: true, timeout: 60_000 })("
     })
   )
 
-  it.effect("a transaction that is open for long does not lock everybody out", () =>
-    Effect.gen(function* () {
-      const sql = yield* SqlClient.SqlClient
-      yield* deposit("held", 1, [Balances])
-      const end = yield* Deferred.make<void>()
-      const reading = yield* Deferred.make<void>()
-      const reader = yield* sql
-        .withTransaction(
-          sql`select * from balances`.pipe(
-            Effect.zipRight(Deferred.succeed(reading, undefined)),
-            Effect.zipRight(Deferred.await(end))
+  it.effect(
+    "while a transaction uses the table for long, others read and write it, and the log says which session",
+    () =>
+      Effect.gen(function* () {
+        const sql = yield* SqlClient.SqlClient
+        yield* deposit("held", 1, [Balances])
+        const end = yield* Deferred.make<void>()
+        const reading = yield* Deferred.make<void>()
+        const reader = yield* sql
+          .withTransaction(
+            sql`select * from balances`.pipe(
+              Effect.zipRight(Deferred.succeed(reading, undefined)),
+              Effect.zipRight(Deferred.await(end))
+            )
           )
+          .pipe(Effect.fork)
+        yield* Deferred.await(reading)
+        const warned = yield* Deferred.make<string>()
+        const logger = Logger.make(({ message }) => {
+          if (String(message).includes("waits before")) Deferred.unsafeDone(warned, Exit.succeed(String(message)))
+        })
+        const running = yield* Rebuild.run({ ...strong, name: "patient" }).pipe(
+          Effect.provide(Logger.replace(Logger.defaultLogger, logger)),
+          Effect.fork
         )
-        .pipe(Effect.fork)
-      yield* Deferred.await(reading)
-      const running = yield* Effect.fork(Rebuild.run({ ...strong, name: "patient" }))
-      // Others read and write all the same, whenever it has tried in vain.
-      for (const sequence of Arr.range(2, 4)) {
+        // A commit waits for the first attempt only. Then there is no further attempt until the reader has ended.
         yield* lockWanted(true)
-        yield* deposit("held", sequence, [Balances])
-        yield* lockWanted(false)
-      }
-      expect(yield* Rebuild.status("patient")).toMatchObject({ value: { finished: false } })
-      yield* Deferred.succeed(end, undefined)
-      yield* Fiber.join(reader)
-      yield* Fiber.join(running)
-      expect(yield* table).toEqual(yield* folded)
-    })
+        yield* deposit("held", 2, [Balances])
+        expect(yield* Deferred.await(warned)).toMatch(
+          /^rebuild patient waits .*: public\.balances in use by process \d+ \(.*user "postgres", idle in transaction, open for \d+ seconds\)$/
+        )
+        for (const sequence of Arr.range(3, 60)) {
+          yield* deposit("held", sequence, [Balances])
+          expect(yield* sql`select 1 from pg_locks where mode = 'AccessExclusiveLock' and not granted`).toEqual([])
+          yield* shortly
+        }
+        expect(yield* Rebuild.status("patient")).toMatchObject({ value: { finished: false } })
+        yield* Deferred.succeed(end, undefined)
+        yield* Fiber.join(reader)
+        yield* Fiber.join(running)
+        expect(yield* table).toEqual(yield* folded)
+      })
   )
 
   it.effect("a subscription goes on where the rebuild has ended, in the middle of a storm", () =>
@@ -343,6 +358,56 @@ layer(Layer.fresh(onPostgres), { excludeTestServices: true, timeout: 60_000 })("
       expect(yield* running).toBe(status.total - status.done)
       expect(projected).toBe(status.total - status.done)
       expect(yield* table).toEqual(yield* folded)
+    })
+  )
+
+  it.effect("a deferred constraint that the events violate fails the rebuild, and says which", () =>
+    Effect.gen(function* () {
+      const sql = yield* SqlClient.SqlClient
+      yield* sql`create table deferred (account text, amount int, constraint one_each unique (amount) deferrable initially deferred)`
+      yield* Effect.forEach(["deferred-1", "deferred-2"], (account) => deposit(account, 1, [], 4711))
+      const Deferring: Projection.Projection.Bound<unknown, SqlClient.SqlClient> = {
+        name: "deferring",
+        version: 2,
+        of: "all",
+        project: (event) =>
+          Schema.decodeUnknown(Deposited)({ _tag: "Deposited", ...(event.body as object) }).pipe(
+            Effect.flatMap(({ amount }) =>
+              amount === 4711 ? sql`insert into deferred values (${event.aggregateId}, ${amount})` : Effect.void
+            )
+          )
+      }
+      const lines: Array<string> = []
+      const logger = Logger.make(({ logLevel, message }) => void lines.push(`${logLevel.label} ${String(message)}`))
+      const failing = Rebuild.run({ name: "deferred", projections: [Deferring], tables: ["deferred"] }).pipe(
+        Effect.provide(Logger.replace(Logger.defaultLogger, logger)),
+        Effect.flip
+      )
+      const error = yield* failing
+      expect(error).toMatchObject({ reason: "Constraint", constraint: "one_each", projection: "deferring" })
+      const which = 'rebuild "deferred" of projection "deferring" of version 2 violates a deferred constraint'
+      expect(`${error}`).toContain(which)
+      expect(`${error}`).toContain('aggregate "deferred-2"')
+      expect(lines).toEqual([expect.stringContaining(`ERROR a rebuild ends, because ${which}`)])
+      yield* Rebuild.abandon("deferred")
+      // A batch may violate it in between.
+      yield* sql`delete from maestro.event_log where aggregate_id = 'deferred-2'`
+      yield* Rebuild.run({
+        name: "deferred",
+        projections: [
+          {
+            ...Deferring,
+            project: (event) =>
+              Effect.zipRight(
+                sql`insert into deferred values ('other', 4711)`,
+                Effect.zipRight(Deferring.project(event), sql`delete from deferred where account = 'other'`)
+              )
+          }
+        ],
+        tables: ["deferred"]
+      })
+      expect(yield* sql`select account from deferred`).toEqual([{ account: "deferred-1" }])
+      yield* sql`drop table deferred`
     })
   )
 

@@ -43,7 +43,8 @@ import {
   type Work
 } from "./plan.js"
 import { dropShadows, isInUse, makeShadows } from "./shadowTables.js"
-import { projectAll, swapInOneTransaction } from "./swap.js"
+import { checkDeferred, projectAll, swapInOneTransaction } from "./swap.js"
+import { makeSwapBackoff } from "./tablesInUse.js"
 
 /** Runs the rebuild, and returns how many events it has projected. */
 export const rebuild = <E, R>(
@@ -253,6 +254,11 @@ const buildAndSwap = <E, R>(
       operation,
       Effect.zipRight(lease.checkpoint, makeShadows(sql, shadow, plan.tables, plan.create))
     )
+    const backoff = makeSwapBackoff(
+      home,
+      plan.name,
+      tables.map(({ live }) => live)
+    )
     const left = yield* feed.count({ after: position, filter })
     const [row] = yield* run(
       home,
@@ -281,7 +287,10 @@ const buildAndSwap = <E, R>(
       const page = yield* feed.read({ after: position, limit, filter })
       if (page.events.length > 0 || page.position !== position) {
         const asked = yield* Clock.currentTimeMillis
-        yield* lease.advance(page.position, projectAll(work, page.events))
+        yield* lease.advance(
+          page.position,
+          Effect.zipRight(projectAll(work, page.events), checkDeferred(work, page.events))
+        )
         millisProjecting += (yield* Clock.currentTimeMillis) - asked
         position = page.position
         here += page.events.length
@@ -304,8 +313,15 @@ const buildAndSwap = <E, R>(
         yield* withLiveClock(Effect.sleep("250 millis"))
         continue
       }
+      if (!(yield* backoff.mayTry)) {
+        yield* withLiveClock(Effect.sleep("250 millis"))
+        continue
+      }
       const most = projectedIn(mostMillisLocked)
-      const swapped = yield* Effect.exit(swapInOneTransaction(work, lease, tables, position, most))
+      const tried = yield* Clock.currentTimeMillis
+      const swapped = yield* Effect.exit(
+        swapInOneTransaction(work, lease, tables, position, { most, lockWait: backoff.lockWait() })
+      )
       if (Exit.isSuccess(swapped) && Option.isSome(swapped.value)) {
         here += swapped.value.value
         count(swapped.value.value)
@@ -317,7 +333,7 @@ const buildAndSwap = <E, R>(
         const error = Cause.failureOption(swapped.cause)
         if (Option.isNone(error) || !isInUse(error.value)) return yield* Effect.failCause(swapped.cause)
       }
-      yield* Effect.sleep("200 millis")
+      yield* backoff.failed((yield* Clock.currentTimeMillis) - tried)
     }
   })
 

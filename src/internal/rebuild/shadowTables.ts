@@ -124,10 +124,12 @@ export const lockLive = (
   sql: SqlClient.SqlClient,
   storeSchema: Statement.Fragment,
   tables: ReadonlyArray<Shadowed>,
-  isAlike: boolean
+  isAlike: boolean,
+  /** In milliseconds. */
+  lockWait: number
 ): Effect.Effect<void, StoreError> =>
   Effect.gen(function* () {
-    yield* run(sql`select set_config('lock_timeout', ${maxLockWait}, true)`)
+    yield* run(sql`select set_config('lock_timeout', ${`${lockWait}ms`}, true)`)
     yield* run(sql`update ${storeSchema}.rebuild_swaps set swaps = swaps + 1`)
     const names = tables.map(({ live }) => live)
     yield* run(sql`lock table ${sql.literal(names.join(", "))} in access exclusive mode`)
@@ -157,7 +159,9 @@ export const swap = (
     Effect.gen(function* () {
       // Others may use a sequence of the table without the table.
       yield* run(sql`select set_config('lock_timeout', ${maxLockWait}, true)`)
-      const moves = yield* Effect.forEach(tables, (table) => planMove(sql, table, isAlike))
+      const moves = yield* Effect.forEach(tables, (table, index) =>
+        planMove(sql, table, quoted(`${schema}_${index}`), isAlike)
+      )
       yield* execute(
         sql,
         moves.flatMap(({ before }) => before)
@@ -179,6 +183,26 @@ export const swap = (
       yield* run(sql`drop schema ${identifier(sql, schema)}`)
     })
   )
+
+/** The indexes and sequences of the schemas where the shadow tables go that have the name of one of theirs, and stay. */
+export const takenNames = (
+  sql: SqlClient.SqlClient,
+  tables: ReadonlyArray<Shadowed>,
+  isAlike: boolean
+): Effect.Effect<ReadonlyArray<string>, StoreError> =>
+  Effect.flatMap(replacedOf(sql, tables, isAlike), (replaced) =>
+    Effect.map(
+      Effect.forEach(tables, ({ live, shadow }) => run(collisionsOf(sql, shadow, replaced, live))),
+      (taken) => taken.flat()
+    )
+  )
+
+/** The live tables of these names, each with its shadow table in that schema. */
+export const shadowsIn = (
+  sql: SqlClient.SqlClient,
+  schema: string,
+  names: ReadonlyArray<string>
+): Effect.Effect<ReadonlyArray<Shadowed>, StoreError> => findAll(sql, schema, names)
 
 /** Drops the schema of the shadow tables with all that is in it. */
 export const dropShadows = (sql: SqlClient.SqlClient, schema: string): Effect.Effect<void, StoreError> =>
@@ -232,7 +256,7 @@ const executeTogether = (
 const blockQuote = "$rebuild$"
 
 /** Runs the effect with an empty search path, so that the catalogue qualifies all names. Its queries are long and touch few rows. */
-const onEmptyPath = <A, E, R>(sql: SqlClient.SqlClient, effect: Effect.Effect<A, E, R>) =>
+export const onEmptyPath = <A, E, R>(sql: SqlClient.SqlClient, effect: Effect.Effect<A, E, R>) =>
   Effect.zipRight(run(sql`select set_config('jit', 'off', true)`), withSearchPath(sql, sql`''`, effect))
 
 /** Sets the search path for the effect. A failure leaves it, because the transaction or savepoint around is rolled back. */
@@ -370,10 +394,11 @@ const refuseLeftovers = (
         `\`create\` has made more than the tables, which would be dropped at the end: ${left.join(", ")}; name their schema`
       )
     }
-    const replaced = yield* replacedOf(sql, tables, isAlike)
-    const taken = yield* Effect.forEach(tables, ({ live, shadow }) => run(collisionsOf(sql, shadow, replaced, live)))
-    if (taken.flat().length > 0) {
-      return yield* misconfigured(`the new tables have names that are taken: ${taken.flat().join(", ")}`)
+    const taken = yield* takenNames(sql, tables, isAlike)
+    if (taken.length > 0) {
+      return yield* misconfigured(
+        `the new tables have names that are taken: ${taken.join(", ")}. Rename ${taken.length === 1 ? "it" : "them"}, or give the indexes, constraints and sequences of the new tables other names`
+      )
     }
   })
 
@@ -433,9 +458,14 @@ interface Move {
 }
 
 /** All that has to be read of a live table before it is dropped. */
-const planMove = (sql: SqlClient.SqlClient, table: Shadowed, isAlike: boolean): Effect.Effect<Move, StoreError> =>
+const planMove = (
+  sql: SqlClient.SqlClient,
+  table: Shadowed,
+  interim: string,
+  isAlike: boolean
+): Effect.Effect<Move, StoreError> =>
   Effect.gen(function* () {
-    const { live, liveSchema, shadow } = table
+    const { live, liveSchema, name, shadow, shadowSchema } = table
     const kept = yield* run(keptSequences(sql, live, shadow, isAlike))
     const states = isAlike ? yield* run(identityStates(sql, live, shadow)) : []
     const shape = yield* shapeOf(sql, table, isAlike)
@@ -445,8 +475,12 @@ const planMove = (sql: SqlClient.SqlClient, table: Shadowed, isAlike: boolean): 
       shape,
       // Sequences that the columns own would be dropped with the table.
       before: [...states, ...kept.map(({ sequence }) => `alter sequence ${sequence} owned by none`)],
+      // Renaming the table in its new schema lets the database choose a free name for its array type: a type or table may have the usual
+      // one, which is that of the table behind an underscore.
       move: [
-        `alter table ${shadow} set schema ${liveSchema}`,
+        `alter table ${shadow} rename to ${interim}`,
+        `alter table ${shadowSchema}.${interim} set schema ${liveSchema}`,
+        `alter table ${liveSchema}.${interim} rename to ${name}`,
         ...(yield* run(statisticsMoves(sql, shadow, liveSchema)))
       ],
       after: [

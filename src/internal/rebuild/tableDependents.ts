@@ -123,15 +123,6 @@ export const collisionsOf = (
           where d.classid = 'pg_class'::regclass and d.refclassid = 'pg_class'::regclass and d.deptype in ('a', 'i')
             and d.objid not in (select k::regclass::oid from unnest(${[...kept]}::text[]) k)
       )
-      select format('type %I', taken.typname) as text
-      from pg_class made join pg_type row_ on row_.oid = made.reltype join pg_type array_ on array_.oid = row_.typarray
-      join pg_class table_ on table_.oid = ${live}::regclass
-      -- The array type of a table moves with it, by its name.
-      join pg_type taken on taken.typname = array_.typname and taken.typnamespace = table_.relnamespace
-      where made.oid = ${shadow}::regclass and taken.oid not in (
-        select old_row.typarray from going join pg_class old on old.oid = going.oid join pg_type old_row on old_row.oid = old.reltype
-      )
-      union all
       select pg_describe_object('pg_class'::regclass, taken.oid, 0) as text
       from parts join pg_class made on made.oid = parts.oid
       join pg_class table_ on table_.oid = ${live}::regclass

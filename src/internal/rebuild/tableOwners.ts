@@ -106,7 +106,7 @@ export const standingOf = <E, R>(
   }
   if (!sameTexts(record.aggregates, owner.aggregates)) {
     return misconfigured(
-      `${which} hold events of ${listed(record.aggregates)}, and here the projection is of ${listed(owner.aggregates)}. Give the projections of all its aggregates together, or, where they have changed: ${raise}`
+      `${which} hold events of ${aggregatesText(record.aggregates)}, and here the projection is of ${aggregatesText(owner.aggregates)}. Give the projections of all its aggregates together, or, where they have changed: ${raise}`
     )
   }
   if (record.subscription !== owner.subscription) {
@@ -125,6 +125,10 @@ export const quoted = (name: string): string => JSON.stringify(name)
 /** What keeps tables, for people to read. */
 export const keeperOf = (subscription: string | undefined): string =>
   subscription === undefined ? "the commits themselves" : `subscription ${quoted(subscription)}`
+
+/** The names of aggregates, for people to read. */
+export const aggregatesText = (aggregates: ReadonlyArray<string>): string =>
+  aggregates.map((name) => (name === "*" ? "all aggregates" : name)).join(", ")
 
 // --- internal ---
 
@@ -183,8 +187,5 @@ const ownerOf = <E, R>(
 
 const sameTexts = (some: ReadonlyArray<string>, others: ReadonlyArray<string>): boolean =>
   some.length === others.length && some.every((text, index) => text === others[index])
-
-const listed = (aggregates: ReadonlyArray<string>): string =>
-  aggregates.map((name) => (name === "*" ? "all aggregates" : name)).join(", ")
 
 const shortened = (text: string): string => (text.length > 300 ? `${text.slice(0, 300)}…` : text)

@@ -10,7 +10,7 @@ import * as Effect from "effect/Effect"
 import { StoreError } from "../../StoreError.js"
 import type { Home } from "../sql/lease.js"
 import { withTransaction } from "../sql/pg/transaction.js"
-import { inFront } from "./shadowTables.js"
+import { inFront, onEmptyPath, shadowsIn, takenNames } from "./shadowTables.js"
 import { leftoversIn } from "./tableDependents.js"
 import { operation, run } from "./tableRecords.js"
 
@@ -31,6 +31,7 @@ export const rehearseTables = (
     )
     // A role that may not create schemas makes no higher version either.
     if (role?.able !== true) return
+    const shadows = yield* shadowsIn(sql, schema, tables)
     const trying = Effect.gen(function* () {
       yield* run(home, sql`create schema ${sql(schema)}`)
       yield* inFront(sql, schema, create)
@@ -54,6 +55,14 @@ export const rehearseTables = (
         return yield* misconfigured(
           `${ofProjection(name)} make more than the tables and what belongs to them: ${left.join(", ")}. Have a migration make it`
         )
+      }
+      const taken = yield* onEmptyPath(sql, takenNames(sql, shadows, false))
+      if (taken.length > 0) {
+        return yield* new StoreError({
+          reason: "Misconfigured",
+          operation,
+          description: `${ofProjection(name)} could not make them again for a higher version, because names that the database chooses are taken: ${taken.join(", ")}. Rename ${taken.length === 1 ? "it" : "them"}, or name the indexes, constraints and sequences of the tables yourself`
+        })
       }
       return yield* new Rehearsed()
     })

@@ -37,7 +37,16 @@ import { withoutReceipts } from "../store/receiptStreams.js"
 import { filterOf } from "../store/runProjections.js"
 import { leaseOf } from "./plan.js"
 import { abandonRebuild, rebuild } from "./rebuild.js"
-import { keeperOf, misconfigured, type Owner, ownersOf, quoted, type Standing, standingOf } from "./tableOwners.js"
+import {
+  aggregatesText,
+  keeperOf,
+  misconfigured,
+  type Owner,
+  ownersOf,
+  quoted,
+  type Standing,
+  standingOf
+} from "./tableOwners.js"
 import {
   currentSchema,
   deleteRecord,
@@ -59,6 +68,7 @@ export interface Plan<E, R> {
     | undefined
   readonly onExisting: "refuse" | "adopt" | "rebuild"
   readonly onKeeperChange: "refuse" | "allow"
+  readonly onFewerAggregates: "refuse" | "allow"
   readonly batchSize: number | undefined
   readonly onProgress: Parameters<typeof rebuild>[0]["onProgress"]
 }
@@ -207,6 +217,7 @@ const register = <E, R>(
     const standings = yield* standingsOf(home, group)
     if (yield* isSettled(standings)) return undefined
     if (plan.onKeeperChange === "refuse") yield* checkKeepers(standings)
+    if (plan.onFewerAggregates === "refuse") yield* checkAggregates(standings)
     const mayBeEmpty = yield* isFresh(home, plan, group)
     const registered = new Map<string, ReadonlyMap<string, string>>()
     let isIncomplete = false
@@ -255,6 +266,20 @@ const checkKeepers = <E, R>(standings: Standings<E, R>): Either.Either<void, Sto
   return misconfigured(
     `the tables of projection ${quoted(owner.name)}, version ${standing.record.version}, are kept by ${keeperOf(standing.record.subscription)}, and those of version ${owner.version} by ${keeperOf(owner.subscription)}: a process of the older version would write each event a second time. End all such processes, and set onKeeperChange to "allow"`
   )
+}
+
+/** Refuses a version that leaves out the events of an aggregate whose rows are in the tables. */
+const checkAggregates = <E, R>(standings: Standings<E, R>): Either.Either<void, StoreError> => {
+  for (const { owner, standing } of standings) {
+    if (standing._tag !== "Outdated" || standing.record.version === 0 || owner.aggregates.includes("*")) continue
+    const missing = standing.record.aggregates.filter((name) => !owner.aggregates.includes(name))
+    if (missing.length > 0) {
+      return misconfigured(
+        `the tables of projection ${quoted(owner.name)}, version ${standing.record.version}, hold events of ${aggregatesText(standing.record.aggregates)}, and version ${owner.version} is of ${aggregatesText(owner.aggregates)} alone: its tables would lose the rows of ${aggregatesText(missing)}. Give the projections of all its aggregates together, or set onFewerAggregates to "allow"`
+      )
+    }
+  }
+  return Either.right(undefined)
 }
 
 const recordOf = <E, R>(
