@@ -160,6 +160,42 @@ it.scopedLive("a swap waits for a caller's repeatable read transaction that has 
   })
 )
 
+it.scopedLive("the swap checks deferred constraints of the last events before it moves the tables", () =>
+  Effect.gen(function* () {
+    const url = yield* makeDatabase
+    yield* Effect.gen(function* () {
+      const sql = yield* SqlClient.SqlClient
+      const create = sql`create table counts (id text primary key, n int not null,
+        next text not null constraint next_is_there references counts deferrable initially deferred)`
+      // Each row is inserted before the one that it refers to.
+      const chain: typeof counting = {
+        name: "chain",
+        of: "all",
+        project: ({ sequence }) =>
+          Effect.zipRight(
+            sql`insert into counts values (${`${sequence}`}, 1, ${`${sequence}-end`})`,
+            sql`insert into counts values (${`${sequence}-end`}, 1, ${`${sequence}-end`})`
+          )
+      }
+      yield* create
+      yield* commit(1, [chain])
+      const rebuilding = yield* sql.withTransaction(
+        Effect.gen(function* () {
+          yield* commit(2, [chain])
+          const running = Rebuild.run({ ...options, projections: [chain], create })
+          const fiber = yield* Effect.forkDaemon(outside(Effect.provide(running, nodeOn(url))))
+          const waiting = sql`select 1 from pg_locks where not granted and pg_backend_pid() = any(pg_blocking_pids(pid))`
+          yield* waiting.pipe(Effect.zipLeft(macrotask), Effect.repeat({ until: (rows) => rows.length > 0 }))
+          return fiber
+        })
+      )
+      yield* Fiber.join(rebuilding)
+      expect(yield* sql`select id from counts order by 1`).toHaveLength(4)
+      expect(yield* sql`select 1 from pg_constraint where conname = 'next_is_there' and contype = 'f'`).toHaveLength(1)
+    }).pipe(Effect.provide(nodeOn(url)))
+  })
+)
+
 /** A proxy that can stand still, as a network does: nothing goes through, and nothing is closed. */
 const makeProxy = (target: string) =>
   Effect.acquireRelease(
