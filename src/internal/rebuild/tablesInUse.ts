@@ -12,7 +12,7 @@
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import type { StoreError } from "../../StoreError.js"
-import type { Home } from "../sql/lease.js"
+import type { StoreTables } from "../sql/storeTables.js"
 import { run } from "./plan.js"
 
 export interface SwapBackoff {
@@ -24,7 +24,7 @@ export interface SwapBackoff {
   readonly mayTry: Effect.Effect<boolean, StoreError>
 }
 
-export const makeSwapBackoff = (home: Home, rebuild: string, tables: ReadonlyArray<string>): SwapBackoff => {
+export const makeSwapBackoff = (home: StoreTables, rebuild: string, tables: ReadonlyArray<string>): SwapBackoff => {
   let failures = 0
   let notBefore = 0
   let nextWarning = 0
@@ -78,7 +78,7 @@ interface TableUser {
 }
 
 /** The transactions of other sessions that have a lock on one of the tables or on a sequence of theirs. */
-const usersOf = (home: Home, tables: ReadonlyArray<string>): Effect.Effect<ReadonlyArray<TableUser>, StoreError> =>
+const usersOf = (home: StoreTables, tables: ReadonlyArray<string>): Effect.Effect<ReadonlyArray<TableUser>, StoreError> =>
   run(
     home,
     home.sql<TableUser>`with tables as (
