@@ -6,8 +6,9 @@
  */
 import * as Effect from "effect/Effect"
 import type { EventFeed, Filter } from "./EventFeed.js"
-import { checkOwned } from "./internal/rebuild/ownedTables.js"
+import { checkOwnership } from "./internal/rebuild/checkOwnership.js"
 import { abandonRebuild, rebuild, rebuildStatus } from "./internal/rebuild/rebuild.js"
+import type { RebuildOptions } from "./internal/rebuild/rebuildOptions.js"
 import type { Tables } from "./internal/sql/storeTables.js"
 import { withoutReceipts } from "./internal/store/receiptStreams.js"
 import type { Projection } from "./Projection.js"
@@ -194,5 +195,5 @@ export const abandon = abandonRebuild
 
 // --- internal ---
 
-const checkedRebuild = <E, R>(plan: Parameters<typeof rebuild<E, R>>[0]) =>
-  rebuild<E, R>({ ...plan, check: checkOwned(plan) })
+const checkedRebuild = <E, R>(options: RebuildOptions<E, R>) =>
+  rebuild<E, R>({ ...options, check: checkOwnership(options) })

@@ -18,7 +18,7 @@ export interface Settings {
   readonly target: string
   readonly targetSchema: string
   /** Whether both have one shape. Otherwise the statements that made the new table decide on its columns, indexes, storage and comments. */
-  readonly isAlike: boolean
+  readonly sameShape: boolean
   /** Whether the new table gets row level security and policies of the old one. */
   readonly withRowSecurity: boolean
 }
@@ -43,60 +43,6 @@ export const hasRowSecurity = (sql: SqlClient.SqlClient, table: string): Effect.
     (rows) => rows.length > 0
   )
 
-/** The statements that make a shadow table in the shape of the live one. `like` gives its indexes other names. */
-export const createAlike = (
-  sql: SqlClient.SqlClient,
-  live: string,
-  shadow: string
-): Effect.Effect<ReadonlyArray<string>, SqlError> =>
-  textsOf(
-    sql`select format('create %s table %s (like %s including all excluding comments) using %I tablespace %I',
-        case c.relpersistence when 'u' then 'unlogged' else '' end, ${shadow}::text, ${live}::text, m.amname,
-        (select spcname from pg_tablespace where oid = coalesce(nullif(c.reltablespace, 0), b.dattablespace))) as text
-      from pg_class c join pg_am m on m.oid = c.relam join pg_database b on b.datname = current_database()
-      where c.oid = ${live}::regclass
-      union all
-      -- like takes them for validated.
-      select format('alter table %s drop constraint %I, add constraint %2$I %s', ${shadow}::text, conname, pg_get_constraintdef(oid))
-      from pg_constraint where conrelid = ${live}::regclass and contype in ('c', 'n') and not convalidated`
-  )
-
-/**
- * The statements that give the parts of a shadow table, made by `like`, the names of their models: an index or statistics object by its
- * definition, an identity's sequence by its column.
- */
-export const renamesOf = (
-  sql: SqlClient.SqlClient,
-  live: string,
-  shadow: string,
-  schema: string
-): Effect.Effect<ReadonlyArray<string>, SqlError> =>
-  Effect.map(Effect.all([partsOf(sql, live), partsOf(sql, shadow)]), ([models, made]) => {
-    const left = [...made]
-    const renames: Array<{ readonly kind: string; readonly from: string; readonly to: string }> = []
-    for (const { definition, kind, name } of models) {
-      const index = left.findIndex((part) => part.kind === kind && part.definition === definition)
-      const [found] = index < 0 ? [] : left.splice(index, 1)
-      if (found !== undefined && found.name !== name) renames.push({ kind, from: found.name, to: name })
-    }
-    // By names that no part has, because a name that is wanted may be that of another part.
-    return [
-      ...renames.map(({ from, kind }, index) => `alter ${kind} ${schema}.${from} rename to rebuilt_${index}`),
-      ...renames.map(({ kind, to }, index) => `alter ${kind} ${schema}.rebuilt_${index} rename to ${to}`)
-    ]
-  })
-
-/** The statements that move statistics objects, which `alter table … set schema` leaves where they are. */
-export const statisticsMoves = (
-  sql: SqlClient.SqlClient,
-  shadow: string,
-  schema: string
-): Effect.Effect<ReadonlyArray<string>, SqlError> =>
-  textsOf(
-    sql`select format('alter statistics %I.%I set schema %s', n.nspname, s.stxname, ${schema}::text) as text
-      from pg_statistic_ext s join pg_namespace n on n.oid = s.stxnamespace where s.stxrelid = ${shadow}::regclass`
-  )
-
 /** Statements that change nothing, but write the row of each table in the catalogue. */
 export const touchesOf = (
   sql: SqlClient.SqlClient,
@@ -107,90 +53,22 @@ export const touchesOf = (
       from unnest(${[...tables]}::text[]) t join pg_class on oid = t::regclass`
   )
 
-/**
- * The statements that let an identity of the new table go on where that of the old one is, where that is further. Sequences keep their
- * state whatever becomes of the transaction.
- */
-export const identityStates = (
-  sql: SqlClient.SqlClient,
-  live: string,
-  shadow: string
-): Effect.Effect<ReadonlyArray<string>, SqlError> =>
-  textsOf(
-    sql`with identities as (
-        select d.refobjid as of, a.attname, d.objid::regclass::text as sequence, d.objid
-        from pg_depend d join pg_class s on s.oid = d.objid and s.relkind = 'S'
-        join pg_attribute a on a.attrelid = d.refobjid and a.attnum = d.refobjsubid
-        where d.classid = 'pg_class'::regclass and d.refclassid = 'pg_class'::regclass and d.deptype = 'i'
-      )
-      select format('select setval(%L, o.last_value, o.is_called) from %s o, %s n
-          where sign(%s) * (o.last_value::numeric + case when o.is_called then %4$s else 0 end)
-            > sign(%4$s) * (n.last_value::numeric + case when n.is_called then %4$s else 0 end)',
-        made.sequence, old.sequence, made.sequence, '(' || q.seqincrement || ')::numeric') as text
-      from identities old join identities made on made.attname = old.attname and made.of = ${shadow}::regclass
-      join pg_sequence q on q.seqrelid = made.objid
-      where old.of = ${live}::regclass`
-  )
-
-/** The sequences that columns of the old table own, and by which columns of the new one they are used. */
-export const keptSequences = (
-  sql: SqlClient.SqlClient,
-  live: string,
-  shadow: string,
-  isAlike: boolean
-): Effect.Effect<ReadonlyArray<{ readonly sequence: string; readonly column: string }>, SqlError> =>
-  sql<{ sequence: string; column: string }>`select d.objid::regclass::text as sequence, quote_ident(b.attname) as column
-    from pg_depend d
-    join pg_class s on s.oid = d.objid and s.relkind = 'S'
-    join pg_attribute a on a.attrelid = d.refobjid and a.attnum = d.refobjsubid
-    join pg_attribute b on b.attrelid = ${shadow}::regclass and not b.attisdropped and case
-      when ${isAlike}::boolean then b.attname = a.attname
-      else b.attnum = (
-        select min(f.adnum) from pg_attrdef f join pg_depend u on u.classid = 'pg_attrdef'::regclass and u.objid = f.oid
-        where f.adrelid = b.attrelid and u.refclassid = 'pg_class'::regclass and u.refobjid = s.oid
-      ) end
-    where d.refclassid = 'pg_class'::regclass and d.refobjid = ${live}::regclass
-      and d.deptype = 'a' and d.classid = 'pg_class'::regclass`
-
-// --- internal ---
-
-const textsOf = (
+/** The texts of statements that the catalogue has put together. */
+export const textsOf = (
   statement: Effect.Effect<ReadonlyArray<object>, SqlError>
 ): Effect.Effect<ReadonlyArray<string>, SqlError> =>
   Effect.map(statement, (rows) => rows.map((row) => String(Reflect.get(row, "text"))))
 
-interface Part {
-  readonly kind: string
-  readonly name: string
-  readonly definition: string
-}
-
-/** The parts of a table that have names of their own. In their definitions the names of the part and of the table are left out. */
-const partsOf = (sql: SqlClient.SqlClient, table: string): Effect.Effect<ReadonlyArray<Part>, SqlError> =>
-  sql<Part>`select 'index' as kind, quote_ident(c.relname) as name,
-      i.indisprimary::text || i.indisunique || i.indisexclusion || substr(pg_get_indexdef(c.oid), length(concat(
-        'CREATE ', case when i.indisunique then 'UNIQUE ' end, 'INDEX ', quote_ident(c.relname), ' ON ', ${table}::text)) + 1) as definition
-    from pg_index i join pg_class c on c.oid = i.indexrelid where i.indrelid = ${table}::regclass
-    union all
-    select 'statistics', quote_ident(s.stxname), replace(
-      substr(pg_get_statisticsobjdef(s.oid), length(concat('CREATE STATISTICS ', quote_ident(n.nspname), '.', quote_ident(s.stxname))) + 1),
-      ' FROM ' || ${table}::text, '')
-    from pg_statistic_ext s join pg_namespace n on n.oid = s.stxnamespace where s.stxrelid = ${table}::regclass
-    union all
-    select 'sequence', quote_ident(c.relname), quote_ident(a.attname)
-    from pg_depend d join pg_class c on c.oid = d.objid and c.relkind = 'S'
-    join pg_attribute a on a.attrelid = d.refobjid and a.attnum = d.refobjsubid
-    where d.classid = 'pg_class'::regclass and d.refclassid = 'pg_class'::regclass and d.refobjid = ${table}::regclass and d.deptype = 'i'
-    order by 1, 2`
+// --- internal ---
 
 const selectSettings = (
   sql: SqlClient.SqlClient,
-  { isAlike, live, shadow, target, targetSchema, withRowSecurity }: Settings,
+  { sameShape, live, shadow, target, targetSchema, withRowSecurity }: Settings,
   storageOnly: boolean
 ): Effect.Effect<ReadonlyArray<string>, SqlError> =>
   textsOf(
     sql`with p as (
-        select ${target}::text as t, ${targetSchema}::text as n, ${isAlike}::boolean as alike, ${withRowSecurity}::boolean as secures
+        select ${target}::text as t, ${targetSchema}::text as n, ${sameShape}::boolean as alike, ${withRowSecurity}::boolean as secures
       ), c as (
         select * from pg_class where oid = ${live}::regclass
       ), m as (

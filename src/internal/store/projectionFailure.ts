@@ -10,8 +10,8 @@ import type { Envelope, Event } from "../../Event.js"
 import { StoreError } from "../../StoreError.js"
 import { makeEventCodec, type Tagged, tagOf } from "../codec/eventCodec.js"
 import { fromProjection, fromSqlError, violatedConstraint } from "../runtime/sqlError.js"
+import { quotedTable, type TableOptions } from "./declaredTables.js"
 import { envelopeOf } from "./origin.js"
-import { quotedTable, type TableOptions } from "./ownedTables.js"
 
 /** The refusal that a projection declares for the constraint that a statement has violated. */
 export const refusalFor = <E>(

@@ -13,7 +13,7 @@ import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import type { StoreError } from "../../StoreError.js"
 import type { StoreTables } from "../sql/storeTables.js"
-import { run } from "./plan.js"
+import { run } from "./rebuildOptions.js"
 
 export interface SwapBackoff {
   /** How long the next attempt may wait for the tables, in milliseconds. */
@@ -24,7 +24,7 @@ export interface SwapBackoff {
   readonly mayTry: Effect.Effect<boolean, StoreError>
 }
 
-export const makeSwapBackoff = (home: StoreTables, rebuild: string, tables: ReadonlyArray<string>): SwapBackoff => {
+export const makeSwapBackoff = (store: StoreTables, rebuild: string, tables: ReadonlyArray<string>): SwapBackoff => {
   let failures = 0
   let notBefore = 0
   let nextWarning = 0
@@ -35,14 +35,14 @@ export const makeSwapBackoff = (home: StoreTables, rebuild: string, tables: Read
     failed: (heldUp) =>
       Effect.gen(function* () {
         failures++
-        inTheWay = new Set((yield* usersOf(home, tables)).map(({ transaction }) => transaction))
+        inTheWay = new Set((yield* usersOf(store, tables)).map(({ transaction }) => transaction))
         notBefore = (yield* Clock.currentTimeMillis) + heldUp * pauseFactor
       }),
     mayTry: Effect.gen(function* () {
       const now = yield* Clock.currentTimeMillis
       if (now < notBefore) return false
       if (inTheWay.size === 0) return true
-      const left = (yield* usersOf(home, tables)).filter(({ transaction }) => inTheWay.has(transaction))
+      const left = (yield* usersOf(store, tables)).filter(({ transaction }) => inTheWay.has(transaction))
       if (left.length > 0 && now >= nextWarning) {
         nextWarning = now + warnEvery
         yield* Effect.logWarning(
@@ -78,10 +78,13 @@ interface TableUser {
 }
 
 /** The transactions of other sessions that have a lock on one of the tables or on a sequence of theirs. */
-const usersOf = (home: StoreTables, tables: ReadonlyArray<string>): Effect.Effect<ReadonlyArray<TableUser>, StoreError> =>
+const usersOf = (
+  store: StoreTables,
+  tables: ReadonlyArray<string>
+): Effect.Effect<ReadonlyArray<TableUser>, StoreError> =>
   run(
-    home,
-    home.sql<TableUser>`with tables as (
+    store,
+    store.sql<TableUser>`with tables as (
         select to_regclass(t)::oid as oid from unnest(${[...tables]}::text[]) t
       ), relations as (
         select oid from tables

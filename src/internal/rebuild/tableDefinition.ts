@@ -1,5 +1,5 @@
 /**
- * Reads all that the catalogue says about a table into one picture, so that a new table can be compared with the one that it replaces.
+ * Reads all that the catalogue says about a table into one definition, so that a new table can be compared with the one that it replaces.
  *
  * The rows of the catalogue are taken as they are, without the few columns that identify an object or count what is in it. So a property
  * that this file does not know is compared, too. Expressions are read as text, with all names qualified where the search path is empty.
@@ -9,20 +9,20 @@ import type { SqlError } from "@effect/sql/SqlError"
 import * as Effect from "effect/Effect"
 
 /** What is said of each part of a table, by the part: `column amount`. */
-export type Picture = ReadonlyMap<string, Readonly<Record<string, unknown>>>
+export type TableDefinition = ReadonlyMap<string, Readonly<Record<string, unknown>>>
 
 /**
- * The picture of a table. Sequences that its columns own without being identities are left out on demand. `replace` says which schema
+ * The definition of a table. Sequences that its columns own without being identities are left out on demand. `replace` says which schema
  * stands for which other, so that a shadow table can be compared before it is moved.
  */
-export const pictureOf = (
+export const definitionOf = (
   sql: SqlClient.SqlClient,
   table: string,
   options: {
     readonly withOwnedSequences: boolean
     readonly replace?: { readonly schema: string; readonly by: string } | undefined
   }
-): Effect.Effect<Picture, SqlError> =>
+): Effect.Effect<TableDefinition, SqlError> =>
   Effect.map(
     sql<{ what: string; value: string }>`with t as (select ${table}::regclass::oid as oid), ${sql.literal(owned)}
       select what, value::text from (${sql.literal(parts.join(" union all "))}) part
@@ -44,8 +44,8 @@ export const pictureOf = (
     }
   )
 
-/** How two pictures differ, a sentence for each difference. */
-export const differencesBetween = (before: Picture, after: Picture): ReadonlyArray<string> => {
+/** How two definitions differ, a sentence for each difference. */
+export const differencesBetween = (before: TableDefinition, after: TableDefinition): ReadonlyArray<string> => {
   const differences: Array<string> = []
   for (const what of new Set([...before.keys(), ...after.keys()])) {
     const [old, made] = [before.get(what), after.get(what)]
@@ -62,17 +62,17 @@ export const differencesBetween = (before: Picture, after: Picture): ReadonlyArr
 }
 
 /**
- * How two pictures differ in what a table of another shape keeps: owner, rights, and row level security on demand. Of columns, only those
+ * How two definitions differ in what a table of another shape keeps: owner, rights, and row level security on demand. Of columns, only those
  * that both tables have are compared.
  */
 export const differencesInShape = (
-  before: Picture,
-  after: Picture,
+  before: TableDefinition,
+  after: TableDefinition,
   options: { readonly withRowSecurity: boolean }
 ): ReadonlyArray<string> => {
-  const kept = (picture: Picture, other: Picture): Picture =>
+  const kept = (definition: TableDefinition, other: TableDefinition): TableDefinition =>
     new Map(
-      [...picture].flatMap(([what, properties]): Array<[string, Readonly<Record<string, unknown>>]> => {
+      [...definition].flatMap(([what, properties]): Array<[string, Readonly<Record<string, unknown>>]> => {
         if (what === "table") {
           const keys = [
             "relowner",
