@@ -13,53 +13,75 @@ import { withSearchPathPrefix } from "./catalogStatements.js"
 import { operation, type RebuildContext, run } from "./rebuildOptions.js"
 import { checkedForOtherWrites } from "./shadowTables.js"
 
-/** Projects the events, stores the progress, and checks deferred constraints. */
+/** Projects the events of a transaction, checks deferred constraints, and stores the progress. */
 export const projectBatch = <E, R>(
   context: RebuildContext<E, R>,
   events: ReadonlyArray<FeedEvent>
 ): Effect.Effect<void, E | StoreError, R> =>
-  Effect.zipRight(projectEvents(context, events), checkDeferred(context, events.at(-1)))
+  projectWith(
+    context,
+    events,
+    Effect.zipRight(runAll(context, events), setConstraintsImmediate(context, events.at(-1)))
+  )
 
-/** Projects the events, and stores the progress. */
-export const projectEvents = <E, R>(
-  { options, shadowSchema, store }: RebuildContext<E, R>,
+/** Projects a part of the events of a transaction, and stores the progress. `checkDeferred` follows after the last part. */
+export const projectPart = <E, R>(
+  context: RebuildContext<E, R>,
   events: ReadonlyArray<FeedEvent>
-): Effect.Effect<void, E | StoreError, R> =>
-  Effect.gen(function* () {
-    const { name, schema, sql } = store
-    // Without their `tables`, because the failure of a statement would advise to provide `ProjectionTables.layer`.
-    const projections = options.projections.map((projection) => ({ ...projection, tables: undefined }))
-    const projecting = Effect.forEach(events, runProjections(projections, { endsRun: true }), { discard: true })
-    yield* checkedForOtherWrites(sql, [shadowSchema, name], withSearchPathPrefix(sql, shadowSchema, projecting))
-    yield* run(
-      store,
-      sql`update ${schema}.rebuilds set events_done = events_done + ${events.length} where name = ${options.name}`
-    )
-  })
+): Effect.Effect<void, E | StoreError, R> => projectWith(context, events, runAll(context, events))
 
 /**
- * Checks the constraints that are deferred to the end of the transaction. COMMIT would check them too, but its failure can't name a projection.
- * Besides, the database refuses to move a table while a deferred check is pending.
+ * Checks the constraints that are deferred to the end of the transaction, after this event. COMMIT would check them too, but its failure can't name a
+ * projection. Besides, the database refuses to move a table while a deferred check is pending.
  */
 export const checkDeferred = <E, R>(
-  { options, shadowSchema, store }: RebuildContext<E, R>,
+  context: RebuildContext<E, R>,
   last: FeedEvent | undefined
 ): Effect.Effect<void, StoreError> =>
   last === undefined
     ? Effect.void
-    : withSearchPathPrefix(store.sql, shadowSchema, run(store, store.sql`set constraints all immediate`)).pipe(
-        Effect.catchAll((error) => {
-          if (isTransient(error)) return Effect.fail(error)
-          const violation = deferredViolation(options, last, error)
-          return Effect.zipRight(
-            Effect.logError(`a rebuild ends, because ${violation.problem}`, Cause.fail(violation.failure)),
-            Effect.fail(violation.failure)
-          )
-        }),
-        Effect.asVoid
-      )
+    : withSearchPathPrefix(context.store.sql, context.shadowSchema, setConstraintsImmediate(context, last))
 
 // --- internal ---
+
+const runAll = <E, R>(
+  { options }: RebuildContext<E, R>,
+  events: ReadonlyArray<FeedEvent>
+): Effect.Effect<void, E | StoreError, R> => {
+  // Without their `tables`, because the failure of a statement would advise to provide `ProjectionTables.layer`.
+  const projections = options.projections.map((projection) => ({ ...projection, tables: undefined }))
+  return Effect.forEach(events, runProjections(projections, { endsRun: true }), { discard: true })
+}
+
+const projectWith = <E, R>(
+  { options, shadowSchema, store }: RebuildContext<E, R>,
+  events: ReadonlyArray<FeedEvent>,
+  projecting: Effect.Effect<void, E | StoreError, R>
+): Effect.Effect<void, E | StoreError, R> => {
+  const { name, schema, sql } = store
+  return Effect.zipRight(
+    checkedForOtherWrites(sql, [shadowSchema, name], withSearchPathPrefix(sql, shadowSchema, projecting)),
+    run(
+      store,
+      sql`update ${schema}.rebuilds set events_done = events_done + ${events.length} where name = ${options.name}`
+    )
+  )
+}
+
+const setConstraintsImmediate = <E, R>(
+  { options, store }: RebuildContext<E, R>,
+  last: FeedEvent | undefined
+): Effect.Effect<void, StoreError> =>
+  last === undefined
+    ? Effect.void
+    : Effect.catchAll(Effect.asVoid(run(store, store.sql`set constraints all immediate`)), (error) => {
+        if (isTransient(error)) return Effect.fail(error)
+        const { failure, problem } = deferredViolation(options, last, error)
+        return Effect.zipRight(
+          Effect.logError(`a rebuild ends, because ${problem}`, Cause.fail(failure)),
+          Effect.fail(failure)
+        )
+      })
 
 /** The failure of a deferred constraint names the rebuild, its projections and the last event of the batch. */
 const deferredViolation = (

@@ -21,7 +21,7 @@ import type { StoreError } from "../../StoreError.js"
 import type { Lease, LeaseLost } from "../../SubscriptionStore.js"
 import { feedEventsOf, partsOf, selectFitting } from "../sql/feed.js"
 import type { StoreTables } from "../sql/storeTables.js"
-import { checkDeferred, projectEvents } from "./projectBatch.js"
+import { checkDeferred, projectPart } from "./projectBatch.js"
 import { checkPartitions, leaseOf, type RebuildContext, run } from "./rebuildOptions.js"
 import { lockLiveTables, replaceTables } from "./replaceTables.js"
 import type { ShadowTable } from "./resolveTables.js"
@@ -96,7 +96,7 @@ const projectTail = <E, R>(
       }
       count += events.length
       if (count > maxTail) return yield* new TooManyLeft()
-      yield* projectEvents(context, events)
+      yield* projectPart(context, events)
       previous = last
     }
   })
