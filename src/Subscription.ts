@@ -22,7 +22,7 @@ import { withoutReceipts } from "./internal/store/receiptStreams.js"
 import { filterOf, handles, runProjections } from "./internal/store/runProjections.js"
 import { validateStreamPosition } from "./internal/store/storedRecord.js"
 import type { On } from "./internal/subscription/on.js"
-import { runnable } from "./internal/subscription/runner.js"
+import { makeRunner } from "./internal/subscription/runner.js"
 import { awaitArrival } from "./internal/subscription/status.js"
 import type { Projection } from "./Projection.js"
 import { type StoreError, ValidationError, ValidationIssue } from "./StoreError.js"
@@ -472,7 +472,7 @@ export const discardParked = (
   place: StreamPosition
 ): Effect.Effect<boolean, ValidationError | StoreError, SubscriptionStore> =>
   Effect.zipRight(
-    validateStreamPosition("Subscription.discard", place),
+    validateStreamPosition("Subscription.discardParked", place),
     Effect.flatMap(SubscriptionStore, (store) => store.discardParked(nameOf(subscription), place))
   )
 
@@ -512,7 +512,7 @@ const makeOf = <E, R>(name: string, options: Options & Partial<Handler<E, R>>): 
   if (handle === undefined && handleBatch === undefined) {
     throw new TypeError(`subscription ${name} has no handler: it takes \`on\`, \`handle\` or \`handleBatch\``)
   }
-  return runnable<E, R, SubscriptionStopped>(
+  return makeRunner<E, R, SubscriptionStopped>(
     {
       name,
       filter: options.filter,

@@ -123,7 +123,7 @@ export interface Lease {
    * Counts an attempt before it begins, so that the count outlives the connection and the process. Progress of the checkpoint, and
    * `resume`, take the count off.
    */
-  readonly attempt: (recordAttempt: Attempts) => Effect.Effect<void, LeaseLost | StoreError>
+  readonly recordAttempt: (attempts: Attempts) => Effect.Effect<void, LeaseLost | StoreError>
   /** Keeps the last failure for people to see, and its attempts as counted; or takes both off. */
   readonly recordFailure: (failure: EventFailure | undefined) => Effect.Effect<void, LeaseLost | StoreError>
   /** Stops the subscription until somebody resumes it. */

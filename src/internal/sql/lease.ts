@@ -238,7 +238,7 @@ export const makeLease = (tables: StoreTables, notifications: Notifications): Su
             yield* writing(sql`select 1 from ${schema}.subscriptions where ${ofKey(key)} for update`)
             return new Set((yield* found).map(({ aggregate_id }) => aggregate_id.slice(1)))
           }),
-        attempt: (attempts) =>
+        recordAttempt: (attempts) =>
           Effect.asVoid(
             onlyMine(
               sql`update ${schema}.subscriptions set attempted = ${attemptsText(attempts)}::jsonb where ${mine} returning token`

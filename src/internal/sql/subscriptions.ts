@@ -47,7 +47,7 @@ export const makeSqlSubscriptions = (tables: StoreTables, notifications: Notific
           ),
           ([row]) => row?.arrived === true
         )
-      return Effect.flatMap(checkPosition("SubscriptionStore.reached", position, ["position"]), () =>
+      return Effect.flatMap(checkPosition("SubscriptionStore.awaitPosition", position, ["position"]), () =>
         waitUntil(arrivedAt(partsOf(position)), notifications)
       )
     },

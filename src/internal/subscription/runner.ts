@@ -1,5 +1,6 @@
 /**
- * A subscription as its callers run it: all partitions, in the foreground or as a layer, and what can be asked of it.
+ * A subscription as a program runs it: all partitions, in the foreground or as a layer, with its status and its parked events.
+ * `Subscription.make` calls it.
  */
 import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
@@ -10,53 +11,73 @@ import { SubscriptionStore } from "../../SubscriptionStore.js"
 import { HybridClock } from "../../Timestamp.js"
 import { nameProblem } from "../codec/names.js"
 import { validateStreamPosition } from "../store/storedRecord.js"
-import { HasStopped, type Work, work } from "./consumer.js"
+import { HasStopped } from "./batchFailure.js"
+import { runConsumer } from "./consumer.js"
 import { lineOf } from "./failureText.js"
-import { measured, measureLag } from "./metrics.js"
+import { measureLag, recordMetrics } from "./metrics.js"
+import type { ConsumerOptions } from "./session.js"
 import { statusOf } from "./status.js"
 
-/** What a subscription does, but for what is known only when it runs. */
-export interface Plan<E, R> extends Omit<Work<E, R>, "holder" | "observe"> {
+/** The options of a subscription. Its metrics are the runner's. */
+export interface RunnerOptions<E, R> extends Omit<ConsumerOptions<E, R>, "holder" | "observe"> {
   /** A new id by default. */
   readonly holder: string | undefined
 }
 
-/** What `Subscription.make` makes; a plan that can be none is a mistake in the program, and throws. `stoppedAt` says what it fails with when it stops at an event. */
-export const runnable = <E, R, Stopped extends Error>(plan: Plan<E, R>, stoppedAt: (error: HasStopped) => Stopped) => {
-  checkPlan(plan)
-  const { filter, handle, name, partitions } = plan
+/** Makes the parts of a subscription. `stoppedAt` makes the error of a subscription that stopped at an event. Throws on invalid options. */
+export const makeRunner = <E, R, Stopped extends Error>(
+  options: RunnerOptions<E, R>,
+  stoppedAt: (error: HasStopped) => Stopped
+) => {
+  checkOptions(options)
+  const { filter, handle, name, partitions } = options
 
-  const job = Effect.map(
-    plan.holder === undefined ? Effect.flatMap(HybridClock, ({ now }) => now) : Effect.succeed(plan.holder),
-    (holder): Work<E, R> => ({ ...plan, holder, observe: measured(name) })
+  const consumerOptions = Effect.map(
+    options.holder === undefined ? Effect.flatMap(HybridClock, ({ now }) => now) : Effect.succeed(options.holder),
+    (holder): ConsumerOptions<E, R> => ({ ...options, holder, observe: recordMetrics(name) })
   )
 
   const runPartition = (partition: number) =>
     Effect.gen(function* () {
       const feed = yield* EventFeed
       const store = yield* SubscriptionStore
-      return yield* work(yield* job, feed, store, partition)
+      return yield* runConsumer(yield* consumerOptions, feed, store, partition)
     }).pipe(Effect.annotateLogs({ subscription: name, partition }))
 
-  const all = Array.from({ length: partitions }, (_, partition) => partition)
+  /** Logs the failure, also a defect, and runs again. The end of the layer is an interruption, which is not caught. */
+  const runInBackground = (partition: number) =>
+    Effect.forever(
+      Effect.catchAllCause(runPartition(partition), (cause) => {
+        const error = Cause.squash(cause)
+        const hasStopped = error instanceof HasStopped
+        return Effect.zipRight(
+          Effect.logError(hasStopped ? stoppedAt(error).message : lineOf(cause)),
+          // A consumer that stopped waits for `resume`. Any other failure is a fault of the program or the database, and may last.
+          hasStopped ? Effect.void : Effect.sleep("10 seconds")
+        )
+      })
+    )
 
-  const handleParked = (place: StreamPosition) =>
+  const retryOne = (place: StreamPosition) =>
     Effect.flatMap(SubscriptionStore, (store) =>
       store.retryParked(name, place, (event) => Effect.asVoid(handle([event])))
     )
 
-  const retryParked = (place: StreamPosition) =>
-    Effect.zipRight(validateStreamPosition("Subscription.retryParked", place), handleParked(place))
+  const retryAllParked = Effect.flatMap(
+    Effect.flatMap(SubscriptionStore, (store) => store.parked(name)),
+    (events) =>
+      Effect.reduce(events, 0, (count, event) => Effect.map(retryOne(event), (done) => count + (done ? 1 : 0)))
+  )
 
   const status = statusOf(name, filter, partitions)
 
-  const lag = measureLag(name, status)
+  const indexes = Array.from({ length: partitions }, (_, partition) => partition)
 
-  const inAll = <A, E2, R2>(runOne: (partition: number) => Effect.Effect<A, E2, R2>) =>
+  const runAll = <A, E2, R2>(runOne: (partition: number) => Effect.Effect<A, E2, R2>) =>
     Effect.scoped(
       Effect.zipRight(
-        Effect.forkScoped(lag),
-        Effect.zipRight(Effect.forEach(all, runOne, { concurrency: "unbounded", discard: true }), Effect.never)
+        Effect.forkScoped(measureLag(name, status)),
+        Effect.zipRight(Effect.forEach(indexes, runOne, { concurrency: "unbounded", discard: true }), Effect.never)
       )
     )
 
@@ -64,39 +85,26 @@ export const runnable = <E, R, Stopped extends Error>(plan: Plan<E, R>, stoppedA
     name,
     filter,
     partitions,
-    run: Effect.mapError(inAll(runPartition), (error) => (error instanceof HasStopped ? stoppedAt(error) : error)),
-    layer: Layer.scopedDiscard(
-      Effect.forkScoped(
-        inAll((partition) =>
-          Effect.forever(
-            // A defect too is to be told, and to be tried again. The end of the layer, which interrupts, is not caught.
-            Effect.catchAllCause(runPartition(partition), (cause) => {
-              const error = Cause.squash(cause)
-              const isStopped = error instanceof HasStopped
-              return Effect.zipRight(
-                Effect.logError(isStopped ? stoppedAt(error).message : lineOf(cause)),
-                // Stopped, it waits for `resume`. Anything else is a mistake in the program or the database: not too often.
-                isStopped ? Effect.void : Effect.sleep("10 seconds")
-              )
-            })
-          )
-        )
-      )
-    ),
-    retryParked,
-    retryAllParked: Effect.flatMap(
-      Effect.flatMap(SubscriptionStore, (store) => store.parked(name)),
-      (events) =>
-        Effect.reduce(events, 0, (count, event) => Effect.map(handleParked(event), (done) => count + (done ? 1 : 0)))
-    ),
+    run: Effect.mapError(runAll(runPartition), (error) => (error instanceof HasStopped ? stoppedAt(error) : error)),
+    layer: Layer.scopedDiscard(Effect.forkScoped(runAll(runInBackground))),
+    retryParked: (place: StreamPosition) =>
+      Effect.zipRight(validateStreamPosition("Subscription.retryParked", place), retryOne(place)),
+    retryAllParked,
     status
   }
 }
 
 // --- internal ---
 
-const checkPlan = ({ batchSize, filter, from, lease, name, partitions }: Omit<Plan<never, never>, "handle">): void => {
-  const whole = (value: number, field: string, max: number) => {
+const checkOptions = ({
+  batchSize,
+  filter,
+  from,
+  lease,
+  name,
+  partitions
+}: Omit<RunnerOptions<never, never>, "handle">): void => {
+  const checkInteger = (value: number, field: string, max: number) => {
     if (!(Number.isInteger(value) && value >= 1 && value <= max)) {
       throw new TypeError(`${field} of subscription ${name} must be a whole number from 1 to ${max}, and is ${value}`)
     }
@@ -108,8 +116,8 @@ const checkPlan = ({ batchSize, filter, from, lease, name, partitions }: Omit<Pl
       throw new TypeError(`subscription ${name} would handle no events: its settings let through no ${field}`)
     }
   }
-  whole(batchSize, "batchSize", 10_000)
-  whole(partitions, "partitions", 1000)
+  checkInteger(batchSize, "batchSize", 10_000)
+  checkInteger(partitions, "partitions", 1000)
   if (from !== "beginning" && from !== "now" && !isPosition(from)) {
     throw new TypeError(
       `from of subscription ${name} must be "beginning", "now" or a position of the feed, and is ${JSON.stringify(from)}`
