@@ -242,7 +242,9 @@ export const feedProgressCases: ReadonlyArray<FeedCase> = [
             Effect.flatMap(subscriptions.lease(leaseOf(name)), (lease) => Effect.as(change(lease), lease.attempts))
           )
         expect(yield* found((lease) => lease.recordAttempt(attempts))).toEqual(Option.none())
-        expect(yield* found((lease) => lease.recordAttempt({ ...attempts, attempts: 3 }))).toEqual(Option.some(attempts))
+        expect(yield* found((lease) => lease.recordAttempt({ ...attempts, attempts: 3 }))).toEqual(
+          Option.some(attempts)
+        )
         expect(yield* found((lease) => lease.advanceTo(first.position))).toEqual(
           Option.some({ ...attempts, attempts: 3 })
         )

@@ -8,7 +8,9 @@ import type * as Option from "effect/Option"
 import type { FeedEvent, Position } from "../../EventFeed.js"
 import type { StoreError } from "../../StoreError.js"
 import type { Lease, LeaseLost } from "../../SubscriptionStore.js"
-import { feedEventsOf, partsOf, selectFitting } from "../sql/feed.js"
+import { selectFittingPage } from "../sql/feedPage.js"
+import { feedEventsOf } from "../sql/feedRows.js"
+import { columnsOf } from "../sql/position.js"
 import { runProjections } from "../store/runProjections.js"
 import { checkPartitions, leaseOf, run, type Work } from "./plan.js"
 import { lockLive, type Shadowed, swap, writingShadows } from "./shadowTables.js"
@@ -44,7 +46,7 @@ export const swapInOneTransaction = <E, R>(
 
   /** Projects all events that can be seen. The feed does not show some of them yet, because an older transaction is open. */
   const projectRest = (after: Position, count: number): Effect.Effect<number, E | StoreError | TooManyLeft, R> =>
-    Effect.flatMap(run(home, selectFitting(home, { after, filter, limit: restPage })), (rows) => {
+    Effect.flatMap(run(home, selectFittingPage(home, { after, filter, limit: restPage })), (rows) => {
       const events = feedEventsOf(rows)
       const last = events.at(-1)
       if (count + events.length > most) return new TooManyLeft()
@@ -56,7 +58,7 @@ export const swapInOneTransaction = <E, R>(
   /** Moves the subscription to the position of the rebuild, and ends the leases on it. */
   const moveSubscription = (name: string, partitions: number) =>
     Effect.gen(function* () {
-      const [feedKey, place] = partsOf(position)
+      const [feedKey, place] = columnsOf(position)
       yield* run(
         home,
         sql`insert into ${schema}.subscriptions (name, partition, partitions, feed_key, position)

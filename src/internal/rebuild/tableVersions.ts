@@ -26,7 +26,7 @@ import { reservedPrefix } from "../codec/names.js"
 import { sha256 } from "../codec/sha256.js"
 import { insideTransaction } from "../runtime/ambientTransaction.js"
 import { boundedInterruption } from "../runtime/interruption.js"
-import { selectFitting } from "../sql/feed.js"
+import { selectFittingPage } from "../sql/feedPage.js"
 import { limitIdle } from "../sql/pg/embedded.js"
 import { withTransaction } from "../sql/pg/transaction.js"
 import { type StoreTables, Tables } from "../sql/storeTables.js"
@@ -271,7 +271,7 @@ const isFresh = <E, R>(home: StoreTables, plan: Plan<E, R>, group: Group<E, R>):
   return Effect.map(
     plan.subscription === undefined
       ? // Also an event that the feed does not show yet.
-        Effect.map(run(home, selectFitting(home, { after: beginning, filter, limit: 1 })), (rows) => rows.length)
+        Effect.map(run(home, selectFittingPage(home, { after: beginning, filter, limit: 1 })), (rows) => rows.length)
       : Effect.map(
           run(home, sql`select 1 from ${schema}.subscriptions where name = ${plan.subscription.name} limit 1`),
           (rows) => rows.length

@@ -29,11 +29,11 @@ import { isTransient } from "../runtime/retry.js"
 import { fromSqlError, type Phase } from "../runtime/sqlError.js"
 import { withoutInnerSpans } from "../runtime/tracing.js"
 import { checkPosition } from "../store/readOptions.js"
-import { type PlaceRow, partsOf, positionOf } from "./feed.js"
 import type { Notifications } from "./notifications.js"
 import { executeAlone } from "./pg/connection.js"
 import { limitIdle } from "./pg/embedded.js"
 import { withTransaction } from "./pg/transaction.js"
+import { columnsOf, type PositionRow, positionOf } from "./position.js"
 import type { StoreTables } from "./storeTables.js"
 
 /** A statement about subscriptions: part of the transaction around it, or on a connection of its own. */
@@ -69,7 +69,7 @@ export const makeLease = (tables: StoreTables, notifications: Notifications): Su
           description: `subscription ${JSON.stringify(key.name)} has ${other.partitions} partitions in the store, and ${key.partitions} here: what is in which would change`
         })
       }
-      const [feedKey, position] = partsOf(from)
+      const [feedKey, position] = columnsOf(from)
       yield* writing(
         sql`insert into ${schema}.subscriptions (name, partition, partitions, feed_key, position)
           values (${key.name}, ${key.partition}, ${key.partitions}, ${feedKey}::xid8, ${position}::bigint)
@@ -138,7 +138,7 @@ export const makeLease = (tables: StoreTables, notifications: Notifications): Su
         Effect.flatMap(writing(statement), (rows) => (rows[0] === undefined ? lostLease : Effect.succeed(rows[0])))
 
       const moveTo = (to: Position) => {
-        const [feedKey, place] = partsOf(to)
+        const [feedKey, place] = columnsOf(to)
         return sql`update ${schema}.subscriptions
           set feed_key = ${feedKey}::xid8, position = ${place}::bigint, attempted = null, leased_until = ${until(duration)}
           where ${mine} returning token`
@@ -173,7 +173,7 @@ export const makeLease = (tables: StoreTables, notifications: Notifications): Su
         isTakenOver,
         lost: Deferred.await(lost),
         checkpoint: Effect.map(
-          onlyMine(sql<PlaceRow>`select feed_key::text, position::text from ${schema}.subscriptions where ${mine}`),
+          onlyMine(sql<PositionRow>`select feed_key::text, position::text from ${schema}.subscriptions where ${mine}`),
           positionOf
         ),
         advanceTo: (to) => Effect.zipRight(onlyMine(moveTo(to)), notifications.progressed),
@@ -214,7 +214,7 @@ export const makeLease = (tables: StoreTables, notifications: Notifications): Su
           )
         },
         park: (failure) => {
-          const [feedKey, place] = partsOf(failure.position)
+          const [feedKey, place] = columnsOf(failure.position)
           return Effect.asVoid(
             writing(
               sql`insert into ${schema}.parked_events
@@ -279,7 +279,7 @@ interface Taken extends Pick<Lease, "position" | "attempts" | "isTakenOver"> {
   readonly token: string
 }
 
-interface TakenRow extends PlaceRow {
+interface TakenRow extends PositionRow {
   readonly token: string
   readonly attempted: string | null
   readonly is_taken_over: boolean

@@ -10,11 +10,13 @@ import { whenInTransaction } from "../runtime/ambientTransaction.js"
 import { withLiveClock } from "../runtime/clock.js"
 import { fromSqlError } from "../runtime/sqlError.js"
 import { checkPosition } from "../store/readOptions.js"
-import { type FeedRow, feedColumns, feedEventsOf, type PlaceRow, partsOf, positionOf, sliceOf } from "./feed.js"
+import { sliceOf } from "./feedConditions.js"
+import { type FeedRow, feedColumns, feedEventsOf } from "./feedRows.js"
 import { makeLease, subscriptionStatements } from "./lease.js"
 import type { Notifications } from "./notifications.js"
 import { limitIdle } from "./pg/embedded.js"
 import { withTransaction } from "./pg/transaction.js"
+import { columnsOf, type PositionRow, positionOf } from "./position.js"
 import type { StoreTables } from "./storeTables.js"
 
 export const makeSqlSubscriptions = (tables: StoreTables, notifications: Notifications): SubscriptionStoreService => {
@@ -48,7 +50,7 @@ export const makeSqlSubscriptions = (tables: StoreTables, notifications: Notific
           ([row]) => row?.arrived === true
         )
       return Effect.flatMap(checkPosition("SubscriptionStore.awaitPosition", position, ["position"]), () =>
-        waitUntil(arrivedAt(partsOf(position)), notifications)
+        waitUntil(arrivedAt(columnsOf(position)), notifications)
       )
     },
     resume: (name) =>
@@ -140,7 +142,7 @@ const isContention = (error: unknown): boolean => {
 /** How long one that takes an event back may leave its transaction idle, in milliseconds. */
 const patience = 60_000
 
-interface StandingRow extends PlaceRow {
+interface StandingRow extends PositionRow {
   readonly partition: number
   readonly partitions: number
   readonly stopped: boolean
@@ -149,7 +151,7 @@ interface StandingRow extends PlaceRow {
   readonly parked: number
 }
 
-interface SetAsideRow extends PlaceRow {
+interface SetAsideRow extends PositionRow {
   readonly aggregate_id: string
   readonly sequence: number
   readonly partition: number
