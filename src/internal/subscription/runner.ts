@@ -7,12 +7,14 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import { maxNameLength } from "../../Event.js"
 import { EventFeed, isPosition, type StreamPosition } from "../../EventFeed.js"
+import type { Projection } from "../../Projection.js"
 import { SubscriptionStore } from "../../SubscriptionStore.js"
 import { HybridClock } from "../../Timestamp.js"
 import { nameProblem } from "../codec/names.js"
 import { validateStreamPosition } from "../store/storedRecord.js"
 import { HasStopped } from "./batchFailure.js"
 import { runConsumer } from "./consumer.js"
+import { SubscriptionStopped } from "./errors.js"
 import { lineOf } from "./failureText.js"
 import { measureLag, recordMetrics } from "./metrics.js"
 import type { ConsumerOptions } from "./session.js"
@@ -24,11 +26,8 @@ export interface RunnerOptions<E, R> extends Omit<ConsumerOptions<E, R>, "holder
   readonly holder: string | undefined
 }
 
-/** Makes the parts of a subscription. `stoppedAt` makes the error of a subscription that stopped at an event. Throws on invalid options. */
-export const makeRunner = <E, R, Stopped extends Error>(
-  options: RunnerOptions<E, R>,
-  stoppedAt: (error: HasStopped) => Stopped
-) => {
+/** Makes the parts of a subscription. It throws a `TypeError` for invalid options. */
+export const makeRunner = <E, R>(options: RunnerOptions<E, R>) => {
   checkOptions(options)
   const { filter, handle, name, partitions } = options
 
@@ -51,16 +50,16 @@ export const makeRunner = <E, R, Stopped extends Error>(
         const error = Cause.squash(cause)
         const hasStopped = error instanceof HasStopped
         return Effect.zipRight(
-          Effect.logError(hasStopped ? stoppedAt(error).message : lineOf(cause)),
+          Effect.logError(hasStopped ? stoppedError(name, error).message : lineOf(cause)),
           // A consumer that stopped waits for `resume`. Any other failure is a fault of the program or the database, and may last.
           hasStopped ? Effect.void : Effect.sleep("10 seconds")
         )
       })
     )
 
-  const retryOne = (place: StreamPosition) =>
+  const retryOne = (event: StreamPosition) =>
     Effect.flatMap(SubscriptionStore, (store) =>
-      store.retryParked(name, place, (event) => Effect.asVoid(handle([event])))
+      store.retryParked(name, event, (parked) => Effect.asVoid(handle([parked])))
     )
 
   const retryAllParked = Effect.flatMap(
@@ -85,16 +84,45 @@ export const makeRunner = <E, R, Stopped extends Error>(
     name,
     filter,
     partitions,
-    run: Effect.mapError(runAll(runPartition), (error) => (error instanceof HasStopped ? stoppedAt(error) : error)),
+    run: Effect.mapError(runAll(runPartition), (error) =>
+      error instanceof HasStopped ? stoppedError(name, error) : error
+    ),
     layer: Layer.scopedDiscard(Effect.forkScoped(runAll(runInBackground))),
-    retryParked: (place: StreamPosition) =>
-      Effect.zipRight(validateStreamPosition("Subscription.retryParked", place), retryOne(place)),
+    retryParked: (event: StreamPosition) =>
+      Effect.zipRight(validateStreamPosition("Subscription.retryParked", event), retryOne(event)),
     retryAllParked,
     status
   }
 }
 
+/** Throws a `TypeError` for projections that a subscription can't run. Callers that circumvent the types may pass them. */
+export const checkProjections = (
+  name: string,
+  projections: ReadonlyArray<Projection.Any>,
+  from: ConsumerOptions<never, never>["from"] | undefined
+): void => {
+  for (const { name: projection, of, tables } of projections) {
+    const refuse = (problem: string) =>
+      new TypeError(`projection ${JSON.stringify(projection)} of subscription ${name} ${problem}`)
+    if (of === undefined) throw refuse("must be of an aggregate, or of all")
+    if (tables !== undefined && from !== undefined && from !== "beginning") {
+      throw refuse('owns tables, whose next version holds all events, so `from` must be "beginning"')
+    }
+  }
+}
+
 // --- internal ---
+
+const stoppedError = (name: string, { failure, partition }: HasStopped): SubscriptionStopped =>
+  new SubscriptionStopped({
+    subscription: name,
+    partition,
+    aggregateId: failure.aggregateId,
+    sequence: failure.sequence,
+    type: failure.type,
+    error: failure.error,
+    attempts: failure.attempts
+  })
 
 const checkOptions = ({
   batchSize,
@@ -113,7 +141,7 @@ const checkOptions = ({
   if (problem !== undefined) throw new TypeError(`the name of subscription ${JSON.stringify(name)} ${problem}`)
   for (const field of ["types", "kinds"] as const) {
     if (filter?.[field]?.length === 0) {
-      throw new TypeError(`subscription ${name} would handle no events: its settings let through no ${field}`)
+      throw new TypeError(`subscription ${name} would handle no events: its options let through no ${field}`)
     }
   }
   checkInteger(batchSize, "batchSize", 10_000)
