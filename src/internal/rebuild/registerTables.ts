@@ -9,7 +9,7 @@ import * as Either from "effect/Either"
 import * as Option from "effect/Option"
 import { beginning } from "../../EventFeed.js"
 import type { StoreError } from "../../StoreError.js"
-import { selectFitting } from "../sql/feed.js"
+import { selectFittingPage } from "../sql/feedPage.js"
 import { limitIdle } from "../sql/pg/embedded.js"
 import type { StoreTables } from "../sql/storeTables.js"
 import { quotedTable } from "../store/declaredTables.js"
@@ -149,7 +149,7 @@ const mayStartEmpty = <E, R>(
   return Effect.map(
     options.subscription === undefined
       ? // Also an event that the feed does not show yet.
-        Effect.map(run(store, selectFitting(store, { after: beginning, filter, limit: 1 })), (rows) => rows.length)
+        Effect.map(run(store, selectFittingPage(store, { after: beginning, filter, limit: 1 })), (rows) => rows.length)
       : Effect.map(
           run(store, sql`select 1 from ${schema}.subscriptions where name = ${options.subscription.name} limit 1`),
           (rows) => rows.length

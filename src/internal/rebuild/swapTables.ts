@@ -19,7 +19,9 @@ import type * as Option from "effect/Option"
 import type { FeedEvent, Position } from "../../EventFeed.js"
 import type { StoreError } from "../../StoreError.js"
 import type { Lease, LeaseLost } from "../../SubscriptionStore.js"
-import { feedEventsOf, partsOf, selectFitting } from "../sql/feed.js"
+import { selectFittingPage } from "../sql/feedPage.js"
+import { feedEventsOf } from "../sql/feedRows.js"
+import { columnsOf } from "../sql/position.js"
 import type { StoreTables } from "../sql/storeTables.js"
 import { checkDeferred, projectPart } from "./projectBatch.js"
 import { checkPartitions, leaseOf, type RebuildContext, run } from "./rebuildOptions.js"
@@ -88,7 +90,7 @@ const projectTail = <E, R>(
     let previous: FeedEvent | undefined
     for (;;) {
       const after = previous?.position ?? position
-      const events = feedEventsOf(yield* run(store, selectFitting(store, { after, filter, limit: tailPage })))
+      const events = feedEventsOf(yield* run(store, selectFittingPage(store, { after, filter, limit: tailPage })))
       const last = events.at(-1)
       if (last === undefined) {
         yield* checkDeferred(context, previous)
@@ -109,7 +111,7 @@ const moveSubscription = (
 ): Effect.Effect<void, StoreError> =>
   Effect.gen(function* () {
     const { schema, sql } = store
-    const [feedKey, place] = partsOf(position)
+    const [feedKey, place] = columnsOf(position)
     yield* run(
       store,
       sql`insert into ${schema}.subscriptions (name, partition, partitions, feed_key, position)
