@@ -1,6 +1,6 @@
 /**
- * Runs statements that read or change the definitions of tables, inside the transaction around them, and sets the search path for them. The files
- * of this room that make, check and replace tables use it.
+ * Runs statements that read or change the definitions of tables, inside the transaction around them, and sets the
+ * search path for them. The files of this room that make, check and replace tables use it.
  */
 import type * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
@@ -51,7 +51,10 @@ export const withSearchPathPrefix = <A, E, R>(
 ): Effect.Effect<A, E | StoreError, R> =>
   withSearchPath(sql, sql`quote_ident(${schema}) || ', ' || current_setting('search_path')`, effect)
 
-/** Runs the effect with an empty search path, so that the catalogue qualifies all names. Its queries are long and touch few rows. */
+/**
+ * Runs the effect with an empty search path, so that the catalogue qualifies all names. Its queries are long and touch
+ * few rows.
+ */
 export const withEmptySearchPath = <A, E, R>(
   sql: SqlClient.SqlClient,
   effect: Effect.Effect<A, E, R>

@@ -1,9 +1,10 @@
 /**
- * Checks a rebuild by `Rebuild.run` against the records of the tables that projections own. `Rebuild.ts` passes it to `rebuild.ts`.
+ * Checks a rebuild by `Rebuild.run` against the records of the tables that projections own. `Rebuild.ts` passes it to
+ * `rebuild.ts`.
  *
- * A record says which projection and version a table is of, and what keeps it. A rebuild that does not fit the record is refused, because it would
- * skip events or project them twice. The check runs before each attempt, and again in the transaction of the swap, because another process may
- * change the record meanwhile.
+ * A record says which projection and version a table is of, and what keeps it. A rebuild that does not fit the record
+ * is refused, because it would skip events or project them twice. The check runs before each attempt, and again in the
+ * transaction of the swap, because another process may change the record meanwhile.
  */
 import * as Effect from "effect/Effect"
 import { StoreError } from "../../StoreError.js"
@@ -16,8 +17,8 @@ import { findTables, lockRecords, readRecords, run, type TableRecord } from "./t
 export type Checked<E, R> = Pick<RebuildOptions<E, R>, "create" | "projections" | "subscription" | "tables">
 
 /**
- * Fails where the rebuild does not fit the records. Where projections own its tables, it returns the statements that they declare, so that rows
- * which those statements insert are inserted again.
+ * Fails where the rebuild does not fit the records. Where projections own its tables, it returns the statements that
+ * they declare, so that rows which those statements insert are inserted again.
  */
 export const checkOwnership =
   <E, R>(options: Checked<E, R>) =>
@@ -98,7 +99,10 @@ const checkKeepers = <E, R>(
   )
 }
 
-/** The projection that owns the tables of a record. Fails where the rebuild leaves out a part of the record, or is of another version. */
+/**
+ * The projection that owns the tables of a record. Fails where the rebuild leaves out a part of the record, or is of
+ * another version.
+ */
 const ownerOfRecord = <E, R>(
   { create, subscription, tables }: Checked<E, R>,
   { locations, record }: LocatedRecord,

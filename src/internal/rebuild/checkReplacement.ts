@@ -1,10 +1,10 @@
 /**
- * Checks that nothing is lost when shadow tables replace live ones. `shadowTables.ts` calls it before the first event is projected, and
- * `replaceTables.ts` again under the lock, because the live tables may have changed since.
+ * Checks that nothing is lost when shadow tables replace live ones. `shadowTables.ts` calls it before the first event
+ * is projected, and `replaceTables.ts` again under the lock, because the live tables may have changed since.
  *
  * - An object outside that depends on a live table refuses the rebuild (`tableDependents.ts`).
- * - The settings of a live table are set on its shadow table (`tableSettings.ts`). Then the catalogue must describe both alike
- *   (`tableDefinition.ts`). So a property that this library does not know refuses the rebuild, too.
+ * - The settings of a live table are set on its shadow table (`tableSettings.ts`). Then the catalogue must describe
+ *   both alike (`tableDefinition.ts`). So a property that this library does not know refuses the rebuild, too.
  */
 import type * as SqlClient from "@effect/sql/SqlClient"
 import * as Data from "effect/Data"
@@ -54,11 +54,14 @@ export const checkDependents = (
     if (found.length === 0) return
     const lives = `the table${tables.length === 1 ? "" : "s"} ${tables.map(({ live }) => live).join(", ")}`
     return yield* misconfigured(
-      `${lives} can't be replaced by a new table, because these hang on it and would be lost or in the way: ${found.join(", ")}`
+      `${lives} can't be replaced by a new table, because these depend on it and would be lost or in the way: ${found.join(", ")}`
     )
   })
 
-/** Fails where `create` has made more than the tables, or where names of the new objects are taken in the schemas of the live tables. */
+/**
+ * Fails where `create` has made more than the tables, or where names of the new objects are taken in the schemas of the
+ * live tables.
+ */
 export const checkNewObjects = (
   sql: SqlClient.SqlClient,
   schema: string,
@@ -81,7 +84,10 @@ export const checkNewObjects = (
     }
   })
 
-/** The relations in the schemas of the live tables that stay and have the name of an index or sequence of a shadow table. */
+/**
+ * The relations in the schemas of the live tables that stay and have the name of an index or sequence of a shadow
+ * table.
+ */
 export const takenNames = (
   sql: SqlClient.SqlClient,
   tables: ReadonlyArray<ShadowTable>,

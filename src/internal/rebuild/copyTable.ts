@@ -1,13 +1,16 @@
 /**
- * The statements that make a shadow table in the shape of the live one, by `create table … (like …)`, and give its indexes, statistics and
- * sequences the names that they have there. `shadowTables.ts` and `replaceTables.ts` run them, while the search path is empty.
+ * Builds the statements that make a shadow table in the shape of its live table, and that move what `set schema` leaves
+ * behind. `shadowTables.ts` and `replaceTables.ts` run them. The catalogue puts them together while the search path is
+ * empty.
  */
 import type * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
 import * as Effect from "effect/Effect"
 import { textsOf } from "./tableSettings.js"
 
-/** The statements that make a shadow table in the shape of the live one. `like` gives its indexes other names. */
+/**
+ * The statements that create the shadow table. Its indexes have other names than those of the live table (`renamesOf`).
+ */
 export const createLike = (
   sql: SqlClient.SqlClient,
   live: string,
@@ -20,14 +23,14 @@ export const createLike = (
       from pg_class c join pg_am m on m.oid = c.relam join pg_database b on b.datname = current_database()
       where c.oid = ${live}::regclass
       union all
-      -- like takes them for validated.
+      -- "like" makes them validated.
       select format('alter table %s drop constraint %I, add constraint %2$I %s', ${shadow}::text, conname, pg_get_constraintdef(oid))
       from pg_constraint where conrelid = ${live}::regclass and contype in ('c', 'n') and not convalidated`
   )
 
 /**
- * The statements that give the parts of a shadow table, made by `like`, the names of their models: an index or statistics object by its
- * definition, an identity's sequence by its column.
+ * The statements that give the parts of a shadow table the names that they have on the live table. Indexes and
+ * statistics objects are matched by their definitions, and the sequences of identities by their columns.
  */
 export const renamesOf = (
   sql: SqlClient.SqlClient,
@@ -43,7 +46,7 @@ export const renamesOf = (
       const [found] = index < 0 ? [] : left.splice(index, 1)
       if (found !== undefined && found.name !== name) renames.push({ kind, from: found.name, to: name })
     }
-    // By names that no part has, because a name that is wanted may be that of another part.
+    // By interim names, because another part may still have the wanted name.
     return [
       ...renames.map(({ from, kind }, index) => `alter ${kind} ${schema}.${from} rename to rebuilt_${index}`),
       ...renames.map(({ kind, to }, index) => `alter ${kind} ${schema}.rebuilt_${index} rename to ${to}`)
@@ -69,7 +72,10 @@ interface Part {
   readonly definition: string
 }
 
-/** The parts of a table that have names of their own. In their definitions the names of the part and of the table are left out. */
+/**
+ * The parts of a table that have names of their own. Their definitions are without the names of the part and of the
+ * table.
+ */
 const partsOf = (sql: SqlClient.SqlClient, table: string): Effect.Effect<ReadonlyArray<Part>, SqlError> =>
   sql<Part>`select 'index' as kind, quote_ident(c.relname) as name,
       i.indisprimary::text || i.indisunique || i.indisexclusion || substr(pg_get_indexdef(c.oid), length(concat(

@@ -1,9 +1,9 @@
 /**
- * Fills the shadow tables with all events, a batch in each transaction, and swaps them when few events are left. `rebuild.ts` calls it while it
- * holds the lease of the rebuild.
+ * Fills the shadow tables with all events, a batch in each transaction, and swaps them when few events are left.
+ * `rebuild.ts` calls it while it holds the lease of the rebuild.
  *
- * Commands that use the tables wait during the swap. So a swap begins only when the events that are left can be projected in two seconds
- * at most, and not while a transaction is known to use the tables (`swapBackoff.ts`).
+ * Commands that use the tables wait during the swap. So a swap begins only when two seconds are enough to project the
+ * events that are left. It does not begin while a transaction is known to use the tables (`swapBackoff.ts`).
  */
 import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
@@ -24,7 +24,10 @@ import { makeShadowTables } from "./shadowTables.js"
 import { makeSwapBackoff } from "./swapBackoff.js"
 import { swapTables } from "./swapTables.js"
 
-/** Fills the shadow tables from the checkpoint of the lease on, and swaps them. `count` gets the number of events of each batch. */
+/**
+ * Fills the shadow tables from the checkpoint of the lease on, and swaps them. `count` gets the number of events of
+ * each batch.
+ */
 export const fillAndSwap = <E, R>(
   context: RebuildContext<E, R>,
   lease: Lease,
@@ -85,12 +88,16 @@ export const fillAndSwap = <E, R>(
 /** A swap projects this many events in any case. */
 const minTail = 500
 
-// In milliseconds: how much work the feed may hold back before the swap, and how much a swap may find while the tables are locked.
+// In milliseconds: how much work the feed may hold back before the swap, and how much a swap may find while the tables
+// are locked.
 const maxMillisHeldBack = 500
 const maxMillisLocked = 2000
 const warnEvery = 30_000
 
-/** The swap begins when events are younger than this, in milliseconds. Under steady load the feed never has a last event. */
+/**
+ * The swap begins when events are younger than this, in milliseconds. Under steady load the feed never has a last
+ * event.
+ */
 const caughtUpWithin = 1000
 
 const isCaughtUp = (events: ReadonlyArray<FeedEvent>): Effect.Effect<boolean> => {
@@ -100,7 +107,7 @@ const isCaughtUp = (events: ReadonlyArray<FeedEvent>): Effect.Effect<boolean> =>
     : Effect.map(Clock.currentTimeMillis, (now) => now - toMillis(last.timestamp) < caughtUpWithin)
 }
 
-/** Stores how many events there are to project, and counts and times those that this run projects. */
+/** Stores how many events there are to project. Counts and times the events that this run projects. */
 const makeProgress = <E, R>({ options, store }: RebuildContext<E, R>, left: number) =>
   Effect.gen(function* () {
     const begun = yield* Clock.currentTimeMillis
@@ -148,8 +155,8 @@ const makeProgress = <E, R>({ options, store }: RebuildContext<E, R>, left: numb
   })
 
 /**
- * Checks whether the feed holds back more events than the limit, and warns every 30 seconds while it does. The swap of strong projections
- * projects those events while the tables are locked. The swap of a subscription does not.
+ * Checks whether the feed holds back more events than the limit, and warns every 30 seconds while it does. The swap of
+ * strong projections projects those events while the tables are locked. The swap of a subscription does not.
  */
 const makeHeldBackCheck = <E, R>({ feed, filter, options }: RebuildContext<E, R>) => {
   let nextWarning = 0

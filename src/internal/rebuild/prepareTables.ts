@@ -1,16 +1,19 @@
 /**
- * Brings the tables that projections own to the declared version: it creates them, or has a rebuild make them. `ProjectionTables` calls it.
+ * Brings the tables that projections own to the declared version: it creates them, or has a rebuild make them.
+ * `ProjectionTables` calls it.
  *
- * **A record says what is in place**, for each projection (`tableRecords.ts`). It changes in the transaction that makes the tables: the one that
- * creates them, or the swap of the rebuild. So a process that ends at any moment leaves a state from which the next start continues.
+ * **A record says what is in place**, for each projection (`tableRecords.ts`). It changes in the transaction that makes
+ * the tables: the one that creates them, or the swap of the rebuild. So a process that ends at any moment leaves a
+ * state from which the next start continues.
  *
- * **Of several processes one works.** Tables are created under an advisory lock (`registerTables.ts`). A process that has waited for it reads the
- * records again. A rebuild works under a lease (`rebuildVersion.ts`).
+ * **Of several processes one works.** Tables are created under an advisory lock (`registerTables.ts`). A process that
+ * has waited for it reads the records again. A rebuild works under a lease (`rebuildVersion.ts`).
  *
- * **New tables contain all events.** A table that may not start empty is first a placeholder without columns, with a record of version 0. A rebuild
- * replaces it.
+ * **New tables contain all events.** A table that may not start empty is first a placeholder without columns, with a
+ * record of version 0. A rebuild replaces it.
  *
- * **The tables of a subscription are rebuilt together**, because the subscription has one position for all of its projections.
+ * **The tables of a subscription are rebuilt together**, because the subscription has one position for all of its
+ * projections.
  */
 import * as SqlClient from "@effect/sql/SqlClient"
 import * as Effect from "effect/Effect"
@@ -42,7 +45,10 @@ export const prepareTables = <E, R>(
     for (const group of groups) yield* prepareGroup(store, options, group)
   })
 
-/** Deletes the record of a projection's tables and the rebuilds that made them. The tables stay. Returns whether there was a record. */
+/**
+ * Deletes the record of a projection's tables and the rebuilds that made them. The tables stay. Returns whether there
+ * was a record.
+ */
 export const forgetTables = (name: string): Effect.Effect<boolean, StoreError, Tables> =>
   Effect.gen(function* () {
     const store = yield* outsideTransaction

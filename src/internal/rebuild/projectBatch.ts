@@ -1,6 +1,6 @@
 /**
- * Projects a batch of events into the shadow tables, in the transaction around it. `fillAndSwap.ts` calls it for each batch, and
- * `swapTables.ts` for the events that are left.
+ * Projects a batch of events into the shadow tables, in the transaction around it. `fillAndSwap.ts` calls it for each
+ * batch, and `swapTables.ts` for the events that are left.
  */
 import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
@@ -24,15 +24,18 @@ export const projectBatch = <E, R>(
     Effect.zipRight(runAll(context, events), setConstraintsImmediate(context, events.at(-1)))
   )
 
-/** Projects a part of the events of a transaction, and stores the progress. `checkDeferred` follows after the last part. */
+/**
+ * Projects a part of the events of a transaction, and stores the progress. `checkDeferred` follows after the last part.
+ */
 export const projectPart = <E, R>(
   context: RebuildContext<E, R>,
   events: ReadonlyArray<FeedEvent>
 ): Effect.Effect<void, E | StoreError, R> => projectWith(context, events, runAll(context, events))
 
 /**
- * Checks the constraints that are deferred to the end of the transaction, after this event. COMMIT would check them too, but its failure can't name a
- * projection. Besides, the database refuses to move a table while a deferred check is pending.
+ * Checks the constraints that are deferred to the end of the transaction, after this event. COMMIT would check them
+ * too, but its failure can't name a projection. Besides, the database refuses to move a table while a deferred check is
+ * pending.
  */
 export const checkDeferred = <E, R>(
   context: RebuildContext<E, R>,

@@ -1,12 +1,14 @@
 /**
- * Runs a rebuild: it makes shadow tables, projects all events into them, and swaps them with the live tables. `Rebuild.run` and
- * `rebuildVersion.ts` call it.
+ * Runs a rebuild: it makes shadow tables, projects all events into them, and swaps them with the live tables.
+ * `Rebuild.run` and `rebuildVersion.ts` call it.
  *
- * **Of several processes one works**, under a lease like those of subscriptions. Each batch moves the checkpoint of the lease in its own
- * transaction (`fillAndSwap.ts`), so a failure loses one batch at most. The other processes wait for the lease, and find the rebuild finished.
+ * **Of several processes one works**, under a lease like those of subscriptions. Each batch moves the checkpoint of the
+ * lease in its own transaction (`fillAndSwap.ts`), so a failure loses one batch at most. The other processes wait for
+ * the lease, and find the rebuild finished.
  *
- * **A run has several attempts.** A transient failure, a lost lease or a lock conflict starts the next attempt after a pause. Any other failure
- * ends the run. The rebuild itself stays, and the next run continues it, unless it makes a version of tables (`mustDiscard`).
+ * **A run has several attempts.** A transient failure, a lost lease or a lock conflict starts the next attempt after a
+ * pause. Any other failure ends the run. The rebuild itself stays, and the next run continues it, unless it makes a
+ * version of tables (`mustDiscard`).
  */
 import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
@@ -66,7 +68,9 @@ export const rebuild = <E, R>(
 export const rebuildStatus = (name: string): Effect.Effect<Option.Option<Status>, StoreError, Tables> =>
   Effect.flatMap(Tables, (store) => statusOf(store, name))
 
-/** Deletes the lease, the progress and the shadow tables of a rebuild. A process that works for it finds its lease lost. */
+/**
+ * Deletes the lease, the progress and the shadow tables of a rebuild. A process that works for it finds its lease lost.
+ */
 export const abandonRebuild = (name: string): Effect.Effect<void, StoreError, Tables> =>
   Effect.flatMap(Tables, (store) => {
     const { schema, sql } = store
@@ -210,8 +214,9 @@ const awaitTrue = (condition: Effect.Effect<boolean, StoreError>): Effect.Effect
   ).pipe(withLiveClock)
 
 /**
- * Whether a failure makes the filled shadow tables useless. That is so for the rebuild of a version, because the projection may be corrected under
- * the same version. An interruption, a lost lease and a failure that is retried leave the shadow tables.
+ * Whether a failure makes the filled shadow tables useless. That is so for the rebuild of a version, because the
+ * projection may be corrected under the same version. An interruption, a lost lease and a failure that is retried leave
+ * the shadow tables.
  */
 const mustDiscard = (
   { isOfVersion }: Pick<RebuildOptions<unknown, unknown>, "isOfVersion">,

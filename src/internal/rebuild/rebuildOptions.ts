@@ -1,5 +1,6 @@
 /**
- * The options of a rebuild, the checks of them before it begins, and the names that follow from the name of the rebuild.
+ * The options of a rebuild, the checks of them before it begins, and the names that follow from the name of the
+ * rebuild.
  */
 import * as Effect from "effect/Effect"
 import { maxNameLength } from "../../Event.js"
@@ -13,7 +14,7 @@ import { makeRun } from "./runStatement.js"
 
 export const operation = "Rebuild"
 
-/** The options of `Rebuild.run`, and those that the library sets itself. */
+/** The options of `Rebuild.run`, with further ones for the library itself. */
 export interface RebuildOptions<E, R> extends Options<ReadonlyArray<Projection.Bound<E, R>>, E, R> {
   /** Whether `ProjectionTables` runs the rebuild, under a name that is reserved for the library. */
   readonly isOfVersion?: boolean | undefined
@@ -60,7 +61,10 @@ export const checkOptions = (options: RebuildOptions<unknown, unknown>): Effect.
   return first === undefined ? Effect.void : new ValidationError({ operation: "Rebuild.run", issues: [first, ...rest] })
 }
 
-/** Fails where the subscription has another number of partitions in the store, because each partition has a position of its own. */
+/**
+ * Fails where the subscription has another number of partitions in the store, because each partition has a position of
+ * its own.
+ */
 export const checkPartitions = (
   store: StoreTables,
   { subscription }: RebuildOptions<unknown, unknown>
@@ -89,8 +93,8 @@ export const run = makeRun(operation)
 export const leaseOf = (name: string): string => `${reservedPrefix}/rebuild/${name}`
 
 /**
- * The name of the schema of the shadow tables. It is a hash of both names, because a schema's name has at most 63 bytes and a database may have
- * several stores.
+ * The name of the schema of the shadow tables. It is a hash of both names, because a schema's name has at most 63 bytes
+ * and a database may have several stores.
  */
 export const shadowSchemaOf = (store: StoreTables, name: string): Effect.Effect<string, StoreError> =>
   Effect.map(

@@ -1,9 +1,10 @@
 /**
- * Runs the rebuild that makes a version of a group of tables, and drops rebuilds of earlier versions that killed processes have left.
- * `prepareTables.ts` calls it.
+ * Runs the rebuild that makes a version of a group of tables, and drops rebuilds of earlier versions that killed
+ * processes have left. `prepareTables.ts` calls it.
  *
- * The name of the rebuild is a hash of the declaration, so processes with different declarations never fill the same shadow tables. Where two
- * versions are rebuilt at the same time, the swap of the lower one fails, because it finds a record that is not lower.
+ * The name of the rebuild is a hash of the declaration, so processes with different declarations never fill the same
+ * shadow tables. Where two versions are rebuilt at the same time, the swap of the lower one fails, because it finds a
+ * record that is not lower.
  */
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
@@ -22,7 +23,10 @@ import { type Registered, recordOf } from "./registerTables.js"
 import { misconfigured, quoted } from "./tableOwners.js"
 import { lockRecords, operation, run, type TableRecord, writeRecord } from "./tableRecords.js"
 
-/** Rebuilds all tables of the group. It succeeds, too, where another process has brought the tables to this version meanwhile. */
+/**
+ * Rebuilds all tables of the group. It succeeds, too, where another process has brought the tables to this version
+ * meanwhile.
+ */
 export const rebuildVersion = <E, R>(
   store: StoreTables,
   options: PrepareOptions<E, R>,
@@ -67,7 +71,10 @@ export const rebuildVersion = <E, R>(
     yield* Effect.logInfo(`tables of projections are in place: ${which}`)
   })
 
-/** Abandons unfinished rebuilds that began before the tables in place were recorded. A rebuild that began later may still be continued. */
+/**
+ * Abandons unfinished rebuilds that began before the tables in place were recorded. A rebuild that began later may
+ * still be continued.
+ */
 export const dropSuperseded = <E, R>(
   store: StoreTables,
   options: PrepareOptions<E, R>,
@@ -104,7 +111,10 @@ export const forgetRebuilds = (
 const declarationHash = <E, R>(group: Group<E, R>) =>
   sha256(JSON.stringify(group.map((one) => [one.name, one.version, one.statements, one.aggregates])))
 
-/** Writes the records of the new tables, in the transaction of the swap. Fails where another process has changed a record since. */
+/**
+ * Writes the records of the new tables, in the transaction of the swap. Fails where another process has changed a
+ * record since.
+ */
 const recordSwap = <E, R>(
   store: StoreTables,
   group: Group<E, R>,

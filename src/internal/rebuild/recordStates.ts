@@ -1,6 +1,6 @@
 /**
- * Compares a group of owners with the records of their tables, and finds the tables. The parts of `ProjectionTables` (`prepareTables.ts`,
- * `registerTables.ts`, `rebuildVersion.ts`) share it.
+ * Compares a group of owners with the records of their tables, and finds the tables. The parts of `ProjectionTables`
+ * (`prepareTables.ts`, `registerTables.ts`, `rebuildVersion.ts`) share it.
  */
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
@@ -20,7 +20,10 @@ export interface PrepareOptions<E, R>
   readonly subscription: RebuildOptions<E, R>["subscription"]
 }
 
-/** The owners whose tables are made together: one owner, or all projections of a subscription, because they share its position. */
+/**
+ * The owners whose tables are made together: one owner, or all projections of a subscription, because they share its
+ * position.
+ */
 export type Group<E, R> = ReadonlyArray<Owner<E, R>>
 
 export interface OwnerState<E, R> {
@@ -39,8 +42,8 @@ export const statesOf = <E, R>(
   )
 
 /**
- * Whether all tables are of the declared version or a higher one. Fails where some are of a higher version and others of a lower one, because this
- * process can run neither version of the group.
+ * Whether all tables are of the declared version or a higher one. Fails where some are of a higher version and others
+ * of a lower one, because this process can run neither version of the group.
  */
 export const isSettled = <E, R>(states: ReadonlyArray<OwnerState<E, R>>): Either.Either<boolean, StoreError> => {
   const open = states.find(({ state }) => state._tag === "Missing" || state._tag === "Outdated")
@@ -52,7 +55,10 @@ export const isSettled = <E, R>(states: ReadonlyArray<OwnerState<E, R>>): Either
     : Either.right(open === undefined)
 }
 
-/** Warns where the tables are of a higher version. Fails where those of this version are not found at their recorded location. */
+/**
+ * Warns where the tables are of a higher version. Fails where those of this version are not found at their recorded
+ * location.
+ */
 export const confirm = <E, R>(
   store: StoreTables,
   states: ReadonlyArray<OwnerState<E, R>>
@@ -70,7 +76,10 @@ export const confirm = <E, R>(
     { discard: true }
   )
 
-/** The locations of the tables of a record, by their declared names. A table whose schema was renamed is found by its name. */
+/**
+ * The locations of the tables of a record, by their declared names. A table whose schema was renamed is found by its
+ * name.
+ */
 export const locationsOf = <E, R>(
   store: StoreTables,
   { name, tables }: Owner<E, R>,

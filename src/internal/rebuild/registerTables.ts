@@ -1,8 +1,10 @@
 /**
- * Registers the tables of projections, in one transaction under a lock: it creates the tables that may start empty, and writes their records. For
- * other tables it creates placeholders, which a rebuild replaces. `prepareTables.ts` calls it.
+ * Registers the tables of projections, in one transaction under a lock: it creates the tables that may start empty, and
+ * writes their records. For other tables it creates placeholders, which a rebuild replaces. `prepareTables.ts` calls
+ * it.
  *
- * A table may start empty only where no event is stored that concerns its projection, or where the subscription that keeps it has not begun.
+ * A table may start empty only where no event is stored that concerns its projection, or where the subscription that
+ * keeps it has not begun.
  */
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
@@ -31,7 +33,10 @@ import {
 /** For each projection, the declared names and the locations of tables that a rebuild is to replace. */
 export type Registered = ReadonlyMap<string, ReadonlyMap<string, string>>
 
-/** Returns the tables that a rebuild has to fill, or undefined where all tables are in place. It runs inside a transaction. */
+/**
+ * Returns the tables that a rebuild has to fill, or undefined where all tables are in place. It runs inside a
+ * transaction.
+ */
 export const registerTables = <E, R>(
   store: StoreTables,
   options: PrepareOptions<E, R>,
@@ -69,7 +74,10 @@ const maxIdle = 5000
 
 const noLocations: ReadonlyMap<string, string> = new Map()
 
-/** Creates the tables of one owner, or placeholders, and writes the record. `isFilled` is false where a rebuild has to fill them. */
+/**
+ * Creates the tables of one owner, or placeholders, and writes the record. `isFilled` is false where a rebuild has to
+ * fill them.
+ */
 const registerOwner = <E, R>(
   store: StoreTables,
   options: PrepareOptions<E, R>,
@@ -103,7 +111,10 @@ const registerOwner = <E, R>(
     return { locations, isFilled }
   })
 
-/** Fails where another keeper wrote the tables of the lower version, because its processes would write each event a second time. */
+/**
+ * Fails where another keeper wrote the tables of the lower version, because its processes would write each event a
+ * second time.
+ */
 const checkKeepers = <E, R>(states: ReadonlyArray<OwnerState<E, R>>): Either.Either<void, StoreError> => {
   for (const { owner, record } of filledBefore(states)) {
     if (record.subscription !== owner.subscription) {
@@ -158,7 +169,10 @@ const mayStartEmpty = <E, R>(
   )
 }
 
-/** The tables that exist without a record. Fails where `onExisting` refuses them, or where they belong to another projection. */
+/**
+ * The tables that exist without a record. Fails where `onExisting` refuses them, or where they belong to another
+ * projection.
+ */
 const existingTables = <E, R>(
   store: StoreTables,
   { onExisting }: PrepareOptions<E, R>,
@@ -203,7 +217,10 @@ const createPlaceholders = (store: StoreTables, names: ReadonlyArray<string>): E
     discard: true
   })
 
-/** The locations of the tables that were just created or existed. Fails where the statements have created a table in another schema. */
+/**
+ * The locations of the tables that were just created or existed. Fails where the statements have created a table in
+ * another schema.
+ */
 const locateCreated = <E, R>(
   store: StoreTables,
   { name }: Owner<E, R>,

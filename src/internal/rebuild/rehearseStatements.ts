@@ -1,9 +1,9 @@
 /**
- * Tries whether the statements that have created the tables of a projection can create them again beside those in use, as the rebuild of a higher
- * version does. `registerTables.ts` calls it when it has created tables.
+ * Tries whether the statements of a projection can create its tables again beside those in use, as the rebuild of a
+ * higher version does. `registerTables.ts` calls it when it has created tables.
  *
- * The statements run a second time, in a schema in front of the live tables, and are rolled back to a savepoint. Reading their text would not be
- * enough, because a statement can name the schema of a table in many ways.
+ * The statements run a second time, in a schema in front of the live tables, and are rolled back to a savepoint.
+ * Reading their text would not be enough, because a statement can name the schema of a table in many ways.
  */
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
@@ -57,7 +57,10 @@ class RollBack extends Data.TaggedError("RollBack") {}
 /** The `SQLSTATE`s of a relation, a function, a schema or another object whose name is taken. */
 const alreadyExists = /^(42P07|42723|42P06|42710)$/
 
-/** Fails where a table is missing in the schema, where there is more than the tables, or where names are taken in the schemas in use. */
+/**
+ * Fails where a table is missing in the schema, where there are other objects, or where names are taken in the schemas
+ * in use.
+ */
 const checkCreated = <E, R>(
   store: StoreTables,
   owner: Owner<E, R>,

@@ -1,6 +1,7 @@
 /**
- * Replaces live tables by their shadow tables: it locks and drops the live tables, and moves the shadow tables into their schemas. All that
- * belonged to the live tables is set on the new ones, and checked (`checkReplacement.ts`). `swapTables.ts` calls it, in the transaction of the swap.
+ * Replaces live tables by their shadow tables: it locks and drops the live tables, and moves the shadow tables into
+ * their schemas. All that belonged to the live tables is set on the new ones, and checked (`checkReplacement.ts`).
+ * `swapTables.ts` calls it, in the transaction of the swap.
  */
 import type * as SqlClient from "@effect/sql/SqlClient"
 import type * as Statement from "@effect/sql/Statement"
@@ -22,11 +23,11 @@ import { identityStates, keptSequences } from "./tableSequences.js"
 import { settingsOf, touchesOf } from "./tableSettings.js"
 
 /**
- * Locks the live tables until the end of the transaction, and fails where objects depend on them. The wait is short, because all later users of a
- * table wait behind a lock request.
+ * Locks the live tables until the end of the transaction, and fails where objects depend on them. The wait is short,
+ * because all later users of a table wait behind a lock request.
  *
- * The row of `rebuild_swaps` is locked first. So a commit in a transaction with an older snapshot fails, and does not lose what it projects
- * (`check_snapshot` in `migrations.ts`).
+ * The row of `rebuild_swaps` is locked first. So a commit in a transaction with an older snapshot fails, and does not
+ * lose what it projects (`check_snapshot` in `migrations.ts`).
  */
 export const lockLiveTables = (
   sql: SqlClient.SqlClient,
@@ -43,7 +44,8 @@ export const lockLiveTables = (
     yield* runInside(sql`update ${storeSchema}.rebuild_swaps set swaps = swaps + 1`)
     const names = tables.map(({ live }) => live)
     yield* runInside(sql`lock table ${sql.literal(names.join(", "))} in access exclusive mode`)
-    // GRANT and REVOKE take no lock on the table. They write its row of the catalogue, so they fail after this statement.
+    // GRANT and REVOKE take no lock on the table. They write its row of the catalogue, so they fail after this
+    // statement.
     for (const statement of yield* runInside(touchesOf(sql, names))) yield* runInside(sql.unsafe(statement))
     yield* setLockTimeout(sql, 0)
     yield* withEmptySearchPath(sql, checkDependents(sql, tables, options.sameShape))
@@ -134,8 +136,8 @@ const planMove = (
       shape,
       // Sequences that the columns own would be dropped with the table.
       before: [...states, ...kept.map(({ sequence }) => `alter sequence ${sequence} owned by none`)],
-      // The array type of a table moves with it, by its name: that of the table after an underscore, which may be taken. Renaming the table in its
-      // new schema lets the database choose a free name.
+      // The array type of a table moves with it, by its name: that of the table after an underscore, which may be
+      // taken. Renaming the table in its new schema lets the database choose a free name.
       move: [
         `alter table ${shadow} rename to ${interimName}`,
         `alter table ${shadowSchema}.${interimName} set schema ${liveSchema}`,

@@ -1,6 +1,6 @@
 /**
- * Finds the live tables by their names in the search path, and names the shadow table of each. `shadowTables.ts` and `rehearseStatements.ts`
- * call it.
+ * Finds the live tables by their names in the search path, and names the shadow table of each. `shadowTables.ts` and
+ * `rehearseStatements.ts` call it.
  */
 import type * as SqlClient from "@effect/sql/SqlClient"
 import * as Effect from "effect/Effect"

@@ -1,10 +1,12 @@
 /**
- * Shadow tables: the tables that a rebuild fills while the live tables are in use. They have the names of the live tables, in a schema of their
- * own, which stands first in the search path while projections run.
+ * Shadow tables: the tables that a rebuild fills while the live tables are in use. They have the names of the live
+ * tables, in a schema of their own, which stands first in the search path while projections run.
  *
- * `fillAndSwap.ts` makes them, `projectBatch.ts` writes them, and `replaceTables.ts` moves them into the schemas of the live tables.
+ * `fillAndSwap.ts` makes them, `projectBatch.ts` writes them, and `replaceTables.ts` moves them into the schemas of the
+ * live tables.
  *
- * It would be simpler to keep the live table and to replace its rows. But then readers and commands would wait until all rows are written.
+ * It would be simpler to keep the live table and to replace its rows. But then readers and commands would wait until
+ * all rows are written.
  */
 import type * as SqlClient from "@effect/sql/SqlClient"
 import * as Effect from "effect/Effect"
@@ -23,8 +25,8 @@ import { resolveTables, type ShadowTable } from "./resolveTables.js"
 import { storageOf } from "./tableSettings.js"
 
 /**
- * Makes the shadow tables, unless an earlier attempt has made them: by `create`, or in the shape of the live tables. Fails where replacing the
- * live tables would lose something (`checkReplacement.ts`).
+ * Makes the shadow tables, unless an earlier attempt has made them: by `create`, or in the shape of the live tables.
+ * Fails where replacing the live tables would lose something (`checkReplacement.ts`).
  */
 export const makeShadowTables = <E, R>(
   sql: SqlClient.SqlClient,
@@ -95,7 +97,10 @@ export const dropShadowTables = (sql: SqlClient.SqlClient, schema: string): Effe
 
 // --- internal ---
 
-/** Creates the shadow tables in the shape of the live ones. Indexes, sequences and statistics get the names that they have there. */
+/**
+ * Creates the shadow tables in the shape of the live ones. Indexes, sequences and statistics get the names that they
+ * have there.
+ */
 const createInShapeOfLive = (
   sql: SqlClient.SqlClient,
   tables: ReadonlyArray<ShadowTable>

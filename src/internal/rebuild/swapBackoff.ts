@@ -1,13 +1,15 @@
 /**
- * Decides when a rebuild may try to lock the live tables, so that an open transaction which uses them does not hold up commands.
- * `fillAndSwap.ts` asks it before each swap.
+ * Decides when a rebuild may try to lock the live tables, so that an open transaction which uses them does not hold up
+ * commands. `fillAndSwap.ts` asks it before each swap.
  *
- * A lock request that waits for a transaction holds up all later users of the table. So a failed attempt has two consequences:
+ * A lock request that waits for a transaction holds up all later users of the table. So a failed attempt has two
+ * consequences:
  *
  * - The next attempt waits until the transactions that were in the way have ended. `pg_locks` shows them to every role.
  * - Commands run for at least nine times as long as the attempt held them up, also where one report follows another.
  *
- * The first attempts wait for a short time only, because most transactions that use the tables are commits and end in milliseconds.
+ * The first attempts wait for a short time only, because most transactions that use the tables are commits and end in
+ * milliseconds.
  */
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
@@ -20,7 +22,9 @@ export interface SwapBackoff {
   readonly lockWait: () => number
   /** Takes note of an attempt that has failed after it held up commands for so long, in milliseconds. */
   readonly failed: (heldUp: number) => Effect.Effect<void, StoreError>
-  /** Whether the next attempt may begin. Where it may not for long, a warning says which transactions use the tables. */
+  /**
+   * Whether the next attempt may begin. Where it may not for long, a warning says which transactions use the tables.
+   */
   readonly mayTry: Effect.Effect<boolean, StoreError>
 }
 

@@ -1,17 +1,18 @@
 /**
- * Ends a rebuild in one transaction: it locks the live tables, projects the events that are left, and replaces the live tables by the shadow
- * tables. `fillAndSwap.ts` calls it.
+ * Ends a rebuild in one transaction: it locks the live tables, projects the events that are left, and puts the shadow
+ * tables in their place. `fillAndSwap.ts` calls it.
  *
- * **Strong projections skip no event, and project none twice.** A commit with a strong projection writes the table in the transaction that stores
- * its events. Once the live tables are locked, each transaction that has written them has ended, so its events are visible. A transaction that
- * writes them later waits for the lock. Its events are not visible yet, and its statement finds the new table. So the visible events are exactly
- * those that the new tables must contain, whatever other transactions are open.
+ * **Strong projections skip no event, and project none twice.** A commit with a strong projection writes the table in
+ * the transaction that stores its events. Once the live tables are locked, each transaction that has written them has
+ * ended, so its events are visible. A transaction that writes them later waits for the lock. Its events are not visible
+ * yet, and its statement finds the new table. So the new tables must contain exactly the visible events, whichever
+ * other transactions are open.
  *
- * A waiting statement sees the rows of the new table only with a new snapshot. A transaction with an older snapshot (REPEATABLE READ) fails in
- * `check_snapshot` (`migrations.ts`) before it projects.
+ * A waiting statement sees the rows of the new table only with a new snapshot. A transaction with an older snapshot
+ * (REPEATABLE READ) fails in `check_snapshot` (`migrations.ts`) before it projects.
  *
- * **A subscription** moves to the position of the rebuild in the same transaction. A consumer that holds its lease finds the lease lost, and
- * continues from the new checkpoint.
+ * **A subscription** moves to the position of the rebuild in the same transaction. A consumer that holds its lease
+ * finds the lease lost, and continues from the new checkpoint.
  */
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
@@ -35,7 +36,10 @@ export interface SwapLimits {
   readonly lockWait: number
 }
 
-/** Returns how many events were left, or none where these are more than `maxTail`. In that case the transaction is rolled back. */
+/**
+ * Returns how many events were left, or none where these are more than `maxTail`. In that case the transaction is
+ * rolled back.
+ */
 export const swapTables = <E, R>(
   context: RebuildContext<E, R>,
   lease: Lease,
@@ -64,7 +68,8 @@ export const swapTables = <E, R>(
       sql`update ${schema}.rebuilds set finished_at = clock_timestamp(), events_total = events_done where name = ${options.name}`
     )
   })
-  // As a checkpoint, because the lease stays valid while its transaction is open. A pool of one connection can't renew it then.
+  // As a checkpoint, because the lease stays valid while its transaction is open. A pool of one connection can't renew
+  // it then.
   return Effect.matchEffect(lease.advance(position, swapping), {
     onFailure: (error) => (error instanceof TooManyLeft ? Effect.succeedNone : Effect.fail(error)),
     onSuccess: () => Effect.succeedSome(tail)
@@ -78,7 +83,10 @@ const tailPage = 1000
 /** More events are left than the swap may project. */
 class TooManyLeft extends Data.TaggedError("TooManyLeft") {}
 
-/** Projects all visible events after the position. The feed does not show some of them yet, because an older transaction is open. */
+/**
+ * Projects all visible events after the position. The feed does not show some of them yet, because an older transaction
+ * is open.
+ */
 const projectTail = <E, R>(
   context: RebuildContext<E, R>,
   position: Position,
@@ -103,7 +111,10 @@ const projectTail = <E, R>(
     }
   })
 
-/** Moves the subscription to the position of the rebuild, ends its leases, and forgets its parked events, which the rebuild has projected. */
+/**
+ * Moves the subscription to the position of the rebuild, ends its leases, and forgets its parked events, which the
+ * rebuild has projected.
+ */
 const moveSubscription = (
   store: StoreTables,
   { name, partitions }: { readonly name: string; readonly partitions: number },

@@ -1,6 +1,6 @@
 /**
- * Collects the projections that own tables, as one start of the application declares them, and compares each with the record of its tables.
- * `prepareTables.ts` and `checkOwnership.ts` call it.
+ * Collects the projections that own tables, as one start of the application declares them, and compares each with the
+ * record of its tables. `prepareTables.ts` and `checkOwnership.ts` call it.
  */
 import type * as SqlClient from "@effect/sql/SqlClient"
 import * as Effect from "effect/Effect"
@@ -40,8 +40,8 @@ export type RecordState =
   | { readonly _tag: "Newer"; readonly record: TableRecord }
 
 /**
- * The owners among the projections. All projections of a subscription must be owners, because a rebuild moves the position that they
- * share.
+ * The owners among the projections. All projections of a subscription must be owners, because a rebuild moves the
+ * position that they share.
  */
 export const ownersOf = <E, R>(
   projections: ReadonlyArray<Projection.Bound<E, R>>,

@@ -1,6 +1,7 @@
 /**
- * Reads and writes the records of the tables that projections own, in the table `projection_tables` of the store. A record says which version is in
- * place, which statements made it, and where the tables are. `prepareTables.ts` and `checkOwnership.ts` work with them.
+ * Reads and writes the records of the tables that projections own, in the table `projection_tables` of the store. A
+ * record says which version is in place, which statements made it, and where the tables are. `prepareTables.ts` and
+ * `checkOwnership.ts` work with them.
  */
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"

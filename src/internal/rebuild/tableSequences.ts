@@ -1,6 +1,6 @@
 /**
- * The sequences of a live table that its shadow table continues: those of identities, and those that columns own. `replaceTables.ts` and
- * `checkReplacement.ts` ask for them.
+ * Finds the sequences of identities, and the sequences that columns own. The shadow table continues them.
+ * `replaceTables.ts` and `checkReplacement.ts` call it.
  */
 import type * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
@@ -8,8 +8,8 @@ import type * as Effect from "effect/Effect"
 import { textsOf } from "./tableSettings.js"
 
 /**
- * The statements that let an identity of the new table go on where that of the old one is, where that is further. Sequences keep their
- * state whatever becomes of the transaction.
+ * The statements that move an identity of the shadow table to the value of the live table's identity, where that is
+ * further. A rollback does not undo them, because sequences are outside of transactions.
  */
 export const identityStates = (
   sql: SqlClient.SqlClient,
@@ -32,7 +32,7 @@ export const identityStates = (
       where old.of = ${live}::regclass`
   )
 
-/** The sequences that columns of the old table own, and by which columns of the new one they are used. */
+/** The sequences that columns of the live table own, each with the column of the shadow table that uses it. */
 export const keptSequences = (
   sql: SqlClient.SqlClient,
   live: string,

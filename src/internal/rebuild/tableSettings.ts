@@ -1,35 +1,39 @@
 /**
- * The statements that give a new table what belongs to the one that it replaces: owner, rights, policies, storage, comments and the like.
+ * Builds the statements that give a shadow table what belongs to its live table: owner, rights, policies, storage,
+ * comments and others. `checkReplacement.ts` runs them on trial, and `replaceTables.ts` in the swap.
  *
- * They are read from the catalogue while the search path is empty, so every name in them is qualified. Each of them sets, and does not add,
- * so they may run again. `tablePicture.ts` shows afterwards whether anything is different all the same.
+ * The catalogue puts them together while the search path is empty, so each name in them is qualified. Each statement
+ * sets a value and adds none, so it may run again. `tableDefinition.ts` shows afterwards whether the tables still
+ * differ.
  */
 import type * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
 import * as Effect from "effect/Effect"
 
-/** Which table gets the settings of which. All names are quoted. */
+/** A live table, and the shadow table that gets its settings. All names are quoted. */
 export interface Settings {
-  /** The table that has the settings, with its schema. */
+  /** The live table, with its schema. */
   readonly live: string
-  /** The new table as the catalogue knows it now. */
+  /** The shadow table under its present name. */
   readonly shadow: string
-  /** The new table as the statements are to call it, and the schema of its indexes and sequences. */
+  /** The shadow table under the name that the statements use, and the schema of its indexes and sequences. */
   readonly target: string
   readonly targetSchema: string
-  /** Whether both have one shape. Otherwise the statements that made the new table decide on its columns, indexes, storage and comments. */
+  /**
+   * Whether both have one shape. Otherwise the statements of `create` decide on columns, indexes, storage and comments.
+   */
   readonly sameShape: boolean
-  /** Whether the new table gets row level security and policies of the old one. */
+  /** Whether the shadow table gets row level security and policies of the live one. */
   readonly withRowSecurity: boolean
 }
 
-/** The statements, in their order. */
+/** All statements, in their order. */
 export const settingsOf = (
   sql: SqlClient.SqlClient,
   settings: Settings
 ): Effect.Effect<ReadonlyArray<string>, SqlError> => selectSettings(sql, settings, false)
 
-/** Those of them that concern how rows are stored, and so have to be set before there are any. */
+/** The statements about the storage of rows. They run before the first row is inserted. */
 export const storageOf = (
   sql: SqlClient.SqlClient,
   settings: Settings
@@ -43,7 +47,10 @@ export const hasRowSecurity = (sql: SqlClient.SqlClient, table: string): Effect.
     (rows) => rows.length > 0
   )
 
-/** Statements that change nothing, but write the row of each table in the catalogue. */
+/**
+ * Statements that change nothing, but write the row of each table in the catalogue. A concurrent GRANT or REVOKE then
+ * fails.
+ */
 export const touchesOf = (
   sql: SqlClient.SqlClient,
   tables: ReadonlyArray<string>
@@ -79,7 +86,7 @@ const selectSettings = (
       order by step, text`
   )
 
-/** Columns and identities of the old table, and who has or may have rights on the new one. */
+/** Columns and identities of the live table, and the roles that have or may have rights on the shadow table. */
 const models = `columns as (
     select a.*, x.attnum is not null as is_kept from c
     join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
@@ -102,7 +109,7 @@ const to = (acl: string): string =>
   `case ${acl}.grantee when 0 then 'public' else quote_ident(pg_get_userbyid(${acl}.grantee)) end
     || case when ${acl}.is_grantable then ' with grant option' else '' end`
 
-/** Options of storage as they are said in parentheses. */
+/** Storage options, as a statement has them in parentheses. */
 const optionsOf = (options: string, prefix = ""): string =>
   `(select string_agg(format('${prefix}%I = %L', split_part(o, '=', 1), substr(o, strpos(o, '=') + 1)), ', ') from unnest(${options}) o)`
 
@@ -111,13 +118,13 @@ const commented = (what: string, catalogue: string, oid: string, from: string, c
     from p, ${from} join pg_description d
       on d.classoid = '${catalogue}'::regclass and d.objoid = ${oid} and d.objsubid = ${column}`
 
-/** The statements by the step in which they run: the owner first, because it is the owner that grants. */
+/** The statements by the step in which they run. The owner comes first, because grants are the owner's. */
 const statements: ReadonlyArray<readonly [step: number, text: string]> = [
   [
     10,
     `format('alter table %s owner to %I', p.t, pg_get_userbyid(c.relowner)) as text from p, c, m where c.relowner <> m.relowner`
   ],
-  // Default privileges may have granted what the old table's owner has revoked.
+  // Default privileges may have granted what the owner of the live table has revoked.
   [20, `format('revoke all on table %s from %s', p.t, roles.names) from p, roles`],
   [
     30,
@@ -196,7 +203,7 @@ const statements: ReadonlyArray<readonly [step: number, text: string]> = [
     `format('alter statistics %s.%I set statistics %s', p.n, s.stxname, s.stxstattarget)
       from p, c join pg_statistic_ext s on s.stxrelid = c.oid where p.alike and s.stxstattarget >= 0`
   ],
-  // like makes all of them bigint.
+  // `like` makes all of them bigint.
   [
     76,
     `format('alter sequence %s.%I as %s increment %s minvalue %s maxvalue %s start %s cache %s %s', p.n, i.relname, q.seqtypid::regtype,
