@@ -1,4 +1,4 @@
-/** Mistakes around tables that projections own: each fails, and the failure says what to do. */
+/** Mistakes with tables that projections own: each fails, and the failure says what to do. */
 
 import * as SqlClient from "@effect/sql/SqlClient"
 import { SqlError } from "@effect/sql/SqlError"
@@ -23,7 +23,7 @@ import {
 
 useServerOfOurOwn()
 
-/** Runs the effect on a database of its own. */
+/** Runs the effect on a new database. */
 const onDatabase = <A, E, R>(run: (url: string) => Effect.Effect<A, E, R>) =>
   Effect.scoped(
     Effect.flatMap(makeDatabase, (url) => Effect.provide(run(url), nodeAt(url)).pipe(Effect.provide(quiet)))
@@ -58,7 +58,7 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("tables of pr
         const version = "the projection owns balances: if that is of another version, provide ProjectionTables.layer"
         expect(`${yield* failing([balancesTwo()])}`).toContain(version)
         expect(`${yield* failing([writing(sql`delete from balances where deposits = 0`)])}`).toContain(version)
-        // A table of another name is none that the projection owns.
+        // The projection does not own a table of another name.
         expect(`${yield* failing([Projection.orStoreError(writing(sql`delete from balances_2`))])}`).not.toContain(
           "ProjectionTables"
         )
@@ -146,7 +146,8 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("tables of pr
           sql`create table balances (account text primary key, amount int not null, id serial)`
         const prepare = (version: number) =>
           ProjectionTables.prepare(makeAccount([balances(version, create)]).projections)
-        // The database chooses other names for the index and the sequence of version 1, and not for those of version 2, in another schema.
+        // The database chooses free names for the index and the sequence of version 1. Those of version 2 are in
+        // another schema.
         yield* sql`create table balances_pkey (x int)`
         yield* sql`create sequence balances_id_seq`
         const refused = `${yield* Effect.flip(prepare(1))}`
@@ -154,7 +155,7 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("tables of pr
         expect(yield* records).toEqual([])
         yield* sql`drop table balances_pkey`
         yield* sql`drop sequence balances_id_seq`
-        // The name of an array type is chosen anew where the table goes.
+        // The database chooses a free name for the array type when it moves the table.
         yield* sql`create table _balances (x int)`
         for (const version of [1, 2, 3]) yield* prepare(version)
         expect(yield* records).toMatchObject([{ version: 3 }])
@@ -186,7 +187,7 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("tables of pr
         expect(moods).toContain("make more than the tables and what belongs to them: type")
         expect(yield* records).toEqual([])
         expect(yield* sql`select 1 from pg_class where relname = 'balances'`).toEqual([])
-        // Where events are stored already, a rebuild makes the tables of version 1.
+        // Where events are stored, a rebuild makes the tables of version 1.
         const Plain = makeAccount([])
         yield* Effect.provide(deposit(Plain, "ann"), Plain.layer)
         for (const create of qualified.slice(0, 2)) {

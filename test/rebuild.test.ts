@@ -1,4 +1,4 @@
-/** A rebuild ends in what all events come to, while everybody goes on reading and writing. */
+/** Rebuilds: the new table is equal to a fold of the log, while other connections go on reading and writing. */
 import * as SqlClient from "@effect/sql/SqlClient"
 import { PgClient } from "@effect/sql-pg"
 import { expect, expectTypeOf, it, layer } from "@effect/vitest"
@@ -30,7 +30,7 @@ useServerOfOurOwn()
 
 class Deposited extends Schema.TaggedClass<Deposited>()("Deposited", { amount: Schema.Int }) {}
 
-/** Adds deposits up, in cents where the table has them. */
+/** Adds up deposits, in a column and a unit of choice. */
 const balances = (column = "amount", factor = 1) =>
   Projection.make({
     name: "balances",
@@ -68,7 +68,7 @@ const event = (aggregateId: string, sequence: number, amount = 1): Effect.Effect
     })
   )
 
-/** Deposits with the projection, or without. */
+/** Commits one deposit with the projections. */
 const deposit = (account: string, sequence: number, projections: ReadonlyArray<typeof Balances> = [], amount = 1) =>
   Effect.gen(function* () {
     const store = yield* StoreAdapter.StoreAdapter
@@ -78,7 +78,7 @@ const deposit = (account: string, sequence: number, projections: ReadonlyArray<t
 const deposits = (account: string, count: number, projections: ReadonlyArray<typeof Balances> = []) =>
   Effect.forEach(Arr.range(1, count), (sequence) => deposit(account, sequence, projections), { discard: true })
 
-/** What the table says, and what the log says. */
+/** The amounts in the table, and those of a fold of the log. */
 const table = Effect.flatMap(SqlClient.SqlClient, (sql) =>
   Effect.map(sql<{ account: string; amount: number }>`select account, amount from balances`, (rows) =>
     Object.fromEntries(rows.map(({ account, amount }) => [account, amount]))
@@ -95,7 +95,7 @@ const folded = Effect.flatMap(SqlClient.SqlClient, (sql) =>
   )
 )
 
-/** Waits until somebody waits for the table to be his alone, or nobody does. */
+/** Waits until there is an exclusive lock request that waits, or none. */
 const lockWanted = (wanted: boolean) =>
   Effect.flatMap(SqlClient.SqlClient, (sql) =>
     eventually(
@@ -105,7 +105,7 @@ const lockWanted = (wanted: boolean) =>
     )
   )
 
-/** The store on a database of its own, with the table. */
+/** The store on a new database, with the table. */
 const onPostgres = Layer.effectDiscard(makeTable).pipe(
   Layer.provideMerge(SqlStore.layer),
   Layer.provideMerge(layerPg())
@@ -114,7 +114,7 @@ const onPostgres = Layer.effectDiscard(makeTable).pipe(
 const strong = { projections: [Balances], tables: ["balances"] } as const
 
 layer(Layer.fresh(onPostgres), { excludeTestServices: true, timeout: 60_000 })("on Postgres", (it) => {
-  it.effect("puts a table right that was wrong, and is done once", () =>
+  it.effect("a rebuild corrects a wrong table, and is done once under its name", () =>
     Effect.gen(function* () {
       const sql = yield* SqlClient.SqlClient
       yield* deposits("wrong", 5, [Balances])
@@ -131,88 +131,88 @@ layer(Layer.fresh(onPostgres), { excludeTestServices: true, timeout: 60_000 })("
     })
   )
 
-  it.effect("a storm of commits by strong projections goes on, and the new table is equal to a fold of the log", () =>
-    Effect.gen(function* () {
-      const sql = yield* SqlClient.SqlClient
-      yield* Effect.forEach(Arr.range(1, 8), (n) => deposits(`before-${n}`, 20, [Balances]), { concurrency: 4 })
-      const going = { on: true }
-      const written: Array<number> = []
-      const storm = yield* Effect.forkAll(
-        Arr.makeBy(3, (writer) =>
-          Effect.iterate(0, {
-            while: () => going.on,
-            body: (count) => Effect.as(deposit(`storm-${writer}`, count + 1, [Balances]), count + 1)
-          }).pipe(Effect.tap((count) => written.push(count)))
-        )
-      )
-      // Among them transactions that stay open across the swap: one that has written the table, and one that is still to do so.
-      const early = yield* Deferred.make<void>()
-      const holding = yield* sql
-        .withTransaction(Effect.zipRight(deposit("slow", 1, [Balances]), Deferred.await(early)))
-        .pipe(Effect.fork)
-      const running = yield* Effect.fork(Rebuild.run({ ...strong, name: "storm", batchSize: 50 }))
-      // It wants the table, which is in use.
-      yield* lockWanted(true)
-      yield* Deferred.succeed(early, undefined)
-      yield* Fiber.join(holding)
-      yield* Fiber.join(running)
-      // Everybody goes on in the new table.
-      const before = yield* table
-      yield* eventually(table, (now) =>
-        Arr.range(0, 2).every((writer) => (now[`storm-${writer}`] ?? 0) > (before[`storm-${writer}`] ?? 0))
-      )
-      going.on = false
-      yield* Fiber.join(storm)
-      expect(written.every((count) => count > 0)).toBe(true)
-      expect(yield* table).toEqual(yield* folded)
-    })
-  )
-
   it.effect(
-    "while a transaction uses the table for long, others read and write it, and the log says which session",
+    "commits with strong projections go on during a rebuild, and the new table is equal to a fold of the log",
     () =>
       Effect.gen(function* () {
         const sql = yield* SqlClient.SqlClient
-        yield* deposit("held", 1, [Balances])
-        const end = yield* Deferred.make<void>()
-        const reading = yield* Deferred.make<void>()
-        const reader = yield* sql
-          .withTransaction(
-            sql`select * from balances`.pipe(
-              Effect.zipRight(Deferred.succeed(reading, undefined)),
-              Effect.zipRight(Deferred.await(end))
-            )
+        yield* Effect.forEach(Arr.range(1, 8), (n) => deposits(`before-${n}`, 20, [Balances]), { concurrency: 4 })
+        const going = { on: true }
+        const written: Array<number> = []
+        const storm = yield* Effect.forkAll(
+          Arr.makeBy(3, (writer) =>
+            Effect.iterate(0, {
+              while: () => going.on,
+              body: (count) => Effect.as(deposit(`storm-${writer}`, count + 1, [Balances]), count + 1)
+            }).pipe(Effect.tap((count) => written.push(count)))
           )
+        )
+        // One transaction has written the table, and stays open until the swap waits for it.
+        const early = yield* Deferred.make<void>()
+        const holding = yield* sql
+          .withTransaction(Effect.zipRight(deposit("slow", 1, [Balances]), Deferred.await(early)))
           .pipe(Effect.fork)
-        yield* Deferred.await(reading)
-        const warned = yield* Deferred.make<string>()
-        const logger = Logger.make(({ message }) => {
-          if (String(message).includes("waits before")) Deferred.unsafeDone(warned, Exit.succeed(String(message)))
-        })
-        const running = yield* Rebuild.run({ ...strong, name: "patient" }).pipe(
-          Effect.provide(Logger.replace(Logger.defaultLogger, logger)),
-          Effect.fork
-        )
-        // A commit waits for the first attempt only. Then there is no further attempt until the reader has ended.
+        const running = yield* Effect.fork(Rebuild.run({ ...strong, name: "storm", batchSize: 50 }))
+        // The swap waits for that transaction.
         yield* lockWanted(true)
-        yield* deposit("held", 2, [Balances])
-        expect(yield* Deferred.await(warned)).toMatch(
-          /^rebuild patient waits .*: public\.balances in use by process \d+ \(.*user "postgres", idle in transaction, open for \d+ seconds\)$/
-        )
-        for (const sequence of Arr.range(3, 60)) {
-          yield* deposit("held", sequence, [Balances])
-          expect(yield* sql`select 1 from pg_locks where mode = 'AccessExclusiveLock' and not granted`).toEqual([])
-          yield* shortly
-        }
-        expect(yield* Rebuild.status("patient")).toMatchObject({ value: { finished: false } })
-        yield* Deferred.succeed(end, undefined)
-        yield* Fiber.join(reader)
+        yield* Deferred.succeed(early, undefined)
+        yield* Fiber.join(holding)
         yield* Fiber.join(running)
+        // All writers continue in the new table.
+        const before = yield* table
+        yield* eventually(table, (now) =>
+          Arr.range(0, 2).every((writer) => (now[`storm-${writer}`] ?? 0) > (before[`storm-${writer}`] ?? 0))
+        )
+        going.on = false
+        yield* Fiber.join(storm)
+        expect(written.every((count) => count > 0)).toBe(true)
         expect(yield* table).toEqual(yield* folded)
       })
   )
 
-  it.effect("a subscription goes on where the rebuild has ended, in the middle of a storm", () =>
+  it.effect("while a transaction uses the table for long, commands go on, and a warning names its session", () =>
+    Effect.gen(function* () {
+      const sql = yield* SqlClient.SqlClient
+      yield* deposit("held", 1, [Balances])
+      const end = yield* Deferred.make<void>()
+      const reading = yield* Deferred.make<void>()
+      const reader = yield* sql
+        .withTransaction(
+          sql`select * from balances`.pipe(
+            Effect.zipRight(Deferred.succeed(reading, undefined)),
+            Effect.zipRight(Deferred.await(end))
+          )
+        )
+        .pipe(Effect.fork)
+      yield* Deferred.await(reading)
+      const warned = yield* Deferred.make<string>()
+      const logger = Logger.make(({ message }) => {
+        if (String(message).includes("waits before")) Deferred.unsafeDone(warned, Exit.succeed(String(message)))
+      })
+      const running = yield* Rebuild.run({ ...strong, name: "patient" }).pipe(
+        Effect.provide(Logger.replace(Logger.defaultLogger, logger)),
+        Effect.fork
+      )
+      // A commit waits for the first attempt only. Then there is no further attempt until the reader has ended.
+      yield* lockWanted(true)
+      yield* deposit("held", 2, [Balances])
+      expect(yield* Deferred.await(warned)).toMatch(
+        /^rebuild patient waits .*: public\.balances in use by process \d+ \(.*user "postgres", idle in transaction, open for \d+ seconds\)$/
+      )
+      for (const sequence of Arr.range(3, 60)) {
+        yield* deposit("held", sequence, [Balances])
+        expect(yield* sql`select 1 from pg_locks where mode = 'AccessExclusiveLock' and not granted`).toEqual([])
+        yield* shortly
+      }
+      expect(yield* Rebuild.status("patient")).toMatchObject({ value: { finished: false } })
+      yield* Deferred.succeed(end, undefined)
+      yield* Fiber.join(reader)
+      yield* Fiber.join(running)
+      expect(yield* table).toEqual(yield* folded)
+    })
+  )
+
+  it.effect("a subscription continues where the rebuild has ended, while events are committed", () =>
     Effect.gen(function* () {
       const sql = yield* SqlClient.SqlClient
       yield* sql`delete from balances`
@@ -233,7 +233,7 @@ layer(Layer.fresh(onPostgres), { excludeTestServices: true, timeout: 60_000 })("
     })
   )
 
-  it.effect("the new table may be another one than the old", () =>
+  it.effect("the new table may have another shape than the old one", () =>
     Effect.gen(function* () {
       const sql = yield* SqlClient.SqlClient
       yield* deposit("cents", 1)
@@ -256,7 +256,7 @@ layer(Layer.fresh(onPostgres), { excludeTestServices: true, timeout: 60_000 })("
     })
   )
 
-  it.effect("keeps indexes by their names, sequences, rights and defaults", () =>
+  it.effect("a rebuild keeps indexes by their names, sequences, rights and defaults", () =>
     Effect.gen(function* () {
       const sql = yield* SqlClient.SqlClient
       yield* sql`create index richest_first on balances (amount desc) where amount > 0`
@@ -279,7 +279,7 @@ layer(Layer.fresh(onPostgres), { excludeTestServices: true, timeout: 60_000 })("
   )
 
   it.effect(
-    "a subscription of another number of partitions, and a bad batch size, are refused, and nothing is moved",
+    "a subscription with another number of partitions and an invalid batch size are refused, and nothing is moved",
     () =>
       Effect.gen(function* () {
         const sql = yield* SqlClient.SqlClient
@@ -306,7 +306,7 @@ layer(Layer.fresh(onPostgres), { excludeTestServices: true, timeout: 60_000 })("
       })
   )
 
-  it.effect("a table that is not there is refused by name", () =>
+  it.effect("a missing table is refused by name", () =>
     Effect.gen(function* () {
       expect(`${yield* Effect.flip(Rebuild.run({ ...strong, tables: ["nowhere"], name: "none" }))}`).toContain(
         'there is no table "nowhere"'
@@ -314,7 +314,7 @@ layer(Layer.fresh(onPostgres), { excludeTestServices: true, timeout: 60_000 })("
     })
   )
 
-  it.effect("a projection that writes elsewhere is refused, and nothing is written there", () =>
+  it.effect("a projection that writes another table is refused, and its rows are rolled back", () =>
     Effect.gen(function* () {
       const sql = yield* SqlClient.SqlClient
       yield* sql`create table elsewhere (account text)`
@@ -332,7 +332,7 @@ layer(Layer.fresh(onPostgres), { excludeTestServices: true, timeout: 60_000 })("
     })
   )
 
-  it.effect("a projection's failure comes back as it is, and the next run goes on behind the last batch", () =>
+  it.effect("a rebuild fails with the failure of the projection, and the next run continues after the last batch", () =>
     Effect.gen(function* () {
       yield* deposits("fails", 30)
       let broken = true
@@ -361,57 +361,59 @@ layer(Layer.fresh(onPostgres), { excludeTestServices: true, timeout: 60_000 })("
     })
   )
 
-  it.effect("a deferred constraint that the events violate fails the rebuild, and says which", () =>
-    Effect.gen(function* () {
-      const sql = yield* SqlClient.SqlClient
-      yield* sql`create table deferred (account text, amount int, constraint one_each unique (amount) deferrable initially deferred)`
-      yield* Effect.forEach(["deferred-1", "deferred-2"], (account) => deposit(account, 1, [], 4711))
-      const Deferring: Projection.Projection.Bound<unknown, SqlClient.SqlClient> = {
-        name: "deferring",
-        version: 2,
-        of: "all",
-        project: (event) =>
-          Schema.decodeUnknown(Deposited)({ _tag: "Deposited", ...(event.body as object) }).pipe(
-            Effect.flatMap(({ amount }) =>
-              amount === 4711 ? sql`insert into deferred values (${event.aggregateId}, ${amount})` : Effect.void
-            )
-          )
-      }
-      const lines: Array<string> = []
-      const logger = Logger.make(({ logLevel, message }) => void lines.push(`${logLevel.label} ${String(message)}`))
-      const failing = Rebuild.run({ name: "deferred", projections: [Deferring], tables: ["deferred"] }).pipe(
-        Effect.provide(Logger.replace(Logger.defaultLogger, logger)),
-        Effect.flip
-      )
-      const error = yield* failing
-      expect(error).toMatchObject({ reason: "Constraint", constraint: "one_each", projection: "deferring" })
-      const which = 'rebuild "deferred" of projection "deferring" of version 2 violates a deferred constraint'
-      expect(`${error}`).toContain(which)
-      expect(`${error}`).toContain('aggregate "deferred-2"')
-      expect(lines).toEqual([expect.stringContaining(`ERROR a rebuild ends, because ${which}`)])
-      yield* Rebuild.abandon("deferred")
-      // A batch may violate it in between.
-      yield* sql`delete from maestro.event_log where aggregate_id = 'deferred-2'`
-      yield* Rebuild.run({
-        name: "deferred",
-        projections: [
-          {
-            ...Deferring,
-            project: (event) =>
-              Effect.zipRight(
-                sql`insert into deferred values ('other', 4711)`,
-                Effect.zipRight(Deferring.project(event), sql`delete from deferred where account = 'other'`)
+  it.effect(
+    "a violated deferred constraint fails the rebuild, and the failure names rebuild, projection and version",
+    () =>
+      Effect.gen(function* () {
+        const sql = yield* SqlClient.SqlClient
+        yield* sql`create table deferred (account text, amount int, constraint one_each unique (amount) deferrable initially deferred)`
+        yield* Effect.forEach(["deferred-1", "deferred-2"], (account) => deposit(account, 1, [], 4711))
+        const Deferring: Projection.Projection.Bound<unknown, SqlClient.SqlClient> = {
+          name: "deferring",
+          version: 2,
+          of: "all",
+          project: (event) =>
+            Schema.decodeUnknown(Deposited)({ _tag: "Deposited", ...(event.body as object) }).pipe(
+              Effect.flatMap(({ amount }) =>
+                amount === 4711 ? sql`insert into deferred values (${event.aggregateId}, ${amount})` : Effect.void
               )
-          }
-        ],
-        tables: ["deferred"]
+            )
+        }
+        const lines: Array<string> = []
+        const logger = Logger.make(({ logLevel, message }) => void lines.push(`${logLevel.label} ${String(message)}`))
+        const failing = Rebuild.run({ name: "deferred", projections: [Deferring], tables: ["deferred"] }).pipe(
+          Effect.provide(Logger.replace(Logger.defaultLogger, logger)),
+          Effect.flip
+        )
+        const error = yield* failing
+        expect(error).toMatchObject({ reason: "Constraint", constraint: "one_each", projection: "deferring" })
+        const which = 'rebuild "deferred" of projection "deferring" of version 2 violates a deferred constraint'
+        expect(`${error}`).toContain(which)
+        expect(`${error}`).toContain('aggregate "deferred-2"')
+        expect(lines).toEqual([expect.stringContaining(`ERROR a rebuild ends, because ${which}`)])
+        yield* Rebuild.abandon("deferred")
+        // The constraint may be violated until the end of the batch.
+        yield* sql`delete from maestro.event_log where aggregate_id = 'deferred-2'`
+        yield* Rebuild.run({
+          name: "deferred",
+          projections: [
+            {
+              ...Deferring,
+              project: (event) =>
+                Effect.zipRight(
+                  sql`insert into deferred values ('other', 4711)`,
+                  Effect.zipRight(Deferring.project(event), sql`delete from deferred where account = 'other'`)
+                )
+            }
+          ],
+          tables: ["deferred"]
+        })
+        expect(yield* sql`select account from deferred`).toEqual([{ account: "deferred-1" }])
+        yield* sql`drop table deferred`
       })
-      expect(yield* sql`select account from deferred`).toEqual([{ account: "deferred-1" }])
-      yield* sql`drop table deferred`
-    })
   )
 
-  it.effect("one whose name differs only at its end is another one", () =>
+  it.effect("two rebuilds whose long names differ only at the end have different shadow tables", () =>
     Effect.gen(function* () {
       yield* deposits("long", 20)
       const name = "n".repeat(100)
@@ -430,7 +432,7 @@ layer(Layer.fresh(onPostgres), { excludeTestServices: true, timeout: 60_000 })("
     })
   )
 
-  it.effect("one that was begun for other tables says so", () =>
+  it.effect("a rebuild that was begun for other tables is refused", () =>
     Effect.gen(function* () {
       const sql = yield* SqlClient.SqlClient
       yield* sql`create table more (account text)`
@@ -449,7 +451,7 @@ layer(Layer.fresh(onPostgres), { excludeTestServices: true, timeout: 60_000 })("
     })
   )
 
-  it.effect("tells how far it is", () =>
+  it.effect("onProgress receives the progress after each batch", () =>
     Effect.gen(function* () {
       const told: Array<Rebuild.Progress> = []
       const events = yield* Rebuild.run({
@@ -467,7 +469,7 @@ layer(Layer.fresh(onPostgres), { excludeTestServices: true, timeout: 60_000 })("
     })
   )
 
-  it.effect("killed in the middle, again and again, it ends as if it had not been", () =>
+  it.effect("a rebuild that is killed several times ends with the table of an undisturbed one", () =>
     Effect.gen(function* () {
       const sql = yield* SqlClient.SqlClient
       yield* Effect.forEach(Arr.range(1, 8), (n) => deposits(`killed-${n}`, 20), { concurrency: 4 })
@@ -488,14 +490,14 @@ layer(Layer.fresh(onPostgres), { excludeTestServices: true, timeout: 60_000 })("
           while: () => events < before + 15,
           body: () => Effect.as(shortly, 0)
         })
-        // Its connections at the server, or itself.
+        // By terminating its connections, or by interrupting its fiber.
         if (round % 2 === 0) {
           yield* sql`select pg_terminate_backend(pid) from pg_stat_activity
             where datname = current_database() and pid <> pg_backend_pid() and backend_type = 'client backend'`
         }
         yield* Fiber.interrupt(fiber)
       }
-      // The pool may still hold connections that are dead.
+      // The pool may still have dead connections.
       const status = yield* Effect.retry(Rebuild.status("killed"), { times: 20 })
       expect(status).toMatchObject({ value: { finished: false } })
       yield* running
@@ -504,7 +506,7 @@ layer(Layer.fresh(onPostgres), { excludeTestServices: true, timeout: 60_000 })("
   )
 })
 
-it.scopedLive("of several nodes that rebuild at once one does, and all find it done", () =>
+it.scopedLive("of several nodes that run a rebuild concurrently one works, and all find it finished", () =>
   Effect.gen(function* () {
     const url = yield* makeDatabase
     const node = SqlStore.layer.pipe(Layer.provideMerge(PgClient.layer({ url: Redacted.make(url) })))
@@ -519,7 +521,7 @@ it.scopedLive("of several nodes that rebuild at once one does, and all find it d
   })
 )
 
-it.live("works on PGlite", () =>
+it.live("a rebuild works on PGlite", () =>
   Effect.gen(function* () {
     yield* makeTable
     yield* deposits("embedded", 12)

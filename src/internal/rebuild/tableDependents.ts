@@ -2,7 +2,7 @@
  * Finds objects of the database that would be lost, or would be in the way, when shadow tables replace live ones.
  * `checkReplacement.ts` and `rehearseStatements.ts` call it.
  *
- * The query knows what belongs to a table, and returns each other object with a dependency on it in the catalogue. So
+ * The query knows what belongs to a table, and returns each other object that depends on it. So
  * it finds objects of kinds that this file does not know. It asks by name only for what has no dependency in the
  * catalogue: publications of all tables, subscriptions of the server, parents, extensions and event triggers.
  */
