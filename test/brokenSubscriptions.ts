@@ -131,7 +131,7 @@ export const keepsAttemptsThatLedOn: Breaking = withSubscriptions((subscriptions
         (lease): SubscriptionStore.Lease => ({
           ...lease,
           attempts: Option.fromNullable(counted.get(options.key.name)),
-          attempt: (attempts) => Effect.sync(() => void counted.set(options.key.name, attempts)),
+          recordAttempt: (attempts) => Effect.sync(() => void counted.set(options.key.name, attempts)),
           recordFailure: (failure) =>
             Effect.tap(lease.recordFailure(failure), () => {
               if (failure === undefined) counted.delete(options.key.name)

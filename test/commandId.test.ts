@@ -101,7 +101,7 @@ for (const [name, store] of Object.entries(stores)) {
           20,
           { concurrency: "unbounded" }
         )
-        expect(answers.filter(({ duplicate: duplicate }) => !duplicate)).toHaveLength(1)
+        expect(answers.filter(({ duplicate }) => !duplicate)).toHaveLength(1)
         expect(new Set(answers.map(({ state }) => state.balance))).toEqual(new Set([10]))
         expect(yield* amounts(id)).toEqual([10])
       })
@@ -149,7 +149,7 @@ for (const [name, store] of Object.entries(stores)) {
           { concurrency: "unbounded" }
         )
         // Without the id eleven of them would have been refused.
-        expect(answers.filter(({ duplicate: duplicate }) => !duplicate)).toHaveLength(1)
+        expect(answers.filter(({ duplicate }) => !duplicate)).toHaveLength(1)
         expect(yield* amounts(id)).toEqual([100, 60])
       })
     )
@@ -462,6 +462,7 @@ for (const [name, store] of Object.entries(stores)) {
       it.effect("so it is with a rebuild", () =>
         Effect.gen(function* () {
           const sql = Option.getOrThrow(yield* Effect.serviceOption(SqlClient.SqlClient))
+          const tables = Option.getOrThrow(yield* Effect.serviceOption(SqlStore.Tables))
           const table = uniqueName("noted")
           yield* sql`create table ${sql(table)} (type text)`
           yield* Account.evaluate(yield* Account.newId, new Deposit({ amount: 1 })).pipe(Aggregate.withCommandId("c"))
@@ -471,7 +472,7 @@ for (const [name, store] of Object.entries(stores)) {
             projections: [
               { name: "all", of: "all", project: ({ type }) => sql`insert into ${sql(table)} values (${type})` }
             ]
-          }).pipe(Effect.provideService(SqlClient.SqlClient, sql))
+          }).pipe(Effect.provideService(SqlClient.SqlClient, sql), Effect.provideService(SqlStore.Tables, tables))
           const types = (yield* sql<{ type: string }>`select distinct type from ${sql(table)}`).map(({ type }) => type)
           expect(types).toContain("Deposited")
           expect(types).not.toContain("effect-maestro/CommandHandled")

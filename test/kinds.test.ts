@@ -17,7 +17,7 @@ import {
   Subscription,
   Timestamp
 } from "effect-maestro"
-import { selectPageOfKinds } from "../src/internal/sql/feed.js"
+import { selectPageOfKinds } from "../src/internal/sql/feedPage.js"
 import { layerPg, uniqueName } from "./database.js"
 import { caughtUp, start } from "./subscribers.js"
 

@@ -173,7 +173,7 @@ it("a subscription that would handle no events is refused where it is made", () 
       () => Subscription.make("idle", { on: [onDeposits, Subscription.on(Account, {})] }),
       "no handler for events of Account"
     ],
-    [() => Subscription.make("idle", { on: onDeposits, filter: { kinds: ["Order"] } }), "no aggregates"],
+    [() => Subscription.make("idle", { on: onDeposits, filter: { kinds: ["Order"] } }), "no kinds"],
     [() => Subscription.make("idle", { filter: { types: [] }, handle: () => Effect.void }), "no types"],
     [() => Subscription.make("idle", JSON.parse("{}")), "has no handler"],
     [() => Subscription.fromProjections("idle", []), "would handle no events"]

@@ -93,7 +93,7 @@ it("evaluate fails with exactly the refusals of its command, and the store's fai
 it("evaluate answers with a position that waitFor takes", () => {
   const types = () => {
     const evaluating = Account.evaluate(id, withdraw)
-    const waiting = Effect.flatMap(evaluating, ({ position, duplicate: duplicate }) => {
+    const waiting = Effect.flatMap(evaluating, ({ position, duplicate }) => {
       expectTypeOf(position).toEqualTypeOf<EventFeed.StreamPosition>()
       expectTypeOf(duplicate).toEqualTypeOf<boolean>()
       return Subscription.waitFor("s", position, "1 second")
@@ -423,7 +423,7 @@ it("handlers are inferred where they stand", () => {
 it("the layers of the stores provide the ports; the failures are data", () => {
   type Ports = StoreAdapter.StoreAdapter | EventFeed.EventFeed | SubscriptionStore.SubscriptionStore
   expectTypeOf<typeof MemoryStore.layer>().toEqualTypeOf<Layer.Layer<Ports>>()
-  expectTypeOf<Layer.Layer.Success<typeof SqlStore.layer>>().toEqualTypeOf<Ports>()
+  expectTypeOf<Layer.Layer.Success<typeof SqlStore.layer>>().toEqualTypeOf<Ports | SqlStore.Tables>()
   expectTypeOf<StoreError.StoreError["reason"]>().toEqualTypeOf<StoreError.StoreErrorReason>()
 })
 

@@ -1,5 +1,5 @@
 /**
- * The attempts at one event, counted across connections and processes, and when the next attempt begins.
+ * The attempts at one event: how many there were, across connections and processes, and when the next one begins. `handleOne.ts` uses it.
  */
 import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
@@ -12,21 +12,21 @@ import type { Position } from "../../EventFeed.js"
 import { StoreError } from "../../StoreError.js"
 import type { Attempts, EventFailure } from "../../SubscriptionStore.js"
 
-/** An event that could not be handled so far. */
-export interface Trouble {
+/** The attempts at an event that is not handled yet. */
+export interface EventAttempts {
   readonly position: Position
   readonly attempts: number
-  /** Unknown where the process ended in the last attempt. */
+  /** The last failure. Undefined where the process ended in the last attempt. */
   readonly failure: EventFailure | undefined
-  /** Counts an attempt that failed. */
-  readonly failed: (failure: EventFailure, cause: Cause.Cause<unknown>) => void
-  /** Whether this conflict between transactions is not counted. */
-  readonly passesOver: (conflict: StoreError) => boolean
+  /** Counts a failed attempt. */
+  readonly recordFailure: (failure: EventFailure, cause: Cause.Cause<unknown>) => void
+  /** Whether the attempt does not count, because a conflict between transactions ended it. Only the first few conflicts are spared. */
+  readonly sparesConflict: (error: StoreError | undefined) => boolean
   /** Waits until the next attempt may begin. Returns false if there is none, because the retries are used up or can't succeed. */
-  readonly next: Effect.Effect<boolean>
+  readonly awaitNext: Effect.Effect<boolean>
 }
 
-export const makeTrouble = (schedule: Schedule.Schedule<unknown>, known: Attempts): Trouble => {
+export const makeEventAttempts = (schedule: Schedule.Schedule<unknown>, known: Attempts): EventAttempts => {
   let { attempts } = known
   let failure: EventFailure | undefined
   let canSucceed = true
@@ -41,15 +41,15 @@ export const makeTrouble = (schedule: Schedule.Schedule<unknown>, known: Attempt
     get failure() {
       return failure
     },
-    failed: (last, cause) => {
+    recordFailure: (last, cause) => {
       attempts = last.attempts
       failure = last
-      canSucceed = maySucceed(cause)
+      canSucceed = !isUnreadable(cause)
     },
-    passesOver: ({ reason }) => reason === "Contention" && ++conflicts <= uncountedConflicts,
-    next: Effect.gen(function* () {
+    sparesConflict: (error) => error?.reason === "Contention" && ++conflicts <= sparedConflicts,
+    awaitNext: Effect.gen(function* () {
       let wait = 0
-      // The attempts of earlier processes are taken from the schedule without their waits.
+      // The schedule steps over the attempts of earlier processes without their waits.
       while (canSucceed && steps < attempts) {
         const now = yield* Clock.currentTimeMillis
         const [after, , decision] = yield* schedule.step(now, failure, state)
@@ -69,11 +69,11 @@ export const makeTrouble = (schedule: Schedule.Schedule<unknown>, known: Attempt
 
 // --- internal ---
 
-/** As many as a retry of an event that is parked survives. */
-const uncountedConflicts = 5
+/** `SubscriptionStore.retryParked` of the SQL store survives as many. */
+const sparedConflicts = 5
 
-/** An event that the handler's schemas can't read stays so. */
-const maySucceed = (cause: Cause.Cause<unknown>): boolean => {
+/** Whether the handler's schemas can't read the event. Another attempt would fail likewise. */
+const isUnreadable = (cause: Cause.Cause<unknown>): boolean => {
   const error = Option.getOrElse(Cause.failureOption(cause), () => Cause.squash(cause))
-  return !(error instanceof StoreError && error.reason === "UnreadableEvent")
+  return error instanceof StoreError && error.reason === "UnreadableEvent"
 }

@@ -1,26 +1,30 @@
 /**
- * The tables that a projection owns, as it declares them: a version, and the statements that create each table.
+ * Checks and reads the tables that a projection declares: a version, and the statements that create each table.
+ * `Projection.ts` calls it, and so does the room `rebuild`.
  */
 import type * as SqlClient from "@effect/sql/SqlClient"
 import type { Fragment, Statement } from "@effect/sql/Statement"
 import { maxNameLength } from "../../Event.js"
 import { nameProblem } from "../codec/names.js"
 
-/** The statements that make one table, with its indexes. */
+/** The statements that create one table, with its indexes. */
 export type TableStatements = (sql: SqlClient.SqlClient) => Statement<unknown> | ReadonlyArray<Statement<unknown>>
 
-/** What a projection declares. */
+/** The tables that a projection declares. */
 export interface TableOptions {
-  /** The version of the tables that it owns, 1 by default. With a higher one `ProjectionTables` makes them anew, out of all events. */
+  /**
+   * The version of the tables, 1 by default. For a higher version `ProjectionTables` builds new tables from all events.
+   */
   readonly version?: number | undefined
   /**
-   * The tables that it owns: for each name, as in SQL and without a schema, the statements that make it. `ProjectionTables` runs them. By
-   * default the application makes the tables itself.
+   * The tables that the projection owns. The key is the name, as in SQL and without a schema; the value returns the
+   * statements that create the table. `ProjectionTables` runs them. By default a projection owns no tables, and the
+   * application creates them itself.
    */
   readonly tables?: Readonly<Record<string, TableStatements>> | undefined
 }
 
-/** The declaration of a projection, checked; a wrong one is a mistake in the program, and throws. */
+/** Returns the declaration. An invalid one throws, because it is a mistake in the program. */
 export const declaredTables = (name: string, { tables, version }: TableOptions): TableOptions => {
   const refuse = (problem: string) => new TypeError(`projection ${JSON.stringify(name)} ${problem}`)
   if (tables === undefined) {
@@ -47,7 +51,7 @@ export const declaredTables = (name: string, { tables, version }: TableOptions):
 export const quotedTable = (table: string): string =>
   table.startsWith('"') ? table : `"${table.replace(/[A-Z]/g, (letter) => letter.toLowerCase())}"`
 
-/** The statements that make all tables, in the order of the declaration. */
+/** The statements that create all tables, in the order of the declaration. */
 export const tableStatements = (
   tables: Readonly<Record<string, TableStatements>>,
   sql: SqlClient.SqlClient
@@ -58,14 +62,14 @@ export const tableStatements = (
     return statements.map((statement) => ({ table, statement }))
   })
 
-/** A statement's text, which tells one declaration from another. White space does not count. */
+/** The text of a statement, without differences in white space. Two declarations are equal where their texts are. */
 export const textOfStatement = (statement: Statement<unknown>): string => {
   const [text, parameters] = statement.compile()
   const plain = text.replace(/\s+/g, " ").trim()
   return parameters.length === 0 ? plain : `${plain} ${JSON.stringify(parameters)}`
 }
 
-/** Makes the table of records (`tableRecords.ts`). A version is 0 while the tables of the projection were never filled. */
+/** Creates the table of records (`tableRecords.ts`). The version is 0 until the tables of the projection are filled. */
 export const createTableRecords = (sql: SqlClient.SqlClient, schema: Fragment): Statement<unknown> =>
   sql`create table ${schema}.projection_tables (
     name text collate "C" primary key,
@@ -79,7 +83,7 @@ export const createTableRecords = (sql: SqlClient.SqlClient, schema: Fragment): 
 
 // --- internal ---
 
-/** That of the column. */
+/** The greatest value of the column. */
 const maxVersion = 2_147_483_647
 
 const identifier = /^([\p{L}_][\p{L}\p{N}_$]*|"([^"\0]|"")+")$/u

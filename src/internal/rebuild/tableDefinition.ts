@@ -1,28 +1,30 @@
 /**
- * Reads all that the catalogue says about a table into one picture, so that a new table can be compared with the one that it replaces.
+ * Reads the definition of a table from the catalogue, and compares the definitions of a live table and its shadow
+ * table. `checkReplacement.ts` and `replaceTables.ts` call it.
  *
- * The rows of the catalogue are taken as they are, without the few columns that identify an object or count what is in it. So a property
- * that this file does not know is compared, too. Expressions are read as text, with all names qualified where the search path is empty.
+ * A definition has the rows of the catalogue, without the few columns that identify an object or count its contents. So
+ * a property that this file does not know is compared, too. Expressions are read as text. Their names are qualified,
+ * because the search path is empty.
  */
 import type * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
 import * as Effect from "effect/Effect"
 
-/** What is said of each part of a table, by the part: `column amount`. */
-export type Picture = ReadonlyMap<string, Readonly<Record<string, unknown>>>
+/** The properties of each part of a table, by the part: `column amount`. */
+export type TableDefinition = ReadonlyMap<string, Readonly<Record<string, unknown>>>
 
 /**
- * The picture of a table. Sequences that its columns own without being identities are left out on demand. `replace` says which schema
- * stands for which other, so that a shadow table can be compared before it is moved.
+ * The definition of a table, with or without the sequences that its columns own and that are no identities. `replace`
+ * renames a schema in it, so that a shadow table can be compared before it is moved.
  */
-export const pictureOf = (
+export const definitionOf = (
   sql: SqlClient.SqlClient,
   table: string,
   options: {
     readonly withOwnedSequences: boolean
     readonly replace?: { readonly schema: string; readonly by: string } | undefined
   }
-): Effect.Effect<Picture, SqlError> =>
+): Effect.Effect<TableDefinition, SqlError> =>
   Effect.map(
     sql<{ what: string; value: string }>`with t as (select ${table}::regclass::oid as oid), ${sql.literal(owned)}
       select what, value::text from (${sql.literal(parts.join(" union all "))}) part
@@ -44,8 +46,8 @@ export const pictureOf = (
     }
   )
 
-/** How two pictures differ, a sentence for each difference. */
-export const differencesBetween = (before: Picture, after: Picture): ReadonlyArray<string> => {
+/** The differences of two definitions, a sentence for each. */
+export const differencesBetween = (before: TableDefinition, after: TableDefinition): ReadonlyArray<string> => {
   const differences: Array<string> = []
   for (const what of new Set([...before.keys(), ...after.keys()])) {
     const [old, made] = [before.get(what), after.get(what)]
@@ -62,17 +64,17 @@ export const differencesBetween = (before: Picture, after: Picture): ReadonlyArr
 }
 
 /**
- * How two pictures differ in what a table of another shape keeps: owner, rights, and row level security on demand. Of columns, only those
- * that both tables have are compared.
+ * The differences in what a shadow table of another shape must keep: owner, rights, and optionally row level security.
+ * Only columns that both tables have are compared.
  */
 export const differencesInShape = (
-  before: Picture,
-  after: Picture,
+  before: TableDefinition,
+  after: TableDefinition,
   options: { readonly withRowSecurity: boolean }
 ): ReadonlyArray<string> => {
-  const kept = (picture: Picture, other: Picture): Picture =>
+  const kept = (definition: TableDefinition, other: TableDefinition): TableDefinition =>
     new Map(
-      [...picture].flatMap(([what, properties]): Array<[string, Readonly<Record<string, unknown>>]> => {
+      [...definition].flatMap(([what, properties]): Array<[string, Readonly<Record<string, unknown>>]> => {
         if (what === "table") {
           const keys = [
             "relowner",
@@ -82,7 +84,7 @@ export const differencesInShape = (
           return [[what, Object.fromEntries(keys.map((key) => [key, properties[key]]))]]
         }
         if (what.startsWith("column ")) return other.has(what) ? [[what, { rights: properties.rights }]] : []
-        // A column of another type changes the text of an expression.
+        // The text of an expression is different where a column has another type.
         const { check: _, using: __, ...policy } = properties
         return options.withRowSecurity && what.startsWith("policy ") ? [[what, policy]] : []
       })
@@ -96,7 +98,7 @@ const without = (...columns: ReadonlyArray<string>): string => `array[${columns.
 
 const sorted = (texts: string): string => `(select jsonb_agg(x order by x) from unnest(${texts}) x)`
 
-/** A row of `pg_class`. Counts, files, and flags that may stay true when nothing is behind them any more are left out. */
+/** A row of `pg_class`, without counts and files, and without flags that may stay true when their objects are gone. */
 const relation = (row: string): string =>
   `(to_jsonb(${row}) - ${without(
     "oid",
@@ -134,7 +136,7 @@ const notes = (catalogue: string, oid: string, column = "0"): string =>
     select jsonb_agg(provider || ' ' || label order by provider) from pg_seclabel
     where classoid = '${catalogue}'::regclass and objoid = ${oid} and objsubid = ${column}))`
 
-/** What belongs to the table and is made anew with it. */
+/** The objects that belong to the table. The shadow table has its own. */
 const owned = `sequences as (
     select d.objid as oid, d.refobjsubid as attnum, d.deptype::text as deptype
     from pg_depend d join pg_class s on s.oid = d.objid and s.relkind = 'S'
@@ -158,7 +160,7 @@ const parts: ReadonlyArray<string> = [
   `select 'row type', (to_jsonb(y) - ${without("oid", "typnamespace", "typrelid", "typarray", "typacl")})
       || ${rights("coalesce(y.typacl, acldefault('T', y.typowner))")} || ${notes("pg_type", "y.oid")}
     from pg_type y where y.typrelid = (select oid from t)`,
-  // By their order, since numbers are left where columns were dropped.
+  // By their order, because dropped columns leave gaps in the numbers.
   `select 'column ' || quote_ident(a.attname),
       (to_jsonb(a) - ${without("attrelid", "attnum", "attcacheoff", "attacl", "atthasmissing", "attmissingval")})
       || jsonb_build_object('place', row_number() over (order by a.attnum), 'default', pg_get_expr(d.adbin, d.adrelid))
@@ -191,7 +193,7 @@ const parts: ReadonlyArray<string> = [
       || ${rights("coalesce(c.relacl, acldefault('s', c.relowner))")} || ${notes("pg_class", "c.oid")}
     from sequences o join pg_class c on c.oid = o.oid join pg_sequence q on q.seqrelid = o.oid
     join pg_attribute a on a.attrelid = (select oid from t) and a.attnum = o.attnum`,
-  // What the table and its parts depend on. The names of triggers inside of constraints are numbers.
+  // The objects that the table and its parts depend on. The names of triggers inside of constraints are numbers.
   `select format('dependency %s of %s on %s', d.deptype, pg_describe_object(d.classid, d.objid, d.objsubid),
       pg_describe_object(d.refclassid, d.refobjid, d.refobjsubid)), '{}'::jsonb
     from pg_depend d join own o on o.classid = d.classid and o.objid = d.objid
