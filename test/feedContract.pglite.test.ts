@@ -7,7 +7,7 @@ import { inject } from "vitest"
 import { layerPglite } from "./database.js"
 
 FeedContract.suite("SqlStore on PGlite", SqlStore.layer.pipe(Layer.provideMerge(layerPglite)), {
-  // On one connection no transactions overlap, so that fewer random programs show as much.
+  // No transactions overlap on one connection, so fewer random programs suffice.
   runs: Math.ceil(inject("runs") / 2),
   timeout: inject("timeout"),
   lacks: ["concurrentReads"]

@@ -1,4 +1,7 @@
-/** The feed keeps the order of every aggregate and of every transaction, and skips nothing, while random transactions overlap. */
+/**
+ * The feed keeps the order of every aggregate and of every transaction, and skips nothing, while random transactions
+ * overlap.
+ */
 import * as SqlClient from "@effect/sql/SqlClient"
 import { expect, layer } from "@effect/vitest"
 import * as Effect from "effect/Effect"
@@ -94,7 +97,7 @@ layer(Layer.empty, { excludeTestServices: true })("while random transactions ove
           yield* Effect.provide(Account.evaluate(end, new Deposit({ amount: 1 })), last.onAny)
           sights.push(...(yield* Fiber.joinAll(following)))
 
-          // --- what there is in the end ---
+          // --- the final state ---
 
           const feed = [...(yield* Effect.provide(Stream.runCollect(EventFeed.streamStored()), last.onAny))]
           expect(record.unexpected).toEqual([])
@@ -126,7 +129,7 @@ layer(Layer.empty, { excludeTestServices: true })("while random transactions ove
   }
 })
 
-// --- what the cases are made of ---
+// --- internal ---
 
 const rebuild = (node: Node, name: string): Effect.Effect<void, unknown> =>
   Option.match(node.onSql, {
