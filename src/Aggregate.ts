@@ -6,34 +6,32 @@
  *
  * @since 0.1.0
  */
-import * as Context from "effect/Context"
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Schedule from "effect/Schedule"
 import type * as Schema from "effect/Schema"
-import * as Stream from "effect/Stream"
-import type { StreamIds } from "./Event.js"
+import type * as Stream from "effect/Stream"
+import type { Event, StreamIds } from "./Event.js"
 import type { StreamPosition } from "./EventFeed.js"
-import { makeCommandInput } from "./internal/aggregate/commandInput.js"
 import { withConditions } from "./internal/aggregate/conditions.js"
-import { cacheLimits, define } from "./internal/aggregate/definition.js"
+import { compile } from "./internal/aggregate/definition.js"
 import type {
   AllowedError,
   BoundProjections,
   EventOf,
   NoSuch,
   RefusalSchemas,
-  StateOf,
-  Steps
+  StateOf
 } from "./internal/aggregate/handlerTypes.js"
-import type { Historic } from "./internal/aggregate/history.js"
-import { makeService, operating, type Service } from "./internal/aggregate/service.js"
-import { type HandlerContext, type HandlerError, type Tagged, tagOf } from "./internal/codec/eventCodec.js"
+import { makeOperations, serviceTag } from "./internal/aggregate/operations.js"
+import { makeService } from "./internal/aggregate/service.js"
+import { cacheLimits } from "./internal/aggregate/stateCache.js"
+import type { HandlerContext, HandlerError, Tagged } from "./internal/codec/eventCodec.js"
 import type { Projection } from "./Projection.js"
 import type { StoreAdapter } from "./StoreAdapter.js"
 import type { CommandIdReused, RetryCommand, StoreError, UnexpectedSequence, ValidationError } from "./StoreError.js"
-import { HybridClock } from "./Timestamp.js"
+import { HybridClock, type Timestamp } from "./Timestamp.js"
 
 /**
  * The state of an aggregate that a handler decides on, with the aggregate's id and sequence.
@@ -76,7 +74,13 @@ export interface Evaluated<out State, out A> {
  * @since 0.1.0
  * @category models
  */
-export interface HistoricEvent<out A> extends Historic<A> {}
+export interface HistoricEvent<out A> {
+  readonly event: A
+  readonly sequence: number
+  readonly timestamp: Timestamp
+  /** The value of `Metadata` at the evaluation of the event's command. */
+  readonly metadata: Event["metadata"]
+}
 
 /**
  * The failures that a command of any aggregate can have. `withCommandId` and `withExpectedSequence` add one each.
@@ -305,16 +309,16 @@ export interface CacheOptions {
   readonly idleTimeToLive?: Duration.DurationInput | undefined
 }
 
-/**
- * The metadata of every event of a command: who asked, on whose behalf, why. All keys are the application's own, and are stored as they are
- * given. Set it around `evaluate`, by `Effect.provideService(Aggregate.Metadata, { userId })`.
- *
- * @since 0.1.0
- * @category references
- */
-export class Metadata extends Context.Reference<Metadata>()("effect-maestro/Aggregate/Metadata", {
-  defaultValue: (): Readonly<Record<string, unknown>> => ({})
-}) {}
+export {
+  /**
+   * The metadata of every event of a command: who asked, on whose behalf, why. All keys are the application's own, and are stored as they
+   * are given. Set it around `evaluate`, by `Effect.provideService(Aggregate.Metadata, { userId })`.
+   *
+   * @since 0.1.0
+   * @category references
+   */
+  Metadata
+} from "./internal/aggregate/metadata.js"
 
 /**
  * Gives a command an id: a key that its sender keeps for as long as it may send the command again. With an id, a command takes effect at
@@ -480,23 +484,20 @@ export const make = <
     HandlerError<Decide[Tag]> | Projection.Error<Projections[number]> | Failure,
     Instance<Name>
   >
-  const definition = define<State, StateEncoded, A, I, C, CI, E, R>(name, {
-    ...options,
+  const definition = compile<State, StateEncoded, A, I, C, CI, E, R>(name, options, {
     streams,
-    // The compiler can't tell that `StateOf` of a type parameter is that type.
-    evolve: options.evolve as Steps<State>,
     retry: options.retry ?? defaultRetry
   })
-  const decodeCommand = makeCommandInput(`${name}.evaluateUnknown`, options.commands)
-  const tag = Context.GenericTag<Instance<Name>, Service<State, A, C, E>>(`effect-maestro/Instance/${name}`)
-
-  const operate = operating(name, tag)
+  const limits = cacheLimits(name, options.cache)
+  const tag = serviceTag<Name, State, A, C, E>(name)
+  const operations = makeOperations(tag, definition, options.commands)
 
   return {
+    ...operations,
     name,
     streams,
     events: options.events,
-    // The same ones, in their order: what a mapped tuple type can't be told of `map`.
+    // The same projections in the same order, which the type of `map` does not say.
     projections: definition.projections as BoundProjections<Projections>,
     streamId: definition.streams.streamId,
     commands: options.commands,
@@ -504,39 +505,16 @@ export const make = <
     newId: Effect.map(
       Effect.flatMap(HybridClock, ({ now }) => now),
       (id) => {
-        definition.minted.add(definition.streams.streamId(id))
+        definition.freshIds.add(definition.streams.streamId(id))
         return id
       }
     ),
-    evaluate: <K extends C>(id: string, command: K) =>
-      operate("evaluate")(
-        id,
-        (service) => service.evaluate(id, command),
-        () => ({ command: tagOf(command) })
-      ) as Evaluation<K["_tag"]>,
+    evaluate: <K extends C>(id: string, command: K) => operations.evaluate(id, command) as Evaluation<K["_tag"]>,
     evaluateUnknown: <Only extends C["_tag"] = C["_tag"]>(
       id: string,
       command: unknown,
       options?: { readonly only?: ReadonlyArray<Only> | undefined }
-    ) =>
-      operate("evaluateUnknown")(id, (service) =>
-        Effect.flatMap(decodeCommand(command, options?.only), (decoded) => service.evaluate(id, decoded))
-      ) as Evaluation<Only>,
-    exists: (id) => operate("exists")(id, (service) => service.exists(id)),
-    get: (id) => operate("get")(id, (service) => service.get(id)),
-    fetch: (id) => operate("fetch")(id, (service) => service.fetch(id)),
-    root: (id) => operate("root")(id, (service) => service.root(id)),
-    replay: (id, sequence) =>
-      operate("replay")(
-        id,
-        (service) => service.replay(id, sequence),
-        () => ({ sequence })
-      ),
-    snapshot: (id) => operate("snapshot")(id, (service) => service.snapshot(id)),
-    history: (id) =>
-      Stream.unwrap(Effect.map(tag, (service) => service.history(id))).pipe(
-        Stream.withSpan("Aggregate.history", { attributes: { "aggregate.name": name, "aggregate.id": id } })
-      ),
-    layer: Layer.scoped(tag, makeService(definition, cacheLimits(name, options.cache), Metadata))
+    ) => operations.evaluateUnknown(id, command, options?.only) as Evaluation<Only>,
+    layer: Layer.scoped(tag, makeService(definition, limits))
   }
 }

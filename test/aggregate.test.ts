@@ -458,7 +458,7 @@ for (const [name, store] of Object.entries(stores)) {
           name: "failing",
           project: ({ sequence }) => (sequence === 2 ? Effect.fail("no" as const) : Effect.void)
         }
-        const Mirrored = Aggregate.make("Account", { ...definition, projections: [Mirror, failing] })
+        const Mirrored = Aggregate.make("Mirrored", { ...definition, projections: [Mirror, failing] })
         yield* Effect.gen(function* () {
           const id = yield* Account.newId
           yield* Mirrored.evaluate(id, new Deposit({ amount: 7 }))
