@@ -901,6 +901,36 @@ it("a definition that lacks a handler, or has a senseless number, is refused whe
   )
 })
 
+it("an initial state that the schema of the state can't encode is refused when the aggregate is made", () => {
+  const rest = { events: Deposited, commands: Deposit, decide: { Deposit: () => Effect.succeed([]) } }
+  const makeNumber = <I>(state: Schema.Schema<number, I>, initialState: number) =>
+    Aggregate.make("Account", { ...rest, state, initialState, evolve: { Deposited: (balance) => balance } })
+  expect(() => makeNumber(Schema.Int, 1.5)).toThrow(
+    new TypeError(
+      "initialState of Account can't be encoded by the schema of the state, so no snapshot of it could be stored: Int\n└─ Predicate refinement failure\n   └─ Expected an integer, actual 1.5"
+    )
+  )
+  makeNumber(Schema.Int, 1)
+  makeNumber(Schema.NumberFromString, 1)
+  // A schema that must wait to encode can't be checked, and neither can one that is not defined yet.
+  const waiting = Schema.transformOrFail(Schema.String, Schema.Number, {
+    decode: () => Effect.as(Effect.yieldNow(), 1),
+    encode: () => Effect.as(Effect.yieldNow(), "1")
+  })
+  makeNumber(waiting, 1)
+  Aggregate.make("Account", {
+    ...rest,
+    state: Schema.Struct({ waits: Schema.Array(waiting) }),
+    initialState: { waits: [1] },
+    evolve: { Deposited: (state) => state }
+  })
+  makeNumber(
+    Schema.suspend((): Schema.Schema<number> => later),
+    1.5
+  )
+  const later = Schema.Int
+})
+
 // --- what the cases are made of ---
 
 interface Depositable<Name extends string> {

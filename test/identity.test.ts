@@ -1,8 +1,10 @@
 /** An aggregate is its kind and its id: aggregates of different kinds may share an id, and no name or id gets in the library's way. */
 import { expect, it } from "@effect/vitest"
 import * as Arr from "effect/Array"
+import * as Cause from "effect/Cause"
 import * as Chunk from "effect/Chunk"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
@@ -325,6 +327,47 @@ it.effect("an aggregate may have the name of anything that the library sets arou
       expect(yield* stored("CommandId/a")).toHaveLength(1)
     }).pipe(Effect.provide(Layer.merge(Metadata.layer, CommandId.layer)))
   }).pipe(Effect.provide(Layer.merge(MemoryStore.layer, Limits.layer)))
+)
+
+it.effect(
+  "with two aggregates of one name, an operation dies unless the context has the layer of its own aggregate",
+  () =>
+    Effect.gen(function* () {
+      const ran: Array<string> = []
+      const twin = (name: string, factor: number) =>
+        Aggregate.make("Twin", {
+          ...definition,
+          evolve: {
+            ...definition.evolve,
+            Deposited: (state, { amount }: Deposited) => {
+              ran.push(name)
+              return { ...state, balance: state.balance + factor * amount }
+            }
+          }
+        })
+      const [A, B] = [twin("A", 1), twin("B", 100)]
+      const deposit = new Deposit({ amount: 1 })
+      const message = 'Two aggregates are named "Twin"'
+      yield* Effect.gen(function* () {
+        for (const operation of [
+          A.evaluate("a", deposit),
+          A.evaluateUnknown("a", { _tag: "Deposit", amount: 1 }),
+          A.exists("a"),
+          A.get("a"),
+          A.fetch("a"),
+          A.root("a"),
+          A.replay("a", 0),
+          A.snapshot("a"),
+          Stream.runCollect(A.history("a"))
+        ]) {
+          const exit = yield* Effect.exit<unknown, unknown, Aggregate.Instance<"Twin">>(operation)
+          expect(Exit.isFailure(exit) && Cause.isDie(exit.cause) && Cause.pretty(exit.cause)).toContain(message)
+        }
+        expect(ran).toEqual([])
+        expect(yield* B.evaluate("a", deposit)).toMatchObject({ state: { balance: 100 } })
+      }).pipe(Effect.provide(Layer.merge(A.layer, B.layer)))
+      expect(yield* Effect.provide(A.evaluate("a", deposit), A.layer)).toMatchObject({ state: { balance: 2 } })
+    }).pipe(Effect.provide(Layer.merge(MemoryStore.layer, Limits.layer)))
 )
 
 it("a projection that is of another aggregate is refused when the aggregate is made, and where it is bound", () => {

@@ -6,14 +6,23 @@ import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
 import * as Option from "effect/Option"
 import * as Stream from "effect/Stream"
-import type { HistoricEvent } from "../../Aggregate.js"
 import type { Event } from "../../Event.js"
 import type { StoreAdapterService } from "../../StoreAdapter.js"
 import type { StoreError, ValidationError } from "../../StoreError.js"
+import type { Timestamp } from "../../Timestamp.js"
 import type { Tagged } from "../codec/eventCodec.js"
 import { streamReaderOf } from "../store/streamReader.js"
 import type { AggregateDefinition } from "./definition.js"
 import { missing } from "./loadState.js"
+
+/** An event of an aggregate, decoded. */
+export interface HistoricEvent<out A> {
+  readonly event: A
+  readonly sequence: number
+  readonly timestamp: Timestamp
+  /** The value of `Aggregate.Metadata` at the evaluation of the event's command. */
+  readonly metadata: Event["metadata"]
+}
 
 /** All events of a stream that are stored when it is read, from the first on. */
 export const history = <State, A extends Tagged>(

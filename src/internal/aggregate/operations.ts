@@ -11,6 +11,7 @@ import type * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
 import type { Evaluated, Instance } from "../../Aggregate.js"
 import type { ValidationError } from "../../StoreError.js"
+import { HybridClock } from "../../Timestamp.js"
 import { type Tagged, tagOf } from "../codec/eventCodec.js"
 import { withSpanIfTracedIn } from "../runtime/tracing.js"
 import type { CommandFailure } from "./commandContext.js"
@@ -23,7 +24,7 @@ export const serviceTag = <Name extends string, State, A extends Tagged, C, E>(
   name: Name
 ): Context.Tag<Instance<Name>, Service<State, A, C, E>> => Context.GenericTag(`effect-maestro/Instance/${name}`)
 
-/** The operations, of which `evaluate` and `evaluateUnknown` may fail with the refusals of any command. */
+/** Makes the operations. In their types `evaluate` and `evaluateUnknown` may fail with the refusals of every command. */
 export const makeOperations = <Name extends string, State, A extends Tagged, C extends Tagged, CI, E>(
   tag: Context.Tag<Instance<Name>, Service<State, A, C, E>>,
   definition: AggregateDefinition<State, A, C>,
@@ -55,6 +56,13 @@ export const makeOperations = <Name extends string, State, A extends Tagged, C e
     )
 
   return {
+    newId: Effect.map(
+      Effect.flatMap(HybridClock, ({ now }) => now),
+      (id) => {
+        definition.freshIds.add(definition.streams.streamId(id))
+        return id
+      }
+    ),
     evaluate: (id: string, command: C) =>
       operate(
         "evaluate",
