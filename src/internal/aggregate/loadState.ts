@@ -132,7 +132,7 @@ const isAt = (event: Event | undefined, { sequence, timestamp }: Snapshot): bool
   event !== undefined && event.sequence === sequence && event.timestamp === timestamp
 
 const warnIgnored = (name: string, { aggregateId, sequence }: Snapshot, why: string): Effect.Effect<void> =>
-  Effect.logWarning(`${name}: the snapshot of ${JSON.stringify(aggregateId)} at ${sequence} is passed over: ${why}`)
+  Effect.logWarning(`${name}: the snapshot of ${JSON.stringify(aggregateId)} at ${sequence} is ignored: ${why}`)
 
 const loadFrom = <State, A extends Tagged>(
   definition: AggregateDefinition<State, A>,
