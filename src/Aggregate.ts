@@ -6,34 +6,32 @@
  *
  * @since 0.1.0
  */
-import * as Context from "effect/Context"
 import type * as Duration from "effect/Duration"
-import * as Effect from "effect/Effect"
+import type * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Schedule from "effect/Schedule"
 import type * as Schema from "effect/Schema"
-import * as Stream from "effect/Stream"
+import type * as Stream from "effect/Stream"
 import type { StreamIds } from "./Event.js"
 import type { StreamPosition } from "./EventFeed.js"
-import { makeCommandInput } from "./internal/aggregate/commandInput.js"
 import { withConditions } from "./internal/aggregate/conditions.js"
-import { cacheLimits, define } from "./internal/aggregate/definition.js"
+import { compile } from "./internal/aggregate/definition.js"
 import type {
   AllowedError,
   BoundProjections,
   EventOf,
   NoSuch,
   RefusalSchemas,
-  StateOf,
-  Steps
+  StateOf
 } from "./internal/aggregate/handlerTypes.js"
-import type { Historic } from "./internal/aggregate/history.js"
-import { makeService, operating, type Service } from "./internal/aggregate/service.js"
-import { type HandlerContext, type HandlerError, type Tagged, tagOf } from "./internal/codec/eventCodec.js"
+import type { HistoricEvent } from "./internal/aggregate/history.js"
+import { makeOperations, serviceTag } from "./internal/aggregate/operations.js"
+import { makeService } from "./internal/aggregate/service.js"
+import { cacheLimits } from "./internal/aggregate/stateCache.js"
+import type { HandlerContext, HandlerError, Tagged } from "./internal/codec/eventCodec.js"
 import type { Projection } from "./Projection.js"
 import type { StoreAdapter } from "./StoreAdapter.js"
 import type { CommandIdReused, RetryCommand, StoreError, UnexpectedSequence, ValidationError } from "./StoreError.js"
-import { HybridClock } from "./Timestamp.js"
 
 /**
  * The state of an aggregate that a handler decides on, with the aggregate's id and sequence.
@@ -57,26 +55,29 @@ export interface Root<out State> {
 export interface Evaluated<out State, out A> {
   readonly state: State
   readonly sequence: number
+  /** The events as the handler returned them. (The state is folded from their stored form, decoded again, as in every load.) */
   readonly events: ReadonlyArray<A>
   /**
-   * The aggregate's id and sequence. Give it to `Subscription.waitFor` to read your own write in a table that a subscription keeps. It is
+   * The aggregate's id and sequence. Give it to `Subscription.waitFor` to read your own write in a table that a subscription writes. It is
    * plain JSON, so another node may wait for it, too.
    */
   readonly position: StreamPosition
   /**
-   * Whether the aggregate had handled the command of this id before (`withCommandId`), so that nothing was done now: there are no events,
-   * and the state is the current one. Always `false` for a command without an id.
+   * Whether the aggregate handled the command of this id before (`withCommandId`). Then there are no events, and the state is the current
+   * one. Always `false` for a command without an id.
    */
   readonly duplicate: boolean
 }
 
-/**
- * A stored event of an aggregate, decoded, with what is stored beside it.
- *
- * @since 0.1.0
- * @category models
- */
-export interface HistoricEvent<out A> extends Historic<A> {}
+export type {
+  /**
+   * A stored event of an aggregate, decoded, with its sequence, timestamp and metadata.
+   *
+   * @since 0.1.0
+   * @category models
+   */
+  HistoricEvent
+} from "./internal/aggregate/history.js"
 
 /**
  * The failures that a command of any aggregate can have. `withCommandId` and `withExpectedSequence` add one each.
@@ -148,19 +149,16 @@ export type Aggregate<
   readonly events: Schema.Schema<A, any>
   /** Its strong projections, bound to it: a rebuild or a subscription takes them. */
   readonly projections: BoundProjections<Projections>
-
+  /** The schema of its commands. */
+  readonly commands: Schema.Schema<C, CI>
+  /** The declared refusals, by command; `undefined` if none are declared. */
+  readonly refusals: Declared
   /** The `aggregateId` of its events in the store and in the feed: `Account/42` of the id `42`, or the id itself with `streams: "plain"`. */
   readonly streamId: (id: string) => string
 
-  /** The schema of the commands. */
-  readonly commands: Schema.Schema<C, CI>
-
-  /** The declared refusals, by command; `undefined` where none are declared. */
-  readonly refusals: Declared
-
   /**
-   * An id for a new aggregate: a timestamp, so ids rise with time. Any other text is an id, too, but the first command on an id made here
-   * does not read the store.
+   * A fresh id for a new aggregate: a timestamp, so ids rise with time. Any other text is an id, too, but the first command on it reads the
+   * store.
    */
   readonly newId: Effect.Effect<string>
 
@@ -186,8 +184,8 @@ export type Aggregate<
   >
 
   /**
-   * Decodes a command from JSON, and evaluates it. Input that is no command of this aggregate fails with a `ValidationError` that says what
-   * is wrong and where. (`evaluate` does not decode its command.) With `only`, every other command fails with a `ValidationError`, too,
+   * Decodes a command from JSON, and evaluates it. Input that is no command of this aggregate fails with a `ValidationError` that names each
+   * problem and its place. (`evaluate` does not decode its command.) With `only`, every other command fails with a `ValidationError`, too,
    * and the type has the refusals of the named commands alone.
    */
   readonly evaluateUnknown: <Only extends C["_tag"] = C["_tag"]>(
@@ -202,27 +200,21 @@ export type Aggregate<
 
   /** Whether the aggregate has events in the store. */
   readonly exists: (id: string) => Effect.Effect<boolean, ValidationError | StoreError, Instance<Name>>
-
   /** The cached state, or the state of the store if none is cached. A cached state may be older than the stored one. */
   readonly get: (id: string) => Effect.Effect<State, ValidationError | StoreError, Instance<Name>>
-
   /** The state of the store. An aggregate without events has the initial state. */
   readonly fetch: (id: string) => Effect.Effect<State, ValidationError | StoreError, Instance<Name>>
-
   /** The state of the store with its sequence, which is an `ETag` for `withExpectedSequence`. */
   readonly root: (id: string) => Effect.Effect<Root<State>, ValidationError | StoreError, Instance<Name>>
-
-  /**
-   * The state after the event of that sequence; the initial state at 0. A sequence beyond the last event fails with a `ValidationError`.
-   */
+  /** The state after the event of a sequence, or the initial state at 0. A sequence beyond the last is a `ValidationError`. */
   readonly replay: (id: string, sequence: number) => Effect.Effect<State, ValidationError | StoreError, Instance<Name>>
 
   /** Stores a snapshot of the state, so that loading begins there. It replaces a stored snapshot unless that one is newer. */
   readonly snapshot: (id: string) => Effect.Effect<void, ValidationError | StoreError, Instance<Name>>
 
   /**
-   * All events of the aggregate, in order, as they are stored when the stream is run. It reads page by page, so memory does not grow with
-   * the number of events. An event that can't be decoded ends it with `UnreadableEvent`, after those before it.
+   * All events that the aggregate has when the stream is run, in order. The stream reads page by page, so memory does not grow with the
+   * number of events. It fails with `UnreadableEvent` at the first event that can't be decoded, after the events before.
    */
   readonly history: (id: string) => Stream.Stream<HistoricEvent<A>, ValidationError | StoreError, Instance<Name>>
 
@@ -264,8 +256,8 @@ export interface Options<
   /** A step for each event. */
   readonly evolve: NoInfer<EvolveHandlers<State, A>>
   /**
-   * The schemas of the refusals, by command: classes of `Schema.TaggedError`. Where they are given, a handler that fails with anything else
-   * does not compile, except for failures of this library (a handler may evaluate other commands) and for `SqlError`.
+   * The schemas of the refusals, by command: classes of `Schema.TaggedError`. With them, a handler that fails with anything else does not
+   * compile, except for failures of this library (a handler may evaluate other commands) and for `SqlError`.
    */
   readonly refusals?: Declared | undefined
   /** Projections that are part of the transaction that commits the events. One that is `of` another aggregate is refused. */
@@ -273,12 +265,12 @@ export interface Options<
   /**
    * - `"byKind"`, the default: the stream of an aggregate is named by its kind and its id, `Account/42`, so aggregates of different kinds
    *   may share an id.
-   * - `"plain"`: ids are taken as they are, for logs that were written by other programs. Then aggregates of all kinds share their ids: an
-   *   id that is another kind's leads to its events. Subscriptions, projections and rebuilds know the aggregate's events by their types
-   *   alone, so types must differ between aggregates, and a filter by `aggregates` does not find them.
+   * - `"plain"`: the id is the name of the stream, for logs that were written by other programs. Then aggregates of all kinds share their
+   *   ids: an id of another kind leads to the events of that kind. Subscriptions, projections and rebuilds know the aggregate's events by
+   *   their types alone, so types must differ between aggregates, and a filter by `kinds` does not find them.
    */
   readonly streams?: StreamIds | undefined
-  /** Stores a snapshot whenever the sequence passes a multiple of this number; never by default. */
+  /** Stores a snapshot when the sequence passes a multiple of this number; never by default. */
   readonly snapshotEvery?: number | undefined
   /** Raise it when `evolve` returns other states under the same schema, because snapshots of another version are ignored. 1 by default. */
   readonly stateVersion?: number | undefined
@@ -299,29 +291,30 @@ export interface Options<
  * @category models
  */
 export interface CacheOptions {
-  /** The number of cached states; those used last stay. With 0 a state is cached only while commands wait. 10 000 by default. */
+  /** The number of cached states; the longest unused is discarded first. With 0 a state is cached only while commands wait. 10 000 by default. */
   readonly capacity?: number | undefined
   /** How long an unused state stays in the cache; 10 minutes by default. */
   readonly idleTimeToLive?: Duration.DurationInput | undefined
 }
 
-/**
- * The metadata of every event of a command: who asked, on whose behalf, why. All keys are the application's own, and are stored as they are
- * given. Set it around `evaluate`, by `Effect.provideService(Aggregate.Metadata, { userId })`.
- *
- * @since 0.1.0
- * @category references
- */
-export class Metadata extends Context.Reference<Metadata>()("effect-maestro/Aggregate/Metadata", {
-  defaultValue: (): Readonly<Record<string, unknown>> => ({})
-}) {}
+export {
+  /**
+   * The metadata of every event of a command: who asked, on whose behalf, why. All keys are the application's own, and are stored as they
+   * are given. Set it around `evaluate`, by `Effect.provideService(Aggregate.Metadata, { userId })`.
+   *
+   * @since 0.1.0
+   * @category references
+   */
+  Metadata
+} from "./internal/aggregate/metadata.js"
 
 /**
- * Gives a command an id: a key that its sender keeps for as long as it may send the command again. With an id, a command takes effect at
- * most once on its aggregate, however often and on however many nodes it is evaluated.
- * With the command's events a receipt is stored, in the same commit. If a receipt of the id is stored already, `evaluate` returns the
- * current state and `duplicate: true`. A refusal stores no receipt, so the command is decided again the next time. A decision of no events
- * stores the receipt alone, so the next time is a repetition.
+ * Gives a command an id: a key that its sender keeps as long as it may send the command again. With an id, a command takes effect at most
+ * once on its aggregate, however often and on however many nodes it is evaluated.
+ *
+ * A receipt is stored in the same commit as the command's events. If the receipt of the id is stored already, `evaluate` returns the current
+ * state and `duplicate: true`. A refusal stores no receipt, so the command is decided again the next time. A decision of no events stores
+ * the receipt alone.
  *
  * - The id belongs to one command. Another command of the same id, or the same command with other fields, fails with `CommandIdReused`.
  *   Commands are compared as their schema encodes them, so one that its schema can't encode is refused by a `ValidationError`. After a
@@ -354,12 +347,12 @@ export const withCommandId = (
   withConditions({ commandId })
 
 /**
- * Evaluates a command only while the aggregate is at this sequence, the one that its sender has seen: an `If-Match` of HTTP. Otherwise the
- * command fails with `UnexpectedSequence`, which is not tried again. With 0 the aggregate must have no events.
+ * Evaluates a command only while the aggregate is at this sequence, which its sender has seen: an `If-Match` of HTTP. Otherwise the command
+ * fails with `UnexpectedSequence`, which is not retried. With 0 the aggregate must have no events.
  *
- * The sequence is checked against the store, also where another commit comes first while the command is decided. A command with an id that
- * was handled before is a repetition, whatever the sequence. Put it directly around `evaluate`: commands that a handler or a projection
- * evaluates do not inherit it. A sequence that is no integer from 0 to `Event.maxSequence` is refused by a `ValidationError`.
+ * The sequence is checked against the store, also if another commit comes first while the command is decided. A command with an id that was
+ * handled before is a duplicate at any sequence. Put it directly around `evaluate`: commands that a handler or a projection evaluates do not
+ * inherit it. A sequence that is no integer from 0 to `Event.maxSequence` is refused by a `ValidationError`.
  *
  * @since 0.1.0
  * @category conditions
@@ -396,7 +389,8 @@ export const defaultRetry: Schedule.Schedule<unknown> = Schedule.exponential("2 
  * Defines an aggregate. Its name is its kind, and part of the identity of its aggregates: `Account` and `Payment` may both have one of id
  * `42`. So names must differ, and renaming an aggregate leaves its events behind.
  *
- * - A name is a text of 1 to 253 characters without `/`. It must not begin with `effect-maestro`.
+ * - A name is a text of 1 to 253 characters without `/`. It must not begin with `effect-maestro`. It is the key of the layer's service, so
+ *   an operation dies if the context has the layer of another aggregate of the name.
  * - An id is a text of at least 1 character. With the name and the `/` between them it has at most 255. Any other is a `ValidationError`
  *   of each operation.
  *
@@ -425,9 +419,7 @@ export const defaultRetry: Schedule.Schedule<unknown> = Schedule.exponential("2 
  *         ? new TooHigh({ limit: 10 })
  *         : Effect.succeed([new Increased({ by: command.by })])
  *   },
- *   evolve: {
- *     Increased: (state, event) => ({ count: state.count + event.by })
- *   }
+ *   evolve: { Increased: (state, event) => ({ count: state.count + event.by }) }
  * })
  *
  * export const program = Counter.evaluate("a", new Increase({ by: 3 })).pipe(
@@ -474,69 +466,33 @@ export const make = <
   type E = HandlerError<Decide[keyof Decide]> | Projection.Error<Projections[number]>
   type R = HandlerContext<Decide[keyof Decide]> | Projection.Context<Projections[number]>
   const streams = options.streams ?? "byKind"
-  /** Of all refusals only those of the command's own handler can come, and the failure of a condition only where it is set. */
+  /** A command fails only with the refusals of its own handler, and with the failure of a condition only if the condition is set. */
   type Evaluation<Tag extends C["_tag"]> = Effect.Effect<
     Evaluated<State, A>,
     HandlerError<Decide[Tag]> | Projection.Error<Projections[number]> | Failure,
     Instance<Name>
   >
-  const definition = define<State, StateEncoded, A, I, C, CI, E, R>(name, {
-    ...options,
-    streams,
-    // The compiler can't tell that `StateOf` of a type parameter is that type.
-    evolve: options.evolve as Steps<State>,
-    retry: options.retry ?? defaultRetry
-  })
-  const decodeCommand = makeCommandInput(`${name}.evaluateUnknown`, options.commands)
-  const tag = Context.GenericTag<Instance<Name>, Service<State, A, C, E>>(`effect-maestro/Instance/${name}`)
-
-  const operate = operating(name, tag)
+  const defaults = { streams, retry: options.retry ?? defaultRetry }
+  const definition = compile<State, StateEncoded, A, I, C, CI, E, R>(name, options, defaults)
+  const tag = serviceTag<Name, State, A, C, E>(name)
+  const operations = makeOperations(tag, definition, options.commands)
 
   return {
+    ...operations,
     name,
     streams,
     events: options.events,
-    // The same ones, in their order: what a mapped tuple type can't be told of `map`.
+    // The same projections in the same order, which the type of `map` does not say.
     projections: definition.projections as BoundProjections<Projections>,
     streamId: definition.streams.streamId,
     commands: options.commands,
     refusals: options.refusals as Declared,
-    newId: Effect.map(
-      Effect.flatMap(HybridClock, ({ now }) => now),
-      (id) => {
-        definition.minted.add(definition.streams.streamId(id))
-        return id
-      }
-    ),
-    evaluate: <K extends C>(id: string, command: K) =>
-      operate("evaluate")(
-        id,
-        (service) => service.evaluate(id, command),
-        () => ({ command: tagOf(command) })
-      ) as Evaluation<K["_tag"]>,
+    evaluate: <K extends C>(id: string, command: K) => operations.evaluate(id, command) as Evaluation<K["_tag"]>,
     evaluateUnknown: <Only extends C["_tag"] = C["_tag"]>(
       id: string,
       command: unknown,
       options?: { readonly only?: ReadonlyArray<Only> | undefined }
-    ) =>
-      operate("evaluateUnknown")(id, (service) =>
-        Effect.flatMap(decodeCommand(command, options?.only), (decoded) => service.evaluate(id, decoded))
-      ) as Evaluation<Only>,
-    exists: (id) => operate("exists")(id, (service) => service.exists(id)),
-    get: (id) => operate("get")(id, (service) => service.get(id)),
-    fetch: (id) => operate("fetch")(id, (service) => service.fetch(id)),
-    root: (id) => operate("root")(id, (service) => service.root(id)),
-    replay: (id, sequence) =>
-      operate("replay")(
-        id,
-        (service) => service.replay(id, sequence),
-        () => ({ sequence })
-      ),
-    snapshot: (id) => operate("snapshot")(id, (service) => service.snapshot(id)),
-    history: (id) =>
-      Stream.unwrap(Effect.map(tag, (service) => service.history(id))).pipe(
-        Stream.withSpan("Aggregate.history", { attributes: { "aggregate.name": name, "aggregate.id": id } })
-      ),
-    layer: Layer.scoped(tag, makeService(definition, cacheLimits(name, options.cache), Metadata))
+    ) => operations.evaluateUnknown(id, command, options?.only) as Evaluation<Only>,
+    layer: Layer.scoped(tag, makeService(definition, cacheLimits(name, options.cache)))
   }
 }

@@ -1,4 +1,4 @@
-/** The lifecycle of aggregates: the same on every store. */
+/** Commands, reads, snapshots and time stamps of aggregates, on every store. */
 import * as SqlClient from "@effect/sql/SqlClient"
 import { expect, it } from "@effect/vitest"
 import * as Arr from "effect/Array"
@@ -56,7 +56,7 @@ for (const [name, store] of Object.entries(stores)) {
   it.layer(layer, { timeout: 60_000 })(`Aggregate on ${name}`, (it) => {
     // --- evaluate ---
 
-    it.effect("evaluate: answers with state, sequence and events, and stores the events", () =>
+    it.effect("evaluate: returns the state, the sequence and the events, and stores the events", () =>
       Effect.gen(function* () {
         const id = yield* Account.newId
         expect(yield* Account.evaluate(id, new Open({ owner: "ann" }))).toEqual({
@@ -78,7 +78,7 @@ for (const [name, store] of Object.entries(stores)) {
       })
     )
 
-    it.scoped("evaluate: its position is what to wait for, here or elsewhere, to read one's own write", () =>
+    it.scoped("evaluate: a subscription has handled the command's events after waitFor of its position", () =>
       Effect.gen(function* () {
         const counted = new Map<string, number>()
         const count = Subscription.make(uniqueName("count"), {
@@ -86,7 +86,7 @@ for (const [name, store] of Object.entries(stores)) {
           handle: (event) => Effect.sync(() => counted.set(event.id, (counted.get(event.id) ?? 0) + 1))
         })
         const id = yield* Account.newId
-        // Of an aggregate without events there is nothing to wait for, not even a subscription that has never run.
+        // The position of an aggregate without events waits for nothing, not even for a subscription that has never run.
         const { position: nowhere } = yield* Account.evaluate(id, new Touch())
         yield* Subscription.waitFor(count.name, nowhere, "1 minute")
         yield* Layer.build(count.layer)
@@ -116,7 +116,7 @@ for (const [name, store] of Object.entries(stores)) {
       })
     )
 
-    it.effect("evaluate: a decision of no events stores nothing and answers with the state", () =>
+    it.effect("evaluate: a decision of no events stores nothing and returns the state", () =>
       Effect.gen(function* () {
         const id = yield* Account.newId
         expect(yield* Account.evaluate(id, new Touch())).toEqual({
@@ -138,7 +138,7 @@ for (const [name, store] of Object.entries(stores)) {
       })
     )
 
-    it.effect("evaluate: twenty commands at once on one aggregate all land, as 1 … 20", () =>
+    it.effect("evaluate: twenty concurrent commands on one aggregate are all stored, as 1 … 20", () =>
       Effect.gen(function* () {
         const id = yield* Account.newId
         const results = yield* Effect.forEach(
@@ -151,12 +151,12 @@ for (const [name, store] of Object.entries(stores)) {
       })
     )
 
-    it.scoped("evaluate: commands from several nodes at once are each applied once, on the state they meet", () =>
+    it.scoped("evaluate: concurrent commands from several nodes are each applied once, each on the current state", () =>
       Effect.gen(function* () {
         const nodes = yield* Effect.forEach(Arr.range(1, 4), () => aNode(Account.layer))
         const id = yield* Account.newId
         yield* Account.evaluate(id, new Deposit({ amount: 100 }))
-        // Ten withdrawals of 20 from 100: five can be granted, whoever comes first.
+        // Ten withdrawals of 20 from 100: five succeed, in any order.
         const results = yield* Effect.forEach(
           Arr.range(0, 9),
           (index) =>
@@ -170,7 +170,7 @@ for (const [name, store] of Object.entries(stores)) {
       })
     )
 
-    it.scoped("evaluate: who lost a race decides again, on what is new", () =>
+    it.scoped("evaluate: a command that lost a race is decided again on the new state", () =>
       Effect.gen(function* () {
         const store = yield* StoreAdapter.StoreAdapter
         const others = yield* Effect.context<Aggregate.Instance<"Account">>()
@@ -179,7 +179,7 @@ for (const [name, store] of Object.entries(stores)) {
         let commits = 0
         const node = yield* aNode(Account.layer, {
           ...store,
-          // Between this node's decision and its commit somebody else empties the account.
+          // Between this node's decision and its commit another node empties the account.
           commitAll: (events, projections) =>
             ++commits === 1
               ? Effect.zipRight(
@@ -234,7 +234,7 @@ for (const [name, store] of Object.entries(stores)) {
         const fiber = yield* Effect.fork(
           Effect.provide(Default.evaluate(yield* Account.newId, new Deposit({ amount: 1 })), node)
         )
-        // The store of Postgres needs real turns between the retries, and the retries need the clock.
+        // The store on Postgres needs macrotasks between the retries, and the retries need the clock.
         yield* Effect.repeat(Effect.zipRight(TestClock.adjust("100 millis"), macrotask), {
           until: () => Effect.map(Fiber.poll(fiber), Option.isSome)
         })
@@ -276,23 +276,26 @@ for (const [name, store] of Object.entries(stores)) {
       )
     }
 
-    it.scoped("evaluate: what can't be settled is CommitUnknown, whatever the last attempt said", () =>
-      Effect.gen(function* () {
-        const store = yield* StoreAdapter.StoreAdapter
-        let commits = 0
-        const node = yield* aNode(Account.layer, {
-          ...store,
-          commitAll: () => Effect.suspend(() => Effect.fail(failure(++commits === 1 ? "CommitUnknown" : "Unavailable")))
+    it.scoped(
+      "evaluate: a commit that can't be settled fails with CommitUnknown, also if the last attempt failed otherwise",
+      () =>
+        Effect.gen(function* () {
+          const store = yield* StoreAdapter.StoreAdapter
+          let commits = 0
+          const node = yield* aNode(Account.layer, {
+            ...store,
+            commitAll: () =>
+              Effect.suspend(() => Effect.fail(failure(++commits === 1 ? "CommitUnknown" : "Unavailable")))
+          })
+          const error = yield* Effect.flip(
+            Effect.provide(Account.evaluate(yield* Account.newId, new Deposit({ amount: 1 })), node)
+          )
+          expect(error).toMatchObject({ reason: "CommitUnknown" })
+          expect(commits).toBe(51)
         })
-        const error = yield* Effect.flip(
-          Effect.provide(Account.evaluate(yield* Account.newId, new Deposit({ amount: 1 })), node)
-        )
-        expect(error).toMatchObject({ reason: "CommitUnknown" })
-        expect(commits).toBe(51)
-      })
     )
 
-    it.scoped("evaluate: a failure that will not pass is not tried again", () =>
+    it.scoped("evaluate: a failure that is not transient is not retried", () =>
       Effect.gen(function* () {
         const store = yield* StoreAdapter.StoreAdapter
         let commits = 0
@@ -312,29 +315,31 @@ for (const [name, store] of Object.entries(stores)) {
       })
     )
 
-    it.effect("evaluate: interrupted while it waits its turn it does nothing, and the next goes on", () =>
-      Effect.gen(function* () {
-        const [started, go] = [yield* Deferred.make<void>(), yield* Deferred.make<void>()]
-        const Slow = Aggregate.make("Account", {
-          ...definition,
-          decide: {
-            ...definition.decide,
-            Touch: () => Effect.zipRight(Deferred.succeed(started, undefined), Effect.as(Deferred.await(go), []))
-          }
+    it.effect(
+      "evaluate: a command that is interrupted while it waits for the lock stores nothing, and the next one gets the lock",
+      () =>
+        Effect.gen(function* () {
+          const [started, go] = [yield* Deferred.make<void>(), yield* Deferred.make<void>()]
+          const Slow = Aggregate.make("Account", {
+            ...definition,
+            decide: {
+              ...definition.decide,
+              Touch: () => Effect.zipRight(Deferred.succeed(started, undefined), Effect.as(Deferred.await(go), []))
+            }
+          })
+          yield* Effect.gen(function* () {
+            const id = yield* Account.newId
+            const first = yield* Effect.fork(Slow.evaluate(id, new Touch()))
+            yield* Deferred.await(started)
+            const second = yield* Effect.fork(Slow.evaluate(id, new Deposit({ amount: 1 })))
+            const third = yield* Effect.fork(Slow.evaluate(id, new Deposit({ amount: 2 })))
+            yield* Effect.yieldNow()
+            expect(Exit.isInterrupted(yield* Fiber.interrupt(second))).toBe(true)
+            yield* Deferred.succeed(go, undefined)
+            yield* Fiber.join(first)
+            expect(yield* Fiber.join(third)).toMatchObject({ sequence: 1, state: { balance: 2 } })
+          }).pipe(Effect.provide(Slow.layer))
         })
-        yield* Effect.gen(function* () {
-          const id = yield* Account.newId
-          const first = yield* Effect.fork(Slow.evaluate(id, new Touch()))
-          yield* Deferred.await(started)
-          const second = yield* Effect.fork(Slow.evaluate(id, new Deposit({ amount: 1 })))
-          const third = yield* Effect.fork(Slow.evaluate(id, new Deposit({ amount: 2 })))
-          yield* Effect.yieldNow()
-          expect(Exit.isInterrupted(yield* Fiber.interrupt(second))).toBe(true)
-          yield* Deferred.succeed(go, undefined)
-          yield* Fiber.join(first)
-          expect(yield* Fiber.join(third)).toMatchObject({ sequence: 1, state: { balance: 2 } })
-        }).pipe(Effect.provide(Slow.layer))
-      })
     )
 
     it.effect("evaluate: an event that its own schema can't encode is a ValidationError, and nothing is stored", () =>
@@ -361,7 +366,7 @@ for (const [name, store] of Object.entries(stores)) {
           const error = yield* Effect.flip(Gauge.evaluate(id, invalid))
           expect(error).toMatchObject({ _tag: "ValidationError", issues: [{ index: 1, path: ["value"] }] })
           expect(yield* headOf(id, Gauge)).toBe(0)
-          // A state that is a number has its snapshots too.
+          // A state that is a number has snapshots, too.
           yield* Gauge.evaluate(id, new Measure({ value: 7 }))
           yield* Gauge.snapshot(id)
           expect(yield* Gauge.fetch(id)).toBe(7)
@@ -369,7 +374,7 @@ for (const [name, store] of Object.entries(stores)) {
       })
     )
 
-    it.effect("evaluate: an id that is none, and a command that is none, is a ValidationError", () =>
+    it.effect("evaluate: an invalid id, and an unknown command, is a ValidationError", () =>
       Effect.gen(function* () {
         for (const id of ["", "x".repeat(256), "a\0"]) {
           const error = yield* Effect.flip(Account.evaluate(id, new Deposit({ amount: 1 })))
@@ -382,7 +387,7 @@ for (const [name, store] of Object.entries(stores)) {
       })
     )
 
-    it.effect("evaluateUnknown: decodes a command, and refuses what is none by a ValidationError that says where", () =>
+    it.effect("evaluateUnknown: decodes a command, and fails with a ValidationError that names the wrong field", () =>
       Effect.gen(function* () {
         const id = yield* Account.newId
         expect(yield* Account.evaluateUnknown(id, { _tag: "Deposit", amount: 5 })).toMatchObject({ sequence: 1 })
@@ -403,50 +408,54 @@ for (const [name, store] of Object.entries(stores)) {
       })
     )
 
-    it.effect("evaluate: events carry the metadata set around it, as it is, a key `aggregate` too", () =>
-      Effect.gen(function* () {
-        const id = yield* Account.newId
-        const metadata = { userId: "u1", aggregate: "the application's own", kind: "k", id: "i" }
-        yield* Account.evaluate(id, new Deposit({ amount: 1 })).pipe(
-          Effect.provideService(Aggregate.Metadata, metadata)
-        )
-        const [stored] = yield* Effect.flatMap(StoreAdapter.StoreAdapter, (adapter) =>
-          adapter.getEvents(Account.streamId(id), 1)
-        )
-        expect(stored?.metadata).toEqual(metadata)
-        expect(yield* Account.fetch(id)).toEqual({ owner: null, balance: 1 })
-      })
+    it.effect(
+      "evaluate: events have the metadata that was set around the command, unchanged, also under the key `aggregate`",
+      () =>
+        Effect.gen(function* () {
+          const id = yield* Account.newId
+          const metadata = { userId: "u1", aggregate: "the application's own", kind: "k", id: "i" }
+          yield* Account.evaluate(id, new Deposit({ amount: 1 })).pipe(
+            Effect.provideService(Aggregate.Metadata, metadata)
+          )
+          const [stored] = yield* Effect.flatMap(StoreAdapter.StoreAdapter, (adapter) =>
+            adapter.getEvents(Account.streamId(id), 1)
+          )
+          expect(stored?.metadata).toEqual(metadata)
+          expect(yield* Account.fetch(id)).toEqual({ owner: null, balance: 1 })
+        })
     )
 
     // --- projections ---
 
-    it.effect("projections: run for each event of a command, and fail it with their own failure", () =>
-      Effect.gen(function* () {
-        class Blocked extends Schema.TaggedError<Blocked>()("Blocked", {}) {}
-        const log: Array<string> = []
-        const Audit = Projection.make({
-          name: "audit",
-          events: Schema.Union(Deposited, Withdrawn),
-          project: {
-            Deposited: (event, { id, kind, sequence }) =>
-              Effect.sync(() => log.push(`${kind} ${id} ${sequence} +${event.amount}`)),
-            Withdrawn: (event) => (event.amount > 5 ? new Blocked() : Effect.void)
-          }
+    it.effect(
+      "projections: each event of a command is projected, and a projection's failure is the command's failure",
+      () =>
+        Effect.gen(function* () {
+          class Blocked extends Schema.TaggedError<Blocked>()("Blocked", {}) {}
+          const log: Array<string> = []
+          const Audit = Projection.make({
+            name: "audit",
+            events: Schema.Union(Deposited, Withdrawn),
+            project: {
+              Deposited: (event, { id, kind, sequence }) =>
+                Effect.sync(() => log.push(`${kind} ${id} ${sequence} +${event.amount}`)),
+              Withdrawn: (event) => (event.amount > 5 ? new Blocked() : Effect.void)
+            }
+          })
+          const Audited = Aggregate.make("Account", { ...definition, projections: [Audit] })
+          yield* Effect.gen(function* () {
+            const id = yield* Audited.newId
+            yield* Audited.evaluate(id, new Open({ owner: "ann" }))
+            yield* Audited.evaluate(id, new Deposit({ amount: 10 }))
+            yield* Audited.evaluate(id, new Withdraw({ amount: 1 }))
+            expect(yield* Effect.flip(Audited.evaluate(id, new Withdraw({ amount: 6 })))).toEqual(new Blocked())
+            expect(log).toEqual([`Account ${id} 2 +10`])
+            expect(yield* headOf(id)).toBe(3)
+          }).pipe(Effect.provide(Audited.layer))
         })
-        const Audited = Aggregate.make("Account", { ...definition, projections: [Audit] })
-        yield* Effect.gen(function* () {
-          const id = yield* Audited.newId
-          yield* Audited.evaluate(id, new Open({ owner: "ann" }))
-          yield* Audited.evaluate(id, new Deposit({ amount: 10 }))
-          yield* Audited.evaluate(id, new Withdraw({ amount: 1 }))
-          expect(yield* Effect.flip(Audited.evaluate(id, new Withdraw({ amount: 6 })))).toEqual(new Blocked())
-          expect(log).toEqual([`Account ${id} 2 +10`])
-          expect(yield* headOf(id)).toBe(3)
-        }).pipe(Effect.provide(Audited.layer))
-      })
     )
 
-    it.effect("projections: one that evaluates a command on another aggregate makes it part of the commit", () =>
+    it.effect("projections: a command that a projection evaluates on another aggregate is part of the commit", () =>
       Effect.gen(function* () {
         const other = yield* Account.newId
         const Mirror = Projection.make({
@@ -458,7 +467,7 @@ for (const [name, store] of Object.entries(stores)) {
           name: "failing",
           project: ({ sequence }) => (sequence === 2 ? Effect.fail("no" as const) : Effect.void)
         }
-        const Mirrored = Aggregate.make("Account", { ...definition, projections: [Mirror, failing] })
+        const Mirrored = Aggregate.make("Mirrored", { ...definition, projections: [Mirror, failing] })
         yield* Effect.gen(function* () {
           const id = yield* Account.newId
           yield* Mirrored.evaluate(id, new Deposit({ amount: 7 }))
@@ -471,15 +480,17 @@ for (const [name, store] of Object.entries(stores)) {
 
     // --- reading ---
 
-    it.scoped("get, fetch: the state of the store, whoever wrote it; the initial state before the first event", () =>
-      Effect.gen(function* () {
-        const id = yield* Account.newId
-        expect(yield* Account.fetch(id)).toEqual(definition.initialState)
-        expect(yield* Account.get(id)).toEqual(definition.initialState)
-        const node = yield* aNode(Account.layer)
-        yield* Effect.provide(Account.evaluate(id, new Deposit({ amount: 3 })), node)
-        expect(yield* Account.fetch(id)).toEqual({ owner: null, balance: 3 })
-      })
+    it.scoped(
+      "get, fetch: the state of the store, also after another node's command; the initial state before the first event",
+      () =>
+        Effect.gen(function* () {
+          const id = yield* Account.newId
+          expect(yield* Account.fetch(id)).toEqual(definition.initialState)
+          expect(yield* Account.get(id)).toEqual(definition.initialState)
+          const node = yield* aNode(Account.layer)
+          yield* Effect.provide(Account.evaluate(id, new Deposit({ amount: 3 })), node)
+          expect(yield* Account.fetch(id)).toEqual({ owner: null, balance: 3 })
+        })
     )
 
     const replaysEach = <Name extends string>(aggregate: Depositable<Name>) =>
@@ -499,7 +510,7 @@ for (const [name, store] of Object.entries(stores)) {
     it.effect("replay: the state at every sequence, without snapshots", () => replaysEach(Account))
     it.effect("replay: the state at every sequence, with snapshots", () => replaysEach(SavingsAccount))
 
-    it.effect("a stream longer than a page is read whole, in pages", () =>
+    it.effect("a stream longer than a page is read completely, in pages", () =>
       Effect.gen(function* () {
         const store = yield* StoreAdapter.StoreAdapter
         const { now } = yield* Timestamp.HybridClock
@@ -536,7 +547,7 @@ for (const [name, store] of Object.entries(stores)) {
             })
         })
         expect(yield* Effect.provide(Watched.fetch(id), paged)).toEqual({ owner: null, balance: 5_501 })
-        // While a page is folded the next one is looked for, and no more.
+        // While one page is folded the next page is read, and no further one.
         expect(steps).toEqual([
           "read 1 to 500",
           "read 501 to 3000",
@@ -554,41 +565,43 @@ for (const [name, store] of Object.entries(stores)) {
       }).pipe(Effect.scoped)
     )
 
-    it.effect("the next page is not looked for any longer when this one can't be read, or nobody waits", () =>
-      Effect.gen(function* () {
-        const store = yield* StoreAdapter.StoreAdapter
-        const id = yield* Account.newId
-        const types = ["Closed", "Deposited"]
-        for (const type of types) {
-          const asked = yield* Deferred.make<void>()
-          const gone = yield* Deferred.make<void>()
-          const page = Arr.makeBy(500, (index) => ({
-            timestamp: Timestamp.fromParts({ millis: index, counter: 0, node: 0n }),
-            aggregateId: Account.streamId(id),
-            sequence: index + 1,
-            type,
-            body: { amount: 1 },
-            metadata: {}
-          }))
-          const node = yield* aNode(Account.layer, {
-            ...store,
-            getEvents: (_, from) =>
-              from === 1
-                ? Effect.succeed(page)
-                : Effect.onInterrupt(Effect.zipRight(Deferred.succeed(asked, undefined), Effect.never), () =>
-                    Deferred.succeed(gone, undefined)
-                  )
-          })
-          const loading = yield* Effect.fork(Effect.flip(Effect.provide(Account.fetch(id), node)))
-          yield* Deferred.await(asked)
-          if (type === "Closed") expect(yield* Fiber.join(loading)).toMatchObject({ reason: "UnreadableEvent", type })
-          else yield* Fiber.interrupt(loading)
-          expect(yield* Deferred.isDone(gone)).toBe(true)
-        }
-      }).pipe(Effect.scoped)
+    it.effect(
+      "reading the next page is interrupted when the current page can't be decoded, or the caller is interrupted",
+      () =>
+        Effect.gen(function* () {
+          const store = yield* StoreAdapter.StoreAdapter
+          const id = yield* Account.newId
+          const types = ["Closed", "Deposited"]
+          for (const type of types) {
+            const asked = yield* Deferred.make<void>()
+            const gone = yield* Deferred.make<void>()
+            const page = Arr.makeBy(500, (index) => ({
+              timestamp: Timestamp.fromParts({ millis: index, counter: 0, node: 0n }),
+              aggregateId: Account.streamId(id),
+              sequence: index + 1,
+              type,
+              body: { amount: 1 },
+              metadata: {}
+            }))
+            const node = yield* aNode(Account.layer, {
+              ...store,
+              getEvents: (_, from) =>
+                from === 1
+                  ? Effect.succeed(page)
+                  : Effect.onInterrupt(Effect.zipRight(Deferred.succeed(asked, undefined), Effect.never), () =>
+                      Deferred.succeed(gone, undefined)
+                    )
+            })
+            const loading = yield* Effect.fork(Effect.flip(Effect.provide(Account.fetch(id), node)))
+            yield* Deferred.await(asked)
+            if (type === "Closed") expect(yield* Fiber.join(loading)).toMatchObject({ reason: "UnreadableEvent", type })
+            else yield* Fiber.interrupt(loading)
+            expect(yield* Deferred.isDone(gone)).toBe(true)
+          }
+        }).pipe(Effect.scoped)
     )
 
-    // --- what can't be read ---
+    // --- unreadable events ---
 
     it.effect("an event of an unknown type, or with a wrong body, fails with aggregate, sequence and type", () =>
       Effect.gen(function* () {
@@ -615,7 +628,7 @@ for (const [name, store] of Object.entries(stores)) {
     // --- snapshots ---
 
     it.effect(
-      "snapshots: one is stored whenever the stream passes a multiple of snapshotEvery, and loading begins there",
+      "snapshots: one is stored when the stream passes a multiple of snapshotEvery, and loading begins there",
       () =>
         Effect.gen(function* () {
           const store = yield* StoreAdapter.StoreAdapter
@@ -642,7 +655,7 @@ for (const [name, store] of Object.entries(stores)) {
         }).pipe(Effect.scoped)
     )
 
-    it.effect("snapshot: stores one now; of an aggregate without events there is nothing to store", () =>
+    it.effect("snapshot: stores a snapshot immediately, but none of an aggregate without events", () =>
       Effect.gen(function* () {
         const store = yield* StoreAdapter.StoreAdapter
         const id = yield* Account.newId
@@ -662,14 +675,14 @@ for (const [name, store] of Object.entries(stores)) {
       })
     )
 
-    it.effect("snapshots: one of another version or schema, and one that can't be decoded, is passed over", () =>
+    it.effect("snapshots: one of another version or schema, and one that can't be decoded, is ignored", () =>
       Effect.gen(function* () {
         const store = yield* StoreAdapter.StoreAdapter
         const id = yield* Account.newId
         for (const amount of [1, 2, 3]) yield* Account.evaluate(id, new Deposit({ amount }))
         yield* Account.snapshot(id)
         const good = Option.getOrThrow(yield* store.getSnapshot(Account.streamId(id), 0))
-        // Doubles what it should not, to be noticed; and counts on.
+        // It doubles deposits, so that a state folded by it differs from a state of the snapshot.
         const evolve = {
           ...definition.evolve,
           Deposited: (state: typeof definition.state.Type, event: Deposited) => ({
@@ -707,7 +720,7 @@ for (const [name, store] of Object.entries(stores)) {
       })
     )
 
-    it.scoped("snapshots: one that can't be written does not fail the command", () =>
+    it.scoped("snapshots: a snapshot that can't be stored does not fail the command", () =>
       Effect.gen(function* () {
         const store = yield* StoreAdapter.StoreAdapter
         const node = yield* aNode(SavingsAccount.layer, {
@@ -728,7 +741,7 @@ for (const [name, store] of Object.entries(stores)) {
 
     // --- time ---
 
-    it.scoped("timestamps rise along an aggregate though a node's clock is behind, from a snapshot on too", () =>
+    it.scoped("timestamps rise along an aggregate even if a node's clock is behind, also after a snapshot", () =>
       Effect.gen(function* () {
         const store = yield* StoreAdapter.StoreAdapter
         const id = yield* SavingsAccount.newId
@@ -747,7 +760,7 @@ for (const [name, store] of Object.entries(stores)) {
       })
     )
 
-    it.scoped("an event from further ahead than the clock allows is ClockDrift for a command, and can be read", () =>
+    it.scoped("after an event that is too far in the future a command fails with ClockDrift, and reads succeed", () =>
       Effect.gen(function* () {
         const id = yield* Account.newId
         yield* TestClock.setTime(7_200_000)
@@ -768,7 +781,7 @@ for (const [name, store] of Object.entries(stores)) {
     )
 
     if (name.includes("Postgres")) {
-      it.effect("caller's transaction: commands in one that rolls back leave nothing, in one that commits all", () =>
+      it.effect("caller's transaction: a rollback discards all its commands, and a commit stores all of them", () =>
         Effect.gen(function* () {
           const sql = Option.getOrThrow(yield* Effect.serviceOption(SqlClient.SqlClient))
           const [a, b] = [yield* Account.newId, yield* SavingsAccount.newId]
@@ -788,7 +801,7 @@ for (const [name, store] of Object.entries(stores)) {
         })
       )
 
-      it.effect("caller's transaction: it does not wait for a command that waits for it", () =>
+      it.effect("caller's transaction: it does not wait for the lock of a command that waits for the transaction", () =>
         Effect.gen(function* () {
           const sql = Option.getOrThrow(yield* Effect.serviceOption(SqlClient.SqlClient))
           const id = yield* Account.newId
@@ -799,7 +812,7 @@ for (const [name, store] of Object.entries(stores)) {
           yield* sql.withTransaction(
             Effect.gen(function* () {
               yield* Account.evaluate(id, new Deposit({ amount: 1 }))
-              // The fiber outside takes its turn on the aggregate, and waits in the database for this transaction.
+              // The fiber outside acquires the aggregate's lock, and waits in the database for this transaction.
               yield* Deferred.succeed(go, undefined)
               yield* Effect.repeatN(macrotask, 50)
               yield* Account.evaluate(id, new Deposit({ amount: 3 }))
@@ -810,7 +823,7 @@ for (const [name, store] of Object.entries(stores)) {
         })
       )
 
-      it.effect("a projection's tables are written with the events, through the SqlClient of the layer", () =>
+      it.effect("a projection writes its tables in the transaction of the events, by the SqlClient of the layer", () =>
         Effect.gen(function* () {
           const sql = Option.getOrThrow(yield* Effect.serviceOption(SqlClient.SqlClient))
           const table = sql(uniqueName("balances"))
@@ -846,7 +859,7 @@ for (const [name, store] of Object.entries(stores)) {
   })
 }
 
-it.effect("a state may be null, and become it", () =>
+it.effect("a state may be null, at first and later", () =>
   Effect.gen(function* () {
     class Set extends Schema.TaggedClass<Set>()("Set", { value: Schema.NullOr(Schema.String) }) {}
     const Cell = Aggregate.make("Cell", {
@@ -866,7 +879,7 @@ it.effect("a state may be null, and become it", () =>
   })
 )
 
-it("a definition that lacks a handler, or has a senseless number, is refused when it is made", () => {
+it("an aggregate without a handler for a command, or with an invalid number, is refused when it is made", () => {
   const { Touch: _, ...decide } = definition.decide
   // @ts-expect-error a command without a decision
   expect(() => Aggregate.make("Account", { ...definition, decide })).toThrow(
@@ -901,7 +914,37 @@ it("a definition that lacks a handler, or has a senseless number, is refused whe
   )
 })
 
-// --- what the cases are made of ---
+it("an initial state that the schema of the state can't encode is refused when the aggregate is made", () => {
+  const rest = { events: Deposited, commands: Deposit, decide: { Deposit: () => Effect.succeed([]) } }
+  const makeNumber = <I>(state: Schema.Schema<number, I>, initialState: number) =>
+    Aggregate.make("Account", { ...rest, state, initialState, evolve: { Deposited: (balance) => balance } })
+  expect(() => makeNumber(Schema.Int, 1.5)).toThrow(
+    new TypeError(
+      "initialState of Account can't be encoded by the schema of the state, so no snapshot of it could be stored: Int\n└─ Predicate refinement failure\n   └─ Expected an integer, actual 1.5"
+    )
+  )
+  makeNumber(Schema.Int, 1)
+  makeNumber(Schema.NumberFromString, 1)
+  // A schema that must wait to encode can't be checked, and neither can one that is not defined yet.
+  const waiting = Schema.transformOrFail(Schema.String, Schema.Number, {
+    decode: () => Effect.as(Effect.yieldNow(), 1),
+    encode: () => Effect.as(Effect.yieldNow(), "1")
+  })
+  makeNumber(waiting, 1)
+  Aggregate.make("Account", {
+    ...rest,
+    state: Schema.Struct({ waits: Schema.Array(waiting) }),
+    initialState: { waits: [1] },
+    evolve: { Deposited: (state) => state }
+  })
+  makeNumber(
+    Schema.suspend((): Schema.Schema<number> => later),
+    1.5
+  )
+  const later = Schema.Int
+})
+
+// --- helpers ---
 
 interface Depositable<Name extends string> {
   readonly newId: Effect.Effect<string>
@@ -923,7 +966,7 @@ const headOf = (
     Effect.map(store.getEvents(streamId(id), 1), (events) => events.length)
   )
 
-/** An event that no aggregate wrote. */
+/** Stores an event directly, not by an aggregate. */
 const raw = (event: Pick<Event.Event, "aggregateId" | "sequence" | "type" | "body">) =>
   Effect.gen(function* () {
     const { now } = yield* Timestamp.HybridClock

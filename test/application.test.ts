@@ -1,11 +1,11 @@
-/** The whole application of the examples starts, answers over HTTP, and ends when it is asked to. */
+/** The application of the examples starts, answers HTTP requests, and ends on SIGTERM. */
 import { spawn } from "node:child_process"
 import { once } from "node:events"
 import { fileURLToPath } from "node:url"
 import { expect, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 
-/** The example as a process of its own, on a free port. It is killed with the scope. */
+/** Runs the example in its own process, on a free port. The scope kills the process. */
 const start = Effect.acquireRelease(
   Effect.promise(async () => {
     const child = spawn(
@@ -13,7 +13,7 @@ const start = Effect.acquireRelease(
       ["--import", "tsx", fileURLToPath(new URL("../examples/application/main.ts", import.meta.url))],
       { stdio: ["ignore", "pipe", "inherit"], env: { ...process.env, PORT: "0", DATABASE_URL: undefined } }
     )
-    // It goes on reading: the application writes a line for each request.
+    // It reads all output, because the application writes a line for each request, and would wait on a full pipe.
     const port = await new Promise<string>((resolve, reject) => {
       let text = ""
       child.stdout.on("data", (data) => {
@@ -28,7 +28,7 @@ const start = Effect.acquireRelease(
   ({ child }) => Effect.sync(() => child.kill("SIGKILL"))
 )
 
-it.scopedLive("the application of the examples answers over HTTP, and ends on SIGTERM", () =>
+it.scopedLive("the application of the examples answers HTTP requests, and ends on SIGTERM", () =>
   Effect.gen(function* () {
     const { child, url } = yield* start
     const ask = (path: string, body?: object) =>

@@ -1,4 +1,4 @@
-/** What the import of chess games refuses. */
+/** The import of chess games refuses games that it can't replay. */
 
 import { NodeTerminal } from "@effect/platform-node"
 import { expect, it } from "@effect/vitest"
@@ -29,7 +29,7 @@ const game = (white: string, variant: string | undefined) =>
   ].join("\n")
 
 it.live(
-  "games of a variant are refused by its name, and nothing of them is stored",
+  "a game of a chess variant is refused with the variant's name, and stores nothing",
   () =>
     Effect.gen(function* () {
       const variants = [undefined, "Standard", "From Position", "Chess960", "chess 960", "Atomic"]

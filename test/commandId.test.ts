@@ -1,4 +1,4 @@
-/** A command with an id takes effect once, on every store, whatever happens between its evaluations. */
+/** A command with an id takes effect once, on every store, also after failures, interruptions and restarts. */
 import * as SqlClient from "@effect/sql/SqlClient"
 import { expect, it } from "@effect/vitest"
 import * as Arr from "effect/Array"
@@ -48,7 +48,7 @@ for (const [name, store] of Object.entries(stores)) {
     Layer.provideMerge(store)
   )
   it.layer(layer, { timeout: 60_000 })(`Commands with an id on ${name}`, (it) => {
-    it.effect("twice in a row: the second is told that it was done before, and where the aggregate stands", () =>
+    it.effect("evaluated twice, the second result is a duplicate with the current state and sequence", () =>
       Effect.gen(function* () {
         const id = yield* Account.newId
         const command = Account.evaluate(id, new Deposit({ amount: 10 })).pipe(Aggregate.withCommandId("c"))
@@ -73,7 +73,7 @@ for (const [name, store] of Object.entries(stores)) {
       })
     )
 
-    it.effect("the receipt tells command, aggregate and sequence, and is no event of the aggregate", () =>
+    it.effect("the receipt has command, aggregate and sequence, and is no event of the aggregate", () =>
       Effect.gen(function* () {
         const id = yield* Account.newId
         const after = yield* EventFeed.head
@@ -93,7 +93,7 @@ for (const [name, store] of Object.entries(stores)) {
       })
     )
 
-    it.effect("twenty at once: one takes effect, and all are answered", () =>
+    it.effect("of twenty concurrent evaluations one takes effect, and all succeed", () =>
       Effect.gen(function* () {
         const id = yield* Account.newId
         const answers = yield* Effect.replicateEffect(
@@ -107,37 +107,39 @@ for (const [name, store] of Object.entries(stores)) {
       })
     )
 
-    it.effect("different ids at once, twice each, among commands without: all land, in turns", () =>
-      Effect.gen(function* () {
-        const { retry: _, ...rest } = definition
-        const Impatient = Aggregate.make("Account", rest)
-        const store = yield* StoreAdapter.StoreAdapter
-        let conflicts = 0
-        const node = yield* aNode(Impatient.layer, {
-          ...store,
-          commitAll: (events, projections) =>
-            Effect.tapError(store.commitAll(events, projections), (error) =>
-              Effect.sync(() => {
-                if (error instanceof StoreError.RetryCommand) conflicts++
-              })
-            )
-        })
-        const id = yield* Account.newId
-        yield* Effect.forEach(
-          Arr.range(0, 59),
-          (index) => {
-            const deposit = Impatient.evaluate(id, new Deposit({ amount: 1 }))
-            return index % 3 === 0 ? deposit : Aggregate.withCommandId(`c${Math.floor(index / 3)}`)(deposit)
-          },
-          { concurrency: "unbounded" }
-        ).pipe(Effect.provide(node))
-        expect(yield* amounts(id)).toHaveLength(40)
-        // A receipt that is there is found by a conflict, before the aggregate's own events are looked at or after: never more than that.
-        expect(conflicts).toBeLessThanOrEqual(20)
-      }).pipe(Effect.scoped)
+    it.effect(
+      "concurrent commands of different ids, twice each, and commands without an id: each takes effect once",
+      () =>
+        Effect.gen(function* () {
+          const { retry: _, ...rest } = definition
+          const Impatient = Aggregate.make("Account", rest)
+          const store = yield* StoreAdapter.StoreAdapter
+          let conflicts = 0
+          const node = yield* aNode(Impatient.layer, {
+            ...store,
+            commitAll: (events, projections) =>
+              Effect.tapError(store.commitAll(events, projections), (error) =>
+                Effect.sync(() => {
+                  if (error instanceof StoreError.RetryCommand) conflicts++
+                })
+              )
+          })
+          const id = yield* Account.newId
+          yield* Effect.forEach(
+            Arr.range(0, 59),
+            (index) => {
+              const deposit = Impatient.evaluate(id, new Deposit({ amount: 1 }))
+              return index % 3 === 0 ? deposit : Aggregate.withCommandId(`c${Math.floor(index / 3)}`)(deposit)
+            },
+            { concurrency: "unbounded" }
+          ).pipe(Effect.provide(node))
+          expect(yield* amounts(id)).toHaveLength(40)
+          // Each duplicate finds the receipt by one conflict at most.
+          expect(conflicts).toBeLessThanOrEqual(20)
+        }).pipe(Effect.scoped)
     )
 
-    it.scoped("from several nodes at once: one takes effect", () =>
+    it.scoped("of concurrent evaluations on several nodes one takes effect", () =>
       Effect.gen(function* () {
         const nodes = yield* Effect.replicateEffect(aNode(Account.layer), 4)
         const id = yield* Account.newId
@@ -148,13 +150,13 @@ for (const [name, store] of Object.entries(stores)) {
             Account.evaluate(id, new Withdraw({ amount: 60 })).pipe(Aggregate.withCommandId("c"), Effect.provide(node)),
           { concurrency: "unbounded" }
         )
-        // Without the id eleven of them would have been refused.
+        // Without the id eleven of the commands would have been refused.
         expect(answers.filter(({ duplicate }) => !duplicate)).toHaveLength(1)
         expect(yield* amounts(id)).toEqual([100, 60])
       })
     )
 
-    it.effect("a command that the state refuses since it has taken effect is a repetition, not a refusal", () =>
+    it.effect("a command that is refused because it has taken effect before is a duplicate", () =>
       Effect.gen(function* () {
         const id = yield* Account.newId
         const open = Account.evaluate(id, new Open({ owner: "ann" })).pipe(Aggregate.withCommandId("c"))
@@ -163,7 +165,7 @@ for (const [name, store] of Object.entries(stores)) {
       })
     )
 
-    it.effect("a refusal stores nothing, and is decided again", () =>
+    it.effect("a refusal stores no receipt, so the command is decided again", () =>
       Effect.gen(function* () {
         const id = yield* Account.newId
         const after = yield* EventFeed.head
@@ -177,7 +179,7 @@ for (const [name, store] of Object.entries(stores)) {
       })
     )
 
-    it.effect("a decision of no events is done, too", () =>
+    it.effect("a decision of no events stores a receipt", () =>
       Effect.gen(function* () {
         const id = yield* Account.newId
         const after = yield* EventFeed.head
@@ -199,7 +201,7 @@ for (const [name, store] of Object.entries(stores)) {
     )
 
     it.effect(
-      "an id that is none is a ValidationError; one as long as it may be works on an aggregate of a long id",
+      "an invalid command id is a ValidationError, and the longest valid one works on an aggregate of a long id",
       () =>
         Effect.gen(function* () {
           const id = `${yield* Account.newId}${"é".repeat(211)}`
@@ -215,40 +217,38 @@ for (const [name, store] of Object.entries(stores)) {
         })
     )
 
-    // --- what goes wrong ---
+    // --- failures ---
 
     for (const [what, stores] of [
       ["that was stored", true],
       ["that was not stored", false]
     ] as const) {
-      it.scoped(
-        `a commit of unknown outcome ${what} is settled, and the command repeated afterwards does nothing`,
-        () =>
-          Effect.gen(function* () {
-            const store = yield* StoreAdapter.StoreAdapter
-            const id = yield* Account.newId
-            let commits = 0
-            const node = yield* aNode(Account.layer, {
-              ...store,
-              commitAll: (events, projections) =>
-                Effect.suspend(() =>
-                  ++commits > 2
-                    ? store.commitAll(events, projections)
-                    : Effect.zipRight(
-                        stores ? store.commitAll(events, projections) : Effect.void,
-                        Effect.fail(failure("CommitUnknown"))
-                      )
-                )
-            })
-            const deposit = Account.evaluate(id, new Deposit({ amount: 1 })).pipe(Aggregate.withCommandId("c"))
-            expect(yield* Effect.provide(deposit, node)).toMatchObject({ duplicate: false, sequence: 1 })
-            expect(commits).toBe(3)
-            expect(yield* deposit).toMatchObject({ duplicate: true, sequence: 1 })
-            expect(yield* amounts(id)).toEqual([1])
+      it.scoped(`a commit of unknown outcome ${what} is settled, and the command is a duplicate afterwards`, () =>
+        Effect.gen(function* () {
+          const store = yield* StoreAdapter.StoreAdapter
+          const id = yield* Account.newId
+          let commits = 0
+          const node = yield* aNode(Account.layer, {
+            ...store,
+            commitAll: (events, projections) =>
+              Effect.suspend(() =>
+                ++commits > 2
+                  ? store.commitAll(events, projections)
+                  : Effect.zipRight(
+                      stores ? store.commitAll(events, projections) : Effect.void,
+                      Effect.fail(failure("CommitUnknown"))
+                    )
+              )
           })
+          const deposit = Account.evaluate(id, new Deposit({ amount: 1 })).pipe(Aggregate.withCommandId("c"))
+          expect(yield* Effect.provide(deposit, node)).toMatchObject({ duplicate: false, sequence: 1 })
+          expect(commits).toBe(3)
+          expect(yield* deposit).toMatchObject({ duplicate: true, sequence: 1 })
+          expect(yield* amounts(id)).toEqual([1])
+        })
       )
 
-      it.scoped(`whoever was told that the outcome is unknown, of one ${what}, may just evaluate it again`, () =>
+      it.scoped(`a command that failed with CommitUnknown, ${what}, takes effect once when it is evaluated again`, () =>
         Effect.gen(function* () {
           const store = yield* StoreAdapter.StoreAdapter
           const id = yield* Account.newId
@@ -269,7 +269,7 @@ for (const [name, store] of Object.entries(stores)) {
       )
     }
 
-    it.scoped("who lost a race decides again; to the one with the same id that won it decides nothing again", () =>
+    it.scoped("a command that lost a race is decided again, unless the winner has the same id", () =>
       Effect.gen(function* () {
         const store = yield* StoreAdapter.StoreAdapter
         const limits = yield* Limits
@@ -302,7 +302,7 @@ for (const [name, store] of Object.entries(stores)) {
       })
     )
 
-    it.effect("interrupted at any point and evaluated again, each takes effect once", () =>
+    it.effect("commands that are interrupted at random moments and evaluated again take effect once each", () =>
       Effect.gen(function* () {
         const seed = yield* Effect.sync(() => Number(process.hrtime.bigint() % 1_000_000_007n))
         const note = `seed ${seed}`
@@ -344,9 +344,9 @@ for (const [name, store] of Object.entries(stores)) {
       })
     )
 
-    // --- beside the command ---
+    // --- nested commands, projections and subscriptions ---
 
-    it.effect("the id is the command's alone: those that its handler evaluates have none", () =>
+    it.effect("a command that a handler evaluates does not inherit the id", () =>
       Effect.gen(function* () {
         const other = yield* Account.newId
         const Nested = Aggregate.make("Account", {
@@ -369,7 +369,7 @@ for (const [name, store] of Object.entries(stores)) {
     )
 
     it.effect(
-      "a projection that names no types sees the aggregate's events only; one of all aggregates that names the receipt's sees it",
+      "a projection without types gets only the aggregate's events, and one of all aggregates gets receipts if it names their type",
       () =>
         Effect.gen(function* () {
           const seen: Array<string> = []
@@ -398,34 +398,36 @@ for (const [name, store] of Object.entries(stores)) {
         })
     )
 
-    it.scoped("so it is with eventual projections; a subscription without a filter is told of everything", () =>
-      Effect.gen(function* () {
-        const id = yield* Account.newId
-        const seen: Array<string> = []
-        const noting = (name: string, { aggregateId, body, type }: Event.Event) =>
-          Effect.sync(() => {
-            if ([aggregateId, body.aggregateId].includes(Account.streamId(id))) seen.push(`${name} ${type}`)
-          })
-        const from = yield* EventFeed.head
-        const [projection, raw] = [uniqueName("projection"), uniqueName("raw")]
-        yield* Layer.build(
-          Layer.merge(
-            Subscription.fromProjections(
-              projection,
-              [{ name: "all", of: "all", project: (event) => noting("all", event) }],
-              { from }
-            ).layer,
-            Subscription.make(raw, { from, handle: (event) => noting("raw", event) }).layer
+    it.scoped(
+      "a projection in a subscription gets no receipts, and a subscription without a filter gets every event",
+      () =>
+        Effect.gen(function* () {
+          const id = yield* Account.newId
+          const seen: Array<string> = []
+          const noting = (name: string, { aggregateId, body, type }: Event.Event) =>
+            Effect.sync(() => {
+              if ([aggregateId, body.aggregateId].includes(Account.streamId(id))) seen.push(`${name} ${type}`)
+            })
+          const from = yield* EventFeed.head
+          const [projection, raw] = [uniqueName("projection"), uniqueName("raw")]
+          yield* Layer.build(
+            Layer.merge(
+              Subscription.fromProjections(
+                projection,
+                [{ name: "all", of: "all", project: (event) => noting("all", event) }],
+                { from }
+              ).layer,
+              Subscription.make(raw, { from, handle: (event) => noting("raw", event) }).layer
+            )
           )
-        )
-        yield* Account.evaluate(id, new Deposit({ amount: 1 })).pipe(Aggregate.withCommandId("c"))
-        const head = yield* EventFeed.head
-        for (const name of [projection, raw]) yield* Subscription.waitFor(name, head, "1 minute")
-        expect(seen.sort()).toEqual(["all Deposited", "raw Deposited", "raw effect-maestro/CommandHandled"])
-      })
+          yield* Account.evaluate(id, new Deposit({ amount: 1 })).pipe(Aggregate.withCommandId("c"))
+          const head = yield* EventFeed.head
+          for (const name of [projection, raw]) yield* Subscription.waitFor(name, head, "1 minute")
+          expect(seen.sort()).toEqual(["all Deposited", "raw Deposited", "raw effect-maestro/CommandHandled"])
+        })
     )
 
-    it.effect("snapshots are taken where they are due, receipts do not count", () =>
+    it.effect("snapshots are stored when they are due, and receipts do not count", () =>
       Effect.gen(function* () {
         const store = yield* StoreAdapter.StoreAdapter
         const id = yield* SavingsAccount.newId
@@ -437,7 +439,7 @@ for (const [name, store] of Object.entries(stores)) {
       })
     )
 
-    it.scoped("what it led to is kept: a command after it reads nothing", () =>
+    it.scoped("its state is cached, so the next command reads nothing", () =>
       Effect.gen(function* () {
         const store = yield* StoreAdapter.StoreAdapter
         let reads = 0
@@ -459,7 +461,7 @@ for (const [name, store] of Object.entries(stores)) {
     )
 
     if (name.includes("SqlStore")) {
-      it.effect("so it is with a rebuild", () =>
+      it.effect("a rebuild projects no receipts", () =>
         Effect.gen(function* () {
           const sql = Option.getOrThrow(yield* Effect.serviceOption(SqlClient.SqlClient))
           const tables = Option.getOrThrow(yield* Effect.serviceOption(SqlStore.Tables))
@@ -479,7 +481,7 @@ for (const [name, store] of Object.entries(stores)) {
         })
       )
 
-      it.effect("in a transaction of the caller that rolls back it has not been done; in one that commits it has", () =>
+      it.effect("in the caller's transaction a rollback discards the receipt, and a commit stores it", () =>
         Effect.gen(function* () {
           const sql = Option.getOrThrow(yield* Effect.serviceOption(SqlClient.SqlClient))
           const id = yield* Account.newId
@@ -489,7 +491,7 @@ for (const [name, store] of Object.entries(stores)) {
           const answers = yield* sql.withTransaction(
             Effect.gen(function* () {
               const [first, second] = [yield* deposit, yield* deposit]
-              // It is usable still.
+              // The transaction is still usable.
               const refused = yield* Effect.either(
                 Account.evaluate(id, new Withdraw({ amount: 50 })).pipe(Aggregate.withCommandId("w"))
               )
@@ -506,7 +508,7 @@ for (const [name, store] of Object.entries(stores)) {
   })
 }
 
-it("the id of a command because of an event: the same for the same, another for any other", () => {
+it("the command id for an event is stable, and differs for every other event, subscription and step", () => {
   const event = { aggregateId: "a", sequence: 1 }
   const ids = [
     Subscription.commandId("s", event),
@@ -524,7 +526,7 @@ it("the id of a command because of an event: the same for the same, another for 
   ).toBeLessThan(1000)
 })
 
-// --- what the cases are made of ---
+// --- helpers ---
 
 const amounts = (id: string) =>
   Effect.flatMap(StoreAdapter.StoreAdapter, (store) =>

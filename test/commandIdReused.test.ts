@@ -1,4 +1,4 @@
-/** The id of a command belongs to that command: another command of the same id is refused. */
+/** A command id belongs to one command: another command of the id fails with CommandIdReused. */
 import * as SqlClient from "@effect/sql/SqlClient"
 import { expect, it } from "@effect/vitest"
 import * as Arr from "effect/Array"
@@ -26,32 +26,34 @@ const stores = {
 for (const [name, store] of Object.entries(stores)) {
   const layer = Account.layer.pipe(Layer.provideMerge(Limits.layer), Layer.provideMerge(store))
   it.layer(layer, { timeout: 60_000 })(`Command ids of other commands on ${name}`, (it) => {
-    it.effect("another command, or other fields, fail with CommandIdReused; the command itself is a repetition", () =>
-      Effect.gen(function* () {
-        const id = yield* Account.newId
-        const evaluate = (command: Deposit | Withdraw | Open | Touch) =>
-          Account.evaluate(id, command).pipe(Aggregate.withCommandId("c"))
-        yield* evaluate(new Deposit({ amount: 10 }))
-        for (const other of [
-          new Deposit({ amount: 11 }),
-          new Withdraw({ amount: 10 }),
-          // A handler that would refuse it, and one that decides no events.
-          new Withdraw({ amount: 500 }),
-          new Touch()
-        ]) {
-          const error = yield* Effect.flip(evaluate(other))
-          expect(error).toEqual(new StoreError.CommandIdReused({ kind: "Account", id, commandId: "c" }))
-          expect(error.message).toContain(`Command id "c" of Account "${id}" belongs to another command`)
-        }
-        expect(yield* evaluate(new Deposit({ amount: 10 }))).toMatchObject({ duplicate: true, sequence: 1 })
-        expect(yield* amounts(id)).toEqual([10])
-        // Of another aggregate it is the id of another command.
-        const elsewhere = Account.evaluate(yield* Account.newId, new Deposit({ amount: 11 }))
-        expect(yield* Aggregate.withCommandId("c")(elsewhere)).toMatchObject({ duplicate: false })
-      })
+    it.effect(
+      "another command, or other fields, fail with CommandIdReused, and the command itself is a duplicate",
+      () =>
+        Effect.gen(function* () {
+          const id = yield* Account.newId
+          const evaluate = (command: Deposit | Withdraw | Open | Touch) =>
+            Account.evaluate(id, command).pipe(Aggregate.withCommandId("c"))
+          yield* evaluate(new Deposit({ amount: 10 }))
+          for (const other of [
+            new Deposit({ amount: 11 }),
+            new Withdraw({ amount: 10 }),
+            // A command that its handler would refuse, and a decision of no events.
+            new Withdraw({ amount: 500 }),
+            new Touch()
+          ]) {
+            const error = yield* Effect.flip(evaluate(other))
+            expect(error).toEqual(new StoreError.CommandIdReused({ kind: "Account", id, commandId: "c" }))
+            expect(error.message).toContain(`Command id "c" of Account "${id}" belongs to another command`)
+          }
+          expect(yield* evaluate(new Deposit({ amount: 10 }))).toMatchObject({ duplicate: true, sequence: 1 })
+          expect(yield* amounts(id)).toEqual([10])
+          // On another aggregate the id belongs to another command.
+          const elsewhere = Account.evaluate(yield* Account.newId, new Deposit({ amount: 11 }))
+          expect(yield* Aggregate.withCommandId("c")(elsewhere)).toMatchObject({ duplicate: false })
+        })
     )
 
-    it.effect("a command is the same from JSON with another order of keys", () =>
+    it.effect("a command from JSON with another order of keys is the same command", () =>
       Effect.gen(function* () {
         const id = yield* Account.newId
         yield* Account.evaluate(id, new Deposit({ amount: 10 })).pipe(Aggregate.withCommandId("c"))
@@ -62,7 +64,7 @@ for (const [name, store] of Object.entries(stores)) {
       })
     )
 
-    it.scoped("the failure is not tried again", () =>
+    it.scoped("CommandIdReused is not retried", () =>
       Effect.gen(function* () {
         // A retry that has to wait can't end under the clock of this test.
         const Hanging = Aggregate.make("Account", { ...definition, retry: Schedule.spaced("1 hour") })
@@ -77,7 +79,7 @@ for (const [name, store] of Object.entries(stores)) {
       })
     )
 
-    it.scoped("two commands of one id from several nodes concurrently: one command takes effect, once", () =>
+    it.scoped("of two concurrent commands of one id on several nodes one takes effect, once", () =>
       Effect.gen(function* () {
         const nodes = yield* Effect.replicateEffect(aNode(Account.layer), 3)
         const id = yield* Account.newId
@@ -103,7 +105,7 @@ for (const [name, store] of Object.entries(stores)) {
     )
 
     if (name.includes("SqlStore")) {
-      it.effect("in a transaction of the caller the failure leaves the transaction usable", () =>
+      it.effect("in the caller's transaction the failure leaves the transaction usable", () =>
         Effect.gen(function* () {
           const sql = Option.getOrThrow(yield* Effect.serviceOption(SqlClient.SqlClient))
           const id = yield* Account.newId
@@ -124,11 +126,11 @@ for (const [name, store] of Object.entries(stores)) {
   })
 }
 
-// --- which commands are the same ---
+// --- equal commands ---
 
 class Noted extends Schema.TaggedClass<Noted>()("Noted", {}) {}
 
-/** Whatever the fields of each case are. */
+/** The fields of a case. */
 interface Note {
   readonly _tag: "Note"
 }
@@ -197,7 +199,7 @@ const digest = (value: unknown) => {
   return digestOfAnything(command)
 }
 
-it.effect("what JSON does not hold is compared, too", () =>
+it.effect("values that JSON can't hold are compared, too", () =>
   Effect.gen(function* () {
     const values = [
       ...[null, 0, "0", 1n, "1n", Number.NaN, "NaN", "\ud800", "\udfff", new Date(0), "Date 0", "Uint8Array 1"],
@@ -223,7 +225,7 @@ it.effect("what JSON does not hold is compared, too", () =>
   })
 )
 
-it.effect("values have one digest if, and only if, they are of one structure", () =>
+it.effect("values have equal digests if, and only if, they have equal structures", () =>
   Effect.gen(function* () {
     const seed = Math.floor(Math.random() * 2 ** 31)
     const firsts = new Map<string, unknown>()
@@ -238,7 +240,7 @@ it.effect("values have one digest if, and only if, they are of one structure", (
   })
 )
 
-/** Of few texts, numbers and keys, so that many values nearly have the text of another. */
+/** Values of few texts, numbers and keys, so that the texts of many values are similar. */
 const awkward: FastCheck.Arbitrary<unknown> = FastCheck.letrec<{ value: unknown }>((tie) => ({
   value: FastCheck.oneof(
     { maxDepth: 3 },
@@ -267,13 +269,13 @@ const awkward: FastCheck.Arbitrary<unknown> = FastCheck.letrec<{ value: unknown 
 
 const bytes = FastCheck.array(FastCheck.constantFrom(1, 2), { maxLength: 2 }).map((numbers) => new Uint8Array(numbers))
 
-/** Few numbers, as they are, as bytes and as lists: they differ by their groups alone. */
+/** Few numbers, as numbers, bytes and lists, which differ only by their grouping. */
 const regrouped: FastCheck.Arbitrary<unknown> = FastCheck.array(
   FastCheck.oneof(FastCheck.constantFrom<unknown>(1, 2, [1], [2]), bytes),
   { maxLength: 3 }
 )
 
-/** Whether two values have one structure: 0 is -0, a hole is `undefined`, and a field that is `undefined` is none. */
+/** Whether two values have equal structures: 0 is -0, a hole is `undefined`, and a field that is `undefined` is missing. */
 const isSame = (one: unknown, other: unknown): boolean => {
   if (typeof one !== "object" || typeof other !== "object" || one === null || other === null) {
     return one === other || (Number.isNaN(one) && Number.isNaN(other))
@@ -319,7 +321,7 @@ it.effect("a command whose schema has changed is compared by its tag alone", () 
   })
 )
 
-it.effect("a command that its schema can't encode is a ValidationError that says where, if it has an id", () =>
+it.effect("a command with an id that its schema can't encode is a ValidationError that names the field", () =>
   Effect.gen(function* () {
     const Typed = taking({ amount: Schema.Number, at: Schema.Date })
     class Custom {
@@ -346,7 +348,7 @@ it.effect("a command that its schema can't encode is a ValidationError that says
   }).pipe(Effect.scoped, Effect.provide(MemoryStore.layer))
 )
 
-it.effect("any value as a command, or in one, has a digest, or is a ValidationError", () =>
+it.effect("every value as a command, or in one, has a digest or is a ValidationError", () =>
   everyCase({ runs: inject("runs"), seed: undefined }, anyValue, ({ make }) =>
     Effect.gen(function* () {
       const [whole, field] = [make() as Note, make()]
@@ -359,7 +361,7 @@ it.effect("any value as a command, or in one, has a digest, or is a ValidationEr
   )
 )
 
-it.effect("a large command has a digest; a list of four billion holes is refused in no time", () =>
+it.effect("a large command has a digest, and a list of four billion holes is refused immediately", () =>
   Effect.gen(function* () {
     expect(yield* digest("x".repeat(5_000_000))).toMatchObject({ type: "Note" })
     expect(yield* digest(Arr.makeBy(100_000, (index) => ({ index })))).toMatchObject({ type: "Note" })

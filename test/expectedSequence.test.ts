@@ -24,14 +24,14 @@ const Hanging = Aggregate.make("Account", { ...definition, retry: Schedule.space
 for (const [name, store] of Object.entries(stores)) {
   const layer = Account.layer.pipe(Layer.provideMerge(Limits.layer), Layer.provideMerge(store))
   it.layer(layer, { timeout: 60_000 })(`Expected sequences on ${name}`, (it) => {
-    it.effect("at that sequence the command takes effect; at any other it fails and stores nothing", () =>
+    it.effect("at the expected sequence the command takes effect, and at any other it fails and stores nothing", () =>
       Effect.gen(function* () {
         const id = yield* Account.newId
         expect(yield* deposit(id, 1, 0)).toMatchObject({ sequence: 1 })
         expect(yield* deposit(id, 2, 1)).toMatchObject({ sequence: 2 })
         for (const expected of [0, 1, 3]) {
           expect(yield* Effect.flip(deposit(id, 4, expected))).toEqual(unexpected(id, expected, 2))
-          // Neither the events nor the refusals of the handler matter.
+          // The handler is not called: neither its events nor its refusals count.
           const [refused, touched] = [new Withdraw({ amount: 50 }), new Touch()].map((command) =>
             Account.evaluate(id, command).pipe(Aggregate.withExpectedSequence(expected), Effect.flip)
           )
@@ -54,7 +54,7 @@ for (const [name, store] of Object.entries(stores)) {
       })
     )
 
-    it.effect("the message says what was expected, and what is", () =>
+    it.effect("the message has the expected and the actual sequence", () =>
       Effect.gen(function* () {
         const id = yield* Account.newId
         yield* deposit(id, 1, 0)
@@ -68,7 +68,7 @@ for (const [name, store] of Object.entries(stores)) {
       })
     )
 
-    it.effect("a number that is no sequence is a ValidationError", () =>
+    it.effect("an invalid sequence is a ValidationError", () =>
       Effect.gen(function* () {
         const id = yield* Account.newId
         for (const expected of [
@@ -95,14 +95,14 @@ for (const [name, store] of Object.entries(stores)) {
         const id = yield* Account.newId
         yield* Effect.provide(deposit(id, 1, 0), here)
         yield* Effect.provide(deposit(id, 2, 1), elsewhere)
-        // The state that is cached here is at 1.
+        // This node's cached state is at 1.
         expect(yield* Effect.provide(deposit(id, 4, 2), here)).toMatchObject({ sequence: 3, state: { balance: 7 } })
         yield* Effect.provide(deposit(id, 8, 3), elsewhere)
         let [known, stored] = [3, 4]
         for (const command of [new Deposit({ amount: 16 }), new Withdraw({ amount: 50 }), new Touch()]) {
           const evaluating = Account.evaluate(id, command).pipe(Aggregate.withExpectedSequence(known))
           expect(yield* Effect.flip(Effect.provide(evaluating, here))).toEqual(unexpected(id, known, stored))
-          // What was read just now is cached here; the store goes on.
+          // The state that was just read is cached, and another node commits.
           yield* Effect.provide(deposit(id, 1, stored), elsewhere)
           known = stored++
         }
@@ -110,7 +110,7 @@ for (const [name, store] of Object.entries(stores)) {
       })
     )
 
-    it.scoped("a race that is lost between load and commit is a mismatch, found without waiting for a retry", () =>
+    it.scoped("a race that is lost between load and commit is a mismatch, found without the delay of a retry", () =>
       Effect.gen(function* () {
         const shared = yield* StoreAdapter.StoreAdapter
         const others = yield* Effect.context<Aggregate.Instance<"Account">>()
@@ -138,7 +138,7 @@ for (const [name, store] of Object.entries(stores)) {
       })
     )
 
-    it.scoped("of many that create the aggregate from several nodes one succeeds", () =>
+    it.scoped("of concurrent commands on several nodes that create the aggregate one succeeds", () =>
       Effect.gen(function* () {
         const nodes = yield* Effect.replicateEffect(aNode(Account.layer), 3)
         const id = yield* Account.newId
@@ -160,7 +160,7 @@ for (const [name, store] of Object.entries(stores)) {
     )
 
     it.scoped(
-      "on a hot aggregate each expectation is held against the commands before it, and answered after the commit",
+      "on a hot aggregate each expectation is compared with the state after the commands before it, and fails after their commit",
       () =>
         Effect.gen(function* () {
           const { commits, id, node, open, reached } = yield* aHotAccount
@@ -182,29 +182,27 @@ for (const [name, store] of Object.entries(stores)) {
         })
     )
 
-    it.scoped(
-      "commands that are committed together and lose a race: those without an expectation are decided again",
-      () =>
-        Effect.gen(function* () {
-          const { id, node, open, openOnce, reached } = yield* aHotAccount
-          const elsewhere = yield* aNode(Account.layer)
-          const first = yield* fork(node, Account.evaluate(id, new Deposit({ amount: 1 })))
-          yield* reached(1)
-          const expecting = yield* fork(node, Effect.flip(deposit(id, 2, 1)))
-          const plain = yield* fork(node, Account.evaluate(id, new Deposit({ amount: 4 })))
-          yield* settled
-          yield* openOnce
-          yield* Fiber.join(first)
-          yield* reached(2)
-          yield* Effect.provide(Account.evaluate(id, new Deposit({ amount: 100 })), elsewhere)
-          yield* open
-          expect(yield* Fiber.join(expecting)).toMatchObject({ _tag: "UnexpectedSequence", expected: 1 })
-          yield* Fiber.join(plain)
-          expect(yield* amounts(id)).toEqual([1, 100, 4])
-        })
+    it.scoped("of a batch that loses a race, the commands without an expectation are decided again", () =>
+      Effect.gen(function* () {
+        const { id, node, open, openOnce, reached } = yield* aHotAccount
+        const elsewhere = yield* aNode(Account.layer)
+        const first = yield* fork(node, Account.evaluate(id, new Deposit({ amount: 1 })))
+        yield* reached(1)
+        const expecting = yield* fork(node, Effect.flip(deposit(id, 2, 1)))
+        const plain = yield* fork(node, Account.evaluate(id, new Deposit({ amount: 4 })))
+        yield* settled
+        yield* openOnce
+        yield* Fiber.join(first)
+        yield* reached(2)
+        yield* Effect.provide(Account.evaluate(id, new Deposit({ amount: 100 })), elsewhere)
+        yield* open
+        expect(yield* Fiber.join(expecting)).toMatchObject({ _tag: "UnexpectedSequence", expected: 1 })
+        yield* Fiber.join(plain)
+        expect(yield* amounts(id)).toEqual([1, 100, 4])
+      })
     )
 
-    it.effect("a repetition wins over a mismatch; a command id of another command does, too", () =>
+    it.effect("a duplicate, and a reused command id, win over a mismatch", () =>
       Effect.gen(function* () {
         const id = yield* Account.newId
         const withdraw = (amount: number, expected: number) =>
@@ -221,7 +219,7 @@ for (const [name, store] of Object.entries(stores)) {
       })
     )
 
-    it.scoped("commands that a handler or a projection evaluates inherit nothing", () =>
+    it.scoped("commands that a handler or a projection evaluates do not inherit the expectation", () =>
       Effect.gen(function* () {
         const [id, other] = [yield* Account.newId, yield* Account.newId]
         const inner = Effect.orDie(Account.evaluate(other, new Deposit({ amount: 1 })))
@@ -246,7 +244,7 @@ for (const [name, store] of Object.entries(stores)) {
     )
 
     if (name.includes("SqlStore")) {
-      it.effect("in a transaction of the caller a mismatch leaves the transaction usable", () =>
+      it.effect("in the caller's transaction a mismatch leaves the transaction usable", () =>
         Effect.gen(function* () {
           const sql = Option.getOrThrow(yield* Effect.serviceOption(SqlClient.SqlClient))
           const id = yield* Account.newId
@@ -260,7 +258,7 @@ for (const [name, store] of Object.entries(stores)) {
         })
       )
 
-      it.effect("so does a race that is lost inside of it", () =>
+      it.effect("in the caller's transaction a lost race leaves the transaction usable", () =>
         Effect.gen(function* () {
           const sql = Option.getOrThrow(yield* Effect.serviceOption(SqlClient.SqlClient))
           const shared = yield* StoreAdapter.StoreAdapter
@@ -293,7 +291,7 @@ for (const [name, store] of Object.entries(stores)) {
   })
 }
 
-// --- what the cases are made of ---
+// --- helpers ---
 
 const deposit = (id: string, amount: number, expected: number) =>
   Account.evaluate(id, new Deposit({ amount })).pipe(Aggregate.withExpectedSequence(expected))
@@ -332,11 +330,11 @@ const aHotAccount = Effect.gen(function* () {
   }
 })
 
-/** In order: each waits for the aggregate before the next begins. */
+/** Forks in order: each command waits for the lock before the next begins. */
 const fork = <A, E, R>(node: Context.Context<R>, effect: Effect.Effect<A, E, R>) =>
   Effect.zipLeft(Effect.fork(Effect.provide(effect, node)), macrotask)
 
-/** Every fiber that can go on has gone on. */
+/** Lets every fiber of the test run until it waits. */
 const settled = Effect.repeatN(macrotask, 20)
 
 const amounts = (id: string) =>

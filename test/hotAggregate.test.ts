@@ -1,4 +1,4 @@
-/** Commands that meet on one aggregate, and the states that are kept of it. */
+/** Concurrent commands on one aggregate, and its cached state. */
 import * as SqlClient from "@effect/sql/SqlClient"
 import { expect, it } from "@effect/vitest"
 import * as Arr from "effect/Array"
@@ -24,7 +24,7 @@ const stores = {
 
 for (const [name, store] of Object.entries(stores)) {
   it.layer(Layer.merge(Limits.layer, store), { timeout: 60_000 })(`Hot aggregates on ${name}`, (it) => {
-    it.scoped("commands that wait are decided one on the other, and committed together", () =>
+    it.scoped("commands that wait for the lock are decided one on the other, and committed together", () =>
       Effect.gen(function* () {
         const { gate, id, node } = yield* aHotAccount(Account.layer)
         const first = yield* fork(node, Account.evaluate(id, new Deposit({ amount: 1 })))
@@ -45,7 +45,7 @@ for (const [name, store] of Object.entries(stores)) {
       })
     )
 
-    it.scoped("who comes back at once with the next command goes along with those who wait", () =>
+    it.scoped("the next command of a caller joins the batch of the commands that wait", () =>
       Effect.gen(function* () {
         const { gate, id, node } = yield* aHotAccount(Account.layer)
         const clients = yield* Effect.forEach(Arr.range(1, 4), () =>
@@ -56,37 +56,39 @@ for (const [name, store] of Object.entries(stores)) {
         const results = yield* Effect.forEach(clients, Fiber.join)
         const sequences = results.flatMap((answers) => answers.map(({ sequence }) => sequence))
         expect(sequences.sort((a, b) => a - b)).toEqual(Arr.range(1, 20))
-        // One for the first, who may come alone, and then one for each time that all come back.
+        // One for the first command, which may be alone, and then one for each round of all clients.
         expect(gate.commits().length).toBeLessThanOrEqual(6)
       })
     )
 
-    it.scoped("a refusal in the middle is its caller's alone, and true: it is not answered before the commit", () =>
-      Effect.gen(function* () {
-        const { gate, id, node } = yield* aHotAccount(Account.layer)
-        const first = yield* fork(node, Account.evaluate(id, new Deposit({ amount: 1 })))
-        yield* gate.reached(1)
-        const before = yield* fork(node, Account.evaluate(id, new Deposit({ amount: 10 })))
-        const refused = yield* fork(node, Effect.flip(Account.evaluate(id, new Withdraw({ amount: 100 }))))
-        const nothing = yield* fork(node, Account.evaluate(id, new Touch()))
-        const after = yield* fork(node, Account.evaluate(id, new Deposit({ amount: 5 })))
-        yield* settled
-        yield* gate.openOnce
-        yield* Fiber.join(first)
-        yield* gate.reached(2)
-        yield* settled
-        expect(yield* Fiber.poll(refused)).toEqual(Option.none())
-        expect(yield* Fiber.poll(nothing)).toEqual(Option.none())
-        yield* gate.open
-        expect(yield* Fiber.join(refused)).toEqual(new InsufficientFunds({ balance: 11 }))
-        expect(yield* Fiber.join(nothing)).toMatchObject({ sequence: 2, state: { balance: 11 }, events: [] })
-        expect(yield* Fiber.join(before)).toMatchObject({ sequence: 2 })
-        expect(yield* Fiber.join(after)).toMatchObject({ sequence: 3, state: { balance: 16 } })
-        expect(gate.commits()).toEqual([1, 2])
-      })
+    it.scoped(
+      "a refusal fails only its own command, and only after the commit of the events that it was decided on",
+      () =>
+        Effect.gen(function* () {
+          const { gate, id, node } = yield* aHotAccount(Account.layer)
+          const first = yield* fork(node, Account.evaluate(id, new Deposit({ amount: 1 })))
+          yield* gate.reached(1)
+          const before = yield* fork(node, Account.evaluate(id, new Deposit({ amount: 10 })))
+          const refused = yield* fork(node, Effect.flip(Account.evaluate(id, new Withdraw({ amount: 100 }))))
+          const nothing = yield* fork(node, Account.evaluate(id, new Touch()))
+          const after = yield* fork(node, Account.evaluate(id, new Deposit({ amount: 5 })))
+          yield* settled
+          yield* gate.openOnce
+          yield* Fiber.join(first)
+          yield* gate.reached(2)
+          yield* settled
+          expect(yield* Fiber.poll(refused)).toEqual(Option.none())
+          expect(yield* Fiber.poll(nothing)).toEqual(Option.none())
+          yield* gate.open
+          expect(yield* Fiber.join(refused)).toEqual(new InsufficientFunds({ balance: 11 }))
+          expect(yield* Fiber.join(nothing)).toMatchObject({ sequence: 2, state: { balance: 11 }, events: [] })
+          expect(yield* Fiber.join(before)).toMatchObject({ sequence: 2 })
+          expect(yield* Fiber.join(after)).toMatchObject({ sequence: 3, state: { balance: 16 } })
+          expect(gate.commits()).toEqual([1, 2])
+        })
     )
 
-    it.scoped("a conflict decides them all again, refusals too", () =>
+    it.scoped("after a conflict all commands of a batch are decided again, also the refused ones", () =>
       Effect.gen(function* () {
         const { gate, id, node } = yield* aHotAccount(Account.layer)
         const elsewhere = yield* aNode(Account.layer)
@@ -100,7 +102,7 @@ for (const [name, store] of Object.entries(stores)) {
         yield* gate.openOnce
         yield* Fiber.join(first)
         yield* gate.reached(2)
-        // Somebody else comes first, and makes possible what was refused.
+        // Another node commits first, and the refused command becomes possible.
         yield* Effect.provide(Account.evaluate(id, new Deposit({ amount: 100 })), elsewhere)
         yield* gate.open
         yield* Effect.forEach(results, Fiber.join)
@@ -109,7 +111,7 @@ for (const [name, store] of Object.entries(stores)) {
       })
     )
 
-    it.scoped("a projection that fails for one fails that one only", () =>
+    it.scoped("a projection that fails for one command fails only that command", () =>
       Effect.gen(function* () {
         const ran: Array<number> = []
         const Picky: Projection.Projection<string> = {
@@ -133,43 +135,45 @@ for (const [name, store] of Object.entries(stores)) {
       })
     )
 
-    it.scoped("one that is interrupted takes nothing from the others; when all are, nothing goes on", () =>
-      Effect.gen(function* () {
-        const { gate, id, node } = yield* aHotAccount(Account.layer)
-        const first = yield* fork(node, Account.evaluate(id, new Deposit({ amount: 1 })))
-        yield* gate.reached(1)
-        const [a, b] = [
-          yield* fork(node, Account.evaluate(id, new Deposit({ amount: 2 }))),
-          yield* fork(node, Account.evaluate(id, new Deposit({ amount: 4 })))
-        ]
-        yield* settled
-        yield* gate.openOnce
-        yield* Fiber.join(first)
-        yield* gate.reached(2)
-        yield* Fiber.interruptFork(a)
-        yield* settled
-        yield* gate.openOnce
-        expect(yield* Fiber.join(b)).toMatchObject({ sequence: 3, state: { balance: 7 } })
-        expect(Exit.isInterrupted(yield* Fiber.await(a))).toBe(true)
+    it.scoped(
+      "an interrupted command leaves the others alone, and a batch that all callers left is not committed",
+      () =>
+        Effect.gen(function* () {
+          const { gate, id, node } = yield* aHotAccount(Account.layer)
+          const first = yield* fork(node, Account.evaluate(id, new Deposit({ amount: 1 })))
+          yield* gate.reached(1)
+          const [a, b] = [
+            yield* fork(node, Account.evaluate(id, new Deposit({ amount: 2 }))),
+            yield* fork(node, Account.evaluate(id, new Deposit({ amount: 4 })))
+          ]
+          yield* settled
+          yield* gate.openOnce
+          yield* Fiber.join(first)
+          yield* gate.reached(2)
+          yield* Fiber.interruptFork(a)
+          yield* settled
+          yield* gate.openOnce
+          expect(yield* Fiber.join(b)).toMatchObject({ sequence: 3, state: { balance: 7 } })
+          expect(Exit.isInterrupted(yield* Fiber.await(a))).toBe(true)
 
-        const holder = yield* fork(node, Account.evaluate(id, new Deposit({ amount: 8 })))
-        yield* gate.reached(3)
-        const waiting = yield* Effect.forEach([16, 32], (amount) =>
-          fork(node, Account.evaluate(id, new Deposit({ amount })))
-        )
-        yield* settled
-        yield* gate.openOnce
-        yield* Fiber.join(holder)
-        yield* gate.reached(4)
-        yield* Fiber.interruptAll(waiting)
-        yield* gate.open
-        expect(yield* Effect.provide(Account.evaluate(id, new Deposit({ amount: 64 })), node)).toMatchObject({
-          state: { balance: 7 + 8 + 64 }
+          const holder = yield* fork(node, Account.evaluate(id, new Deposit({ amount: 8 })))
+          yield* gate.reached(3)
+          const waiting = yield* Effect.forEach([16, 32], (amount) =>
+            fork(node, Account.evaluate(id, new Deposit({ amount })))
+          )
+          yield* settled
+          yield* gate.openOnce
+          yield* Fiber.join(holder)
+          yield* gate.reached(4)
+          yield* Fiber.interruptAll(waiting)
+          yield* gate.open
+          expect(yield* Effect.provide(Account.evaluate(id, new Deposit({ amount: 64 })), node)).toMatchObject({
+            state: { balance: 7 + 8 + 64 }
+          })
         })
-      })
     )
 
-    it.scoped("one who decides slowly keeps nobody from the answer who has decided", () =>
+    it.scoped("a slow handler does not delay the commands that were decided before", () =>
       Effect.gen(function* () {
         const go = yield* Deferred.make<void>()
         const Slow = Aggregate.make("Account", {
@@ -192,9 +196,9 @@ for (const [name, store] of Object.entries(stores)) {
       })
     )
 
-    // --- kept states ---
+    // --- cached states ---
 
-    it.scoped("a command on a known aggregate reads nothing; get neither", () =>
+    it.scoped("a command on a cached state reads nothing, and neither does get", () =>
       Effect.gen(function* () {
         const { id, node, reads } = yield* aCountingAccount(Account.layer)
         yield* Effect.provide(Account.evaluate(id, new Deposit({ amount: 1 })), node)
@@ -205,13 +209,13 @@ for (const [name, store] of Object.entries(stores)) {
       })
     )
 
-    it.scoped("a refusal, or a decision of no events, on what is known here is checked against the store", () =>
+    it.scoped("a refusal, or a decision of no events, on a cached state is checked against the store", () =>
       Effect.gen(function* () {
         const { id, node } = yield* aCountingAccount(Account.layer)
         const elsewhere = yield* aNode(Account.layer)
         yield* Effect.provide(Account.evaluate(id, new Deposit({ amount: 10 })), node)
         yield* Effect.provide(Account.evaluate(id, new Deposit({ amount: 90 })), elsewhere)
-        // Here 10 are known.
+        // This node's cached balance is 10.
         expect(yield* Effect.provide(Account.get(id), node)).toMatchObject({ balance: 10 })
         expect(yield* Effect.provide(Account.evaluate(id, new Withdraw({ amount: 50 })), node)).toMatchObject({
           sequence: 3,
@@ -228,7 +232,7 @@ for (const [name, store] of Object.entries(stores)) {
       })
     )
 
-    it.scoped("of an id that was made here the first command reads nothing; of any other it does", () =>
+    it.scoped("the first command on a fresh id reads nothing, and on any other id it reads the store", () =>
       Effect.gen(function* () {
         const { id, node, reads } = yield* aCountingAccount(Account.layer)
         expect(yield* Effect.provide(Account.evaluate(id, new Deposit({ amount: 1 })), node)).toMatchObject({
@@ -241,7 +245,7 @@ for (const [name, store] of Object.entries(stores)) {
       })
     )
 
-    it.scoped("where others have written to an id that was made here, it is their events that count", () =>
+    it.scoped("the events that another node stored under a fresh id count", () =>
       Effect.gen(function* () {
         const { node } = yield* aCountingAccount(Account.layer)
         const Elsewhere = Aggregate.make("Account", definition)
@@ -263,7 +267,7 @@ for (const [name, store] of Object.entries(stores)) {
       })
     )
 
-    it.scoped("an id that was made here is believed new once, and never where no states are kept", () =>
+    it.scoped("an id is fresh once, and never without a cache", () =>
       Effect.gen(function* () {
         const Unkept = Aggregate.make("Account", { ...definition, cache: { capacity: 0 } })
         const unkept = yield* aCountingAccount(Unkept.layer)
@@ -275,13 +279,13 @@ for (const [name, store] of Object.entries(stores)) {
         const ids = yield* Effect.replicateEffect(One.newId, 2)
         for (const id of ids) yield* Effect.provide(One.evaluate(id, new Deposit({ amount: 1 })), node)
         expect(reads()).toBe(0)
-        // Its state is not kept any more.
+        // Its state is not cached any more.
         yield* Effect.provide(One.evaluate(ids[0] ?? "", new Deposit({ amount: 1 })), node)
         expect(reads()).toBeGreaterThan(0)
       })
     )
 
-    it.scoped("fetch reads on from what is kept, and what it finds is kept", () =>
+    it.scoped("fetch refreshes the cached state", () =>
       Effect.gen(function* () {
         const { id, node } = yield* aCountingAccount(Account.layer)
         const elsewhere = yield* aNode(Account.layer)
@@ -292,7 +296,7 @@ for (const [name, store] of Object.entries(stores)) {
       })
     )
 
-    it.scoped("so many states are kept, those used last, and none longer than it is used", () =>
+    it.scoped("the cache has at most `capacity` states, the last used ones, and none that is idle for too long", () =>
       Effect.gen(function* () {
         const Few = Aggregate.make("Account", { ...definition, cache: { capacity: 2, idleTimeToLive: "10 minutes" } })
         const { node, reads } = yield* aCountingAccount(Few.layer)
@@ -314,7 +318,7 @@ for (const [name, store] of Object.entries(stores)) {
 
     for (const goneOn of [false, true]) {
       it.scoped(
-        `a store that was put back to an earlier day${goneOn ? ", and went on from there," : ""} is believed, not what is kept`,
+        `the state of a store that was restored from a backup${goneOn ? ", and has new events," : ""} wins over the cached state`,
         () =>
           Effect.gen(function* () {
             const before = yield* MemoryStore.make
@@ -347,7 +351,7 @@ for (const [name, store] of Object.entries(stores)) {
       )
     }
 
-    it.scoped("a command in the caller's transaction that was rolled back leaves no trace in what is kept", () =>
+    it.scoped("a command in a transaction that the caller rolls back does not change the cached state", () =>
       Effect.gen(function* () {
         const sql = yield* Effect.serviceOption(SqlClient.SqlClient)
         if (Option.isNone(sql)) return
@@ -369,7 +373,7 @@ for (const [name, store] of Object.entries(stores)) {
       })
     )
 
-    it.scoped("snapshots are due wherever a commit crosses a multiple, also in the middle of several commands", () =>
+    it.scoped("a snapshot is stored when a batch passes a multiple of snapshotEvery, also in the middle", () =>
       Effect.gen(function* () {
         const Saving = Aggregate.make("Account", { ...definition, snapshotEvery: 5 })
         const { gate, id, node } = yield* aHotAccount(Saving.layer)
@@ -388,35 +392,37 @@ for (const [name, store] of Object.entries(stores)) {
   })
 }
 
-it.scoped("after a commit of unknown outcome no other failure of the store says that nothing is stored", () =>
-  Effect.gen(function* () {
-    for (const reason of ["Exhausted", "Cancelled", "Misconfigured", "Unknown"] as const) {
-      const store = yield* MemoryStore.make
-      let commits = 0
-      const node = yield* aNode(Account.layer, {
-        ...store,
-        commitAll: (events, projections) =>
-          Effect.suspend(() =>
-            ++commits === 1
-              ? Effect.zipRight(store.commitAll(events, projections), Effect.fail(failure("CommitUnknown")))
-              : Effect.fail(failure(reason))
-          )
-      })
-      const error = yield* Effect.flip(
-        Effect.provide(Account.evaluate(yield* Account.newId, new Deposit({ amount: 1 })), node)
-      )
-      expect(error).toMatchObject({ reason: "CommitUnknown" })
-    }
-  }).pipe(Effect.provide(Layer.merge(Limits.layer, MemoryStore.layer)))
+it.scoped(
+  "after a commit of unknown outcome the failure stays CommitUnknown when a later attempt fails otherwise",
+  () =>
+    Effect.gen(function* () {
+      for (const reason of ["Exhausted", "Cancelled", "Misconfigured", "Unknown"] as const) {
+        const store = yield* MemoryStore.make
+        let commits = 0
+        const node = yield* aNode(Account.layer, {
+          ...store,
+          commitAll: (events, projections) =>
+            Effect.suspend(() =>
+              ++commits === 1
+                ? Effect.zipRight(store.commitAll(events, projections), Effect.fail(failure("CommitUnknown")))
+                : Effect.fail(failure(reason))
+            )
+        })
+        const error = yield* Effect.flip(
+          Effect.provide(Account.evaluate(yield* Account.newId, new Deposit({ amount: 1 })), node)
+        )
+        expect(error).toMatchObject({ reason: "CommitUnknown" })
+      }
+    }).pipe(Effect.provide(Layer.merge(Limits.layer, MemoryStore.layer)))
 )
 
-it("a number of states that is none is refused when the aggregate is made", () => {
+it("an invalid capacity of the cache is refused when the aggregate is made", () => {
   for (const capacity of [-1, 1.5, Number.NaN]) {
     expect(() => Aggregate.make("Account", { ...definition, cache: { capacity } })).toThrow("cache.capacity")
   }
 })
 
-// --- what the cases are made of ---
+// --- helpers ---
 
 /** A node whose commits wait at a gate. */
 const aHotAccount = <R>(layer: Layer.Layer<Aggregate.Instance<"Account">, never, StoreAdapter.StoreAdapter | R>) =>
@@ -460,11 +466,11 @@ const aCountingAccount = <R>(layer: Layer.Layer<Aggregate.Instance<"Account">, n
     return { id: yield* Account.newId, node, reads: () => reads }
   })
 
-/** In order: each has taken its place in the line before the next begins. */
+/** Forks in order: each command waits for the lock before the next begins. */
 const fork = <A, E, R>(node: Context.Context<R>, effect: Effect.Effect<A, E, R>) =>
   Effect.zipLeft(Effect.fork(Effect.provide(effect, node)), macrotask)
 
-/** Whoever can go on has gone on. */
+/** Lets every fiber of the test run until it waits. */
 const settled = Effect.repeatN(macrotask, 20)
 
 const amounts = (id: string) =>

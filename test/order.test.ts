@@ -1,4 +1,4 @@
-/** The example of a process manager: every order comes to one end, whatever happens when. */
+/** The example of a process manager: every order reaches exactly one final state, in every order of events. */
 import * as SqlClient from "@effect/sql/SqlClient"
 import { expect, it } from "@effect/vitest"
 import * as Arr from "effect/Array"
@@ -20,11 +20,11 @@ const layerDomain = Layer.mergeAll(Order.layer, Payment.layer, Deadlines.layerTa
   Layer.provideMerge(layerPglite)
 )
 
-/** A process: the process manager and the loop over the deadlines, for as long as the scope lives. */
+/** A process: the process manager and the loop over the deadlines, until the scope closes. */
 const aProcess = Layer.build(Layer.fresh(Layer.merge(Fulfilment.Fulfilment.layer, Deadlines.layer)))
 
 it.layer(layerDomain, { timeout: 60_000 })("Orders and their payments", (it) => {
-  it.scoped("paid in time: confirmed, and the deadline changes nothing", () =>
+  it.scoped("an order that is paid in time is confirmed, and the deadline changes nothing", () =>
     Effect.gen(function* () {
       yield* aProcess
       const order = yield* placed
@@ -36,7 +36,7 @@ it.layer(layerDomain, { timeout: 60_000 })("Orders and their payments", (it) => 
     })
   )
 
-  it.scoped("not paid in time: cancelled; what is paid afterwards is refunded, once", () =>
+  it.scoped("an order that is not paid in time is cancelled, and a later payment is refunded once", () =>
     Effect.gen(function* () {
       yield* aProcess
       const order = yield* placed
@@ -47,14 +47,14 @@ it.layer(layerDomain, { timeout: 60_000 })("Orders and their payments", (it) => 
       yield* noDeadlineOf(order)
       expect(yield* endOf(order)).toEqual(["OrderPlaced", "OrderCancelled"])
       yield* handled(yield* pay(order))
-      // The provider reports it once more.
+      // The provider reports the payment a second time.
       yield* pay(order)
       expect(yield* endOf(order)).toEqual(["OrderPlaced", "OrderCancelled"])
       expect(yield* paymentsOf(order)).toEqual(["PaymentRequested", "PaymentReceived", "PaymentRefunded"])
     })
   )
 
-  it.scoped("paid at the very moment of the time-out: one of both wins, and the money follows", () =>
+  it.scoped("of a payment and a time-out in the same moment one wins, and a lost payment is refunded", () =>
     Effect.gen(function* () {
       yield* aProcess
       const orders = yield* Effect.replicateEffect(placed, 10)
@@ -75,10 +75,10 @@ it.layer(layerDomain, { timeout: 60_000 })("Orders and their payments", (it) => 
     })
   )
 
-  it.effect("a restart in the middle loses no time-out, and what happened meanwhile is done then", () =>
+  it.effect("a restart loses no time-out, and events of the meantime are handled afterwards", () =>
     Effect.gen(function* () {
       const first = yield* Effect.scoped(Effect.zipRight(aProcess, placed))
-      // Nobody is there.
+      // No process is running.
       const second = yield* place
       yield* TestClock.adjust("2 seconds")
       yield* Effect.scoped(
@@ -93,46 +93,48 @@ it.layer(layerDomain, { timeout: 60_000 })("Orders and their payments", (it) => 
     })
   )
 
-  it.scoped("a crash between a command and the checkpoint, or the deletion of a deadline, repeats no command", () =>
-    Effect.gen(function* () {
-      const [paid, late] = yield* Effect.scoped(
-        Effect.gen(function* () {
-          yield* aProcess
-          const [paid, late] = [yield* placed, yield* placed]
-          yield* handled(yield* pay(paid))
-          yield* TestClock.adjust("2 seconds")
-          yield* noDeadlineOf(late)
-          yield* handled(yield* pay(late))
-          return [paid, late] as const
+  it.scoped(
+    "a crash between a command and the checkpoint, or the deletion of a deadline, does not repeat the command",
+    () =>
+      Effect.gen(function* () {
+        const [paid, late] = yield* Effect.scoped(
+          Effect.gen(function* () {
+            yield* aProcess
+            const [paid, late] = [yield* placed, yield* placed]
+            yield* handled(yield* pay(paid))
+            yield* TestClock.adjust("2 seconds")
+            yield* noDeadlineOf(late)
+            yield* handled(yield* pay(late))
+            return [paid, late] as const
+          })
+        )
+        const before = yield* eventsOf(paid, late)
+        // A second subscription with the same handlers begins at the first event, as after a lost checkpoint. Each first attempt fails.
+        let attempts = 0
+        const crash = () => Effect.suspend(() => (++attempts % 2 === 1 ? Effect.fail("crashed") : Effect.void))
+        const crashing = [
+          Subscription.on(Order, { OrderPlaced: crash }),
+          Subscription.on(Payment, { PaymentReceived: crash })
+        ]
+        const anew = uniqueName("anew")
+        const again = Subscription.make(anew, {
+          on: [...Fulfilment.handlers, ...crashing],
+          delivery: "at-least-once",
+          batchSize: 1,
+          retry: Schedule.recurs(1)
         })
-      )
-      const before = yield* eventsOf(paid, late)
-      // As if the checkpoint had never been stored: a reader of the same handlers that begins anew, each of whose first attempts fails.
-      let attempts = 0
-      const crash = () => Effect.suspend(() => (++attempts % 2 === 1 ? Effect.fail("crashed") : Effect.void))
-      const crashing = [
-        Subscription.on(Order, { OrderPlaced: crash }),
-        Subscription.on(Payment, { PaymentReceived: crash })
-      ]
-      const anew = uniqueName("anew")
-      const again = Subscription.make(anew, {
-        on: [...Fulfilment.handlers, ...crashing],
-        delivery: "at-least-once",
-        batchSize: 1,
-        retry: Schedule.recurs(1)
+        yield* Layer.build(again.layer)
+        yield* Subscription.waitFor(anew, yield* EventFeed.head, "1 minute")
+        expect(attempts).toBeGreaterThanOrEqual(8)
+        // The second subscription has stored the deadlines again, and they are due.
+        yield* Deadlines.cancelDue
+        yield* noDeadlineOf(paid)
+        expect(yield* eventsOf(paid, late)).toEqual(before)
       })
-      yield* Layer.build(again.layer)
-      yield* Subscription.waitFor(anew, yield* EventFeed.head, "1 minute")
-      expect(attempts).toBeGreaterThanOrEqual(8)
-      // The deadlines are back, by that; they are due.
-      yield* Deadlines.cancelDue
-      yield* noDeadlineOf(paid)
-      expect(yield* eventsOf(paid, late)).toEqual(before)
-    })
   )
 })
 
-// --- what the cases are made of ---
+// --- helpers ---
 
 const place = Effect.gen(function* () {
   const order = yield* Order.newId
@@ -154,7 +156,7 @@ const handled = (
 ): Effect.Effect<void, unknown, EventFeed.EventFeed | SubscriptionStore.SubscriptionStore> =>
   Subscription.waitFor(Fulfilment.Fulfilment.name, position, "1 minute")
 
-/** Waits until the loop has done with an order. */
+/** Waits until the loop has handled an order. */
 const noDeadlineOf = (order: string) =>
   Effect.flatMap(SqlClient.SqlClient, (sql) =>
     Effect.repeat(

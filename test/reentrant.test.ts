@@ -1,4 +1,4 @@
-/** A handler that evaluates a command on the aggregate it is deciding for is refused, and stores nothing. */
+/** A handler that evaluates a command on its own aggregate fails, and stores nothing. */
 import { expect, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
@@ -17,7 +17,7 @@ const talk = {
   evolve: { Said: (said: number) => said + 1 }
 }
 
-/** Evaluates on the aggregate of that name and id, from inside of a handler. */
+/** Evaluates on the aggregate of that id, from inside of a handler. */
 type Evaluate = (id: string) => Effect.Effect<unknown, StoreError.ValidationError | StoreError.StoreError>
 
 const makeTalks = (asked: { run: Evaluate; count: number }) => {
@@ -53,7 +53,7 @@ it.effect(
       expect(asked.count).toBe(1)
       const store = yield* StoreAdapter.StoreAdapter
       expect(yield* store.getEvents("Talk/a", 1)).toEqual([])
-      // Another aggregate is another matter.
+      // A command on another aggregate is allowed.
       yield* Effect.provide(Talk.evaluate("a", new Ask({ id: "b" })), services)
       expect(
         [yield* store.getEvents("Talk/a", 1), yield* store.getEvents("Talk/b", 1)].map(({ length }) => length)
@@ -61,7 +61,7 @@ it.effect(
     }).pipe(Effect.scoped, Effect.provide(MemoryStore.layer))
 )
 
-it.effect("so does one that comes back to its aggregate through the handler of another", () =>
+it.effect("a handler that evaluates on its own aggregate through the handler of another fails, too", () =>
   Effect.gen(function* () {
     const asked: { run: Evaluate; count: number } = { run: () => Effect.void, count: 0 }
     const Talk = makeTalks(asked)

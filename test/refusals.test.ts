@@ -1,4 +1,4 @@
-/** Declared refusals: what the compiler asks of handlers, and what the aggregate shows; commands from outside, restricted to some. */
+/** Declared refusals, for the compiler and as schemas; `evaluateUnknown` with a list of allowed commands. */
 import * as SqlClient from "@effect/sql/SqlClient"
 import { expect, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
@@ -23,7 +23,7 @@ const refusals = { Open: [AlreadyOpen], Withdraw: [InsufficientFunds, LimitExcee
 
 const Declaring = Aggregate.make("Account", { ...definition, refusals })
 
-it("the aggregate shows its commands and its declared refusals as schemas", () => {
+it("an aggregate has the schemas of its commands and of its declared refusals", () => {
   expect(Declaring.commands).toBe(definition.commands)
   expect(Declaring.refusals).toBe(refusals)
   expect(Account.refusals).toBe(undefined)
@@ -36,7 +36,7 @@ it("the aggregate shows its commands and its declared refusals as schemas", () =
   expect(Schema.decodeUnknownSync(Refusal)(json)).toEqual(refusal)
 })
 
-it("a declaration changes no failure of evaluate", () => {
+it("declared refusals change no failure of evaluate", () => {
   const types = () => [
     [Declaring.evaluate("a", new Withdraw({ amount: 1 })), Account.evaluate("a", new Withdraw({ amount: 1 }))] as const,
     [Declaring.evaluate("a", new Deposit({ amount: 1 })), Account.evaluate("a", new Deposit({ amount: 1 }))] as const
@@ -44,8 +44,8 @@ it("a declaration changes no failure of evaluate", () => {
   expectTypeOf<ReturnType<typeof types>[number][0]>().toEqualTypeOf<ReturnType<typeof types>[number][1]>()
 })
 
-// `test/check/hovers.ts` has more of these: where the error is, and what it says.
-it("a refusal that is not declared does not compile", () => {
+// `test/check/hovers.ts` checks where such an error is shown, and its text.
+it("a handler with a refusal that is not declared does not compile", () => {
   const inPlace = {
     state: Schema.Number,
     initialState: 0,
@@ -86,7 +86,7 @@ it("a refusal that is not declared does not compile", () => {
   expectTypeOf(types).toBeFunction()
 })
 
-it("failures of the library and of the database need not be declared; handlers are inferred where they stand", () => {
+it("failures of the library and of the database need not be declared, and handlers in place are inferred", () => {
   const types = () =>
     Aggregate.make("Transfers", {
       state: Schema.Number,
@@ -120,54 +120,56 @@ it("failures of the library and of the database need not be declared; handlers a
   expectTypeOf<ReturnType<typeof types>["name"]>().toEqualTypeOf<"Transfers">()
 })
 
-it("refusals of what is no command are refused when the aggregate is made", () => {
+it("refusals of an unknown command are refused when the aggregate is made", () => {
   const strange: typeof refusals = JSON.parse('{ "Open": [], "Withdraw": [], "Close": [] }')
   expect(() => Aggregate.make("Account", { ...definition, refusals: strange })).toThrow(
     "refusals of Account names what is no command: Close"
   )
 })
 
-it.effect("evaluateUnknown refuses commands that are not allowed by a ValidationError that names those which are", () =>
-  Effect.gen(function* () {
-    const id = yield* Account.newId
-    const only = ["Deposit", "Touch"] as const
-    const evaluate = (json: unknown) => Account.evaluateUnknown(id, json, { only })
-    expect(yield* evaluate({ _tag: "Deposit", amount: 5 })).toMatchObject({ sequence: 1 })
-    for (const [json, found] of [
-      [{ _tag: "Withdraw", amount: 1 }, 'is "Withdraw"'],
-      [{ _tag: "Close" }, 'is "Close"'],
-      [{ _tag: "x".repeat(1000) }, `is "${"x".repeat(100)}"`],
-      [{ amount: 1 }, "there is none"],
-      [null, "there is none"],
-      ["Deposit", "there is none"]
-    ] as const) {
-      const error = yield* Effect.flip(evaluate(json))
-      expect(error).toMatchObject({
-        _tag: "ValidationError",
-        operation: "Account.evaluateUnknown",
-        issues: [{ path: ["_tag"], message: `must be one of Deposit, Touch, and ${found}` }]
+it.effect(
+  "evaluateUnknown refuses a command that is not allowed by a ValidationError that names the allowed commands",
+  () =>
+    Effect.gen(function* () {
+      const id = yield* Account.newId
+      const only = ["Deposit", "Touch"] as const
+      const evaluate = (json: unknown) => Account.evaluateUnknown(id, json, { only })
+      expect(yield* evaluate({ _tag: "Deposit", amount: 5 })).toMatchObject({ sequence: 1 })
+      for (const [json, found] of [
+        [{ _tag: "Withdraw", amount: 1 }, 'is "Withdraw"'],
+        [{ _tag: "Close" }, 'is "Close"'],
+        [{ _tag: "x".repeat(1000) }, `is "${"x".repeat(100)}"`],
+        [{ amount: 1 }, "there is none"],
+        [null, "there is none"],
+        ["Deposit", "there is none"]
+      ] as const) {
+        const error = yield* Effect.flip(evaluate(json))
+        expect(error).toMatchObject({
+          _tag: "ValidationError",
+          operation: "Account.evaluateUnknown",
+          issues: [{ path: ["_tag"], message: `must be one of Deposit, Touch, and ${found}` }]
+        })
+        // The input is no list, so the issue has no index.
+        expect(String(error)).toContain(`refused its input: _tag: must be one of Deposit, Touch, and ${found}`)
+      }
+      expect(yield* Effect.flip(evaluate({ _tag: "Deposit", amount: -1 }))).toMatchObject({
+        issues: [{ path: ["amount"] }]
       })
-      // One command is no list, so there is no index.
-      expect(String(error)).toContain(`refused its input: _tag: must be one of Deposit, Touch, and ${found}`)
-    }
-    expect(yield* Effect.flip(evaluate({ _tag: "Deposit", amount: -1 }))).toMatchObject({
-      issues: [{ path: ["amount"] }]
-    })
-    expect(yield* Effect.flip(Account.evaluateUnknown(id, { _tag: "Touch" }, { only: [] }))).toMatchObject({
-      issues: [{ message: 'is "Touch", and no tag is allowed' }]
-    })
-    // One that says something else each time.
-    let reads = 0
-    const changing = {
-      get _tag() {
-        return reads++ === 0 ? "Deposit" : "Withdraw"
-      },
-      amount: 5
-    }
-    expect(yield* Effect.flip(evaluate(changing))).toMatchObject({ _tag: "ValidationError" })
-    expect(yield* Account.fetch(id)).toMatchObject({ balance: 5 })
-    expect(yield* Account.evaluateUnknown(id, { _tag: "Withdraw", amount: 5 }, {})).toMatchObject({ sequence: 2 })
-    expect(yield* Account.exists(id)).toBe(true)
-    expect(yield* Account.exists(`${id}-none`)).toBe(false)
-  }).pipe(Effect.provide(Account.layer.pipe(Layer.provide(Limits.layer), Layer.provide(MemoryStore.layer))))
+      expect(yield* Effect.flip(Account.evaluateUnknown(id, { _tag: "Touch" }, { only: [] }))).toMatchObject({
+        issues: [{ message: 'is "Touch", and no tag is allowed' }]
+      })
+      // A command whose tag differs at each read.
+      let reads = 0
+      const changing = {
+        get _tag() {
+          return reads++ === 0 ? "Deposit" : "Withdraw"
+        },
+        amount: 5
+      }
+      expect(yield* Effect.flip(evaluate(changing))).toMatchObject({ _tag: "ValidationError" })
+      expect(yield* Account.fetch(id)).toMatchObject({ balance: 5 })
+      expect(yield* Account.evaluateUnknown(id, { _tag: "Withdraw", amount: 5 }, {})).toMatchObject({ sequence: 2 })
+      expect(yield* Account.exists(id)).toBe(true)
+      expect(yield* Account.exists(`${id}-none`)).toBe(false)
+    }).pipe(Effect.provide(Account.layer.pipe(Layer.provide(Limits.layer), Layer.provide(MemoryStore.layer))))
 )

@@ -1,4 +1,4 @@
-/** A snapshot that can't be trusted is passed over, and the events are replayed. */
+/** A snapshot that can't be trusted is ignored, and the events are replayed. */
 
 import * as SqlClient from "@effect/sql/SqlClient"
 import { expect, it } from "@effect/vitest"
@@ -15,7 +15,7 @@ import { layerPglite } from "./database.js"
 
 const sqlStore = Layer.provideMerge(SqlStore.layer, layerPglite)
 
-/** What is logged as a warning while the effect runs. */
+/** The warnings that are logged while the effect runs. */
 const warningsOf = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
   Effect.suspend(() => {
     const said: Array<string> = []
@@ -37,7 +37,7 @@ it.layer(sqlStore, { timeout: 60_000 })("a damaged snapshot", (it) => {
     ["from beyond the last event", "sequence = 50"],
     ["of another event of its sequence", "timestamp = '00000000-0000-7000-8000-000000000000'"]
   ] as const) {
-    it.effect(`${what} is passed over, and commands and reads go on`, () =>
+    it.effect(`${what} is ignored, and commands and reads succeed`, () =>
       Effect.gen(function* () {
         const sql = yield* SqlClient.SqlClient
         const id = yield* Account.newId
@@ -57,28 +57,30 @@ it.layer(sqlStore, { timeout: 60_000 })("a damaged snapshot", (it) => {
   }
 })
 
-it.effect("snapshot: a new version of the state is stored at an old sequence too, so that loading begins there", () =>
-  Effect.gen(function* () {
-    const store = yield* StoreAdapter.StoreAdapter
-    const id = yield* Account.newId
-    for (const amount of [1, 2]) yield* Account.evaluate(id, new Deposit({ amount }))
-    yield* Account.snapshot(id)
-    const evolve = {
-      ...definition.evolve,
-      Deposited: (state: typeof definition.state.Type, event: Deposited) => ({
-        ...state,
-        balance: state.balance + 2 * event.amount
+it.effect(
+  "snapshot: a new version of the state is stored also at the sequence of the old one, so that loading begins there",
+  () =>
+    Effect.gen(function* () {
+      const store = yield* StoreAdapter.StoreAdapter
+      const id = yield* Account.newId
+      for (const amount of [1, 2]) yield* Account.evaluate(id, new Deposit({ amount }))
+      yield* Account.snapshot(id)
+      const evolve = {
+        ...definition.evolve,
+        Deposited: (state: typeof definition.state.Type, event: Deposited) => ({
+          ...state,
+          balance: state.balance + 2 * event.amount
+        })
+      }
+      const Newer = Aggregate.make("Account", { ...definition, evolve, stateVersion: 2 })
+      yield* Effect.provide(Newer.snapshot(id), Newer.layer)
+      const stored: Option.Option<Snapshot.Snapshot> = yield* store.getSnapshot(Account.streamId(id), 0)
+      expect(Option.getOrThrow(stored)).toMatchObject({
+        sequence: 2,
+        body: { state: { balance: 6 } },
+        metadata: { version: 2 }
       })
-    }
-    const Newer = Aggregate.make("Account", { ...definition, evolve, stateVersion: 2 })
-    yield* Effect.provide(Newer.snapshot(id), Newer.layer)
-    const stored: Option.Option<Snapshot.Snapshot> = yield* store.getSnapshot(Account.streamId(id), 0)
-    expect(Option.getOrThrow(stored)).toMatchObject({
-      sequence: 2,
-      body: { state: { balance: 6 } },
-      metadata: { version: 2 }
-    })
-  }).pipe(Effect.provide(Account.layer), Effect.provide([MemoryStore.layer, Limits.layer]))
+    }).pipe(Effect.provide(Account.layer), Effect.provide([MemoryStore.layer, Limits.layer]))
 )
 
 interface Tree {
@@ -103,7 +105,7 @@ class Renamed extends Schema.Class<Renamed>("Node")({
   next: Schema.suspend((): Schema.Schema<Renamed | null> => Schema.NullOr(Schema.typeSchema(Renamed)))
 }) {}
 
-it("fingerprint: schemas of different shapes have different ones, also where they are recursive or have no JSON Schema", () => {
+it("fingerprint: schemas of different shapes have different fingerprints, also recursive ones and those without a JSON Schema", () => {
   const widened: Schema.Schema<unknown> = Schema.suspend(() =>
     Schema.Struct({
       name: Schema.String,
@@ -143,7 +145,7 @@ it("fingerprint: schemas of different shapes have different ones, also where the
   }
 })
 
-it("fingerprint: schemas that differ in a transformation, a filter, a declaration or an annotation have different ones", () => {
+it("fingerprint: schemas with another transformation, filter, declaration or annotation have different fingerprints", () => {
   const filtered = (annotations: Schema.Annotations.Filter<string>) =>
     Schema.String.pipe(Schema.filter(() => true, annotations))
   const coded = (annotations: Schema.Annotations.Schema<number>) =>
@@ -202,20 +204,20 @@ it("fingerprint: schemas that differ in a transformation, a filter, a declaratio
       Schema.Struct({ a: Schema.propertySignature(Schema.String).pipe(Schema.fromKey("c")) })
     ],
     [Schema.TemplateLiteral("a", Schema.String), Schema.TemplateLiteral("a", Schema.Number)],
-    // Many of these texts have one `Hash.string`.
+    // Many of these texts have equal `Hash.string` values.
     characters.flatMap((one) => characters.map((other) => Schema.Literal(`${one}${other}`)))
   ]
   for (const [index, group] of groups.entries()) {
     const inPlaces = group.flatMap((schema) => [schema, Schema.Struct({ a: schema }), Schema.Array(schema)])
     expect(new Set(inPlaces.map(fingerprint)).size, `group ${index}`).toBe(inPlaces.length)
   }
-  // What serves messages and generators alone is no change.
+  // An annotation for messages or generators changes nothing.
   expect(fingerprint(Schema.String.annotations({ message: () => "no", examples: ["a"], documentation: "x" }))).toBe(
     fingerprint(Schema.String)
   )
 })
 
-it.effect("a snapshot of a state whose schema is encoded otherwise now is passed over", () =>
+it.effect("a snapshot of a state whose schema has another encoding now is ignored", () =>
   Effect.gen(function* () {
     const spelled = (s: Schema.Schema<string>) =>
       Aggregate.make("Spelled", {

@@ -1,4 +1,4 @@
-/** What the compiler knows: checked by `npm run check`, where these expectations are types. */
+/** The types of the public interface. `npm run check` checks these expectations, because they are types. */
 
 import * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
@@ -60,7 +60,7 @@ const Mails = Projection.make({
 
 const Mailed = Aggregate.make("Mailed", { ...definition, projections: [Mails] })
 
-it("evaluate fails with exactly the refusals of its command, and the store's failures", () => {
+it("evaluate fails with exactly the refusals of its command, and the failures of the store", () => {
   // Never run: `id` and the commands are declared only.
   const types = () => {
     const [opening, depositing, withdrawing, touching, either] = [
@@ -90,7 +90,7 @@ it("evaluate fails with exactly the refusals of its command, and the store's fai
   expectTypeOf(types).toBeFunction()
 })
 
-it("evaluate answers with a position that waitFor takes", () => {
+it("evaluate returns a position that waitFor accepts", () => {
   const types = () => {
     const evaluating = Account.evaluate(id, withdraw)
     const waiting = Effect.flatMap(evaluating, ({ position, duplicate }) => {
@@ -107,7 +107,7 @@ it("evaluate answers with a position that waitFor takes", () => {
   expectTypeOf(Subscription.commandId(subscription, { aggregateId: "a", sequence: 1 })).toBeString()
 })
 
-it("an id, and an expected sequence, add one failure each", () => {
+it("withCommandId and withExpectedSequence add one failure each", () => {
   const types = () => {
     const evaluating = Account.evaluate(id, withdraw)
     const identified = evaluating.pipe(Aggregate.withCommandId("c"))
@@ -128,7 +128,7 @@ it("evaluateUnknown can fail with every refusal", () => {
   >()
 })
 
-it("evaluateUnknown that is asked for some commands fails with their refusals alone", () => {
+it("evaluateUnknown with a list of commands fails only with their refusals", () => {
   const types = () => {
     const some = Account.evaluateUnknown(id, {}, { only: ["Open", "Deposit"] })
     const none = Account.evaluateUnknown(id, {}, { only: ["Deposit"] })
@@ -144,7 +144,7 @@ it("evaluateUnknown that is asked for some commands fails with their refusals al
   expectTypeOf(types).toBeFunction()
 })
 
-it("operations need the aggregate only; its layer needs the store and what handlers and projections need", () => {
+it("operations need only the aggregate, and its layer needs the store and the services of handlers and projections", () => {
   const types = () => {
     const [evaluating, fetching] = [Account.evaluate(id, withdraw), Account.fetch(id)] as const
     expectTypeOf<NeedsOf<typeof evaluating>>().toEqualTypeOf<Aggregate.Instance<"Account">>()
@@ -160,7 +160,7 @@ it("operations need the aggregate only; its layer needs the store and what handl
   >()
 })
 
-it("a projection's failure is a failure of the commands whose events it projects", () => {
+it("the failure of a projection is a failure of the commands", () => {
   const types = () => {
     const evaluating = Mailed.evaluate(id, deposit)
     expectTypeOf<ErrorOf<typeof evaluating>>().toEqualTypeOf<Blocked | FailureOfStore>()
@@ -172,7 +172,7 @@ it("a projection's failure is a failure of the commands whose events it projects
 class EmailTaken extends Schema.TaggedError<EmailTaken>()("EmailTaken", { owner: Schema.String }) {}
 class LimitReached extends Schema.TaggedError<LimitReached>()("LimitReached", { amount: Schema.Number }) {}
 
-it("a projection that is SQL fails with refusals and StoreErrors alone; one that is an effect keeps its failures", () => {
+it("a projection of SQL statements fails only with refusals and StoreErrors, and one of effects with its own failures", () => {
   const types = () => {
     const BySql = Projection.makeSql({
       name: "owners",
@@ -183,7 +183,7 @@ it("a projection that is SQL fails with refusals and StoreErrors alone; one that
       },
       onConstraint: {
         owners_pkey: (event) => {
-          // Of the types that have a handler.
+          // The event is one of the types that have a handler.
           expectTypeOf(event).toEqualTypeOf<Opened | Deposited>()
           return event._tag === "Opened" ? new EmailTaken({ owner: event.owner }) : undefined
         },
@@ -203,7 +203,7 @@ it("a projection that is SQL fails with refusals and StoreErrors alone; one that
     const ByEffect = Projection.make({
       name: "owners",
       events: Schema.Union(Opened, Deposited),
-      // Before the handlers, too.
+      // Also before the handlers.
       onConstraint: {
         owners_pkey: ({ owner }, { aggregateId }) => new EmailTaken({ owner: owner + aggregateId }),
         owners_total_check: () => undefined
@@ -226,7 +226,7 @@ it("a projection that is SQL fails with refusals and StoreErrors alone; one that
     const Owned = Aggregate.make("Owned", { ...definition, projections: [BySql, orStoreError] })
     const evaluating = Owned.evaluate(id, deposit)
     expectTypeOf<ErrorOf<typeof evaluating>>().toEqualTypeOf<EmailTaken | LimitReached | Blocked | FailureOfStore>()
-    // A bound projection stays one, and one of an aggregate takes its events from it.
+    // A bound projection stays bound, and a projection of an aggregate has the types of its events.
     const OfAccounts = Projection.makeSql({
       name: "of accounts",
       of: Account,
@@ -246,7 +246,7 @@ it("a projection that is SQL fails with refusals and StoreErrors alone; one that
   expectTypeOf(types).toBeFunction()
 })
 
-it("a handler of a constraint returns a tagged error or nothing, and no effect", () => {
+it("a handler of a constraint returns a tagged error or nothing, but no effect", () => {
   const types = () => {
     const options = {
       name: "owners",
@@ -288,7 +288,7 @@ it("a handler of a constraint returns a tagged error or nothing, and no effect",
   expectTypeOf(types).toBeFunction()
 })
 
-it("an aggregate's projections are bound to it; subscriptions and rebuilds take bound ones only", () => {
+it("an aggregate's projections are bound to it, and subscriptions and rebuilds accept only bound ones", () => {
   expectTypeOf(Mailed.projections).toEqualTypeOf<
     readonly [Projection.Projection.Bound<Blocked | StoreError.StoreError, Mailer>]
   >()
@@ -380,7 +380,7 @@ it("handlers of a subscription are typed by their aggregate's events", () => {
   expectTypeOf(types).toBeFunction()
 })
 
-it("every command has a decision, every event a step, and there are no others", () => {
+it("every command has a handler and every event a step, and no other names are allowed", () => {
   const { Open: _open, ...withoutOpen } = definition.decide
   const { Opened: _opened, ...withoutOpened } = definition.evolve
   const types = () => {
@@ -398,7 +398,7 @@ it("every command has a decision, every event a step, and there are no others", 
   expectTypeOf(types).toBeFunction()
 })
 
-it("handlers are inferred where they stand", () => {
+it("handlers in place are inferred", () => {
   Aggregate.make("Account", {
     ...definition,
     decide: {
@@ -420,7 +420,7 @@ it("handlers are inferred where they stand", () => {
   })
 })
 
-it("the layers of the stores provide the ports; the failures are data", () => {
+it("the layers of the stores provide the ports, and failures are data", () => {
   type Ports = StoreAdapter.StoreAdapter | EventFeed.EventFeed | SubscriptionStore.SubscriptionStore
   expectTypeOf<typeof MemoryStore.layer>().toEqualTypeOf<Layer.Layer<Ports>>()
   expectTypeOf<Layer.Layer.Success<typeof SqlStore.layer>>().toEqualTypeOf<Ports | SqlStore.Tables>()
@@ -429,7 +429,7 @@ it("the layers of the stores provide the ports; the failures are data", () => {
 
 class Booked extends Schema.TaggedClass<Booked>()("Booked", { seat: Schema.Int }) {}
 
-it("evolve keeps the literals of the state that it returns, and is checked against the state's schema", () => {
+it("a step keeps the literals of the state that it returns, and is checked against the schema of the state", () => {
   const types = () => {
     const options = {
       state: Schema.Struct({ status: Schema.Literal("free", "booked"), seats: Schema.Array(Schema.Int) }),
@@ -524,7 +524,7 @@ it("literals stay literals in handlers without parameters, and in the initial st
       decide,
       evolve: { Switched: (state) => state, Broken: (state) => state }
     })
-    // A state of any type is one, too.
+    // A state of type `any` is allowed, too.
     Aggregate.make("Lamp", {
       ...Lamp,
       state: Schema.Unknown,

@@ -1,9 +1,9 @@
 /**
- * Tells one command from another, for the receipt of a command with an id.
+ * Digests of commands: a receipt has one, so that another command of the same id is found. `definition.ts` makes them.
  *
- * A digest is a hash of the command as its schema encodes it, whatever the order of its keys. Two schemas may encode one command
- * differently, for instance before and after a deployment that adds an optional field. So a digest names its schema, and the hashes of
- * two schemas are not compared.
+ * A digest is a hash of the command as its schema encodes it, with its keys in order. Two schemas may encode one command differently, for
+ * instance before and after a deployment that adds an optional field. So a digest names its schema, and the hashes of two schemas are not
+ * compared.
  */
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
@@ -16,7 +16,7 @@ import { fingerprint } from "../codec/fingerprint.js"
 import { isPlain, type Report, thrownMessage } from "../codec/json.js"
 import { sha256 } from "../codec/sha256.js"
 
-/** What a receipt keeps of its command. It is stored as JSON. */
+/** The digest of a command. It is stored as JSON, in the receipt. */
 export interface CommandDigest {
   /** The command's tag. */
   readonly type: string
@@ -55,7 +55,7 @@ export const makeCommandDigest = <C extends Tagged, CI>(
 
 /** Whether a stored digest is of another command. Of two schemas only the tags can be compared. */
 export const isOfAnother = (command: CommandDigest, stored: unknown): boolean => {
-  // The store is not under this module's control: a receipt without a digest says nothing about its command.
+  // Another program may have written to the store. A receipt without a digest does not identify its command.
   if (typeof stored !== "object" || stored === null) return false
   const { hash, schema, type } = stored as Readonly<Record<string, unknown>>
   return type !== command.type || (schema === command.schema && hash !== command.hash)
@@ -72,7 +72,7 @@ const explained = ({ message, path }: ValidationIssue): ValidationIssue =>
 const issue = (path: ReadonlyArray<string | number>, message: string): ValidationIssue =>
   new ValidationIssue({ path, message })
 
-/** A text that is the same for equal commands, or all that keeps the command from having one. */
+/** A text that is equal for equal commands, or the issues that prevent it. */
 const canonicalText = (
   encode: (command: unknown) => Either.Either<unknown, ParseResult.ParseError>,
   command: unknown
@@ -85,17 +85,17 @@ const canonicalText = (
       return issues.length === 0 ? Either.right(text) : Either.left(issues)
     })
   } catch (thrown) {
-    // A getter or a proxy that throws, or more levels than the stack has.
+    // A getter or a proxy can throw, and nesting can exceed the stack.
     return Either.left([issue([], `can't be read: ${thrownMessage(thrown)}`)])
   }
 }
 
 /**
- * Commands are not stored, so their encoded form may hold what JSON does not: `undefined`, `NaN`, a `bigint`, a `Date` or bytes. -0 is 0, as
- * in JSON, because a command that comes again may have gone through JSON. A hole of a list is `undefined`.
+ * Commands are not stored, so their encoded form may hold values that JSON can't: `undefined`, `NaN`, a `bigint`, a `Date` or bytes. -0 is 0,
+ * as in JSON, because a repeated command may have been through JSON. A hole of a list is `undefined`.
  *
- * Each value has a tag and delimiters: what is between its parentheses, brackets or quotes contains none of them, or complete ones. So no
- * text is that of two values, nor is a list of texts that of two lists.
+ * Each value has a tag and delimiters, and the text between them has complete pairs of delimiters only. So two different values never have
+ * one text.
  */
 const textOf = (value: unknown, report: Report): string => {
   const path: Array<string | number> = []
@@ -131,7 +131,7 @@ const textOf = (value: unknown, report: Report): string => {
 
   const writeContainer = (container: object): string => {
     if (container instanceof Date) return `Date(${Date.prototype.getTime.call(container)})`
-    // Not its own `toString` or `join`: those of a Node.js Buffer read the bytes as a text.
+    // The methods of the prototype, because those of a Node.js Buffer read the bytes as a text.
     if (container instanceof Uint8Array) return `bytes(${Uint8Array.prototype.join.call(container, ",")})`
     if (ancestors.has(container)) {
       report([...path], "a cycle: the value contains itself")
@@ -170,5 +170,5 @@ const textOf = (value: unknown, report: Report): string => {
   return write(value)
 }
 
-/** Of one command, with all that it contains: a list of four billion holes would keep the process busy for hours. */
+/** The limit of one command's values: a list of four billion holes would block the process for hours. */
 const maxValues = 1_000_000

@@ -1,5 +1,5 @@
 /**
- * Decodes the commands of an aggregate that come from outside.
+ * Decodes the input of `Aggregate.evaluateUnknown` to a command. `operations.ts` calls it.
  */
 import * as Effect from "effect/Effect"
 import * as Schema from "effect/Schema"

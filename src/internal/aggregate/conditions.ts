@@ -1,8 +1,8 @@
 /**
- * What a caller sets around one command: the id of the command, and the sequence that the aggregate must be at.
+ * The conditions that a caller sets around one command: the id of the command, and the sequence that the aggregate must be at.
  *
- * The reference is not public, because each condition brings a failure of its own: only the functions of `Aggregate` set it, and they add
- * the failure to the type of the effect.
+ * `Aggregate.withCommandId` and `Aggregate.withExpectedSequence` set them, and `service.ts` reads them. The reference is not public, because
+ * each condition has a failure that those functions add to the type of the effect.
  */
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
@@ -18,7 +18,7 @@ export class Conditions extends Context.Reference<Conditions>()("effect-maestro/
   defaultValue: (): Values => none
 }) {}
 
-/** Sets conditions beside those that are set already. */
+/** Adds conditions to the ones that are set already. */
 export const withConditions =
   (values: Values) =>
   <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
@@ -26,14 +26,14 @@ export const withConditions =
       Context.add(context, Conditions, { ...Context.get(context, Conditions), ...values })
     )
 
-/** Conditions are meant for one command: those that its handler or a projection evaluates have none. */
+/** Removes the conditions: the commands that a handler or a projection evaluates do not inherit them. */
 export const withoutConditions = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
   Effect.provideService(effect, Conditions, none)
 
 /** Whether a caller has set any. */
 export const hasConditions = (values: Values): boolean => values !== none
 
-/** The sequence that the caller expects, if one is set. One that can be none is refused, and so is `undefined` in place of one. */
+/** The sequence that the caller expects, if one is set. An invalid one is refused, and so is `undefined`. */
 export const expectedOf = (kind: string, values: Values): Effect.Effect<number | undefined, ValidationError> =>
   "expectedSequence" in values && !isSequence(values.expectedSequence)
     ? new ValidationError({

@@ -1,14 +1,21 @@
 /**
- * From the options of an aggregate to what its layer works with.
+ * Compiles the options of `Aggregate.make` to a definition: codecs, handlers by tag, and the names of streams.
+ *
+ * `Aggregate.ts` calls it once for each aggregate. Options that can't work are a mistake in the program, so `compile` throws a `TypeError`
+ * when the aggregate is made, and not when a handler is first needed.
  */
-import * as Duration from "effect/Duration"
+import * as Arr from "effect/Array"
 import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
+import type * as ParseResult from "effect/ParseResult"
 import type * as Schedule from "effect/Schedule"
-import type * as Schema from "effect/Schema"
+import * as Schema from "effect/Schema"
+import type { Options, Root } from "../../Aggregate.js"
 import type { StreamIds } from "../../Event.js"
 import * as Projection from "../../Projection.js"
 import { ValidationError } from "../../StoreError.js"
 import {
+  type EventCodec,
   lossyMembers,
   makeEventCodec,
   refusingBadInput,
@@ -18,40 +25,96 @@ import {
   unknownTag
 } from "../codec/eventCodec.js"
 import { reservedPrefix } from "../codec/names.js"
-import { makeStateCodec } from "../codec/stateCodec.js"
-import { makeCommandDigest } from "./commandDigest.js"
-import { makeFreshIds } from "./freshIds.js"
-import type { Loaded } from "./loadState.js"
-import type { Design } from "./service.js"
-import type { CacheLimits } from "./stateCache.js"
-import { makeStreams } from "./streamIds.js"
+import { makeStateCodec, type StateCodec } from "../codec/stateCodec.js"
+import { type CommandDigest, makeCommandDigest } from "./commandDigest.js"
+import { type FreshIds, makeFreshIds } from "./freshIds.js"
+import type { Steps } from "./handlerTypes.js"
+import { makeStreams, type Streams } from "./streamIds.js"
 
-/** The options, but for what a caller of `Aggregate.make` has checked by types. */
-interface Parts<State, StateEncoded, A, I, C, CI, E, R> {
-  readonly state: Schema.Schema<State, StateEncoded>
+/** An aggregate's options, compiled. Modules that only load and fold leave out the last three types. */
+export interface AggregateDefinition<State, A extends Tagged, in C = never, out E = unknown, out R = unknown> {
+  readonly name: string
+  readonly streams: Streams
   readonly initialState: State
-  readonly events: Schema.Schema<A, I>
-  readonly commands: Schema.Schema<C, CI>
-  readonly decide: Readonly<
-    Record<string, (command: never, root: Loaded<State>) => Effect.Effect<ReadonlyArray<A>, E, R>>
-  >
-  readonly evolve: Readonly<Record<string, (state: State, event: never) => State>>
-  readonly refusals?: object | undefined
-  readonly projections?: ReadonlyArray<Projection.Projection<E, R>> | undefined
-  readonly streams: StreamIds
-  readonly snapshotEvery?: number | undefined
-  readonly stateVersion?: number | undefined
+  readonly events: EventCodec<A>
+  readonly state: StateCodec<State>
+  /** The state after an event. */
+  readonly evolve: (state: State, event: A) => State
+  /** Runs the handler of the command. */
+  readonly decide: (command: C, root: Root<State>) => Effect.Effect<ReadonlyArray<A>, E | ValidationError, R>
+  /** What a receipt says of the command. */
+  readonly digest: (command: C) => Effect.Effect<CommandDigest, ValidationError>
+  readonly projections: ReadonlyArray<Projection.Projection.Bound<E, R>>
+  readonly freshIds: FreshIds
+  readonly snapshotEvery: number | undefined
   readonly retry: Schedule.Schedule<unknown>
 }
 
-/** Compiles what an aggregate is made of; what can't be one is a mistake in the program, and throws. */
-export const define = <State, StateEncoded, A extends Tagged, I extends Tagged, C extends Tagged, CI, E, R>(
+/** The handlers of commands by their tags, as `compile` takes them: callers have checked the types of the commands. */
+export type AnyDecide<State, A, E, R> = Readonly<
+  Record<string, (command: never, root: Root<State>) => Effect.Effect<ReadonlyArray<A>, E, R>>
+>
+
+/** The options of `Aggregate.make` that have their defaults. */
+export interface Defaults {
+  readonly streams: StreamIds
+  readonly retry: Schedule.Schedule<unknown>
+}
+
+export const compile = <State, StateEncoded, A extends Tagged, I extends Tagged, C extends Tagged, CI, E, R>(
   name: string,
-  options: Parts<State, StateEncoded, A, I, C, CI, E, R>
-): Design<State, A, C, E, R> => {
-  const streams = makeStreams(name, options.streams)
-  if (options.snapshotEvery !== undefined && !(Number.isInteger(options.snapshotEvery) && options.snapshotEvery > 0)) {
-    throw new TypeError(`snapshotEvery of ${name} must be a whole number above 0, and is ${options.snapshotEvery}`)
+  options: Options<
+    State,
+    StateEncoded,
+    A,
+    I,
+    C,
+    CI,
+    AnyDecide<State, A, E, R>,
+    ReadonlyArray<Projection.Projection<E, R>>,
+    object | undefined
+  >,
+  defaults: Defaults
+): AggregateDefinition<State, A, C, E, R> => {
+  const streams = makeStreams(name, defaults.streams)
+  checkOptions(name, options)
+  return {
+    name,
+    streams,
+    initialState: options.initialState,
+    events: makeEventCodec(options.events),
+    state: makeStateCodec(name, options.stateVersion ?? 1, options.state, defaults.streams),
+    // The compiler can't tell that `StateOf` of a type parameter is that type.
+    evolve: evolveBy(handlersOf(`evolve of ${name}`, tagsOf(options.events), options.evolve as Steps<State>)),
+    decide: decideBy(name, handlersOf(`decide of ${name}`, tagsOf(options.commands), options.decide)),
+    digest: makeCommandDigest(`${name}.evaluate`, options.commands),
+    projections: (options.projections ?? []).map((projection) =>
+      projection.of === "all"
+        ? { ...projection, of: projection.of }
+        : Projection.of({ name, streams: defaults.streams }, projection)
+    ),
+    freshIds: makeFreshIds(),
+    snapshotEvery: options.snapshotEvery,
+    retry: defaults.retry
+  }
+}
+
+// --- internal ---
+
+const checkOptions = <State, StateEncoded>(
+  name: string,
+  options: {
+    readonly state: Schema.Schema<State, StateEncoded>
+    readonly initialState: State
+    readonly events: Schema.Schema.Any
+    readonly commands: Schema.Schema.Any
+    readonly refusals?: object | undefined
+    readonly snapshotEvery?: number | undefined
+  }
+): void => {
+  const { snapshotEvery } = options
+  if (snapshotEvery !== undefined && !(Number.isInteger(snapshotEvery) && snapshotEvery > 0)) {
+    throw new TypeError(`snapshotEvery of ${name} must be a whole number above 0, and is ${snapshotEvery}`)
   }
   const lossy = lossyMembers(options.events)
   if (lossy !== undefined) {
@@ -66,74 +129,72 @@ export const define = <State, StateEncoded, A extends Tagged, I extends Tagged, 
     )
   }
   const commandTags = tagsOf(options.commands)
-  const decide = handlersOf<(command: never, root: Loaded<State>) => Effect.Effect<ReadonlyArray<A>, E, R>>(
-    `decide of ${name}`,
-    commandTags,
-    options.decide
-  )
-  const strange = Object.keys(options.refusals ?? {}).filter((tag) => !commandTags.includes(tag))
-  if (strange.length > 0) throw new TypeError(`refusals of ${name} names what is no command: ${strange.join(", ")}`)
-  const evolve = handlersOf<(state: State, event: never) => State>(
-    `evolve of ${name}`,
-    tagsOf(options.events),
-    options.evolve
-  )
-  const unknownCommand = (command: C) =>
-    Effect.suspend(
-      () => new ValidationError({ operation: `${name}.evaluate`, issues: [unknownTag(commandTags, command)] })
+  const unknown = Object.keys(options.refusals ?? {}).filter((tag) => !commandTags.includes(tag))
+  if (unknown.length > 0) throw new TypeError(`refusals of ${name} names what is no command: ${unknown.join(", ")}`)
+  const problem = encodingProblem(options.state, options.initialState)
+  if (problem !== undefined) {
+    throw new TypeError(
+      `initialState of ${name} can't be encoded by the schema of the state, so no snapshot of it could be stored: ${problem}`
     )
-  return {
-    name,
-    streams,
-    initialState: options.initialState,
-    events: makeEventCodec(options.events),
-    state: makeStateCodec(name, options.stateVersion ?? 1, options.state, options.streams),
-    evolve: (state, event) => {
-      const step = evolve.get(event._tag)
-      // A decoded event has one: `handlersOf` has seen to it.
-      // biome-ignore lint/plugin: the handler under a tag takes the member of that tag, which a `Map` can't say
-      return step === undefined ? state : step(state, event as never)
-    },
-    decide: (command, root) => {
-      const handler = decide.get(tagOf(command) ?? "")
-      return handler === undefined
-        ? unknownCommand(command)
-        : // biome-ignore lint/plugin: as above
-          refusingBadInput(`${name}.evaluate`, () => handler(command as never, root))
-    },
-    digest: makeCommandDigest(`${name}.evaluate`, options.commands),
-    projections: (options.projections ?? []).map((projection) =>
-      projection.of === "all"
-        ? { ...projection, of: projection.of }
-        : Projection.of({ name, streams: options.streams }, projection)
-    ),
-    minted: makeFreshIds(),
-    snapshotEvery: options.snapshotEvery,
-    retry: options.retry
   }
 }
 
-/** How many states are kept, and for how long. */
-export const cacheLimits = (
-  name: string,
-  keep: Partial<{ capacity: number | undefined; idleTimeToLive: Duration.DurationInput | undefined }> | undefined
-): CacheLimits => {
-  const capacity = keep?.capacity ?? 10_000
-  if (!(Number.isInteger(capacity) && capacity >= 0)) {
-    throw new TypeError(`cache.capacity of ${name} must be a whole number from 0 on, and is ${capacity}`)
+/**
+ * Why the schema can't encode the value. A schema that must wait to encode, or that names one which is not defined yet, can't be checked
+ * here.
+ */
+const encodingProblem = <A, I>(schema: Schema.Schema<A, I>, value: A): string | undefined => {
+  try {
+    const encoded = Schema.encodeUnknownEither(schema)(value)
+    return Either.isRight(encoded) || isForbidden(encoded.left.issue) ? undefined : encoded.left.message
+  } catch {
+    return undefined
   }
-  return { capacity, idleTimeToLive: Duration.decode(keep?.idleTimeToLive ?? "10 minutes") }
 }
 
-// --- internal ---
+/** Whether encoding stopped because it is asynchronous. */
+const isForbidden = (issue: ParseResult.ParseIssue): boolean => {
+  if (issue._tag === "Forbidden") return true
+  if ("issue" in issue) return isForbidden(issue.issue)
+  return "issues" in issue && Arr.ensure(issue.issues).some(isForbidden)
+}
 
-/** The handlers by tag; one that is missing is found when the aggregate is defined, not when it is first needed. */
+/** The handlers by tag. */
 const handlersOf = <F>(
-  what: string,
+  option: string,
   tags: ReadonlyArray<string>,
   handlers: Readonly<Record<string, F>>
 ): ReadonlyMap<string, F> => {
   const missing = tags.filter((tag) => !Object.hasOwn(handlers, tag))
-  if (missing.length > 0) throw new TypeError(`${what} has no handler for ${missing.join(", ")}`)
+  if (missing.length > 0) throw new TypeError(`${option} has no handler for ${missing.join(", ")}`)
   return new Map(Object.entries(handlers))
 }
+
+const evolveBy =
+  <State, A extends Tagged>(steps: ReadonlyMap<string, (state: State, event: never) => State>) =>
+  (state: State, event: A): State => {
+    const step = steps.get(event._tag)
+    // A decoded event has a step, because `handlersOf` checks it.
+    // biome-ignore lint/plugin: the handler under a tag takes the member of that tag, which a `Map` can't say
+    return step === undefined ? state : step(state, event as never)
+  }
+
+const decideBy =
+  <State, A, C, E, R>(
+    name: string,
+    handlers: ReadonlyMap<string, (command: never, root: Root<State>) => Effect.Effect<ReadonlyArray<A>, E, R>>
+  ) =>
+  (command: C, root: Root<State>): Effect.Effect<ReadonlyArray<A>, E | ValidationError, R> => {
+    const handler = handlers.get(tagOf(command) ?? "")
+    return handler === undefined
+      ? unknownCommand(name, [...handlers.keys()], command)
+      : // biome-ignore lint/plugin: the handler under a tag takes the member of that tag, which a `Map` can't say
+        refusingBadInput(`${name}.evaluate`, () => handler(command as never, root))
+  }
+
+const unknownCommand = (
+  name: string,
+  tags: ReadonlyArray<string>,
+  command: unknown
+): Effect.Effect<never, ValidationError> =>
+  Effect.suspend(() => new ValidationError({ operation: `${name}.evaluate`, issues: [unknownTag(tags, command)] }))

@@ -1,13 +1,16 @@
 /**
- * The ids that this process has made up and not used yet. Nobody else can know them, or hardly: their aggregates need not be looked
- * for in the store. Somebody may all the same, so it is trusted only as far as a state that is kept.
+ * Fresh ids: made by `newId` in this process, and not used yet.
+ *
+ * `stateCache.ts` takes the initial state of a fresh id for its cached state, so that its first command does not read the store. Another
+ * process may have used the id all the same. So that state is only as trusted as every cached state: the store refuses events at a sequence
+ * that is taken, and a refusal is checked against the store.
  */
 
-/** Ids of which each is known until it is used. */
+/** The fresh ids of an aggregate. */
 export interface FreshIds {
   readonly add: (id: string) => void
-  /** Whether the id was made here and is used for the first time. */
-  readonly take: (id: string) => boolean
+  /** Whether the id is fresh. It is not any more afterwards. */
+  readonly consume: (id: string) => boolean
 }
 
 export const makeFreshIds = (): FreshIds => {
@@ -15,17 +18,17 @@ export const makeFreshIds = (): FreshIds => {
   return {
     add: (id) => {
       ids.add(id)
-      if (ids.size <= maxMinted) return
+      if (ids.size <= maxFreshIds) return
       for (const oldest of ids) {
         ids.delete(oldest)
         return
       }
     },
-    take: (id) => ids.delete(id)
+    consume: (id) => ids.delete(id)
   }
 }
 
 // --- internal ---
 
-/** Whoever makes more of them before using the first reads the store for that one. */
-const maxMinted = 10_000
+/** Beyond this number the oldest is forgotten, so that its first command reads the store. */
+const maxFreshIds = 10_000

@@ -1,5 +1,5 @@
 /**
- * What the compiler reads off the handlers of an aggregate: failures, needed services, and refusals that are not declared.
+ * Types for the options of `Aggregate.make`: what handlers may fail with and return, and which names they may have.
  */
 import type { SqlError } from "@effect/sql/SqlError"
 import type * as Schema from "effect/Schema"
@@ -13,7 +13,7 @@ import type {
 } from "../../StoreError.js"
 import type { Tagged } from "../codec/eventCodec.js"
 
-/** The handlers of events, once the state is inferred: then what a step returns is the state. */
+/** The handlers of events after inference, when the type of the state is known. */
 export type Steps<State> = Readonly<Record<string, (state: State, event: never) => State>>
 
 /** The projections of an aggregate, each bound to it. */
@@ -30,7 +30,7 @@ export type RefusalSchemas<C extends Tagged> = {
   readonly [K in C["_tag"]]?: ReadonlyArray<Schema.Schema<any, any>>
 }
 
-/** What the handler of a command may fail with: anything, or the declared refusals and the failures of the library and the database. */
+/** The failures that a handler may have: any, or the declared refusals with the failures of the library and the database. */
 export type AllowedError<Declared, Tag> = [Declared] extends [undefined]
   ? // biome-ignore lint/suspicious/noExplicitAny: the bound of a type parameter that takes every handler
     any
@@ -42,10 +42,10 @@ export type AllowedError<Declared, Tag> = [Declared] extends [undefined]
  */
 export type StateOf<State> = unknown extends State ? Hint | NonNullable<unknown> : State
 
-/** The event that a handler returns, in the same way: it is checked against any tagged object at first. */
+/** The event that a handler returns. It is checked against any tagged object at first, so the hint keeps its literals. */
 export type EventOf<A extends Tagged> = string extends A["_tag"] ? Hint | A : A
 
-/** Handlers under names that the schemas do not have. The compiler shows the text where such a handler is. */
+/** The type of handlers under names that the schemas do not have. The compiler shows its text at such a handler. */
 export type NoSuch<Names, What extends string> = { readonly [K in Names & string]: `${K} is the tag of no ${What}` }
 
 // --- internal ---
@@ -70,5 +70,5 @@ type DeclaredOf<Declared, Tag> = Tag extends keyof Declared
     : never
   : never
 
-/** Failures of the library and of the database, which are no refusals. */
+/** The failures of the library and of the database. They need no declaration. */
 type LibraryFailure = RetryCommand | ValidationError | StoreError | CommandIdReused | UnexpectedSequence | SqlError

@@ -1,5 +1,5 @@
 /**
- * The events of one aggregate, decoded, page by page.
+ * Reads the history of an aggregate: its decoded events, page by page, so that one page at most is in memory. `service.ts` calls it.
  */
 import * as Chunk from "effect/Chunk"
 import * as Effect from "effect/Effect"
@@ -12,23 +12,24 @@ import type { StoreError, ValidationError } from "../../StoreError.js"
 import type { Timestamp } from "../../Timestamp.js"
 import type { Tagged } from "../codec/eventCodec.js"
 import { streamReaderOf } from "../store/streamReader.js"
-import { type Folding, missing } from "./loadState.js"
+import type { AggregateDefinition } from "./definition.js"
+import { missing } from "./loadState.js"
 
 /** An event of an aggregate, decoded. */
-export interface Historic<out A> {
+export interface HistoricEvent<out A> {
   readonly event: A
   readonly sequence: number
   readonly timestamp: Timestamp
-  /** What `Aggregate.Metadata` was when its command was evaluated. */
+  /** The value of `Aggregate.Metadata` at the evaluation of the event's command. */
   readonly metadata: Event["metadata"]
 }
 
-/** All events of a stream that are stored when it is read, from the first on. At most one page of them is in memory. */
+/** All events of a stream that are stored when it is read, from the first on. */
 export const history = <State, A extends Tagged>(
-  folding: Folding<State, A>,
+  definition: AggregateDefinition<State, A>,
   store: StoreAdapterService,
   streamId: Effect.Effect<string, ValidationError>
-): Stream.Stream<Historic<A>, ValidationError | StoreError> =>
+): Stream.Stream<HistoricEvent<A>, ValidationError | StoreError> =>
   Stream.unwrap(
     Effect.map(streamId, (id) =>
       Stream.paginateEffect(1, (first) =>
@@ -36,7 +37,7 @@ export const history = <State, A extends Tagged>(
           streamReaderOf(store).events(id, first, pageSize),
           ({ events, moreAfter }) =>
             [
-              decodePage(folding, first, events()),
+              decodePage(definition, first, events()),
               moreAfter === undefined ? Option.none() : Option.some(moreAfter + 1)
             ] as const
         )
@@ -48,13 +49,13 @@ export const history = <State, A extends Tagged>(
 
 const pageSize = 500
 
-/** The events of a page, up to the first that can't be decoded. */
+/** The events of a page up to the first one that can't be decoded, and then the failure. */
 const decodePage = <State, A extends Tagged>(
-  { events: codec, name }: Folding<State, A>,
+  { events: codec, name }: AggregateDefinition<State, A>,
   first: number,
   page: ReadonlyArray<Event>
-): Stream.Stream<Historic<A>, StoreError> => {
-  const decoded: Array<Historic<A>> = []
+): Stream.Stream<HistoricEvent<A>, StoreError> => {
+  const decoded: Array<HistoricEvent<A>> = []
   for (const [index, stored] of page.entries()) {
     const event =
       stored.sequence === first + index
@@ -69,7 +70,7 @@ const decodePage = <State, A extends Tagged>(
 
 const chunkOf = <A>(items: ReadonlyArray<A>): Stream.Stream<A> => Stream.fromChunk(Chunk.unsafeFromArray(items))
 
-/** Pages share one object among events with the same metadata, and a caller may change what it got. */
+/** A copy, because the events of a page with the same metadata share one object, and a caller may change it. */
 const copyOf = (metadata: Event["metadata"]): Event["metadata"] =>
   Object.values(metadata).some((value) => typeof value === "object" && value !== null)
     ? structuredClone(metadata)

@@ -1,135 +1,115 @@
 /**
- * The way of a command that has an id: it takes effect once, and whoever comes again with the same id is told so.
+ * Idempotent commands: one with an id (`Aggregate.withCommandId`) takes effect once. `service.ts` calls it.
+ *
+ * The command is decided on the stored state, and its events are committed with a receipt. An attempt can fail because the command has taken
+ * effect before: by a conflict with the stored receipt, by a refusal on the state that it led to, or by a defect of a handler. So after every
+ * failure the receipt is read. If it is stored, the command is a duplicate, and succeeds with the current state.
+ *
+ * Such a command never joins a batch, because a stored receipt would make the commit of the whole batch fail.
  */
 import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
+import type { Evaluated } from "../../Aggregate.js"
 import { CommandIdReused, StoreError } from "../../StoreError.js"
 import type { Tagged } from "../codec/eventCodec.js"
-import { retryWhile, settleCommit } from "../runtime/retry.js"
-import {
-  type CallContext,
-  type CommandContext,
-  type Failures,
-  inTurn,
-  mayPass,
-  mayTryAgain,
-  type Outcome,
-  type ReadFailed,
-  releaseTurn,
-  untilCommitted,
-  unwrap
-} from "./commandHandler.js"
-import { type Loaded, load, refresh } from "./loadState.js"
+import { commitEvents, type EntryOf, flushBatch, lockAggregate, releaseLock } from "./aggregateLock.js"
+import { type CallContext, type CommandContext, type CommandFailure, evaluated } from "./commandContext.js"
+import { loadEntry } from "./commandHandler.js"
+import { retryableRead, retrying, type TransientReadError } from "./commandRetry.js"
+import type { VersionedState } from "./loadState.js"
 import { isReceiptOfAnother, makeReceipt, type ReceiptKey, receiptKey } from "./receipt.js"
-import { record } from "./recordEvents.js"
+import { recordEvents } from "./recordEvents.js"
+import { cacheState, markStale } from "./stateCache.js"
 import { snapshotWhenDue } from "./takeSnapshot.js"
 
-/**
- * Decides on what is stored, and commits the events with a receipt. Whatever stands against that (the receipt of an earlier time, a conflict, a
- * refusal by a state in which the command has taken effect) is looked at in the light of the receipt before it is answered.
- *
- * Such commands take their aggregate's turn, unless they are to be apart, but they share no commit: one whose receipt is
- * there already would take all others down with it.
- */
+/** Evaluates a command with an id. A `commandId` that is no valid id fails with a `ValidationError`. */
 export const evaluateIdempotent = <State, A extends Tagged, C, E>(
-  workplace: CommandContext<State, A, C, E>,
-  surroundings: CallContext,
-  where: Where,
+  context: CommandContext<State, A, C, E>,
+  call: CallContext,
   streamId: string,
   command: C,
   commandId: unknown
-): Effect.Effect<Outcome<State, A>, Failures<E>> =>
-  Effect.flatMap(receiptKey(workplace.definition.name, streamId, commandId, workplace.digest(command)), (place) => {
-    const { definition, again, store } = workplace
-    let known: Loaded<State> | undefined
-
-    const round = (kept: Loaded<State> | undefined) =>
-      Effect.gen(function* () {
-        const before = kept ?? known
-        const read = before === undefined ? load(definition, store, streamId) : refresh(definition, store, before)
-        const root = yield* where.inside ? read : mayTryAgain(read)
-        known = root
-        // A handler may die because the command has taken effect already. `judge` hands back interruptions as they are.
-        return yield* Effect.catchAllCause(attempt(workplace, surroundings, where, root, command, place), (cause) =>
-          judge(workplace, where, root, place, cause)
-        )
+): Effect.Effect<Evaluated<State, A>, CommandFailure<E>> => {
+  const { definition, retry, store } = context
+  const attempt = (key: ReceiptKey) =>
+    lockAggregate(context, call, streamId, (entry, restore) =>
+      Effect.flatMap(Effect.exit(restore(attemptOnce(context, call, entry, command, key))), (exit) => {
+        if (Exit.isSuccess(exit)) cacheState(entry, exit.value.root)
+        else markStale(entry)
+        return Effect.zipRight(releaseLock(context, entry), exit)
       })
-
-    const roundInTurn = inTurn(workplace, surroundings, streamId, (seat, restore) =>
-      Effect.flatMap(
-        Effect.exit(
-          restore(
-            Effect.zipRight(
-              untilCommitted(workplace, seat),
-              Effect.suspend(() => round(seat.kept))
-            )
-          )
-        ),
-        (exit) => {
-          // After a failure nobody knows what is stored.
-          if (Exit.isSuccess(exit)) seat.kept = exit.value.root
-          seat.stale = Exit.isFailure(exit)
-          return Effect.zipRight(releaseTurn(workplace, seat), exit)
-        }
-      )
     )
-
-    return Effect.mapError(
-      retryWhile(where.apart ? Effect.suspend(() => round(undefined)) : roundInTurn, again, mayPass),
-      unwrap
-    ).pipe(Effect.tap(({ events, root }) => snapshotWhenDue(definition, store, root, events.length)))
-  })
-
-/** Whether the command is evaluated beside all turns and kept states, and whether that is because of a transaction around it. */
-interface Where {
-  readonly apart: boolean
-  readonly inside: boolean
+  return receiptKey(definition.name, streamId, commandId, definition.digest(command)).pipe(
+    Effect.flatMap((key) => retrying(retry, () => attempt(key))),
+    Effect.tap(({ events, root }) => snapshotWhenDue(definition, store, root, events.length)),
+    Effect.map(({ duplicate, events, root }) => evaluated(root, events, duplicate))
+  )
 }
 
 // --- internal ---
 
-const attempt = <State, A extends Tagged, C, E>(
-  { clock, commit, decide, definition }: CommandContext<State, A, C, E>,
-  surroundings: CallContext,
-  { inside }: Where,
-  root: Loaded<State>,
+interface Handled<State, A> {
+  readonly root: VersionedState<State>
+  readonly events: ReadonlyArray<A>
+  readonly duplicate: boolean
+}
+
+const attemptOnce = <State, A extends Tagged, C, E>(
+  context: CommandContext<State, A, C, E>,
+  call: CallContext,
+  entry: EntryOf<State, E>,
   command: C,
-  place: ReceiptKey
-): Effect.Effect<Outcome<State, A>, Failures<E>> =>
+  key: ReceiptKey
+): Effect.Effect<Handled<State, A>, CommandFailure<E> | TransientReadError> =>
   Effect.gen(function* () {
-    const decided = yield* decide(command, root)
-    const recorded = yield* record(definition, clock, surroundings, root, decided)
-    const receipt = yield* makeReceipt(clock, place, recorded.root.sequence)
-    const committing = commit([...recorded.events, receipt])
-    yield* inside ? committing : settleCommit(definition.retry, committing)
-    return { root: recorded.root, events: decided }
+    yield* flushBatch(context, entry)
+    const root = yield* loadEntry(context, entry)
+    return yield* Effect.catchAllCause(decideAndCommit(context, call, root, command, key), (cause) =>
+      resolveDuplicate(context, entry, root, key, cause)
+    )
   })
 
-/** What a failed attempt means: that the command has been handled before, that its id belongs to another, or what the attempt says. */
-const judge = <State, A extends Tagged, C, E>(
-  { definition, store }: CommandContext<State, A, C, E>,
-  { inside }: Where,
-  root: Loaded<State>,
-  place: ReceiptKey,
-  cause: Cause.Cause<Failures<E>>
-): Effect.Effect<Outcome<State, A>, Failures<E> | ReadFailed> => {
+const decideAndCommit = <State, A extends Tagged, C, E>(
+  context: CommandContext<State, A, C, E>,
+  call: CallContext,
+  root: VersionedState<State>,
+  command: C,
+  key: ReceiptKey
+): Effect.Effect<Handled<State, A>, CommandFailure<E>> =>
+  Effect.gen(function* () {
+    const { clock, decide, definition } = context
+    const events = yield* decide(command, root)
+    const recorded = yield* recordEvents(definition, clock, call, root, events)
+    const receipt = yield* makeReceipt(clock, key, recorded.root.sequence)
+    yield* commitEvents(context, [...recorded.events, receipt])
+    return { root: recorded.root, events, duplicate: false }
+  })
+
+/** Finds out what a failed attempt means: a duplicate, an id that belongs to another command, or the failure itself. */
+const resolveDuplicate = <State, A extends Tagged, C, E>(
+  context: CommandContext<State, A, C, E>,
+  entry: EntryOf<State, E>,
+  root: VersionedState<State>,
+  key: ReceiptKey,
+  cause: Cause.Cause<CommandFailure<E>>
+): Effect.Effect<Handled<State, A>, CommandFailure<E> | TransientReadError> => {
   const failed = Effect.failCause(cause)
-  // A store that fails says nothing about the command, and would not say more.
-  if (Cause.isInterrupted(cause) || Option.getOrUndefined(Cause.failureOption(cause)) instanceof StoreError)
+  // The receipt can't be read from a store that fails, and an interruption must not wait for it.
+  if (Cause.isInterrupted(cause) || Option.getOrUndefined(Cause.failureOption(cause)) instanceof StoreError) {
     return failed
-  const receipts = store.getEvents(place.id, 1)
+  }
+  const receipts = context.store.getEvents(key.id, 1)
   return Effect.flatMap(
-    // In a transaction that the failure has spoiled nothing can be read, and nothing will be stored.
-    inside ? Effect.catchAll(receipts, () => Effect.succeed([])) : mayTryAgain(receipts),
-    ([receipt]): Effect.Effect<Outcome<State, A>, Failures<E> | ReadFailed> => {
+    // In a transaction that the failure has aborted no read succeeds, and nothing will be stored.
+    context.isInTransaction ? Effect.orElseSucceed(receipts, () => []) : retryableRead(receipts),
+    ([receipt]): Effect.Effect<Handled<State, A>, CommandFailure<E> | TransientReadError> => {
       if (receipt === undefined) return failed
-      if (isReceiptOfAnother(place, receipt)) {
-        return new CommandIdReused({ kind: place.aggregate, id: root.id, commandId: place.commandId })
+      if (isReceiptOfAnother(key, receipt)) {
+        return new CommandIdReused({ kind: key.aggregate, id: root.id, commandId: key.commandId })
       }
-      const current = refresh(definition, store, root)
-      return Effect.map(inside ? current : mayTryAgain(current), (now) => ({ root: now, events: [], duplicate: true }))
+      return Effect.map(loadEntry(context, entry), (current) => ({ root: current, events: [], duplicate: true }))
     }
   )
 }

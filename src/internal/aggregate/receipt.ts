@@ -1,8 +1,8 @@
 /**
- * Receipts: what is stored with the events of a command that has an id, so that it takes effect once.
+ * Receipts: the records that a command id was handled. `idempotentCommand.ts` commits one with the events of such a command.
  *
- * A receipt is the only event of a stream of its own. A store takes the first event of a stream once, and a commit whole or not at all;
- * that is all it takes, so it works on every store.
+ * A receipt is the first and only event of a stream of its own, and the stream's name is a hash of the command id. A store accepts the first
+ * event of a stream once, and a commit as a whole or not at all. No store needs more than that to make a command idempotent.
  */
 import * as Effect from "effect/Effect"
 import type { Event } from "../../Event.js"
@@ -13,19 +13,19 @@ import { sha256 } from "../codec/sha256.js"
 import { receiptStreamId } from "../store/receiptStreams.js"
 import { type CommandDigest, isOfAnother } from "./commandDigest.js"
 
-/** Which command, and where its receipt is to be. */
+/** A command with an id, and the stream of its receipt. */
 export interface ReceiptKey {
   readonly commandId: string
-  /** The aggregate's name. */
   readonly command: CommandDigest
+  /** The aggregate's name. */
   readonly aggregate: string
   /** The aggregate's stream. */
   readonly aggregateId: string
-  /** The aggregate id of the receipt itself. */
+  /** The receipt's stream. */
   readonly id: string
 }
 
-/** The place of a command's receipt; an id that can be none is refused. */
+/** The key of a command's receipt. A `commandId` that is no valid id fails with a `ValidationError`. */
 export const receiptKey = (
   aggregate: string,
   aggregateId: string,
@@ -41,9 +41,9 @@ export const receiptKey = (
         issues: [new ValidationIssue({ path: ["commandId"], message })]
       })
     }
-    // Three texts of any length in a short one: of their own they would not always fit into an aggregate id.
-    const place = sha256(JSON.stringify([aggregate, aggregateId, commandId]))
-    return Effect.zipWith(digest, place, (command, hash) => ({
+    // A hash, because the three texts together can be longer than an aggregate id may be.
+    const streamHash = sha256(JSON.stringify([aggregate, aggregateId, commandId]))
+    return Effect.zipWith(digest, streamHash, (command, hash) => ({
       commandId,
       command,
       aggregate,
@@ -52,7 +52,7 @@ export const receiptKey = (
     }))
   })
 
-/** The receipt of a command after which the aggregate stands at that sequence. */
+/** The receipt of a command that brought the aggregate to the sequence. */
 export const makeReceipt = (
   clock: HybridClockService,
   { aggregate, aggregateId, command, commandId, id }: ReceiptKey,
@@ -67,13 +67,13 @@ export const makeReceipt = (
     metadata: {}
   }))
 
-/** Whether the receipt that stands at the place is of another command with the same id. */
+/** Whether the stored receipt is that of another command with the same id. */
 export const isReceiptOfAnother = ({ command }: ReceiptKey, { body }: Event): boolean =>
   isOfAnother(command, body.command)
 
 // --- internal ---
 
-/** Room for what names a command by an event: a subscription, an aggregate id of 255 characters, a step. */
+/** Enough for an id that is made of a subscription's name, an aggregate id of 255 characters, and a step. */
 const maxCommandId = 1000
 
 const problemOf = (commandId: unknown): string | undefined => {

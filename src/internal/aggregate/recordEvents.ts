@@ -1,7 +1,9 @@
 /**
- * From what was decided to events that can be stored: encoded, numbered, stamped.
+ * Makes stored events of a decision: encodes, numbers and stamps them, and folds the state after them.
+ *
+ * `commandHandler.ts` and `idempotentCommand.ts` call it. The state is folded from the events as they will be read again, so it is the state
+ * that every later load returns. An event that could not be read again is refused.
  */
-import type * as Clock from "effect/Clock"
 import * as Either from "effect/Either"
 import * as Exit from "effect/Exit"
 import type { Event } from "../../Event.js"
@@ -9,84 +11,79 @@ import { type StoreError, ValidationError, ValidationIssue } from "../../StoreEr
 import type { HybridClockService, Timestamp } from "../../Timestamp.js"
 import type { Tagged } from "../codec/eventCodec.js"
 import { isPlain } from "../codec/json.js"
-import { type Folding, fold, type Loaded } from "./loadState.js"
+import type { CallContext } from "./commandContext.js"
+import type { AggregateDefinition } from "./definition.js"
+import type { VersionedState } from "./loadState.js"
 
-/** What a decision came to: the events to store, and the state after them. */
-export interface Recorded<State> {
+/** The events to store, and the state after them. */
+export interface RecordedEvents<State> {
   readonly events: ReadonlyArray<Event>
-  readonly root: Loaded<State>
+  readonly root: VersionedState<State>
 }
 
-/**
- * Numbers and stamps what was decided on a state. The state after it is folded from the events as they will be read again, so it is
- * the one that every later load returns; an event that could not be read again is refused.
- */
-export const record = <State, A extends Tagged>(
-  folding: Folding<State, A>,
+/** Records the events that were decided on `root`. */
+export const recordEvents = <State, A extends Tagged>(
+  definition: AggregateDefinition<State, A>,
   hybrid: HybridClockService,
-  { clock: wall, metadata }: { readonly clock: Clock.Clock; readonly metadata: Readonly<Record<string, unknown>> },
-  root: Loaded<State>,
+  { clock, metadata }: CallContext,
+  root: VersionedState<State>,
   decided: ReadonlyArray<A>
-): Exit.Exit<Recorded<State>, ValidationError | StoreError> => {
-  // So that time rises along the aggregate, whichever node wrote its last event.
-  const refused = root.timestamp === undefined ? undefined : hybrid.unsafeReceive(root.timestamp, wall)
+): Exit.Exit<RecordedEvents<State>, ValidationError | StoreError> => {
+  // Timestamps must rise along an aggregate, whichever node wrote its last event.
+  const refused = root.timestamp === undefined ? undefined : hybrid.unsafeReceive(root.timestamp, clock)
   return refused === undefined
-    ? compose(
-        folding,
-        metadata,
-        root,
-        decided,
-        decided.map(() => hybrid.unsafeNow(wall))
-      )
+    ? encodeAndFold(definition, metadata, root, decided, () => hybrid.unsafeNow(clock))
     : Exit.fail(refused)
 }
 
 // --- internal ---
 
-const compose = <State, A extends Tagged>(
-  folding: Folding<State, A>,
-  metadata: Readonly<Record<string, unknown>>,
-  root: Loaded<State>,
+const encodeAndFold = <State, A extends Tagged>(
+  { events: codec, evolve, name }: AggregateDefinition<State, A>,
+  given: Readonly<Record<string, unknown>>,
+  root: VersionedState<State>,
   decided: ReadonlyArray<A>,
-  timestamps: ReadonlyArray<Timestamp>
-): Exit.Exit<Recorded<State>, ValidationError> => {
-  const common = readMetadata(metadata)
-  const issues: Array<ValidationIssue> = Either.isLeft(common) ? [common.left] : []
+  now: () => Timestamp
+): Exit.Exit<RecordedEvents<State>, ValidationError> => {
+  const metadata = readMetadata(given)
+  const issues: Array<ValidationIssue> = Either.isLeft(metadata) ? [metadata.left] : []
   const events: Array<Event> = []
-  let after = root
+  let { sequence, state, timestamp } = root
   for (const [index, event] of decided.entries()) {
-    const body = folding.events.encode(event, index)
-    const timestamp = timestamps[index]
+    const body = codec.encode(event, index)
+    timestamp = now()
+    sequence++
     if (Either.isLeft(body)) issues.push(...body.left)
-    if (Either.isLeft(body) || Either.isLeft(common) || timestamp === undefined) continue
+    if (Either.isLeft(body) || Either.isLeft(metadata)) continue
+    const { streamId: aggregateId } = root
     const recorded: Event = {
       timestamp,
-      aggregateId: root.streamId,
-      sequence: root.sequence + 1 + index,
+      aggregateId,
+      sequence,
       type: event._tag,
       body: body.right,
-      metadata: common.right
+      metadata: metadata.right
     }
     events.push(recorded)
     if (issues.length > 0) continue
-    const next = fold(folding, after, recorded)
-    if (Either.isRight(next)) after = next.right
-    else issues.push(new ValidationIssue({ index, path: [], message: next.left.description }))
+    const decoded = codec.decode(name, recorded)
+    if (Either.isRight(decoded)) state = evolve(state, decoded.right)
+    else issues.push(new ValidationIssue({ index, path: [], message: decoded.left.description }))
   }
   const [first, ...rest] = issues
   return first === undefined
-    ? Exit.succeed({ events, root: after })
-    : Exit.fail(new ValidationError({ operation: `${folding.name}.evaluate`, issues: [first, ...rest] }))
+    ? Exit.succeed({ events, root: { streamId: root.streamId, id: root.id, sequence, state, timestamp } })
+    : Exit.fail(new ValidationError({ operation: `${name}.evaluate`, issues: [first, ...rest] }))
 }
 
-/** What was set around the command; it comes from the application, and may be anything. */
+/** `Aggregate.Metadata` comes from the application, so it may be any value. */
 const readMetadata = (metadata: unknown): Either.Either<Event["metadata"], ValidationIssue> => {
   try {
     if (typeof metadata === "object" && metadata !== null && !Array.isArray(metadata) && isPlain(metadata)) {
       return Either.right({ ...metadata })
     }
   } catch {
-    // A proxy or getter that throws.
+    // A proxy or a getter can throw.
   }
   return Either.left(new ValidationIssue({ path: ["metadata"], message: "must be a JSON object" }))
 }

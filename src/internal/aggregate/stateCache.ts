@@ -1,197 +1,192 @@
 /**
- * The aggregates that this process knows: for each one whose turn it is, the state that is kept of it, and the commands that were
- * decided on it and will be committed together.
+ * The state cache: for each aggregate in use its lock, its cached state, and its open command batch.
+ *
+ * `commandHandler.ts` takes entries with their locks. `service.ts` reads and puts cached states. Entries are removed in three ways:
+ *
+ * - When an entry is released and there are more than `capacity`, the one that was not used for the longest time goes.
+ * - A timer removes entries that were not used for `idleTimeToLive`.
+ * - When the layer closes, all of them go.
+ *
+ * An entry that is locked, or has a batch, is never removed: it would get a second lock.
  */
-import * as Context from "effect/Context"
-import type * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import type * as Exit from "effect/Exit"
-import type * as Fiber from "effect/Fiber"
 import type * as Scope from "effect/Scope"
-import type { Event } from "../../Event.js"
-import type { Loaded } from "./loadState.js"
+import type { CacheOptions } from "../../Aggregate.js"
+import type { FairLock, LockRequest } from "./fairLock.js"
+import type { CommandBatch } from "./groupCommit.js"
+import type { VersionedState } from "./loadState.js"
 
-/** How many states are kept, and for how long without use. */
+/** The options of a cache, with their defaults. */
 export interface CacheLimits {
   readonly capacity: number
   readonly idleTimeToLive: Duration.Duration
 }
 
-/** Commands of one aggregate, decided one on the other, that are committed together. */
-export interface Group<State> {
-  /** The state after the last. */
-  root: Loaded<State>
-  readonly events: Array<Event>
-  /** How many commands, those that came to no event too. */
-  members: number
-  /** How many callers still wait. */
-  live: number
-  /** Nobody may join any more: it is being committed, or was. */
-  sealed: boolean
-  fiber: Fiber.RuntimeFiber<unknown, unknown> | undefined
-  /** What became of it. */
-  readonly done: Deferred.Deferred<Exit.Exit<void, unknown>>
-}
-
-/** The place of one aggregate. */
-export interface AggregateEntry<State> {
+/** The entry of one aggregate. It is the aggregate's lock. */
+export interface AggregateEntry<State, E> extends FairLock {
   readonly streamId: string
-  /** The newest state that is known to have been stored; of an id that was made here, the one before its first event. */
-  kept: Loaded<State> | undefined
-  /** Whether the kept state is known to be behind the store, or may be. */
-  stale: boolean
-  usedAt: number
-  taken: boolean
-  /** Who waits for the turn, in order of arrival. */
-  readonly waiting: Set<() => void>
-  /** What was decided by those who had the turn before, and is not yet known to be stored. */
-  group: Group<State> | undefined
+  /** The newest state that is known to be stored. For a fresh id it is the initial state. */
+  cached: VersionedState<State> | undefined
+  /** Whether the store may have events after the cached state, so that it must be refreshed first. */
+  isStale: boolean
+  lastUsedAt: number
+  /** The batch of the commands that held the lock before, until its commit has ended. */
+  batch: CommandBatch<VersionedState<State>, E> | undefined
 }
 
-export interface StateCache<State> {
-  /** The aggregate's place, made where it has none. It must be taken, kept in or released: places without use are removed. */
-  readonly at: (streamId: string, now: number) => AggregateEntry<State>
-  /** The state that is kept of the aggregate, if one is. */
-  readonly kept: (streamId: string, now: number) => Loaded<State> | undefined
-  /** Keeps a state that was read outside of a turn. */
-  readonly keep: (root: Loaded<State>, instead: Loaded<State> | undefined, now: number) => void
-  /** The place is not used any more for now. */
-  readonly leave: (seat: AggregateEntry<State>) => void
+export interface StateCache<State, E> {
+  /** The entry of the aggregate, made if there is none. The caller must lock it or release it. */
+  readonly entry: (streamId: string, now: number) => AggregateEntry<State, E>
+  /** The cached state, if there is one. */
+  readonly peek: (streamId: string, now: number) => VersionedState<State> | undefined
+  /** Caches a state that was read without the lock, unless a newer one than `previous` is cached meanwhile. */
+  readonly put: (root: VersionedState<State>, previous: VersionedState<State> | undefined, now: number) => void
+  /** Ends a use of the entry. */
+  readonly release: (entry: AggregateEntry<State, E>) => void
 }
 
-/** Says whether the turn was given, whatever became of the one who waited for it. */
-export interface Ticket {
-  holds: boolean
-}
-
-/**
- * Waits for the turn. The ticket tells whether it came; interrupted waiting may still have got it, when both happen at once, so
- * whoever waited looks at the ticket, and passes the turn on.
- */
-export const waitForTurn = <State>(seat: AggregateEntry<State>, ticket: Ticket): Effect.Effect<void> =>
-  Effect.async<void>((resume) => {
-    const waiter = () => {
-      ticket.holds = true
-      resume(Effect.void)
-    }
-    seat.waiting.add(waiter)
-    return Effect.sync(() => {
-      seat.waiting.delete(waiter)
-    })
-  })
-
-/** Gives the turn to the one who has waited longest; answers whether there was one. */
-export const passTurn = <State>(seat: AggregateEntry<State>): boolean => {
-  for (const next of seat.waiting) {
-    seat.waiting.delete(next)
-    next()
-    return true
+/** The limits of an aggregate's cache. A capacity that is no whole number is a mistake in the program, and throws. */
+export const cacheLimits = (name: string, options: CacheOptions | undefined): CacheLimits => {
+  const capacity = options?.capacity ?? 10_000
+  if (!(Number.isInteger(capacity) && capacity >= 0)) {
+    throw new TypeError(`cache.capacity of ${name} must be a whole number from 0 on, and is ${capacity}`)
   }
-  return false
+  return { capacity, idleTimeToLive: Duration.decode(options?.idleTimeToLive ?? "10 minutes") }
 }
 
-/** `first` tells the state of an aggregate that nobody can have written to yet, where it is one. */
-export const makeStateCache = <State>(
-  keeping: CacheLimits,
-  first: (streamId: string) => Loaded<State> | undefined,
+/** Makes a cache. `firstState` returns the state of an aggregate that no other process can have written to, because its id is fresh. */
+export const makeStateCache = <State, E>(
+  { capacity, idleTimeToLive }: CacheLimits,
+  firstState: (streamId: string) => VersionedState<State> | undefined,
   currentTimeMillis: Effect.Effect<number>
-): Effect.Effect<StateCache<State>, never, Scope.Scope> => {
+): Effect.Effect<StateCache<State, E>, never, Scope.Scope> => {
   // In order of use, the longest unused first.
-  const seats = new Map<string, AggregateEntry<State>>()
-  const idle = Duration.toMillis(keeping.idleTimeToLive)
+  const entries = new Map<string, AggregateEntry<State, E>>()
+  const maxIdle = Duration.toMillis(idleTimeToLive)
 
-  // One walk through them for all that have to go: a new one would begin with the gaps that those who went have left.
-  let walk = seats.values()
+  // One iterator for all removals: a new one would walk through the gaps that removed entries leave in the Map.
+  let iterator = entries.values()
   const removeOldest = (): void => {
-    for (let tries = 2; seats.size > keeping.capacity; ) {
-      const { done, value: oldest } = walk.next()
+    for (let walks = 2; entries.size > capacity; ) {
+      const { done, value: oldest } = iterator.next()
       if (done === true) {
-        if (--tries === 0) return
-        walk = seats.values()
-      } else if (!inUse(oldest)) seats.delete(oldest.streamId)
+        if (--walks === 0) return
+        iterator = entries.values()
+      } else if (!isInUse(oldest)) entries.delete(oldest.streamId)
     }
   }
 
-  const inUse = (seat: AggregateEntry<State>): boolean => seat.taken || seat.group !== undefined
-
-  const at = (streamId: string, now: number): AggregateEntry<State> => {
-    const known = seats.get(streamId)
+  const entry = (streamId: string, now: number): AggregateEntry<State, E> => {
+    const known = entries.get(streamId)
     if (known === undefined) {
-      const seat = {
-        streamId,
-        // With nothing to be kept, nothing is trusted either.
-        kept: keeping.capacity === 0 ? undefined : first(streamId),
-        stale: false,
-        usedAt: now,
-        taken: false,
-        waiting: new Set<() => void>(),
-        group: undefined
-      }
-      seats.set(streamId, seat)
-      return seat
+      // Without a cache a fresh id is not trusted either.
+      const made = makeEntry<State, E>(streamId, capacity === 0 ? undefined : firstState(streamId), now)
+      entries.set(streamId, made)
+      return made
     }
-    if (now - known.usedAt > idle && !inUse(known)) known.kept = undefined
-    known.usedAt = now
+    if (now - known.lastUsedAt > maxIdle && !isInUse(known)) known.cached = undefined
+    known.lastUsedAt = now
     return known
   }
 
-  const leave = (seat: AggregateEntry<State>): void => {
-    if (inUse(seat)) return
-    seats.delete(seat.streamId)
-    if (seat.kept === undefined || keeping.capacity === 0) return
-    seats.set(seat.streamId, seat)
+  const release = (used: AggregateEntry<State, E>): void => {
+    if (isInUse(used)) return
+    entries.delete(used.streamId)
+    if (used.cached === undefined || capacity === 0) return
+    entries.set(used.streamId, used)
     removeOldest()
   }
 
-  const sweep = Effect.map(currentTimeMillis, (now) => {
-    for (const seat of seats.values()) {
-      if (now - seat.usedAt > idle && !inUse(seat)) seats.delete(seat.streamId)
+  const removeIdle = Effect.map(currentTimeMillis, (now) => {
+    for (const each of entries.values()) {
+      if (now - each.lastUsedAt > maxIdle && !isInUse(each)) entries.delete(each.streamId)
     }
   })
 
-  const sweeping = Effect.forkScoped(Effect.interruptible(Effect.forever(Effect.zipRight(pause(idle / 2), sweep))))
-  // Whoever still holds the service of a layer that is closed does not hold its states.
-  const emptying = Effect.addFinalizer(() =>
+  const removing = Effect.forkScoped(
+    Effect.interruptible(Effect.forever(Effect.zipRight(unrefSleep(maxIdle / 2), removeIdle)))
+  )
+  // A program that still holds the service of a closed layer must not hold its states.
+  const clearing = Effect.addFinalizer(() =>
     Effect.sync(() => {
-      seats.clear()
-      // One that has begun holds what it walked through.
-      walk = seats.values()
+      entries.clear()
+      // The old iterator holds the entries that it has walked through.
+      iterator = entries.values()
     })
   )
-  return Effect.as(Effect.zipRight(sweeping, emptying), {
-    at,
-    leave,
-    kept: (streamId, now) => {
-      const seat = seats.get(streamId)
-      return seat === undefined || now - seat.usedAt > idle ? undefined : seat.kept
+  return Effect.as(Effect.zipRight(removing, clearing), {
+    entry,
+    release,
+    peek: (streamId, now) => {
+      const known = entries.get(streamId)
+      return known === undefined || now - known.lastUsedAt > maxIdle ? undefined : known.cached
     },
-    keep: (root, instead, now) => {
-      const seat = at(root.streamId, now)
-      if (seat.kept === instead || seat.kept === undefined || seat.kept.sequence < root.sequence) {
-        seat.kept = root
-        seat.stale = false
+    put: (root, previous, now) => {
+      const known = entry(root.streamId, now)
+      if (known.cached === previous || known.cached === undefined || known.cached.sequence < root.sequence) {
+        cacheState(known, root)
       }
-      leave(seat)
+      release(known)
     }
   })
 }
 
-/** The streams of the aggregates whose commands this fiber is deciding: a handler may evaluate a command of another aggregate, and so on. */
-export class DecidingOn extends Context.Reference<DecidingOn>()("effect-maestro/internal/DecidingOn", {
-  defaultValue: (): ReadonlyArray<string> => []
-}) {}
+/**
+ * A cache of one entry that no other fiber uses, for a command that must not take the aggregate's lock or its cached state. The entry lives
+ * as long as the command, with the state from its first attempt on.
+ */
+export const makeDetachedCache = <State, E>(): StateCache<State, E> => {
+  let only: AggregateEntry<State, E> | undefined
+  return {
+    entry: (streamId, now) => {
+      only ??= makeEntry(streamId, undefined, now)
+      return only
+    },
+    release: () => {},
+    peek: () => undefined,
+    put: () => {}
+  }
+}
+
+/** Caches a state that is stored. */
+export const cacheState = <State, E>(entry: AggregateEntry<State, E>, root: VersionedState<State>): void => {
+  entry.cached = root
+  entry.isStale = false
+}
+
+/** Makes the next command refresh the cached state: after a failed commit the stored state is unknown. */
+export const markStale = <State, E>(entry: AggregateEntry<State, E>): void => {
+  entry.isStale = true
+}
 
 // --- internal ---
 
+const makeEntry = <State, E>(
+  streamId: string,
+  cached: VersionedState<State> | undefined,
+  now: number
+): AggregateEntry<State, E> => ({
+  streamId,
+  cached,
+  isStale: false,
+  lastUsedAt: now,
+  isLocked: false,
+  requests: new Set<LockRequest>(),
+  batch: undefined
+})
+
+const isInUse = (entry: { readonly isLocked: boolean; readonly batch: unknown }): boolean =>
+  entry.isLocked || entry.batch !== undefined
+
 /**
- * Of the machine's time, and such that no process stays alive for it: this is about memory only. What is too old by the program's
- * own clock is not used in any case.
+ * Sleeps by a timer that keeps no process alive. It takes the machine's time because it only frees memory: an entry that is too old by the
+ * program's own clock is not used in any case.
  */
-const pause = (millis: number): Effect.Effect<void> =>
+const unrefSleep = (millis: number): Effect.Effect<void> =>
   Effect.async((resume) => {
     const timer = setTimeout(() => resume(Effect.void), Math.min(Math.max(millis, 1000), 3_600_000))
-    // Browsers have numbers for timers.
+    // A timer of a browser is a number.
     timer.unref?.()
     return Effect.sync(() => clearTimeout(timer))
   })

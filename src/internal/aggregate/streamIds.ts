@@ -1,7 +1,6 @@
 /**
- * Between the ids that callers give to an aggregate, and the ids of its streams in the store.
+ * Maps the ids that callers give to an aggregate to the ids of its streams in the store, and back. `definition.ts` calls it.
  */
-
 import type { StreamIds } from "../../Event.js"
 import { maxNameLength } from "../../Event.js"
 import { textProblem } from "../codec/json.js"
@@ -10,13 +9,13 @@ import { isLongerThan, nameProblem } from "../codec/names.js"
 /** The streams of one aggregate. */
 export interface Streams {
   readonly streamId: (id: string) => string
-  /** The id that the stream id was composed from. */
+  /** The id of a stream id that `streamId` made. */
   readonly idOf: (streamId: string) => string
-  /** What keeps a value from being an id, if anything does. */
+  /** Why the value is no valid id, or `undefined`. */
   readonly problemOf: (id: unknown) => string | undefined
 }
 
-/** The streams of an aggregate; a name that can be no kind is a mistake in the program, and throws. */
+/** The streams of an aggregate. An invalid name is a mistake in the program, and throws. */
 export const makeStreams = (name: string, ids: StreamIds): Streams => {
   const problem = nameProblem(name, maxNameLength - 2) ?? (name.includes("/") ? 'must not contain "/"' : undefined)
   if (problem !== undefined) throw new TypeError(`the name of aggregate ${JSON.stringify(name)} ${problem}`)

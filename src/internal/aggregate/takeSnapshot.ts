@@ -1,34 +1,34 @@
 /**
- * When a snapshot of an aggregate is stored, and storing it. A command that grows its stream past a multiple of `snapshotEvery` does, and
+ * Stores snapshots: after a commit that passes a multiple of `snapshotEvery`, for `commandHandler.ts` and `idempotentCommand.ts`, and for
  * `Aggregate.snapshot`.
  */
 import * as Effect from "effect/Effect"
 import type { StoreAdapterService } from "../../StoreAdapter.js"
 import type { StoreError, ValidationError } from "../../StoreError.js"
 import type { Tagged } from "../codec/eventCodec.js"
-import type { Definition, Loaded } from "./loadState.js"
+import type { AggregateDefinition } from "./definition.js"
+import type { VersionedState } from "./loadState.js"
 
 /** Stores a snapshot of the state. */
 export const commitSnapshot = <State, A extends Tagged>(
-  definition: Definition<State, A>,
+  definition: AggregateDefinition<State, A>,
   store: StoreAdapterService,
-  { streamId, sequence, state, timestamp }: Loaded<State>
+  { streamId, sequence, state, timestamp }: VersionedState<State>
 ): Effect.Effect<void, ValidationError | StoreError> =>
-  // An aggregate without events has nothing to save.
+  // An aggregate without events has no timestamp, and no snapshot.
   timestamp === undefined
     ? Effect.void
     : Effect.flatMap(definition.state.encode(state), (encoded) =>
         store.commitSnapshot({ timestamp, aggregateId: streamId, sequence, ...encoded })
       )
 
-/** Stores a snapshot where one is due. A failure is a warning. */
+/** Stores a snapshot if one is due. A failure is a warning, because the events of the command are stored already. */
 export const snapshotWhenDue = <State, A extends Tagged>(
-  definition: Definition<State, A>,
+  definition: AggregateDefinition<State, A>,
   store: StoreAdapterService,
-  root: Loaded<State>,
+  root: VersionedState<State>,
   added: number
 ): Effect.Effect<void> =>
-  // The events of the command are stored already, so the command has succeeded.
   isSnapshotDue(definition, root, added)
     ? Effect.catchAll(commitSnapshot(definition, store, root), (error) =>
         Effect.logWarning(
@@ -37,9 +37,9 @@ export const snapshotWhenDue = <State, A extends Tagged>(
       )
     : Effect.void
 
-/** Whether the stream has passed a multiple of `snapshotEvery` by so many events. */
+/** Whether the last `added` events passed a multiple of `snapshotEvery`. */
 export const isSnapshotDue = <State, A extends Tagged>(
-  { snapshotEvery: every }: Definition<State, A>,
-  { sequence }: Loaded<State>,
+  { snapshotEvery: every }: AggregateDefinition<State, A>,
+  { sequence }: VersionedState<State>,
   added: number
 ): boolean => every !== undefined && Math.floor(sequence / every) > Math.floor((sequence - added) / every)

@@ -1,0 +1,40 @@
+/**
+ * The retry loop of commands: `commandHandler.ts` and `idempotentCommand.ts` run every attempt in it.
+ *
+ * An attempt is repeated in two cases. Another commit came first (`RetryCommand`), so the command must be decided on the new state. Or a read
+ * failed for a transient reason. A failed commit is never a reason to decide again, because it may be stored: `settleCommit` finds that out.
+ */
+import * as Data from "effect/Data"
+import * as Effect from "effect/Effect"
+import type * as Schedule from "effect/Schedule"
+import { RetryCommand, type StoreError, type ValidationError } from "../../StoreError.js"
+import { isTransient, retryAfter } from "../runtime/retry.js"
+
+/** A transient failure of a read, before anything was decided. */
+export class TransientReadError extends Data.TaggedError("TransientReadError")<{
+  readonly error: StoreError | ValidationError
+}> {}
+
+/** Marks the transient failures of a read. */
+export const retryableRead = <A>(
+  read: Effect.Effect<A, ValidationError | StoreError>
+): Effect.Effect<A, ValidationError | StoreError | TransientReadError> =>
+  Effect.mapError(read, (error) => (isTransient(error) ? new TransientReadError({ error }) : error))
+
+/** Runs attempts by the schedule, until one succeeds or fails finally. It sets up nothing before the first failure. */
+export const retrying = <A, E>(
+  schedule: Schedule.Schedule<unknown>,
+  attempt: () => Effect.Effect<A, E | TransientReadError>
+): Effect.Effect<A, E | StoreError | ValidationError> =>
+  Effect.catchAll(attempt(), (error) =>
+    isRetryable(error)
+      ? Effect.mapError(retryAfter(error, Effect.suspend(attempt), schedule, isRetryable), unwrapped)
+      : Effect.fail(unwrapped(error))
+  )
+
+// --- internal ---
+
+const isRetryable = (error: unknown): boolean => error instanceof RetryCommand || error instanceof TransientReadError
+
+const unwrapped = <E>(error: E | TransientReadError): E | StoreError | ValidationError =>
+  error instanceof TransientReadError ? error.error : error

@@ -1,0 +1,105 @@
+/**
+ * The operations of an aggregate: each gets the service of the aggregate's layer from its caller's context, and runs in a span.
+ * `Aggregate.ts` gives them their public types.
+ *
+ * The key of the service is the aggregate's name. If two aggregates have one name, the context has the layer of only one of them, and a
+ * command of the other would be decided by the wrong handlers. So each operation compares the definitions, and dies if they differ.
+ */
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import type * as Schema from "effect/Schema"
+import * as Stream from "effect/Stream"
+import type { Evaluated, Instance } from "../../Aggregate.js"
+import type { ValidationError } from "../../StoreError.js"
+import { HybridClock } from "../../Timestamp.js"
+import { type Tagged, tagOf } from "../codec/eventCodec.js"
+import { withSpanIfTracedIn } from "../runtime/tracing.js"
+import type { CommandFailure } from "./commandContext.js"
+import { makeCommandInput } from "./commandInput.js"
+import type { AggregateDefinition } from "./definition.js"
+import type { Service } from "./service.js"
+
+/** The key of an aggregate's service. */
+export const serviceTag = <Name extends string, State, A extends Tagged, C, E>(
+  name: Name
+): Context.Tag<Instance<Name>, Service<State, A, C, E>> => Context.GenericTag(`effect-maestro/Instance/${name}`)
+
+/** Makes the operations. In their types `evaluate` and `evaluateUnknown` may fail with the refusals of every command. */
+export const makeOperations = <Name extends string, State, A extends Tagged, C extends Tagged, CI, E>(
+  tag: Context.Tag<Instance<Name>, Service<State, A, C, E>>,
+  definition: AggregateDefinition<State, A, C>,
+  commands: Schema.Schema<C, CI>
+) => {
+  type Operations = Service<State, A, C, E>
+  const { name } = definition
+  const decodeCommand = makeCommandInput(`${name}.evaluateUnknown`, commands)
+
+  const checked = (service: Operations): Operations => {
+    if (service.definition !== definition) throw otherDefinition(name)
+    return service
+  }
+
+  const operate = <B, E2>(
+    operation: string,
+    id: string,
+    run: (service: Operations) => Effect.Effect<B, E2>,
+    attributes?: () => object
+  ): Effect.Effect<B, E2, Instance<Name>> =>
+    Effect.withFiberRuntime((fiber) =>
+      withSpanIfTracedIn(
+        fiber,
+        `Aggregate.${operation}`,
+        () => ({ attributes: { "aggregate.name": name, "aggregate.id": id, ...attributes?.() } }),
+        // The type of the operation requires the service.
+        run(checked(Context.unsafeGet(fiber.currentContext, tag)))
+      )
+    )
+
+  return {
+    newId: Effect.map(
+      Effect.flatMap(HybridClock, ({ now }) => now),
+      (id) => {
+        definition.freshIds.add(definition.streams.streamId(id))
+        return id
+      }
+    ),
+    evaluate: (id: string, command: C) =>
+      operate(
+        "evaluate",
+        id,
+        (service) => service.evaluate(id, command),
+        () => ({ command: tagOf(command) })
+      ),
+    evaluateUnknown: (
+      id: string,
+      command: unknown,
+      only: ReadonlyArray<string> | undefined
+    ): Effect.Effect<Evaluated<State, A>, CommandFailure<E> | ValidationError, Instance<Name>> =>
+      operate("evaluateUnknown", id, (service) =>
+        Effect.flatMap(decodeCommand(command, only), (decoded) => service.evaluate(id, decoded))
+      ),
+    exists: (id: string) => operate("exists", id, (service) => service.exists(id)),
+    get: (id: string) => operate("get", id, (service) => service.get(id)),
+    fetch: (id: string) => operate("fetch", id, (service) => service.fetch(id)),
+    root: (id: string) => operate("root", id, (service) => service.root(id)),
+    replay: (id: string, sequence: number) =>
+      operate(
+        "replay",
+        id,
+        (service) => service.replay(id, sequence),
+        () => ({ sequence })
+      ),
+    snapshot: (id: string) => operate("snapshot", id, (service) => service.snapshot(id)),
+    history: (id: string) =>
+      Stream.unwrap(Effect.map(tag, (service) => checked(service).history(id))).pipe(
+        Stream.withSpan("Aggregate.history", { attributes: { "aggregate.name": name, "aggregate.id": id } })
+      )
+  }
+}
+
+// --- internal ---
+
+const otherDefinition = (name: string): Error =>
+  new Error(
+    `Two aggregates are named ${JSON.stringify(name)}, and the layer in the context is that of the other one. The name is the key of an aggregate's service, so give each aggregate a name of its own, or provide the layer of the aggregate that is used.`
+  )
