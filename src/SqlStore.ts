@@ -193,7 +193,7 @@ const makeOn = ({ client, log, notifications }: Prepared): Effect.Effect<StoreAd
   Effect.gen(function* () {
     const { schema, sql } = log
     const accepted = acceptedBy(notifications)
-    const insertCommits = makeInsertCommits(sql, schema)
+    const insertCommits = makeInsertCommits(sql, schema, isEmbedded(client))
     const statementCommits = makeStatementCommits(sql, insertCommits)
 
     /** One statement: on its own, or from a savepoint on in the transaction around it. */
@@ -220,8 +220,12 @@ const makeOn = ({ client, log, notifications }: Prepared): Effect.Effect<StoreAd
           command: insertCommits.command([events], {}),
           statement: withoutInnerSpans(insertCommits.statement([events], { checksSnapshot: true }))
         },
-        (returned) =>
-          Effect.flatMap(accepted(verdictsOf(returned)[0]), (outcome) => (outcome === "stored" ? Effect.void : project))
+        (returned, isNested) =>
+          Effect.flatMap(accepted(verdictsOf(returned)[0]), (outcome) =>
+            outcome === "stored"
+              ? Effect.succeed(undefined)
+              : Effect.as(project, insertCommits.placement(events, { isLast: !isNested }))
+          )
       )
 
     /** The same outside of a transaction: in one round trip, where the projections are statements. */

@@ -6,7 +6,8 @@
  *
  * - the id of the transaction that wrote it,
  * - the key of the event before it in its stream,
- * - the highest key that its transaction has used before.
+ * - the highest key that its transaction has used before,
+ * - if projections handle it on a server, the id of the newest transaction that had ended when they had run.
  *
  * Only events with a key below the oldest transaction that is still open are shown.
  *
@@ -16,6 +17,9 @@
  *   higher ids; hence the second part of the key. Where two keys are equal the position decides. It rises along a stream, because an event
  *   is inserted only when the one before it can be seen, and takes its position then.
  * - **Each transaction keeps its order**, by the third part: a cause stands before its effect on another aggregate.
+ * - **Strong projections keep their order**, by the fourth part. A projection may have waited for a transaction that got its id later, such as
+ *   one that frees a unique value. So its events move behind the events of that transaction, by a new key and new positions, before
+ *   COMMIT (`place_in_feed` in `functions.ts`). A rebuild then projects them in an order that succeeds.
  * - **It goes on.** Every key is the id of a transaction that has begun, so the oldest open transaction passes it some time.
  *
  * A writer never waits for this, and a transaction that is rolled back leaves no hole to wait at. An open transaction holds back what is
@@ -386,12 +390,15 @@ const selectNews = (sql: SqlClient.SqlClient, schema: Statement.Fragment, since:
 
 /**
  * Whether an event has the key of a transaction that has not begun: such events come from a database that had another history. The
- * transaction around sees its own events, whose key may be that of the newest transaction of all.
+ * transaction around sees its own events, whose key may be above its snapshot.
  */
 const fromTheFuture = (sql: SqlClient.SqlClient, schema: Statement.Fragment) =>
   sql`exists (
     select 1 from ${schema}.event_log where feed_key >= pg_snapshot_xmax(pg_current_snapshot())
-      and feed_key is distinct from pg_current_xact_id_if_assigned()
+      and feed_key > coalesce(
+        greatest(pg_current_xact_id_if_assigned(), nullif(current_setting('effect_maestro.feed_key', true), '')::xid8),
+        '0'::xid8
+      )
   )`
 
 const namesOf = (json: string | null): ReadonlySet<string> => new Set(json === null ? [] : JSON.parse(json))

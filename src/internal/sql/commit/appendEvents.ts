@@ -7,6 +7,7 @@ import * as Effect from "effect/Effect"
 import type { StoredSnapshot } from "../../../Snapshot.js"
 import { RetryCommand } from "../../../StoreError.js"
 import type { Command } from "../pg/driver.js"
+import { checkStillOpen } from "../pg/transaction.js"
 import type { AppendResult } from "./appendBatcher.js"
 import type { Commit } from "./commitQueue.js"
 
@@ -46,7 +47,7 @@ export interface AppendMode {
  * Makes the statement that stores commits, each for itself; it answers only of those that were not written. Arrays, since
  * parameters are limited to 65 535.
  */
-export const makeInsertCommits = (sql: SqlClient.SqlClient, schema: Statement.Fragment) => {
+export const makeInsertCommits = (sql: SqlClient.SqlClient, schema: Statement.Fragment, isEmbedded: boolean) => {
   // Put together once: it is the statement that is sent most. The function's signature tells the types.
   const p = ""
   const [text] =
@@ -60,7 +61,20 @@ export const makeInsertCommits = (sql: SqlClient.SqlClient, schema: Statement.Fr
     text: checksSnapshot === true ? checked : text,
     values: [lockTimeout === true ? "100ms" : null, allOrNothing === true, ...columnsOf(commits)]
   })
+  const [placement] = sql`${schema}.place_in_feed(${p}, ${p})`.compile()
+  const [placementAtEnd] = sql`${schema}.check_constraints(), ${schema}.place_in_feed(${p}, ${p})`.compile()
   return {
+    /**
+     * Moves the events of a commit to the end of the feed, after its projections. Returns nothing on the embedded database, where
+     * transactions exclude each other.
+     */
+    placement: (events: Commit, { isLast }: { readonly isLast: boolean }): Command | undefined =>
+      isEmbedded
+        ? undefined
+        : {
+            text: isLast ? `${checkStillOpen}, ${placementAtEnd}` : `select ${placement}`,
+            values: [events.map(({ aggregateId }) => aggregateId), events.map(({ sequence }) => sequence)]
+          },
     command,
     statement: (commits: ReadonlyArray<Commit>, mode: AppendMode) => {
       const { text, values } = command(commits, mode)

@@ -41,12 +41,9 @@ export const makeStatementCommits = (
           supported = false
           return Effect.succeed(false)
         }
-        const commands = [
-          insert.command([events], { allOrNothing: true }),
-          ...statements,
-          { text: checkStillOpen, values: [] }
-        ]
-        return Effect.matchEffect(interruptible(held, sendBatch(held.connection, commands, "I")), {
+        const last = insert.placement(events, { isLast: true }) ?? { text: checkStillOpen, values: [] }
+        const commands = [insert.command([events], { allOrNothing: true }), ...statements, last]
+        return Effect.matchEffect(interruptible(held, sendBatch(held.connection, commands, ["I", "I"])), {
           onSuccess: () => Effect.succeed(true),
           onFailure: (cause) => {
             if (isRaised(cause, duplicate)) return Effect.succeed(true)

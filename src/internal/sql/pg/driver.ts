@@ -16,28 +16,26 @@ export interface Command {
   readonly values: ReadonlyArray<unknown>
 }
 
-/** Where the session is: outside of a transaction, in one, or in one that has failed. */
-export type TransactionStatus = "I" | "T" | "E"
-
 /** Whether this connection can send a batch. */
 export const canSendBatch = (connection: Connection): boolean => driverOf(connection) !== undefined
 
 /**
- * Sends the statements and returns the first column of the last one's rows, as text. The session must be outside of a transaction, and is
- * afterwards where `end` says; anything else is a failure.
+ * Sends the statements and returns the first column of the last one's rows, as text. The session must have the first status before and
+ * the second status afterwards: anything else is a failure. `T` before includes a transaction that has failed, because the server then
+ * refuses the statements with the error to report.
  */
 export const sendBatch = (
   connection: Connection,
   commands: ReadonlyArray<Command>,
-  end: TransactionStatus
+  [before, after]: readonly [before: "I" | "T", after: "I" | "T"]
 ): Effect.Effect<ReadonlyArray<string | null>, SqlError> =>
   Effect.async((resume) => {
     const driver = driverOf(connection)
     if (driver === undefined) return resume(failure(new Error("the driver can't send a batch")))
-    if (driver.getTransactionStatus() !== "I") return resume(failure(leftOpen()))
+    if ((driver.getTransactionStatus() === "I") !== (before === "I")) return resume(failure(leftOpen()))
     const batch = new Batch(driver, commands, (error) => {
       if (error !== undefined && error !== null) resume(failure(error))
-      else if (driver.getTransactionStatus() !== end) resume(failure(leftOpen()))
+      else if (driver.getTransactionStatus() !== after) resume(failure(leftOpen()))
       else resume(Effect.succeed(batch.column))
     })
     driver.query(batch)

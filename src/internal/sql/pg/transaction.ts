@@ -24,7 +24,7 @@ import * as Stream from "effect/Stream"
 import { StoreError } from "../../../StoreError.js"
 import { joinBounded } from "../../runtime/interruption.js"
 import { fromSqlError } from "../../runtime/sqlError.js"
-import { withSpanIfTraced } from "../../runtime/tracing.js"
+import { withoutInnerSpans, withSpanIfTraced } from "../../runtime/tracing.js"
 import {
   type HeldConnection,
   interruptible,
@@ -58,10 +58,10 @@ export const withTransaction = <A, E, R>(
   })
 
 /**
- * Runs a statement that returns one value in a transaction, and then the effect that follows from it. Where the driver can, BEGIN and the
- * statement make one round trip.
+ * Runs a statement that returns one value in a transaction, then the effect that follows from it, then the statement that the effect returns,
+ * if any. If the driver can, BEGIN and the first statement are one round trip, and the last statement and COMMIT another.
  */
-export const withTransactionFrom = <A, E, R>(
+export const withTransactionFrom = <E, R>(
   sql: SqlClient.SqlClient,
   operation: string,
   first: {
@@ -69,13 +69,23 @@ export const withTransactionFrom = <A, E, R>(
     /** The same statement by the client. */
     readonly statement: Effect.Effect<string | null, SqlError>
   },
-  next: (value: string | null) => Effect.Effect<A, E, R>
-): Effect.Effect<A, E | StoreError, R> =>
+  next: (value: string | null, isNested: boolean) => Effect.Effect<Command | undefined, E, R>
+): Effect.Effect<void, E | StoreError, R> =>
   Effect.contextWithEffect((context: Context.Context<never>) => {
     const outer = Context.getOption(context, SqlClient.TransactionConnection)
-    const statement = Effect.mapError(first.statement, (error) => fromSqlError(operation, "writing", error))
+    const writing = <A>(statement: Effect.Effect<A, SqlError>) =>
+      Effect.mapError(statement, (error) => fromSqlError(operation, "writing", error))
+    const statement = writing(first.statement)
     return Option.isSome(outer)
-      ? nested(operation, outer.value, Effect.flatMap(statement, next))
+      ? nested(
+          operation,
+          outer.value,
+          Effect.flatMap(
+            Effect.flatMap(statement, (value) => next(value, true)),
+            (last) =>
+              last === undefined ? Effect.void : writing(withoutInnerSpans(sql.unsafe(last.text, [...last.values])))
+          )
+        )
       : topLevel(
           sql,
           operation,
@@ -83,7 +93,8 @@ export const withTransactionFrom = <A, E, R>(
             canSendBatch(held.connection)
               ? beginWith(operation, held, first.command)
               : Effect.zipRight(begin(operation, held), onConnection([guarded(held, { over: false }), 0], statement)),
-          next
+          (value) => next(value, false),
+          (last) => last
         )
   })
 
@@ -150,7 +161,7 @@ const beginWith = (
   command: Command
 ): Effect.Effect<string | null, StoreError> => {
   const commands = [...beginning.map((text) => ({ text, values: [] })), command]
-  return Effect.mapBoth(interruptible(held, sendBatch(held.connection, commands, "T")), {
+  return Effect.mapBoth(interruptible(held, sendBatch(held.connection, commands, ["I", "T"])), {
     onFailure: (error) => fromSqlError(operation, "writing", error),
     onSuccess: ([value]) => value ?? null
   }).pipe(
@@ -165,7 +176,8 @@ const topLevel = <A, E, B, E2, R>(
   sql: SqlClient.SqlClient,
   operation: string,
   first: (held: HeldConnection) => Effect.Effect<A, E>,
-  next: (a: A) => Effect.Effect<B, E2, R>
+  next: (a: A) => Effect.Effect<B, E2, R>,
+  last: (b: B) => Command | undefined = () => undefined
 ): Effect.Effect<B, E | E2 | StoreError, R> =>
   withConnection(sql, operation, (held) => {
     const validity: Validity = { over: false }
@@ -178,7 +190,7 @@ const topLevel = <A, E, B, E2, R>(
           if (Exit.isFailure(exit)) return Effect.zipRight(Effect.exit(finish(held, restore, rollback(held))), exit)
           return held.isClosing
             ? Effect.fail(held.isLost ? lostInside(operation) : interruptedInside(operation))
-            : Effect.zipRight(finish(held, restore, commit(operation, held)), exit)
+            : Effect.zipRight(finish(held, restore, commit(operation, held, last(exit.value))), exit)
         }
       )
     )
@@ -206,14 +218,25 @@ const finish = <E>(
  * Commits. A success means stored. After a failure nothing of it is open any more: one that broke off COMMIT before it had begun, as
  * a cancel can, has left the transaction to be rolled back.
  */
-const commit = (operation: string, held: HeldConnection): Effect.Effect<void, StoreError> =>
-  Effect.matchEffect(held.connection.executeRaw(`${checkStillOpen}; COMMIT`, []), {
+const commit = (operation: string, held: HeldConnection, last: Command | undefined): Effect.Effect<void, StoreError> =>
+  Effect.matchEffect(sendCommit(held, last), {
     onFailure: (cause) => {
       const error = fromSqlError(operation, "committing", cause)
       return Effect.zipRight(rollback(held), Effect.fail(meaningOf(operation, error)))
     },
     onSuccess: () => Effect.void
   })
+
+/** Sends COMMIT, behind the statement that ends the work of the transaction. */
+const sendCommit = ({ connection }: HeldConnection, last: Command | undefined): Effect.Effect<unknown, SqlError> => {
+  if (last === undefined) return connection.executeRaw(`${checkStillOpen}; COMMIT`, [])
+  return canSendBatch(connection)
+    ? sendBatch(connection, [last, { text: "COMMIT", values: [] }], ["T", "I"])
+    : Effect.zipRight(
+        connection.execute(last.text, [...last.values], undefined),
+        connection.executeRaw(`${checkStillOpen}; COMMIT`, [])
+      )
+}
 
 /** Rolls back, unless the connection is closed anyway, which does the same. One that can't roll back is closed. */
 const rollback = (held: HeldConnection): Effect.Effect<void> =>
