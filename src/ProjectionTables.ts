@@ -10,6 +10,7 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import type { EventFeed, Filter } from "./EventFeed.js"
 import { forgetTables, prepareTables } from "./internal/rebuild/tableVersions.js"
+import type { Tables } from "./internal/sql/storeTables.js"
 import type { TableStatements as Statements } from "./internal/store/ownedTables.js"
 import type { Projection } from "./Projection.js"
 import type { Progress } from "./Rebuild.js"
@@ -102,7 +103,7 @@ export interface Options {
  * `Misconfigured`. A role that may not create schemas is spared this. A table that a higher version does not name any
  * more stays, because processes of the older version write it. Drop it when they are gone.
  *
- * It needs the store in SQL, and does not run inside of a transaction.
+ * It needs the SQL store (`SqlStore.Tables`), and fails with `Misconfigured` inside of a transaction.
  *
  * @since 0.1.0
  * @category constructors
@@ -113,7 +114,7 @@ export const prepare = <const S extends Source>(
 ): Effect.Effect<
   void,
   Projection.Error<Source.Each<S>> | ValidationError | StoreError,
-  EventFeed | SubscriptionStore | SqlClient.SqlClient | Projection.Context<Source.Each<S>>
+  EventFeed | SubscriptionStore | Tables | SqlClient.SqlClient | Projection.Context<Source.Each<S>>
 > => {
   type E = Projection.Error<Source.Each<S>>
   type R = Projection.Context<Source.Each<S>>
@@ -176,7 +177,7 @@ export const layer = <const S extends Source>(
 ): Layer.Layer<
   never,
   Projection.Error<Source.Each<S>> | ValidationError | StoreError,
-  EventFeed | SubscriptionStore | SqlClient.SqlClient | Projection.Context<Source.Each<S>>
+  EventFeed | SubscriptionStore | Tables | SqlClient.SqlClient | Projection.Context<Source.Each<S>>
 > => Layer.effectDiscard(prepare(source, options))
 
 /**
@@ -186,4 +187,4 @@ export const layer = <const S extends Source>(
  * @since 0.1.0
  * @category operations
  */
-export const forget: (projection: string) => Effect.Effect<boolean, StoreError, SubscriptionStore> = forgetTables
+export const forget: (projection: string) => Effect.Effect<boolean, StoreError, Tables> = forgetTables

@@ -8,6 +8,7 @@ import * as Effect from "effect/Effect"
 import type { EventFeed, Filter } from "./EventFeed.js"
 import { checkOwned } from "./internal/rebuild/ownedTables.js"
 import { abandonRebuild, rebuild, rebuildStatus } from "./internal/rebuild/rebuild.js"
+import type { Tables } from "./internal/sql/storeTables.js"
 import { withoutReceipts } from "./internal/store/receiptStreams.js"
 import type { Projection } from "./Projection.js"
 import type { StoreError, ValidationError } from "./StoreError.js"
@@ -117,7 +118,7 @@ export interface Status {
  * `create`, or where the record of `ProjectionTables` is of another projection, version or keeper. All projections of a subscription are
  * rebuilt together.
  *
- * It needs the store in SQL, and does not run inside of a transaction.
+ * It needs the SQL store (`SqlStore.Tables`), and fails with `Misconfigured` inside of a transaction.
  *
  * @since 0.1.0
  * @category constructors
@@ -168,7 +169,7 @@ export const run = <const Projections extends ReadonlyArray<Projection.AnyBound>
 ): Effect.Effect<
   number,
   Projection.Error<Projections[number]> | E | ValidationError | StoreError,
-  EventFeed | SubscriptionStore | Projection.Context<Projections[number]> | R
+  EventFeed | SubscriptionStore | Tables | Projection.Context<Projections[number]> | R
 > =>
   checkedRebuild<Projection.Error<Projections[number]> | E, Projection.Context<Projections[number]> | R>({
     ...options,

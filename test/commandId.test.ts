@@ -465,6 +465,7 @@ for (const [name, store] of Object.entries(stores)) {
       it.effect("so it is with a rebuild", () =>
         Effect.gen(function* () {
           const sql = Option.getOrThrow(yield* Effect.serviceOption(SqlClient.SqlClient))
+          const tables = Option.getOrThrow(yield* Effect.serviceOption(SqlStore.Tables))
           const table = uniqueName("noted")
           yield* sql`create table ${sql(table)} (type text)`
           yield* Account.evaluate(yield* Account.newId, new Deposit({ amount: 1 })).pipe(Aggregate.withCommandId("c"))
@@ -474,7 +475,7 @@ for (const [name, store] of Object.entries(stores)) {
             projections: [
               { name: "all", of: "all", project: ({ type }) => sql`insert into ${sql(table)} values (${type})` }
             ]
-          }).pipe(Effect.provideService(SqlClient.SqlClient, sql))
+          }).pipe(Effect.provideService(SqlClient.SqlClient, sql), Effect.provideService(SqlStore.Tables, tables))
           const types = (yield* sql<{ type: string }>`select distinct type from ${sql(table)}`).map(({ type }) => type)
           expect(types).toContain("Deposited")
           expect(types).not.toContain("effect-maestro/CommandHandled")

@@ -12,7 +12,7 @@ import * as Option from "effect/Option"
 import * as Random from "effect/Random"
 import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
-import { Aggregate, type Event, Projection, StoreAdapter, StoreError, Timestamp } from "effect-maestro"
+import { Aggregate, type Event, Projection, type SqlStore, StoreAdapter, StoreError, Timestamp } from "effect-maestro"
 import { Account, Deposit, InsufficientFunds, Limits, Withdraw } from "./account.js"
 import type { Attempt, Place } from "./feedOrderModel.js"
 import { macrotask } from "./nodes.js"
@@ -92,7 +92,7 @@ export const layerOnAny = Sale.layer.pipe(Layer.provideMerge(Account.layer), Lay
 export const layerOnSql = Layer.mergeAll(layerOnAny, SqlBook.layer, EffectBook.layer)
 
 export type OnAny = Layer.Layer.Success<typeof layerOnAny> | Ground
-export type OnSql = Layer.Layer.Success<typeof layerOnSql> | Ground | SqlClient.SqlClient
+export type OnSql = Layer.Layer.Success<typeof layerOnSql> | Ground | SqlStore.Tables | SqlClient.SqlClient
 
 /** A process, as far as the store can tell: aggregates on a store, in SQL or not. */
 export interface Node {

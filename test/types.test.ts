@@ -423,7 +423,7 @@ it("handlers are inferred where they stand", () => {
 it("the layers of the stores provide the ports; the failures are data", () => {
   type Ports = StoreAdapter.StoreAdapter | EventFeed.EventFeed | SubscriptionStore.SubscriptionStore
   expectTypeOf<typeof MemoryStore.layer>().toEqualTypeOf<Layer.Layer<Ports>>()
-  expectTypeOf<Layer.Layer.Success<typeof SqlStore.layer>>().toEqualTypeOf<Ports>()
+  expectTypeOf<Layer.Layer.Success<typeof SqlStore.layer>>().toEqualTypeOf<Ports | SqlStore.Tables>()
   expectTypeOf<StoreError.StoreError["reason"]>().toEqualTypeOf<StoreError.StoreErrorReason>()
 })
 

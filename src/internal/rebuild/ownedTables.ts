@@ -7,7 +7,7 @@
 import * as Effect from "effect/Effect"
 import type { Projection } from "../../Projection.js"
 import { StoreError } from "../../StoreError.js"
-import type { Home } from "../sql/lease.js"
+import type { StoreTables } from "../sql/storeTables.js"
 import { type Owner, ownersOf, quoted, standingOf } from "./tableOwners.js"
 import { findTables, lockRecords, readRecords, run, type TableRecord } from "./tableRecords.js"
 
@@ -25,7 +25,7 @@ export interface Wanted<E, R> {
  */
 export const checkOwned =
   <E, R>(wanted: Wanted<E, R>) =>
-  (home: Home) =>
+  (home: StoreTables) =>
     Effect.gen(function* () {
       const owners = yield* ownersConcerned(home, wanted)
       const isOwned = owners.length > 0
@@ -53,7 +53,7 @@ const misconfigured = (description: string): Effect.Effect<never, StoreError> =>
 
 /** The projections that own the tables, or other tables of the subscription; none where there is no record of them. */
 const ownersConcerned = <E, R>(
-  home: Home,
+  home: StoreTables,
   { create, projections, subscription, tables }: Wanted<E, R>
 ): Effect.Effect<ReadonlyArray<Owner<E, R>>, StoreError> =>
   Effect.gen(function* () {
@@ -120,7 +120,7 @@ const named = (tables: ReadonlyArray<string>, { name }: TableRecord, subscriptio
 
 /** Where the tables of the records are. One whose schema was renamed is found by its name. */
 const withPlaces = (
-  home: Home,
+  home: StoreTables,
   records: ReadonlyArray<TableRecord>
 ): Effect.Effect<ReadonlyArray<{ readonly record: TableRecord; readonly places: ReadonlyArray<string> }>, StoreError> =>
   Effect.gen(function* () {

@@ -7,13 +7,11 @@ import { maxNameLength } from "../../Event.js"
 import type { EventFeed, Filter } from "../../EventFeed.js"
 import type { Projection } from "../../Projection.js"
 import { StoreError, ValidationError, ValidationIssue } from "../../StoreError.js"
-import type { SubscriptionStore } from "../../SubscriptionStore.js"
 import { nameProblem, reservedPrefix } from "../codec/names.js"
 import { whenInTransaction } from "../runtime/ambientTransaction.js"
 import { fromSqlError } from "../runtime/sqlError.js"
-import type { Home } from "../sql/lease.js"
 import { executeAlone } from "../sql/pg/connection.js"
-import { homeOf } from "../sql/subscriptions.js"
+import type { StoreTables } from "../sql/storeTables.js"
 
 export const operation = "Rebuild"
 
@@ -31,7 +29,7 @@ export interface Plan<E, R> {
   readonly isOwn?: boolean | undefined
   /** Runs before a rebuild begins or goes on. It fails, or says what stands for these two. */
   readonly check?:
-    | ((home: Home) => Effect.Effect<
+    | ((home: StoreTables) => Effect.Effect<
         {
           readonly create: Effect.Effect<unknown, E | StoreError, R> | undefined
           readonly onSwap: Effect.Effect<void, StoreError>
@@ -56,7 +54,7 @@ export interface Work<E, R> {
   readonly plan: Plan<E, R>
   readonly feed: EventFeed["Type"]
   readonly filter: Filter
-  readonly home: Home
+  readonly home: StoreTables
   /** The schema of the shadow tables. */
   readonly shadow: string
 }
@@ -81,7 +79,7 @@ export const checkPlan = (plan: Plan<unknown, unknown>): Effect.Effect<void, Val
 
 /** Fails where the subscription is cut into another number of partitions in the store: what is in which would change. */
 export const checkPartitions = (
-  home: Home,
+  home: StoreTables,
   { subscription }: Plan<unknown, unknown>
 ): Effect.Effect<void, StoreError> =>
   subscription === undefined
@@ -103,31 +101,18 @@ export const checkPartitions = (
       )
 
 /** Runs a statement in the transaction around it, or on a connection of its own, whose interruption is bounded. */
-export const run = <A>({ sql }: Home, statement: Effect.Effect<A, SqlError>): Effect.Effect<A, StoreError> =>
+export const run = <A>({ sql }: StoreTables, statement: Effect.Effect<A, SqlError>): Effect.Effect<A, StoreError> =>
   whenInTransaction((inside) =>
     inside
       ? Effect.mapError(statement, (error) => fromSqlError(operation, "writing", error))
       : executeAlone(sql, operation, "writing", statement)
   )
 
-export const homeOrFail = (store: SubscriptionStore["Type"]): Effect.Effect<Home, StoreError> => {
-  const home = homeOf(store)
-  return home === undefined
-    ? Effect.fail(
-        new StoreError({
-          reason: "Misconfigured",
-          operation,
-          description: "a rebuild needs the store in SQL, for its tables"
-        })
-      )
-    : Effect.succeed(home)
-}
-
 /** Of no subscription: its name would be reserved. */
 export const leaseOf = (name: string): string => `${reservedPrefix}/rebuild/${name}`
 
 /** The schema of the shadow tables: a hash, since a schema's name has at most 63 bytes, and a database may have several stores. */
-export const shadowOf = (home: Home, name: string): Effect.Effect<string, StoreError> =>
+export const shadowOf = (home: StoreTables, name: string): Effect.Effect<string, StoreError> =>
   Effect.map(
     run(
       home,

@@ -26,34 +26,24 @@ import { toMillis } from "../../Timestamp.js"
 import { insideTransaction } from "../runtime/ambientTransaction.js"
 import { withLiveClock } from "../runtime/clock.js"
 import { isTransient } from "../runtime/retry.js"
-import type { Home } from "../sql/lease.js"
 import { withTransaction } from "../sql/pg/transaction.js"
+import { type StoreTables, Tables } from "../sql/storeTables.js"
 import { bothOf } from "../store/readOptions.js"
 import { filterOf } from "../store/runProjections.js"
 import { describeHeldBack } from "../subscription/status.js"
-import {
-  checkPartitions,
-  checkPlan,
-  homeOrFail,
-  leaseOf,
-  operation,
-  type Plan,
-  run,
-  shadowOf,
-  type Work
-} from "./plan.js"
+import { checkPartitions, checkPlan, leaseOf, operation, type Plan, run, shadowOf, type Work } from "./plan.js"
 import { dropShadows, isInUse, makeShadows } from "./shadowTables.js"
 import { projectAll, swapInOneTransaction } from "./swap.js"
 
 /** Runs the rebuild, and returns how many events it has projected. */
 export const rebuild = <E, R>(
   plan: Plan<E, R>
-): Effect.Effect<number, E | ValidationError | StoreError, EventFeed | SubscriptionStore | R> =>
+): Effect.Effect<number, E | ValidationError | StoreError, EventFeed | SubscriptionStore | Tables | R> =>
   Effect.gen(function* () {
     yield* checkPlan(plan)
     const feed = yield* EventFeed
     const store = yield* SubscriptionStore
-    const home = yield* homeOrFail(store)
+    const home = yield* Tables
     if (yield* insideTransaction) return yield* insideAnother
     const filter = bothOf(filterOf(plan.projections), plan.subscription?.filter)
     let projected = 0
@@ -91,11 +81,7 @@ export const rebuild = <E, R>(
             projected += events
           })
         ).pipe(
-          Effect.tapErrorCause((cause) =>
-            isSpoilt(plan, cause)
-              ? discard(home, plan.name, lease.value).pipe(Effect.provideService(SubscriptionStore, store))
-              : Effect.void
-          )
+          Effect.tapErrorCause((cause) => (isSpoilt(plan, cause) ? discard(home, plan.name, lease.value) : Effect.void))
         )
       })
     ).pipe(
@@ -127,11 +113,11 @@ export const rebuildStatus = (
 ): Effect.Effect<
   Option.Option<{ readonly done: number; readonly total: number; readonly finished: boolean }>,
   StoreError,
-  SubscriptionStore
-> => Effect.flatMap(Effect.flatMap(SubscriptionStore, homeOrFail), (home) => statusOf(home, name))
+  Tables
+> => Effect.flatMap(Tables, (home) => statusOf(home, name))
 
-export const abandonRebuild = (name: string): Effect.Effect<void, StoreError, SubscriptionStore> =>
-  Effect.flatMap(Effect.flatMap(SubscriptionStore, homeOrFail), (home) => {
+export const abandonRebuild = (name: string): Effect.Effect<void, StoreError, Tables> =>
+  Effect.flatMap(Tables, (home) => {
     const { schema, sql } = home
     return withTransaction(
       sql,
@@ -166,7 +152,7 @@ const insideAnother = new StoreError({
 
 const lostLease = (name: string) => new LeaseLost({ subscription: leaseOf(name), partition: 0 })
 
-const statusOf = (home: Home, name: string) =>
+const statusOf = (home: StoreTables, name: string) =>
   Effect.map(
     run(
       home,
@@ -206,14 +192,14 @@ const isSpoilt = ({ isOwn }: Pick<Plan<unknown, unknown>, "isOwn">, cause: Cause
   )
 
 /** Abandons the rebuild while its lease is still held, so that no other run goes on from what it has built. */
-const discard = (home: Home, name: string, lease: Lease): Effect.Effect<void, never, SubscriptionStore> =>
+const discard = (home: StoreTables, name: string, lease: Lease): Effect.Effect<void> =>
   withTransaction(
     home.sql,
     operation,
     Effect.gen(function* () {
       yield* run(home, home.sql`select 1 from ${home.schema}.subscriptions where name = ${leaseOf(name)} for update`)
       yield* lease.checkpoint
-      yield* abandonRebuild(name)
+      yield* Effect.provideService(abandonRebuild(name), Tables, home)
     })
   ).pipe(Effect.retry({ times: 10, while: isTransient }), Effect.ignore)
 
@@ -222,7 +208,7 @@ const mayLeaveLease = (exit: Exit.Exit<void, unknown>): boolean =>
   Exit.isSuccess(exit) || Option.exists(Cause.failureOption(exit.cause), (error) => !isTransient(error))
 
 /** Deletes the row of the lease where no run holds it, and the rebuild is done or was abandoned. */
-const deleteLease = (home: Home, name: string) =>
+const deleteLease = (home: StoreTables, name: string) =>
   run(
     home,
     home.sql`delete from ${home.schema}.subscriptions

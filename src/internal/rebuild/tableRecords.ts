@@ -7,8 +7,8 @@ import * as Option from "effect/Option"
 import type { StoreError } from "../../StoreError.js"
 import { whenInTransaction } from "../runtime/ambientTransaction.js"
 import { fromSqlError } from "../runtime/sqlError.js"
-import type { Home } from "../sql/lease.js"
 import { executeAlone } from "../sql/pg/connection.js"
+import type { StoreTables } from "../sql/storeTables.js"
 
 /** The tables of one projection, as they are in place. */
 export interface TableRecord {
@@ -37,7 +37,7 @@ export interface FoundTable {
 export const operation = "ProjectionTables"
 
 /** Runs a statement in the transaction around it, or on a connection of its own, whose interruption is bounded. */
-export const run = <A>({ sql }: Home, statement: Effect.Effect<A, SqlError>): Effect.Effect<A, StoreError> =>
+export const run = <A>({ sql }: StoreTables, statement: Effect.Effect<A, SqlError>): Effect.Effect<A, StoreError> =>
   whenInTransaction((inside) =>
     inside
       ? Effect.mapError(statement, (error) => fromSqlError(operation, "writing", error))
@@ -45,7 +45,7 @@ export const run = <A>({ sql }: Home, statement: Effect.Effect<A, SqlError>): Ef
   )
 
 /** All records, by the names of the projections. */
-export const readRecords = (home: Home): Effect.Effect<ReadonlyMap<string, TableRecord>, StoreError> =>
+export const readRecords = (home: StoreTables): Effect.Effect<ReadonlyMap<string, TableRecord>, StoreError> =>
   Effect.map(
     run(
       home,
@@ -57,7 +57,7 @@ export const readRecords = (home: Home): Effect.Effect<ReadonlyMap<string, Table
   )
 
 /** Keeps other processes from creating or replacing records until the end of the transaction. */
-export const lockRecords = (home: Home): Effect.Effect<void, StoreError> =>
+export const lockRecords = (home: StoreTables): Effect.Effect<void, StoreError> =>
   Effect.asVoid(
     run(
       home,
@@ -66,7 +66,7 @@ export const lockRecords = (home: Home): Effect.Effect<void, StoreError> =>
   )
 
 /** Writes a record, whether there is one or not. */
-export const writeRecord = (home: Home, record: TableRecord): Effect.Effect<void, StoreError> =>
+export const writeRecord = (home: StoreTables, record: TableRecord): Effect.Effect<void, StoreError> =>
   Effect.asVoid(
     run(
       home,
@@ -79,12 +79,12 @@ export const writeRecord = (home: Home, record: TableRecord): Effect.Effect<void
     )
   )
 
-export const deleteRecord = (home: Home, name: string): Effect.Effect<void, StoreError> =>
+export const deleteRecord = (home: StoreTables, name: string): Effect.Effect<void, StoreError> =>
   Effect.asVoid(run(home, home.sql`delete from ${home.schema}.projection_tables where name = ${name}`))
 
 /** The tables that these names lead to, by the search path of the connection. */
 export const findTables = (
-  home: Home,
+  home: StoreTables,
   names: ReadonlyArray<string>
 ): Effect.Effect<ReadonlyMap<string, FoundTable>, StoreError> =>
   Effect.map(
@@ -102,7 +102,7 @@ export const findTables = (
   )
 
 /** The schema in which a table is created that is named without one. */
-export const currentSchema = (home: Home): Effect.Effect<Option.Option<string>, StoreError> =>
+export const currentSchema = (home: StoreTables): Effect.Effect<Option.Option<string>, StoreError> =>
   Effect.map(
     run(home, home.sql<{ current: string | null }>`select quote_ident(current_schema()) as current`),
     ([row]) => Option.fromNullable(row?.current)

@@ -8,15 +8,15 @@
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import { StoreError } from "../../StoreError.js"
-import type { Home } from "../sql/lease.js"
 import { withTransaction } from "../sql/pg/transaction.js"
+import type { StoreTables } from "../sql/storeTables.js"
 import { inFront } from "./shadowTables.js"
 import { leftoversIn } from "./tableDependents.js"
 import { operation, run } from "./tableRecords.js"
 
 /** Fails where a rebuild could not make the tables. It runs inside the transaction that has made them. */
 export const rehearseTables = (
-  home: Home,
+  home: StoreTables,
   {
     create,
     name,

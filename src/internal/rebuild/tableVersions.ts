@@ -21,16 +21,15 @@ import * as Option from "effect/Option"
 import { beginning, type EventFeed, type Filter } from "../../EventFeed.js"
 import type { Projection } from "../../Projection.js"
 import type { StoreError, ValidationError } from "../../StoreError.js"
-import { SubscriptionStore } from "../../SubscriptionStore.js"
+import type { SubscriptionStore } from "../../SubscriptionStore.js"
 import { reservedPrefix } from "../codec/names.js"
 import { sha256 } from "../codec/sha256.js"
 import { insideTransaction } from "../runtime/ambientTransaction.js"
 import { boundedInterruption } from "../runtime/interruption.js"
 import { selectFitting } from "../sql/feed.js"
-import type { Home } from "../sql/lease.js"
 import { limitIdle } from "../sql/pg/embedded.js"
 import { withTransaction } from "../sql/pg/transaction.js"
-import { homeOf } from "../sql/subscriptions.js"
+import { type StoreTables, Tables } from "../sql/storeTables.js"
 import { quotedTable } from "../store/ownedTables.js"
 import { bothOf } from "../store/readOptions.js"
 import { withoutReceipts } from "../store/receiptStreams.js"
@@ -66,18 +65,22 @@ export interface Plan<E, R> {
 /** Brings all tables of the projections to their versions, and returns when they are in place. */
 export const prepareTables = <E, R>(
   plan: Plan<E, R>
-): Effect.Effect<void, E | ValidationError | StoreError, EventFeed | SubscriptionStore | SqlClient.SqlClient | R> =>
+): Effect.Effect<
+  void,
+  E | ValidationError | StoreError,
+  EventFeed | SubscriptionStore | Tables | SqlClient.SqlClient | R
+> =>
   Effect.gen(function* () {
-    const home = yield* homeOrFail
+    const home = yield* homeOutside
     const owners = yield* ownersOf(plan.projections, plan.subscription?.name, yield* SqlClient.SqlClient)
     const groups = plan.subscription === undefined ? owners.map((owner) => [owner]) : [owners]
     for (const group of groups) yield* prepareGroup(home, plan, group)
   })
 
 /** Forgets the tables of a projection, and the rebuilds that made them; the tables stay. Returns whether there was a record. */
-export const forgetTables = (name: string): Effect.Effect<boolean, StoreError, SubscriptionStore> =>
+export const forgetTables = (name: string): Effect.Effect<boolean, StoreError, Tables> =>
   Effect.gen(function* () {
-    const home = yield* homeOrFail
+    const home = yield* homeOutside
     const { schema, sql } = home
     const forgetting = Effect.gen(function* () {
       yield* lockRecords(home)
@@ -99,19 +102,17 @@ const maxIdle = 5000
 
 type Group<E, R> = ReadonlyArray<Owner<E, R>>
 
-const homeOrFail: Effect.Effect<Home, StoreError, SubscriptionStore> = Effect.gen(function* () {
-  const home = homeOf(yield* SubscriptionStore)
-  if (home === undefined) return yield* misconfigured("tables of projections need the store in SQL")
+const homeOutside: Effect.Effect<StoreTables, StoreError, Tables> = Effect.gen(function* () {
   if (yield* insideTransaction) {
     return yield* misconfigured(
       "tables of projections are made in transactions of their own, and not inside of another one"
     )
   }
-  return home
+  return yield* Tables
 })
 
 /** How all owners of a group stand to their records. */
-const standingsOf = <E, R>(home: Home, group: Group<E, R>) =>
+const standingsOf = <E, R>(home: StoreTables, group: Group<E, R>) =>
   Effect.flatMap(readRecords(home), (records) =>
     Either.all(
       group.map((owner) => Either.map(standingOf(owner, records.get(owner.name)), (standing) => ({ owner, standing })))
@@ -132,10 +133,10 @@ const isSettled = <E, R>(standings: Standings<E, R>): Either.Either<boolean, Sto
 }
 
 const prepareGroup = <E, R>(
-  home: Home,
+  home: StoreTables,
   plan: Plan<E, R>,
   group: Group<E, R>
-): Effect.Effect<void, E | ValidationError | StoreError, EventFeed | SubscriptionStore | R> =>
+): Effect.Effect<void, E | ValidationError | StoreError, EventFeed | SubscriptionStore | Tables | R> =>
   Effect.gen(function* () {
     const found = yield* standingsOf(home, group)
     if (yield* isSettled(found)) {
@@ -148,7 +149,7 @@ const prepareGroup = <E, R>(
   })
 
 /** Warns where the tables are of a higher version, and fails where those of this version are not where they were made. */
-const confirm = <E, R>(home: Home, standings: Standings<E, R>): Effect.Effect<void, StoreError> =>
+const confirm = <E, R>(home: StoreTables, standings: Standings<E, R>): Effect.Effect<void, StoreError> =>
   Effect.forEach(
     standings,
     ({ owner, standing }) =>
@@ -164,7 +165,7 @@ const confirm = <E, R>(home: Home, standings: Standings<E, R>): Effect.Effect<vo
 
 /** Where the tables of a record are now. One that was renamed together with its schema is found by its name. */
 const placesOf = <E, R>(
-  home: Home,
+  home: StoreTables,
   { name, tables }: Owner<E, R>,
   record: TableRecord
 ): Effect.Effect<ReadonlyMap<string, string>, StoreError> =>
@@ -197,7 +198,7 @@ type Registered = ReadonlyMap<string, ReadonlyMap<string, string>>
  * if any.
  */
 const register = <E, R>(
-  home: Home,
+  home: StoreTables,
   plan: Plan<E, R>,
   group: Group<E, R>
 ): Effect.Effect<Registered | undefined, StoreError> =>
@@ -264,7 +265,7 @@ const recordOf = <E, R>(
 ): TableRecord => ({ name, version, statements, tables, aggregates, subscription })
 
 /** Whether tables that are empty hold what they must. */
-const isFresh = <E, R>(home: Home, plan: Plan<E, R>, group: Group<E, R>): Effect.Effect<boolean, StoreError> => {
+const isFresh = <E, R>(home: StoreTables, plan: Plan<E, R>, group: Group<E, R>): Effect.Effect<boolean, StoreError> => {
   const { schema, sql } = home
   const filter = bothOf(filterOf(group.flatMap(({ projections }) => projections)), undefined)
   return Effect.map(
@@ -281,7 +282,7 @@ const isFresh = <E, R>(home: Home, plan: Plan<E, R>, group: Group<E, R>): Effect
 
 /** The tables that are there already and in no record, where that is allowed. */
 const existingTables = <E, R>(
-  home: Home,
+  home: StoreTables,
   { onExisting }: Plan<E, R>,
   owner: Owner<E, R>,
   names: ReadonlyArray<string>
@@ -319,14 +320,14 @@ const existingTables = <E, R>(
   })
 
 /** Tables without columns, which a rebuild replaces. Until then no statement of a projection uses them. */
-const makePlaceholders = (home: Home, names: ReadonlyArray<string>): Effect.Effect<void, StoreError> =>
+const makePlaceholders = (home: StoreTables, names: ReadonlyArray<string>): Effect.Effect<void, StoreError> =>
   Effect.forEach(names, (table) => run(home, home.sql`create table ${home.sql.literal(quotedTable(table))} ()`), {
     discard: true
   })
 
 /** Where the tables are that were just made, or were there. */
 const placesMade = <E, R>(
-  home: Home,
+  home: StoreTables,
   { name }: Owner<E, R>,
   names: ReadonlyArray<string>,
   existing: ReadonlySet<string>
@@ -350,11 +351,11 @@ const placesMade = <E, R>(
 
 /** Has a rebuild make all tables of the group, and takes what another process has done for its own work. */
 const rebuildGroup = <E, R>(
-  home: Home,
+  home: StoreTables,
   plan: Plan<E, R>,
   group: Group<E, R>,
   places: Registered
-): Effect.Effect<void, E | ValidationError | StoreError, EventFeed | SubscriptionStore | R> =>
+): Effect.Effect<void, E | ValidationError | StoreError, EventFeed | SubscriptionStore | Tables | R> =>
   Effect.gen(function* () {
     const [first, ...others] = group.flatMap(({ tables }) => tables)
     if (first === undefined) return
@@ -395,7 +396,7 @@ const rebuildGroup = <E, R>(
   })
 
 /** In the transaction of the swap: the records are of the new tables. Fails where another process was first. */
-const recordSwap = <E, R>(home: Home, group: Group<E, R>, places: Registered): Effect.Effect<void, StoreError> =>
+const recordSwap = <E, R>(home: StoreTables, group: Group<E, R>, places: Registered): Effect.Effect<void, StoreError> =>
   Effect.gen(function* () {
     // All users of the tables wait for this transaction, so it does not wait for long, and is tried again.
     yield* run(home, home.sql`select set_config('lock_timeout', '500ms', true)`)
@@ -422,7 +423,7 @@ const rebuildPrefix = (subscription: string | undefined, projection: string): st
   `${reservedPrefix}/tables/${subscription === undefined ? "projection" : "subscription"}/${encodeURIComponent(subscription ?? projection)}/`
 
 /** The rebuilds that have begun, and are not done; each has a row for its lease. */
-const unfinished = (home: Home, prefix: string): Effect.Effect<ReadonlyArray<string>, StoreError> => {
+const unfinished = (home: StoreTables, prefix: string): Effect.Effect<ReadonlyArray<string>, StoreError> => {
   const { schema, sql } = home
   const lease = leaseOf(prefix)
   return Effect.map(
@@ -438,10 +439,10 @@ const unfinished = (home: Home, prefix: string): Effect.Effect<ReadonlyArray<str
 
 /** Gives up the rebuilds that a killed process has left, and that began before the tables in place were recorded. A later one may go on. */
 const dropSuperseded = <E, R>(
-  home: Home,
+  home: StoreTables,
   plan: Plan<E, R>,
   group: Group<E, R>
-): Effect.Effect<void, StoreError, SubscriptionStore> =>
+): Effect.Effect<void, StoreError, Tables> =>
   Effect.gen(function* () {
     const names = yield* unfinished(home, rebuildPrefix(plan.subscription?.name, group[0]?.name ?? ""))
     if (names.length === 0) return
@@ -455,7 +456,7 @@ const dropSuperseded = <E, R>(
   })
 
 /** Gives up a rebuild that no process works for. */
-const abandonIdle = (home: Home, name: string): Effect.Effect<void, StoreError, SubscriptionStore> => {
+const abandonIdle = (home: StoreTables, name: string): Effect.Effect<void, StoreError, Tables> => {
   const { schema, sql } = home
   return withTransaction(
     sql,

@@ -28,20 +28,13 @@ import { awaitGrace } from "../runtime/interruption.js"
 import { isTransient } from "../runtime/retry.js"
 import { fromSqlError, type Phase } from "../runtime/sqlError.js"
 import { withoutInnerSpans } from "../runtime/tracing.js"
-import type { LogTable } from "../store/pageBytes.js"
 import { checkPosition } from "../store/readOptions.js"
 import { type PlaceRow, partsOf, positionOf } from "./feed.js"
 import type { Notifications } from "./notifications.js"
 import { executeAlone } from "./pg/connection.js"
 import { limitIdle } from "./pg/embedded.js"
 import { withTransaction } from "./pg/transaction.js"
-
-/** Where the tables are. */
-export interface Home extends LogTable {
-  /** The name of the schema. */
-  readonly name: string
-  readonly isEmbedded: boolean
-}
+import type { StoreTables } from "./storeTables.js"
 
 /** A statement about subscriptions: part of the transaction around it, or on a connection of its own. */
 export const subscriptionStatements = (sql: SqlClient.SqlClient) => {
@@ -56,8 +49,8 @@ export const subscriptionStatements = (sql: SqlClient.SqlClient) => {
   return { reading: statement("reading"), writing: statement("writing") }
 }
 
-export const makeLease = (home: Home, notifications: Notifications): SubscriptionStoreService["lease"] => {
-  const { schema, sql } = home
+export const makeLease = (tables: StoreTables, notifications: Notifications): SubscriptionStoreService["lease"] => {
+  const { schema, sql } = tables
   const { reading, writing } = subscriptionStatements(sql)
   const ofKey = ({ name, partition }: Key) => sql`name = ${name} and partition = ${partition}`
   const until = (duration: number) => sql`clock_timestamp() + ${duration} * interval '1 millisecond'`
@@ -191,7 +184,7 @@ export const makeLease = (home: Home, notifications: Notifications): Subscriptio
             Effect.gen(function* () {
               // A process that is stopped in the middle must not hold the locks of its transaction for ever.
               yield* onlyMine(
-                sql`select ${limitIdle(home, duration)}
+                sql`select ${limitIdle(tables, duration)}
                   from ${schema}.subscriptions where ${mine}`
               )
               yield* effect

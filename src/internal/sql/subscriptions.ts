@@ -11,19 +11,17 @@ import { withLiveClock } from "../runtime/clock.js"
 import { fromSqlError } from "../runtime/sqlError.js"
 import { checkPosition } from "../store/readOptions.js"
 import { type FeedRow, feedColumns, feedEventsOf, type PlaceRow, partsOf, positionOf, sliceOf } from "./feed.js"
-import { type Home, makeLease, subscriptionStatements } from "./lease.js"
+import { makeLease, subscriptionStatements } from "./lease.js"
 import type { Notifications } from "./notifications.js"
 import { limitIdle } from "./pg/embedded.js"
 import { withTransaction } from "./pg/transaction.js"
+import type { StoreTables } from "./storeTables.js"
 
-/** Where a store keeps subscriptions, if it is in such tables. */
-export const homeOf = (store: SubscriptionStoreService): Home | undefined => homes.get(store)
-
-export const makeSqlSubscriptions = (home: Home, notifications: Notifications): SubscriptionStoreService => {
-  const { schema, sql } = home
+export const makeSqlSubscriptions = (tables: StoreTables, notifications: Notifications): SubscriptionStoreService => {
+  const { schema, sql } = tables
   const { reading, writing } = subscriptionStatements(sql)
-  const service: SubscriptionStoreService = {
-    lease: makeLease(home, notifications),
+  return {
+    lease: makeLease(tables, notifications),
     partitions: (name) =>
       Effect.map(
         reading(
@@ -93,7 +91,7 @@ export const makeSqlSubscriptions = (home: Home, notifications: Notifications): 
           if (row === undefined) return false
           // Who holds the lease waits for this one: not for ever, if this process is stopped.
           yield* writing(
-            sql`select ${limitIdle(home, patience)} from ${schema}.subscriptions
+            sql`select ${limitIdle(tables, patience)} from ${schema}.subscriptions
               where name = ${name} and partition = ${row.partition} for update`
           )
           const deleted = yield* writing(
@@ -127,13 +125,9 @@ export const makeSqlSubscriptions = (home: Home, notifications: Notifications): 
         (rows) => rows.length > 0
       )
   }
-  homes.set(service, home)
-  return service
 }
 
 // --- internal ---
-
-const homes = new WeakMap<SubscriptionStoreService, Home>()
 
 const operation = "Subscription"
 
