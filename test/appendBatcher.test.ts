@@ -27,9 +27,9 @@ it.live("commits that are under way or wait when the scope closes are answered, 
     yield* settled
     expect(database.statements().length).toBeLessThan(4)
     yield* Scope.close(scope, Exit.void)
-    for (const commit of commits) expect(yield* Fiber.join(commit)).toBe("written")
+    for (const commit of commits) expect(yield* Fiber.join(commit)).toBe("appended")
     // A commit that comes later is sent all the same.
-    expect(yield* database.commit([anEvent("c")])).toBe("written")
+    expect(yield* database.commit([anEvent("c")])).toBe("appended")
     yield* settled
     expect([...(yield* Fiber.roots)].length).toBeLessThanOrEqual(before)
   })
@@ -46,11 +46,11 @@ it.scoped("one that comes alone leaves at once; those that come while all ways a
     yield* Effect.flatMap(Arr.head(first), Fiber.join)
     yield* settled
     expect(database.statements()[2]).toEqual(["c", "d", "e"])
-    yield* database.answer(2, ["written", new StoreError.RetryCommand({ aggregateId: "d", sequence: 1 }), "stored"])
+    yield* database.answer(2, ["appended", new StoreError.RetryCommand({ aggregateId: "d", sequence: 1 }), "duplicate"])
     expect(yield* Effect.forEach(others, Fiber.join)).toEqual([
-      "written",
+      "appended",
       new StoreError.RetryCommand({ aggregateId: "d", sequence: 1 }),
-      "stored"
+      "duplicate"
     ])
   })
 )
@@ -115,7 +115,7 @@ it.scoped("many that come together are divided between the ways that are free", 
     yield* settled
     expect(database.statements().slice(3)).toEqual([ids.slice(0, 30), ids.slice(30)])
     yield* Effect.forEach([3, 4], (index) => database.answer(index, []))
-    expect(yield* Fiber.join(all)).toEqual(Arr.replicate("written", 60))
+    expect(yield* Fiber.join(all)).toEqual(Arr.replicate("appended", 60))
   })
 )
 
@@ -170,7 +170,7 @@ it.scoped("an interruption takes one out of the queue, and leaves those under wa
     expect(Exit.isInterrupted(yield* Fiber.interrupt(a))).toBe(true)
     expect(database.cancelled()).toEqual([])
     yield* database.answer(2, [])
-    expect(yield* Fiber.join(c)).toBe("written")
+    expect(yield* Fiber.join(c)).toBe("appended")
     yield* database.answer(1, [])
     yield* Effect.forEach(busy, Fiber.join)
     // Where nobody waits for it any more, it is cancelled.

@@ -1,4 +1,4 @@
-/** Readers that wait are woken by commits of other clients, and nothing is left behind when they no longer wait. */
+/** Waiting readers are woken by commits of other clients. When they no longer wait, no listener is left. */
 import * as SqlClient from "@effect/sql/SqlClient"
 import { PgClient } from "@effect/sql-pg"
 import { expect, layer } from "@effect/vitest"
@@ -11,8 +11,10 @@ import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
-import { EventFeed, SqlStore, StoreAdapter, Subscription } from "effect-maestro"
-import { type Notifications, notificationsOf } from "../src/internal/sql/notifications.js"
+import { EventFeed, SqlStore, StoreAdapter, Subscription, SubscriptionStore } from "effect-maestro"
+import { makeSqlFeed } from "../src/internal/sql/feed.js"
+import { makeNotifications } from "../src/internal/sql/notifications.js"
+import { makeSqlSubscriptions } from "../src/internal/sql/subscriptions.js"
 import { makeDatabase, useServerOfOurOwn } from "./database.js"
 import { commitOf, eventually, newId, shortly } from "./subscribers.js"
 
@@ -50,7 +52,7 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("waiting readers",
     )
   )
 
-  /** What comes after the position, on the node. */
+  /** Reads the event after the position, on the node. */
   const waitingOn = (node: Context.Context<EventFeed.EventFeed>, after: EventFeed.Position) =>
     EventFeed.stream({ after }).pipe(Stream.take(1), Stream.runCollect, Effect.provide(node), Effect.fork)
 
@@ -72,13 +74,14 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("waiting readers",
     })
   )
 
-  it.scoped("hear each commit of another client, and that they can't hear any more", () =>
+  it.scoped("listening calls back for each commit of another client, and ends with its connection", () =>
     Effect.gen(function* () {
       const sql = yield* SqlClient.SqlClient
       const client = Context.get(yield* aClient(), SqlClient.SqlClient)
       let heard = 0
-      const listening = yield* Effect.fork(notificationsOf(client, "maestro").listen(() => void heard++))
-      // Once for what was committed before it could hear.
+      const { listen } = yield* makeNotifications(client, "maestro")
+      const listening = yield* Effect.fork(listen(() => void heard++))
+      // Once for the commits before it listened.
       yield* eventually(
         Effect.sync(() => heard),
         (count) => count === 1
@@ -93,8 +96,7 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("waiting readers",
         (rows) => rows.length > 0
       )
       expect(yield* Fiber.join(listening)).toBe(true)
-      // Another one can.
-      const again = yield* Effect.fork(notificationsOf(client, "maestro").listen(() => void heard++))
+      const again = yield* Effect.fork(listen(() => void heard++))
       yield* eventually(
         Effect.sync(() => heard),
         (count) => count === 3
@@ -105,12 +107,12 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("waiting readers",
   )
 
   for (const maxConnections of [1, 2, 3]) {
-    it.scoped(`do not listen on a pool of ${maxConnections}, and see what comes all the same`, () =>
+    it.scoped(`do not listen on a pool of ${maxConnections}, and find events by polling`, () =>
       Effect.gen(function* () {
         const node = yield* aNode(maxConnections, { pollInterval: "100 millis" })
         const a = newId("a")
         const reading = yield* waitingOn(node, yield* EventFeed.head)
-        // Longer than it takes to begin to listen.
+        // It takes less time to begin to listen.
         yield* Effect.sleep("400 millis")
         expect(yield* listeners).toEqual([])
         yield* commitOf(a, 1, 1, "T")
@@ -123,18 +125,15 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("waiting readers",
     )
   }
 
-  it.scoped("give the connection back to the pool when the layer ends, and leave nothing behind", () =>
+  it.scoped("give the connection back to the pool when the layer ends, and leave no waiter, fiber or listener", () =>
     Effect.gen(function* () {
       const client = yield* aClient(4)
       const sql = Context.get(client, SqlClient.SqlClient)
-      const subscribed = countingSubscribers(notificationsOf(sql, "maestro"))
       const roots = Effect.map(Fiber.roots, (all) => [...all].length)
       const before = yield* roots
       for (const _ of Arr.range(1, 3)) {
         const scope = yield* Scope.make()
-        const node = yield* Layer.build(
-          Layer.fresh(SqlStore.layer).pipe(Layer.provideMerge(Layer.succeedContext(client)))
-        ).pipe(Scope.extend(scope))
+        const { node, waiters } = yield* Scope.extend(aCountingNode(client), scope)
         const reading = yield* waitingOn(node, yield* EventFeed.head)
         yield* eventually(listeners, (all) => all.length === 1)
         const by = newId("left")
@@ -153,11 +152,11 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("waiting readers",
         yield* Fiber.interrupt(reading)
         yield* Fiber.interrupt(waiting)
         yield* Scope.close(scope, Exit.void)
-        expect(subscribed()).toBe(0)
+        expect(waiters()).toBe(0)
         yield* eventually(listeners, (all) => all.length === 0)
       }
       yield* eventually(roots, (now) => now <= before)
-      // All four are there, at once.
+      // All four connections can be used concurrently.
       const all = yield* Effect.makeLatch(false)
       let inside = 0
       yield* Effect.forEach(
@@ -171,11 +170,11 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("waiting readers",
     })
   )
 
-  it.scoped("who gives up leaves nobody to be woken", () =>
+  it.scoped("no waiter is left after a wait that timed out", () =>
     Effect.gen(function* () {
-      const node = yield* aNode(6, {})
-      const sql = Context.get(node, SqlClient.SqlClient)
-      const subscribed = countingSubscribers(notificationsOf(sql, "maestro"))
+      const { node, waiters } = yield* Effect.flatMap(aClient(6), aCountingNode)
+      // The feed waits for commits as long as it is open.
+      const before = waiters()
       const waits = yield* Effect.forEach(
         Arr.range(1, 20),
         () => Effect.option(Subscription.waitFor("nobody", EventFeed.beginning, "60 millis")),
@@ -183,26 +182,42 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("waiting readers",
       ).pipe(Effect.provide(node))
       expect(waits).toHaveLength(20)
       yield* shortly
-      expect(subscribed()).toBe(0)
+      expect(waiters()).toBe(before)
     })
   )
 })
 
 // --- what the cases are made of ---
 
-/** How many more wait for commits than when this was called. */
-const countingSubscribers = (hub: Notifications): (() => number) => {
-  let count = 0
-  const counting = (subscribe: Notifications["onCommit"]) => (wake: () => void) => {
-    count++
-    const stop = subscribe(wake)
-    let stopped = false
-    return () => {
-      if (!stopped) count--
-      stopped = true
-      stop()
+/** A node whose feed and subscriptions count the waiters for commits and progress. */
+const aCountingNode = (client: Context.Context<PgClient.PgClient | SqlClient.SqlClient>) =>
+  Effect.gen(function* () {
+    const store = yield* Layer.build(Layer.fresh(SqlStore.layer).pipe(Layer.provideMerge(Layer.succeedContext(client))))
+    const tables = Context.get(store, SqlStore.Tables)
+    const notifications = yield* makeNotifications(Context.get(client, SqlClient.SqlClient), tables.name)
+    let waiters = 0
+    const counting = (subscribe: (wake: () => void) => () => void) => (wake: () => void) => {
+      waiters++
+      const stop = subscribe(wake)
+      let isStopped = false
+      return () => {
+        if (!isStopped) waiters--
+        isStopped = true
+        stop()
+      }
     }
-  }
-  Object.assign(hub, { onCommit: counting(hub.onCommit), onProgress: counting(hub.onProgress) })
-  return () => count
-}
+    const counted = {
+      ...notifications,
+      onCommit: counting(notifications.onCommit),
+      onProgress: counting(notifications.onProgress)
+    }
+    const feed = yield* makeSqlFeed(tables, counted, 500)
+    return {
+      waiters: () => waiters,
+      node: Context.add(
+        Context.add(store, EventFeed.EventFeed, feed),
+        SubscriptionStore.SubscriptionStore,
+        makeSqlSubscriptions(tables, counted)
+      )
+    }
+  })

@@ -8,9 +8,7 @@ import type { EventFeed, Filter } from "../../EventFeed.js"
 import type { Projection } from "../../Projection.js"
 import { StoreError, ValidationError, ValidationIssue } from "../../StoreError.js"
 import { nameProblem, reservedPrefix } from "../codec/names.js"
-import { whenInTransaction } from "../runtime/ambientTransaction.js"
-import { fromSqlError } from "../runtime/sqlError.js"
-import { executeAlone } from "../sql/pg/connection.js"
+import { execute } from "../sql/pg/execute.js"
 import type { StoreTables } from "../sql/storeTables.js"
 
 export const operation = "Rebuild"
@@ -102,11 +100,7 @@ export const checkPartitions = (
 
 /** Runs a statement in the transaction around it, or on a connection of its own, whose interruption is bounded. */
 export const run = <A>({ sql }: StoreTables, statement: Effect.Effect<A, SqlError>): Effect.Effect<A, StoreError> =>
-  whenInTransaction((inside) =>
-    inside
-      ? Effect.mapError(statement, (error) => fromSqlError(operation, "writing", error))
-      : executeAlone(sql, operation, "writing", statement)
-  )
+  execute(sql, { operation, phase: "writing", savepoint: false }, statement)
 
 /** Of no subscription: its name would be reserved. */
 export const leaseOf = (name: string): string => `${reservedPrefix}/rebuild/${name}`

@@ -5,9 +5,7 @@ import type { SqlError } from "@effect/sql/SqlError"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import type { StoreError } from "../../StoreError.js"
-import { whenInTransaction } from "../runtime/ambientTransaction.js"
-import { fromSqlError } from "../runtime/sqlError.js"
-import { executeAlone } from "../sql/pg/connection.js"
+import { execute } from "../sql/pg/execute.js"
 import type { StoreTables } from "../sql/storeTables.js"
 
 /** The tables of one projection, as they are in place. */
@@ -38,11 +36,7 @@ export const operation = "ProjectionTables"
 
 /** Runs a statement in the transaction around it, or on a connection of its own, whose interruption is bounded. */
 export const run = <A>({ sql }: StoreTables, statement: Effect.Effect<A, SqlError>): Effect.Effect<A, StoreError> =>
-  whenInTransaction((inside) =>
-    inside
-      ? Effect.mapError(statement, (error) => fromSqlError(operation, "writing", error))
-      : executeAlone(sql, operation, "writing", statement)
-  )
+  execute(sql, { operation, phase: "writing", savepoint: false }, statement)
 
 /** All records, by the names of the projections. */
 export const readRecords = (home: StoreTables): Effect.Effect<ReadonlyMap<string, TableRecord>, StoreError> =>

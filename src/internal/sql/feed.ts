@@ -41,8 +41,6 @@ import {
   type Position
 } from "../../EventFeed.js"
 import { StoreError } from "../../StoreError.js"
-import { whenInTransaction } from "../runtime/ambientTransaction.js"
-import { fromSqlError } from "../runtime/sqlError.js"
 import { withSpanIfTraced } from "../runtime/tracing.js"
 import { type Contents, fitting, isComplete, type LogTable, smallOrNull } from "../store/pageBytes.js"
 import { validateFeedRead } from "../store/readOptions.js"
@@ -50,8 +48,7 @@ import { validateStreamPosition } from "../store/storedRecord.js"
 import { type HeadChange, makeHeadWatcher } from "./headWatcher.js"
 import { heldBackOf, selectHeldBack } from "./heldBack.js"
 import type { Notifications } from "./notifications.js"
-import { executeAlone } from "./pg/connection.js"
-import { withSavepoint } from "./pg/transaction.js"
+import { execute } from "./pg/execute.js"
 
 export const makeSqlFeed = (
   log: LogTable,
@@ -60,14 +57,7 @@ export const makeSqlFeed = (
 ): Effect.Effect<EventFeedService, never, Scope.Scope> => {
   const { schema, sql } = log
   const statement = <A>(effect: Effect.Effect<A, SqlError>): Effect.Effect<A, StoreError> =>
-    whenInTransaction((inside) =>
-      inside
-        ? withSavepoint(
-            operation,
-            Effect.mapError(effect, (error) => fromSqlError(operation, "reading", error))
-          )
-        : executeAlone(sql, operation, "reading", effect)
-    )
+    execute(sql, { operation, phase: "reading" }, effect)
 
   const head = Effect.flatMap(statement(selectHead(sql, schema)), ([row]) =>
     row?.restored ? Effect.fail(restored()) : Effect.succeed(positionOf(row))

@@ -22,18 +22,15 @@ import {
   type LeaseOptions,
   type SubscriptionStoreService
 } from "../../SubscriptionStore.js"
-import { whenInTransaction } from "../runtime/ambientTransaction.js"
 import { liveClock, withLiveClock } from "../runtime/clock.js"
 import { awaitGrace } from "../runtime/interruption.js"
 import { isTransient } from "../runtime/retry.js"
-import { fromSqlError, type Phase } from "../runtime/sqlError.js"
-import { withoutInnerSpans } from "../runtime/tracing.js"
+import type { Phase } from "../runtime/sqlError.js"
 import { checkPosition } from "../store/readOptions.js"
 import { type PlaceRow, partsOf, positionOf } from "./feed.js"
 import type { Notifications } from "./notifications.js"
-import { executeAlone } from "./pg/connection.js"
-import { limitIdle } from "./pg/embedded.js"
-import { withTransaction } from "./pg/transaction.js"
+import { execute } from "./pg/execute.js"
+import { limitIdle, withTransaction } from "./pg/transaction.js"
 import type { StoreTables } from "./storeTables.js"
 
 /** A statement about subscriptions: part of the transaction around it, or on a connection of its own. */
@@ -41,11 +38,7 @@ export const subscriptionStatements = (sql: SqlClient.SqlClient) => {
   const statement =
     (phase: Phase) =>
     <A>(effect: Effect.Effect<A, SqlError>): Effect.Effect<A, StoreError> =>
-      whenInTransaction((inside) =>
-        inside
-          ? withoutInnerSpans(Effect.mapError(effect, (error) => fromSqlError(operation, phase, error)))
-          : executeAlone(sql, operation, phase, effect)
-      )
+      execute(sql, { operation, phase, savepoint: false }, effect)
   return { reading: statement("reading"), writing: statement("writing") }
 }
 

@@ -1,25 +1,22 @@
 /**
- * The tables and functions of the SQL store, as numbered migrations. One that was released is never edited: what has to
- * change is a further one.
+ * The tables of the SQL store, as numbered migrations, and the check that tables and functions are there. `SqlStore.ts` runs it when a layer is
+ * built. A migration that was released is never edited: a change is a further migration.
  */
 import type * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
 import type { Fragment, Statement } from "@effect/sql/Statement"
 import * as Effect from "effect/Effect"
 import { StoreError } from "../../StoreError.js"
-import { whenInTransaction } from "../runtime/ambientTransaction.js"
-import { boundedInterruption } from "../runtime/interruption.js"
 import { fromSqlError } from "../runtime/sqlError.js"
 import { createTableRecords } from "../store/ownedTables.js"
 import type { Measuring } from "../store/pageBytes.js"
 import { functionNames, functions } from "./functions.js"
-import { executeAlone } from "./pg/connection.js"
+import { boundedOutside, execute } from "./pg/execute.js"
 import { withTransaction } from "./pg/transaction.js"
 
 /**
- * Brings the schema up to date, and returns what the store has to know of its database. Any number of nodes may do so concurrently, on an
- * empty database too: one of them works, the others wait for it and find the work done. A node that finds it done from the start needs no
- * right to change tables.
+ * Brings the schema up to date, and returns what the store has to know of its database. Any number of nodes may do so concurrently: one of
+ * them works, and the others wait for its lock and find the work done. A node that finds the schema up to date needs no right to change it.
  */
 export const migrate = (
   sql: SqlClient.SqlClient,
@@ -33,9 +30,9 @@ export const migrate = (
       sql,
       operation,
       Effect.gen(function* () {
-        // A lock of the transaction, not of the session: it works through a pooler, and can't be left behind.
+        // A lock of the transaction works through a pooler, and ends with it.
         yield* sql`select pg_advisory_xact_lock(hashtextextended(${`effect-maestro/${name}`}, 0))`
-        // Asked first: `if not exists` wants the right to create even where nothing is to be created.
+        // `create schema if not exists` needs the right to create even if the schema exists.
         const namespaces = yield* sql`select 1 from pg_namespace where nspname = ${name}`
         if (namespaces.length === 0) yield* sql`create schema ${schema}`
         yield* sql`create table if not exists ${schema}.migrations (
@@ -54,13 +51,13 @@ export const migrate = (
         }
       })
     ).pipe(Effect.catchTag("SqlError", (error) => Effect.fail(fail(error))))
-    yield* whenInTransaction((inside) => (inside ? migrating : boundedInterruption(migrating)))
+    yield* boundedOutside(migrating)
     return found
   }).pipe(Effect.withSpan("SqlStore.migrate", { attributes: { schema: name } }))
 
 /**
- * Returns what the store has to know of its database, where the store does not migrate. It fails where the functions are not those of
- * the schema, because they would read and write the tables of another one.
+ * Returns what the store has to know of its database, for a store that does not migrate. It fails if functions are missing or belong to
+ * another schema, because they would read and write the tables of that schema.
  */
 export const checkSchema = (
   sql: SqlClient.SqlClient,
@@ -84,11 +81,11 @@ const operation = "migrate"
 const fail = (error: SqlError): StoreError => fromSqlError(operation, "writing", error)
 
 interface Inspected extends Measuring {
-  /** How many migrations the schema has; none where there is no schema. */
+  /** How many migrations the schema has; 0 if there is no schema. */
   readonly migrations: number
   /**
-   * Whether all functions are there, and work on the tables of this schema. Their search path names a schema by a text, which stays as it
-   * is when the schema is renamed, or its functions are copied.
+   * Whether all functions are there and work on the tables of this schema. Their search path is a text, which does not change when the schema
+   * is renamed or copied.
    */
   readonly hasFunctions: boolean
 }
@@ -117,11 +114,8 @@ const inspect = (sql: SqlClient.SqlClient, name: string, schema: Fragment): Effe
     }
   })
 
-/** A statement on a connection of its own, which lets go of a database that does not answer; or part of the transaction around it. */
 const ask = <A>(sql: SqlClient.SqlClient, statement: Effect.Effect<A, SqlError>): Effect.Effect<A, StoreError> =>
-  whenInTransaction((inside) =>
-    inside ? Effect.mapError(statement, fail) : executeAlone(sql, operation, "reading", statement)
-  )
+  execute(sql, { operation, phase: "reading", savepoint: false }, statement)
 
 interface Migration {
   readonly name: string
@@ -133,11 +127,10 @@ const migrations: ReadonlyArray<Migration> = [
   {
     name: "event_log and snapshots",
     statements: (sql, schema) => [
-      // Ids compare byte by byte: no locale may take two of them for one, or slow the index down.
-      // `json` keeps the text as it was written. `jsonb` would sort keys, drop the sign of -0, and write 1e308 out in 309 digits, so that
-      // what was accepted could be too long to be read.
-      // `feed_key` and `position` are the place in the global order. The key is the id of the transaction that wrote the event, but
-      // never lower than that of the event before it in its stream; "The feed" in `feed.ts` says why.
+      // Ids compare byte by byte, so that no locale takes two of them for one, or slows the index down.
+      // `json` keeps the text as it was written. `jsonb` would sort keys, drop the sign of -0, and write 1e308 out in 309 digits, so an
+      // accepted event could be too long to be read.
+      // `feed_key` and `position` are the place in the global order; the head of `feed.ts` explains them.
       sql`create table ${schema}.event_log (
         aggregate_id text collate "C" not null,
         sequence int not null check (sequence > 0),
@@ -150,7 +143,7 @@ const migrations: ReadonlyArray<Migration> = [
         primary key (aggregate_id, sequence)
       )`,
       sql`create index event_log_feed on ${schema}.event_log (feed_key, position)`,
-      // The feed of one kind of aggregates: the expression is that of `kindOf` in `feed.ts`.
+      // For the feed of one kind of aggregates. `kindOf` in `feed.ts` has the expression.
       sql`create index event_log_kind on ${schema}.event_log
         ((left(aggregate_id, greatest(strpos(aggregate_id, '/') - 1, 0))), feed_key, position)`,
       sql`create table ${schema}.snapshots (
@@ -165,8 +158,8 @@ const migrations: ReadonlyArray<Migration> = [
   {
     name: "subscriptions",
     statements: (sql, schema) => [
-      // A lease is had by who raised `token` last. `feed_key` and `position` are the checkpoint: the place in the global order up
-      // to which all is done.
+      // The holder of the lease is the runner that raised `token` last. `feed_key` and `position` are the checkpoint: the place in the
+      // global order up to which all events are handled.
       sql`create table ${schema}.subscriptions (
         name text collate "C" not null,
         partition int not null,
@@ -178,7 +171,7 @@ const migrations: ReadonlyArray<Migration> = [
         leased_until timestamptz,
         stopped boolean not null default false,
         last_failure jsonb,
-        -- How often the event at which position was tried by itself.
+        -- A position, and how often its event was tried alone.
         attempted jsonb,
         primary key (name, partition)
       )`,

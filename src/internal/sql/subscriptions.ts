@@ -13,8 +13,7 @@ import { checkPosition } from "../store/readOptions.js"
 import { type FeedRow, feedColumns, feedEventsOf, type PlaceRow, partsOf, positionOf, sliceOf } from "./feed.js"
 import { makeLease, subscriptionStatements } from "./lease.js"
 import type { Notifications } from "./notifications.js"
-import { limitIdle } from "./pg/embedded.js"
-import { withTransaction } from "./pg/transaction.js"
+import { limitIdle, withTransaction } from "./pg/transaction.js"
 import type { StoreTables } from "./storeTables.js"
 
 export const makeSqlSubscriptions = (tables: StoreTables, notifications: Notifications): SubscriptionStoreService => {
