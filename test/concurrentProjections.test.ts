@@ -526,7 +526,7 @@ const eventsOf = (ids: ReadonlyArray<string>) =>
 const transactionsOf = (ids: ReadonlyArray<string>) =>
   Effect.flatMap(SqlClient.SqlClient, (sql) =>
     Effect.map(
-      sql`select distinct feed_key from maestro.event_log where ${sql.in("aggregate_id", ids)}`,
+      sql`select distinct xmin::text from maestro.event_log where ${sql.in("aggregate_id", ids)}`,
       (rows) => rows.length
     )
   )

@@ -307,7 +307,7 @@ it.layer(stores.Postgres, { timeout: 60_000 })("SQL projections", (it) => {
       )
       expect((yield* notes).filter((line) => ids.some((id) => line.startsWith(id)))).toHaveLength(8)
       const transactions =
-        yield* sql`select distinct feed_key from maestro.event_log where ${sql.in("aggregate_id", ids)}`
+        yield* sql`select distinct xmin::text from maestro.event_log where ${sql.in("aggregate_id", ids)}`
       expect(transactions).toHaveLength(8)
     })
   )

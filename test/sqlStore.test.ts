@@ -76,8 +76,8 @@ it.layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg({ maxConnections: 4 })))
           Object.assign(client, {
             query: (statement: unknown, ...args: ReadonlyArray<unknown>) => {
               if (statement === "ROLLBACK") rollbacks++
-              return typeof statement === "string" && statement.endsWith("COMMIT") && toCancel-- > 0
-                ? query("do $$ begin raise 'cancelled' using errcode = '57014'; end $$", ...args)
+              return isCommit(statement) && toCancel-- > 0
+                ? query("do $$ begin raise 'cancelled' using errcode = '57014'; end $$", statement.callback)
                 : query(statement, ...args)
             }
           })
@@ -541,6 +541,13 @@ it.scoped("PgliteClient: a folder keeps the database, for one scope at a time", 
 )
 
 // --- what the cases are made of ---
+
+/** Whether it is the batch of a commit that ends with COMMIT. */
+const isCommit = (u: unknown): u is { readonly callback: (error: unknown) => void } =>
+  typeof u === "object" &&
+  u !== null &&
+  "commands" in u &&
+  (u.commands as ReadonlyArray<{ readonly text: string }>).some(({ text }) => text === "COMMIT")
 
 const newId = (): string => crypto.randomUUID()
 
