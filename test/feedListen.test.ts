@@ -177,7 +177,7 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("waiting readers",
       const before = waiters()
       const waits = yield* Effect.forEach(
         Arr.range(1, 20),
-        () => Effect.option(Subscription.waitFor("nobody", EventFeed.beginning, "60 millis")),
+        () => Effect.option(Subscription.waitFor("no subscription", EventFeed.beginning, "60 millis")),
         { concurrency: "unbounded" }
       ).pipe(Effect.provide(node))
       expect(waits).toHaveLength(20)

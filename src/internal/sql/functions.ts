@@ -231,8 +231,8 @@ const commitInTransaction = ({ schema, sql }: LogTable): Statement<unknown> =>
  * transaction, so the key is the id of a new subtransaction instead, which is above all ids before it.
  *
  * Events that the projections committed in this transaction move too, because they must stay behind the events that caused them. The rows
- * of a transaction are those that it can see and whose writer is in progress. They are looked up only if the transaction has taken
- * positions after those of this commit.
+ * of a transaction are the visible rows whose writer is in progress. They are looked up only if the transaction has taken positions after
+ * the last one of this commit.
  */
 const placeInFeed = ({ schema, sql }: LogTable): Statement<unknown> =>
   sql`create or replace function ${schema}.place_in_feed(p_aggregate_ids text[], p_sequences int[]) returns boolean

@@ -269,7 +269,7 @@ interface Batch {
 /** While the database works on one batch, the other is made ready, or its results are handed out. */
 const senders = 2
 
-/** Of those that the senders do not wait for any more, too. */
+/** With the slow batches that the senders do not wait for any more. */
 const maxBatchesInFlight = 8
 
 /** How long the end of the scope waits for commits in flight, in milliseconds. */

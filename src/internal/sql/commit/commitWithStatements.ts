@@ -56,7 +56,7 @@ export const makeStatementCommits = (
             if (isRaised(cause, otherIsolation)) supported = false
             const error = fromSqlError(operation, "committing", cause)
             if (isEndedInside(error)) return Effect.fail(endedInside(operation))
-            // An error that the server reports for a statement means that it has rolled all of them back, whatever its code.
+            // An error that the server reports for a statement, with any code, means that it has rolled all of them back.
             if (isReported(cause) && !serverLeaves.test(error.code ?? "")) return Effect.succeed(false)
             held.close()
             return error.reason === "CommitUnknown" ? Effect.fail(error) : Effect.succeed(false)
@@ -105,7 +105,7 @@ const isRaised = ({ cause }: SqlError, { code, message }: typeof duplicate): boo
 const isReported = ({ cause }: SqlError): boolean =>
   typeof cause === "object" && cause !== null && "severity" in cause && typeof cause.severity === "string"
 
-/** The codes with which the server ends a connection, whatever it was doing. */
+/** The codes with which the server ends a connection in any state. */
 const serverLeaves = /^57P0[1-5]$/
 
 const spanOf = ({ text }: Command): Tracer.SpanOptions => ({

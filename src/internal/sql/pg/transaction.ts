@@ -88,15 +88,17 @@ export const withTransactionFrom = <E, R>(
               last === undefined ? Effect.void : writing(withoutInnerSpans(sql.unsafe(last.text, [...last.values])))
           )
         )
-      : topLevel(
-          sql,
-          operation,
-          (held) =>
-            canSendBatch(held.connection)
-              ? beginWith(operation, held, first.command)
-              : Effect.zipRight(begin(operation, held), onConnection([guarded(held, { over: false }), 0], statement)),
-          (value) => next(value, false),
-          (last) => last
+      : Effect.asVoid(
+          topLevel(
+            sql,
+            operation,
+            (held) =>
+              canSendBatch(held.connection)
+                ? beginWith(operation, held, first.command)
+                : Effect.zipRight(begin(operation, held), onConnection([guarded(held, { over: false }), 0], statement)),
+            (value) => next(value, false),
+            (last) => last
+          )
         )
   })
 
