@@ -1,58 +1,35 @@
 /**
- * The store on Postgres, through any `SqlClient` that speaks to one: a server by `@effect/sql-pg`, or the embedded one of
- * `PgliteClient`.
+ * The store on Postgres, on any `SqlClient` for it: a server by `@effect/sql-pg`, or the embedded one of `PgliteClient`.
  *
  * @since 0.1.0
  */
 import * as SqlClient from "@effect/sql/SqlClient"
-import type { SqlError } from "@effect/sql/SqlError"
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
-import * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
-import { maxSequence } from "./Event.js"
 import { EventFeed } from "./EventFeed.js"
 import { textProblem } from "./internal/codec/json.js"
-import { whenInTransaction } from "./internal/runtime/ambientTransaction.js"
-import { fromSqlError, isStrayCancel, type Phase } from "./internal/runtime/sqlError.js"
-import { withoutInnerSpans, withSpanIfTraced } from "./internal/runtime/tracing.js"
-import { type AppendResult, makeAppendBatcher } from "./internal/sql/commit/appendBatcher.js"
-import { makeInsertCommits, upsertSnapshot, verdictsOf } from "./internal/sql/commit/appendEvents.js"
-import type { Commit } from "./internal/sql/commit/commitQueue.js"
-import { commandsOf, makeStatementCommits } from "./internal/sql/commit/commitWithStatements.js"
+import { makeAppendEvents } from "./internal/sql/commit/appendEvents.js"
+import { makeCommitStatements } from "./internal/sql/commit/commitStatements.js"
 import { makeSqlFeed } from "./internal/sql/feed.js"
 import { checkSchema, migrate as migrateSchema } from "./internal/sql/migrations.js"
-import { type Notifications, notificationsOf } from "./internal/sql/notifications.js"
-import { executeAlone } from "./internal/sql/pg/connection.js"
-import { isEmbedded } from "./internal/sql/pg/embedded.js"
-import { withSavepoint, withTransactionFrom } from "./internal/sql/pg/transaction.js"
-import {
-  eventOf,
-  isSnapshot,
-  pageOf,
-  pageOfMeasured,
-  pageOfRow,
-  selectEvents,
-  selectFittingEvents,
-  selectPage,
-  selectSmallEvents,
-  selectSnapshot,
-  selectStream
-} from "./internal/sql/readStream.js"
+import { makeNotifications, type Notifications } from "./internal/sql/notifications.js"
+import { isEmbedded } from "./internal/sql/pg/driver.js"
+import { execute, retryDisturbed } from "./internal/sql/pg/execute.js"
+import { makeReads, makeStreamReader } from "./internal/sql/readStream.js"
 import { repair } from "./internal/sql/repair.js"
 import { Tables } from "./internal/sql/storeTables.js"
 import { makeSqlSubscriptions } from "./internal/sql/subscriptions.js"
 import type { LogTable } from "./internal/store/pageBytes.js"
-import { decodeSnapshot, validateRange } from "./internal/store/storedRecord.js"
 import { provideStreamReader } from "./internal/store/streamReader.js"
-import { makeEncoded, type SequenceRange, StoreAdapter, type StoreAdapterService } from "./StoreAdapter.js"
-import { type RetryCommand, StoreError, type ValidationError } from "./StoreError.js"
+import { makeEncoded, StoreAdapter, type StoreAdapterService } from "./StoreAdapter.js"
+import { StoreError } from "./StoreError.js"
 import { SubscriptionStore } from "./SubscriptionStore.js"
 
 /**
- * The switches of the store.
+ * Options of the store.
  *
  * @since 0.1.0
  * @category models
@@ -64,14 +41,14 @@ export interface Options {
    */
   readonly schema?: string | undefined
   /**
-   * Whether to create and update the tables when the layer is built; `true` by default. With `false` somebody else does,
-   * with the rights for it: `SqlStore.migrate`.
+   * Whether the layer creates and updates the tables when it is built; `true` by default. With `false` they have to be there:
+   * `SqlStore.migrate` makes them, in a role that has the right.
    */
   readonly migrate?: boolean | undefined
   /**
-   * How often, at least, those who wait for events look for them: 500 milliseconds by default. Commits made in this process wake them
-   * at once, and those of others by a notification of the database, where the client can hear one: `@effect/sql-pg` can, by a
-   * connection of its pool, if that has four or more. Polling is for what neither tells, such as the end of your own transaction.
+   * How often, at least, the feed polls for new events while something waits for them: every 500 milliseconds by default. Commits of this
+   * store wake the waiters immediately. Commits of other processes wake them by a notification of the database, if the client is that of
+   * `@effect/sql-pg` and its pool has four connections or more. Polling finds all others, such as the end of your own transaction.
    */
   readonly pollInterval?: Duration.DurationInput | undefined
 }
@@ -87,11 +64,10 @@ export {
 } from "./internal/sql/storeTables.js"
 
 /**
- * Makes the store alone, without the feed. When the scope closes, commits that are under way end first, and nothing is left behind.
+ * Makes the store alone, without the feed. When the scope closes, commits in flight end first. No fiber, timer or listener is left.
  *
- * Inside a transaction of yours every statement of the store has a savepoint: a failure of the store that you handle
- * leaves the transaction usable, where Postgres would otherwise refuse all that follows and answer COMMIT by a silent
- * rollback.
+ * Inside a transaction of yours every statement of the store has a savepoint. So the transaction stays usable after a failure that you
+ * handle. Without it Postgres would refuse all later statements, and reply to COMMIT with a silent rollback.
  *
  * @since 0.1.0
  * @category constructors
@@ -102,8 +78,7 @@ export const make = (
   Effect.flatMap(prepare(options), makeOn)
 
 /**
- * The store in the schema `maestro`, whose tables it creates and updates when the layer is built; its feed, and what subscriptions
- * keep.
+ * The store in the schema `maestro`, whose tables it creates and updates when it is built, with its feed and the store of subscriptions.
  *
  * @since 0.1.0
  * @category layers
@@ -127,7 +102,7 @@ export const layer: Layer.Layer<
 > = Layer.suspend(() => layerWith({}))
 
 /**
- * The store with switches of your own.
+ * The store with options.
  *
  * @since 0.1.0
  * @category layers
@@ -151,7 +126,7 @@ export const layerWith = (
   )
 
 /**
- * Creates or updates the tables, where the layer is not to do it: in a deployment step, by a role that may. Any number of
+ * Creates or updates the tables, for layers with `migrate: false`: in a deployment step, in a role that has the right. Any number of
  * nodes may do so concurrently.
  *
  * @since 0.1.0
@@ -161,12 +136,12 @@ export const migrate = (options?: Pick<Options, "schema">): Effect.Effect<void, 
   Effect.flatMap(resolve(options), ({ name, schema, sql }) => Effect.asVoid(migrateSchema(sql, name, schema)))
 
 /**
- * Puts the feed in order after the database was restored from a dump into a server whose transaction ids start anew: there, what
- * was stored would be of transactions that have not begun yet, and the feed would not show it. It keeps the order of the events, and
- * where subscriptions are; positions kept elsewhere mean nothing afterwards. Answers whether there was something to do.
+ * Repairs the feed after the database was restored from a dump into a server whose transaction ids start anew. Without it the feed would
+ * not show the restored events, because their transactions seem to be in the future. The order of the events and the checkpoints of
+ * subscriptions stay. Positions that you keep elsewhere become invalid. Returns whether a repair was needed.
  *
- * Layers that migrate do it by themselves. It takes a lock on the log meanwhile, and writes every event anew: about a minute for
- * some millions. `pg_upgrade`, replicas and file-system backups keep their transaction ids, and need none of this.
+ * Layers that migrate call it. It locks the log and writes every event anew: about a minute for some millions. `pg_upgrade`, replicas and
+ * file-system backups keep their transaction ids, so they need no repair.
  *
  * @since 0.1.0
  * @category migrations
@@ -178,14 +153,11 @@ export const repairAfterRestore = (
 
 // --- internal ---
 
-/** From so many events on it pays to have them in one row. */
-const longPage = 1000
-
 const usualPollInterval = "500 millis"
 
 /** What a store is made on. */
 interface Prepared {
-  /** As the application has it, and which the store uses without its transforms. */
+  /** The client of the application. The store uses it without its transforms. */
   readonly client: SqlClient.SqlClient
   readonly name: string
   readonly log: LogTable
@@ -193,162 +165,43 @@ interface Prepared {
 }
 
 /** Brings the schema up to date, or checks it. */
-const prepare = (options: Options | undefined): Effect.Effect<Prepared, StoreError, SqlClient.SqlClient> =>
+const prepare = (
+  options: Options | undefined
+): Effect.Effect<Prepared, StoreError, SqlClient.SqlClient | Scope.Scope> =>
   Effect.gen(function* () {
-    const { client, name, schema, sql, notifications } = yield* resolve(options)
+    const { client, name, schema, sql } = yield* resolve(options)
     const isMigrating = options?.migrate !== false
     const measuring = yield* isMigrating ? migrateSchema(sql, name, schema) : checkSchema(sql, name, schema)
     if (isMigrating) yield* repair(sql, schema)
+    const notifications = yield* makeNotifications(client, name)
     return { client, name, log: { measuring, schema, sql }, notifications }
   })
 
 const makeOn = ({ client, log, notifications }: Prepared): Effect.Effect<StoreAdapterService, never, Scope.Scope> =>
   Effect.gen(function* () {
     const { schema, sql } = log
-    const accepted = acceptedBy(notifications)
-    const insertCommits = makeInsertCommits(sql, schema)
-    const statementCommits = makeStatementCommits(sql, insertCommits)
-
-    /** One statement: on its own, or from a savepoint on in the transaction around it. */
-    const statement = <A>(
-      operation: string,
-      phase: Phase,
-      effect: Effect.Effect<A, SqlError>
-    ): Effect.Effect<A, StoreError> =>
-      whenInTransaction((inside) =>
-        inside
-          ? withSavepoint(
-              operation,
-              Effect.mapError(effect, (error) => fromSqlError(operation, "writing", error))
-            )
-          : againWhenDisturbed(executeAlone(sql, operation, phase, effect))
-      )
-
-    /** One commit with its projections: a transaction of its own, or part of the transaction around it. */
-    const transact = <E, R>(events: Commit, project: Effect.Effect<void, E, R>) =>
-      withTransactionFrom(
-        sql,
-        "commitAll",
-        {
-          command: insertCommits.command([events], {}),
-          statement: withoutInnerSpans(insertCommits.statement([events], { checksSnapshot: true }))
-        },
-        (returned) =>
-          Effect.flatMap(accepted(verdictsOf(returned)[0]), (outcome) => (outcome === "stored" ? Effect.void : project))
-      )
-
-    /** The same outside of a transaction: in one round trip, where the projections are statements. */
-    const commitWith = <E, R>(events: Commit, project: Effect.Effect<void, E, R>) =>
-      Effect.withFiberRuntime<void, RetryCommand | StoreError | E, R>((fiber) => {
-        const commands = statementCommits.isSupported() ? commandsOf(fiber, client, project) : undefined
-        return commands === undefined
-          ? transact(events, project)
-          : Effect.flatMap(statementCommits.commit(events, commands), (stored) =>
-              stored ? Effect.void : transact(events, project)
-            )
-      })
-
-    /** One statement of an aggregate that loads. */
-    const read = <A>(
-      operation: string,
-      id: string,
-      minSequence: number,
-      upTo: number,
-      select: (range: SequenceRange) => Effect.Effect<A, SqlError>
-    ): Effect.Effect<A, ValidationError | StoreError> =>
-      Effect.flatMap(validateRange(operation, id, minSequence, { maxSequence: upTo }), (range) =>
-        withSpanIfTraced(`SqlStore.${operation}`, { attributes: { "aggregate.id": id } })(
-          statement(operation, "reading", select(range))
-        )
-      )
-
-    const commit = yield* makeAppendBatcher((commits, hurried) =>
-      againWhenDisturbed(
-        Effect.map(
-          executeAlone(sql, "commitEvents", "committing", insertCommits.statement(commits, { lockTimeout: hurried })),
-          verdictsOf
-        )
-      )
-    )
-
-    const service = makeEncoded({
+    const statements = makeCommitStatements(sql, schema, isEmbedded(client))
+    const { append, appendWith } = yield* makeAppendEvents({
+      client,
+      committed: notifications.committed,
+      sql,
+      statements
+    })
+    const store = makeEncoded({
       name: "SqlStore",
-      append: (events) =>
-        whenInTransaction((inside) =>
-          Effect.flatMap(
-            inside
-              ? Effect.map(
-                  statement("commitEvents", "writing", insertCommits.statement([events], {})),
-                  (returned) => verdictsOf(returned)[0]
-                )
-              : commit(events),
-            accepted
-          )
-        ),
-      appendWith: (events, project) =>
-        whenInTransaction((inside) =>
-          // Accepted is not committed yet: waiting readers are woken again.
-          inside ? transact(events, project) : Effect.tap(commitWith(events, project), notifications.committed)
-        ),
+      append: (events) => Effect.map(append(events), (result) => (result === "appended" ? "written" : "stored")),
+      appendWith,
       putSnapshot: (snapshot) =>
-        // Outside a transaction the statement is its own commit. One of unknown outcome does no harm when repeated.
-        Effect.asVoid(statement("commitSnapshot", "committing", upsertSnapshot(sql, schema, snapshot))),
-      readEvents: (range) =>
-        Effect.map(statement("getEvents", "reading", selectEvents(log, range)), (rows) =>
-          rows.map((row) => eventOf(range.aggregateId, row))
+        // Outside a transaction the statement is its own commit, and one of unknown outcome does no harm when it is repeated.
+        Effect.asVoid(
+          retryDisturbed(
+            execute(sql, { operation: "commitSnapshot", phase: "committing" }, statements.putSnapshot(snapshot))
+          )
         ),
-      readSnapshot: (range) =>
-        Effect.map(statement("getSnapshot", "reading", selectSnapshot(log, range)), ([row]) =>
-          Option.map(Option.fromNullable(row), (found) => ({
-            ...found,
-            sequence: Number(found.sequence),
-            aggregateId: range.aggregateId
-          }))
-        )
+      ...makeReads(log)
     })
-
-    /** As many events as a page can have, where some of them are large. */
-    const measured = (id: string, minSequence: number, upTo: number, limit: number) =>
-      read("getEvents", id, minSequence, upTo, (range) =>
-        Effect.map(selectFittingEvents(log, range, limit), (rows) => pageOfMeasured(id, rows))
-      )
-
-    provideStreamReader(service, {
-      events: (id, minSequence, limit) => {
-        if (limit < longPage) {
-          const small = read("getEvents", id, minSequence, maxSequence, (range) =>
-            Effect.map(selectSmallEvents(log, range, limit), (rows) => pageOf(id, rows, limit))
-          )
-          return Effect.flatMap(small, (page) =>
-            "measureFrom" in page ? measured(id, page.measureFrom, maxSequence, limit) : Effect.succeed(page)
-          )
-        }
-        const inOneRow = read("getEvents", id, minSequence, maxSequence, (range) =>
-          Effect.map(selectPage(log, range, limit), ([row]) => pageOfRow(id, row, limit))
-        )
-        return Effect.flatMap(inOneRow, (page) =>
-          "rowsUpTo" in page ? measured(id, minSequence, page.rowsUpTo, limit) : Effect.succeed(page)
-        )
-      },
-      fromSnapshot: (id, upTo, limit) => {
-        const small = read("getEvents", id, 1, upTo, (range) =>
-          Effect.map(selectStream(log, range, limit), (rows) => ({
-            snapshot: Option.map(Option.fromNullable(rows.find(isSnapshot)), (row) =>
-              decodeSnapshot({ ...row, sequence: Number(row.sequence), aggregateId: id })
-            ),
-            page: pageOf(id, rows, limit)
-          }))
-        )
-        return Effect.flatMap(small, ({ page, snapshot }) =>
-          Effect.map(
-            "measureFrom" in page ? measured(id, page.measureFrom, upTo, limit) : Effect.succeed(page),
-            (stream) => ({ ...stream, snapshot })
-          )
-        )
-      }
-    })
-
-    return service
+    provideStreamReader(store, makeStreamReader(log))
+    return store
   })
 
 const resolve = (options: Pick<Options, "schema"> | undefined) =>
@@ -361,16 +214,10 @@ const resolve = (options: Pick<Options, "schema"> | undefined) =>
         description: `the schema's name must be 1 to 63 bytes without NUL, and ${typeof name === "string" ? JSON.stringify(name) : typeof name} is not`
       })
     }
-    // Without transforms: they would rename keys inside stored JSON. As a literal: the schema's name is what was asked for.
+    // Without transforms, which would rename keys inside of stored JSON. The schema is a literal, so that no transform changes its name.
     const client = yield* SqlClient.SqlClient
     const sql = client.withoutTransforms()
-    return {
-      client,
-      name,
-      schema: sql.literal(quoteIdentifier(name)),
-      sql,
-      notifications: notificationsOf(client, name)
-    }
+    return { client, name, schema: sql.literal(quoteIdentifier(name)), sql }
   })
 
 const isSchemaName = (name: unknown): name is string => {
@@ -379,25 +226,5 @@ const isSchemaName = (name: unknown): name is string => {
   return bytes >= 1 && bytes <= 63
 }
 
-/** As one identifier, whatever is in it; the quoting of `@effect/sql` takes a dot for a separator. */
+/** Quotes a name as one identifier. `@effect/sql` would take a dot in it for a separator. */
 const quoteIdentifier = (name: string): string => `"${name.replaceAll('"', '""')}"`
-
-/**
- * Sends a statement again that was cancelled by an interruption of another owner of its connection, or that lost a race in a database whose
- * default isolation is stricter than READ COMMITTED. Nothing of it is stored, and the next attempt sees what won.
- */
-const againWhenDisturbed = <A>(statement: Effect.Effect<A, StoreError>): Effect.Effect<A, StoreError> =>
-  Effect.catchIf(statement, isDisturbed, () => Effect.retry(statement, { times: 10, while: isDisturbed }))
-
-const isDisturbed = (error: StoreError): boolean => isStrayCancel(error) || error.code === serializationFailure
-
-const serializationFailure = "40001"
-
-const acceptedBy =
-  (notifications: Notifications) =>
-  (verdict: AppendResult | undefined): Effect.Effect<"written" | "stored", RetryCommand> => {
-    if (verdict === undefined || verdict === "written") {
-      return Effect.as(notifications.committed, "written" as const)
-    }
-    return verdict === "stored" ? Effect.succeed(verdict) : Effect.fail(verdict)
-  }

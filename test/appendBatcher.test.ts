@@ -1,4 +1,4 @@
-/** Commits of strangers that travel together: none of them notices. */
+/** Commits of several callers in one statement: the result of each is independent of the others. */
 import * as SqlClient from "@effect/sql/SqlClient"
 import { expect, it } from "@effect/vitest"
 import * as Arr from "effect/Array"
@@ -15,7 +15,7 @@ import type { Commit } from "../src/internal/sql/commit/commitQueue.js"
 import { layerPg } from "./database.js"
 import { macrotask } from "./nodes.js"
 
-it.live("commits that are under way or wait when the scope closes are answered, and no fiber is left", () =>
+it.live("commits that are in flight or queued when the scope closes get a result, and no fiber is left", () =>
   Effect.gen(function* () {
     const before = [...(yield* Fiber.roots)].length
     const scope = yield* Scope.make()
@@ -27,15 +27,15 @@ it.live("commits that are under way or wait when the scope closes are answered, 
     yield* settled
     expect(database.statements().length).toBeLessThan(4)
     yield* Scope.close(scope, Exit.void)
-    for (const commit of commits) expect(yield* Fiber.join(commit)).toBe("written")
+    for (const commit of commits) expect(yield* Fiber.join(commit)).toBe("appended")
     // A commit that comes later is sent all the same.
-    expect(yield* database.commit([anEvent("c")])).toBe("written")
+    expect(yield* database.commit([anEvent("c")])).toBe("appended")
     yield* settled
     expect([...(yield* Fiber.roots)].length).toBeLessThanOrEqual(before)
   })
 )
 
-it.scoped("one that comes alone leaves at once; those that come while all ways are taken leave together", () =>
+it.scoped("a lone commit is sent immediately; commits that arrive while both senders are busy share a statement", () =>
   Effect.gen(function* () {
     const database = yield* aDatabase()
     const first = yield* Effect.forEach(["a", "b"], (id) => fork(database.commit([anEvent(id)])))
@@ -46,16 +46,16 @@ it.scoped("one that comes alone leaves at once; those that come while all ways a
     yield* Effect.flatMap(Arr.head(first), Fiber.join)
     yield* settled
     expect(database.statements()[2]).toEqual(["c", "d", "e"])
-    yield* database.answer(2, ["written", new StoreError.RetryCommand({ aggregateId: "d", sequence: 1 }), "stored"])
+    yield* database.answer(2, ["appended", new StoreError.RetryCommand({ aggregateId: "d", sequence: 1 }), "duplicate"])
     expect(yield* Effect.forEach(others, Fiber.join)).toEqual([
-      "written",
+      "appended",
       new StoreError.RetryCommand({ aggregateId: "d", sequence: 1 }),
-      "stored"
+      "duplicate"
     ])
   })
 )
 
-it.scoped("of one aggregate there is one commit under way, and they leave in order; others overtake them", () =>
+it.scoped("one commit of an aggregate is in flight at a time, in order; commits of other aggregates overtake", () =>
   Effect.gen(function* () {
     const database = yield* aDatabase()
     const [one] = [yield* fork(database.commit([anEvent("a", 1)]))]
@@ -79,7 +79,7 @@ it.scoped("of one aggregate there is one commit under way, and they leave in ord
   })
 )
 
-it.scoped("a statement that fails, maybe through one of them, is sent again for each by itself", () =>
+it.scoped("the commits of a statement that fails, maybe by the fault of one, are sent again one by one", () =>
   Effect.gen(function* () {
     const database = yield* aDatabase()
     const busy = yield* Effect.forEach(["x", "y"], (id) => fork(database.commit([anEvent(id)])))
@@ -90,7 +90,7 @@ it.scoped("a statement that fails, maybe through one of them, is sent again for 
     yield* database.fail(2, "Unknown")
     yield* settled
     expect(database.statements().slice(3)).toEqual([["a"], ["b"], ["c"]])
-    expect(database.hurried().slice(2)).toEqual([true, false, false, false])
+    expect(database.failFastOnLock().slice(2)).toEqual([true, false, false, false])
     yield* database.answer(3, [])
     yield* database.fail(4, "Unknown")
     yield* database.answer(5, [])
@@ -100,7 +100,7 @@ it.scoped("a statement that fails, maybe through one of them, is sent again for 
   })
 )
 
-it.scoped("many that come together are divided between the ways that are free", () =>
+it.scoped("many commits that arrive together are divided between the free senders", () =>
   Effect.gen(function* () {
     const database = yield* aDatabase()
     const commitAll = (ids: ReadonlyArray<string>) => Effect.forEach(ids, (id) => fork(database.commit([anEvent(id)])))
@@ -115,15 +115,15 @@ it.scoped("many that come together are divided between the ways that are free", 
     yield* settled
     expect(database.statements().slice(3)).toEqual([ids.slice(0, 30), ids.slice(30)])
     yield* Effect.forEach([3, 4], (index) => database.answer(index, []))
-    expect(yield* Fiber.join(all)).toEqual(Arr.replicate("written", 60))
+    expect(yield* Fiber.join(all)).toEqual(Arr.replicate("appended", 60))
   })
 )
 
-it.scoped("nobody keeps looking for what can't leave yet", () =>
+it.scoped("a commit that has to wait for its aggregate is not polled", () =>
   Effect.gen(function* () {
     const database = yield* aDatabase()
     const one = yield* fork(database.commit([anEvent("a", 1)]))
-    // Both ways are free again, and the commit is under way by itself.
+    // Both senders are free again, and the commit is in flight alone.
     yield* database.fail(0, "Contention")
     yield* settled
     expect(database.statements()).toEqual([["a"], ["a"]])
@@ -138,7 +138,7 @@ it.scoped("nobody keeps looking for what can't leave yet", () =>
   })
 )
 
-it.scoped("a connection that breaks at the commit is CommitUnknown for each of them; none is sent again here", () =>
+it.scoped("a connection that breaks at the commit is CommitUnknown for each commit, and none is sent again", () =>
   Effect.gen(function* () {
     const database = yield* aDatabase()
     const busy = yield* Effect.forEach(["x", "y"], (id) => fork(database.commit([anEvent(id)])))
@@ -154,7 +154,7 @@ it.scoped("a connection that breaks at the commit is CommitUnknown for each of t
   })
 )
 
-it.scoped("an interruption takes one out of the queue, and leaves those under way to the others", () =>
+it.scoped("an interruption withdraws a queued commit, and cancels no batch that another caller waits for", () =>
   Effect.gen(function* () {
     const database = yield* aDatabase()
     const busy = yield* Effect.forEach(["x", "y"], (id) => fork(database.commit([anEvent(id)])))
@@ -170,10 +170,10 @@ it.scoped("an interruption takes one out of the queue, and leaves those under wa
     expect(Exit.isInterrupted(yield* Fiber.interrupt(a))).toBe(true)
     expect(database.cancelled()).toEqual([])
     yield* database.answer(2, [])
-    expect(yield* Fiber.join(c)).toBe("written")
+    expect(yield* Fiber.join(c)).toBe("appended")
     yield* database.answer(1, [])
     yield* Effect.forEach(busy, Fiber.join)
-    // Where nobody waits for it any more, it is cancelled.
+    // A batch that no caller waits for is cancelled.
     const alone = yield* fork(database.commit([anEvent("d")]))
     yield* Fiber.interrupt(alone)
     yield* settled
@@ -181,12 +181,12 @@ it.scoped("an interruption takes one out of the queue, and leaves those under wa
   })
 )
 
-it.scoped("a statement that is held up does not hold up those that come after", () =>
+it.scoped("a slow statement does not delay later commits", () =>
   Effect.gen(function* () {
     const database = yield* aDatabase(25)
     const stuck = yield* Effect.forEach(["a", "b"], (id) => fork(database.commit([anEvent(id)])))
     const next = yield* fork(database.commit([anEvent("c")]))
-    // By the machine's clock, not by that of the test.
+    // By the live clock, and not that of the test.
     yield* Effect.repeat(macrotask, { until: () => database.statements().length === 3 })
     yield* database.answer(2, [])
     yield* Fiber.join(next)
@@ -195,7 +195,7 @@ it.scoped("a statement that is held up does not hold up those that come after", 
   })
 )
 
-it.scoped("a large commit travels alone, and so much waits that memory is bounded, and all come through", () =>
+it.scoped("a large commit has a statement of its own, the queue is bounded, and all commits are stored", () =>
   Effect.gen(function* () {
     const database = yield* aDatabase()
     const large = yield* fork(database.commit(Arr.makeBy(501, (index) => anEvent("large", index + 1))))
@@ -211,12 +211,12 @@ it.scoped("a large commit travels alone, and so much waits that memory is bounde
     yield* settled
     yield* database.answerAll
     yield* Effect.forEach([...busy, ...many], Fiber.join)
-    // 64 million characters fit; the rest came when there was room, and no statement took more than a million.
+    // The queue has 64 million characters at most, and a statement one million.
     expect(database.largest()).toBeLessThan(6)
   })
 )
 
-it.scoped("those who give up while nothing leaves make room, and are not sent", () =>
+it.scoped("commits whose callers are interrupted in a full queue make room, and are not sent", () =>
   Effect.gen(function* () {
     const database = yield* aDatabase()
     const busy = yield* Effect.forEach(["x", "y"], (id) => fork(database.commit([anEvent(id)])))
@@ -239,9 +239,9 @@ it.scoped("those who give up while nothing leaves make room, and are not sent", 
 )
 
 it.layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg()), Layer.orDie), { timeout: 60_000 })(
-  "coalesced commits on Postgres",
+  "batched commits on Postgres",
   (it) => {
-    it.scoped("who waits for somebody's open transaction keeps no stranger waiting", () =>
+    it.scoped("a commit that waits for another transaction delays no other commit", () =>
       Effect.gen(function* () {
         const store = yield* StoreAdapter.StoreAdapter
         const sql = yield* SqlClient.SqlClient
@@ -258,7 +258,7 @@ it.layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg()), Layer.orDie), { time
         )
         yield* Deferred.await(holding)
         const waiting = yield* Effect.fork(Effect.flip(store.commitEvents([yield* stamped(held, 1)])))
-        // All of them come through while that transaction is open: those that left with the one that waits, too.
+        // All of them are stored while that transaction is open, those of the same batch, too.
         yield* Effect.forEach(free, (id) => Effect.flatMap(stamped(id, 1), (event) => store.commitEvents([event])), {
           concurrency: "unbounded"
         })
@@ -269,7 +269,7 @@ it.layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg()), Layer.orDie), { time
       })
     )
 
-    it.scoped("a thousand at once, some refused, are each answered for themselves", () =>
+    it.scoped("of a thousand concurrent commits, some of which are refused, each gets its own result", () =>
       Effect.gen(function* () {
         const store = yield* StoreAdapter.StoreAdapter
         const ids = Arr.makeBy(1000, () => crypto.randomUUID())
@@ -300,28 +300,28 @@ it.layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg()), Layer.orDie), { time
 interface Answerable {
   readonly ids: ReadonlyArray<string>
   readonly size: number
-  readonly hurried: boolean
+  readonly failFastOnLock: boolean
   readonly answer: Deferred.Deferred<ReadonlyArray<AppendResult>, StoreError.StoreError>
   cancelled: boolean
 }
 
-/** A database that answers when it is told to, and senders that wait for it so long. */
-const aDatabase = (patience = 60_000) =>
+/** A database that answers a statement when the test says so, and senders that wait for it so long. */
+const aDatabase = (maxSenderWait = 60_000) =>
   Effect.gen(function* () {
     const statements: Array<Answerable> = []
-    let atOnce = false
+    let answersImmediately = false
     const commit = yield* makeAppendBatcher(
-      (commits: ReadonlyArray<Commit>, hurried) =>
+      (commits: ReadonlyArray<Commit>, failFastOnLock) =>
         Effect.suspend(() => {
           const statement: Answerable = {
             ids: commits.flatMap((events) => [...new Set(events.map(({ aggregateId }) => aggregateId))]),
             size: commits.length,
-            hurried,
+            failFastOnLock,
             answer: Deferred.unsafeMake(Fiber.id(Fiber.never)),
             cancelled: false
           }
           statements.push(statement)
-          return atOnce
+          return answersImmediately
             ? Effect.succeed([])
             : Effect.onInterrupt(Deferred.await(statement.answer), () =>
                 Effect.sync(() => {
@@ -329,28 +329,28 @@ const aDatabase = (patience = 60_000) =>
                 })
               )
         }),
-      patience
+      maxSenderWait
     )
     const answerAll = Effect.suspend(() => {
-      atOnce = true
+      answersImmediately = true
       return Effect.forEach(statements, ({ answer }) => Deferred.succeed(answer, []), { discard: true })
     })
-    // The end of the scope waits for what is under way.
+    // The end of the scope waits for commits in flight.
     yield* Effect.addFinalizer(() => answerAll)
     const at = (index: number) => statements[index]?.answer ?? Deferred.unsafeMake(Fiber.id(Fiber.never))
     return {
       commit,
       statements: () => statements.map(({ ids }) => ids),
-      hurried: () => statements.map(({ hurried }) => hurried),
+      failFastOnLock: () => statements.map((statement) => statement.failFastOnLock),
       cancelled: () => statements.flatMap(({ cancelled }, index) => (cancelled ? [index] : [])),
       largest: () => Math.max(...statements.map(({ size }) => size)),
-      answer: (index: number, verdicts: ReadonlyArray<AppendResult>) =>
-        Effect.zipRight(Deferred.succeed(at(index), verdicts), settled),
+      answer: (index: number, results: ReadonlyArray<AppendResult>) =>
+        Effect.zipRight(Deferred.succeed(at(index), results), settled),
       fail: (index: number, reason: StoreError.StoreErrorReason) =>
         Effect.zipRight(
           Deferred.fail(
             at(index),
-            new StoreError.StoreError({ reason, operation: "commitEvents", description: "told to" })
+            new StoreError.StoreError({ reason, operation: "commitEvents", description: "as the test wants it" })
           ),
           settled
         ),
@@ -374,5 +374,5 @@ const stamped = (aggregateId: string, sequence: number): Effect.Effect<Event.Eve
 
 const fork = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.zipLeft(Effect.fork(effect), settled)
 
-/** Whoever can go on has gone on. */
+/** All fibers that can go on have gone on. */
 const settled = Effect.repeatN(macrotask, 5)

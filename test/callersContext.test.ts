@@ -66,7 +66,7 @@ it.effect("a service that the caller provides wins over that of the layer", () =
 )
 
 it.scopedLive(
-  "the client of SQL is that of the layer, whatever client the caller has",
+  "the SQL client is that of the layer, and not that of the caller",
   () =>
     Effect.gen(function* () {
       const databases: Array<unknown> = []

@@ -26,7 +26,7 @@ it.layer(stores.Postgres, { timeout: 60_000 })("concurrent commits with projecti
     Effect.gen(function* () {
       const rows = yield* aTable
       const ids = Arr.makeBy(20, (): string => crypto.randomUUID())
-      yield* allSucceed(yield* inCompany(ids.map((id) => commit(id, [rows.projection()]))))
+      yield* allSucceed(yield* concurrently(ids.map((id) => commit(id, [rows.projection()]))))
       expect(yield* transactionsOf(ids)).toBe(20)
       expect(yield* rows.ids).toEqual([...ids].sort())
     })
@@ -45,7 +45,7 @@ it.layer(stores.Postgres, { timeout: 60_000 })("concurrent commits with projecti
           )
       }
       yield* allSucceed(
-        yield* inCompany(
+        yield* concurrently(
           ids.map((id, index) => commit(id, index === 2 ? [reading, rows.projection()] : [rows.projection()]))
         )
       )
@@ -55,7 +55,7 @@ it.layer(stores.Postgres, { timeout: 60_000 })("concurrent commits with projecti
   )
 
   for (const [name, { expected, misbehaves }] of Object.entries(misfits)) {
-    it.effect(`one that ${name} has its own failure, and the others succeed`, () =>
+    it.effect(`a projection that ${name} fails its own commit only`, () =>
       Effect.gen(function* () {
         const rows = yield* aTable
         const neighbours = sixIds()
@@ -72,7 +72,7 @@ it.layer(stores.Postgres, { timeout: 60_000 })("concurrent commits with projecti
         const commits = [...neighbours.slice(0, 3), misfit, ...neighbours.slice(3)].map((id) =>
           commit(id, id === misfit ? [rows.projection(), counted] : [rows.projection()])
         )
-        const exits = yield* inCompany(commits)
+        const exits = yield* concurrently(commits)
         yield* allSucceed(exits.filter((_, index) => index !== 3))
         const own = exits[3] ?? Exit.void
         if (expected === undefined) expect(own).toEqual(Exit.void)
@@ -92,7 +92,7 @@ it.layer(stores.Postgres, { timeout: 60_000 })("concurrent commits with projecti
       const known = yield* stamped(stored, 1)
       const store = yield* StoreAdapter.StoreAdapter
       yield* store.commitEvents([known])
-      const exits = yield* inCompany([
+      const exits = yield* concurrently([
         Effect.asVoid(commit(refused, [rows.projection()], 2)),
         store.commitAll([known], [rows.projection()]),
         ...others.map((id) => commit(id, [rows.projection()]))
@@ -121,7 +121,7 @@ it.layer(stores.Postgres, { timeout: 60_000 })("concurrent commits with projecti
           if (moment === "projecting") yield* Deferred.await(started)
           expect(Exit.isInterrupted(yield* Fiber.interrupt(interrupted))).toBe(true)
         })
-        yield* allSucceed(yield* inCompany([interrupting, ...others.map((id) => commit(id, [rows.projection()]))]))
+        yield* allSucceed(yield* concurrently([interrupting, ...others.map((id) => commit(id, [rows.projection()]))]))
         expect(yield* eventsOf([id, ...others])).toEqual([...others].sort())
         expect((yield* rows.ids).filter((row) => [id, ...others].includes(row))).toEqual([...others].sort())
       }
@@ -148,7 +148,7 @@ it.layer(stores.Postgres, { timeout: 60_000 })("concurrent commits with projecti
         yield* Fiber.join(interruption)
       })
       yield* allSucceed(
-        yield* inCompany([
+        yield* concurrently([
           interrupting,
           commit(slow, [rows.projection(), waiting]),
           ...others.map((id) => commit(id, [rows.projection()]))
@@ -160,7 +160,7 @@ it.layer(stores.Postgres, { timeout: 60_000 })("concurrent commits with projecti
     })
   )
 
-  it.effect("a projection that waits for a lock keeps no other commit waiting", () =>
+  it.effect("a projection that waits for a lock delays no other commit", () =>
     Effect.gen(function* () {
       const rows = yield* aTable
       const sql = yield* SqlClient.SqlClient
@@ -188,7 +188,7 @@ it.layer(stores.Postgres, { timeout: 60_000 })("concurrent commits with projecti
       }
       const waited = yield* Deferred.make<Exit.Exit<unknown, unknown>>()
       yield* allSucceed(
-        yield* inCompany([
+        yield* concurrently([
           Effect.forkDaemon(
             Effect.flatMap(Effect.exit(commit(id, [waiting])), (exit) => Deferred.succeed(waited, exit))
           ),
@@ -203,10 +203,10 @@ it.layer(stores.Postgres, { timeout: 60_000 })("concurrent commits with projecti
     })
   )
 
-  it.effect("a projection runs with what its caller has around it, and what it sets there stays", () =>
+  it.effect("a projection runs with the context of its caller, and sets its FiberRefs", () =>
     Effect.gen(function* () {
       const rows = yield* aTable
-      const who = FiberRef.unsafeMake("nobody")
+      const who = FiberRef.unsafeMake("no caller")
       const ids = sixIds()
       const seen: Array<readonly [string, string]> = []
       const looking: Projection.Projection = {
@@ -217,7 +217,7 @@ it.layer(stores.Postgres, { timeout: 60_000 })("concurrent commits with projecti
             return FiberRef.set(who, `${name}, projected`)
           })
       }
-      const exits = yield* inCompany(
+      const exits = yield* concurrently(
         ids.map((id) =>
           Effect.gen(function* () {
             yield* FiberRef.set(who, id)
@@ -255,7 +255,7 @@ it.layer(stores.Postgres, { timeout: 60_000 })("concurrent commits with projecti
         project: () => Effect.zipRight(Deferred.succeed(over, undefined), Deferred.await(written))
       }
       yield* allSucceed(
-        yield* inCompany([
+        yield* concurrently([
           commit(id, [rows.projection(), leaving]),
           commit(waiting, [rows.projection(), after]),
           ...others.map((id) => commit(id, [rows.projection()]))
@@ -285,14 +285,14 @@ it.layer(stores.Postgres, { timeout: 60_000 })("concurrent commits with projecti
               )
           )
       }
-      const exits = yield* inCompany(
+      const exits = yield* concurrently(
         ids.map((id, index) => commit(id, index === 2 ? [rows.projection(), reading] : [rows.projection()]))
       )
       yield* allSucceed(exits)
-      const [own, ...strangers] = [seen.get(ids[2] ?? "")?.[2], ...(seen.get(ids[2] ?? "") ?? [])]
+      const [own, ...others] = [seen.get(ids[2] ?? "")?.[2], ...(seen.get(ids[2] ?? "") ?? [])]
       expect(own).toBe(1)
       // Others may have been stored before it, but all of one transaction are not seen halfway.
-      for (const [index, count] of strangers.entries()) if (count > 0) expect(yield* rows.ids).toContain(ids[index])
+      for (const [index, count] of others.entries()) if (count > 0) expect(yield* rows.ids).toContain(ids[index])
       expect(yield* transactionsOf([ids[2] ?? ""])).toBe(1)
     })
   )
@@ -317,7 +317,7 @@ it.layer(stores.Postgres, { timeout: 60_000 })("concurrent commits with projecti
           )
       }
       yield* allSucceed(
-        yield* inCompany(
+        yield* concurrently(
           ids.map((id, index) => commit(id, index === 0 ? [rows.projection(), setting] : [rows.projection(), asking]))
         )
       )
@@ -350,7 +350,7 @@ it.layer(stores.Postgres, { timeout: 60_000 })("concurrent commits with projecti
         project: () => Effect.flatMap(stamped(follower, 1), (event) => store.commitAll([event], [rows.projection()]))
       }
       yield* allSucceed(
-        yield* inCompany([
+        yield* concurrently([
           commit(nesting, [rows.projection(), attempting]),
           commit(following, [rows.projection(), committing]),
           ...others.map((id) => commit(id, [rows.projection()]))
@@ -466,7 +466,7 @@ const misfits: Readonly<Record<string, Misfit>> = {
     misbehaves: () => inSql((sql) => Effect.ignore(sql`select nonsense`)),
     expected: { _tag: "StoreError", reason: "Unknown" }
   },
-  "breaks a constraint that is looked at in the end": {
+  "breaks a constraint that is checked at COMMIT": {
     misbehaves: () =>
       inSql((sql) =>
         Effect.zipRight(
@@ -502,7 +502,7 @@ const commit = <E, R>(
   )
 
 /** Runs the effects concurrently, and returns how each ended. */
-const inCompany = <A, E, R>(commits: ReadonlyArray<Effect.Effect<A, E, R>>) =>
+const concurrently = <A, E, R>(commits: ReadonlyArray<Effect.Effect<A, E, R>>) =>
   Effect.forEach(commits, (one) => Effect.exit(one), { concurrency: "unbounded" })
 
 const allSucceed = (exits: ReadonlyArray<Exit.Exit<unknown, unknown>>) =>
@@ -525,7 +525,7 @@ const eventsOf = (ids: ReadonlyArray<string>) =>
 const transactionsOf = (ids: ReadonlyArray<string>) =>
   Effect.flatMap(SqlClient.SqlClient, (sql) =>
     Effect.map(
-      sql`select distinct feed_key from maestro.event_log where ${sql.in("aggregate_id", ids)}`,
+      sql`select distinct xmin::text from maestro.event_log where ${sql.in("aggregate_id", ids)}`,
       (rows) => rows.length
     )
   )

@@ -1,4 +1,4 @@
-/** The history under faults, shortly (`npm run test:faults` is the long run), and that what checks it can fail. */
+/** A short history under faults (`npm run test:faults` is the long one). Stores and feeds that are broken on purpose are caught. */
 import * as SqlClient from "@effect/sql/SqlClient"
 import { PgClient } from "@effect/sql-pg"
 import { expect, layer } from "@effect/vitest"
@@ -218,7 +218,7 @@ layer(Ground.layer, { timeout: "60 seconds", excludeTestServices: true })("fault
       const store = Context.get(services, StoreAdapter.StoreAdapter)
       const sql = Context.get(services, SqlClient.SqlClient)
       const admin = yield* connect(url)
-      // Somebody else holds the place that all of them want.
+      // Another transaction holds the sequence that all of them want.
       const blocking = yield* Effect.fork(
         admin.withTransaction(
           Effect.zipRight(
@@ -291,7 +291,7 @@ const event = (aggregateId: string, sequence: number) =>
 
 const nothing: Projection.Projection = { name: "nothing", project: () => Effect.void }
 
-/** As many transactions at once as the pool has connections, on each a statement that must not be cancelled. */
+/** Runs as many concurrent transactions as the pool has connections, each with a statement that must not be cancelled. */
 const allConnectionsWork = (sql: SqlClient.SqlClient) =>
   Effect.gen(function* () {
     const arrived = yield* Effect.makeLatch(false)

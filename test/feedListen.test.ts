@@ -1,4 +1,4 @@
-/** Waiting readers are woken by commits of other clients, and leave nothing behind. */
+/** Waiting readers are woken by commits of other clients. When they no longer wait, no listener is left. */
 import * as SqlClient from "@effect/sql/SqlClient"
 import { PgClient } from "@effect/sql-pg"
 import { expect, layer } from "@effect/vitest"
@@ -11,8 +11,10 @@ import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
-import { EventFeed, SqlStore, StoreAdapter, Subscription } from "effect-maestro"
-import { type Notifications, notificationsOf } from "../src/internal/sql/notifications.js"
+import { EventFeed, SqlStore, StoreAdapter, Subscription, SubscriptionStore } from "effect-maestro"
+import { makeSqlFeed } from "../src/internal/sql/feed.js"
+import { makeNotifications } from "../src/internal/sql/notifications.js"
+import { makeSqlSubscriptions } from "../src/internal/sql/subscriptions.js"
 import { makeDatabase } from "./database.js"
 import { commitOf, eventually, newId, shortly } from "./subscribers.js"
 
@@ -39,7 +41,7 @@ const aNode = (maxConnections: number, options: SqlStore.Options = { pollInterva
   )
 
 layer(ground, { excludeTestServices: true, timeout: 60_000 })("waiting readers", (it) => {
-  /** The server processes that listen. */
+  /** The processes that listen. */
   const listeners = Effect.flatMap(SqlClient.SqlClient, (sql) =>
     Effect.map(
       sql<{ pid: number }>`select pid from pg_stat_activity
@@ -48,11 +50,11 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("waiting readers",
     )
   )
 
-  /** Waits for an event after the position, on the node. */
+  /** Reads the event after the position, on the node. */
   const waitingOn = (node: Context.Context<EventFeed.EventFeed>, after: EventFeed.Position) =>
     EventFeed.stream({ after }).pipe(Stream.take(1), Stream.runCollect, Effect.provide(node), Effect.fork)
 
-  it.scoped("are woken by commits of another client, also after the listening connection was killed", () =>
+  it.scoped("are woken by commits of another client, also after the connection that listens was killed", () =>
     Effect.gen(function* () {
       const sql = yield* SqlClient.SqlClient
       const node = yield* aNode(6)
@@ -70,13 +72,14 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("waiting readers",
     })
   )
 
-  it.scoped("are signalled for each commit of another client, and when listening ends", () =>
+  it.scoped("listening calls back for each commit of another client, and ends with its connection", () =>
     Effect.gen(function* () {
       const sql = yield* SqlClient.SqlClient
       const client = Context.get(yield* aClient(), SqlClient.SqlClient)
       let heard = 0
-      const listening = yield* Effect.fork(notificationsOf(client, "maestro").listen(() => void heard++))
-      // One signal for the commits before it listened.
+      const { listen } = yield* makeNotifications(client, "maestro")
+      const listening = yield* Effect.fork(listen(() => void heard++))
+      // Once for the commits before it listened.
       yield* eventually(
         Effect.sync(() => heard),
         (count) => count === 1
@@ -91,8 +94,7 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("waiting readers",
         (rows) => rows.length > 0
       )
       expect(yield* Fiber.join(listening)).toBe(true)
-      // Another listener works.
-      const again = yield* Effect.fork(notificationsOf(client, "maestro").listen(() => void heard++))
+      const again = yield* Effect.fork(listen(() => void heard++))
       yield* eventually(
         Effect.sync(() => heard),
         (count) => count === 3
@@ -103,12 +105,12 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("waiting readers",
   )
 
   for (const maxConnections of [1, 2, 3]) {
-    it.scoped(`do not listen on a pool of ${maxConnections}, and see what comes all the same`, () =>
+    it.scoped(`do not listen on a pool of ${maxConnections}, and find events by polling`, () =>
       Effect.gen(function* () {
         const node = yield* aNode(maxConnections, { pollInterval: "100 millis" })
         const a = newId("a")
         const reading = yield* waitingOn(node, yield* EventFeed.head)
-        // Longer than listening takes to begin.
+        // It takes less time to begin to listen.
         yield* Effect.sleep("400 millis")
         expect(yield* listeners).toEqual([])
         yield* commitOf(a, 1, 1, "T")
@@ -121,18 +123,15 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("waiting readers",
     )
   }
 
-  it.scoped("release the connection to the pool when the layer closes, and leave nothing behind", () =>
+  it.scoped("give the connection back to the pool when the layer ends, and leave no waiter, fiber or listener", () =>
     Effect.gen(function* () {
       const client = yield* aClient(4)
       const sql = Context.get(client, SqlClient.SqlClient)
-      const subscribed = countingSubscribers(notificationsOf(sql, "maestro"))
       const roots = Effect.map(Fiber.roots, (all) => [...all].length)
       const before = yield* roots
       for (const _ of Arr.range(1, 3)) {
         const scope = yield* Scope.make()
-        const node = yield* Layer.build(
-          Layer.fresh(SqlStore.layer).pipe(Layer.provideMerge(Layer.succeedContext(client)))
-        ).pipe(Scope.extend(scope))
+        const { node, waiters } = yield* Scope.extend(aCountingNode(client), scope)
         const reading = yield* waitingOn(node, yield* EventFeed.head)
         yield* eventually(listeners, (all) => all.length === 1)
         const by = newId("left")
@@ -151,11 +150,11 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("waiting readers",
         yield* Fiber.interrupt(reading)
         yield* Fiber.interrupt(waiting)
         yield* Scope.close(scope, Exit.void)
-        expect(subscribed()).toBe(0)
+        expect(waiters()).toBe(0)
         yield* eventually(listeners, (all) => all.length === 0)
       }
       yield* eventually(roots, (now) => now <= before)
-      // All four connections are free.
+      // All four connections can be used concurrently.
       const all = yield* Effect.makeLatch(false)
       let inside = 0
       yield* Effect.forEach(
@@ -169,38 +168,54 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("waiting readers",
     })
   )
 
-  it.scoped("an interrupted wait leaves no waiter", () =>
+  it.scoped("no waiter is left after a wait that timed out", () =>
     Effect.gen(function* () {
-      const node = yield* aNode(6, {})
-      const sql = Context.get(node, SqlClient.SqlClient)
-      const subscribed = countingSubscribers(notificationsOf(sql, "maestro"))
+      const { node, waiters } = yield* Effect.flatMap(aClient(6), aCountingNode)
+      // The feed waits for commits as long as it is open.
+      const before = waiters()
       const waits = yield* Effect.forEach(
         Arr.range(1, 20),
-        () => Effect.option(Subscription.waitFor("none", EventFeed.beginning, "60 millis")),
+        () => Effect.option(Subscription.waitFor("no subscription", EventFeed.beginning, "60 millis")),
         { concurrency: "unbounded" }
       ).pipe(Effect.provide(node))
       expect(waits).toHaveLength(20)
       yield* shortly
-      expect(subscribed()).toBe(0)
+      expect(waiters()).toBe(before)
     })
   )
 })
 
-// --- internal ---
+// --- what the cases are made of ---
 
-/** How many more waiters there are than at the first call. */
-const countingSubscribers = (hub: Notifications): (() => number) => {
-  let count = 0
-  const counting = (subscribe: Notifications["onCommit"]) => (wake: () => void) => {
-    count++
-    const stop = subscribe(wake)
-    let stopped = false
-    return () => {
-      if (!stopped) count--
-      stopped = true
-      stop()
+/** A node whose feed and subscriptions count the waiters for commits and progress. */
+const aCountingNode = (client: Context.Context<PgClient.PgClient | SqlClient.SqlClient>) =>
+  Effect.gen(function* () {
+    const store = yield* Layer.build(Layer.fresh(SqlStore.layer).pipe(Layer.provideMerge(Layer.succeedContext(client))))
+    const tables = Context.get(store, SqlStore.Tables)
+    const notifications = yield* makeNotifications(Context.get(client, SqlClient.SqlClient), tables.name)
+    let waiters = 0
+    const counting = (subscribe: (wake: () => void) => () => void) => (wake: () => void) => {
+      waiters++
+      const stop = subscribe(wake)
+      let isStopped = false
+      return () => {
+        if (!isStopped) waiters--
+        isStopped = true
+        stop()
+      }
     }
-  }
-  Object.assign(hub, { onCommit: counting(hub.onCommit), onProgress: counting(hub.onProgress) })
-  return () => count
-}
+    const counted = {
+      ...notifications,
+      onCommit: counting(notifications.onCommit),
+      onProgress: counting(notifications.onProgress)
+    }
+    const feed = yield* makeSqlFeed(tables, counted, 500)
+    return {
+      waiters: () => waiters,
+      node: Context.add(
+        Context.add(store, EventFeed.EventFeed, feed),
+        SubscriptionStore.SubscriptionStore,
+        makeSqlSubscriptions(tables, counted)
+      )
+    }
+  })

@@ -1,4 +1,4 @@
-/** Projections that are SQL statements and nothing else: whichever way they go, it is as if they had been done one after the other. */
+/** Projections that are SQL statements and nothing else: the result is that of running the statements one after the other. */
 import * as Reactivity from "@effect/experimental/Reactivity"
 import * as SqlClient from "@effect/sql/SqlClient"
 import * as Statement from "@effect/sql/Statement"
@@ -42,7 +42,7 @@ const stores = {
 for (const [name, layer] of Object.entries(stores)) {
   it.layer(layer, { timeout: 60_000 })(`SQL projections on ${name}`, (it) => {
     it.effect(
-      "what an accepted commit says is done once, in order; what one says that is refused, or was stored, is not",
+      "the statements of an accepted commit run once, in order; those of a refused commit or a duplicate do not run",
       () =>
         Effect.gen(function* () {
           const { notes, projection } = yield* aTable
@@ -71,7 +71,7 @@ for (const [name, layer] of Object.entries(stores)) {
       })
     )
 
-    it.effect("a constraint that waits for COMMIT is a StoreError, and nothing is stored", () =>
+    it.effect("a constraint that is checked at COMMIT is a StoreError, and nothing is stored", () =>
       Effect.gen(function* () {
         const { notes, projection } = yield* aTable
         yield* commit(yield* noted(crypto.randomUUID(), 1, "unique at the end"), projection)
@@ -81,7 +81,7 @@ for (const [name, layer] of Object.entries(stores)) {
       })
     )
 
-    it.effect("what can't be decoded, said, or sent fails as it would by an effect, and nothing is stored", () =>
+    it.effect("an event, a handler or a value that fails does so as in an effect, and nothing is stored", () =>
       Effect.gen(function* () {
         const { name: table, notes, projection } = yield* aTable
         const events = yield* noted(crypto.randomUUID(), 1, "one")
@@ -117,7 +117,7 @@ for (const [name, layer] of Object.entries(stores)) {
       })
     )
 
-    it.effect("a statement's own error is that of the projection, whatever code it has", () =>
+    it.effect("a statement's error of any code is the error of the projection", () =>
       Effect.gen(function* () {
         const { notes, projection } = yield* aTable
         const events = yield* noted(crypto.randomUUID(), 1, "one")
@@ -142,31 +142,29 @@ for (const [name, layer] of Object.entries(stores)) {
       })
     )
 
-    it.effect(
-      "what is no plain statement is done, or fails, as by an effect, and the connection is as good as before",
-      () =>
-        Effect.gen(function* () {
-          const { name: table, notes, projection } = yield* aTable
-          const events = yield* noted(crypto.randomUUID(), 1, "one")
-          const store = yield* StoreAdapter.StoreAdapter
-          const saying = (text: string) =>
-            Projection.makeSql({
-              name: "saying",
-              events: Noted,
-              project: { Noted: (_event, _envelope, sql) => sql.unsafe(text) }
-            })
-          // The embedded database is asked for files here, by a function of its own.
-          if (name !== "PGlite") {
-            yield* Effect.flip(store.commitAll(events, [projection, saying(`copy ${table} from stdin`)]))
-            expect(yield* notes).toEqual([])
-          }
-          const two = `insert into ${table} (id, note) values ('b', 'two'); insert into ${table} (id, note) values ('b', 'three')`
-          yield* store.commitAll(events, [projection, saying(two), saying("set local lock_timeout = '1s'")])
-          expect(yield* notes).toHaveLength(3)
-        })
+    it.effect("a statement that is not plain runs or fails as in an effect, and the connection stays usable", () =>
+      Effect.gen(function* () {
+        const { name: table, notes, projection } = yield* aTable
+        const events = yield* noted(crypto.randomUUID(), 1, "one")
+        const store = yield* StoreAdapter.StoreAdapter
+        const saying = (text: string) =>
+          Projection.makeSql({
+            name: "saying",
+            events: Noted,
+            project: { Noted: (_event, _envelope, sql) => sql.unsafe(text) }
+          })
+        // The embedded database is asked for files here, by a function of its own.
+        if (name !== "PGlite") {
+          yield* Effect.flip(store.commitAll(events, [projection, saying(`copy ${table} from stdin`)]))
+          expect(yield* notes).toEqual([])
+        }
+        const two = `insert into ${table} (id, note) values ('b', 'two'); insert into ${table} (id, note) values ('b', 'three')`
+        yield* store.commitAll(events, [projection, saying(two), saying("set local lock_timeout = '1s'")])
+        expect(yield* notes).toHaveLength(3)
+      })
     )
 
-    it.effect("one made of another is what its project does", () =>
+    it.effect("a projection made of another does what its own project does", () =>
       Effect.gen(function* () {
         const { notes, projection } = yield* aTable
         yield* commit(yield* noted(crypto.randomUUID(), 1, "one"), { ...projection, project: () => Effect.void })
@@ -174,7 +172,7 @@ for (const [name, layer] of Object.entries(stores)) {
       })
     )
 
-    it.effect("inside a transaction of the caller they are part of it", () =>
+    it.effect("inside a caller's transaction the statements are part of it", () =>
       Effect.gen(function* () {
         const { notes, projection } = yield* aTable
         const sql = yield* SqlClient.SqlClient
@@ -186,7 +184,7 @@ for (const [name, layer] of Object.entries(stores)) {
       })
     )
 
-    it.effect("many at once are each answered what is true, whatever becomes of the others", () =>
+    it.effect("of many concurrent commits each gets its own true result", () =>
       Effect.gen(function* () {
         const { notes, projection } = yield* aTable
         const store = yield* StoreAdapter.StoreAdapter
@@ -228,7 +226,7 @@ for (const [name, layer] of Object.entries(stores)) {
 }
 
 it.layer(stores.Postgres, { timeout: 60_000 })("SQL projections", (it) => {
-  it.effect("who is interrupted while one waits for a lock is soon answered, and leaves nothing behind", () =>
+  it.effect("an interruption while a statement waits for a lock returns soon, and leaves no statement", () =>
     Effect.gen(function* () {
       const { name, notes, projection } = yield* aTable
       const sql = yield* SqlClient.SqlClient
@@ -264,11 +262,10 @@ it.layer(stores.Postgres, { timeout: 60_000 })("SQL projections", (it) => {
     })
   )
 
-  it.effect("an interruption that comes while one is under way with others waits for what becomes of it", () =>
+  it.effect("an interrupted commit in flight is stored wholly or not at all when the interruption returns", () =>
     Effect.gen(function* () {
       const { notes, projection } = yield* aTable
       for (const interrupted of Arr.range(1, 7)) {
-        // Those that are quick share transactions, as these will until it is known that they are not.
         yield* Effect.forEach(
           Arr.range(1, 40),
           () => Effect.flatMap(noted(crypto.randomUUID(), 1, "one"), (events) => commit(events, projection)),
@@ -289,7 +286,7 @@ it.layer(stores.Postgres, { timeout: 60_000 })("SQL projections", (it) => {
     })
   )
 
-  it.effect("those that together take too long are broken off, and each goes by itself", () =>
+  it.effect("slow commits are each a transaction of their own", () =>
     Effect.gen(function* () {
       const { notes, projection } = yield* aTable
       const sql = yield* SqlClient.SqlClient
@@ -306,16 +303,16 @@ it.layer(stores.Postgres, { timeout: 60_000 })("SQL projections", (it) => {
       )
       expect((yield* notes).filter((line) => ids.some((id) => line.startsWith(id)))).toHaveLength(8)
       const transactions =
-        yield* sql`select distinct feed_key from maestro.event_log where ${sql.in("aggregate_id", ids)}`
+        yield* sql`select distinct xmin::text from maestro.event_log where ${sql.in("aggregate_id", ids)}`
       expect(transactions).toHaveLength(8)
     })
   )
 
-  it.effect("interruptions cancel nothing of strangers", () =>
+  it.effect("interruptions cancel no statement of other callers", () =>
     Effect.gen(function* () {
       const { projection } = yield* aTable
       const sql = yield* SqlClient.SqlClient
-      const strangers = yield* Effect.fork(
+      const others = yield* Effect.fork(
         Effect.forEach(Arr.range(1, 8), () => Effect.repeatN(sql`select pg_sleep(0.002)`, 150), {
           concurrency: "unbounded",
           discard: true
@@ -331,7 +328,7 @@ it.layer(stores.Postgres, { timeout: 60_000 })("SQL projections", (it) => {
           ),
         { concurrency: 4, discard: true }
       )
-      yield* Fiber.join(strangers)
+      yield* Fiber.join(others)
     })
   )
 
@@ -354,7 +351,7 @@ it.layer(stores.Postgres, { timeout: 60_000 })("SQL projections", (it) => {
     })
   )
 
-  it.effect("where an application has its statements changed on their way, so are these", () =>
+  it.effect("a transformer of the application transforms these statements, too", () =>
     Effect.gen(function* () {
       const { notes, projection } = yield* aTable
       const changing = Statement.setTransformer((statement, sql) =>
@@ -375,7 +372,7 @@ it.layer(stores.Postgres, { timeout: 60_000 })("SQL projections", (it) => {
     })
   )
 
-  it.effect("a tracer sees each statement where the commit is", () =>
+  it.effect("a tracer sees each statement inside of the span of the commit", () =>
     Effect.gen(function* () {
       const { name, projection } = yield* aTable
       const spans: Array<Tracer.Span> = []
@@ -401,7 +398,7 @@ it.layer(stores.Postgres, { timeout: 60_000 })("SQL projections", (it) => {
   )
 })
 
-it.scoped("events and statements are one round trip, on a connection that nobody has left a transaction open on", () =>
+it.scoped("events and statements are one round trip, on a connection that is in no transaction", () =>
   Effect.gen(function* () {
     const url = yield* makeDatabase
     const sent: Array<unknown> = []
@@ -428,7 +425,7 @@ it.scoped("events and statements are one round trip, on a connection that nobody
       const events = yield* noted("a", 1, "one", "two")
       sent.length = 0
       yield* commit(events, projection)
-      // So is hearing that they are stored already.
+      // A duplicate takes one round trip, too.
       yield* commit(events, projection)
       expect(sent.filter((statement) => typeof statement === "object")).toHaveLength(2)
       expect(sent.filter((statement) => statement === "COMMIT" || String(statement).startsWith("BEGIN"))).toEqual([])
@@ -438,7 +435,7 @@ it.scoped("events and statements are one round trip, on a connection that nobody
       yield* sql`begin`
       yield* Effect.ignore(sql`select nonsense`)
       yield* commit(yield* noted("c", 1, "four"), projection)
-      // From outside of whatever the one connection is in.
+      // Another connection sees committed rows only.
       const seen = yield* Effect.flatMap(SqlClient.SqlClient, (sql) => sql`select 1 from maestro.event_log`).pipe(
         Effect.provide(PgClient.layer({ url: Redacted.make(url), maxConnections: 1 }))
       )

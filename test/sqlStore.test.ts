@@ -1,4 +1,4 @@
-/** What only a store on SQL can get wrong: transactions, connections, drivers, migrations. */
+/** The parts that only a store on SQL has: transactions, connections, drivers, migrations. */
 
 import { mkdtemp, readdir, rm } from "node:fs/promises"
 import { tmpdir } from "node:os"
@@ -63,7 +63,7 @@ it.layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg({ maxConnections: 4 })))
       })
     )
 
-    it.scoped("a COMMIT that is broken off before it has begun leaves no transaction open", () =>
+    it.scoped("a COMMIT that is cancelled before it runs leaves no transaction open", () =>
       Effect.gen(function* () {
         const url = yield* makeDatabase
         const pool = yield* Effect.acquireRelease(
@@ -76,8 +76,8 @@ it.layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg({ maxConnections: 4 })))
           Object.assign(client, {
             query: (statement: unknown, ...args: ReadonlyArray<unknown>) => {
               if (statement === "ROLLBACK") rollbacks++
-              return typeof statement === "string" && statement.endsWith("COMMIT") && toCancel-- > 0
-                ? query("do $$ begin raise 'cancelled' using errcode = '57014'; end $$", ...args)
+              return isCommit(statement) && toCancel-- > 0
+                ? query("do $$ begin raise 'cancelled' using errcode = '57014'; end $$", statement.callback)
                 : query(statement, ...args)
             }
           })
@@ -107,27 +107,25 @@ it.layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg({ maxConnections: 4 })))
       })
     )
 
-    it.effect(
-      "a connection that breaks before the commit loses nothing but the commit: the projection's failure stays",
-      () =>
-        Effect.gen(function* () {
-          const store = yield* StoreAdapter.StoreAdapter
-          const sql = yield* SqlClient.SqlClient
-          const events = [yield* event(newId(), 1)]
-          const suicide: Projection.Projection<unknown> = {
-            name: "suicide",
-            project: () => sql`select pg_terminate_backend(pg_backend_pid())`
-          }
-          const exit = yield* Effect.exit(store.commitAll(events, [suicide]))
-          // Not a defect, though ROLLBACK failed as well.
-          expect(yield* Effect.flip(exit)).toMatchObject({ _tag: "SqlError" })
-          const second = yield* Effect.exit(
-            store.commitAll(events, [{ ...suicide, project: (one) => Effect.ignore(suicide.project(one)) }])
-          )
-          expect(yield* Effect.flip(second)).toMatchObject({ _tag: "StoreError", reason: "CommitUnknown" })
-          expect(yield* untilConnected(store.getEvents(idOf(events), 1))).toEqual([])
-          yield* untilConnected(allConnectionsWork)
-        })
+    it.effect("a connection that breaks before COMMIT does not hide the failure of the projection", () =>
+      Effect.gen(function* () {
+        const store = yield* StoreAdapter.StoreAdapter
+        const sql = yield* SqlClient.SqlClient
+        const events = [yield* event(newId(), 1)]
+        const suicide: Projection.Projection<unknown> = {
+          name: "suicide",
+          project: () => sql`select pg_terminate_backend(pg_backend_pid())`
+        }
+        const exit = yield* Effect.exit(store.commitAll(events, [suicide]))
+        // Not a defect, though ROLLBACK failed as well.
+        expect(yield* Effect.flip(exit)).toMatchObject({ _tag: "SqlError" })
+        const second = yield* Effect.exit(
+          store.commitAll(events, [{ ...suicide, project: (one) => Effect.ignore(suicide.project(one)) }])
+        )
+        expect(yield* Effect.flip(second)).toMatchObject({ _tag: "StoreError", reason: "CommitUnknown" })
+        expect(yield* untilConnected(store.getEvents(idOf(events), 1))).toEqual([])
+        yield* untilConnected(allConnectionsWork)
+      })
     )
 
     it.effect("a commit whose connection is killed while it waits is CommitUnknown, and others go on", () =>
@@ -158,7 +156,7 @@ it.layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg({ maxConnections: 4 })))
       })
     )
 
-    it.effect("a StoreError inside a caller's transaction leaves it usable: what follows is really stored", () =>
+    it.effect("a StoreError inside a caller's transaction leaves it usable, and later commits in it are stored", () =>
       Effect.gen(function* () {
         const store = yield* StoreAdapter.StoreAdapter
         const sql = yield* SqlClient.SqlClient
@@ -194,7 +192,7 @@ it.layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg({ maxConnections: 4 })))
       })
     )
 
-    it.effect("waiting for a pooled connection can be given up, and the connection is not lost", () =>
+    it.effect("the wait for a connection of the pool can be interrupted, and the connection is not lost", () =>
       Effect.gen(function* () {
         const store = yield* StoreAdapter.StoreAdapter
         const go = yield* Deferred.make<void>()
@@ -229,7 +227,7 @@ it.layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg({ maxConnections: 4 })))
       })
     )
 
-    it.effect("interrupted at any moment, no connection is lost and none is left in a transaction", () =>
+    it.effect("an interruption at any moment loses no connection, and leaves none in a transaction", () =>
       Effect.gen(function* () {
         const store = yield* StoreAdapter.StoreAdapter
         const sql = yield* SqlClient.SqlClient
@@ -272,7 +270,7 @@ it.layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg({ maxConnections: 4 })))
       })
     )
 
-    it.scoped("eight nodes that start at once on an empty database all come up, and migrate once", () =>
+    it.scoped("eight nodes that start concurrently on an empty database all start, and migrate once", () =>
       Effect.gen(function* () {
         const url = yield* makeDatabase
         const id = newId()
@@ -357,7 +355,7 @@ it.layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg({ maxConnections: 4 })))
       )
     }
 
-    it.scoped("several stores share a database, each in its schema, whatever its name", () =>
+    it.scoped("several stores share a database, each in a schema of any name", () =>
       Effect.gen(function* () {
         const url = yield* makeDatabase
         const id = newId()
@@ -376,7 +374,7 @@ it.layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg({ maxConnections: 4 })))
     )
 
     it.scoped(
-      "without migrate nothing is created, and what is missing is Misconfigured; SqlStore.migrate creates it",
+      "without migrate nothing is created, and a missing schema is Misconfigured; SqlStore.migrate creates it",
       () =>
         Effect.gen(function* () {
           const url = yield* makeDatabase
@@ -419,14 +417,14 @@ it.layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg({ maxConnections: 4 })))
       })
     )
 
-    it.scoped("transactions that have all of the pool and are interrupted give their connections back", () =>
+    it.scoped("interrupted transactions that hold the whole pool give their connections back", () =>
       Effect.gen(function* () {
         const store = yield* StoreAdapter.StoreAdapter
         const sql = yield* SqlClient.SqlClient
         const alone = yield* SqlStore.make()
         const all = yield* Effect.makeLatch()
         let begun = 0
-        // A cancelled statement needs a connection of the pool, and there is none. The test's clock stands still: nobody waits for it.
+        // A cancelled statement needs a connection of the pool, and there is none. The test's clock stands still, so nothing waits for it.
         const holding: Projection.Projection<unknown> = {
           name: "holding",
           project: () =>
@@ -455,7 +453,7 @@ it.layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg({ maxConnections: 4 })))
 )
 
 it.layer(PgliteClient.layerMemory)("PgliteClient", (it) => {
-  it.effect("answers as a server does: the same types, for the same SQL", () =>
+  it.effect("returns the types that a server returns", () =>
     Effect.gen(function* () {
       const query = (
         sql: SqlClient.SqlClient
@@ -480,7 +478,7 @@ it.layer(PgliteClient.layerMemory)("PgliteClient", (it) => {
     })
   )
 
-  it.effect("transactions of several fibers take turns, and one that waits can be interrupted", () =>
+  it.effect("transactions of several fibers run one after the other, and one that waits can be interrupted", () =>
     Effect.gen(function* () {
       const sql = yield* SqlClient.SqlClient
       const log: Array<string> = []
@@ -542,6 +540,13 @@ it.scoped("PgliteClient: a folder keeps the database, for one scope at a time", 
 
 // --- what the cases are made of ---
 
+/** Whether it is the batch of a commit that ends with COMMIT. */
+const isCommit = (u: unknown): u is { readonly callback: (error: unknown) => void } =>
+  typeof u === "object" &&
+  u !== null &&
+  "commands" in u &&
+  (u.commands as ReadonlyArray<{ readonly text: string }>).some(({ text }) => text === "COMMIT")
+
 const newId = (): string => crypto.randomUUID()
 
 const event = (aggregateId: string, sequence: number): Effect.Effect<Event.Event> =>
@@ -590,7 +595,7 @@ const killWhoWaitsForALock = (sql: SqlClient.SqlClient) =>
     Effect.repeat({ until: (rows) => rows.length > 0 })
   )
 
-/** As many transactions at once as the pool has connections: none is lost. */
+/** Runs as many concurrent transactions as the pool has connections, to show that none is lost. */
 const allConnectionsWork = Effect.gen(function* () {
   const sql = yield* SqlClient.SqlClient
   const arrived = yield* Effect.makeLatch(false)

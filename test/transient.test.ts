@@ -1,4 +1,4 @@
-/** What the database breaks off, through no fault of the command, is tried again. */
+/** A commit that the database rolled back by no fault of the command is retried. */
 import * as SqlClient from "@effect/sql/SqlClient"
 import { PgClient } from "@effect/sql-pg"
 import { expect, it, layer } from "@effect/vitest"
@@ -50,7 +50,7 @@ const makeMover = <E>(projection: Projection.Projection<E, SqlClient.SqlClient>)
   })
 
 layer(storeWith("deadlock_timeout=20ms"), { timeout: 60_000, excludeTestServices: true })(
-  "failures that may not happen again",
+  "transient failures",
   (it) => {
     it.scoped(
       "commands whose projections deadlock all succeed, each once",
@@ -113,7 +113,7 @@ layer(storeWith("deadlock_timeout=20ms"), { timeout: 60_000, excludeTestServices
       })
     )
 
-    it.scoped("a statement of a projection that is wrong is not tried again", () =>
+    it.scoped("a statement of a projection that is wrong is not retried", () =>
       Effect.gen(function* () {
         let attempts = 0
         const Mover = makeMover(

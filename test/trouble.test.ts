@@ -1,4 +1,4 @@
-/** Failures that pass, databases that are set up otherwise, and layers that are built in odd places. */
+/** Transient failures, databases with other settings, and layers that are built inside of transactions. */
 import * as SqlClient from "@effect/sql/SqlClient"
 import { SqlError } from "@effect/sql/SqlError"
 import { PgClient } from "@effect/sql-pg"
@@ -22,7 +22,7 @@ import { layerPg, layerPglite, makeDatabase, uniqueName } from "./database.js"
 import { aNode, aNodeOn, failure, macrotask } from "./nodes.js"
 
 for (const reason of ["ConnectionLost", "Unavailable", "Contention"] as const) {
-  it.scoped(`evaluate: a read or a commit that fails by ${reason} is tried again`, () =>
+  it.scoped(`evaluate: a read or a commit that fails by ${reason} is retried`, () =>
     Effect.gen(function* () {
       const store = yield* MemoryStore.make
       let reads = 0
@@ -34,7 +34,7 @@ for (const reason of ["ConnectionLost", "Unavailable", "Contention"] as const) {
         commitAll: (...args) =>
           Effect.suspend(() => (++commits === 1 ? Effect.fail(failure(reason)) : store.commitAll(...args)))
       })
-      // An id of somebody else: it has to be looked for.
+      // An id that was not made here has to be read.
       const id = crypto.randomUUID()
       yield* Effect.provide(Account.evaluate(id, new Deposit({ amount: 1 })), node)
       expect([reads, commits]).toEqual([2, 2])
@@ -43,7 +43,7 @@ for (const reason of ["ConnectionLost", "Unavailable", "Contention"] as const) {
   )
 }
 
-it.scoped("a stream that lacks an event in the middle is UnreadableEvent, whatever the store says", () =>
+it.scoped("a stream that lacks an event in the middle is UnreadableEvent", () =>
   Effect.gen(function* () {
     const store = yield* MemoryStore.make
     const node = yield* aNodeOn(Account.layer, {
@@ -88,7 +88,7 @@ for (const [name, client] of [
   ["Postgres", layerPg()],
   ["PGlite", layerPglite]
 ] as const) {
-  it.scoped(`a long stream on ${name} is read whole, however large its events are, and whatever they hold`, () =>
+  it.scoped(`a long stream on ${name} is read whole, with events of any size and content`, () =>
     Effect.gen(function* () {
       const store = yield* StoreAdapter.StoreAdapter
       const id: string = crypto.randomUUID()
@@ -128,7 +128,7 @@ for (const [name, client] of [
   )
 }
 
-it.scoped("the type of an event is its type, whatever its body says", () =>
+it.scoped("the type of an event is its type, and not that in its body", () =>
   Effect.gen(function* () {
     const store = yield* MemoryStore.make
     const node = yield* aNodeOn(Account.layer, store)
@@ -140,7 +140,7 @@ it.scoped("the type of an event is its type, whatever its body says", () =>
   }).pipe(Effect.provide(Limits.layer))
 )
 
-it.scoped("a schema that throws while it reads is a typed failure; a snapshot by it is passed over", () =>
+it.scoped("a schema that throws while it reads is a typed failure; a snapshot by it is ignored", () =>
   Effect.gen(function* () {
     const Throwing = Schema.transform(Schema.String, Schema.BigIntFromSelf, {
       strict: true,
@@ -181,7 +181,7 @@ it.scoped("a schema that throws while it reads is a typed failure; a snapshot by
   })
 )
 
-it("what a broken connection says, and what it means while a commit is under way", () => {
+it("a broken connection has the reason of its message, and is CommitUnknown during a commit", () => {
   for (const code of [
     "ECONNRESET",
     "ERR_SSL_DECRYPTION_FAILED_OR_BAD_RECORD_MAC",
@@ -195,7 +195,7 @@ it("what a broken connection says, and what it means while a commit is under way
   }
 })
 
-it("a connection that was found dead in the pool is Unavailable: nothing was sent", () => {
+it("a dead connection of the pool is Unavailable, because nothing was sent", () => {
   const error = new SqlError({
     cause: new Error("Client has encountered a connection error and is not queryable"),
     message: "Failed to execute statement"
@@ -206,7 +206,7 @@ it("a connection that was found dead in the pool is Unavailable: nothing was sen
 it.layer(Layer.merge(SqlStore.layer.pipe(Layer.provideMerge(layerPg()), Layer.orDie), Limits.layer), {
   timeout: 60_000
 })("on Postgres", (it) => {
-  it.scoped("inside the caller's transaction nothing is tried again: it is lost with its connection", () =>
+  it.scoped("inside the caller's transaction nothing is retried, because it is lost with its connection", () =>
     Effect.gen(function* () {
       const store = yield* StoreAdapter.StoreAdapter
       const sql = yield* SqlClient.SqlClient
@@ -249,7 +249,7 @@ it.layer(Layer.merge(SqlStore.layer.pipe(Layer.provideMerge(layerPg()), Layer.or
     })
   )
 
-  it.effect("a statement that somebody cancels by mistake is sent again", () =>
+  it.effect("a statement that is cancelled by mistake is sent again", () =>
     Effect.gen(function* () {
       const store = yield* StoreAdapter.StoreAdapter
       const sql = yield* SqlClient.SqlClient
@@ -311,7 +311,7 @@ it.layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg()), Layer.orDie), { time
 )
 
 for (const level of ["repeatable read", "serializable"]) {
-  it.scoped(`a database whose transactions are ${level} by default is as good as any`, () =>
+  it.scoped(`a database whose transactions are ${level} by default works, too`, () =>
     Effect.gen(function* () {
       const url = yield* makeDatabase
       const name = new URL(url).pathname.slice(1)

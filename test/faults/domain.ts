@@ -52,7 +52,7 @@ export const Balances = [
   })
 ]
 
-/** The transaction of a subscription is one caller, whatever it handles: its attempts begin with the same word. */
+/** The transaction of a subscription is one caller for all its events: its attempts begin with the same word. */
 const callerOf = ({ attempt }: Event.Event["metadata"]): string => String(attempt ?? "none").split(" ")[0] ?? ""
 
 const addToBalance = (sql: SqlClient.SqlClient, { id, metadata }: Event.Envelope, amount: number) =>

@@ -51,7 +51,7 @@ export interface Report extends AppendResult {
   readonly acknowledged: number
   /** Those whose outcome was left open, by the answer or by an interruption. */
   readonly open: number
-  /** Connections that the pools do not give any more, and transactions that nobody ends. */
+  /** Connections that are lost to their pool, and transactions that stay open. */
   readonly leaked: number
   /** Milliseconds from the end of the cause to the next acknowledged command. */
   readonly backAfter: { readonly median: number; readonly longest: number }
@@ -143,7 +143,7 @@ export const terminateConnections: Fault = {
 }
 
 export const cutEverything: Fault = {
-  name: "every connection cut at once",
+  name: "all connections cut together",
   rounds: 50,
   calm: false,
   once: ({ proxy }) => Effect.sync(() => proxy.cutAll())
@@ -278,7 +278,7 @@ const openTransactions = (admin: SqlClient.SqlClient, database: string): Effect.
     Effect.repeat({ until: (n) => n === 0, times: 300 })
   )
 
-/** As many transactions at once as a pool has connections: those that do not come are missing. */
+/** Runs as many concurrent transactions as a pool has connections: a connection that is lost is missing. */
 const missingConnections = (nodes: ReadonlyArray<Node>): Effect.Effect<number, unknown> =>
   Effect.reduce(nodes, 0, (missing, node) =>
     Effect.gen(function* () {

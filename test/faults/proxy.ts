@@ -22,7 +22,7 @@ export type Mishap =
   | { readonly _tag: "Delay"; readonly at: Moment; readonly millis: number }
 
 export interface Counts {
-  /** The commits whose turn came, whatever happened to them. */
+  /** The commits that the proxy has seen, with any outcome. */
   readonly commits: number
   /** The connections broken by `Cut` and by `cutAll`. */
   readonly cuts: number
@@ -50,7 +50,7 @@ export interface Proxy {
   readonly pause: () => void
   /** Lets all that waited pass. */
   readonly resume: () => void
-  /** Whether new connections are reset at once. */
+  /** Whether new connections are reset immediately. */
   readonly refuse: (yes: boolean) => void
   readonly counts: () => Counts
 }
@@ -193,7 +193,7 @@ class Link {
     this.pump()
   }
 
-  /** Moves on whatever can move. */
+  /** Moves all bytes on that can move. */
   pump(): void {
     if (this.over || this.desk.paused) return
     if (this.server === undefined) {
@@ -342,7 +342,7 @@ class Link {
     this.holdsAnswers = false
   }
 
-  /** Nobody will hear what is left of the answers. */
+  /** The rest of the answers has no reader. */
   private drop(): void {
     this.answers.length = 0
     this.desk.counts.swallowed += this.acknowledged
@@ -366,7 +366,7 @@ class Link {
 
 // https://www.postgresql.org/docs/current/protocol-message-formats.html
 
-/** Cuts a stream of bytes into whole messages: a type byte, but for those that open a connection, a length, the rest. */
+/** Cuts a stream of bytes into whole messages: a type byte, which the first message of a connection lacks, a length, the rest. */
 class Framer {
   private chunks: Array<Buffer> = []
   private size = 0

@@ -149,7 +149,7 @@ const findBinary = async (): Promise<string> => {
 }
 
 /**
- * A port that nobody listens on, and that the system gives to nobody who asks for just any port: while the server is down
+ * A port that no process listens on, and that the system does not give out as a free port: while the server is down
  * it must stay free.
  */
 const freePort = async (): Promise<number> => {
@@ -177,7 +177,7 @@ const launch = (binary: string, flags: ReadonlyArray<string>, user: User): Postm
     ...user,
     stdio: ["ignore", "ignore", "pipe"],
     env: { ...process.env, LC_MESSAGES: "C" },
-    // So that Ctrl-C does not reach it: whoever handles that closes the scope, or dies and leaves it to the watchdog.
+    // Ctrl-C must not reach it. The test process closes the scope, or dies and leaves it to the watchdog.
     detached: true
   })
   const ready = Deferred.unsafeMake<void, ServerError>(FiberId.none)

@@ -6,13 +6,14 @@
  * A table may start empty only where no event is stored that concerns its projection, or where the subscription that
  * keeps it has not begun.
  */
+
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
 import * as Option from "effect/Option"
 import { beginning } from "../../EventFeed.js"
 import type { StoreError } from "../../StoreError.js"
 import { selectFittingPage } from "../sql/feedPage.js"
-import { limitIdle } from "../sql/pg/embedded.js"
+import { limitIdle } from "../sql/pg/transaction.js"
 import type { StoreTables } from "../sql/storeTables.js"
 import { quotedTable } from "../store/declaredTables.js"
 import { bothOf } from "../store/readOptions.js"

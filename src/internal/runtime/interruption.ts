@@ -1,33 +1,33 @@
 /**
- * Interruption that does not wait for a database that does not answer.
+ * Bounded interruption: the clean-up of an interrupted effect is awaited for the grace period at most. The SQL store, its feed and its leases
+ * use it, because the clean-up waits for a database that may not reply.
  */
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import { withLiveClock } from "./clock.js"
 
-/** Waits for what has to be cleaned up after an interruption, but only so long. */
+/** Waits for a clean-up for the grace period at most. */
 export const awaitGrace = <A>(cleanUp: Effect.Effect<A>): Effect.Effect<unknown> => awaitAtMost(grace, cleanUp)
 
-/** The same with a time of your own. */
+/** Waits for a clean-up for a time at most. The clean-up goes on. */
 export const awaitAtMost = <A>(time: Duration.DurationInput, cleanUp: Effect.Effect<A>): Effect.Effect<unknown> =>
   Effect.flatMap(
-    // A fiber that is interrupted once more interrupts its children at once, whatever region it is in: so this is no child.
+    // A daemon, because a second interruption of the fiber would interrupt its children immediately, in an uninterruptible region, too.
     Effect.forkDaemon(withLiveClock(Effect.timeoutOption(Effect.interruptible(cleanUp), time))),
     Fiber.await
   )
 
 /**
- * Runs the effect so that an interruption of it returns soon. What has to be cleaned up (cancelling a statement, rolling back,
- * handing back a connection) is waited for only so long; where the database does not answer by then, it goes on in the
- * background, and the connection stays out of the pool until it is done.
+ * Runs the effect with bounded interruption. A clean-up (cancelling a statement, rolling back, giving back a connection) that takes longer than
+ * the grace period goes on in the background. The connection stays out of the pool until it has ended.
  */
 export const boundedInterruption = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
   Effect.uninterruptibleMask((restore) =>
     Effect.flatMap(Effect.forkDaemon(restore(effect)), (fiber) => joinBounded(restore, fiber))
   )
 
-/** The same for a fiber that was started already, and belongs to no other. */
+/** Joins a daemon fiber with bounded interruption. */
 export const joinBounded = <A, E>(restore: Restore, fiber: Fiber.RuntimeFiber<A, E>): Effect.Effect<A, E> =>
   Effect.onInterrupt(restore(Fiber.join(fiber)), () =>
     Effect.zipRight(
@@ -38,8 +38,8 @@ export const joinBounded = <A, E>(restore: Restore, fiber: Fiber.RuntimeFiber<A,
 
 // --- internal ---
 
-/** What `Effect.uninterruptibleMask` hands out. */
+/** The function that `Effect.uninterruptibleMask` passes. */
 type Restore = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
 
-/** Enough for a cancelled statement and its rollback on a healthy connection, little for who has waited long enough. */
+/** The grace period: enough for a cancelled statement and its rollback on a healthy connection. */
 const grace = "250 millis"

@@ -1,5 +1,5 @@
 /**
- * Trying again: what failed for a reason that may pass, and commits whose outcome nobody knows.
+ * Retries transient failures, and settles commits of unknown outcome. The command handler and subscriptions use it.
  */
 import { SqlError } from "@effect/sql/SqlError"
 import * as Effect from "effect/Effect"
@@ -7,55 +7,55 @@ import type * as Schedule from "effect/Schedule"
 import { StoreError } from "../../StoreError.js"
 import { isTransientSqlError, transientReasons } from "./sqlError.js"
 
-/** `Effect.retry`, which sets up nothing before the first failure. */
+/** `Effect.retry` without its cost before the first failure. */
 export const retryWhile = <A, E, R>(
   effect: Effect.Effect<A, E, R>,
   schedule: Schedule.Schedule<unknown>,
-  mayPass: (error: E) => boolean
+  isRetryable: (error: E) => boolean
 ): Effect.Effect<A, E, R> =>
   Effect.catchAll(effect, (error) =>
-    mayPass(error) ? retryAfter(error, effect, schedule, mayPass) : Effect.fail(error)
+    isRetryable(error) ? retryAfter(error, effect, schedule, isRetryable) : Effect.fail(error)
   )
 
 /**
- * Finds out what became of a commit by committing the same events again: if they were stored that succeeds and writes
- * nothing. Deciding again instead could apply a command twice. Where the schedule ends before it is known, or the store fails
- * otherwise, the failure is `CommitUnknown`, whatever the last attempt said. A projection that fails for good shows that the events
- * were not stored before, because projections run only for events that the store has just accepted.
+ * Settles a commit of unknown outcome by committing the same events again. If they were stored, that succeeds and writes nothing. Deciding
+ * again instead could apply a command twice. If the schedule ends before the outcome is known, the failure is `CommitUnknown`, and not that of
+ * the last attempt. A final failure of a projection shows that the events were not stored, because projections run for accepted events only.
  *
- * A statement of a projection that the database broke off by a deadlock, a serialization failure or a lost connection has undone the whole
- * commit, which was not at fault: it is tried again, too.
+ * It also retries a commit whose projection failed by a deadlock, a serialization failure or a lost connection, because the database has
+ * rolled back the whole commit.
  */
 export const settleCommit = <E, R>(
   schedule: Schedule.Schedule<unknown>,
   commit: Effect.Effect<void, E | StoreError, R>
 ): Effect.Effect<void, E | StoreError, R> =>
   Effect.catchAll(commit, (error) => {
-    if (!mayCommit(error)) return Effect.fail(error)
+    if (!isRetryableCommit(error)) return Effect.fail(error)
     let unknown: StoreError | undefined
-    const told = (error: E | StoreError): E | StoreError => {
+    const remember = (error: E | StoreError): E | StoreError => {
       if (error instanceof StoreError && error.reason === "CommitUnknown") unknown = error
       return error
     }
-    return Effect.mapError(retryAfter(told(error), Effect.mapError(commit, told), schedule, mayCommit), (last) =>
-      last instanceof StoreError && unknown !== undefined && !isOfProjection(last) ? unknown : last
+    return Effect.mapError(
+      retryAfter(remember(error), Effect.mapError(commit, remember), schedule, isRetryableCommit),
+      (last) => (last instanceof StoreError && unknown !== undefined && !isOfProjection(last) ? unknown : last)
     )
   })
 
-/** Whether a failure of the store may be gone the next time. */
+/** Whether a failure of the store is transient. */
 export const isTransient = (error: unknown): boolean =>
   error instanceof StoreError && transientReasons.has(error.reason)
 
-/** The same, also of a statement of a projection. */
-const mayCommit = (error: unknown): boolean =>
+/** Whether a failure of the store, or of a projection's statement, is transient. */
+const isRetryableCommit = (error: unknown): boolean =>
   error instanceof SqlError ? isTransientSqlError(error) : isTransient(error)
 
-/** The retries after the first failure. */
+/** Retries an effect after its first failure. */
 export const retryAfter = <A, E, R>(
   error: E,
   effect: Effect.Effect<A, E, R>,
   schedule: Schedule.Schedule<unknown>,
-  mayPass: (error: E) => boolean
+  isRetryable: (error: E) => boolean
 ): Effect.Effect<A, E, R> => {
   let first = true
   const again = Effect.suspend(() => {
@@ -63,7 +63,7 @@ export const retryAfter = <A, E, R>(
     first = false
     return Effect.fail(error)
   })
-  return Effect.retry(again, { schedule, while: mayPass })
+  return Effect.retry(again, { schedule, while: isRetryable })
 }
 
 // --- internal ---

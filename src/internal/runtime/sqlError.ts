@@ -1,19 +1,21 @@
 /**
- * What a failed statement means: a `SqlError` with a driver's error inside becomes a `StoreError`.
+ * Classifies the failure of a statement: a `SqlError` with a driver's error inside becomes a `StoreError`. All rooms of the SQL store use it.
+ *
+ * The reason decides whether a commit is retried or settled, so it must be certain that nothing was stored before a reason says so.
  */
 import type { SqlError } from "@effect/sql/SqlError"
 import { StoreError, type StoreErrorReason } from "../../StoreError.js"
 
-/** How far an operation had come when the statement failed: it decides what a lost connection means. */
+/** What an operation was doing when its statement failed: it decides whether a lost connection is `CommitUnknown`. */
 export type Phase =
-  /** Nothing that could change the store was under way. */
+  /** It had changed nothing. */
   | "reading"
-  /** Inside a transaction whose commit was not asked for yet. */
+  /** It was in a transaction, before COMMIT. */
   | "writing"
-  /** The statement that failed was, or ended with, the commit. */
+  /** The statement was COMMIT, or its own commit. */
   | "committing"
 
-/** Which event. */
+/** The event that a projection handled. */
 export interface EventPlace {
   readonly aggregateId: string
   readonly sequence: number
@@ -26,17 +28,14 @@ export const fromSqlError = (operation: string, phase: Phase, error: SqlError): 
   return new StoreError({
     reason,
     operation,
-    description: `${describe[reason]}: ${saidOf(error)}`,
+    description: `${describe[reason]}: ${messageWithTable(error)}`,
     ...(code === undefined ? {} : { code }),
     ...placeOf(error.cause),
     cause: error
   })
 }
 
-/**
- * The same for a statement of a projection, at an event. Nothing but the projection's own statement was under way, so the description is what
- * the database said of it.
- */
+/** The failure of a projection's statement at an event. The description is the message of the database. */
 export const fromProjection = (
   projection: string,
   { aggregateId, sequence, type }: EventPlace,
@@ -46,7 +45,7 @@ export const fromProjection = (
   return new StoreError({
     reason: classify("writing", code, error),
     operation: `Projection ${projection}`,
-    description: saidOf(error),
+    description: messageWithTable(error),
     ...(code === undefined ? {} : { code }),
     projection,
     aggregateId,
@@ -57,15 +56,15 @@ export const fromProjection = (
   })
 }
 
-/** The constraint, or unique index, that a statement has violated. A `not null` has none, because databases do not say its name. */
+/** The constraint or unique index that a statement has violated. A `not null` has none, because databases do not report its name. */
 export const violatedConstraint = (error: SqlError): string | undefined =>
   violation.test(findCode(error.cause) ?? "") ? placeOf(error.cause).constraint : undefined
 
-/** Whether the failure of a statement may not happen again. */
+/** Whether the failure of a statement is transient. */
 export const isTransientSqlError = (error: SqlError): boolean =>
   transientReasons.has(classify("writing", findCode(error.cause), error))
 
-/** The reasons of what may not happen again. */
+/** The reasons of transient failures. */
 export const transientReasons: ReadonlySet<StoreErrorReason> = new Set([
   "CommitUnknown",
   "ConnectionLost",
@@ -74,8 +73,8 @@ export const transientReasons: ReadonlySet<StoreErrorReason> = new Set([
 ])
 
 /**
- * Whether a statement was cancelled that nobody here asked to cancel. `@effect/sql-pg` cancels an interrupted statement by its
- * connection, through another one; when the statement ends before that, the next one on the connection is hit.
+ * Whether a statement was cancelled by mistake. `@effect/sql-pg` cancels an interrupted statement by the process of its connection. If the
+ * statement has ended before the cancel arrives, the cancel hits the next statement on that connection.
  */
 export const isStrayCancel = (error: unknown): boolean =>
   error instanceof StoreError && error.code === "57014" && !/timeout/i.test(error.description)
@@ -97,12 +96,11 @@ const describe: Record<StoreErrorReason, string> = {
 }
 
 const classify = (phase: Phase, code: string | undefined, error: SqlError): StoreErrorReason => {
-  // Said by `@effect/sql-pg` when the pool had no connection to give, and by `pg` of one that was found dead: the
-  // statement was never sent.
+  // The messages of `@effect/sql-pg` for a pool without a free connection, and of `pg` for a dead one: the statement was not sent.
   if (/acquire connection/i.test(error.message ?? "") || /not queryable/i.test(messageOf(error))) return "Unavailable"
   if (code !== undefined && neverConnected.test(code)) return "Unavailable"
   if (code === undefined || connectionBroke.test(code)) {
-    // Without a code of the server's own, the driver speaks of its connection.
+    // An error without a code is about the driver's connection.
     if (code === undefined && !connectionMessage.test(messageOf(error))) return "Unknown"
     return phase === "committing" ? "CommitUnknown" : "ConnectionLost"
   }
@@ -128,19 +126,19 @@ const bySqlState: ReadonlyArray<readonly [RegExp, StoreErrorReason]> = [
 /** The server's `SQLSTATE` or the system's error code. */
 const findCode = (cause: unknown): string | undefined => withCode(cause)?.code
 
-/** What the database says of the place in its tables: texts that it leaves out are undefined, or empty. */
+/** The table, column and constraint that the database reports. A text that it leaves out is undefined or empty. */
 const placeOf = (
   cause: unknown
 ): { readonly table?: string; readonly column?: string; readonly constraint?: string } => {
-  const told = withCode(cause)
+  const error = withCode(cause)
   const field = (name: "table" | "column" | "constraint") => {
-    const value: unknown = told === undefined ? undefined : Reflect.get(told, name)
+    const value: unknown = error === undefined ? undefined : Reflect.get(error, name)
     return typeof value === "string" && value !== "" ? { [name]: value } : {}
   }
   return { ...field("table"), ...field("column"), ...field("constraint") }
 }
 
-/** The error that the driver made of the server's, however deep another has wrapped it. */
+/** The driver's error with the code, inside of the errors that wrap it. */
 const withCode = (cause: unknown): { readonly code: string } | undefined => {
   for (let depth = 0, current = cause; depth < 5 && typeof current === "object" && current !== null; depth++) {
     if (hasCode(current)) return current
@@ -154,9 +152,9 @@ const hasCode = (error: object): error is { readonly code: string } => "code" in
 const messageOf = (error: SqlError): string =>
   error.cause instanceof Error && error.cause.message !== "" ? error.cause.message : (error.message ?? "no message")
 
-/** What the database said, and of which table, where its message does not say that. */
-const saidOf = (error: SqlError): string => {
+/** The message of the database, with the table if the message does not name it. */
+const messageWithTable = (error: SqlError): string => {
   const { table } = placeOf(error.cause)
-  const said = messageOf(error)
-  return table === undefined || said.includes(`"${table}"`) ? said : `${said} of table "${table}"`
+  const message = messageOf(error)
+  return table === undefined || message.includes(`"${table}"`) ? message : `${message} of table "${table}"`
 }

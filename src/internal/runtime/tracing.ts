@@ -1,5 +1,7 @@
 /**
- * Spans where somebody looks at them.
+ * Spans that are made only if the program has a tracer. All rooms use it.
+ *
+ * Effect's default tracer keeps spans to itself, and making one takes as long as half a command in memory.
  */
 import * as Context from "effect/Context"
 import * as DefaultServices from "effect/DefaultServices"
@@ -7,32 +9,29 @@ import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
 import * as Tracer from "effect/Tracer"
 
-/**
- * Gives the effect a span, unless the program has no tracer but the one that Effect begins with: that one keeps spans to itself,
- * and making one takes as long as half a command in memory.
- */
+/** Gives the effect a span, unless the program has the default tracer. */
 export const withSpanIfTraced =
   (name: string, options: Tracer.SpanOptions) =>
   <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
     Effect.withFiberRuntime((fiber) => withSpanIfTracedIn(fiber, name, () => options, effect))
 
-/** The same for who has the fiber at hand. */
+/** Gives the effect of this fiber a span, unless the program has the default tracer. */
 export const withSpanIfTracedIn = <A, E, R>(
   fiber: Fiber.RuntimeFiber<unknown, unknown>,
   name: string,
   options: () => Tracer.SpanOptions,
   effect: Effect.Effect<A, E, R>
 ): Effect.Effect<A, E, R> =>
-  Context.get(fiber.currentDefaultServices, Tracer.Tracer) === unseen
+  Context.get(fiber.currentDefaultServices, Tracer.Tracer) === defaultTracer
     ? effect
     : (Effect.withSpan(effect, name, { ...options(), captureStackTrace: false }) as Effect.Effect<A, E, R>)
 
-/** The same with a span for each of several things that the effect does at once. */
+/** Gives the effect several spans, one for each statement of a batch, unless the program has the default tracer. */
 export const withEachSpanIfTraced =
   (name: string, options: ReadonlyArray<Tracer.SpanOptions>) =>
   <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
     Effect.withFiberRuntime((fiber) =>
-      Context.get(fiber.currentDefaultServices, Tracer.Tracer) === unseen
+      Context.get(fiber.currentDefaultServices, Tracer.Tracer) === defaultTracer
         ? effect
         : options.reduceRight(
             (inner, each) => Effect.useSpan(name, { ...each, captureStackTrace: false }, () => inner),
@@ -40,10 +39,10 @@ export const withEachSpanIfTraced =
           )
     )
 
-/** The same for spans that others make. */
+/** Turns off the spans that libraries make inside of the effect, if the program has the default tracer. */
 export const withoutInnerSpans = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
-  Effect.tracerWith((tracer) => (tracer === unseen ? Effect.withTracerEnabled(effect, false) : effect))
+  Effect.tracerWith((tracer) => (tracer === defaultTracer ? Effect.withTracerEnabled(effect, false) : effect))
 
 // --- internal ---
 
-const unseen = Context.get(DefaultServices.liveServices, Tracer.Tracer)
+const defaultTracer = Context.get(DefaultServices.liveServices, Tracer.Tracer)

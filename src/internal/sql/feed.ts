@@ -8,7 +8,8 @@
  *
  * - the id of the transaction that wrote it,
  * - the key of the event before it in its stream,
- * - the highest key that its transaction has used before.
+ * - the highest key that its transaction has used before,
+ * - if projections handle it on a server, the id of the newest transaction that had ended when they had run.
  *
  * The feed shows only events with a key below the oldest open transaction.
  *
@@ -20,6 +21,10 @@
  *   decides. It rises along a stream, because an event is inserted only when the one before it can be seen, and gets
  *   its position then.
  * - **Each transaction keeps its order**, by the third part: a cause stands before its effect on another aggregate.
+ * - **Strong projections keep their order**, by the fourth part. A projection may have waited for a transaction that got its
+ *   id later, such as one that frees a unique value. So its events move behind the events of that transaction, by a new key
+ *   and new positions, before COMMIT (`place_in_feed` in `functions.ts`). A rebuild then projects them in an order that
+ *   succeeds.
  * - **The feed goes on.** Every key is the id of a transaction that has begun, so the oldest open transaction will be
  *   above it.
  *
@@ -32,8 +37,6 @@ import * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
 import type { EventFeedService, Position } from "../../EventFeed.js"
 import type { StoreError } from "../../StoreError.js"
-import { whenInTransaction } from "../runtime/ambientTransaction.js"
-import { fromSqlError } from "../runtime/sqlError.js"
 import { withSpanIfTraced } from "../runtime/tracing.js"
 import type { LogTable } from "../store/pageBytes.js"
 import { validateFeedRead } from "../store/readOptions.js"
@@ -44,8 +47,7 @@ import { readPage } from "./feedPage.js"
 import { type HeadChange, makeHeadWatcher } from "./headWatcher.js"
 import { heldBackOf, selectHeldBack } from "./heldBack.js"
 import type { Notifications } from "./notifications.js"
-import { executeAlone } from "./pg/connection.js"
-import { withSavepoint } from "./pg/transaction.js"
+import { execute } from "./pg/execute.js"
 import { type PositionRow, positionOf } from "./position.js"
 
 export const makeSqlFeed = (
@@ -57,14 +59,7 @@ export const makeSqlFeed = (
 
   /** Runs a statement on a connection of its own, or behind a savepoint in the current transaction. */
   const query = <A>(statement: Effect.Effect<A, SqlError>): Effect.Effect<A, StoreError> =>
-    whenInTransaction((inside) =>
-      inside
-        ? withSavepoint(
-            operation,
-            Effect.mapError(statement, (error) => fromSqlError(operation, "reading", error))
-          )
-        : executeAlone(sql, operation, "reading", statement)
-    )
+    execute(sql, { operation, phase: "reading" }, statement)
 
   const head = readHead(log, query)
 

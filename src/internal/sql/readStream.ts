@@ -1,30 +1,121 @@
 /**
- * What the SQL store reads of streams and snapshots, and what the rows mean.
+ * How the SQL store reads streams and snapshots. `SqlStore.ts` makes its reads of this.
+ *
+ * - JSON is read as text and parsed here, so that no type parser of the driver can change it.
+ * - A page has a limit in bytes as well as in events. The statement for small values comes first, because it needs no measuring. If values
+ *   are missing from its rows, the page is read again by a statement that measures.
+ * - A long page is one row of JSON lists, which is far cheaper to send and to parse than a row for each event.
  */
 import type * as SqlClient from "@effect/sql/SqlClient"
+import type { SqlError } from "@effect/sql/SqlError"
+import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
 import { type Event, maxSequence, type StoredEvent } from "../../Event.js"
 import type { StoredSnapshot } from "../../Snapshot.js"
+import type { EncodedStore } from "../../StoreAdapter.js"
+import type { StoreError, ValidationError } from "../../StoreError.js"
 import type { Timestamp } from "../../Timestamp.js"
+import { withSpanIfTraced } from "../runtime/tracing.js"
 import { type Contents, fitting, isComplete, type LogTable, shareOf, smallOrNull } from "../store/pageBytes.js"
-import type { Range } from "../store/storedRecord.js"
-import { type Stream, streamOf } from "../store/streamReader.js"
+import { decodeSnapshot, type Range, validateRange } from "../store/storedRecord.js"
+import { type Stream, type StreamReader, streamOf } from "../store/streamReader.js"
+import { execute, retryDisturbed } from "./pg/execute.js"
 
-// JSON comes as text and is parsed here, so that no type parser of the driver can change what is in it. Texts that may begin
-// with anything come behind a dot: PGlite takes U+FEFF at the start of a text for a byte order mark, and drops it.
+/** The reads of the port. */
+export const makeReads = (log: LogTable): Pick<EncodedStore, "readEvents" | "readSnapshot"> => ({
+  readEvents: (range) =>
+    Effect.map(query(log, "getEvents", selectEvents(log, range)), (rows) =>
+      rows.map((row) => eventOf(range.aggregateId, row))
+    ),
+  readSnapshot: (range) =>
+    Effect.map(query(log, "getSnapshot", selectSnapshot(log, range)), ([row]) =>
+      Option.map(Option.fromNullable(row), (found) => ({
+        ...found,
+        sequence: Number(found.sequence),
+        aggregateId: range.aggregateId
+      }))
+    )
+})
+
+/** The reads of an aggregate that loads. */
+export const makeStreamReader = (log: LogTable): StreamReader => {
+  const read = <A>(
+    id: string,
+    minSequence: number,
+    upTo: number,
+    select: (range: Range) => Effect.Effect<A, SqlError>
+  ): Effect.Effect<A, ValidationError | StoreError> =>
+    Effect.flatMap(validateRange("getEvents", id, minSequence, { maxSequence: upTo }), (range) =>
+      withSpanIfTraced("SqlStore.getEvents", { attributes: { "aggregate.id": id } })(
+        query(log, "getEvents", select(range))
+      )
+    )
+
+  /** As many events as a page can have, where some of them are large. */
+  const measured = (id: string, minSequence: number, upTo: number, limit: number) =>
+    read(id, minSequence, upTo, (range) =>
+      Effect.map(selectFittingEvents(log, range, limit), (rows) => pageOfMeasured(id, rows))
+    )
+
+  return {
+    events: (id, minSequence, limit) => {
+      if (limit < longPage) {
+        const small = read(id, minSequence, maxSequence, (range) =>
+          Effect.map(selectSmallEvents(log, range, limit), (rows) => pageOf(id, rows, limit))
+        )
+        return Effect.flatMap(small, (page) =>
+          "measureFrom" in page ? measured(id, page.measureFrom, maxSequence, limit) : Effect.succeed(page)
+        )
+      }
+      const inOneRow = read(id, minSequence, maxSequence, (range) =>
+        Effect.map(selectPage(log, range, limit), ([row]) => pageOfRow(id, row, limit))
+      )
+      return Effect.flatMap(inOneRow, (page) =>
+        "rowsUpTo" in page ? measured(id, minSequence, page.rowsUpTo, limit) : Effect.succeed(page)
+      )
+    },
+    fromSnapshot: (id, upTo, limit) => {
+      const small = read(id, 1, upTo, (range) =>
+        Effect.map(selectStream(log, range, limit), (rows) => ({
+          snapshot: Option.map(Option.fromNullable(rows.find(isSnapshot)), (row) =>
+            decodeSnapshot({ ...row, sequence: Number(row.sequence), aggregateId: id })
+          ),
+          page: pageOf(id, rows, limit)
+        }))
+      )
+      return Effect.flatMap(small, ({ page, snapshot }) =>
+        Effect.map(
+          "measureFrom" in page ? measured(id, page.measureFrom, upTo, limit) : Effect.succeed(page),
+          (stream) => ({ ...stream, snapshot })
+        )
+      )
+    }
+  }
+}
+
+// --- internal ---
+
+/** From so many events on a page is one row. */
+const longPage = 1000
+
+const query = <A>({ sql }: LogTable, operation: string, statement: Effect.Effect<A, SqlError>) =>
+  retryDisturbed(execute(sql, { operation, phase: "reading" }, statement))
+
+// A text of the application is selected with a dot before it, because PGlite drops a U+FEFF at the start of a text as a byte order mark.
 const withoutDot = (text: string): string => text.slice(1)
 
 interface EventRow extends Omit<StoredEvent, "aggregateId"> {}
 
-/** A row of a page, of which values are missing that have more than their share of it. */
+/** A row of a page. A value that has more than its share of the page is null. */
 interface SmallRow extends Omit<EventRow, "type" | keyof Contents>, Contents {
-  /** The snapshot has none. */
+  /** Null in the row of the snapshot. */
   readonly type: string | null
 }
 
-export const eventOf = (aggregateId: string, { body, metadata, sequence, timestamp, type }: EventRow): StoredEvent => ({
+const eventOf = (aggregateId: string, { body, metadata, sequence, timestamp, type }: EventRow): StoredEvent => ({
   timestamp,
   aggregateId,
-  // An application may have a driver that reads numbers to texts.
+  // The driver of an application may read numbers as texts.
   sequence: Number(sequence),
   type: withoutDot(type),
   body,
@@ -32,10 +123,10 @@ export const eventOf = (aggregateId: string, { body, metadata, sequence, timesta
 })
 
 /**
- * The page that rows make, which were selected up to a limit, and one more. Where values are missing, the rows are to be measured from a
- * sequence on. Where metadata is the same text, it is one object. The row of a snapshot is passed over.
+ * The page of rows that were selected up to a limit and one more. If values are missing, it is the sequence from which the rows have to be
+ * measured. The row of a snapshot is left out.
  */
-export const pageOf = (
+const pageOf = (
   aggregateId: string,
   rows: ReadonlyArray<SmallRow>,
   limit: number
@@ -47,16 +138,17 @@ export const pageOf = (
     : { measureFrom: Number(found[0]?.sequence) }
 }
 
-/** The page that measured rows make. It may have been cut anywhere, so there may be more behind it. */
-export const pageOfMeasured = (aggregateId: string, rows: ReadonlyArray<EventRow>): Stream =>
+/** The page of measured rows. It may have been cut anywhere, so there may be more events after it. */
+const pageOfMeasured = (aggregateId: string, rows: ReadonlyArray<EventRow>): Stream =>
   streamOf(eventsOfRows(aggregateId, rows), rows.length > 0)
 
-/** Whether a row of `selectStream` is that of the snapshot. */
-export const isSnapshot = (row: SmallRow): row is SmallRow & { readonly body: string; readonly metadata: string } =>
+/** Whether a row of `selectStream` is the snapshot. */
+const isSnapshot = (row: SmallRow): row is SmallRow & { readonly body: string; readonly metadata: string } =>
   row.type === null && isComplete(row)
 
 const isEvent = (row: SmallRow): row is SmallRow & EventRow => row.type !== null && isComplete(row)
 
+/** The events of rows. Rows with equal metadata share one object. */
 const eventsOfRows = (aggregateId: string, rows: ReadonlyArray<EventRow>): ReadonlyArray<Event> => {
   let text: string | undefined
   let metadata: Event["metadata"] = {}
@@ -76,17 +168,17 @@ const eventsOfRows = (aggregateId: string, rows: ReadonlyArray<EventRow>): Reado
   })
 }
 
-/** All events of a range, whatever they come to. */
-export const selectEvents = ({ schema, sql }: LogTable, range: Range) =>
+/** All events of a range, however large they are. */
+const selectEvents = ({ schema, sql }: LogTable, range: Range) =>
   sql<EventRow>`select ${eventColumns(sql)} from ${schema}.event_log where ${inRange(sql, range)} order by sequence`
 
-/** Up to a limit, and one more: where that one comes, there are more. */
-export const selectSmallEvents = ({ measuring, schema, sql }: LogTable, range: Range, limit: number) =>
+/** The events up to a limit and one more, which shows that there are more. */
+const selectSmallEvents = ({ measuring, schema, sql }: LogTable, range: Range, limit: number) =>
   sql<SmallRow>`select ${eventColumns(sql, smallOrNull(sql, measuring, limit))}
     from ${schema}.event_log where ${inRange(sql, range)} order by sequence limit ${limit + 1}`
 
-/** As many as a page can have, up to a limit. */
-export const selectFittingEvents = ({ measuring, schema, sql }: LogTable, range: Range, limit: number) =>
+/** As many events as a page can have, up to a limit. */
+const selectFittingEvents = ({ measuring, schema, sql }: LogTable, range: Range, limit: number) =>
   sql<EventRow>`select ${eventColumns(sql)} from ${fitting(
     sql,
     measuring,
@@ -100,31 +192,31 @@ const eventColumns = (sql: SqlClient.SqlClient, contents = sql.literal("body::te
 const inRange = (sql: SqlClient.SqlClient, { aggregateId, maxSequence, minSequence }: Range) =>
   sql`aggregate_id = ${aggregateId} and sequence between ${minSequence} and ${maxSequence}`
 
-/** A page of a stream in one row: lists in JSON, which take far less to send and to read than a row for each event. */
+/** A page of a stream in one row of JSON lists. */
 interface PageRow {
   readonly found: number
   readonly first: number
   readonly last: number
-  /** There are none where they would be too much for one value. */
+  /** Null, as the other lists, if they had more bytes than `maxPageSize`. */
   readonly timestamps: string | null
   readonly types: string
   readonly bodies: string
   readonly metadata: string
 }
 
-/** The events up to a limit, and one more, in one row. */
-export const selectPage = ({ schema, sql }: LogTable, { aggregateId, minSequence }: Range, limit: number) =>
+/** The events up to a limit and one more, in one row. */
+const selectPage = ({ schema, sql }: LogTable, { aggregateId, minSequence }: Range, limit: number) =>
   sql<PageRow>`select events::int as found, first, last, timestamps, types, bodies, metadata
     from ${schema}.read_page(${aggregateId}, ${minSequence}, ${Math.min(minSequence + limit, maxSequence)}, ${maxPageSize})`
 
-/** Of one value in bytes, as it is stored and as it is read: less than a page of rows has, because the row takes its time to make. */
+/** In bytes, stored and as text. Less than a page of rows may have, because the server takes time to make the row. */
 const maxPageSize = 2_000_000
 
 /**
- * The page that a row holds. Otherwise the rows are to be read: up to the end of the page, where it is all there and only too large for
- * one row; from it on, where an event is missing, which the fold finds out.
+ * The page of a row. If the row has no lists, rows have to be read: up to the last event of the page if the page is complete and too large,
+ * without a bound if a sequence is missing, which the fold then reports.
  */
-export const pageOfRow = (
+const pageOfRow = (
   aggregateId: string,
   row: PageRow | undefined,
   limit: number
@@ -169,11 +261,11 @@ type Columns = [
   ReadonlyArray<Event["metadata"]>
 ]
 
-/** The snapshot, if there is one, and the events from its own on up to a limit, and one more. */
-export const selectStream = ({ schema, sql }: LogTable, { aggregateId, maxSequence }: Range, limit: number) =>
+/** The snapshot, if there is one, and the events from its sequence up to a limit and one more. */
+const selectStream = ({ schema, sql }: LogTable, { aggregateId, maxSequence }: Range, limit: number) =>
   sql<SmallRow>`select * from ${schema}.read_stream(${aggregateId}, ${maxSequence}, ${limit + 1}, ${shareOf(limit)})`
 
-export const selectSnapshot = ({ schema, sql }: LogTable, range: Range) =>
+const selectSnapshot = ({ schema, sql }: LogTable, range: Range) =>
   sql<Omit<StoredSnapshot, "aggregateId">>`select timestamp::text, sequence, body::text, metadata::text
     from ${schema}.snapshots
     where aggregate_id = ${range.aggregateId} and sequence between ${range.minSequence} and ${range.maxSequence}`

@@ -1,23 +1,22 @@
 /**
- * The feed after a restore: a dump keeps the ids of transactions that the server it is restored into has never had.
+ * Repairs the feed after a restore: a dump keeps the ids of transactions that the new server has not had yet. `SqlStore.ts` calls it when a
+ * layer migrates, and as `SqlStore.repairAfterRestore`.
  */
 import type * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
 import type * as Statement from "@effect/sql/Statement"
 import * as Effect from "effect/Effect"
 import type { StoreError } from "../../StoreError.js"
-import { whenInTransaction } from "../runtime/ambientTransaction.js"
-import { boundedInterruption } from "../runtime/interruption.js"
 import { fromSqlError } from "../runtime/sqlError.js"
-import { executeAlone } from "./pg/connection.js"
+import { boundedOutside, execute } from "./pg/execute.js"
 import { withTransaction } from "./pg/transaction.js"
 
 /**
- * Numbers the events anew in their order, where some are of transactions to come, and the checkpoints with them.
+ * Numbers events and checkpoints anew in their order, if some have keys of transactions to come. Returns whether it did.
  *
- * What was committed here before the repair has keys lower than those restored, and comes after them all the same. Two marks tell it from
- * restored events: its positions, which went on where they were, and its rows, which are younger than the restored ones. Positions are not
- * enough: a transaction that had its id early may have written the highest position under a lower key than the last.
+ * Events that were committed here before the repair belong behind the restored events, although their keys are lower. Two marks identify
+ * them: their positions are higher than those of restored events, and their rows are younger. Positions alone are not enough, because a
+ * transaction that had its id early may have written the highest position under a lower key than the last.
  */
 export const repair = (sql: SqlClient.SqlClient, schema: Statement.Fragment): Effect.Effect<boolean, StoreError> => {
   const run = <A>(statement: Effect.Effect<A, SqlError>) =>
@@ -37,7 +36,7 @@ export const repair = (sql: SqlClient.SqlClient, schema: Statement.Fragment): Ef
       yield* run(
         sql`lock table ${schema}.event_log, ${schema}.subscriptions, ${schema}.parked_events in access exclusive mode`
       )
-      // Another node may have done it meanwhile.
+      // Another node may have repaired it meanwhile.
       const now = yield* needed
       if (now === undefined) return false
       const [row] = yield* run(
@@ -46,7 +45,7 @@ export const repair = (sql: SqlClient.SqlClient, schema: Statement.Fragment): Ef
       )
       const isNew = sql`e.feed_key < ${now}::xid8 and e.position > ${row?.last ?? maxPosition}::bigint
         and age(e.xmin) < ${row?.age ?? 0}::int`
-      // As many events as there are up to a place: the number that its last event gets.
+      // The number of events up to a checkpoint is the number that its last event gets.
       yield* run(
         sql`update ${schema}.subscriptions t set feed_key = ${oldest}::xid8, position = (
             select count(*) from ${schema}.event_log e
@@ -70,16 +69,12 @@ export const repair = (sql: SqlClient.SqlClient, schema: Statement.Fragment): Ef
     })
   )
 
-  // On a connection of its own, which lets go of a database that does not answer.
-  const neededNow = whenInTransaction((inside) =>
-    inside ? needed : Effect.map(executeAlone(sql, operation, "reading", selectNeeded), firstNeeded)
+  const neededNow = Effect.map(
+    execute(sql, { operation, phase: "reading", savepoint: false }, selectNeeded),
+    firstNeeded
   )
 
-  return Effect.flatMap(neededNow, (now) =>
-    now !== undefined
-      ? whenInTransaction((inside) => (inside ? repairing : boundedInterruption(repairing)))
-      : Effect.succeed(false)
-  )
+  return Effect.flatMap(neededNow, (now) => (now !== undefined ? boundedOutside(repairing) : Effect.succeed(false)))
 }
 
 // --- internal ---
@@ -91,11 +86,11 @@ interface NeededRow {
   readonly needed: boolean
 }
 
-/** The first id that no transaction has had, where something is of it or of a later one. */
+/** The first id that no transaction has had, if a row has that key or a higher one. */
 const firstNeeded = ([row]: ReadonlyArray<NeededRow>): string | undefined => (row?.needed ? row.now : undefined)
 
-/** The first id that a transaction can have: on every server it lies in the past. */
+/** The first id that a transaction can have: on every server that transaction has ended. */
 const oldest = "3"
 
-/** No position lies behind it. */
+/** No position is higher. */
 const maxPosition = "9223372036854775807"

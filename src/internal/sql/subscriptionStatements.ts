@@ -5,13 +5,11 @@
 import type * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
 import type * as Statement from "@effect/sql/Statement"
-import * as Effect from "effect/Effect"
+import type * as Effect from "effect/Effect"
 import type { StoreError } from "../../StoreError.js"
 import type { Key } from "../../SubscriptionStore.js"
-import { whenInTransaction } from "../runtime/ambientTransaction.js"
-import { fromSqlError, type Phase } from "../runtime/sqlError.js"
-import { withoutInnerSpans } from "../runtime/tracing.js"
-import { executeAlone } from "./pg/connection.js"
+import type { Phase } from "../runtime/sqlError.js"
+import { execute } from "./pg/execute.js"
 
 /** The operation that errors name. */
 export const operation = "Subscription"
@@ -20,12 +18,8 @@ export const operation = "Subscription"
 export const makeStatements = (sql: SqlClient.SqlClient) => {
   const run =
     (phase: Phase) =>
-    <A>(effect: Effect.Effect<A, SqlError>): Effect.Effect<A, StoreError> =>
-      whenInTransaction((inside) =>
-        inside
-          ? withoutInnerSpans(Effect.mapError(effect, (error) => fromSqlError(operation, phase, error)))
-          : executeAlone(sql, operation, phase, effect)
-      )
+    <A>(statement: Effect.Effect<A, SqlError>): Effect.Effect<A, StoreError> =>
+      execute(sql, { operation, phase, savepoint: false }, statement)
   return { query: run("reading"), execute: run("writing") }
 }
 

@@ -1,6 +1,29 @@
 /**
- * Commits of strangers in one statement: while the database is busy with some, those that arrive wait and leave together. No
- * timer holds a commit back; one that comes alone leaves at once.
+ * Group commit: commits of several callers, which are events and nothing else, in one statement. `appendEvents.ts` calls it.
+ *
+ * While the database works on statements, commits that arrive wait, and then share the next statement. No timer delays a commit, and a lone
+ * commit is sent immediately. A statement for each commit would be simpler, but its cost is the round trip and the parsing: with 64 clients
+ * the batches make 7 times as many commits a second as a store that sends each alone (`test/bench/README.md`).
+ *
+ * - Whether a commit is accepted never depends on the others of its statement, because no two in flight concern the same aggregate.
+ *   Commits about one aggregate are sent in the order in which they came.
+ * - A statement that fails for a reason that may be one commit's fault is sent again, each commit in a statement of its own.
+ * - While others wait for it, a statement gives up where it would wait for a lock, and its commits are sent again one by one. A statement
+ *   that is slow for another reason does not delay later commits: they are sent beside it.
+ * - The queue holds a limited number of characters. A commit that arrives when it is full waits before it enters the queue.
+ * - When the scope closes, accepted commits are sent and answered first. A later commit has a statement of its own.
+ *
+ * A commit is in one of these states, and only `move` changes it:
+ *
+ * - Queued: waits for a statement.
+ *   - to InFlight, when a sender takes it into a batch
+ *   - to Withdrawn, when its caller is interrupted: it is not sent
+ * - InFlight: part of a batch.
+ *   - to InFlight in a batch of its own, when its batch has failed for a reason that may be one commit's fault
+ *   - to Abandoned, when its caller is interrupted: a batch that no caller waits for any more is cancelled
+ *   - to Answered, when its batch ends
+ * - Abandoned: part of a batch, while its caller waits for the end for the grace period at most.
+ *   - to Answered, when its batch ends
  */
 import * as SqlClient from "@effect/sql/SqlClient"
 import { SqlError } from "@effect/sql/SqlError"
@@ -19,207 +42,193 @@ import { awaitAtMost, awaitGrace, boundedInterruption } from "../../runtime/inte
 import { scheduleMacrotask } from "../../runtime/macrotask.js"
 import { withSpanIfTraced } from "../../runtime/tracing.js"
 import { sizeOf } from "../../store/storedRecord.js"
-import { aggregatesOf, type Commit, CommitQueue, isLarge, type Waiting } from "./commitQueue.js"
+import { aggregatesOf, type Commit, CommitQueue, isLarge, type QueuedCommit } from "./commitQueue.js"
 
-/** What became of one commit. */
-export type AppendResult = "written" | "stored" | RetryCommand
+/** The result of one commit: a duplicate was stored before. */
+export type AppendResult = "appended" | "duplicate" | RetryCommand
 
 /**
- * Sends commits and answers for each by itself, in their order. With `hurried` it gives up soon where it would have to wait for
- * a lock, and nothing is stored.
+ * Sends commits in one statement and returns the result of each, in their order; a result that is left out is `appended`. With
+ * `failFastOnLock` it fails soon where it would wait for a lock, and nothing is stored.
  */
 export type Send = (
   commits: ReadonlyArray<Commit>,
-  hurried: boolean
+  failFastOnLock: boolean
 ) => Effect.Effect<ReadonlyArray<AppendResult>, StoreError>
 
-/**
- * A way for single commits to a `send` that takes many.
- *
- * - No two commits of a statement concern the same aggregate, nor do those of two statements that are under way: whether one
- *   is accepted never depends on who travels with it. Those about one aggregate leave in their order.
- * - A statement that fails for a reason that may be one commit's own is sent again, each commit by itself.
- * - A statement waits for nobody's lock while others wait for it: it gives up, and each of its commits waits by itself. One that
- *   is held up otherwise does not hold up those that come after: they leave beside it.
- * - An interruption takes one commit out of the queue. One that is under way is waited for; where nobody waits for a
- *   statement any more, it is cancelled.
- * - Only so many characters wait. Whoever comes when there are more waits in front of the queue.
- * - When the scope closes, what was accepted is sent and answered first. A commit that comes later goes alone.
- */
+/** Makes the function that commits, on a `send` that takes many commits. */
 export const makeAppendBatcher = (
   send: Send,
-  patience = usualPatience
+  maxSenderWait = usualSenderWait
 ): Effect.Effect<(commit: Commit) => Effect.Effect<AppendResult, StoreError>, never, Scope.Scope> => {
   const queue = new CommitQueue<Entry>()
+  let phase: "open" | "closing" | "closed" = "open"
   let waitingSize = 0
-  let underWay = 0
-  /** How many have left together of late. */
-  let company = 1
-  /** Wakes a sender that found nothing to send. */
-  const idle: Array<() => void> = []
-  let room: Deferred.Deferred<void> | undefined
-  /** How many commits were accepted and are not answered yet. */
-  let pending = 0
-  let isClosing = false
-  let isClosed = false
+  let batchesInFlight = 0
+  let recentBatchSize = 1
+  let unanswered = 0
+  const idleSenders: Array<() => void> = []
+  let backpressure: Deferred.Deferred<void> | undefined
   const drained = Deferred.unsafeMake<void>(FiberId.none)
 
-  /** Takes out of the queue what may leave together. */
-  const take = (): ReadonlyArray<Entry> => {
-    if (underWay >= maxUnderWay) return []
-    const free = Math.max(1, senders - underWay)
-    // What is left goes with the next sender: then one half is on its way while the other is answered.
-    const commits = Math.min(limits.commits, Math.max(fewest, Math.ceil(queue.length / free)))
-    const taken = queue.take({ ...limits, commits })
-    if (taken.length > 0) company = Math.max(taken.length, company - 1)
-    if (taken.length > 0 && queue.length > 0) wake()
-    left(taken.reduce((sum, { size }) => sum + size, 0))
-    return taken
+  const move = (entry: Entry, state: State): void => {
+    entry.state = state
   }
 
-  const left = (size: number): void => {
+  const startBatch = (entries: ReadonlyArray<Entry>): Batch => {
+    const batch: Batch = { entries, waiting: 0, fiber: undefined }
+    for (const entry of entries) {
+      if (entry.state._tag === "Abandoned") continue
+      move(entry, { _tag: "InFlight", batch })
+      batch.waiting++
+    }
+    return batch
+  }
+
+  /** Takes the commits of one statement out of the queue. */
+  const takeBatch = (): Batch | undefined => {
+    if (batchesInFlight >= maxBatchesInFlight) return undefined
+    // Half of the queue for each free sender: then one batch is in the database while the results of the other are handed out.
+    const free = Math.max(1, senders - batchesInFlight)
+    const commits = Math.min(limits.commits, Math.max(minBatchSize, Math.ceil(queue.length / free)))
+    const taken = queue.take({ ...limits, commits })
+    if (taken.length > 0) recentBatchSize = Math.max(taken.length, recentBatchSize - 1)
+    if (taken.length > 0 && queue.length > 0) wakeSender()
+    leaveQueue(taken.reduce((sum, { size }) => sum + size, 0))
+    return taken.length > 0 ? startBatch(taken) : undefined
+  }
+
+  const leaveQueue = (size: number): void => {
     waitingSize -= size
-    if (room !== undefined && waitingSize <= maxWaiting / 2) {
-      Deferred.unsafeDone(room, Effect.void)
-      room = undefined
+    if (backpressure !== undefined && waitingSize <= maxWaitingSize / 2) {
+      Deferred.unsafeDone(backpressure, Effect.void)
+      backpressure = undefined
     }
   }
 
-  const ended = (count: number): void => {
-    pending -= count
-    if (isClosing && pending === 0) Deferred.unsafeDone(drained, Effect.void)
+  const countAnswered = (count: number): void => {
+    unanswered -= count
+    if (phase === "closing" && unanswered === 0) Deferred.unsafeDone(drained, Effect.void)
   }
 
-  const close: Effect.Effect<unknown> = Effect.suspend(() => {
-    isClosing = true
-    ended(0)
-    return awaitAtMost(patienceAtEnd, Deferred.await(drained))
-  }).pipe(
-    Effect.zipRight(
-      Effect.sync(() => {
-        isClosed = true
-        refuseUnsent()
-      })
-    )
-  )
+  const answer = (entries: ReadonlyArray<Entry>, exit: Exit.Exit<ReadonlyArray<AppendResult>, StoreError>): void => {
+    countAnswered(entries.length)
+    for (const [index, entry] of entries.entries()) {
+      queue.done(entry)
+      const { state } = entry
+      move(entry, { _tag: "Answered" })
+      if (state._tag === "Abandoned") Deferred.unsafeDone(state.ended, Effect.void)
+      else entry.resume(Exit.map(exit, (results) => results[index] ?? "appended"))
+    }
+    if (phase === "closed") refuseUnsent()
+    wakeSender()
+  }
 
-  /** Nothing sends any more, and what was not sent until now is not stored. */
+  /** Nothing is sent any more, so commits in the queue are not stored. */
   const refuseUnsent = (): void => {
     for (let unsent = queue.take(limits); unsent.length > 0; unsent = queue.take(limits)) {
       answer(unsent, Exit.fail(closed()))
     }
   }
 
-  const answer = (entries: ReadonlyArray<Entry>, exit: Exit.Exit<ReadonlyArray<AppendResult>, StoreError>): void => {
-    ended(entries.length)
-    for (const [index, entry] of entries.entries()) {
-      queue.done(entry)
-      entry.answered = true
-      entry.resume(Exit.map(exit, (verdicts) => verdicts[index] ?? "written"))
-    }
-    if (isClosed) refuseUnsent()
-    wake()
-  }
+  const close = Effect.suspend(() => {
+    phase = "closing"
+    countAnswered(0)
+    return Effect.map(awaitAtMost(maxDrain, Deferred.await(drained)), () => {
+      phase = "closed"
+      refuseUnsent()
+    })
+  })
 
-  /** Sends what was taken; the fiber ends when all of it is answered, or each is under way by itself. */
-  const dispatch = (entries: ReadonlyArray<Entry>, hurried: boolean): Effect.Effect<Fiber.RuntimeFiber<unknown>> =>
+  /** Sends a batch. The fiber ends when its commits are answered, or each is in flight in a batch of its own. */
+  const sendBatch = (batch: Batch, failFastOnLock: boolean): Effect.Effect<Fiber.RuntimeFiber<unknown>> =>
     Effect.suspend(() => {
-      const batch: Batch = { live: 0, fiber: undefined }
-      for (const entry of entries) {
-        entry.batch = batch
-        if (!entry.gone) batch.live++
-      }
-      if (hurried) underWay++
+      const { entries } = batch
+      if (failFastOnLock) batchesInFlight++
       const commits = entries.map(({ commit }) => commit)
-      const sending = Effect.onExit(Effect.interruptible(send(commits, hurried)), (exit) => {
-        if (hurried) underWay--
-        // Whose fault it was each finds out by itself; until then nothing else about its aggregates leaves.
-        return hurried && Exit.isFailure(exit) && mayBeOnes(exit.cause)
-          ? Effect.forEach(entries, (entry) => dispatch([entry], false), { discard: true })
+      const sending = Effect.onExit(Effect.interruptible(send(commits, failFastOnLock)), (exit) => {
+        if (failFastOnLock) batchesInFlight--
+        // Until then no other commit about their aggregates is sent.
+        return failFastOnLock && Exit.isFailure(exit) && mayBeOneCommitsFault(exit.cause)
+          ? Effect.forEach(
+              entries.map((entry) => startBatch([entry])),
+              (one) => sendBatch(one, false),
+              { discard: true }
+            )
           : Effect.sync(() => answer(entries, exit))
       })
       return Effect.flatMap(Effect.forkDaemon(traced(entries, Effect.exit(sending))), (fiber) => {
         batch.fiber = fiber
-        return batch.live === 0 ? Effect.as(Fiber.interruptFork(fiber), fiber) : Effect.succeed(fiber)
+        return batch.waiting === 0 ? Effect.as(Fiber.interruptFork(fiber), fiber) : Effect.succeed(fiber)
       })
     })
 
-  /** Sends as long as something waits that may leave, one statement after the other, but does not wait long for any. */
+  /** Sends batches one after the other, and goes on to the next after `maxSenderWait` at most. */
   const sender: Effect.Effect<never> = Effect.forever(
     Effect.suspend(() => {
-      const entries = take()
-      return entries.length > 0
-        ? Effect.flatMap(dispatch(entries, true), (fiber) => awaitFiberAtMost(fiber, patience))
+      const batch = takeBatch()
+      return batch !== undefined
+        ? Effect.flatMap(sendBatch(batch, true), (fiber) => awaitFiberAtMost(fiber, maxSenderWait))
         : Effect.async<void>((resume) => {
-            idle.push(() => resume(Effect.void))
+            idleSenders.push(() => resume(Effect.void))
           })
     })
   )
 
-  const wake = (): void => {
-    const next = queue.length > 0 ? idle.pop() : undefined
-    if (next === undefined) return
-    // Where there are others they come in this turn of the event loop: those whom the last statement has answered.
-    if (company > 1) scheduleMacrotask(next)
-    else next()
+  const wakeSender = (): void => {
+    const wake = queue.length > 0 ? idleSenders.pop() : undefined
+    if (wake === undefined) return
+    // Callers that the last batch answered may commit again in this macrotask, and share the next batch.
+    if (recentBatchSize > 1) scheduleMacrotask(wake)
+    else wake()
   }
 
-  const withdraw = (entry: Entry): Effect.Effect<void> => {
-    if (entry.queued) {
-      queue.withdraw(entry)
-      left(entry.size)
-      ended(1)
+  const interrupt = (entry: Entry): Effect.Effect<unknown> => {
+    const { state } = entry
+    if (state._tag === "Queued") {
+      move(entry, { _tag: "Withdrawn" })
+      queue.dropWithdrawn()
+      leaveQueue(entry.size)
+      countAnswered(1)
       return Effect.void
     }
-    entry.gone = true
-    const { batch } = entry
-    // One that was taken just now, and has no batch yet, is not counted there.
-    const cancel =
-      batch !== undefined && --batch.live === 0 && batch.fiber !== undefined
-        ? Fiber.interruptFork(batch.fiber)
-        : Effect.void
-    const end = Effect.async<void>((resume) => {
-      if (entry.answered) resume(Effect.void)
-      entry.resume = () => resume(Effect.void)
-    })
-    return Effect.zipRight(cancel, awaitGrace(end))
+    if (state._tag !== "InFlight") return Effect.void
+    const { batch } = state
+    const ended = Deferred.unsafeMake<void>(FiberId.none)
+    move(entry, { _tag: "Abandoned", ended })
+    batch.waiting--
+    return Effect.zipRight(
+      batch.waiting === 0 && batch.fiber !== undefined ? Fiber.interruptFork(batch.fiber) : Effect.void,
+      awaitGrace(Deferred.await(ended))
+    )
   }
 
-  const commitAlone = (commit: Commit): Effect.Effect<AppendResult, StoreError> =>
-    boundedInterruption(Effect.map(send([commit], false), ([verdict]) => verdict ?? "written"))
+  const appendUnbatched = (commit: Commit): Effect.Effect<AppendResult, StoreError> =>
+    boundedInterruption(Effect.map(send([commit], false), ([result]) => result ?? "appended"))
 
   const roomInQueue: Effect.Effect<void> = Effect.suspend(() => {
-    if (waitingSize <= maxWaiting) return Effect.void
-    if (room === undefined) room = Deferred.unsafeMake(FiberId.none)
-    return Effect.zipRight(Deferred.await(room), roomInQueue)
+    if (waitingSize <= maxWaitingSize) return Effect.void
+    if (backpressure === undefined) backpressure = Deferred.unsafeMake(FiberId.none)
+    return Effect.zipRight(Deferred.await(backpressure), roomInQueue)
   })
 
-  const commitInCompany = (commit: Commit, size: number): Effect.Effect<AppendResult, StoreError> =>
+  const enqueue = (commit: Commit, size: number): Effect.Effect<AppendResult, StoreError> =>
     Effect.contextWithEffect((context: Context.Context<never>) => {
       const queued = Effect.async<AppendResult, StoreError>((resume) => {
-        const entry: Entry = {
-          commit,
-          size,
-          aggregates: aggregatesOf(commit),
-          span: Context.getOption(context, Tracer.ParentSpan),
-          resume,
-          queued: true,
-          answered: false,
-          batch: undefined,
-          gone: false
-        }
+        const span = Context.getOption(context, Tracer.ParentSpan)
+        const entry: Entry = { commit, size, aggregates: aggregatesOf(commit), span, resume, state: { _tag: "Queued" } }
         queue.push(entry)
-        pending++
+        unanswered++
         waitingSize += size
-        wake()
-        return Effect.suspend(() => withdraw(entry))
+        wakeSender()
+        return Effect.suspend(() => Effect.asVoid(interrupt(entry)))
       })
-      const queuedOrAlone = Effect.suspend(() => (isClosing ? commitAlone(commit) : queued))
-      return waitingSize <= maxWaiting ? queuedOrAlone : Effect.zipRight(roomInQueue, queuedOrAlone)
+      const append = Effect.suspend(() => (phase === "open" ? queued : appendUnbatched(commit)))
+      return waitingSize <= maxWaitingSize ? append : Effect.zipRight(roomInQueue, append)
     })
 
   return Effect.as(
-    // They belong to no caller, and to nobody's transaction.
+    // The senders belong to no caller, so they have neither its span nor its transaction.
     Effect.replicateEffect(Effect.forkScoped(sender), senders).pipe(
       Effect.mapInputContext(
         (context: Context.Context<Scope.Scope>) =>
@@ -229,47 +238,42 @@ export const makeAppendBatcher = (
     ),
     (commit) => {
       const size = sizeOf(commit)
-      return isLarge(commit, size) ? commitAlone(commit) : commitInCompany(commit, size)
+      return isLarge(commit, size) ? appendUnbatched(commit) : enqueue(commit, size)
     }
   )
 }
 
-/** What is done for several is part of the trace of the only one, or points to those of all. */
-export const placeAmong = (
-  entries: ReadonlyArray<{ readonly span: Option.Option<Tracer.AnySpan> }>
-): Tracer.SpanOptions => {
-  const spans = entries.flatMap(({ span }) => (Option.isSome(span) ? [span.value] : []))
-  const [first, ...others] = spans
-  return first !== undefined && others.length === 0
-    ? { parent: first }
-    : { root: true, links: spans.map((span) => ({ _tag: "SpanLink" as const, span, attributes: {} })) }
-}
-
 // --- internal ---
 
-/** A commit on its way. */
-interface Entry extends Waiting {
+interface Entry extends QueuedCommit {
   readonly span: Option.Option<Tracer.AnySpan>
-  resume: (answer: Effect.Effect<AppendResult, StoreError>) => void
-  answered: boolean
-  batch: Batch | undefined
+  readonly resume: (result: Effect.Effect<AppendResult, StoreError>) => void
+  state: State
 }
 
-/** A statement under way. */
+type State =
+  | { readonly _tag: "Queued" }
+  | { readonly _tag: "Withdrawn" }
+  | { readonly _tag: "InFlight"; readonly batch: Batch }
+  | { readonly _tag: "Abandoned"; readonly ended: Deferred.Deferred<void> }
+  | { readonly _tag: "Answered" }
+
+/** A statement in flight. */
 interface Batch {
-  /** How many still wait for it. */
-  live: number
+  readonly entries: ReadonlyArray<Entry>
+  /** How many callers wait for it. */
+  waiting: number
   fiber: Fiber.RuntimeFiber<unknown> | undefined
 }
 
-/** One statement is made ready, or its answers are given, while the database works on the other. */
+/** While the database works on one batch, the other is made ready, or its results are handed out. */
 const senders = 2
 
-/** Statements at once, when they are held up. */
-const maxUnderWay = 8
+/** With the slow batches that the senders do not wait for any more. */
+const maxBatchesInFlight = 8
 
-/** How long the end of the scope waits for the commits that are under way, in milliseconds. */
-const patienceAtEnd = 10_000
+/** How long the end of the scope waits for commits in flight, in milliseconds. */
+const maxDrain = 10_000
 
 const closed = (): StoreError =>
   new StoreError({
@@ -278,44 +282,52 @@ const closed = (): StoreError =>
     description: "the store was closed before the commit was sent; nothing was stored"
   })
 
-/** How long those that come after wait for a statement, in milliseconds: far longer than a healthy one takes. */
-const usualPatience = 25
+/** How long a sender waits for its batch, in milliseconds: far longer than a healthy one takes. */
+const usualSenderWait = 25
 
-// What one statement carries: enough to make its own cost small, little enough not to keep the first waiting for the last.
-const limits = { commits: 512, events: 2048, size: 1_000_000, seen: 2048 }
+/** Of one batch: large enough to make the cost of the statement small, and small enough to answer the first commit soon. */
+const limits = { commits: 512, events: 2048, size: 1_000_000, lookahead: 2048 }
 
-/** A statement of fewer has a cost that is not worth it. */
-const fewest = 16
+/** The queue is not divided into smaller batches, because the cost of a statement does not shrink with them. */
+const minBatchSize = 16
 
-/** Of all that waits, in characters. */
-const maxWaiting = 64_000_000
+/** Of the queue, in characters. */
+const maxWaitingSize = 64_000_000
 
-const awaitFiberAtMost = (fiber: Fiber.RuntimeFiber<unknown>, patience: number): Effect.Effect<void> =>
+const awaitFiberAtMost = (fiber: Fiber.RuntimeFiber<unknown>, millis: number): Effect.Effect<void> =>
   Effect.async((resume) => {
     const done = () => {
       clearTimeout(timer)
       fiber.removeObserver(done)
       resume(Effect.void)
     }
-    const timer = setTimeout(done, patience)
+    const timer = setTimeout(done, millis)
     fiber.addObserver(done)
   })
 
-const traced = <A>(entries: ReadonlyArray<Entry>, effect: Effect.Effect<A>): Effect.Effect<A> =>
-  withSpanIfTraced("SqlStore.sendCommits", { ...placeAmong(entries), attributes: { commits: entries.length } })(effect)
+/** A batch of one commit is part of the commit's trace. A batch of several is a root that links to their spans. */
+const traced = <A>(entries: ReadonlyArray<Entry>, effect: Effect.Effect<A>): Effect.Effect<A> => {
+  const spans = entries.flatMap(({ span }) => (Option.isSome(span) ? [span.value] : []))
+  const [first, ...others] = spans
+  const place: Tracer.SpanOptions =
+    first !== undefined && others.length === 0
+      ? { parent: first }
+      : { root: true, links: spans.map((span) => ({ _tag: "SpanLink" as const, span, attributes: {} })) }
+  return withSpanIfTraced("SqlStore.sendCommits", { ...place, attributes: { commits: entries.length } })(effect)
+}
 
-/** Whether the failure may be due to one of the commits: then the others must not suffer. */
-const mayBeOnes = (cause: Cause.Cause<StoreError>): boolean => {
+/** Whether one commit may have caused the failure, so that the others are sent again. */
+const mayBeOneCommitsFault = (cause: Cause.Cause<StoreError>): boolean => {
   const failure = Cause.failureOption(cause)
   return Option.isSome(failure)
-    ? !ofTheConnection.has(failure.value.reason) || isRaised(failure.value)
+    ? !ofTheConnection.has(failure.value.reason) || isReported(failure.value)
     : !Cause.isInterrupted(cause)
 }
 
 const ofTheConnection: ReadonlySet<StoreErrorReason> = new Set(["CommitUnknown", "ConnectionLost", "Unavailable"])
 
-/** Whether the server reports it as the error of a statement, such as a trigger may raise by any code. */
-const isRaised = ({ cause }: StoreError): boolean => {
+/** Whether the server reports it as the error of a statement. A trigger may raise one with any code. */
+const isReported = ({ cause }: StoreError): boolean => {
   const reported = cause instanceof SqlError ? cause.cause : undefined
   return typeof reported === "object" && reported !== null && "severity" in reported && reported.severity === "ERROR"
 }

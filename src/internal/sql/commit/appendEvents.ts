@@ -1,104 +1,116 @@
 /**
- * What the SQL store writes: commits and snapshots. Values are parameters, always; the schema's name is an identifier.
+ * How the SQL store commits. `SqlStore.ts` makes its `append` and `appendWith` of this. A commit goes one of four ways:
+ *
+ * - In a transaction of the caller: with a savepoint, on the caller's connection.
+ * - Events alone: in a batch with those of other callers (`appendBatcher.ts`), in one statement.
+ * - With projections that are all SQL statements: one transaction in one round trip (`commitWithStatements.ts`).
+ * - With any other projection: BEGIN, the events, the projections in the caller's fiber, COMMIT.
+ *
+ * A commit with projections never shares a transaction, because its projections would see and lock rows of the others.
  */
 import type * as SqlClient from "@effect/sql/SqlClient"
-import type * as Statement from "@effect/sql/Statement"
 import * as Effect from "effect/Effect"
-import type { StoredSnapshot } from "../../../Snapshot.js"
-import { RetryCommand } from "../../../StoreError.js"
-import type { Command } from "../pg/driver.js"
-import type { AppendResult } from "./appendBatcher.js"
+import type * as Scope from "effect/Scope"
+import type { RetryCommand, StoreError } from "../../../StoreError.js"
+import { whenInTransaction } from "../../runtime/ambientTransaction.js"
+import { withoutInnerSpans } from "../../runtime/tracing.js"
+import { execute, executeAlone, retryDisturbed } from "../pg/execute.js"
+import { withTransactionFrom } from "../pg/transaction.js"
+import { type AppendResult, makeAppendBatcher } from "./appendBatcher.js"
 import type { Commit } from "./commitQueue.js"
+import { type CommitStatements, resultsOf } from "./commitStatements.js"
+import { commandsOf, makeStatementCommits } from "./commitWithStatements.js"
 
-interface CommitOutcome {
-  /** A list of those that were not written, in JSON. */
-  readonly refused: string | null
+export interface AppendEvents {
+  /** Stores events. Fails with `RetryCommand` on a conflict. */
+  readonly append: (events: Commit) => Effect.Effect<Appended, RetryCommand | StoreError>
+  /** Stores events and runs the projections, unless the commit is a duplicate. */
+  readonly appendWith: <E, R>(
+    events: Commit,
+    project: Effect.Effect<void, E, R>
+  ) => Effect.Effect<void, RetryCommand | StoreError | E, R>
 }
 
-/** The commit's place among those sent, whether it was stored before, and the event that refuses it if not. */
-type Refused = readonly [place: number, wasStored: boolean, aggregateId: string, sequence: number]
+type Appended = Exclude<AppendResult, RetryCommand>
 
-/** What became of the commits by their numbers, from what their statement returned: those not written. */
-export const verdictsOf = (returned: string | null): ReadonlyArray<AppendResult> => {
-  if (returned === null) return allWritten
-  const verdicts: Array<AppendResult> = []
-  const refused: ReadonlyArray<Refused> = JSON.parse(returned)
-  for (const [place, wasStored, aggregateId, sequence] of refused) {
-    verdicts[place] = wasStored ? "stored" : new RetryCommand({ aggregateId, sequence })
-  }
-  return verdicts
+/** When the scope closes, the commits in flight end first. `committed` runs for each commit that was stored, or will be. */
+export const makeAppendEvents = ({
+  client,
+  committed,
+  sql,
+  statements
+}: {
+  /** The client of the application, which projections use. */
+  readonly client: SqlClient.SqlClient
+  /** The client without transforms, which the store uses. */
+  readonly sql: SqlClient.SqlClient
+  readonly statements: CommitStatements
+  readonly committed: Effect.Effect<void>
+}): Effect.Effect<AppendEvents, never, Scope.Scope> => {
+  const statementCommits = makeStatementCommits(sql, statements)
+
+  const accept = (result: AppendResult = "appended"): Effect.Effect<Appended, RetryCommand> =>
+    result === "appended"
+      ? Effect.as(committed, result)
+      : result === "duplicate"
+        ? Effect.succeed(result)
+        : Effect.fail(result)
+
+  /** A transaction of its own, or part of the transaction around it. */
+  const appendInTransaction = <E, R>(events: Commit, project: Effect.Effect<void, E, R>) =>
+    withTransactionFrom(
+      sql,
+      "commitAll",
+      {
+        command: statements.append([events], {}),
+        statement: withoutInnerSpans(statements.runAppend([events], { checksSnapshot: true }))
+      },
+      (returned, isNested) =>
+        Effect.flatMap(accept(resultsOf(returned)[0]), (result) =>
+          result === "duplicate" ? Effect.succeed(undefined) : Effect.as(project, statements.end(events, { isNested }))
+        )
+    )
+
+  /** One round trip if the projections are statements. What it does not store, a transaction stores, or fails with the reason. */
+  const appendOutside = <E, R>(events: Commit, project: Effect.Effect<void, E, R>) =>
+    Effect.withFiberRuntime<void, RetryCommand | StoreError | E, R>((fiber) => {
+      const commands = statementCommits.isSupported() ? commandsOf(fiber, client, project) : undefined
+      return commands === undefined
+        ? appendInTransaction(events, project)
+        : Effect.flatMap(statementCommits.commit(events, commands), (isStored) =>
+            isStored ? Effect.void : appendInTransaction(events, project)
+          )
+    })
+
+  return Effect.map(
+    makeAppendBatcher((commits, lockTimeout) =>
+      retryDisturbed(
+        Effect.map(
+          executeAlone(sql, "commitEvents", "committing", statements.runAppend(commits, { lockTimeout })),
+          resultsOf
+        )
+      )
+    ),
+    (appendBatched): AppendEvents => ({
+      append: (events) =>
+        whenInTransaction((inside) =>
+          Effect.flatMap(
+            inside
+              ? Effect.map(
+                  execute(sql, { operation: "commitEvents", phase: "writing" }, statements.runAppend([events], {})),
+                  (returned) => resultsOf(returned)[0]
+                )
+              : appendBatched(events),
+            accept
+          )
+        ),
+      appendWith: (events, project) =>
+        whenInTransaction((inside) =>
+          inside
+            ? appendInTransaction(events, project)
+            : // The events were accepted before COMMIT, so the waiters are woken again.
+              Effect.tap(appendOutside(events, project), committed)
+        )
+    })
+  )
 }
-
-const allWritten: ReadonlyArray<AppendResult> = []
-
-/**
- * How commits are stored. With `lockTimeout` the statement waits only 100 ms for a lock of another transaction. With `allOrNothing` it
- * raises where it does not write everything, because more statements are sent along with it. With `checksSnapshot` it fails where a rebuild has
- * swapped tables since the transaction took its snapshot, because projections follow.
- */
-export interface AppendMode {
-  readonly lockTimeout?: boolean
-  readonly allOrNothing?: boolean
-  readonly checksSnapshot?: boolean
-}
-
-/**
- * Makes the statement that stores commits, each for itself; it answers only of those that were not written. Arrays, since
- * parameters are limited to 65 535.
- */
-export const makeInsertCommits = (sql: SqlClient.SqlClient, schema: Statement.Fragment) => {
-  // Put together once: it is the statement that is sent most. The function's signature tells the types.
-  const p = ""
-  const [text] =
-    sql`select ${schema}.commit_events(${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}) as refused`.compile()
-  // A function in `from` is called before those of the list.
-  const [checked] = sql`${sql.literal(text)} from ${schema}.check_snapshot()`.compile()
-  const command = (
-    commits: ReadonlyArray<Commit>,
-    { allOrNothing, checksSnapshot, lockTimeout }: AppendMode
-  ): Command => ({
-    text: checksSnapshot === true ? checked : text,
-    values: [lockTimeout === true ? "100ms" : null, allOrNothing === true, ...columnsOf(commits)]
-  })
-  return {
-    command,
-    statement: (commits: ReadonlyArray<Commit>, mode: AppendMode) => {
-      const { text, values } = command(commits, mode)
-      return Effect.map(sql.unsafe<CommitOutcome>(text, values), ([row]) => row?.refused ?? null)
-    }
-  }
-}
-
-/** The parameters of `commit_events`. */
-const columnsOf = (commits: ReadonlyArray<Commit>): ReadonlyArray<unknown> => {
-  const places: Array<number> = []
-  const firsts: Array<boolean> = []
-  const aggregateIds: Array<string> = []
-  const sequences: Array<number> = []
-  const types: Array<string> = []
-  const bodies: Array<string> = []
-  const metadata: Array<string> = []
-  const timestamps: Array<string> = []
-  for (const [place, events] of commits.entries()) {
-    const seen = new Set<string>()
-    for (const event of events) {
-      places.push(place)
-      firsts.push(!seen.has(event.aggregateId))
-      seen.add(event.aggregateId)
-      aggregateIds.push(event.aggregateId)
-      sequences.push(event.sequence)
-      types.push(event.type)
-      bodies.push(event.body)
-      metadata.push(event.metadata)
-      timestamps.push(event.timestamp)
-    }
-  }
-  return [places, firsts, aggregateIds, sequences, types, bodies, metadata, timestamps]
-}
-
-export const upsertSnapshot = (sql: SqlClient.SqlClient, schema: Statement.Fragment, snapshot: StoredSnapshot) =>
-  sql`insert into ${schema}.snapshots as s (aggregate_id, sequence, timestamp, body, metadata)
-    values (${snapshot.aggregateId}, ${snapshot.sequence}, ${snapshot.timestamp}, ${snapshot.body}, ${snapshot.metadata})
-    on conflict (aggregate_id) do update
-    set sequence = excluded.sequence, timestamp = excluded.timestamp, body = excluded.body, metadata = excluded.metadata
-    where s.sequence <= excluded.sequence`

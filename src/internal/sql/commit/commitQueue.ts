@@ -1,37 +1,36 @@
 /**
- * Commits that wait to leave together: those about one aggregate in their order, and no two of them under way at once.
+ * The queue of the append batcher. It takes out commits that may share a statement: no two of them, and none that is in flight, concern
+ * the same aggregate. Commits about one aggregate leave in the order in which they came.
  */
 import type { StoredEvent } from "../../../Event.js"
 
 /** The events of one commit. */
 export type Commit = ReadonlyArray<StoredEvent>
 
-/** A commit that waits. */
-export interface Waiting {
+/** A commit in the queue. */
+export interface QueuedCommit {
   readonly commit: Commit
   /** In characters. */
   readonly size: number
   readonly aggregates: ReadonlyArray<string>
-  queued: boolean
-  /** Nobody waits for it any more. */
-  gone: boolean
+  /** The queue drops a commit that is `Withdrawn`. The batcher changes the state. */
+  readonly state: { readonly _tag: string }
 }
 
-/** What may leave together. */
+/** What one statement takes. */
 export interface Limits {
   readonly commits: number
   readonly events: number
   readonly size: number
-  /** How far into the queue one looks, where much of it waits for the same aggregates. */
-  readonly seen: number
+  /** How many commits of the queue are looked at, where many wait for the same aggregates. */
+  readonly lookahead: number
 }
 
-export class CommitQueue<Entry extends Waiting> {
-  // No `Set`: what one that is added to and taken from all the time leaves behind survives until a full garbage collection.
+export class CommitQueue<Entry extends QueuedCommit> {
+  // An array, because the buckets of a `Set` that is filled and emptied survive until a full garbage collection.
   private queue: Array<Entry> = []
-  private gone = 0
-  /** The aggregates that those under way are about. */
-  private readonly busy = new Set<string>()
+  private withdrawn = 0
+  private readonly inFlightAggregates = new Set<string>()
 
   get length(): number {
     return this.queue.length
@@ -41,53 +40,51 @@ export class CommitQueue<Entry extends Waiting> {
     this.queue.push(entry)
   }
 
-  /** Takes out what may leave together. Its aggregates are busy until it is done. */
+  /** Takes out the commits of one statement. Their aggregates are in flight until `done`. */
   take(limits: Limits): ReadonlyArray<Entry> {
     const taken: Array<Entry> = []
-    const passed: Array<Entry> = []
+    const waiting: Array<Entry> = []
     const held = new Set<string>()
     let [seen, events, size] = [0, 0, 0]
     for (const entry of this.queue) {
-      if (seen >= limits.seen || taken.length >= limits.commits || events >= limits.events || size >= limits.size) break
+      if (seen >= limits.lookahead || taken.length >= limits.commits || events >= limits.events || size >= limits.size)
+        break
       seen++
-      if (entry.gone) {
-        this.gone--
+      if (entry.state._tag === "Withdrawn") {
+        this.withdrawn--
         continue
       }
-      if (entry.aggregates.some((id) => this.busy.has(id) || held.has(id))) {
-        // Those behind it that are about the same aggregates must not overtake it.
+      if (entry.aggregates.some((id) => this.inFlightAggregates.has(id) || held.has(id))) {
+        // Later commits about its aggregates must not overtake it.
         for (const id of entry.aggregates) held.add(id)
-        passed.push(entry)
+        waiting.push(entry)
         continue
       }
       taken.push(entry)
-      entry.queued = false
-      for (const id of entry.aggregates) this.busy.add(id)
+      for (const id of entry.aggregates) this.inFlightAggregates.add(id)
       events += entry.commit.length
       size += entry.size
     }
-    this.queue = seen === this.queue.length ? passed : [...passed, ...this.queue.slice(seen)]
+    this.queue = seen === this.queue.length ? waiting : [...waiting, ...this.queue.slice(seen)]
     return taken
   }
 
-  /** Nothing of it is under way any more. */
+  /** The commit is not in flight any more. */
   done(entry: Entry): void {
-    for (const id of entry.aggregates) this.busy.delete(id)
+    for (const id of entry.aggregates) this.inFlightAggregates.delete(id)
   }
 
-  /** Nobody waits any more for one that is still here. */
-  withdraw(entry: Entry): void {
-    entry.gone = true
-    this.gone++
-    // So that those who give up while nothing leaves do not fill the memory.
-    if (this.gone > maxGone && this.gone > this.queue.length / 2) {
-      this.queue = this.queue.filter(({ gone }) => !gone)
-      this.gone = 0
+  /** A commit in the queue was withdrawn. The queue drops many of them before their turn, so that they do not fill the memory. */
+  dropWithdrawn(): void {
+    this.withdrawn++
+    if (this.withdrawn > maxWithdrawn && this.withdrawn > this.queue.length / 2) {
+      this.queue = this.queue.filter(({ state }) => state._tag !== "Withdrawn")
+      this.withdrawn = 0
     }
   }
 }
 
-/** Whether a commit is to travel alone: it would keep the others waiting, and gains nothing by company. */
+/** Whether a commit has a statement of its own, because it would delay the others and gains nothing by sharing. */
 export const isLarge = (commit: Commit, size: number): boolean => commit.length > largeEvents || size > largeSize
 
 export const aggregatesOf = (commit: Commit): ReadonlyArray<string> => {
@@ -99,9 +96,8 @@ export const aggregatesOf = (commit: Commit): ReadonlyArray<string> => {
 
 // --- internal ---
 
-/** So many that nobody waits for any more may stay in the queue until their turn comes. */
-const maxGone = 64
+/** How many withdrawn commits may stay in the queue until they are taken. */
+const maxWithdrawn = 64
 
-/** From here on a commit travels alone. */
 const largeEvents = 500
 const largeSize = 250_000

@@ -1,5 +1,6 @@
 /**
- * Commits whose projections are SQL statements: events and statements are one transaction in one round trip.
+ * Commits whose projections are all SQL statements: events and statements are one transaction in one round trip. `appendEvents.ts` uses it
+ * outside of a transaction, and commits in the general way if it returns false.
  */
 import * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
@@ -14,23 +15,23 @@ import { withEachSpanIfTraced } from "../../runtime/tracing.js"
 import { statementsOf } from "../../store/statements.js"
 import { interruptible, withConnection } from "../pg/connection.js"
 import { type Command, canSendBatch, sendBatch } from "../pg/driver.js"
-import { checkStillOpen, endedInside, isEndedInside } from "../pg/transaction.js"
-import type { makeInsertCommits } from "./appendEvents.js"
+import { endedInside, isEndedInside } from "../pg/transaction.js"
 import type { Commit } from "./commitQueue.js"
+import type { CommitStatements } from "./commitStatements.js"
 
 export interface StatementCommits {
   /** Whether a connection of this client may be able to send a batch. */
   readonly isSupported: () => boolean
   /**
-   * Commits the events with the statements, and returns whether they are stored. Where they are not, the general way does it, or fails with
-   * the reason: a conflict, a statement that fails, a connection that can't.
+   * Commits the events with the statements, and returns whether they are stored. It returns false for a conflict, a statement that fails, or a
+   * connection that can't send a batch.
    */
   readonly commit: (events: Commit, statements: ReadonlyArray<Command>) => Effect.Effect<boolean, StoreError>
 }
 
 export const makeStatementCommits = (
   sql: SqlClient.SqlClient,
-  insert: ReturnType<typeof makeInsertCommits>
+  commitStatements: CommitStatements
 ): StatementCommits => {
   let supported = true
   return {
@@ -41,20 +42,21 @@ export const makeStatementCommits = (
           supported = false
           return Effect.succeed(false)
         }
+        const end = commitStatements.end(events, { isNested: false })
         const commands = [
-          insert.command([events], { allOrNothing: true }),
+          commitStatements.append([events], { allOrNothing: true }),
           ...statements,
-          { text: checkStillOpen, values: [] }
+          ...(end === undefined ? [] : [end])
         ]
-        return Effect.matchEffect(interruptible(held, sendBatch(held.connection, commands, "I")), {
+        return Effect.matchEffect(interruptible(held, sendBatch(held.connection, commands, ["I", "I"])), {
           onSuccess: () => Effect.succeed(true),
           onFailure: (cause) => {
             if (isRaised(cause, duplicate)) return Effect.succeed(true)
-            // A database with such a default would raise it each time.
+            // The default of the database is stricter, so it would raise each time.
             if (isRaised(cause, otherIsolation)) supported = false
             const error = fromSqlError(operation, "committing", cause)
             if (isEndedInside(error)) return Effect.fail(endedInside(operation))
-            // An error that the server reports for a statement means that it has rolled all of them back, whatever its code.
+            // An error that the server reports for a statement, with any code, means that it has rolled all of them back.
             if (isReported(cause) && !serverLeaves.test(error.code ?? "")) return Effect.succeed(false)
             held.close()
             return error.reason === "CommitUnknown" ? Effect.fail(error) : Effect.succeed(false)
@@ -65,7 +67,7 @@ export const makeStatementCommits = (
 }
 
 /**
- * The statements of the projections, if they are statements and nothing else: for this client, and unless the caller transforms
+ * The statements of the projections, if all of them are statements, the caller has this client in its context, and does not transform
  * statements.
  */
 export const commandsOf = (
@@ -92,7 +94,7 @@ export const commandsOf = (
 
 const operation = "commitAll"
 
-// What `commit_events` raises. The message counts too, because a projection's trigger may raise a code like these.
+// What `commit_events` raises. The message is compared, too, because a projection's trigger may raise the same code.
 const otherIsolation = { code: "MA002", message: "the transaction is not READ COMMITTED" }
 const duplicate = { code: "MA003", message: "all of it is stored" }
 
@@ -103,7 +105,7 @@ const isRaised = ({ cause }: SqlError, { code, message }: typeof duplicate): boo
 const isReported = ({ cause }: SqlError): boolean =>
   typeof cause === "object" && cause !== null && "severity" in cause && typeof cause.severity === "string"
 
-/** The codes with which the server ends a connection, whatever it was doing. */
+/** The codes with which the server ends a connection in any state. */
 const serverLeaves = /^57P0[1-5]$/
 
 const spanOf = ({ text }: Command): Tracer.SpanOptions => ({

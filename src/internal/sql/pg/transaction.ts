@@ -1,21 +1,23 @@
 /**
- * Transactions of the store, on any `SqlClient`. The application's statements inside take part, as in `SqlClient.withTransaction`, but
- * without its traps:
+ * Transactions of the store, on any `SqlClient`: for commits with projections, migrations, leases and rebuilds. Statements of the application
+ * inside take part, as in `SqlClient.withTransaction`. These transactions differ from it:
  *
- * - It turns an error at COMMIT or ROLLBACK into a defect. Here the first becomes what it means for the commit, and the second does
- *   not hide why there was a rollback.
- * - Postgres answers COMMIT by a silent rollback where a statement has failed and its failure was handled without a
- *   savepoint, or where the transaction was ended by a statement inside. Here both are failures: success means stored.
- * - Two transactions inside of one concurrently use one savepoint, and undo each other. Here they take turns.
- * - A fiber that outlives its transaction goes on writing to the connection, which may belong to another caller by then. Here the
- *   connection is closed to it.
- * - A connection with a cancel under way goes back to the pool. Here it is closed (`connection.ts`).
+ * - An error at COMMIT is a failure of the transaction, and an error at ROLLBACK does not hide the failure before it. There both are defects.
+ * - Postgres replies to COMMIT with a silent rollback if a statement has failed and its failure was handled without a savepoint, or if a
+ *   statement inside has ended the transaction. Here both are failures: success means stored.
+ * - Two concurrent transactions inside of one wait for each other. There they use one savepoint, and undo each other.
+ * - A fiber that outlives its transaction can't use the connection any more, which may belong to another caller by then.
+ * - A connection with a cancel under way is closed (`connection.ts`). There it goes back to the pool.
  *
  * The effect runs in its caller's fiber. Its interruption waits for the server for the grace period at most.
+ *
+ * The WeakMap from a transaction to its semaphore stays, because the caller's transaction is a tuple that `@effect/sql` makes. There is no
+ * other place to keep what belongs to it.
  */
 import * as SqlClient from "@effect/sql/SqlClient"
 import type { Connection } from "@effect/sql/SqlConnection"
 import { SqlError } from "@effect/sql/SqlError"
+import type { Fragment } from "@effect/sql/Statement"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -24,7 +26,7 @@ import * as Stream from "effect/Stream"
 import { StoreError } from "../../../StoreError.js"
 import { joinBounded } from "../../runtime/interruption.js"
 import { fromSqlError } from "../../runtime/sqlError.js"
-import { withSpanIfTraced } from "../../runtime/tracing.js"
+import { withoutInnerSpans, withSpanIfTraced } from "../../runtime/tracing.js"
 import {
   type HeldConnection,
   interruptible,
@@ -37,8 +39,8 @@ import {
 import { type Command, canSendBatch, sendBatch } from "./driver.js"
 
 /**
- * Runs an effect in a transaction: the caller's, from a savepoint on, or one of its own. The effect's failures come back
- * as they are; what goes wrong in the transaction itself is a `StoreError`.
+ * Runs an effect in a transaction: the caller's, with a savepoint, or one of its own. Failures of the effect stay as they are. A failure of
+ * the transaction itself is a `StoreError`.
  */
 export const withTransaction = <A, E, R>(
   sql: SqlClient.SqlClient,
@@ -58,38 +60,49 @@ export const withTransaction = <A, E, R>(
   })
 
 /**
- * Runs a statement that returns one value in a transaction, and then the effect that follows from it. Where the driver can, BEGIN and the
- * statement make one round trip.
+ * Runs a statement that returns one value in a transaction, then the effect that follows from it, then the statement that the effect returns,
+ * if any. If the driver can, BEGIN and the first statement are one round trip, and the last statement and COMMIT another.
  */
-export const withTransactionFrom = <A, E, R>(
+export const withTransactionFrom = <E, R>(
   sql: SqlClient.SqlClient,
   operation: string,
   first: {
     readonly command: Command
-    /** The same statement by the client. */
+    /** The statement as an effect of the client, for a connection that can't send a batch. */
     readonly statement: Effect.Effect<string | null, SqlError>
   },
-  next: (value: string | null) => Effect.Effect<A, E, R>
-): Effect.Effect<A, E | StoreError, R> =>
+  next: (value: string | null, isNested: boolean) => Effect.Effect<Command | undefined, E, R>
+): Effect.Effect<void, E | StoreError, R> =>
   Effect.contextWithEffect((context: Context.Context<never>) => {
     const outer = Context.getOption(context, SqlClient.TransactionConnection)
-    const statement = Effect.mapError(first.statement, (error) => fromSqlError(operation, "writing", error))
+    const writing = <A>(statement: Effect.Effect<A, SqlError>) =>
+      Effect.mapError(statement, (error) => fromSqlError(operation, "writing", error))
+    const statement = writing(first.statement)
     return Option.isSome(outer)
-      ? nested(operation, outer.value, Effect.flatMap(statement, next))
-      : topLevel(
-          sql,
+      ? nested(
           operation,
-          (held) =>
-            canSendBatch(held.connection)
-              ? beginWith(operation, held, first.command)
-              : Effect.zipRight(begin(operation, held), onConnection([guarded(held, { over: false }), 0], statement)),
-          next
+          outer.value,
+          Effect.flatMap(
+            Effect.flatMap(statement, (value) => next(value, true)),
+            (last) =>
+              last === undefined ? Effect.void : writing(withoutInnerSpans(sql.unsafe(last.text, [...last.values])))
+          )
+        )
+      : Effect.asVoid(
+          topLevel(
+            sql,
+            operation,
+            (held) =>
+              canSendBatch(held.connection)
+                ? beginWith(operation, held, first.command)
+                : Effect.zipRight(begin(operation, held), onConnection([guarded(held, { over: false }), 0], statement)),
+            (value) => next(value, false),
+            (last) => last
+          )
         )
   })
 
-/**
- * Runs one statement of the store in the transaction around it, from a savepoint on: when it fails, the transaction is as it was.
- */
+/** Runs one statement of the store in the transaction around it, with a savepoint: when it fails, the transaction stays usable. */
 export const withSavepoint = <A, E, R>(
   operation: string,
   statement: Effect.Effect<A, E, R>
@@ -102,11 +115,12 @@ export const withSavepoint = <A, E, R>(
   )
 
 /**
- * Fails, at the end of a transaction, where that is no longer the one that began: the setting is gone with it. The error says `endedInside`.
+ * A column of a `select` at the end of a transaction that fails if a statement inside has ended the transaction. The setting that it reads
+ * ends with the transaction.
  */
 export const checkStillOpen = checkSetting("effect_maestro.begun", "yes")
 
-/** Whether `checkStillOpen` has failed, because a statement inside had ended the transaction. */
+/** Whether `checkStillOpen` has failed. */
 export const isEndedInside = ({ description }: StoreError): boolean =>
   description.includes("effect-maestro: the transaction was ended inside")
 
@@ -118,13 +132,23 @@ export const endedInside = (operation: string): StoreError =>
       "a projection ended the transaction by a COMMIT or ROLLBACK of its own, so the commit did not happen as a whole; what the projection itself committed stays"
   })
 
+/**
+ * A column of a `select` that ends the session when it idles in its transaction, so that a process that stops keeps no locks. The embedded
+ * database has one session, and its locks end with the process, so it has no limit.
+ */
+export const limitIdle = (
+  { isEmbedded, sql }: { readonly isEmbedded: boolean; readonly sql: SqlClient.SqlClient },
+  millis: number
+): Fragment =>
+  isEmbedded ? sql`1` : sql`set_config('idle_in_transaction_session_timeout', ${String(Math.ceil(millis))}, true)`
+
 // --- internal ---
 
 function checkSetting(name: string, value: string): string {
-  return `select (case current_setting('${name}', true) when '${value}' then 'yes' else 'effect-maestro: the transaction was ended inside' end)::boolean`
+  return `(case current_setting('${name}', true) when '${value}' then 'yes' else 'effect-maestro: the transaction was ended inside' end)::boolean`
 }
 
-/** What it means that a transaction can't be committed, or a savepoint not be released. */
+/** The failure of a transaction whose COMMIT, or RELEASE of a savepoint, has failed. */
 const meaningOf = (operation: string, error: StoreError): StoreError =>
   error.code === "25P02"
     ? rolledBack(operation)
@@ -135,7 +159,7 @@ const meaningOf = (operation: string, error: StoreError): StoreError =>
 /** There is no such savepoint, or no transaction. */
 const noSavepoint = /^(3B001|25P01)$/
 
-// Whatever the database has for a default: a commit has to see what others have committed.
+// A commit must see the commits before it, so the isolation does not depend on the default of the database.
 const beginning = ["BEGIN ISOLATION LEVEL READ COMMITTED", "SET LOCAL effect_maestro.begun = yes"]
 
 const begin = (operation: string, held: HeldConnection): Effect.Effect<void, StoreError> =>
@@ -150,7 +174,7 @@ const beginWith = (
   command: Command
 ): Effect.Effect<string | null, StoreError> => {
   const commands = [...beginning.map((text) => ({ text, values: [] })), command]
-  return Effect.mapBoth(interruptible(held, sendBatch(held.connection, commands, "T")), {
+  return Effect.mapBoth(interruptible(held, sendBatch(held.connection, commands, ["I", "T"])), {
     onFailure: (error) => fromSqlError(operation, "writing", error),
     onSuccess: ([value]) => value ?? null
   }).pipe(
@@ -165,7 +189,8 @@ const topLevel = <A, E, B, E2, R>(
   sql: SqlClient.SqlClient,
   operation: string,
   first: (held: HeldConnection) => Effect.Effect<A, E>,
-  next: (a: A) => Effect.Effect<B, E2, R>
+  next: (a: A) => Effect.Effect<B, E2, R>,
+  last: (b: B) => Command | undefined = () => undefined
 ): Effect.Effect<B, E | E2 | StoreError, R> =>
   withConnection(sql, operation, (held) => {
     const validity: Validity = { over: false }
@@ -178,15 +203,15 @@ const topLevel = <A, E, B, E2, R>(
           if (Exit.isFailure(exit)) return Effect.zipRight(Effect.exit(finish(held, restore, rollback(held))), exit)
           return held.isClosing
             ? Effect.fail(held.isLost ? lostInside(operation) : interruptedInside(operation))
-            : Effect.zipRight(finish(held, restore, commit(operation, held)), exit)
+            : Effect.zipRight(finish(held, restore, commit(operation, held, last(exit.value))), exit)
         }
       )
     )
   }).pipe(withSpanIfTraced("sql.transaction", { kind: "client" })) as Effect.Effect<B, E | E2 | StoreError, R>
 
 /**
- * Runs what ends the transaction. Where it is interrupted and has not succeeded within the grace period, the end of the transaction is
- * unknown, and the connection is closed.
+ * Runs COMMIT or ROLLBACK. If it is interrupted and has not succeeded within the grace period, the end of the transaction is unknown, and
+ * the connection is closed.
  */
 const finish = <E>(
   held: HeldConnection,
@@ -203,11 +228,10 @@ const finish = <E>(
   )
 
 /**
- * Commits. A success means stored. After a failure nothing of it is open any more: one that broke off COMMIT before it had begun, as
- * a cancel can, has left the transaction to be rolled back.
+ * Commits. A success means stored. A failure may have come before COMMIT ran, as a cancel can, so the transaction is rolled back.
  */
-const commit = (operation: string, held: HeldConnection): Effect.Effect<void, StoreError> =>
-  Effect.matchEffect(held.connection.executeRaw(`${checkStillOpen}; COMMIT`, []), {
+const commit = (operation: string, held: HeldConnection, last: Command | undefined): Effect.Effect<void, StoreError> =>
+  Effect.matchEffect(sendCommit(held, last), {
     onFailure: (cause) => {
       const error = fromSqlError(operation, "committing", cause)
       return Effect.zipRight(rollback(held), Effect.fail(meaningOf(operation, error)))
@@ -215,7 +239,20 @@ const commit = (operation: string, held: HeldConnection): Effect.Effect<void, St
     onSuccess: () => Effect.void
   })
 
-/** Rolls back, unless the connection is closed anyway, which does the same. One that can't roll back is closed. */
+/** Sends COMMIT behind the last statement, which checks that the transaction is still open, or behind that check alone. */
+const sendCommit = ({ connection }: HeldConnection, last: Command | undefined): Effect.Effect<unknown, SqlError> => {
+  if (last === undefined) return connection.executeRaw(checkAndCommit, [])
+  return canSendBatch(connection)
+    ? sendBatch(connection, [last, { text: "COMMIT", values: [] }], ["T", "I"])
+    : Effect.zipRight(
+        connection.execute(last.text, [...last.values], undefined),
+        connection.executeRaw(checkAndCommit, [])
+      )
+}
+
+const checkAndCommit = `select ${checkStillOpen}; COMMIT`
+
+/** Rolls back, unless the connection will be closed, which rolls back, too. A connection that can't roll back is closed. */
 const rollback = (held: HeldConnection): Effect.Effect<void> =>
   held.isClosing
     ? Effect.void
@@ -223,7 +260,7 @@ const rollback = (held: HeldConnection): Effect.Effect<void> =>
         Effect.sync(held.close)
       )
 
-/** Until when the connection belongs to the transaction. */
+/** Whether the connection still belongs to the transaction. */
 interface Validity {
   over: boolean
 }
@@ -252,15 +289,15 @@ const nested = <A, E, R>(
 ): Effect.Effect<A, E | StoreError, R> => {
   const [connection, depth] = outer
   const savepoint = `effect_sql_${depth + 1}`
-  // Gone with the savepoint, if a statement inside rolls back to it or ends the transaction.
+  // The setting ends with the savepoint, if a statement inside rolls back to it or ends the transaction.
   const mark = `effect_maestro.savepoint_${depth + 1}`
   const value = String(++savepoints)
   const run = (statement: string) =>
     Effect.mapError(connection.executeUnprepared(statement, [], undefined), (error) =>
       fromSqlError(operation, "writing", error)
     )
-  // Savepoints that stay would nest ever deeper: thousands of them slow all that follows in the transaction.
-  const release = run(`${checkSetting(mark, value)}; RELEASE SAVEPOINT ${savepoint}`)
+  // Thousands of savepoints that stay nested would slow each later statement of the transaction.
+  const release = run(`select ${checkSetting(mark, value)}; RELEASE SAVEPOINT ${savepoint}`)
   const undo = run(`ROLLBACK TO SAVEPOINT ${savepoint}; RELEASE SAVEPOINT ${savepoint}`)
   const transaction = Effect.uninterruptibleMask((restore) =>
     Effect.flatMap(run(`SAVEPOINT ${savepoint}; SET LOCAL ${mark} = ${value}`), () =>
@@ -276,21 +313,21 @@ const nested = <A, E, R>(
       )
     )
   )
-  return turnIn(outer).withPermits(1)(transaction)
+  return semaphoreOf(outer).withPermits(1)(transaction)
 }
 
 let savepoints = 0
 
-const turnIn = (outer: Open): Effect.Semaphore => {
-  const known = turns.get(outer)
+const semaphoreOf = (outer: Open): Effect.Semaphore => {
+  const known = semaphores.get(outer)
   if (known !== undefined) return known
-  const turn = Effect.unsafeMakeSemaphore(1)
-  turns.set(outer, turn)
-  return turn
+  const semaphore = Effect.unsafeMakeSemaphore(1)
+  semaphores.set(outer, semaphore)
+  return semaphore
 }
 
-/** One at a time directly inside of each transaction. */
-const turns = new WeakMap<Open, Effect.Semaphore>()
+/** Directly inside of each transaction, nested ones run one after the other. */
+const semaphores = new WeakMap<Open, Effect.Semaphore>()
 
 const rolledBack = (operation: string): StoreError =>
   new StoreError({

@@ -1,0 +1,75 @@
+/** Layers that are built and closed leave fibers, timers, sockets and heap as they were. */
+import { setFlagsFromString } from "node:v8"
+import { runInNewContext } from "node:vm"
+import * as SqlClient from "@effect/sql/SqlClient"
+import { expect, layer } from "@effect/vitest"
+import * as Arr from "effect/Array"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import { SqlStore, StoreAdapter, Timestamp } from "effect-maestro"
+import * as PgliteClient from "effect-maestro/PgliteClient"
+import { layerPg } from "./database.js"
+import { macrotask } from "./nodes.js"
+
+const clients = {
+  Postgres: Layer.orDie(layerPg({ maxConnections: 6 })),
+  PGlite: Layer.orDie(PgliteClient.layerMemory)
+}
+
+for (const [name, client] of Object.entries(clients)) {
+  layer(client, { excludeTestServices: true, timeout: 60_000 })(`layers on one client of ${name}`, (it) => {
+    it.effect("500 of them leave nothing when they are closed", () =>
+      Effect.gen(function* () {
+        yield* SqlStore.migrate()
+        // The first ones fill caches of the client and of the compiler.
+        yield* buildAndClose(100)
+        const before = yield* inUse
+        yield* buildAndClose(500)
+        const after = yield* inUse
+        expect(after.fibers).toBeLessThanOrEqual(before.fibers)
+        expect(after.timers).toBeLessThanOrEqual(before.timers)
+        expect(after.sockets).toBeLessThanOrEqual(before.sockets)
+        expect(after.heap - before.heap).toBeLessThan(500 * maxGrowth)
+      })
+    )
+  })
+}
+
+// --- what the cases are made of ---
+
+/** In bytes for each layer. A layer that stays reachable takes more than ten times as much. */
+const maxGrowth = 3000
+
+/** Each layer commits one event, so that its fibers and signals have been in use. */
+const buildAndClose = (count: number) =>
+  Effect.forEach(
+    Arr.range(1, count),
+    () =>
+      Effect.gen(function* () {
+        const { now } = yield* Timestamp.HybridClock
+        const store = yield* StoreAdapter.StoreAdapter
+        const event = { aggregateId: crypto.randomUUID(), sequence: 1, type: "T", body: {}, metadata: {} }
+        yield* store.commitEvents([{ ...event, timestamp: yield* now }])
+      }).pipe(Effect.provide(Layer.fresh(SqlStore.layerWith({ migrate: false })))),
+    { concurrency: 5, discard: true }
+  )
+
+const inUse = Effect.gen(function* () {
+  // The pool has given back all connections, and finalizers have run.
+  yield* Effect.flatMap(SqlClient.SqlClient, (sql) => sql`select 1`)
+  yield* Effect.repeatN(macrotask, 20)
+  collectGarbage()
+  yield* Effect.repeatN(macrotask, 20)
+  collectGarbage()
+  const resources = process.getActiveResourcesInfo()
+  return {
+    fibers: [...(yield* Fiber.roots)].length,
+    timers: resources.filter((type) => type === "Timeout").length,
+    sockets: resources.filter((type) => type === "TCPSocketWrap").length,
+    heap: process.memoryUsage().heapUsed
+  }
+})
+
+setFlagsFromString("--expose-gc")
+const collectGarbage: () => void = runInNewContext("gc")
