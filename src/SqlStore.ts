@@ -17,11 +17,11 @@ import { EventFeed } from "./EventFeed.js"
 import { textProblem } from "./internal/codec/json.js"
 import { whenInTransaction } from "./internal/runtime/ambientTransaction.js"
 import { fromSqlError, isStrayCancel, type Phase } from "./internal/runtime/sqlError.js"
-import { withoutInnerSpans, withSpanIfTraced } from "./internal/runtime/tracing.js"
+import { withoutInnerSpans } from "./internal/runtime/tracing.js"
 import { type AppendResult, makeAppendBatcher } from "./internal/sql/commit/appendBatcher.js"
 import { makeInsertCommits, upsertSnapshot, verdictsOf } from "./internal/sql/commit/appendEvents.js"
 import type { Commit } from "./internal/sql/commit/commitQueue.js"
-import { commandsOf, makeStatementCommits } from "./internal/sql/commit/commitWithStatements.js"
+import { canCompile, compileAll, makeStatementCommits } from "./internal/sql/commit/commitWithStatements.js"
 import { makeSqlFeed } from "./internal/sql/feed.js"
 import { checkSchema, migrate as migrateSchema } from "./internal/sql/migrations.js"
 import { type Notifications, notificationsOf } from "./internal/sql/notifications.js"
@@ -44,10 +44,15 @@ import {
 import { repair } from "./internal/sql/repair.js"
 import { makeSqlSubscriptions } from "./internal/sql/subscriptions.js"
 import type { LogTable } from "./internal/store/pageBytes.js"
-import { decodeSnapshot, validateRange } from "./internal/store/storedRecord.js"
-import { provideStreamReader } from "./internal/store/streamReader.js"
-import { makeEncoded, type SequenceRange, StoreAdapter, type StoreAdapterService } from "./StoreAdapter.js"
-import { type RetryCommand, StoreError, type ValidationError } from "./StoreError.js"
+import { decodeSnapshot } from "./internal/store/storedRecord.js"
+import {
+  makeEncoded,
+  type ProjectionWork,
+  type SequenceRange,
+  StoreAdapter,
+  type StoreAdapterService
+} from "./StoreAdapter.js"
+import { type RetryCommand, StoreError } from "./StoreError.js"
 import { SubscriptionStore } from "./SubscriptionStore.js"
 
 /**
@@ -225,28 +230,16 @@ const makeOn = ({ client, log, notifications }: Prepared): Effect.Effect<StoreAd
       )
 
     /** The same outside of a transaction: in one round trip, where the projections are statements. */
-    const commitWith = <E, R>(events: Commit, project: Effect.Effect<void, E, R>) =>
-      Effect.withFiberRuntime<void, RetryCommand | StoreError | E, R>((fiber) => {
-        const commands = statementCommits.isSupported() ? commandsOf(fiber, client, project) : undefined
-        return commands === undefined
+    const commitWith = <E, R>(events: Commit, { project, statements }: ProjectionWork<E, R>) =>
+      Effect.withFiberRuntime<void, RetryCommand | StoreError | E, R>((fiber) =>
+        statements === undefined || !statementCommits.isSupported() || !canCompile(fiber, client)
           ? transact(events, project)
-          : Effect.flatMap(statementCommits.commit(events, commands), (stored) =>
-              stored ? Effect.void : transact(events, project)
+          : compileAll(statements).pipe(
+              Effect.flatMap((commands) =>
+                commands === undefined ? Effect.succeed(false) : statementCommits.commit(events, commands)
+              ),
+              Effect.flatMap((stored) => (stored ? Effect.void : transact(events, project)))
             )
-      })
-
-    /** One statement of an aggregate that loads. */
-    const read = <A>(
-      operation: string,
-      id: string,
-      minSequence: number,
-      upTo: number,
-      select: (range: SequenceRange) => Effect.Effect<A, SqlError>
-    ): Effect.Effect<A, ValidationError | StoreError> =>
-      Effect.flatMap(validateRange(operation, id, minSequence, { maxSequence: upTo }), (range) =>
-        withSpanIfTraced(`SqlStore.${operation}`, { attributes: { "aggregate.id": id } })(
-          statement(operation, "reading", select(range))
-        )
       )
 
     const commit = yield* makeAppendBatcher((commits, hurried) =>
@@ -258,7 +251,13 @@ const makeOn = ({ client, log, notifications }: Prepared): Effect.Effect<StoreAd
       )
     )
 
-    const service = makeEncoded({
+    const read = <A>(select: Effect.Effect<A, SqlError>) => statement("getEvents", "reading", select)
+
+    /** As many events as fit into a page, where some of them are large. */
+    const measured = (range: SequenceRange, limit: number) =>
+      Effect.map(read(selectFittingEvents(log, range, limit)), (rows) => pageOfMeasured(range.aggregateId, rows))
+
+    return makeEncoded({
       name: "SqlStore",
       append: (events) =>
         whenInTransaction((inside) =>
@@ -272,10 +271,10 @@ const makeOn = ({ client, log, notifications }: Prepared): Effect.Effect<StoreAd
             accepted
           )
         ),
-      appendWith: (events, project) =>
+      appendWith: (events, work) =>
         whenInTransaction((inside) =>
           // Accepted is not committed yet: waiting readers are woken again.
-          inside ? transact(events, project) : Effect.tap(commitWith(events, project), notifications.committed)
+          inside ? transact(events, work.project) : Effect.tap(commitWith(events, work), notifications.committed)
         ),
       putSnapshot: (snapshot) =>
         // Outside a transaction the statement is its own commit. One of unknown outcome does no harm when repeated.
@@ -291,51 +290,44 @@ const makeOn = ({ client, log, notifications }: Prepared): Effect.Effect<StoreAd
             sequence: Number(found.sequence),
             aggregateId: range.aggregateId
           }))
-        )
-    })
-
-    /** As many events as a page can have, where some of them are large. */
-    const measured = (id: string, minSequence: number, upTo: number, limit: number) =>
-      read("getEvents", id, minSequence, upTo, (range) =>
-        Effect.map(selectFittingEvents(log, range, limit), (rows) => pageOfMeasured(id, rows))
-      )
-
-    provideStreamReader(service, {
-      events: (id, minSequence, limit) => {
-        if (limit < longPage) {
-          const small = read("getEvents", id, minSequence, maxSequence, (range) =>
-            Effect.map(selectSmallEvents(log, range, limit), (rows) => pageOf(id, rows, limit))
+        ),
+      readStream: {
+        page: (aggregateId, minSequence, limit) => {
+          const range = { aggregateId, minSequence, maxSequence }
+          if (limit < longPage) {
+            const small = Effect.map(read(selectSmallEvents(log, range, limit)), (rows) =>
+              pageOf(aggregateId, rows, limit)
+            )
+            return Effect.flatMap(small, (page) =>
+              "measureFrom" in page
+                ? measured({ ...range, minSequence: page.measureFrom }, limit)
+                : Effect.succeed(page)
+            )
+          }
+          const inOneRow = Effect.map(read(selectPage(log, range, limit)), ([row]) =>
+            pageOfRow(aggregateId, row, limit)
           )
-          return Effect.flatMap(small, (page) =>
-            "measureFrom" in page ? measured(id, page.measureFrom, maxSequence, limit) : Effect.succeed(page)
+          return Effect.flatMap(inOneRow, (page) =>
+            "rowsUpTo" in page ? measured({ ...range, maxSequence: page.rowsUpTo }, limit) : Effect.succeed(page)
           )
+        },
+        fromSnapshot: (aggregateId, upTo, limit) => {
+          const range = { aggregateId, minSequence: 1, maxSequence: upTo }
+          return Effect.flatMap(read(selectStream(log, range, limit)), (rows) => {
+            const snapshot = Option.map(Option.fromNullable(rows.find(isSnapshot)), (row) =>
+              decodeSnapshot({ ...row, sequence: Number(row.sequence), aggregateId })
+            )
+            const page = pageOf(aggregateId, rows, limit)
+            return Effect.map(
+              "measureFrom" in page
+                ? measured({ ...range, minSequence: page.measureFrom }, limit)
+                : Effect.succeed(page),
+              (found) => ({ ...found, snapshot })
+            )
+          })
         }
-        const inOneRow = read("getEvents", id, minSequence, maxSequence, (range) =>
-          Effect.map(selectPage(log, range, limit), ([row]) => pageOfRow(id, row, limit))
-        )
-        return Effect.flatMap(inOneRow, (page) =>
-          "rowsUpTo" in page ? measured(id, minSequence, page.rowsUpTo, limit) : Effect.succeed(page)
-        )
-      },
-      fromSnapshot: (id, upTo, limit) => {
-        const small = read("getEvents", id, 1, upTo, (range) =>
-          Effect.map(selectStream(log, range, limit), (rows) => ({
-            snapshot: Option.map(Option.fromNullable(rows.find(isSnapshot)), (row) =>
-              decodeSnapshot({ ...row, sequence: Number(row.sequence), aggregateId: id })
-            ),
-            page: pageOf(id, rows, limit)
-          }))
-        )
-        return Effect.flatMap(small, ({ page, snapshot }) =>
-          Effect.map(
-            "measureFrom" in page ? measured(id, page.measureFrom, upTo, limit) : Effect.succeed(page),
-            (stream) => ({ ...stream, snapshot })
-          )
-        )
       }
     })
-
-    return service
   })
 
 const resolve = (options: Pick<Options, "schema"> | undefined) =>

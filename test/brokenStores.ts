@@ -3,8 +3,7 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
-import type { Event, Projection, Snapshot } from "effect-maestro"
-import { type StoreAdapter, StoreError } from "effect-maestro"
+import { type Event, Projection, type Snapshot, type StoreAdapter, StoreError } from "effect-maestro"
 
 type Store = StoreAdapter.StoreAdapterService
 
@@ -44,9 +43,13 @@ export const projectsAfterTheCommit = (store: Store): Store => ({
   commitAll: (events, projections) =>
     Effect.zipRight(
       store.commitEvents(events),
-      Effect.forEach(projections, (projection) => Effect.forEach(events, projection.project, { discard: true }), {
-        discard: true
-      })
+      Effect.forEach(
+        projections,
+        (projection) => Effect.forEach(events, Projection.toEffect(projection).project, { discard: true }),
+        {
+          discard: true
+        }
+      )
     )
 })
 
@@ -83,7 +86,7 @@ export const projectsInTheContextOfTheLastCaller = (store: Store): Store => {
         last = [...caller.unsafeMap].filter(([key]) => !key.includes("Transaction"))
         return store.commitAll(
           events,
-          projections.map(({ project, ...projection }) => ({
+          projections.map(Projection.toEffect).map(({ project, ...projection }) => ({
             ...projection,
             project: (event: Event.Event) => Effect.mapInputContext(project(event), borrow<R>)
           }))
@@ -98,7 +101,7 @@ export const projectsInAFiberOfItsOwn = (store: Store): Store => ({
   commitAll: (events, projections) =>
     store.commitAll(
       events,
-      projections.map(({ project, ...projection }) => ({
+      projections.map(Projection.toEffect).map(({ project, ...projection }) => ({
         ...projection,
         project: (event) => Effect.flatten(Effect.flatMap(Effect.forkDaemon(project(event)), Fiber.await))
       }))
@@ -180,9 +183,13 @@ export const projectsAgain = (store: Store): Store => ({
       Effect.suspend(() =>
         ran
           ? Effect.void
-          : Effect.forEach(projections, (projection) => Effect.forEach(events, projection.project, { discard: true }), {
-              discard: true
-            })
+          : Effect.forEach(
+              projections,
+              (projection) => Effect.forEach(events, Projection.toEffect(projection).project, { discard: true }),
+              {
+                discard: true
+              }
+            )
       )
     )
   }
@@ -422,7 +429,7 @@ export const projectsFiftyEventsAtMost = (store: Store): Store => ({
   commitAll: (events, projections) =>
     store.commitAll(
       events,
-      projections.map((projection) => {
+      projections.map(Projection.toEffect).map((projection) => {
         let received = 0
         return {
           ...projection,
@@ -482,8 +489,8 @@ class Inside extends Context.Reference<Inside>()("brokenStores/Inside", {
 const within = <E, R>(
   open: Open,
   projections: ReadonlyArray<Projection.Projection<E, R>>
-): ReadonlyArray<Projection.Projection<E, R>> =>
-  projections.map((projection) => ({
+): ReadonlyArray<Projection.Projection<E | StoreError.StoreError, R>> =>
+  projections.map(Projection.toEffect).map((projection) => ({
     ...projection,
     project: (event) => Effect.provideService(projection.project(event), Inside, open)
   }))

@@ -104,7 +104,7 @@ for (const [name, store] of Object.entries(stores)) {
           20,
           { concurrency: "unbounded" }
         )
-        expect(answers.filter(({ duplicate: duplicate }) => !duplicate)).toHaveLength(1)
+        expect(answers.filter(({ duplicate }) => !duplicate)).toHaveLength(1)
         expect(new Set(answers.map(({ state }) => state.balance))).toEqual(new Set([10]))
         expect(yield* amounts(id)).toEqual([10])
       })
@@ -152,7 +152,7 @@ for (const [name, store] of Object.entries(stores)) {
           { concurrency: "unbounded" }
         )
         // Without the id eleven of them would have been refused.
-        expect(answers.filter(({ duplicate: duplicate }) => !duplicate)).toHaveLength(1)
+        expect(answers.filter(({ duplicate }) => !duplicate)).toHaveLength(1)
         expect(yield* amounts(id)).toEqual([100, 60])
       })
     )

@@ -343,10 +343,12 @@ for (const [store, storeLayer] of Object.entries(stores)) {
         const writing = kinds.SQL(name, {})
         /** Writes nothing, and refuses events of aggregates whose ids begin so. */
         const declaring = (by: string, at: string): Guests => ({
-          ...kinds.SQL(name, {
-            [`${name}_one_email`]: (_event, { aggregateId }) =>
-              aggregateId.startsWith(at) ? new EmailTaken({ email: by }) : undefined
-          }),
+          ...Projection.toEffect(
+            kinds.SQL(name, {
+              [`${name}_one_email`]: (_event, { aggregateId }) =>
+                aggregateId.startsWith(at) ? new EmailTaken({ email: by }) : undefined
+            })
+          ),
           project: () => Effect.void
         })
         const adapter = yield* StoreAdapter.StoreAdapter
@@ -454,7 +456,7 @@ it.effect("a store's own failure for a constraint at COMMIT is the refusal that 
     const adapter = StoreAdapter.makeEncoded({
       name: "Refusing",
       append: () => none,
-      appendWith: (_events, project) => Effect.zipRight(project, Effect.fail(violated)),
+      appendWith: (_events, { project }) => Effect.zipRight(project, Effect.fail(violated)),
       putSnapshot: () => none,
       readEvents: () => none,
       readSnapshot: () => none

@@ -209,7 +209,7 @@ export const makeOverlapping = (observer?: Observer): Store => {
   return StoreAdapter.makeEncoded({
     name: "findsConflictsAtTheEnd",
     append: (events) => transact("commitEvents", (records) => append(records, events, observer)),
-    appendWith: (events, project) =>
+    appendWith: (events, { project }) =>
       transact("commitAll", (records) =>
         Effect.flatMap(append(records, events, observer), (outcome) =>
           outcome === "stored" ? Effect.void : Effect.provideService(project, Transaction, records)

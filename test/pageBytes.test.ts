@@ -200,7 +200,7 @@ for (const [name, store] of stores) {
           const pages = yield* Stream.runCollect(
             Stream.paginateEffect(1, (from) =>
               Effect.map(
-                reader.events(id, from, limit),
+                reader.page(id, from, limit),
                 (page) => [page.events(), Option.map(Option.fromNullable(page.moreAfter), (last) => last + 1)] as const
               )
             )

@@ -170,7 +170,10 @@ for (const [name, layer] of Object.entries(stores)) {
     it.effect("one made of another is what its project does", () =>
       Effect.gen(function* () {
         const { notes, projection } = yield* aTable
-        yield* commit(yield* noted(crypto.randomUUID(), 1, "one"), { ...projection, project: () => Effect.void })
+        yield* commit(yield* noted(crypto.randomUUID(), 1, "one"), {
+          ...Projection.toEffect(projection),
+          project: () => Effect.void
+        })
         expect(yield* notes).toEqual([])
       })
     )

@@ -14,7 +14,16 @@ import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import * as Schema from "effect/Schema"
-import { Aggregate, type Event, MemoryStore, SqlStore, StoreAdapter, StoreError, Timestamp } from "effect-maestro"
+import {
+  Aggregate,
+  type Event,
+  MemoryStore,
+  Projection,
+  SqlStore,
+  StoreAdapter,
+  StoreError,
+  Timestamp
+} from "effect-maestro"
 import * as PgliteClient from "effect-maestro/PgliteClient"
 import * as StoreContract from "effect-maestro/StoreContract"
 import { fromSqlError } from "../src/internal/runtime/sqlError.js"
@@ -298,9 +307,13 @@ it.layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg()), Layer.orDie), { time
             commitAll: (events, projections) =>
               Effect.zipRight(
                 store.commitEvents(events),
-                Effect.forEach(projections, ({ project }) => Effect.forEach(events, project, { discard: true }), {
-                  discard: true
-                })
+                Effect.forEach(
+                  projections.map(Projection.toEffect),
+                  ({ project }) => Effect.forEach(events, project, { discard: true }),
+                  {
+                    discard: true
+                  }
+                )
               ).pipe(sql.withTransaction, Effect.catchIf(isSqlError, Effect.die))
           }
           const exit = yield* Effect.exit(Effect.provideService(run, StoreAdapter.StoreAdapter, trusting))

@@ -93,7 +93,7 @@ it("evaluate fails with exactly the refusals of its command, and the store's fai
 it("evaluate answers with a position that waitFor takes", () => {
   const types = () => {
     const evaluating = Account.evaluate(id, withdraw)
-    const waiting = Effect.flatMap(evaluating, ({ position, duplicate: duplicate }) => {
+    const waiting = Effect.flatMap(evaluating, ({ position, duplicate }) => {
       expectTypeOf(position).toEqualTypeOf<EventFeed.StreamPosition>()
       expectTypeOf(duplicate).toEqualTypeOf<boolean>()
       return Subscription.waitFor("s", position, "1 second")

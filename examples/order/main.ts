@@ -40,7 +40,7 @@ const place = (order: string, customer: string, payWithin: Duration.DurationInpu
 /** What the payment provider calls, as often as it likes: its reference is the command's id. */
 const pay = (order: string, reference: string) =>
   Effect.gen(function* () {
-    const { position, duplicate: duplicate } = yield* Payment.evaluate(order, new ReceivePayment()).pipe(
+    const { position, duplicate } = yield* Payment.evaluate(order, new ReceivePayment()).pipe(
       Aggregate.withCommandId(reference)
     )
     yield* Subscription.waitFor(Fulfilment.Fulfilment.name, position, "10 seconds")

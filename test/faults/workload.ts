@@ -275,7 +275,7 @@ const twice = (id: string, account: string, amount: number) =>
     }),
     (answers) =>
       answers
-        .filter(({ duplicate: duplicate }) => !duplicate)
+        .filter(({ duplicate }) => !duplicate)
         .map(({ sequence, state }): Answer => ({ account, sequence, balance: state.balance }))
   )
 

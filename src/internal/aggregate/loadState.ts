@@ -9,13 +9,13 @@ import * as Option from "effect/Option"
 import type * as Schedule from "effect/Schedule"
 import { type Event, maxSequence } from "../../Event.js"
 import type { Snapshot } from "../../Snapshot.js"
-import type { StoreAdapterService } from "../../StoreAdapter.js"
+import type { EventPage, StoreAdapterService } from "../../StoreAdapter.js"
 import { StoreError, type ValidationError } from "../../StoreError.js"
 import type { Timestamp } from "../../Timestamp.js"
 import type { EventCodec, Tagged } from "../codec/eventCodec.js"
 import type { StateCodec, Unusable } from "../codec/stateCodec.js"
 import { macrotask } from "../runtime/macrotask.js"
-import { type Stream, streamReaderOf } from "../store/streamReader.js"
+import { streamReaderOf } from "../store/streamReader.js"
 import type { Streams } from "./streamIds.js"
 
 /** What it takes to come to a state. */
@@ -102,7 +102,7 @@ export const refresh = <State, A extends Tagged>(
 ): Effect.Effect<Loaded<State>, ValidationError | StoreError> =>
   known.sequence === 0
     ? Effect.map(load(folding, store, known.streamId), (root) => (root.sequence === 0 ? known : root))
-    : Effect.flatMap(streamReaderOf(store).events(known.streamId, known.sequence, firstPage), (stream) => {
+    : Effect.flatMap(streamReaderOf(store).page(known.streamId, known.sequence, firstPage), (stream) => {
         const [last, ...news] = stream.events()
         return last !== undefined && last.sequence === known.sequence && last.timestamp === known.timestamp
           ? foldOn(folding, store, known, { ...stream, events: () => news }, maxSequence)
@@ -170,15 +170,15 @@ const pageAfter = (
   streamId: string,
   sequence: number,
   upTo: number
-): Effect.Effect<Stream, ValidationError | StoreError> =>
-  streamReaderOf(store).events(streamId, sequence + 1, Math.min(pageSize, upTo - sequence))
+): Effect.Effect<EventPage, ValidationError | StoreError> =>
+  streamReaderOf(store).page(streamId, sequence + 1, Math.min(pageSize, upTo - sequence))
 
 /** Folds a page, and meanwhile the store looks for the next. */
 const foldOn = <State, A extends Tagged>(
   folding: Folding<State, A>,
   store: StoreAdapterService,
   root: Loaded<State>,
-  { events, moreAfter }: Stream,
+  { events, moreAfter }: EventPage,
   upTo: number
 ): Effect.Effect<Loaded<State>, ValidationError | StoreError> =>
   moreAfter !== undefined && moreAfter < upTo

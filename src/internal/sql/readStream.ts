@@ -4,10 +4,10 @@
 import type * as SqlClient from "@effect/sql/SqlClient"
 import { type Event, maxSequence, type StoredEvent } from "../../Event.js"
 import type { StoredSnapshot } from "../../Snapshot.js"
+import type { EventPage, SequenceRange } from "../../StoreAdapter.js"
 import type { Timestamp } from "../../Timestamp.js"
 import { type Contents, fitting, isComplete, type LogTable, shareOf, smallOrNull } from "../store/pageBytes.js"
-import type { Range } from "../store/storedRecord.js"
-import { type Stream, streamOf } from "../store/streamReader.js"
+import { eventPage } from "../store/streamReader.js"
 
 // JSON comes as text and is parsed here, so that no type parser of the driver can change what is in it. Texts that may begin
 // with anything come behind a dot: PGlite takes U+FEFF at the start of a text for a byte order mark, and drops it.
@@ -39,17 +39,17 @@ export const pageOf = (
   aggregateId: string,
   rows: ReadonlyArray<SmallRow>,
   limit: number
-): Stream | { readonly measureFrom: number } => {
+): EventPage | { readonly measureFrom: number } => {
   const found = rows.filter(({ type }) => type !== null)
   const first = found.slice(0, limit)
   return first.every(isEvent)
-    ? streamOf(eventsOfRows(aggregateId, first), found.length > limit)
+    ? eventPage(eventsOfRows(aggregateId, first), found.length > limit)
     : { measureFrom: Number(found[0]?.sequence) }
 }
 
 /** The page that measured rows make. It may have been cut anywhere, so there may be more behind it. */
-export const pageOfMeasured = (aggregateId: string, rows: ReadonlyArray<EventRow>): Stream =>
-  streamOf(eventsOfRows(aggregateId, rows), rows.length > 0)
+export const pageOfMeasured = (aggregateId: string, rows: ReadonlyArray<EventRow>): EventPage =>
+  eventPage(eventsOfRows(aggregateId, rows), rows.length > 0)
 
 /** Whether a row of `selectStream` is that of the snapshot. */
 export const isSnapshot = (row: SmallRow): row is SmallRow & { readonly body: string; readonly metadata: string } =>
@@ -77,16 +77,16 @@ const eventsOfRows = (aggregateId: string, rows: ReadonlyArray<EventRow>): Reado
 }
 
 /** All events of a range, whatever they come to. */
-export const selectEvents = ({ schema, sql }: LogTable, range: Range) =>
+export const selectEvents = ({ schema, sql }: LogTable, range: SequenceRange) =>
   sql<EventRow>`select ${eventColumns(sql)} from ${schema}.event_log where ${inRange(sql, range)} order by sequence`
 
 /** Up to a limit, and one more: where that one comes, there are more. */
-export const selectSmallEvents = ({ measuring, schema, sql }: LogTable, range: Range, limit: number) =>
+export const selectSmallEvents = ({ measuring, schema, sql }: LogTable, range: SequenceRange, limit: number) =>
   sql<SmallRow>`select ${eventColumns(sql, smallOrNull(sql, measuring, limit))}
     from ${schema}.event_log where ${inRange(sql, range)} order by sequence limit ${limit + 1}`
 
 /** As many as a page can have, up to a limit. */
-export const selectFittingEvents = ({ measuring, schema, sql }: LogTable, range: Range, limit: number) =>
+export const selectFittingEvents = ({ measuring, schema, sql }: LogTable, range: SequenceRange, limit: number) =>
   sql<EventRow>`select ${eventColumns(sql)} from ${fitting(
     sql,
     measuring,
@@ -97,7 +97,7 @@ export const selectFittingEvents = ({ measuring, schema, sql }: LogTable, range:
 const eventColumns = (sql: SqlClient.SqlClient, contents = sql.literal("body::text, metadata::text")) =>
   sql`timestamp::text, sequence, '.' || type as type, ${contents}`
 
-const inRange = (sql: SqlClient.SqlClient, { aggregateId, maxSequence, minSequence }: Range) =>
+const inRange = (sql: SqlClient.SqlClient, { aggregateId, maxSequence, minSequence }: SequenceRange) =>
   sql`aggregate_id = ${aggregateId} and sequence between ${minSequence} and ${maxSequence}`
 
 /** A page of a stream in one row: lists in JSON, which take far less to send and to read than a row for each event. */
@@ -113,7 +113,7 @@ interface PageRow {
 }
 
 /** The events up to a limit, and one more, in one row. */
-export const selectPage = ({ schema, sql }: LogTable, { aggregateId, minSequence }: Range, limit: number) =>
+export const selectPage = ({ schema, sql }: LogTable, { aggregateId, minSequence }: SequenceRange, limit: number) =>
   sql<PageRow>`select events::int as found, first, last, timestamps, types, bodies, metadata
     from ${schema}.read_page(${aggregateId}, ${minSequence}, ${Math.min(minSequence + limit, maxSequence)}, ${maxPageSize})`
 
@@ -128,7 +128,7 @@ export const pageOfRow = (
   aggregateId: string,
   row: PageRow | undefined,
   limit: number
-): Stream | { readonly rowsUpTo: number } => {
+): EventPage | { readonly rowsUpTo: number } => {
   if (row === undefined) return { rowsUpTo: maxSequence }
   const [found, first, last] = [Number(row.found), Number(row.first), Number(row.last)]
   if (found === 0 || last - first + 1 !== found) return { rowsUpTo: maxSequence }
@@ -170,10 +170,10 @@ type Columns = [
 ]
 
 /** The snapshot, if there is one, and the events from its own on up to a limit, and one more. */
-export const selectStream = ({ schema, sql }: LogTable, { aggregateId, maxSequence }: Range, limit: number) =>
+export const selectStream = ({ schema, sql }: LogTable, { aggregateId, maxSequence }: SequenceRange, limit: number) =>
   sql<SmallRow>`select * from ${schema}.read_stream(${aggregateId}, ${maxSequence}, ${limit + 1}, ${shareOf(limit)})`
 
-export const selectSnapshot = ({ schema, sql }: LogTable, range: Range) =>
+export const selectSnapshot = ({ schema, sql }: LogTable, range: SequenceRange) =>
   sql<Omit<StoredSnapshot, "aggregateId">>`select timestamp::text, sequence, body::text, metadata::text
     from ${schema}.snapshots
     where aggregate_id = ${range.aggregateId} and sequence between ${range.minSequence} and ${range.maxSequence}`

@@ -28,6 +28,14 @@ export const refusalFor = <E>(
 export const withoutSqlError = <E>(projection: string, event: Event, error: E): Exclude<E, SqlError> | StoreError =>
   error instanceof SqlError ? fromProjection(projection, event, error) : (error as Exclude<E, SqlError>)
 
+/** The refusals of a projection, with a `StoreError` for every `SqlError` among them. */
+export const convertRefusals =
+  <E>(refusalOf: (constraint: string, event: Event) => E | undefined, name: string) =>
+  (constraint: string, event: Event): Exclude<E, SqlError> | StoreError | undefined => {
+    const refusal = refusalOf(constraint, event)
+    return refusal === undefined ? undefined : withoutSqlError<E>(name, event, refusal)
+  }
+
 /**
  * Names projection and event in a `StoreError`. One that names an aggregate already is of a commit inside the projection, unless it is of
  * the same event, and stays.

@@ -6,6 +6,7 @@
 import * as Exit from "effect/Exit"
 import { type Event, maxNameLength, maxSequence, type StoredEvent } from "../../Event.js"
 import type { Snapshot, StoredSnapshot } from "../../Snapshot.js"
+import type { SequenceRange } from "../../StoreAdapter.js"
 import { ValidationError, ValidationIssue } from "../../StoreError.js"
 import { isTimestamp } from "../../Timestamp.js"
 import { maxIssues, type Report, stringifyObject, textProblem, thrownMessage } from "../codec/json.js"
@@ -73,20 +74,13 @@ export const encodeSnapshot = (snapshot: Snapshot): Exit.Exit<StoredSnapshot, Va
     }
   })
 
-/** What a read asks for, with both bounds inclusive. */
-export interface Range {
-  readonly aggregateId: string
-  readonly minSequence: number
-  readonly maxSequence: number
-}
-
 /** Checks what a read asks for. */
 export const validateRange = (
   operation: string,
   aggregateId: string,
   minSequence: number,
   options: { readonly maxSequence?: number | undefined } | undefined
-): Exit.Exit<Range, ValidationError> =>
+): Exit.Exit<SequenceRange, ValidationError> =>
   validate(operation, (reporter) => {
     const report = reporter()
     const upper = options?.maxSequence ?? maxSequence
@@ -100,7 +94,7 @@ export const validateRange = (
 export const validateStreamPosition = (
   operation: string,
   { aggregateId, sequence }: { readonly aggregateId: string; readonly sequence: number }
-): Exit.Exit<Range, ValidationError> =>
+): Exit.Exit<SequenceRange, ValidationError> =>
   validate(operation, (reporter) => {
     const report = reporter()
     checkName(aggregateId, "aggregateId", report)
