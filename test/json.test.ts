@@ -138,6 +138,59 @@ it.effect("the key __proto__ of a record is kept in events and states", () =>
   }).pipe(Effect.provide(Layer.provideMerge(Labels.layer, MemoryStore.layer)))
 )
 
+it.effect("a command whose schema would lose the key __proto__ is refused", () =>
+  Effect.gen(function* () {
+    const labels = Schema.Record({ key: Schema.NonEmptyString, value: Schema.Unknown })
+    const Tagged = Schema.TaggedStruct("Tagged", { labels })
+    const Strict = Aggregate.make("Strict", {
+      state: labels,
+      initialState: {},
+      events: Tagged,
+      commands: Tagged,
+      decide: { Tagged: (command) => Effect.succeed([command]) },
+      evolve: { Tagged: (_, event) => event.labels }
+    })
+    const command = { _tag: "Tagged" as const, labels: JSON.parse('{"__proto__": {"a": 1}, "b": 2}') }
+    yield* Effect.gen(function* () {
+      for (const evaluating of [Strict.evaluate(newId(), command), Strict.evaluateUnknown(newId(), command)]) {
+        const refused = yield* Effect.flip(evaluating)
+        expect(refused).toMatchObject({ _tag: "ValidationError" })
+        expect(String(refused)).toContain('lose the key "__proto__"')
+      }
+    }).pipe(Effect.provide(Strict.layer))
+  }).pipe(Effect.provide(MemoryStore.layer))
+)
+
+it.effect("metadata that is undefined is left out of events, as JSON leaves it out", () =>
+  Effect.gen(function* () {
+    const store = yield* StoreAdapter.StoreAdapter
+    const id = newId()
+    const metadata = { userId: undefined, request: { trace: undefined, id: 1 } }
+    yield* Effect.provideService(Shop.evaluate(id, new Close({ details: null })), Aggregate.Metadata, metadata)
+    expectExactly((yield* store.getEvents(Shop.streamId(id), 1))[0]?.metadata, { request: { id: 1 } })
+    // The port is strict.
+    const [event] = yield* store.getEvents(Shop.streamId(id), 1)
+    if (event === undefined) return yield* Effect.dieMessage("the event is missing")
+    const again = { ...event, sequence: 2, metadata }
+    expect(yield* Effect.flip(store.commitEvents([again]))).toMatchObject({ _tag: "ValidationError" })
+  }).pipe(Effect.provide(Layer.provideMerge(Shop.layer, MemoryStore.layer)))
+)
+
+it.effect("evaluateUnknown of a value that is no command names the tags of commands", () =>
+  Effect.gen(function* () {
+    const issueOf = (input: unknown) =>
+      Effect.map(Effect.flip(Shop.evaluateUnknown(newId(), input)), (error) =>
+        error._tag === "ValidationError" ? error.issues : error
+      )
+    const message = "must be a command: an object with `_tag` one of Close"
+    for (const input of ["hi", 1, null, undefined]) {
+      expect(yield* issueOf(input)).toMatchObject([{ path: [], message }])
+    }
+    expect(yield* issueOf({ details: 1 })).toMatchObject([{ path: ["_tag"], message }])
+    expect(yield* issueOf({ _tag: "Open" })).toMatchObject([{ path: ["_tag"], message: `${message}, and is "Open"` }])
+  }).pipe(Effect.provide(Layer.provideMerge(Shop.layer, MemoryStore.layer)))
+)
+
 it.effect("a field that is undefined is left out of events and snapshots, as JSON leaves it out", () =>
   Effect.gen(function* () {
     const store = yield* StoreAdapter.StoreAdapter

@@ -8,7 +8,7 @@ import type { Event } from "../../Event.js"
 import { type StoreError, ValidationError, ValidationIssue } from "../../StoreError.js"
 import type { HybridClockService, Timestamp } from "../../Timestamp.js"
 import type { Tagged } from "../codec/eventCodec.js"
-import { isPlain } from "../codec/json.js"
+import { isPlain, withoutUndefined } from "../codec/json.js"
 import { type Folding, fold, type Loaded } from "./loadState.js"
 
 /** What a decision came to: the events to store, and the state after them. */
@@ -83,7 +83,7 @@ const compose = <State, A extends Tagged>(
 const readMetadata = (metadata: unknown): Either.Either<Event["metadata"], ValidationIssue> => {
   try {
     if (typeof metadata === "object" && metadata !== null && !Array.isArray(metadata) && isPlain(metadata)) {
-      return Either.right({ ...metadata })
+      return Either.right(withoutUndefined({ ...metadata }))
     }
   } catch {
     // A proxy or getter that throws.
