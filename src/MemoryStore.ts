@@ -1,8 +1,8 @@
 /**
  * The store in memory: for tests, and the adapter to read first before you write one.
  *
- * It keeps records as JSON text, as a database does. So it loses what JSON loses, and a caller can't change a stored event through an object
- * that it committed or read.
+ * It keeps records as JSON text, as a database does. So it loses what JSON loses, and a caller can't change a stored
+ * event through an object that it committed or read.
  *
  * @since 0.1.0
  */
@@ -57,8 +57,8 @@ export const layer: Layer.Layer<StoreAdapter | EventFeed | SubscriptionStore> = 
 const makeOn = (log: MemoryLog): StoreAdapterService => {
   const committed = new Records(undefined, log)
 
-  // The transaction of a fiber. Each store has a tag of its own: a projection of one store may commit to a second one, whose projection may
-  // commit to the first again, which must then find its own transaction.
+  // The transaction of a fiber. Each store has a tag of its own: a projection of one store may commit to a second one,
+  // whose projection may commit to the first again, which must then find its own transaction.
   const Transaction = Context.GenericTag<Records>(`effect-maestro/MemoryStore/Transaction/${++stores}`)
 
   /** Calls the function with the records of the fiber's transaction, or with the committed ones. */
@@ -70,8 +70,8 @@ const makeOn = (log: MemoryLog): StoreAdapterService => {
     )
 
   /**
-   * Runs a body that is synchronous, and so needs no records of its own: no other fiber runs between its reads and its writes. It needs a
-   * transaction only while another one is open, or inside one.
+   * Runs a body that is synchronous, and so needs no records of its own: no other fiber runs between its reads and its
+   * writes. It needs a transaction only while another one is open, or inside one.
    */
   const runSync = <A, E>(
     operation: string,
@@ -86,8 +86,8 @@ const makeOn = (log: MemoryLog): StoreAdapterService => {
     )
 
   /**
-   * Runs the body on records of its own. They move to the records around them when the body succeeds, and are discarded otherwise. No other
-   * fiber sees them before.
+   * Runs the body on records of its own. They move to the records around them when the body succeeds, and are discarded
+   * otherwise. No other fiber sees them before.
    */
   const transact = <A, E, R>(
     operation: string,
@@ -102,8 +102,8 @@ const makeOn = (log: MemoryLog): StoreAdapterService => {
           Effect.onExit((exit) => Effect.sync(() => records.close(exit._tag === "Success" ? outer : undefined)))
         )
       })
-      // One after the other, also those that a projection starts, because a sequence that the body finds free must be free when its records
-      // move. Other commits wait meanwhile, as they wait for the row locks of a database.
+      // One after the other, also those that a projection starts, because a sequence that the body finds free must be
+      // free when its records move. Other commits wait meanwhile, as they wait for the row locks of a database.
       return Effect.acquireUseRelease(
         Effect.sync(() => {
           outer.transactions++

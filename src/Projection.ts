@@ -1,6 +1,7 @@
 /**
- * Strong projections, as data: for each event the work that runs inside the transaction that commits it. Marten and Emmett call them inline
- * projections. `Aggregate.make` takes them, and so do `Subscription.fromProjections` and `Rebuild.run`.
+ * Strong projections, as data: for each event the work that runs inside the transaction that commits it. Marten and
+ * Emmett call them inline projections. `Aggregate.make` takes them, and so do `Subscription.fromProjections` and
+ * `Rebuild.run`.
  *
  * @since 0.1.0
  */
@@ -28,13 +29,15 @@ import { project as runProjection } from "./internal/store/runProjections.js"
 import type { StoreError } from "./StoreError.js"
 
 /**
- * A strong projection: an effect for each event, or SQL statements for each event. It runs for every event of a commit that it handles, one
- * after the other, in the transaction that stores them. When it fails with `E`, nothing is stored and the commit fails with it.
+ * A strong projection: an effect for each event, or SQL statements for each event. It runs for every event of a commit
+ * that it handles, one after the other, in the transaction that stores them. When it fails with `E`, nothing is stored
+ * and the commit fails with it.
  *
- * It writes its tables through `SqlClient`, as part of the transaction. Your migrations create them, or the projection owns them (`tables`).
+ * It writes its tables through `SqlClient`, as part of the transaction. Your migrations create them, or the projection
+ * owns them (`tables`).
  *
- * It runs again when the commit is retried. So an effect outside the database, such as a mail, may happen more than once, or for a commit
- * that fails later.
+ * It runs again when the commit is retried. So an effect outside the database, such as a mail, may happen more than
+ * once, or for a commit that fails later.
  *
  * @since 0.1.0
  * @category models
@@ -54,16 +57,17 @@ export interface EffectProjection<out E = never, out R = never> extends Projecti
 }
 
 /**
- * A projection that is SQL statements and nothing else. `makeSql` makes one. On Postgres the store sends the events and the statements in
- * one round trip.
+ * A projection that is SQL statements and nothing else. `makeSql` makes one. On Postgres the store sends the events and
+ * the statements in one round trip.
  *
  * @since 0.1.0
  * @category models
  */
 export interface SqlProjection<out E = never, out R = never> extends Projection.Base<E> {
   /**
-   * Returns the statements for one event; the store runs them in this order. It is called before the store accepts the event, and maybe
-   * again, so it must have no side effects. A statement that fails is a `StoreError`, or the refusal of the violated constraint.
+   * Returns the statements for one event; the store runs them in this order. It is called before the store accepts the
+   * event, and maybe again, so it must have no side effects. A statement that fails is a `StoreError`, or the refusal
+   * of the violated constraint.
    */
   readonly statements: (event: Event) => Effect.Effect<ReadonlyArray<Statement<unknown>>, E, R>
   readonly project?: undefined
@@ -86,14 +90,15 @@ export declare namespace Projection {
     /** The types of the events that it handles; all by default. A commit without such events does not run it. */
     readonly events?: ReadonlyArray<string> | undefined
     /**
-     * Whose events it handles: those of one aggregate, or of `"all"`. A projection without it is of the aggregate that has it among its
-     * `projections`; see `Projection.of`.
+     * Whose events it handles: those of one aggregate, or of `"all"`. A projection without it is of the aggregate that
+     * has it among its `projections`; see `Projection.of`.
      */
     readonly of?: Origin | undefined
     /**
-     * The refusal that the projection declares for a violated constraint, at an event. `make` and `makeSql` make it of `onConstraint`. An
-     * effect fails with the refusal itself, where one of its statements violates the constraint. The store calls `refusalOf` for a failed
-     * statement of a `SqlProjection`, and for a deferred constraint that fails at COMMIT.
+     * The refusal that the projection declares for a violated constraint, at an event. `make` and `makeSql` make it of
+     * `onConstraint`. An effect fails with the refusal itself, where one of its statements violates the constraint. The
+     * store calls `refusalOf` for a failed statement of a `SqlProjection`, and for a deferred constraint that fails at
+     * COMMIT.
      */
     readonly refusalOf?: ((constraint: string, event: Event) => E | undefined) | undefined
   }
@@ -170,17 +175,17 @@ export interface Source<A extends Tagged> {
 }
 
 /**
- * Makes a projection of typed handlers, one for each event type that it handles. A handler receives the decoded event, and the envelope with
- * the kind and id of its aggregate, the sequence and the timestamp.
+ * Makes a projection of typed handlers, one for each event type that it handles. A handler receives the decoded event,
+ * and the envelope with the kind and id of its aggregate, the sequence and the timestamp.
  *
- * - With `of: Account` it handles the events of that aggregate, and takes their schema from it. Subscriptions and rebuilds take such
- *   projections.
+ * - With `of: Account` it handles the events of that aggregate, and takes their schema from it. Subscriptions and
+ *   rebuilds take such projections.
  * - With `events` alone it handles the events of the aggregate that has it among its `projections`.
  * - With `events` and `of: "all"` it handles the events of all aggregates that have these types.
  *
- * A stored event of a handled type that the schema can't decode fails the commit with `StoreError` (`UnreadableEvent`). The failures of the
- * handlers stay as they are, except for violated constraints that `onConstraint` names. `orStoreError` makes a `StoreError` of every other
- * `SqlError`.
+ * A stored event of a handled type that the schema can't decode fails the commit with `StoreError` (`UnreadableEvent`).
+ * The failures of the handlers stay as they are, except for violated constraints that `onConstraint` names.
+ * `orStoreError` makes a `StoreError` of every other `SqlError`.
  *
  * @since 0.1.0
  * @category constructors
@@ -228,16 +233,19 @@ export const make: {
 } = makeEffectProjection
 
 /**
- * Makes a projection that is SQL statements and nothing else. The handler of an event type returns a statement, or a list of them. On
- * Postgres the events and the statements are one transaction in one round trip. Emmett calls such projections raw SQL projections.
+ * Makes a projection that is SQL statements and nothing else. The handler of an event type returns a statement, or a
+ * list of them. On Postgres the events and the statements are one transaction in one round trip. Emmett calls such
+ * projections raw SQL projections.
  *
- * A handler only returns statements of the `sql` that it is given. It runs before the store accepts the event, and may run again, so it must
- * have no side effects. The results of its statements are discarded. It has no access to the caller's context, so the values that a
- * statement needs must be in the event or in its `metadata` (`Aggregate.Metadata`). Where a result decides the next statement, use `make`.
+ * A handler only returns statements of the `sql` that it is given. It runs before the store accepts the event, and may
+ * run again, so it must have no side effects. The results of its statements are discarded. It has no access to the
+ * caller's context, so the values that a statement needs must be in the event or in its `metadata`
+ * (`Aggregate.Metadata`). Where a result decides the next statement, use `make`.
  *
- * A stored event of a handled type that the schema can't decode fails the commit with `StoreError` (`UnreadableEvent`). So does a statement
- * that fails, with the reason that the database gives, such as `Constraint` or `Misconfigured`. The error names projection, event, table and
- * constraint. For a violated constraint that `onConstraint` names, the commit fails with the refusal that its handler returns.
+ * A stored event of a handled type that the schema can't decode fails the commit with `StoreError` (`UnreadableEvent`).
+ * So does a statement that fails, with the reason that the database gives, such as `Constraint` or `Misconfigured`. The
+ * error names projection, event, table and constraint. For a violated constraint that `onConstraint` names, the commit
+ * fails with the refusal that its handler returns.
  *
  * @since 0.1.0
  * @category constructors
@@ -249,13 +257,8 @@ export const make: {
  *
  * class Deposited extends Schema.TaggedClass<Deposited>()("Deposited", { amount: Schema.Positive }) {}
  *
- * export const Balances = Projection.makeSql({
- *   name: "balances",
- *   events: Deposited,
- *   project: {
- *     Deposited: ({ amount }, { id }, sql) => sql`update balances set amount = amount + ${amount} where account = ${id}`
- *   }
- * })
+ * export const Balances = Projection.makeSql({ name: "balances", events: Deposited, project: { Deposited: ({ amount },
+ * { id }, sql) => sql`update balances set amount = amount + ${amount} where account = ${id}` } })
  * ```
  */
 export const makeSql: {
@@ -279,8 +282,8 @@ export const makeSql: {
 } = makeSqlProjection
 
 /**
- * Makes a projection that runs the statements of a `SqlProjection` as an effect, and returns any other one as it is. Use it to wrap a
- * projection of either kind: `{ ...effectful, project: (event) => around(effectful.project(event)) }`.
+ * Makes a projection that runs the statements of a `SqlProjection` as an effect, and returns any other one as it is.
+ * Use it to wrap a projection of either kind: `{ ...effectful, project: (event) => around(effectful.project(event)) }`.
  *
  * @since 0.1.0
  * @category combinators
@@ -291,9 +294,10 @@ export const toEffect = <E, R>(projection: Projection<E, R>): EffectProjection<E
     : projection
 
 /**
- * Makes a `StoreError` of each `SqlError` that a projection fails with, as `makeSql` does, so that `evaluate` has one kind of failure for the
- * database. The error names projection and event, and table and constraint where the database does. All other failures stay as they are,
- * and so do refusals by `onConstraint`. Transient failures are retried as before.
+ * Makes a `StoreError` of each `SqlError` that a projection fails with, as `makeSql` does, so that `evaluate` has one
+ * kind of failure for the database. The error names projection and event, and table and constraint where the database
+ * does. All other failures stay as they are, and so do refusals by `onConstraint`. Transient failures are retried as
+ * before.
  *
  * @since 0.1.0
  * @category combinators
@@ -338,8 +342,8 @@ export const orStoreError: {
 }
 
 /**
- * Binds the projection to that aggregate, or to `"all"`, so that a subscription can run it and `Rebuild.run` can rebuild it.
- * `Account.projections` are bound already. Throws a `TypeError` if the projection is of another aggregate.
+ * Binds the projection to that aggregate, or to `"all"`, so that a subscription can run it and `Rebuild.run` can
+ * rebuild it. `Account.projections` are bound already. Throws a `TypeError` if the projection is of another aggregate.
  *
  * @since 0.1.0
  * @category combinators
@@ -403,14 +407,19 @@ export type ProjectionHandlers<A extends Tagged> = {
 }
 
 /**
- * The handlers of `onConstraint`, by the name of a constraint of the database (unique, primary key, check, foreign key, exclusion), or of a
- * unique index. A handler returns the refusal, or `undefined` if the violation at this event is no refusal.
+ * The handlers of `onConstraint`, by the name of a constraint of the database (unique, primary key, check, foreign key,
+ * exclusion), or of a unique index. A handler returns the refusal, or `undefined` if the violation at this event is no
+ * refusal.
  *
- * - It receives the event whose statement has failed, and its envelope. Its type is one of those that `project` handles.
- * - It returns the error itself. An effect that fails with it does not compile, and leaves the violation a `StoreError`.
- * - A deferred constraint is checked at COMMIT, which names no statement. Then the first projection of the commit, and its first event,
- *   whose handler returns a refusal decide. Inside your own transaction it is checked at your COMMIT, and no handler is called.
- * - A violated `not null` has no name; it stays a `StoreError` that names the column. The constraints of a partition have names of their own.
+ * - It receives the event whose statement has failed, and its envelope. Its type is one of those that `project`
+ *   handles.
+ * - It returns the error itself. An effect that fails with it does not compile, and leaves the violation a
+ *   `StoreError`.
+ * - A deferred constraint is checked at COMMIT, which names no statement. Then the first projection of the commit, and
+ *   its first event, whose handler returns a refusal decide. Inside your own transaction it is checked at your COMMIT,
+ *   and no handler is called.
+ * - A violated `not null` has no name; it stays a `StoreError` that names the column. The constraints of a partition
+ *   have names of their own.
  *
  * @since 0.1.0
  * @category models
@@ -439,8 +448,8 @@ export type ConstraintHandlers<A, E = ConstraintRefusal | undefined> = {
 }
 
 /**
- * The refusals that a handler of `onConstraint` may return: a tagged error, such as an instance of `Schema.TaggedError`, or another tagged
- * object, but no effect.
+ * The refusals that a handler of `onConstraint` may return: a tagged error, such as an instance of
+ * `Schema.TaggedError`, or another tagged object, but no effect.
  *
  * @since 0.1.0
  * @category models

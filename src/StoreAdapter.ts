@@ -1,6 +1,6 @@
 /**
- * The port of event stores: the operations that aggregates call, and `makeEncoded`, by which adapters implement them. `MemoryStore` and
- * `SqlStore` are two adapters; `examples/custom-adapter` is a third one, on files.
+ * The port of event stores: the operations that aggregates call, and `makeEncoded`, by which adapters implement them.
+ * `MemoryStore` and `SqlStore` are two adapters; `examples/custom-adapter` is a third one, on files.
  *
  * The five operations are those of `Maestro.Store.Adapter`; where Maestro raises, these fail with a type.
  *
@@ -49,29 +49,33 @@ export interface StoreAdapterService {
    *
    * - An empty list succeeds and writes nothing.
    * - Every event is validated first. `ValidationError` has an issue for each mistake, and nothing is written.
-   * - `RetryCommand`: a sequence is taken, or an aggregate's first sequence is not its stored head + 1. It does not matter whether the
-   *   conflict existed before or arose in a race. Nothing is written.
-   * - Committing stored events again (all of them, with the same timestamps and sequences) succeeds and writes nothing. So a second commit
-   *   settles a commit whose result was lost. Stored and new events in one commit are a conflict.
+   * - `RetryCommand`: a sequence is taken, or an aggregate's first sequence is not its stored head + 1. It does not
+   *   matter whether the conflict existed before or arose in a race. Nothing is written.
+   * - Committing stored events again (all of them, with the same timestamps and sequences) succeeds and writes nothing.
+   *   So a second commit settles a commit whose result was lost. Stored and new events in one commit are a conflict.
    * - Inside your own `SqlClient.withTransaction` it is part of that transaction, which stays usable after any failure.
    * - An interrupted commit stores all events or none.
-   * - Every other failure is a `StoreError`. After `CommitUnknown` only a second commit tells whether the events are stored.
+   * - Every other failure is a `StoreError`. After `CommitUnknown` only a second commit tells whether the events are
+   *   stored.
    */
   readonly commitEvents: (
     events: ReadonlyArray<Event>
   ) => Effect.Effect<void, RetryCommand | ValidationError | StoreError>
 
   /**
-   * Stores the events and runs the projections in one transaction: first the events, then projection by projection, event by event, and never
-   * two concurrently. A projection runs for the events that it handles: their type is among its `events`, and their aggregate is the one that
-   * it is `of`. It does not run for a commit that is stored already. Without projections, `commitAll` is `commitEvents`.
+   * Stores the events and runs the projections in one transaction: first the events, then projection by projection,
+   * event by event, and never two concurrently. A projection runs for the events that it handles: their type is among
+   * its `events`, and their aggregate is the one that it is `of`. It does not run for a commit that is stored already.
+   * Without projections, `commitAll` is `commitEvents`.
    *
-   * A failed projection rolls the whole transaction back, and the commit fails with the failure of the projection. A `StoreError` without an
-   * aggregate gets the names of the projection and the event.
+   * A failed projection rolls the whole transaction back, and the commit fails with the failure of the projection. A
+   * `StoreError` without an aggregate gets the names of the projection and the event.
    *
-   * Where COMMIT fails with `Constraint`, the commit fails with the refusal that a projection declares for it (`refusalOf`).
+   * Where COMMIT fails with `Constraint`, the commit fails with the refusal that a projection declares for it
+   * (`refusalOf`).
    *
-   * A projection that reads the store finds the events of its commit. No other reader finds them before all projections have succeeded.
+   * A projection that reads the store finds the events of its commit. No other reader finds them before all projections
+   * have succeeded.
    */
   readonly commitAll: <E = never, R = never>(
     events: ReadonlyArray<Event>,
@@ -79,16 +83,18 @@ export interface StoreAdapterService {
   ) => Effect.Effect<void, RetryCommand | ValidationError | StoreError | E, R>
 
   /**
-   * Stores the snapshot in place of the one that its aggregate has. A stored snapshot of a higher sequence stays, also in a race, and the
-   * commit succeeds. One of the same sequence is replaced, because it may hold another version of the state.
+   * Stores the snapshot in place of the one that its aggregate has. A stored snapshot of a higher sequence stays, also
+   * in a race, and the commit succeeds. One of the same sequence is replaced, because it may hold another version of
+   * the state.
    */
   readonly commitSnapshot: (snapshot: Snapshot) => Effect.Effect<void, ValidationError | StoreError>
 
   /**
-   * The events of an aggregate in order of sequence, from `minSequence` to `maxSequence`, both inclusive. The lower bounds `0` and `1` both
-   * select all. An aggregate without events has an empty list.
+   * The events of an aggregate in order of sequence, from `minSequence` to `maxSequence`, both inclusive. The lower
+   * bounds `0` and `1` both select all. An aggregate without events has an empty list.
    *
-   * It returns all events in the range, however large they are. Ask for a part of a stream that may be long, or whose events are large.
+   * It returns all events in the range, however large they are. Ask for a part of a stream that may be long, or whose
+   * events are large.
    */
   readonly getEvents: (
     aggregateId: string,
@@ -110,16 +116,16 @@ export interface StoreAdapterService {
 }
 
 /**
- * Reads streams in pages, for a store that can read a page, or a snapshot with the events after it, faster than by the operations of the
- * port.
+ * Reads streams in pages, for a store that can read a page, or a snapshot with the events after it, faster than by the
+ * operations of the port.
  *
  * @since 0.1.0
  * @category models
  */
 export interface StreamReader extends StreamReads<ValidationError | StoreError> {
   /**
-   * The operations that the reader replaces. Aggregates use the reader only while the store still has these two functions. So a wrapper such
-   * as `{ ...store, getEvents }` is read by its own `getEvents`.
+   * The operations that the reader replaces. Aggregates use the reader only while the store still has these two
+   * functions. So a wrapper such as `{ ...store, getEvents }` is read by its own `getEvents`.
    */
   readonly replaces: Pick<StoreAdapterService, "getEvents" | "getSnapshot">
 }
@@ -135,8 +141,8 @@ export interface StreamReads<out E> {
   readonly page: (aggregateId: string, minSequence: number, limit: number) => Effect.Effect<EventPage, E>
 
   /**
-   * The newest snapshot up to a sequence, and at most `limit` events up to that sequence. They begin with the event that the snapshot was
-   * made at, or with the first event if there is no snapshot.
+   * The newest snapshot up to a sequence, and at most `limit` events up to that sequence. They begin with the event
+   * that the snapshot was made at, or with the first event if there is no snapshot.
    */
   readonly fromSnapshot: (
     aggregateId: string,
@@ -178,22 +184,23 @@ export interface EventPage {
 export class StoreAdapter extends Context.Tag("effect-maestro/StoreAdapter")<StoreAdapter, StoreAdapterService>() {}
 
 /**
- * The part of an event store that an adapter writes. `makeEncoded` adds the part that all stores share: validation, JSON, tracing and running
- * the projections.
+ * The part of an event store that an adapter writes. `makeEncoded` adds the part that all stores share: validation,
+ * JSON, tracing and running the projections.
  *
- * Its input is validated: lists of events are not empty, the sequences of an aggregate rise by one within a list, and JSON is text. Its
- * results have the same form.
+ * Its input is validated: lists of events are not empty, the sequences of an aggregate rise by one within a list, and
+ * JSON is text. Its results have the same form.
  *
- * The adapter knows which transaction a fiber is in, by a `Context.Tag` of its own, one for each store. All operations that are called inside
- * `work.project` of `appendWith` are part of that transaction and see its writes. An operation that waits must be interruptible. An
- * interruption during the last write may store all of the commit, or nothing.
+ * The adapter knows which transaction a fiber is in, by a `Context.Tag` of its own, one for each store. All operations
+ * that are called inside `work.project` of `appendWith` are part of that transaction and see its writes. An operation
+ * that waits must be interruptible. An interruption during the last write may store all of the commit, or nothing.
  *
- * A `StoreError` names the operation as the port does (`commitEvents` for `append`, `commitAll` for `appendWith`). Its reason decides what an
- * aggregate does next:
+ * A `StoreError` names the operation as the port does (`commitEvents` for `append`, `commitAll` for `appendWith`). Its
+ * reason decides what an aggregate does next:
  *
  * - `Unavailable`, `ConnectionLost` and `Contention`: nothing is stored, and a retry may help;
  * - `CommitUnknown`: only a second commit of the same events tells whether they are stored;
- * - `Constraint` after `work.project` has succeeded: COMMIT found the constraint violated, and `constraint` is its name;
+ * - `Constraint` after `work.project` has succeeded: COMMIT found the constraint violated, and `constraint` is its
+ *   name;
  * - all other reasons are final.
  *
  * @since 0.1.0
@@ -204,21 +211,22 @@ export interface EncodedStore {
   readonly name: string
 
   /**
-   * Stores the events, all or none, and returns `written`. Returns `stored` if all of them are stored already, with the same timestamps and
-   * sequences. `RetryCommand` names the first event that can't be stored. Inside `work.project` of `appendWith` it is part of that
-   * transaction.
+   * Stores the events, all or none, and returns `written`. Returns `stored` if all of them are stored already, with the
+   * same timestamps and sequences. `RetryCommand` names the first event that can't be stored. Inside `work.project` of
+   * `appendWith` it is part of that transaction.
    */
   readonly append: (
     events: ReadonlyArray<StoredEvent>
   ) => Effect.Effect<"written" | "stored", RetryCommand | StoreError>
 
   /**
-   * One transaction: appends the events as `append` does, then runs `work.project`, unless the events were stored already. If the work fails,
-   * dies or is interrupted, the transaction is rolled back and ends with the same result. Until the work has succeeded, only the work itself
-   * sees the events.
+   * One transaction: appends the events as `append` does, then runs `work.project`, unless the events were stored
+   * already. If the work fails, dies or is interrupted, the transaction is rolled back and ends with the same result.
+   * Until the work has succeeded, only the work itself sees the events.
    *
-   * Inside the work of another commit it is a part of that transaction, and a failure undoes only this part. Two such parts run one after the
-   * other. A commit by a fiber that the work left running must fail once the transaction has ended.
+   * Inside the work of another commit it is a part of that transaction, and a failure undoes only this part. Two such
+   * parts run one after the other. A commit by a fiber that the work left running must fail once the transaction has
+   * ended.
    */
   readonly appendWith: <E, R>(
     events: ReadonlyArray<StoredEvent>,
@@ -235,8 +243,8 @@ export interface EncodedStore {
   readonly readSnapshot: (range: SequenceRange) => Effect.Effect<Option.Option<StoredSnapshot>, StoreError>
 
   /**
-   * Reads streams in pages. Optional: give it if the store reads a page, or a snapshot with its events, in one step, or must limit the bytes
-   * of a page. It returns decoded events, because a store may decode a page as a whole.
+   * Reads streams in pages. Optional: give it if the store reads a page, or a snapshot with its events, in one step, or
+   * must limit the bytes of a page. It returns decoded events, because a store may decode a page as a whole.
    */
   readonly readStream?: StreamReads<StoreError> | undefined
 }
@@ -251,9 +259,9 @@ export interface ProjectionWork<out E, out R> {
   /** Runs the projections for the events, in their order. */
   readonly project: Effect.Effect<void, E, R>
   /**
-   * All statements of the commit in their order, or `undefined` unless every projection is a `SqlProjection`. An adapter may send them with
-   * the events in one round trip, instead of running `project`. Where this effect or a statement fails, run `project`, which fails with the
-   * reason.
+   * All statements of the commit in their order, or `undefined` unless every projection is a `SqlProjection`. An
+   * adapter may send them with the events in one round trip, instead of running `project`. Where this effect or a
+   * statement fails, run `project`, which fails with the reason.
    */
   readonly statements: Effect.Effect<ReadonlyArray<Statement<unknown>>, E, R> | undefined
 }

@@ -344,7 +344,7 @@ describe("the key __proto__", () => {
   })
 })
 
-// --- what the cases are made of ---
+// --- helpers ---
 
 type Ended = { readonly value: unknown } | { readonly message: string }
 

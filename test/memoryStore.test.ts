@@ -1,4 +1,4 @@
-/** What only a store in memory can get wrong: whose transaction a fiber is in. */
+/** The store in memory finds the transaction of a fiber. */
 import { expect, it } from "@effect/vitest"
 import * as Arr from "effect/Array"
 import * as Deferred from "effect/Deferred"
@@ -7,7 +7,7 @@ import * as Either from "effect/Either"
 import * as Fiber from "effect/Fiber"
 import { type Event, MemoryStore, type Projection, StoreError, Timestamp } from "effect-maestro"
 
-it.effect("of commits that a projection makes at the same sequence at once, one wins", () =>
+it.effect("of the concurrent commits of a projection at one sequence exactly one succeeds", () =>
   Effect.gen(function* () {
     const store = yield* MemoryStore.make
     const racing: Projection.Projection = {
@@ -42,32 +42,30 @@ it.effect("two stores may commit to each other in their projections", () =>
   })
 )
 
-it.effect(
-  "a fiber that outlives the commit it was started in reads what is stored, and its commit there is refused",
-  () =>
-    Effect.gen(function* () {
-      const store = yield* MemoryStore.make
-      const [outer, late] = [yield* event("outer"), yield* event("late")]
-      const go = yield* Deferred.make<void>()
-      let left: Fiber.RuntimeFiber<ReadonlyArray<Event.Event>, unknown> | undefined
-      const leaving: Projection.Projection = {
-        name: "leaving",
-        project: () =>
-          Effect.gen(function* () {
-            left = yield* Effect.forkDaemon(
-              Effect.gen(function* () {
-                yield* Deferred.await(go)
-                expect(yield* Effect.flip(store.commitEvents([late]))).toMatchObject({ _tag: "StoreError" })
-                return yield* store.getEvents("outer", 1)
-              })
-            )
-          })
-      }
-      yield* store.commitAll([outer], [leaving])
-      yield* Deferred.succeed(go, undefined)
-      expect(left === undefined ? undefined : yield* Fiber.join(left)).toEqual([outer])
-      expect(yield* store.getEvents("late", 1)).toEqual([])
-    })
+it.effect("a fiber that outlives its commit reads committed records, and a commit of that transaction is refused", () =>
+  Effect.gen(function* () {
+    const store = yield* MemoryStore.make
+    const [outer, late] = [yield* event("outer"), yield* event("late")]
+    const go = yield* Deferred.make<void>()
+    let left: Fiber.RuntimeFiber<ReadonlyArray<Event.Event>, unknown> | undefined
+    const leaving: Projection.Projection = {
+      name: "leaving",
+      project: () =>
+        Effect.gen(function* () {
+          left = yield* Effect.forkDaemon(
+            Effect.gen(function* () {
+              yield* Deferred.await(go)
+              expect(yield* Effect.flip(store.commitEvents([late]))).toMatchObject({ _tag: "StoreError" })
+              return yield* store.getEvents("outer", 1)
+            })
+          )
+        })
+    }
+    yield* store.commitAll([outer], [leaving])
+    yield* Deferred.succeed(go, undefined)
+    expect(left === undefined ? undefined : yield* Fiber.join(left)).toEqual([outer])
+    expect(yield* store.getEvents("late", 1)).toEqual([])
+  })
 )
 
 const passing: Projection.Projection = { name: "passing", project: () => Effect.yieldNow() }

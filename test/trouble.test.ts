@@ -295,7 +295,7 @@ it.layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg()), Layer.orDie), { time
   "a store that takes the transactions of @effect/sql as they are",
   (it) => {
     for (const { name, run } of StoreContract.cases().filter(({ name }) =>
-      name.includes("passes over its own failed SQL")
+      name.includes("ignores its own failed SQL")
     )) {
       it.effect(`is caught by "${name}"`, () =>
         Effect.gen(function* () {

@@ -1,14 +1,16 @@
 /**
- * Makes instances of simple `Schema.Class` and `Schema.TaggedClass` classes without their constructors. `fastSchema` calls it when it decodes.
+ * Makes instances of simple `Schema.Class` and `Schema.TaggedClass` classes without their constructors. `fastSchema`
+ * calls it when it decodes.
  *
- * The constructors are nine tenths of the time that decoding an event takes: 10 000 events of a `Schema.TaggedClass` with four fields decode in
- * 25 ms here, and in 195 ms by the constructors (`Schema.decodeUnknownEither`: 320 ms; Node 22, two shared cores). A load of 10 000 events
- * takes 27 ms in all, so it would take several times as long.
+ * The constructors are nine tenths of the time that decoding an event takes: 10 000 events of a `Schema.TaggedClass`
+ * with four fields decode in 25 ms here, and in 195 ms by the constructors (`Schema.decodeUnknownEither`: 320 ms; Node
+ * 22, two shared cores). A load of 10 000 events takes 27 ms in all, so it would take several times as long.
  *
- * For valid fields that are all present, the constructors only copy them, the tag last. That holds as long as nothing but these constructors
- * runs, and no public property of a class says so. So the text of each class in the chain is compared: with the text of Effect's classes, and
- * with the form of a class without constructor and fields. A class of any other text is constructed as usual, so a new version of
- * Effect can make decoding slower, but not wrong. The first instance is constructed as usual too, and its copy must equal it.
+ * For valid fields that are all present, the constructors only copy them, the tag last. That holds as long as nothing
+ * but these constructors runs, and no public property of a class says so. So the text of each class in the chain is
+ * compared: with the text of Effect's classes, and with the form of a class without constructor and fields. A class of
+ * any other text is constructed as usual, so a new version of Effect can make decoding slower, but not wrong. The first
+ * instance is constructed as usual too, and its copy must equal it.
  */
 import * as Data from "effect/Data"
 import * as Schema from "effect/Schema"
@@ -19,7 +21,10 @@ export type Construct = (fields: Fields) => object | undefined
 
 export type Fields = Readonly<Record<PropertyKey, unknown>>
 
-/** How to make further instances of the class of an example, if copying fields makes the same instance as its constructor. */
+/**
+ * How to make further instances of the class of an example, if copying fields makes the same instance as its
+ * constructor.
+ */
 export const constructLike = (ast: AST.Transformation, fields: unknown, example: unknown): Construct | undefined => {
   if (typeof example !== "object" || example === null) return undefined
   const prototype: unknown = Object.getPrototypeOf(example)
@@ -81,8 +86,8 @@ const textOfTaggedClass = Function.prototype.toString.call(Object.getPrototypeOf
 const textOfClass = Function.prototype.toString.call(Object.getPrototypeOf(Object.getPrototypeOf(Example)))
 
 /**
- * Matches a class without a constructor or fields of its own: nothing between the last braces but a static block by which compilers keep
- * names. A brace inside a comment of one line does not count.
+ * Matches a class without a constructor or fields of its own: nothing between the last braces but a static block by
+ * which compilers keep names. A brace inside a comment of one line does not count.
  */
 const emptyClass =
   /^class\b(?:.*\n)?(?:(?!\/\/|<!--|-->)[^\n])*\{\s*(?:static\s*\{\s*[\w$]+\(this, ?"[\w$]*"\);?\s*\}\s*)?\}$/s

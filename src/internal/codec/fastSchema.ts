@@ -1,9 +1,11 @@
 /**
- * The fast path of decoding and encoding: returns the same value as `effect/Schema` for valid input, in a fraction of the time (`fastClass`
- * has the figures). `eventCodec`, `stateCodec` and the digests and inputs of commands call it.
+ * The fast path of decoding and encoding: returns the same value as `effect/Schema` for valid input, in a fraction of
+ * the time (`fastClass` has the figures). `eventCodec`, `stateCodec` and the digests and inputs of commands call it.
  *
- * - For invalid input, and for a schema that it does not support, it falls back to `effect/Schema`, which also produces the error.
- * - It keeps the key `__proto__`. Where a schema would lose that key, the value is refused, because `effect/Schema` loses it without an error.
+ * - For invalid input, and for a schema that it does not support, it falls back to `effect/Schema`, which also produces
+ *   the error.
+ * - It keeps the key `__proto__`. Where a schema would lose that key, the value is refused, because `effect/Schema`
+ *   loses it without an error.
  */
 import * as Either from "effect/Either"
 import * as Option from "effect/Option"
@@ -151,7 +153,10 @@ interface Property {
   readonly fast: FastParse
 }
 
-/** Structs, and records with the properties of a struct. Every key must match the index signature, as in `effect/Schema`. */
+/**
+ * Structs, and records with the properties of a struct. Every key must match the index signature, as in
+ * `effect/Schema`.
+ */
 const ofStruct = (ast: AST.TypeLiteral, direction: Direction): FastParse => {
   const [index, ...more] = ast.indexSignatures
   const properties: ReadonlyArray<Property> = ast.propertySignatures.map(({ isOptional, name, type }) => ({
@@ -200,7 +205,10 @@ const ofArray = (ast: AST.TupleType, direction: Direction): FastParse => {
   }
 }
 
-/** A union of plain members and one member of objects: no two of them take the same value, so their order does not matter. */
+/**
+ * A union of plain members and one member of objects: no two of them take the same value, so their order does not
+ * matter.
+ */
 const ofUnion = (ast: AST.Union, direction: Direction): FastParse => {
   const objects = ast.types.filter((type) => !plain(type) || checkOf(type) === undefined)
   const [only, ...others] = objects

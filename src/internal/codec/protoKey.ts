@@ -1,6 +1,7 @@
 /**
- * Refuses values whose key `__proto__` a schema would lose. `effect/Schema` and its classes assign the keys of records, and an assignment of
- * this key sets the prototype, or does nothing. `fastSchema` checks every result of a schema that may do so.
+ * Refuses values whose key `__proto__` a schema would lose. `effect/Schema` and its classes assign the keys of records,
+ * and an assignment of this key sets the prototype, or does nothing. `fastSchema` checks every result of a schema that
+ * may do so.
  */
 import type * as Schema from "effect/Schema"
 import type * as AST from "effect/SchemaAST"

@@ -64,7 +64,10 @@ export class Records {
     }
   }
 
-  /** Ends the transaction: its records move to the ones around it, or are discarded. Fibers that still read in it then see those. */
+  /**
+   * Ends the transaction: its records move to the ones around it, or are discarded. Fibers that still read in it then
+   * see those.
+   */
   close(into: Records | undefined): void {
     if (into !== undefined) {
       for (const event of this.written) into.push(event)

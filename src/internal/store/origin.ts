@@ -1,10 +1,14 @@
 /**
- * Which aggregate an event belongs to: how projections and subscriptions find their events, and the ids that handlers receive.
+ * Which aggregate an event belongs to: how projections and subscriptions find their events, and the ids that handlers
+ * receive.
  */
 import { type Envelope, type Event, identityOf } from "../../Event.js"
 import type { Projection } from "../../Projection.js"
 
-/** Whether an event of that stream is of the origin. An aggregate with plain ids takes every stream, because no stream names its kind. */
+/**
+ * Whether an event of that stream is of the origin. An aggregate with plain ids takes every stream, because no stream
+ * names its kind.
+ */
 export const isOf = (origin: Projection.Origin | undefined, aggregateId: string): boolean => {
   const kind = kindOf(origin)
   return kind === undefined || (aggregateId.charAt(kind.length) === "/" && aggregateId.startsWith(kind))
@@ -21,7 +25,9 @@ export const envelopeOf = (event: Event): Envelope =>
 /** The event of an aggregate with plain ids: its id is the id of its stream. */
 export const withOwnIds = <E extends Event>(event: E): E & Envelope => ({ ...event, kind: "", id: event.aggregateId })
 
-/** The projection of that aggregate, or of all. One of an aggregate with plain ids receives its events with these ids. */
+/**
+ * The projection of that aggregate, or of all. One of an aggregate with plain ids receives its events with these ids.
+ */
 export const bindTo = <E, R>(origin: Projection.Origin, projection: Projection<E, R>): Projection.Bound<E, R> => {
   if (origin === "all") return { ...projection, of: origin }
   // Callers pass the aggregate itself, too.

@@ -11,7 +11,10 @@ import type { HandlerContext, HandlerError, Tagged } from "../codec/eventCodec.j
 /** The events whose types have a handler. */
 export type Handled<A extends Tagged, Types> = Extract<A, { readonly _tag: Types }>
 
-/** The results of the handlers of constraints. Without handlers the compiler infers the bound of their type, which has every name. */
+/**
+ * The results of the handlers of constraints. Without handlers the compiler infers the bound of their type, which has
+ * every name.
+ */
 export type Refusal<Refusals> = string extends keyof Refusals
   ? DeclaredRefusal<ReturnOf<Refusals[string]>>
   : NonNullable<ReturnOf<Refusals[keyof Refusals]>>

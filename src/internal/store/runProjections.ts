@@ -16,7 +16,7 @@ import { isOf, kindOf } from "./origin.js"
 import { located, refusalFor, withMissingTable } from "./projectionFailure.js"
 import { decodeEvent } from "./storedRecord.js"
 
-/** The part of a projection, or of a subscription, that says which events it handles. */
+/** The part of a projection or a subscription that says which events it handles. */
 export type Concern = Pick<Projection.Any, "events" | "of">
 
 /** Whether the type and the aggregate of the event are among those of the projection. */
@@ -47,8 +47,8 @@ export const project = <E, R>(projection: Projection<E, R>, event: Event): Effec
   projection.project === undefined ? runStatements(projection, event) : projection.project(event)
 
 /**
- * Runs a projection for an event. A `StoreError` gets the names of both. Any other failure stays as it is, so the names go to the span and
- * to the log.
+ * Runs a projection for an event. A `StoreError` gets the names of both. Any other failure stays as it is, so the names
+ * go to the span and to the log.
  */
 export const projectEvent = <E, R>(
   projection: Projection<E, R>,
@@ -79,7 +79,9 @@ export const runProjections =
       { discard: true }
     )
 
-/** The projections of one commit, for `EncodedStore.appendWith`: they share one transaction, so no two run concurrently. */
+/**
+ * The projections of one commit, for `EncodedStore.appendWith`: they share one transaction, so no two run concurrently.
+ */
 export const projectionWork = <E, R>(
   stored: ReadonlyArray<StoredEvent>,
   projections: ReadonlyArray<Projection<E, R>>
@@ -109,9 +111,9 @@ export const projectionWork = <E, R>(
 })
 
 /**
- * Maps the failure of a commit whose projections had succeeded. A deferred constraint fails at COMMIT, which names no statement. So the
- * first projection and event that declare a refusal for it give the refusal. Without one, the `StoreError` gets the names of projection
- * and event where there is only one.
+ * Maps the failure of a commit whose projections had succeeded. A deferred constraint fails at COMMIT, which names no
+ * statement. So the first projection and event that declare a refusal for it give the refusal. Without one, the
+ * `StoreError` gets the names of projection and event where there is only one.
  */
 export const atCommit = <E, E2>(
   projections: ReadonlyArray<Pick<Projection<E, unknown>, "events" | "name" | "of" | "refusalOf">>,
@@ -180,8 +182,9 @@ const isLocated = ({ aggregateId, projection }: StoreError): boolean =>
   projection !== undefined || aggregateId !== undefined
 
 /**
- * Names a failed projection and its event in the current span and in the log. A refusal is an expected result and a transient failure is
- * retried, so both are logged at debug level. A failure that ends a rebuild is logged as an error, also if it is a refusal.
+ * Names a failed projection and its event in the current span and in the log. A refusal is an expected result and a
+ * transient failure is retried, so both are logged at debug level. A failure that ends a rebuild is logged as an error,
+ * also if it is a refusal.
  */
 const report = (
   { name, version }: Pick<Projection, "name" | "version">,
