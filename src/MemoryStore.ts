@@ -102,7 +102,7 @@ const makeOn = (log: MemoryLog): StoreAdapterService => {
           Effect.onExit((exit) => Effect.sync(() => records.close(exit._tag === "Success" ? outer : undefined)))
         )
       })
-      // One after the other, also those that a projection starts, because a sequence that the body finds free must be
+      // One after the other, also the commits of one projection, because a sequence that the body finds free must be
       // free when its records move. Other commits wait meanwhile, as they wait for the row locks of a database.
       return Effect.acquireUseRelease(
         Effect.sync(() => {

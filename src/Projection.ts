@@ -411,8 +411,8 @@ export type ProjectionHandlers<A extends Tagged> = {
  * exclusion), or of a unique index. A handler returns the refusal, or `undefined` if the violation at this event is no
  * refusal.
  *
- * - It receives the event whose statement has failed, and its envelope. Its type is one of those that `project`
- *   handles.
+ * - It receives the event whose statement has failed, and its envelope. `project` has a handler for the type of the
+ *   event.
  * - It returns the error itself. An effect that fails with it does not compile, and leaves the violation a
  *   `StoreError`.
  * - A deferred constraint is checked at COMMIT, which names no statement. Then the first projection of the commit, and

@@ -87,12 +87,12 @@ const order = (how: string) =>
 const everyEvent =
   "read: every committed event appears exactly once, and pages of any limit concatenate to the same order"
 const readIsOnesOwn =
-  "read: a caller may change an event without changing what is stored, or another event that was read"
+  "read: a caller may change an event without changing the stored one, or another event that was read"
 const streamIsOnesOwn =
-  "stream, streamStored: a caller may change an event without changing what is stored, or the events after it"
+  "stream, streamStored: a caller may change an event without changing the stored one, or the events after it"
 const notSkipped = "read (commitAll): events of a transaction that began first and commits last are not skipped"
 const largePages =
-  "read: a page of large events ends before 8 MB, has one event at least, and says whether there are more"
+  "read: a page of large events ends before 8 MB and has at least one event, and `more` is true if events follow"
 const heldBack =
   "heldBack (commitAll): counts the committed events that an older transaction holds back, since the first of them"
 const takenOver = "lease: a lease that another holder has taken over fails with LeaseLost, and stores nothing"
@@ -228,7 +228,7 @@ const caught: ReadonlyArray<readonly [breaking: Broken.Breaking, sentences: Read
     BrokenSubscriptions.keepsAttemptsThatLedOn,
     [
       "recordAttempt, recordFailure: the next holder finds the attempts, until the checkpoint advances or the failure is removed",
-      "resume: the attempts at the event that a subscription stopped at are counted anew"
+      "resume: the attempts at the event that the subscription stopped at begin at zero again"
     ]
   ],
   [

@@ -138,11 +138,11 @@ const caught: ReadonlyArray<readonly [breaking: Breaking, cases: ReadonlyArray<s
   ],
   [
     Broken.sharesTheEventsItReads,
-    ["getEvents: a caller may change an event without changing what is stored, or another event that was read"]
+    ["getEvents: a caller may change an event without changing the stored one, or another event that was read"]
   ],
   [
     Broken.sharesTheSnapshotsItReads,
-    ["getSnapshot: a caller may change a snapshot without changing what is stored, or what another read returned"]
+    ["getSnapshot: a caller may change a snapshot without changing the stored one, or the result of another read"]
   ],
   [Broken.projectsFiftyEventsAtMost, ["commitAll: every projection receives every event of a commit of 120 events"]],
   [

@@ -33,7 +33,7 @@ import {
 } from "../../SubscriptionStore.js"
 import { macrotask, newId, noSqlClient, projecting, type Settings, stream } from "./case.js"
 
-export type { Capability as FeedCapability, Case as FeedCase } from "../../FeedContract.js"
+export type { Case as FeedCase } from "../../FeedContract.js"
 
 export type FeedSettings = Settings<Capability>
 

@@ -223,7 +223,7 @@ export const feedOverlapCases: ReadonlyArray<FeedCase> = [
       }))
   ),
 
-  test("read: shows no event of a nested commit that fails, where its projection goes on", () =>
+  test("read: shows no event of a nested commit that fails, although its projection continues", () =>
     Effect.gen(function* () {
       const { feed, store } = yield* ports
       const after = yield* feed.head

@@ -13,7 +13,7 @@ import { event, macrotask, newId, stream, test } from "./case.js"
 import { at, commitShown, type FeedCase, failureAt, leaseOf, placeOf, ports, shown, take } from "./feedCase.js"
 
 export const feedParkedCases: ReadonlyArray<FeedCase> = [
-  test("parked: events are listed in the order of the feed, with what is known of their failures", () =>
+  test("parked: events are listed in the order of the feed, with their failures", () =>
     Effect.scoped(
       Effect.gen(function* () {
         const all = yield* ports

@@ -257,7 +257,7 @@ export const feedProgressCases: ReadonlyArray<FeedCase> = [
       })
     )),
 
-  test("resume: the attempts at the event that a subscription stopped at are counted anew", () =>
+  test("resume: the attempts at the event that the subscription stopped at begin at zero again", () =>
     Effect.scoped(
       Effect.gen(function* () {
         const all = yield* ports

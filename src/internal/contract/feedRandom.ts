@@ -35,7 +35,7 @@ export const feedRandomCases = (settings: FeedSettings): ReadonlyArray<FeedCase>
       everyCase(settings, programs(["commits", "projects", "fails"]), bounded(), runs)),
 
     test("order under overlapping transactions: random programs whose transactions continue with other aggregates", () =>
-      everyCase(settings, programs(["commits", "projects", "fails", "goes on", "goes on"]), bounded(), runs))
+      everyCase(settings, programs(["commits", "projects", "fails", "continues", "continues"]), bounded(), runs))
   ]
 }
 
@@ -43,7 +43,7 @@ export const feedRandomCases = (settings: FeedSettings): ReadonlyArray<FeedCase>
 
 const aggregates = 4
 
-type Kind = "commits" | "projects" | "fails" | "goes on"
+type Kind = "commits" | "projects" | "fails" | "continues"
 
 interface Commit {
   readonly kind: Kind
@@ -124,7 +124,7 @@ const check = ({ readers, writers }: Program) =>
           return [{ name: "pausing", project: () => paused }]
         case "fails":
           return [projecting(Effect.zipRight(paused, Effect.fail("as the program wants it")))]
-        case "goes on": {
+        case "continues": {
           let first = true
           return [
             projecting(

@@ -128,7 +128,7 @@ export const feedReadCases: ReadonlyArray<FeedCase> = [
       expect((yield* shown(feed, { after }, [a, b, side, deep], 9)).map(placeOf)).toEqual(written.map(placeOf))
     })),
 
-  test("read: a page of large events ends before 8 MB, has one event at least, and says whether there are more", () =>
+  test("read: a page of large events ends before 8 MB and has at least one event, and `more` is true if events follow", () =>
     Effect.gen(function* () {
       const { feed, store } = yield* ports
       const after = yield* feed.head
@@ -265,7 +265,7 @@ export const feedReadCases: ReadonlyArray<FeedCase> = [
       }
     })),
 
-  test("read: a caller may change an event without changing what is stored, or another event that was read", () =>
+  test("read: a caller may change an event without changing the stored one, or another event that was read", () =>
     Effect.gen(function* () {
       const { feed, store } = yield* ports
       const after = yield* feed.head
@@ -284,7 +284,7 @@ export const feedReadCases: ReadonlyArray<FeedCase> = [
       }
     })),
 
-  test("stream, streamStored: a caller may change an event without changing what is stored, or the events after it", () =>
+  test("stream, streamStored: a caller may change an event without changing the stored one, or the events after it", () =>
     Effect.gen(function* () {
       const { feed, store } = yield* ports
       const after = yield* feed.head

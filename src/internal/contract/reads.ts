@@ -36,7 +36,7 @@ export const readCases: ReadonlyArray<Case> = [
       expect(yield* store.getEvents(newId(), 0)).toEqual([])
     })),
 
-  test("getEvents: a caller may change an event without changing what is stored, or another event that was read", () =>
+  test("getEvents: a caller may change an event without changing the stored one, or another event that was read", () =>
     Effect.gen(function* () {
       const store = yield* StoreAdapter
       const events = yield* stream(newId(), 1, 3)

@@ -59,7 +59,7 @@ export const snapshotCases = (settings: Settings): ReadonlyArray<Case> => [
       ])
     })),
 
-  test("getSnapshot: a caller may change a snapshot without changing what is stored, or what another read returned", () =>
+  test("getSnapshot: a caller may change a snapshot without changing the stored one, or the result of another read", () =>
     Effect.gen(function* () {
       const store = yield* StoreAdapter
       const one = yield* snapshot(newId(), 5)
