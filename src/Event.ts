@@ -1,5 +1,5 @@
 /**
- * An event: a fact about one aggregate, at its place in that aggregate's stream.
+ * Events: facts about one aggregate, in the order of its stream.
  *
  * @since 0.1.0
  */
@@ -29,22 +29,24 @@ export const maxNameLength = 255
  * @category models
  */
 export interface Event {
-  /** The event's identity, and when it was made. */
+  /** The identity of the event, and the time when it was made. */
   readonly timestamp: Timestamp
-  /** The stream of the aggregate that it is about: 1 to 255 characters. `Aggregate` writes the kind, a `/` and the id: see `identityOf`. */
+  /**
+   * The stream of its aggregate: 1 to 255 characters. `Aggregate` writes the kind, a `/` and the id: see `identityOf`.
+   */
   readonly aggregateId: string
-  /** Its place in the aggregate's stream: 1, 2, 3 … without gaps. */
+  /** Its number in the stream of the aggregate: 1, 2, 3 … without gaps. */
   readonly sequence: number
-  /** What kind of fact it is: 1 to 255 characters. */
+  /** The type of the fact: 1 to 255 characters. */
   readonly type: string
   /** The fact: a JSON object. */
   readonly body: Readonly<Record<string, unknown>>
-  /** What is known about the event beside the fact: a JSON object. */
+  /** Further data about the event, such as the user: a JSON object. */
   readonly metadata: Readonly<Record<string, unknown>>
 }
 
 /**
- * What an aggregate is known by: its kind, which is the name that `Aggregate.make` was given, and its id among those of that kind.
+ * The identity of an aggregate: its kind, which is the name given to `Aggregate.make`, and its id within that kind.
  *
  * @since 0.1.0
  * @category models
@@ -72,8 +74,8 @@ export interface Envelope extends Event, Identity {}
 export type StreamIds = "byKind" | "plain"
 
 /**
- * Splits the `aggregateId` of a stored event, such as `Account/42`: the kind is the text before the first `/`, the id all after it. An
- * `aggregateId` without a `/`, or with nothing before it, has no kind, and is the id itself.
+ * Splits the `aggregateId` of a stored event, such as `Account/42`: the kind is the text before the first `/`, the id
+ * all after it. An `aggregateId` without a `/`, or with nothing before it, has no kind, and is the id itself.
  *
  * Feeds of custom stores use it for `kind` and `id` of their events, and for `Filter.kinds`.
  *
@@ -93,8 +95,8 @@ export const identityOf = (aggregateId: string): Identity => {
 }
 
 /**
- * The schema of an event; its encoded form is the same, as JSON. It checks an event's form. What a store asks beyond that
- * (bodies without loss in JSON, sequences that follow each other) is checked when it is committed.
+ * The schema of an event, which is encoded as JSON. It checks the form of an event. A commit also checks that JSON
+ * holds the body without loss, and that sequences follow each other.
  *
  * @since 0.1.0
  * @category schemas
@@ -119,7 +121,7 @@ export interface EventEncoded extends Omit<Event, "timestamp"> {
 }
 
 /**
- * An event as an adapter keeps it: checked, and its JSON parts as text.
+ * An event as an adapter stores it: validated, and with its JSON parts as text.
  *
  * @since 0.1.0
  * @category models

@@ -1,41 +1,42 @@
 /**
- * The contract of `EventFeed` and `SubscriptionStore` as a suite of tests, for stores that provide them beside `StoreAdapter`. The stores
- * of this library pass the same.
+ * The contract of `EventFeed` and `SubscriptionStore` as a suite of tests, for stores that provide them beside
+ * `StoreAdapter`. The stores of this library pass the same.
  *
- * It runs on `@effect/vitest`, which is an optional dependency of this package. Import it in tests only, because outside of vitest the
- * import itself throws. It is not part of the index for that reason.
+ * It runs on `@effect/vitest`, which is an optional dependency of this package. Import it in tests only, because
+ * outside of vitest the import itself throws. It is not part of the index for that reason.
  *
  * The contract of `StoreAdapter` itself is `effect-maestro/StoreContract`.
  *
  * @since 0.1.0
  */
 import type * as Duration from "effect/Duration"
-import type * as Effect from "effect/Effect"
 import type * as Layer from "effect/Layer"
 import type { EventFeed } from "./EventFeed.js"
-import { feedNewsCases } from "./internal/contract/feedAwait.js"
+import { feedAwaitCases } from "./internal/contract/feedAwait.js"
 import { feedBadInputCases } from "./internal/contract/feedBadInput.js"
 import type { FeedSettings } from "./internal/contract/feedCase.js"
 import { feedFilterCases } from "./internal/contract/feedFilters.js"
 import { feedLeaseCases } from "./internal/contract/feedLeases.js"
 import { feedOverlapCases } from "./internal/contract/feedOverlap.js"
-import { feedSetAsideCases } from "./internal/contract/feedParked.js"
+import { feedParkedCases } from "./internal/contract/feedParked.js"
 import { feedProgressCases } from "./internal/contract/feedProgress.js"
 import { feedRandomCases } from "./internal/contract/feedRandom.js"
 import { feedReadCases } from "./internal/contract/feedReads.js"
-import { feedStandingCases } from "./internal/contract/feedStatus.js"
+import { feedStatusCases } from "./internal/contract/feedStatus.js"
 import { register } from "./internal/contract/register.js"
 import type { StoreAdapter } from "./StoreAdapter.js"
+import type * as StoreContract from "./StoreContract.js"
 import type { SubscriptionStore } from "./SubscriptionStore.js"
 
 /**
- * What a store may lack. All else is the contract.
+ * The capabilities that a store may lack. Everything else is the contract.
  *
- * - `callerTransaction`: its three ports take part in `SqlClient.withTransaction`, of the `SqlClient` that its layer provides beside them.
- * - `concurrentReads`: a read returns while a commit is under way, with what was there before. A store with one connection lacks it,
- *   because its reads wait, or fail.
- * - `transactionalEffects`: the effects of `advance` and `retryParked` run in a transaction, so that what a failing effect has committed is
- *   undone.
+ * - `callerTransaction`: its three ports take part in `SqlClient.withTransaction`, of the `SqlClient` that its layer
+ *   provides beside them.
+ * - `concurrentReads`: a read returns while a commit is under way, with what was there before. A store with one
+ *   connection lacks it, because its reads wait, or fail.
+ * - `transactionalEffects`: the effects of `advance` and `retryParked` run in a transaction, so that what a failing
+ *   effect has committed is undone.
  *
  * @since 0.1.0
  * @category models
@@ -49,11 +50,15 @@ export type Capability = "callerTransaction" | "concurrentReads" | "transactiona
  * @category models
  */
 export interface Options {
-  /** What the store lacks; nothing by default. The cases that need it are shown as skipped, with the reason. */
+  /**
+   * The capabilities that the store lacks; none by default. Cases that need one are shown as skipped, with the reason.
+   */
   readonly lacks?: ReadonlyArray<Capability> | undefined
-  /** How many random inputs a property test tries; 100 by default. Random programs are tried a tenth as often. */
+  /** The number of random inputs of a property test; 100 by default. Random programs run a tenth as often. */
   readonly runs?: number | undefined
-  /** The seed of the random inputs. Drawn by default, and printed when a case fails: with it the case fails again. */
+  /**
+   * The seed of the random inputs. Drawn by default, and printed when a case fails, so that you can repeat the failure.
+   */
   readonly seed?: number | undefined
   /** How long a case, and building the layer, may take; 60 seconds by default. */
   readonly timeout?: Duration.DurationInput | undefined
@@ -65,21 +70,15 @@ export interface Options {
  * @since 0.1.0
  * @category models
  */
-export interface Case {
-  readonly name: string
-  /** What a store must not lack for it. */
-  readonly needs: Capability | undefined
-  /** Runs on the live clock, also where the test around has a `TestClock`. */
-  readonly run: Effect.Effect<void, unknown, StoreAdapter | EventFeed | SubscriptionStore>
-}
+export type Case = StoreContract.Case<StoreAdapter | EventFeed | SubscriptionStore, Capability>
 
 /**
- * Registers the suite with vitest, as one block of that name. The layer is built once for all of it, and everything runs on the live
- * clock, so that a store may sleep. The store need not be empty, because the cases use ids of their own in each run, but nothing else may
- * write to it meanwhile. The cases leave their events and subscriptions behind.
+ * Registers the suite with vitest, as one block of that name. The layer is built once for all of it, and everything
+ * runs on the live clock, so that a store may sleep. The store need not be empty, because the cases use ids of their
+ * own in each run, but nothing else may write to it meanwhile. The cases leave their events and subscriptions behind.
  *
- * On a server of Postgres the feed waits for the transactions of all its databases, so the suite is fast where the server has no
- * long ones.
+ * On a server of Postgres the feed waits for the transactions of all its databases, so the suite is fast where the
+ * server has no long ones.
  *
  * @since 0.1.0
  * @category suites
@@ -99,7 +98,7 @@ export const suite = <A, E>(
 ): void => register(name, layer, cases(options), options)
 
 /**
- * The sentences of the contract as values, to run a part of them, or to run them in tests of one's own.
+ * The cases of the contract, to run a part of them, or to run them in your own tests.
  *
  * @since 0.1.0
  * @category suites
@@ -110,12 +109,12 @@ export const cases = (options?: Options): ReadonlyArray<Case> => {
     ...feedReadCases,
     ...feedFilterCases,
     ...feedOverlapCases,
-    ...feedNewsCases,
+    ...feedAwaitCases,
     ...feedBadInputCases,
     ...feedRandomCases(settings),
     ...feedLeaseCases,
     ...feedProgressCases,
-    ...feedSetAsideCases,
-    ...feedStandingCases
+    ...feedParkedCases,
+    ...feedStatusCases
   ]
 }

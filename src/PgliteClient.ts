@@ -1,8 +1,8 @@
 /**
- * A `SqlClient` on embedded Postgres (PGlite): the same SQL as on a server, in memory or in a folder, with nothing to
- * install or start.
+ * A `SqlClient` on embedded Postgres (PGlite): the SQL of a server, in memory or in a folder, without a server.
+ * `SqlStore` runs on it.
  *
- * PGlite has one connection. Statements and transactions of all fibers take turns on it.
+ * PGlite has one connection. Statements and transactions of all fibers use it one after the other.
  *
  * @since 0.1.0
  */
@@ -27,7 +27,9 @@ import { isMacrotaskDue, scheduleMacrotask } from "./internal/runtime/macrotask.
  * @category models
  */
 export interface PgliteClientService extends SqlClient.SqlClient {
-  /** The instance, for what SQL does not reach (dump, extensions). Statements sent to it directly do not wait their turn. */
+  /**
+   * The instance, for dumps and extensions. Statements that are sent to it directly do not wait for open transactions.
+   */
   readonly pglite: PGlite
 }
 
@@ -40,14 +42,16 @@ export interface PgliteClientService extends SqlClient.SqlClient {
 export class PgliteClient extends Context.Tag("effect-maestro/PgliteClient")<PgliteClient, PgliteClientService>() {}
 
 /**
- * The switches of the client.
+ * The options of the client.
  *
  * @since 0.1.0
  * @category models
  */
 export interface Options {
-  /** The folder that keeps the database; it is created when missing. In memory by default. One process at a time: a second
-   * one is refused, by a lock beside the folder. */
+  /**
+   * The folder of the database, which is created if it is missing; in memory by default. One process can open it at a
+   * time. A lock beside the folder refuses a second one.
+   */
   readonly dataDir?: string | undefined
   /** Further options of PGlite, such as `extensions`. */
   readonly pglite?: Omit<PGliteOptions, "dataDir"> | undefined
@@ -58,7 +62,7 @@ export interface Options {
 }
 
 /**
- * Opens the database; it is closed with the scope.
+ * Opens the database, and closes it with the scope.
  *
  * @since 0.1.0
  * @category constructors
@@ -72,7 +76,7 @@ export const make = (
       attempt("Failed to open the embedded database", () =>
         PGlite.create({
           ...options.pglite,
-          // As `pg` does: an eight-byte integer does not always fit a number.
+          // As text, as in `pg`, because a number can't hold every eight-byte integer.
           parsers: { [types.INT8]: (text) => text, ...options.pglite?.parsers },
           ...(options.dataDir === undefined ? {} : { dataDir: options.dataDir })
         })
@@ -99,7 +103,7 @@ export const make = (
   })
 
 /**
- * A database in memory, gone with the scope of the layer.
+ * A database in memory. It is gone when the scope of the layer closes.
  *
  * @since 0.1.0
  * @category layers
@@ -107,7 +111,7 @@ export const make = (
 export const layerMemory: Layer.Layer<PgliteClient | SqlClient.SqlClient, SqlError> = Layer.suspend(() => layerWith({}))
 
 /**
- * A database with switches of your own, such as the folder that keeps it.
+ * A database with these options, such as its folder.
  *
  * @since 0.1.0
  * @category layers
@@ -142,12 +146,12 @@ const makeConnection = (pglite: PGlite): Connection => {
     rowMode: "object" | "array"
   ): Effect.Effect<ReadonlyArray<Results>, SqlError> =>
     attempt("Failed to execute statement", () =>
-      // Several statements in one text are possible only without parameters, as with `pg`.
+      // As in `pg`, a text of several statements can't have parameters.
       params.length === 0
         ? pglite.exec(query, { rowMode })
         : pglite.query<Row>(query, [...params], { rowMode }).then((result) => [result])
     )
-  // Several statements answer with a list of rows each, as with `pg`.
+  // As in `pg`, several statements return a list of rows each.
   const rowsOf = (results: ReadonlyArray<Results>): ReadonlyArray<Row> =>
     results.length > 1 ? results.map(({ rows }) => rows) : (results[0]?.rows ?? [])
   const execute = (query: string, params: ReadonlyArray<unknown>, transformRows: TransformRows) =>
@@ -159,12 +163,12 @@ const makeConnection = (pglite: PGlite): Connection => {
     executeUnprepared: execute,
     executeRaw: (query, params) => Effect.map(run(query, params, "object"), (results) => results.at(-1)),
     executeValues: (query, params) => Effect.map(run(query, params, "array"), rowsOf),
-    // PGlite has no cursor of its own; the rows are in this process' memory already.
+    // PGlite has no cursor, because the rows are in the memory of this process.
     executeStream: (query, params, transformRows) => Stream.fromIterableEffect(execute(query, params, transformRows))
   }
 }
 
-/** Uninterruptible: a query that PGlite has begun can't be retried, and the next one must not start before its end. */
+/** Uninterruptible, because PGlite can't cancel a statement, and the next one must not begin before its end. */
 const attempt = <A>(message: string, run: () => Promise<A>): Effect.Effect<A, SqlError> =>
   Effect.uninterruptible(
     Effect.tryPromise({
@@ -173,7 +177,7 @@ const attempt = <A>(message: string, run: () => Promise<A>): Effect.Effect<A, Sq
     })
   )
 
-/** Lets timers and sockets be served between statements that follow each other. */
+/** Waits for a macrotask between statements when one is due, so that timers and sockets are served. */
 const turnEventLoop = (): Promise<void> | undefined =>
   isMacrotaskDue()
     ? new Promise((resolve) => {

@@ -1,5 +1,5 @@
 /**
- * A snapshot: an aggregate's state at a sequence. It only saves time, and can be thrown away at any moment.
+ * Snapshots: the state of an aggregate at a sequence. A snapshot only saves time, and can be deleted at any moment.
  *
  * @since 0.1.0
  */
@@ -8,26 +8,26 @@ import { maxSequence } from "./Event.js"
 import { Timestamp } from "./Timestamp.js"
 
 /**
- * A snapshot as it is stored: one for each aggregate, the newest.
+ * A snapshot as it is stored. Each aggregate has at most one, the newest.
  *
  * @since 0.1.0
  * @category models
  */
 export interface Snapshot {
-  /** The timestamp of the last event that the state contains; so time goes on rising where no event is read. */
+  /** The timestamp of the last event in the state. New timestamps must be higher, also where no event is read. */
   readonly timestamp: Timestamp
   /** The aggregate whose state it is: 1 to 255 characters. */
   readonly aggregateId: string
-  /** The sequence of the last event that the state contains. */
+  /** The sequence of the last event in the state. */
   readonly sequence: number
   /** The state: a JSON object. */
   readonly body: Readonly<Record<string, unknown>>
-  /** What is known about the snapshot, such as the version of the state: a JSON object. */
+  /** Further data about the snapshot, such as the version of the state: a JSON object. */
   readonly metadata: Readonly<Record<string, unknown>>
 }
 
 /**
- * The schema of a snapshot; its encoded form is the same, as JSON.
+ * The schema of a snapshot, which is encoded as JSON.
  *
  * @since 0.1.0
  * @category schemas
@@ -51,7 +51,7 @@ export interface SnapshotEncoded extends Omit<Snapshot, "timestamp"> {
 }
 
 /**
- * A snapshot as an adapter keeps it: checked, and its JSON parts as text.
+ * A snapshot as an adapter stores it: validated, and with its JSON parts as text.
  *
  * @since 0.1.0
  * @category models

@@ -18,12 +18,11 @@ import { checkSchema, migrate as migrateSchema } from "./internal/sql/migrations
 import { makeNotifications, type Notifications } from "./internal/sql/notifications.js"
 import { isEmbedded } from "./internal/sql/pg/driver.js"
 import { execute, retryDisturbed } from "./internal/sql/pg/execute.js"
-import { makeReads, makeStreamReader } from "./internal/sql/readStream.js"
+import { makeReads } from "./internal/sql/readStream.js"
 import { repair } from "./internal/sql/repair.js"
 import { Tables } from "./internal/sql/storeTables.js"
 import { makeSqlSubscriptions } from "./internal/sql/subscriptions.js"
 import type { LogTable } from "./internal/store/pageBytes.js"
-import { provideStreamReader } from "./internal/store/streamReader.js"
 import { makeEncoded, StoreAdapter, type StoreAdapterService } from "./StoreAdapter.js"
 import { StoreError } from "./StoreError.js"
 import { SubscriptionStore } from "./SubscriptionStore.js"
@@ -187,7 +186,7 @@ const makeOn = ({ client, log, notifications }: Prepared): Effect.Effect<StoreAd
       sql,
       statements
     })
-    const store = makeEncoded({
+    return makeEncoded({
       name: "SqlStore",
       append: (events) => Effect.map(append(events), (result) => (result === "appended" ? "written" : "stored")),
       appendWith,
@@ -200,8 +199,6 @@ const makeOn = ({ client, log, notifications }: Prepared): Effect.Effect<StoreAd
         ),
       ...makeReads(log)
     })
-    provideStreamReader(store, makeStreamReader(log))
-    return store
   })
 
 const resolve = (options: Pick<Options, "schema"> | undefined) =>

@@ -1,28 +1,25 @@
 /**
- * The port: what every event store does, whatever it keeps its events in.
+ * The port of event stores: the operations that aggregates call, and `makeEncoded`, by which adapters implement them.
+ * `MemoryStore` and `SqlStore` are two adapters; `examples/custom-adapter` is a third one, on files.
  *
  * The five operations are those of `Maestro.Store.Adapter`; where Maestro raises, these fail with a type.
  *
  * @since 0.1.0
  */
-import type { SqlClient } from "@effect/sql/SqlClient"
 import type { Statement } from "@effect/sql/Statement"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
 import type { Event, StoredEvent } from "./Event.js"
-import { inStoreTransaction } from "./internal/runtime/ambientTransaction.js"
 import { flatMapSync } from "./internal/runtime/syncEffect.js"
 import { withSpanIfTracedIn } from "./internal/runtime/tracing.js"
-import { atCommit, handles, projectEvent } from "./internal/store/runProjections.js"
-import { provideStatements, type StatementsFor, statementsFor } from "./internal/store/statements.js"
+import { atCommit, handles, projectionWork } from "./internal/store/runProjections.js"
 import {
   decodeEvent,
   decodeSnapshot,
   encodeEvents,
   encodeSnapshot,
-  type Range,
   validateRange
 } from "./internal/store/storedRecord.js"
 import type { Projection } from "./Projection.js"
@@ -51,30 +48,34 @@ export interface StoreAdapterService {
    * Stores the events, all or none, of one aggregate or of several.
    *
    * - An empty list succeeds and writes nothing.
-   * - Every event is checked first. `ValidationError` names all that is wrong, and nothing is written.
-   * - `RetryCommand`: a sequence is taken, or an aggregate's first sequence is not its stored head + 1; whether the conflict
-   *   was there before or came up in a race. Nothing is written.
-   * - Committing the very same events again (the same timestamps at the same places, all of them) succeeds and writes
-   *   nothing; so a commit whose answer got lost is settled by committing again. Stored and new events in one commit are
-   *   a conflict.
+   * - Every event is validated first. `ValidationError` has an issue for each mistake, and nothing is written.
+   * - `RetryCommand`: a sequence is taken, or an aggregate's first sequence is not its stored head + 1. It does not
+   *   matter whether the conflict existed before or arose in a race. Nothing is written.
+   * - Committing stored events again (all of them, with the same timestamps and sequences) succeeds and writes nothing.
+   *   So a second commit settles a commit whose result was lost. Stored and new events in one commit are a conflict.
    * - Inside your own `SqlClient.withTransaction` it is part of that transaction, which stays usable after any failure.
-   * - All or nothing holds under interruption too.
-   * - Everything else is a `StoreError`; with `CommitUnknown` only a second commit tells what happened.
+   * - An interrupted commit stores all events or none.
+   * - Every other failure is a `StoreError`. After `CommitUnknown` only a second commit tells whether the events are
+   *   stored.
    */
   readonly commitEvents: (
     events: ReadonlyArray<Event>
   ) => Effect.Effect<void, RetryCommand | ValidationError | StoreError>
 
   /**
-   * Stores the events and runs the projections in one transaction: first the events, then projection by projection, event
-   * by event, and never concurrently. A failed projection rolls all of it back. Its failure is that of the commit; a `StoreError` that names
-   * no aggregate gets the projection's name and its event. For a commit that is stored already no projection runs. Without projections it
-   * is `commitEvents`. A projection runs for the events that concern it only: those whose type is among its `events`, and whose aggregate
-   * is the one that it is `of`.
+   * Stores the events and runs the projections in one transaction: first the events, then projection by projection,
+   * event by event, and never two concurrently. A projection runs for the events that it handles: their type is among
+   * its `events`, and their aggregate is the one that it is `of`. It does not run for a commit that is stored already.
+   * Without projections, `commitAll` is `commitEvents`.
    *
-   * Where COMMIT fails with `Constraint`, it is the refusal that the projections declare for that constraint (`Projection.refusalOf`).
+   * A failed projection rolls the whole transaction back, and the commit fails with the failure of the projection. A
+   * `StoreError` without an aggregate gets the names of the projection and the event.
    *
-   * A projection that reads the store finds the events of its commit. No other reader finds them before all projections have succeeded.
+   * Where COMMIT fails with `Constraint`, the commit fails with the refusal that a projection declares for it
+   * (`refusalOf`).
+   *
+   * A projection that reads the store finds the events of its commit. No other reader finds them before all projections
+   * have succeeded.
    */
   readonly commitAll: <E = never, R = never>(
     events: ReadonlyArray<Event>,
@@ -82,16 +83,18 @@ export interface StoreAdapterService {
   ) => Effect.Effect<void, RetryCommand | ValidationError | StoreError | E, R>
 
   /**
-   * Stores the snapshot, and replaces the one that its aggregate has, unless that has a higher sequence; also in a race. One that is
-   * older is passed over without a failure. One of the same sequence may be of another version of the state, so it replaces the stored one.
+   * Stores the snapshot in place of the one that its aggregate has. A stored snapshot of a higher sequence stays, also
+   * in a race, and the commit succeeds. One of the same sequence is replaced, because it may hold another version of
+   * the state.
    */
   readonly commitSnapshot: (snapshot: Snapshot) => Effect.Effect<void, ValidationError | StoreError>
 
   /**
-   * The events of an aggregate in order of sequence, from `minSequence` to `maxSequence`, both inclusive. `0` and `1` as
-   * lower bounds mean all. An aggregate without events has an empty list.
+   * The events of an aggregate in order of sequence, from `minSequence` to `maxSequence`, both inclusive. The lower
+   * bounds `0` and `1` both select all. An aggregate without events has an empty list.
    *
-   * It returns all events in the range, however large they are: ask for a part of a stream that may be long, or whose events are large.
+   * It returns all events in the range, however large they are. Ask for a part of a stream that may be long, or whose
+   * events are large.
    */
   readonly getEvents: (
     aggregateId: string,
@@ -107,6 +110,58 @@ export interface StoreAdapterService {
     minSequence: number,
     options?: ReadOptions
   ) => Effect.Effect<Option.Option<Snapshot>, ValidationError | StoreError>
+
+  /** Reads streams in pages. Optional: without it, aggregates read by `getEvents` and `getSnapshot`. */
+  readonly streamReader?: StreamReader | undefined
+}
+
+/**
+ * Reads streams in pages, for a store that can read a page, or a snapshot with the events after it, faster than by the
+ * operations of the port.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface StreamReader extends StreamReads<ValidationError | StoreError> {
+  /**
+   * The operations that the reader replaces. Aggregates use the reader only while the store still has these two
+   * functions. So a wrapper such as `{ ...store, getEvents }` is read by its own `getEvents`.
+   */
+  readonly replaces: Pick<StoreAdapterService, "getEvents" | "getSnapshot">
+}
+
+/**
+ * The reads of a `StreamReader`.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface StreamReads<out E> {
+  /** At most `limit` events of an aggregate, from a sequence on. */
+  readonly page: (aggregateId: string, minSequence: number, limit: number) => Effect.Effect<EventPage, E>
+
+  /**
+   * The newest snapshot up to a sequence, and at most `limit` events up to that sequence. They begin with the event
+   * that the snapshot was made at, or with the first event if there is no snapshot.
+   */
+  readonly fromSnapshot: (
+    aggregateId: string,
+    maxSequence: number,
+    limit: number
+  ) => Effect.Effect<EventPage & { readonly snapshot: Option.Option<Snapshot> }, E>
+}
+
+/**
+ * Some events of one aggregate, in order of sequence.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface EventPage {
+  /** Called once. A store may decode the events here, while it reads the next page. */
+  readonly events: () => ReadonlyArray<Event>
+  /** The sequence of the last event of the page, or `undefined` if no event follows it. */
+  readonly moreAfter: number | undefined
 }
 
 /**
@@ -129,20 +184,24 @@ export interface StoreAdapterService {
 export class StoreAdapter extends Context.Tag("effect-maestro/StoreAdapter")<StoreAdapter, StoreAdapterService>() {}
 
 /**
- * What is left of an event store for an adapter to write, when `makeEncoded` does what all of them have in common: checking
- * the input, JSON, and running the projections.
+ * The part of an event store that an adapter writes. `makeEncoded` adds the part that all stores share: validation,
+ * JSON, tracing and running the projections.
  *
- * Everything is checked before it comes here: lists of events are never empty, within one list the sequences of an aggregate rise
- * by one, and JSON is text. So it is in the records that come back.
+ * Its input is validated: lists of events are not empty, the sequences of an aggregate rise by one within a list, and
+ * JSON is text. Its results have the same form.
  *
- * Which transaction a fiber is in is for the adapter to know, by a `Context.Tag` of its own, one for each store: all five
- * operations, called inside the `project` of an `appendWith`, are part of that transaction, and see what it wrote. Waiting must
- * be interruptible; an interruption during the last write may leave all of it stored, or nothing.
+ * The adapter knows which transaction a fiber is in, by a `Context.Tag` of its own, one for each store. All operations
+ * that are called inside `work.project` of `appendWith` are part of that transaction and see its writes. An operation
+ * that waits must be interruptible. An interruption during the last write may store all of the commit, or nothing.
  *
- * A `StoreError` names the operation as the port does (`commitEvents` for `append`, `commitAll` for `appendWith`). Its reason
- * decides what an aggregate does: `Unavailable`, `ConnectionLost` and `Contention` say that nothing is stored and that trying
- * again may help, `CommitUnknown` that only the same commit again will tell; all others are final. A constraint that is violated at the
- * end of `appendWith`, after `project` has succeeded, is `Constraint`, with its name as `constraint`.
+ * A `StoreError` names the operation as the port does (`commitEvents` for `append`, `commitAll` for `appendWith`). Its
+ * reason decides what an aggregate does next:
+ *
+ * - `Unavailable`, `ConnectionLost` and `Contention`: nothing is stored, and a retry may help;
+ * - `CommitUnknown`: only a second commit of the same events tells whether they are stored;
+ * - `Constraint` after `work.project` has succeeded: COMMIT found the constraint violated, and `constraint` is its
+ *   name;
+ * - all other reasons are final.
  *
  * @since 0.1.0
  * @category models
@@ -152,23 +211,26 @@ export interface EncodedStore {
   readonly name: string
 
   /**
-   * Stores the events, all or none, and answers `written`; or finds all of them there already, with the same timestamps at
-   * the same places, and answers `stored`. `RetryCommand` names the first event that can't be stored.
-   * Called inside the effect of `appendWith` it is part of that transaction.
+   * Stores the events, all or none, and returns `written`. Returns `stored` if all of them are stored already, with the
+   * same timestamps and sequences. `RetryCommand` names the first event that can't be stored. Inside `work.project` of
+   * `appendWith` it is part of that transaction.
    */
   readonly append: (
     events: ReadonlyArray<StoredEvent>
   ) => Effect.Effect<"written" | "stored", RetryCommand | StoreError>
 
   /**
-   * One transaction: the events as `append` stores them, then `project`, unless they were stored already. When `project` fails,
-   * dies or is interrupted, nothing of it all stays, and that is the result. Until it has succeeded only `project` itself sees
-   * the events. Called inside the `project` of another commit it is part of that transaction, and undoes only itself; two such
-   * at once take turns. A commit of a fiber that `project` left running must not succeed once the transaction has ended.
+   * One transaction: appends the events as `append` does, then runs `work.project`, unless the events were stored
+   * already. If the work fails, dies or is interrupted, the transaction is rolled back and ends with the same result.
+   * Until the work has succeeded, only the work itself sees the events.
+   *
+   * Inside the work of another commit it is a part of that transaction, and a failure undoes only this part. Two such
+   * parts run one after the other. A commit by a fiber that the work left running must fail once the transaction has
+   * ended.
    */
   readonly appendWith: <E, R>(
     events: ReadonlyArray<StoredEvent>,
-    project: Effect.Effect<void, E, R>
+    work: ProjectionWork<E, R>
   ) => Effect.Effect<void, RetryCommand | StoreError | E, R>
 
   /** Stores the snapshot, unless the stored one has a higher sequence. */
@@ -179,27 +241,53 @@ export interface EncodedStore {
 
   /** The aggregate's snapshot, if its sequence is within the bounds, both inclusive. */
   readonly readSnapshot: (range: SequenceRange) => Effect.Effect<Option.Option<StoredSnapshot>, StoreError>
+
+  /**
+   * Reads streams in pages. Optional: give it if the store reads a page, or a snapshot with its events, in one step, or
+   * must limit the bytes of a page. It returns decoded events, because a store may decode a page as a whole.
+   */
+  readonly readStream?: StreamReads<StoreError> | undefined
 }
 
 /**
- * What a read asks for: an aggregate, and the sequences from a lower to an upper bound, both inclusive.
+ * The projections of one commit, as `appendWith` receives them.
  *
  * @since 0.1.0
  * @category models
  */
-export interface SequenceRange extends Range {}
+export interface ProjectionWork<out E, out R> {
+  /** Runs the projections for the events, in their order. */
+  readonly project: Effect.Effect<void, E, R>
+  /**
+   * All statements of the commit in their order, or `undefined` unless every projection is a `SqlProjection`. An
+   * adapter may send them with the events in one round trip, instead of running `project`. Where this effect or a
+   * statement fails, run `project`, which fails with the reason.
+   */
+  readonly statements: Effect.Effect<ReadonlyArray<Statement<unknown>>, E, R> | undefined
+}
 
 /**
- * Makes a store of what only this adapter can know. `effect-maestro/StoreContract` has the suite that tells whether it is
- * right; `examples/custom-adapter` is a whole adapter, on files.
+ * The range of a read: an aggregate, and its sequences from a lower to an upper bound, both inclusive.
  *
- * Named after `MessageStorage.makeEncoded` of `@effect/cluster`, whose split this is.
+ * @since 0.1.0
+ * @category models
+ */
+export interface SequenceRange {
+  readonly aggregateId: string
+  readonly minSequence: number
+  readonly maxSequence: number
+}
+
+/**
+ * Makes a store of the part that the adapter writes. The suite of `effect-maestro/StoreContract` checks the result.
+ *
+ * The split is that of `MessageStorage.makeEncoded` in `@effect/cluster`.
  *
  * @since 0.1.0
  * @category constructors
  */
 export const makeEncoded = (store: EncodedStore): StoreAdapterService => {
-  /** Checks the input when the operation is begun, and does the operation with what it comes to, in a span. */
+  /** Validates the input when the operation runs, then runs the operation in a span. */
   const checked =
     (operation: string) =>
     <A, B, E, R>(
@@ -228,16 +316,52 @@ export const makeEncoded = (store: EncodedStore): StoreAdapterService => {
       (prepared) => ({ events: prepared.length })
     )
 
-  const concernedBy = <E, R>(
+  const handling = <E, R>(
     prepared: ReadonlyArray<StoredEvent>,
     projections: ReadonlyArray<Projection<E, R>>
   ): ReadonlyArray<Projection<E, R>> =>
     projections.filter((projection) => prepared.some((event) => handles(projection, event)))
 
   const appendWith = <E, R>(prepared: ReadonlyArray<StoredEvent>, projections: ReadonlyArray<Projection<E, R>>) =>
-    Effect.mapError(store.appendWith(prepared, project(prepared, projections)), (error) =>
+    Effect.mapError(store.appendWith(prepared, projectionWork(prepared, projections)), (error) =>
       atCommit(projections, () => prepared.map(decodeEvent), error)
     )
+
+  const readRange = <A, E>(
+    operation: "getEvents" | "getSnapshot",
+    aggregateId: string,
+    minSequence: number,
+    options: ReadOptions | undefined,
+    read: (range: SequenceRange) => Effect.Effect<A, E>
+  ): Effect.Effect<A, ValidationError | E> =>
+    checked(operation)(
+      () => validateRange(operation, aggregateId, minSequence, options),
+      read,
+      () => ({ "aggregate.id": aggregateId })
+    )
+
+  const getEvents: StoreAdapterService["getEvents"] = (aggregateId, minSequence, options) =>
+    readRange("getEvents", aggregateId, minSequence, options, (range) =>
+      Effect.map(store.readEvents(range), (stored) => stored.map(decodeEvent))
+    )
+
+  const getSnapshot: StoreAdapterService["getSnapshot"] = (aggregateId, minSequence, options) =>
+    readRange("getSnapshot", aggregateId, minSequence, options, (range) =>
+      Effect.map(store.readSnapshot(range), Option.map(decodeSnapshot))
+    )
+
+  const { readStream } = store
+  const streamReader: StreamReader | undefined = readStream && {
+    replaces: { getEvents, getSnapshot },
+    page: (aggregateId, minSequence, limit) =>
+      readRange("getEvents", aggregateId, minSequence, undefined, () =>
+        readStream.page(aggregateId, minSequence, limit)
+      ),
+    fromSnapshot: (aggregateId, maxSequence, limit) =>
+      readRange("getEvents", aggregateId, 1, { maxSequence }, () =>
+        readStream.fromSnapshot(aggregateId, maxSequence, limit)
+      )
+  }
 
   return {
     commitEvents,
@@ -250,7 +374,7 @@ export const makeEncoded = (store: EncodedStore): StoreAdapterService => {
               () =>
                 Exit.map(encodeEvents("commitAll", events), (prepared) => ({
                   prepared,
-                  concerned: concernedBy(prepared, projections)
+                  concerned: handling(prepared, projections)
                 })),
               ({ concerned, prepared }) =>
                 concerned.length === 0 ? append(prepared) : appendWith(prepared, concerned),
@@ -265,84 +389,30 @@ export const makeEncoded = (store: EncodedStore): StoreAdapterService => {
         store.putSnapshot,
         ({ aggregateId }) => ({ "aggregate.id": aggregateId })
       ),
-    getEvents: (aggregateId, minSequence, options) =>
-      checked("getEvents")(
-        () => validateRange("getEvents", aggregateId, minSequence, options),
-        (range) => Effect.map(store.readEvents(range), (stored) => stored.map(decodeEvent)),
-        idOf
-      ),
-    getSnapshot: (aggregateId, minSequence, options) =>
-      checked("getSnapshot")(
-        () => validateRange("getSnapshot", aggregateId, minSequence, options),
-        (range) => Effect.map(store.readSnapshot(range), Option.map(decodeSnapshot)),
-        idOf
-      )
+    getEvents,
+    getSnapshot,
+    ...(streamReader === undefined ? {} : { streamReader })
   }
 }
 
 // --- internal ---
 
-const idOf = ({ aggregateId }: SequenceRange) => ({ "aggregate.id": aggregateId })
-
-/** What the types promise; what comes past them is to fail as all bad input does. */
+/** Untyped callers can pass anything, and get a `ValidationError` as for all bad input. */
 const areProjections = (projections: ReadonlyArray<Projection.Any>): boolean =>
-  Array.isArray(projections) && projections.every((projection) => typeof projection?.project === "function")
+  Array.isArray(projections) && projections.every(isProjection)
+
+/** One with both members would run only its `project`, although its `statements` say something else. */
+const isProjection = (projection: Projection.Any): boolean =>
+  typeof projection?.project === "function"
+    ? projection.statements === undefined
+    : typeof projection?.statements === "function"
 
 const noProjections = new ValidationError({
   operation: "commitAll",
-  issues: [new ValidationIssue({ path: ["projections"], message: "must be a list of projections" })]
-})
-
-/** Projection by projection, event by event, never two at once: they share one transaction. */
-const project = <E, R>(
-  events: ReadonlyArray<StoredEvent>,
-  projections: ReadonlyArray<Projection<E, R>>
-): Effect.Effect<void, E, R> => {
-  const projecting = inStoreTransaction(
-    Effect.suspend(() => {
-      const restored = events.map(decodeEvent)
-      const [projection, ...others] = projections
-      const [event, ...further] = restored
-      // What is usual takes no loop.
-      if (projection !== undefined && event !== undefined && others.length === 0 && further.length === 0) {
-        return projectEvent(projection, event)
-      }
-      return Effect.forEach(
-        projections,
-        (projection) =>
-          Effect.forEach(
-            restored.filter((event) => handles(projection, event)),
-            (event) => projectEvent(projection, event),
-            { discard: true }
-          ),
-        { discard: true }
-      )
+  issues: [
+    new ValidationIssue({
+      path: ["projections"],
+      message: "must be a list of projections, and each must have either `project` or `statements`"
     })
-  )
-  const known = projections.flatMap((projection) => {
-    const statements = statementsFor(projection.project)
-    return statements === undefined ? [] : [{ projection, statements }]
-  })
-  if (known.length === projections.length) {
-    provideStatements(projecting, (sql) => allStatements(events.map(decodeEvent), known, sql))
-  }
-  return projecting
-}
-
-/** What the projections come to for the events, one after the other; nothing, where one of them can't say. */
-const allStatements = (
-  events: ReadonlyArray<Event>,
-  projections: ReadonlyArray<{ readonly projection: Projection.Any; readonly statements: StatementsFor }>,
-  sql: SqlClient
-): ReadonlyArray<Statement<unknown>> | undefined => {
-  const all: Array<Statement<unknown>> = []
-  for (const { projection, statements } of projections) {
-    for (const event of events) {
-      if (!handles(projection, event)) continue
-      const some = statements(event, sql)
-      if (some === undefined) return undefined
-      all.push(...some)
-    }
-  }
-  return all
-}
+  ]
+})

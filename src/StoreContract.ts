@@ -1,10 +1,10 @@
 /**
- * The contract of `StoreAdapter` as a suite of tests, for whoever writes an adapter: the stores of this library pass the same.
+ * The contract of `StoreAdapter` as a suite of tests for authors of adapters. The stores of this library pass it too.
  *
- * It runs on `@effect/vitest`, which is an optional dependency of this package: import it in tests only, since outside of vitest
- * the import itself throws. It is not part of the index for that reason.
+ * It runs on `@effect/vitest`, which is an optional dependency of this package. Import it in tests only, because
+ * outside of vitest the import itself throws. For that reason it is not part of the index.
  *
- * The idea of a published suite is that of Akka Persistence's TCK.
+ * Akka Persistence publishes such a suite as its TCK.
  *
  * @since 0.1.0
  */
@@ -25,12 +25,12 @@ import { snapshotCases } from "./internal/contract/snapshots.js"
 import type { StoreAdapter } from "./StoreAdapter.js"
 
 /**
- * What an adapter may lack and still be one. All else is the contract.
+ * The capabilities that an adapter may lack. Everything else is the contract.
  *
- * - `callerTransaction`: it takes part in `SqlClient.withTransaction`, of the `SqlClient` that its layer provides beside the
- *   store.
- * - `concurrentReads`: a read is answered while a commit is under way, from what was there before. A store with one connection
- *   lacks it: its reads wait, or fail. What is not committed they don't show either.
+ * - `callerTransaction`: the store takes part in `SqlClient.withTransaction`, of the `SqlClient` that its layer
+ *   provides beside the store.
+ * - `concurrentReads`: a read returns while a commit is under way, without the events of that commit. A store with one
+ *   connection lacks it, because its reads wait, or fail.
  *
  * @since 0.1.0
  * @category models
@@ -45,36 +45,39 @@ export type Capability = "callerTransaction" | "concurrentReads"
  */
 export interface Options {
   /**
-   * What the adapter lacks; nothing by default. The cases that need it are shown as skipped, with the reason, so that a report
-   * tells what a store can't do; those that can do without ask for less.
+   * The capabilities that the adapter lacks; none by default. Cases that need one are shown as skipped, with the
+   * reason. Cases that can check less without it do so.
    */
   readonly lacks?: ReadonlyArray<Capability> | undefined
-  /** How many random inputs each property test tries; 100 by default. */
+  /** The number of random inputs of each property test; 100 by default. */
   readonly runs?: number | undefined
-  /** The seed of the random inputs. Drawn by default, and printed when a case fails: with it the case fails again. */
+  /**
+   * The seed of the random inputs. Drawn by default, and printed when a case fails, so that you can repeat the failure.
+   */
   readonly seed?: number | undefined
   /** How long a case, and building the layer, may take; 60 seconds by default. */
   readonly timeout?: Duration.DurationInput | undefined
 }
 
 /**
- * One sentence of the contract, and the effect that fails where it is not so.
+ * One sentence of the contract, and the effect that fails where a store breaks it. `FeedContract` has cases of the
+ * ports `R` and with capabilities `C` of its own.
  *
  * @since 0.1.0
  * @category models
  */
-export interface Case {
+export interface Case<R = StoreAdapter, C extends string = Capability> {
   readonly name: string
-  /** What a store must not lack for it. */
-  readonly needs: Capability | undefined
-  /** Runs on the clock of the machine, also where the test around has a `TestClock`. */
-  readonly run: Effect.Effect<void, unknown, StoreAdapter>
+  /** The capability that a store needs for it. */
+  readonly needs: C | undefined
+  /** Runs on the live clock, also where the test around has a `TestClock`. */
+  readonly run: Effect.Effect<void, unknown, R>
 }
 
 /**
- * Registers the suite with vitest, as one block of that name. The layer is built once for all of it, and everything runs on the
- * clock of the machine, so that a store may sleep. The store need not be empty: the cases use ids of their own in each run. They
- * leave their events behind, and in a database tables whose names begin with `rows_`.
+ * Registers the suite with vitest, as one block of that name. The layer is built once for all cases, and everything
+ * runs on the live clock, so that a store may sleep. The store need not be empty, because the cases use ids of their
+ * own in each run. They leave their events behind, and in a database tables whose names begin with `rows_`.
  *
  * @since 0.1.0
  * @category suites
@@ -91,7 +94,7 @@ export const suite = <A, E>(name: string, layer: Layer.Layer<StoreAdapter | A, E
   register(name, layer, cases(options), options)
 
 /**
- * The sentences of the contract as values, for who wants to run a part of them, or to run them in tests of their own.
+ * The cases of the contract, to run a part of them, or to run them in your own tests.
  *
  * @since 0.1.0
  * @category suites

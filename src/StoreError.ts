@@ -1,26 +1,28 @@
 /**
- * Every typed failure of the library, each with a message that says what failed, where, and why.
+ * The typed failures of the library. Each has a message that names the operation, the place and the cause.
  *
- * Every operation can fail with three. `RetryCommand`: another commit came first, so read again and decide again. `ValidationError`: the
- * input is wrong, and the error says what and where. `StoreError`: everything else, with a closed `reason` that says what to do. Two more belong
- * to what a caller sets around a command: `CommandIdReused` and `UnexpectedSequence`.
+ * - `RetryCommand`: another commit was first, so read and decide again.
+ * - `ValidationError`: the input is wrong; its issues have paths and messages.
+ * - `StoreError`: every other failure of a store, with a `reason` of a closed list.
+ * - `CommandIdReused` and `UnexpectedSequence`: the conditions of a command, `withCommandId` and
+ *   `withExpectedSequence`, do not hold.
  *
  * @since 0.1.0
  */
 import * as Schema from "effect/Schema"
 
 /**
- * The commit lost: one of its sequences is taken already, or would leave a gap after the stored head. The state that
- * the events were decided on is not the stored one. Read what is new, decide again, commit again; `Aggregate` does so
- * by its `retry` schedule.
+ * The commit conflicts with a stored one: one of its sequences is taken, or would leave a gap after the stored head. So
+ * the events were decided on an old state. Read the new events, decide and commit again; `Aggregate` does so by its
+ * `retry` schedule.
  *
- * Named after `:retry_command` of the Elixir library Maestro.
+ * Other libraries call it *wrong expected version*. The name is that of `:retry_command` in the Elixir library Maestro.
  *
  * @since 0.1.0
  * @category errors
  */
 export class RetryCommand extends Schema.TaggedError<RetryCommand>("effect-maestro/RetryCommand")("RetryCommand", {
-  /** The aggregate whose stored head is not the one that the commit was made for. */
+  /** The aggregate with the conflict. */
   aggregateId: Schema.String,
   /** The first sequence of the commit that could not be stored. */
   sequence: Schema.Number
@@ -31,8 +33,8 @@ export class RetryCommand extends Schema.TaggedError<RetryCommand>("effect-maest
 }
 
 /**
- * One thing that is wrong with the input: in which item of the list that was passed, where inside of it, and what. An operation that takes
- * no list has no index.
+ * One mistake in the input: the index of its item in a list, the path inside the item, and a message. Without a list
+ * there is no index.
  *
  * @since 0.1.0
  * @category models
@@ -40,14 +42,14 @@ export class RetryCommand extends Schema.TaggedError<RetryCommand>("effect-maest
 export class ValidationIssue extends Schema.Class<ValidationIssue>("effect-maestro/ValidationIssue")({
   /** Index of the event in the commit, or among the events of a decision, counted from 0. */
   index: Schema.optionalWith(Schema.Number, { exact: true }),
-  /** The way from the item to the bad value: property names and array indices. */
+  /** The path from the item to the bad value: property names and array indices. */
   path: Schema.Array(Schema.Union(Schema.String, Schema.Number)),
-  /** What is wrong there. */
+  /** The rule that the value breaks. */
   message: Schema.String
 }) {}
 
 /**
- * The input was refused before anything was written. `issues` holds all that is wrong with it, not only the first.
+ * The input is wrong, and nothing was written. `issues` has all mistakes, not only the first.
  *
  * @since 0.1.0
  * @category errors
@@ -55,7 +57,7 @@ export class ValidationIssue extends Schema.Class<ValidationIssue>("effect-maest
 export class ValidationError extends Schema.TaggedError<ValidationError>("effect-maestro/ValidationError")(
   "ValidationError",
   {
-    /** The operation that refused. */
+    /** The operation that refused the input. */
     operation: Schema.String,
     issues: Schema.NonEmptyArray(ValidationIssue)
   }
@@ -68,29 +70,35 @@ export class ValidationError extends Schema.TaggedError<ValidationError>("effect
 }
 
 /**
- * Why a store failed. The list is closed, so a `switch` over it can be exhaustive. Only after `CommitUnknown` may the events be stored.
+ * Why a store failed. The list is closed, so a `switch` over it can be exhaustive. Only after `CommitUnknown` may the
+ * events be stored.
  *
- * These may not happen again. `evaluate` has tried again by the aggregate's `retry` schedule before it fails with one of them:
+ * These are transient. `evaluate` has retried by the aggregate's `retry` schedule before it fails with one of them:
  *
- * - `Unavailable`: there was no connection, so nothing was sent. Look at the server, its address, and the size of the pool.
- * - `ConnectionLost`: the connection broke before COMMIT. Try again.
- * - `Contention`: the database ended a deadlock or a serialization conflict. Try again; where it comes often, have transactions lock
- *   rows in one order.
- * - `CommitUnknown`: the connection broke during COMMIT, so all of the commit is stored, or nothing. From the port, commit the very same
- *   events again. After `evaluate`, read the aggregate, or evaluate again with the same `CommandId`: a command without one may then
- *   take effect twice.
+ * - `Unavailable`: there was no connection, so nothing was sent. Check the server, its address, and the size of the
+ *   pool.
+ * - `ConnectionLost`: the connection broke before COMMIT. Retry.
+ * - `Contention`: the database ended a deadlock or a serialization conflict. Retry; if it happens often, let
+ *   transactions lock rows in one order.
+ * - `CommitUnknown`: the connection broke during COMMIT, so all of the commit is stored, or nothing. Commit the same
+ *   events to the port again. After `evaluate`, read the aggregate, or evaluate again with the same command id. Without
+ *   an id the command may be applied twice.
  *
- * These come again, unless something changes:
+ * These happen again, until the cause is removed:
  *
- * - `Cancelled`: the statement was cancelled, or ran into a time limit of the database. Raise the limit, or find what makes it slow.
- * - `Constraint`: a constraint of the database refused what a projection wrote; `constraint`, `table` and `column` say which. Where
- *   that is a refusal of the command, name it in the projection's `onConstraint`. Otherwise correct the projection or its table.
- * - `Misconfigured`: a table, a column, a function, a right or the database is missing. Migrate, or correct the configuration.
- * - `Exhausted`: the database has no disk space, no memory, or has reached another limit, or it is read-only. Make room.
- * - `UnreadableEvent`: the schemas of an aggregate or a projection can't decode a stored event; `aggregateId`, `sequence` and `type` say
- *   which. Add its form to the `events` union.
- * - `ClockDrift`: a timestamp lies further ahead of the local clock than the clock allows. Correct the clock of the node that made it.
- * - `Unknown`: none of these. `code`, `description` and `cause` hold what the driver said.
+ * - `Cancelled`: the statement was cancelled, or exceeded a time limit of the database. Raise the limit, or find the
+ *   slow statement.
+ * - `Constraint`: a write of a projection violates a constraint; `constraint`, `table` and `column` name it. If it is a
+ *   refusal of the command, name it in the projection's `onConstraint`. Otherwise correct the projection or its table.
+ * - `Misconfigured`: a table, a column, a function, a right or the database is missing. Migrate, or correct the
+ *   configuration.
+ * - `Exhausted`: the database has no disk space, no memory, or has reached another limit, or it is read-only. Make
+ *   room.
+ * - `UnreadableEvent`: the schemas of an aggregate or a projection can't decode a stored event; `aggregateId`,
+ *   `sequence` and `type` name it. Add its form to the `events` union.
+ * - `ClockDrift`: a timestamp is further ahead of the local clock than `maxDrift`. Correct the clock of the node that
+ *   made it.
+ * - `Unknown`: none of these. `code`, `description` and `cause` are those of the driver.
  *
  * @since 0.1.0
  * @category models
@@ -116,10 +124,11 @@ export const StoreErrorReason = Schema.Literal(
 export type StoreErrorReason = typeof StoreErrorReason.Type
 
 /**
- * A store failed; `reason` says why, and what can be done.
+ * A store failed, for the given `reason`.
  *
- * Where a projection failed, `projection`, `type`, `sequence` and `aggregateId` say which one, at which event, and the message begins with
- * them: `projection "balances", event Deposited 3 of aggregate "Account/42": null value in column "currency" …`.
+ * Where a projection failed, `projection`, `type`, `sequence` and `aggregateId` name it and its event, and the message
+ * begins with them: `projection "balances", event Deposited 3 of aggregate "Account/42": null value in column
+ * "currency" …`.
  *
  * @since 0.1.0
  * @category errors
@@ -148,7 +157,7 @@ export class StoreError extends Schema.TaggedError<StoreError>("effect-maestro/S
   reason: StoreErrorReason,
   /** The operation that failed. */
   operation: Schema.String,
-  /** What happened, in words. It may hold what the database said. */
+  /** What happened, in words. It may contain the message of the database. */
   description: Schema.String,
   /** The database's own error code (`SQLSTATE`), or the system's (`ECONNRESET`), where there is one. */
   code: Schema.optional(Schema.String),
@@ -166,7 +175,7 @@ export class StoreError extends Schema.TaggedError<StoreError>("effect-maestro/S
   column: Schema.optional(Schema.String),
   /** The constraint that was violated, or the unique index. */
   constraint: Schema.optional(Schema.String),
-  /** What the driver, or the schema, said. */
+  /** The error of the driver or the schema. */
   cause: Schema.optional(Schema.Defect)
 }) {
   override get message(): string {
@@ -186,7 +195,7 @@ export class StoreError extends Schema.TaggedError<StoreError>("effect-maestro/S
 }
 
 /**
- * The aggregate has handled another command under the same command id. Nothing was stored, and evaluating the command again under that id
+ * The aggregate has handled another command with the same command id. Nothing was stored, and a retry with that id
  * fails in the same way. Only a command with an id (`Aggregate.withCommandId`) can fail with it.
  *
  * @since 0.1.0
@@ -237,7 +246,7 @@ const quote = (text: string): string => JSON.stringify(text.length > 300 ? `${te
 
 const plainOrQuoted = (text: string): string => (/^[\w./-]{1,100}$/.test(text) ? text : quote(text))
 
-/** Where it is, and what: `[1].body.amount: must be …`, or `amount: must be …` where the input is no list. */
+/** The path and the message: `[1].body.amount: must be …`, or `amount: must be …` where the input is no list. */
 const formatIssue = ({ index, message, path }: ValidationIssue): string => {
   const place = index === undefined ? formatPath(path).replace(/^\./, "") : `[${index}]${formatPath(path)}`
   return place === "" ? message : `${place}: ${message}`

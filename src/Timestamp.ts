@@ -1,8 +1,8 @@
 /**
- * Hybrid logical time: `Timestamp` values, and the `HybridClock` that hands them out.
+ * Hybrid logical time: `Timestamp` values, and the `HybridClock` that makes them. `Aggregate` stamps every event.
  *
- * A timestamp is an event's identity. It is unique across nodes and rises along an aggregate even when the clocks of the
- * nodes that write to it disagree. One value is 16 bytes in the form of a UUIDv7 (RFC 9562), so it sorts as text and as a
+ * A timestamp is the identity of an event. It is unique across nodes, and rises along an aggregate even if the clocks
+ * of the writing nodes differ. It has 16 bytes in the form of a UUIDv7 (RFC 9562), so it sorts as text and as a
  * database's `uuid`, and any UUID tool reads it:
  *
  * ```text
@@ -14,7 +14,7 @@
  * ```
  *
  * The algorithm is that of Kulkarni et al., "Logical Physical Clocks and Consistent Snapshots in Globally Distributed
- * Databases" (2014); Maestro's `HLClock` is the same idea with other widths.
+ * Databases" (2014). Maestro's `HLClock` uses the same algorithm with other widths.
  *
  * @since 0.1.0
  */
@@ -37,7 +37,7 @@ import { StoreError, ValidationError, ValidationIssue } from "./StoreError.js"
 export type Timestamp = string & Brand.Brand<"effect-maestro/Timestamp">
 
 /**
- * Tells whether a value is a timestamp.
+ * Whether a value is a timestamp.
  *
  * @since 0.1.0
  * @category guards
@@ -74,7 +74,7 @@ export interface Parts {
 }
 
 /**
- * Makes a timestamp of its parts; parts that are out of range are cut to theirs.
+ * Makes a timestamp of its parts. Parts out of range are cut to their range.
  *
  * @since 0.1.0
  * @category constructors
@@ -95,8 +95,8 @@ export const toParts = (timestamp: Timestamp): Parts => ({
 })
 
 /**
- * The moment that a timestamp tells, to the millisecond: the physical part of hybrid time. It can lie ahead of the wall
- * clock by as much as the clocks of the nodes disagree.
+ * The physical part of a timestamp, to the millisecond. It can be ahead of the wall clock by the difference between the
+ * clocks of the nodes.
  *
  * @since 0.1.0
  * @category getters
@@ -121,22 +121,21 @@ export const toDateTime = (timestamp: Timestamp): DateTime.Utc => DateTime.unsaf
 export const toMillis = (timestamp: Timestamp): number => millisOf(timestamp)
 
 /**
- * What a hybrid clock does.
+ * The operations of a hybrid clock.
  *
  * @since 0.1.0
  * @category models
  */
 export interface HybridClockService {
   /**
-   * The next timestamp: higher than every one that this clock gave or received before, whatever the wall clock does.
-   * It never fails: when the wall clock stalls or jumps back, time goes on by the counter, and by a millisecond when the
-   * counter is full.
+   * The next timestamp. It is higher than every timestamp that this clock gave or received before. If the wall clock
+   * stalls or jumps back, the counter rises, and the milliseconds rise when the counter is full. It never fails.
    */
   readonly now: Effect.Effect<Timestamp>
   /**
-   * Lets the clock know a timestamp of another node, so that the next `now` is higher. Fails with `ClockDrift`, and
-   * learns nothing, when it is ahead of this clock and further ahead of the wall clock than `maxDrift`. What is no timestamp is
-   * a `ValidationError`.
+   * Receives a timestamp of another node, so that the next `now` is higher. Fails with `ClockDrift`, and does not
+   * change the clock, if the timestamp is ahead of this clock and more than `maxDrift` ahead of the wall clock. Any
+   * other value fails with `ValidationError`.
    */
   readonly receive: (timestamp: Timestamp) => Effect.Effect<void, StoreError | ValidationError>
   /** `now` without an effect, by a given wall clock. `now` uses the `Clock` of its fiber. */
@@ -146,10 +145,11 @@ export interface HybridClockService {
 }
 
 /**
- * The service that gives timestamps. Without a layer of your own there is one clock for the process, with a random node
- * id and `maxDrift` of an hour; `layerWith` sets either.
+ * The service that makes timestamps. By default there is one clock for the process, with a random node id and a
+ * `maxDrift` of an hour; `layerWith` sets either.
  *
- * Its time comes from Effect's `Clock`, so `TestClock` drives it: each `Clock` has a time line (and a node id) of its own.
+ * Its time is the time of Effect's `Clock`, so `TestClock` drives it. Each `Clock` has a time line and a node id of its
+ * own.
  *
  * @since 0.1.0
  * @category tags
@@ -159,21 +159,21 @@ export class HybridClock extends Context.Reference<HybridClock>()("effect-maestr
 }) {}
 
 /**
- * The switches of a clock.
+ * The options of a clock.
  *
  * @since 0.1.0
  * @category models
  */
 export interface Options {
   /**
-   * Who this node is, 62 bits. It must differ between any two processes that write to one store. By default it is drawn
-   * from the system's secure random numbers when the clock is first used.
+   * The id of this node, 62 bits. It must differ between any two processes that write to one store. By default it is
+   * drawn from the system's secure random numbers at the first use of the clock.
    */
   readonly node?: bigint | undefined
   /**
-   * How far ahead of the local wall clock a received timestamp may lie. A higher bound keeps serving through larger
-   * differences between clocks; a lower one keeps a node with a wrong clock from pushing everybody's time ahead. An hour
-   * by default.
+   * How far a received timestamp may be ahead of the local wall clock; an hour by default. A higher bound tolerates
+   * larger differences between clocks. A lower bound stops a node with a wrong clock from advancing the time of the
+   * others.
    */
   readonly maxDrift?: Duration.DurationInput | undefined
 }
@@ -186,7 +186,7 @@ export interface Options {
  */
 export const make = (options?: Options): HybridClockService => {
   const maxDrift = Duration.toMillis(options?.maxDrift ?? Duration.hours(1))
-  // One time line for each Clock: a test that runs at TestClock's 1970 must not see the year that another one has reached.
+  // One time line for each `Clock`, because a test that runs in 1970 must not see the time of another test.
   const lines = new WeakMap<Clock.Clock, TimeLine>()
   const lineOf = (clock: Clock.Clock): TimeLine => {
     const known = lines.get(clock)
@@ -198,12 +198,12 @@ export const make = (options?: Options): HybridClockService => {
   const unsafeNow = (clock: Clock.Clock): Timestamp => tick(lineOf(clock), clock.unsafeCurrentTimeMillis())
   const unsafeReceive = (timestamp: Timestamp, clock: Clock.Clock): StoreError | ValidationError | undefined => {
     const wall = clock.unsafeCurrentTimeMillis()
-    // One that is none would leave this clock without a time.
+    // A bad timestamp would leave this clock without a time.
     if (!isTimestamp(timestamp)) return noTimestamp
     const line = lineOf(clock)
     const millis = millisOf(timestamp)
     const counter = counterOf(timestamp)
-    // What is behind this clock teaches nothing; so a node whose wall clock jumped back still knows its own events.
+    // A timestamp behind this clock is accepted, so a node whose wall clock jumped back still accepts its own events.
     if (millis < line.millis || (millis === line.millis && counter <= line.counter)) return undefined
     if (millis - wall > maxDrift) return clockDrift(timestamp, millis - wall, maxDrift, clock)
     line.millis = millis
@@ -223,7 +223,7 @@ export const make = (options?: Options): HybridClockService => {
 }
 
 /**
- * A clock with switches of your own, for every layer and effect it is provided to.
+ * A clock with these options, for the layers and effects that it is provided to.
  *
  * @since 0.1.0
  * @category layers
@@ -284,8 +284,8 @@ const millisOf = (timestamp: Timestamp): number => Number.parseInt(timestamp.sli
 
 const counterOf = (timestamp: Timestamp): number => Number.parseInt(timestamp.slice(15, 18), 16)
 
-// Not from Effect's `Random`: a program that seeds it, on two nodes alike, would give both the same node id, and a commit
-// of one could pass for a repetition of the other's.
+// Not from Effect's `Random`, because a program that seeds it would have one node id on all nodes. Then a commit of one
+// node could look like a repetition of a commit of another.
 const randomNode = (): bigint => {
   const [high, low] = crypto.getRandomValues(new Uint32Array(2))
   return (BigInt(high ?? 0) << 32n) | BigInt(low ?? 0)
@@ -302,7 +302,7 @@ const clockDrift = (timestamp: Timestamp, drift: number, maxDrift: number, clock
   })
 }
 
-/** By its methods, so that no program loads the module of `TestClock` for this message. */
+/** Recognized by its methods, so that programs do not load the module of `TestClock` for this message. */
 const isTestClock = (clock: Clock.Clock): boolean => "setTime" in clock && "adjust" in clock
 
 const noTimestamp = new ValidationError({

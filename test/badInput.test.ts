@@ -1,4 +1,4 @@
-/** Bad input beside the port, which the contract covers: aggregates, clocks, layers, schemas. */
+/** Bad input of aggregates, clocks, layers and schemas. The contract covers bad input of the port. */
 import { expect, it } from "@effect/vitest"
 import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
@@ -24,7 +24,7 @@ it.layer(layer)("bad input", (it) => {
   it.effect(
     "aggregates: any value as id, command, sequence or metadata is a typed failure, and stores nothing bad",
     () =>
-      // Twelve operations for each input.
+      // Fewer runs, because each input is given to twelve operations.
       everyCase(
         { ...settings, runs: Math.min(settings.runs / 2, 500) },
         FastCheck.tuple(anyValue, anyValue),
@@ -49,7 +49,7 @@ it.layer(layer)("bad input", (it) => {
               ],
               typedFailure
             )
-            // What was taken is a deposit of a number above 0: all that there is can be read again.
+            // An accepted command is a deposit of a number above 0, so every stored event can be read.
             const stored = yield* Effect.flatMap(StoreAdapter.StoreAdapter, (store) =>
               store.getEvents(Account.streamId(id), 1)
             )
@@ -60,7 +60,7 @@ it.layer(layer)("bad input", (it) => {
       )
   )
 
-  it.effect("Aggregate.Metadata: any value is a ValidationError, or stored as it is", () =>
+  it.effect("Aggregate.Metadata: any value is stored exactly, or a ValidationError", () =>
     everyCase(settings, anyValue, ({ make }) =>
       Effect.gen(function* () {
         const [whole, inside] = [yield* Account.newId, yield* Account.newId]
@@ -82,7 +82,7 @@ it.layer(layer)("bad input", (it) => {
     )
   )
 
-  it.effect("a command whose payload its schema forbids is a ValidationError, also where the types were silenced", () =>
+  it.effect("a command whose payload its schema forbids is a ValidationError, also from untyped callers", () =>
     Effect.gen(function* () {
       const error = yield* Effect.flip(Account.evaluate("a", JSON.parse('{"_tag": "Deposit", "amount": "ten"}')))
       expect(error).toMatchObject({ _tag: "ValidationError", issues: [{ path: ["amount"] }] })
@@ -90,7 +90,7 @@ it.layer(layer)("bad input", (it) => {
   )
 })
 
-it.effect("HybridClock.receive: what is no timestamp is a ValidationError, and the clock goes on", () =>
+it.effect("HybridClock.receive: a value that is no timestamp is a ValidationError, and does not change the clock", () =>
   everyCase(settings, anyValue, ({ make }) =>
     Effect.gen(function* () {
       const clock = Timestamp.make()
@@ -116,13 +116,13 @@ it.effect("Timestamp.fromParts: any numbers make a timestamp", () =>
   )
 )
 
-it.effect("the schemas of records and timestamps refuse by a ParseError, whatever they are given", () =>
+it.effect("the schemas of records and timestamps refuse any bad value with a ParseError", () =>
   everyCase(settings, FastCheck.tuple(anyValue, hostileText), ([{ make }, text]) =>
     Effect.sync(() => {
       for (const schema of [Event.Event, Snapshot.Snapshot, Timestamp.Timestamp]) {
         const decode = Schema.decodeUnknownEither(schema as Schema.Schema<unknown, unknown>)
         expect(Either.isLeft(decode(text)) || Timestamp.isTimestamp(text)).toBe(true)
-        // What can't be read at all is not for a schema to report: it throws what the value throws.
+        // For a value that throws when it is read, the schema throws the same error.
         const value = make()
         if (isReadable(value)) expect(Either.isEither(decode(value))).toBe(true)
       }
@@ -159,19 +159,21 @@ it.scopedLive("SqlStore: any text is a schema's name, or Misconfigured; none is 
   })
 )
 
-// --- what the cases are made of ---
+// --- helpers ---
 
-/** What the types forbid, and what calls from outside do all the same. */
+/** Calls a function with arguments that its types forbid, as untyped callers do. */
 const call = <R>(f: (...args: never) => Effect.Effect<unknown, unknown, R>, ...args: ReadonlyArray<unknown>) =>
   (f as (...args: ReadonlyArray<unknown>) => Effect.Effect<unknown, unknown, R>)(...args)
 
 const failures = [StoreError.ValidationError, StoreError.RetryCommand, StoreError.StoreError]
 
-/** It comes to an end soon, and where that is a failure it is a typed one; a refusal of the account is one too. */
+/**
+ * Checks that the operation ends soon, and that a failure is typed. A refusal of the account is a typed failure too.
+ */
 const typedFailure = <R>(operation: () => Effect.Effect<unknown, unknown, R>) =>
   Effect.gen(function* () {
     const result = yield* Effect.exit(Effect.suspend(operation)).pipe(Effect.timeoutOption("10 seconds"), onRealClock)
-    const exit = Option.getOrElse(result, () => Exit.fail("it did not come to an end"))
+    const exit = Option.getOrElse(result, () => Exit.fail("it did not end"))
     if (Exit.isFailure(exit)) {
       const failure = Option.getOrUndefined(Cause.failureOption(exit.cause))
       const refusal = typeof failure === "object" && failure !== null && "_tag" in failure

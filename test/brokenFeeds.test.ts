@@ -85,12 +85,12 @@ const order = (how: string) =>
 const everyEvent =
   "read: every committed event appears exactly once, and pages of any limit concatenate to the same order"
 const readIsOnesOwn =
-  "read: a caller may change an event without changing what is stored, or another event that was read"
+  "read: a caller may change an event without changing the stored one, or another event that was read"
 const streamIsOnesOwn =
-  "stream, streamStored: a caller may change an event without changing what is stored, or the events after it"
+  "stream, streamStored: a caller may change an event without changing the stored one, or the events after it"
 const notSkipped = "read (commitAll): events of a transaction that began first and commits last are not skipped"
 const largePages =
-  "read: a page of large events ends before 8 MB, has one event at least, and says whether there are more"
+  "read: a page of large events ends before 8 MB and has at least one event, and `more` is true if events follow"
 const heldBack =
   "heldBack (commitAll): counts the committed events that an older transaction holds back, since the first of them"
 const takenOver = "lease: a lease that another holder has taken over fails with LeaseLost, and stores nothing"
@@ -125,27 +125,24 @@ const caught: ReadonlyArray<readonly [breaking: Broken.Breaking, sentences: Read
     ["read (commitAll): inside a transaction it shows committed events of other transactions, and no uncommitted ones"]
   ],
   [Broken.showsAnEventTwiceAtPageBorders, [everyEvent]],
-  [Broken.readsFromThePositionOn, ["read: the position of a page, and of each event, is a position to go on after"]],
+  [Broken.readsFromThePositionOn, ["read: reading can continue after the position of a page, and of each event"]],
   [Broken.sortsTheEventsOfACommit, ["read: events that one commit writes appear in the order that it was given"]],
-  [
-    Broken.losesByteOrderMarks,
-    ["read: an event comes back exactly as it was committed, whatever its id, type and metadata are"]
-  ],
+  [Broken.losesByteOrderMarks, ["read: an event is read exactly as it was committed, with any id, type and metadata"]],
   [Broken.ignoresTheSlice, ["filter: the slices partition the feed, and an aggregate is always in the same one"]],
   [Broken.takesAnyPartOfTheFilter, ["filter: an event must match all its parts"]],
   ...[Broken.takesAnIdForItsKind, Broken.endsAKindAtTheLastSlash].map(
     (breaking) =>
       [
         breaking,
-        ["filter: the kind is what stands before the first slash of an aggregateId, and empty where nothing does"]
+        ["filter: the kind is the text before the first slash of an aggregateId, or empty without such a text"]
       ] as const
   ),
-  [Broken.comparesKindsLoosely, ["filter: kinds that differ in no more than case or form are different kinds"]],
+  [Broken.comparesKindsLoosely, ["filter: kinds that differ only in case or Unicode form are different kinds"]],
   [Broken.endsAtAnEmptyPage, ["filter: an event behind ten thousand hidden ones is found"]],
   [Broken.hasItsHeadAheadOfWhatItShows, ["head: is the position of the last event that the feed shows"]],
   [
     Broken.countsWhatTheFilterHides,
-    ["count: is the number of events that read shows after the position, by the same filter"]
+    ["count: returns the number of events that read shows after the position, with the same filter"]
   ],
   [
     Broken.findsThePositionOfAnotherEvent,
@@ -155,13 +152,13 @@ const caught: ReadonlyArray<readonly [breaking: Broken.Breaking, sentences: Read
   [Broken.findsThePositionsOfFiftyEvents, ["positionOf: finds an event at any sequence of a long stream"]],
   [Broken.sharesTheEventsOfItsPages, [readIsOnesOwn, streamIsOnesOwn]],
   [Broken.sharesTheMetadataOfAPage, [readIsOnesOwn, streamIsOnesOwn]],
-  [Broken.takesAnyLimit, ["read: refuses a bad position, limit or filter by a ValidationError that names its path"]],
+  [Broken.takesAnyLimit, ["read: a bad position, limit or filter fails with a ValidationError that has its path"]],
   [Broken.countsPagesInEvents, [largePages]],
   [Broken.leavesOutWhatIsLargerThanAPage, [largePages]],
   [Broken.keepsQuietOfWhatIsHeldBack, [heldBack]],
   [
     Broken.holdsBackWhatTheFilterHides,
-    [heldBack, "heldBack: refuses a bad filter by a ValidationError that names its path"]
+    [heldBack, "heldBack: a bad filter fails with a ValidationError that has its path"]
   ],
   [Broken.wakesOneWaiter, ["awaitAppend: wakes every waiter, also when other waiters were interrupted"]],
   [
@@ -177,7 +174,7 @@ const caught: ReadonlyArray<readonly [breaking: Broken.Breaking, sentences: Read
   ],
   [
     BrokenSubscriptions.movesOnThoughTheEffectFails,
-    ["advance: an effect that fails, dies or is interrupted comes back unchanged, and the checkpoint stays"]
+    ["advance: it ends as its effect does, which fails, dies or is interrupted, and the checkpoint stays"]
   ],
   [
     BrokenSubscriptions.hasTwoHoldersAtATime,
@@ -193,7 +190,7 @@ const caught: ReadonlyArray<readonly [breaking: Broken.Breaking, sentences: Read
   ],
   [
     BrokenSubscriptions.keepsTheLeaseForAnInterruptedRequest,
-    ["lease: interrupting a waiting request takes nothing from the holder, and leaves nothing in the way of the next"]
+    ["lease: interrupting a waiting request affects neither the holder nor the next request"]
   ],
   [
     BrokenSubscriptions.beginsWhereItIsTold,
@@ -201,7 +198,7 @@ const caught: ReadonlyArray<readonly [breaking: Broken.Breaking, sentences: Read
   ],
   [
     BrokenSubscriptions.takesAnyPosition,
-    ["lease, reached: refuse a bad position by a ValidationError that names its path"]
+    ["lease, awaitPosition: a bad position fails with a ValidationError that has its path"]
   ],
   [BrokenSubscriptions.mixesNames, ["lease: names and partitions have leases and checkpoints of their own"]],
   [
@@ -211,41 +208,43 @@ const caught: ReadonlyArray<readonly [breaking: Broken.Breaking, sentences: Read
   [
     BrokenSubscriptions.forgetsThatItStopped,
     [
-      "stop: no request gets the lease until the subscription is resumed, and it goes on at its checkpoint",
+      "stop: no request gets the lease until the subscription is resumed, which then continues at its checkpoint",
       "stop: a request that waits for the lease already does not get it either"
     ]
   ],
   [
     BrokenSubscriptions.keepsAFailureThatIsTakenOff,
-    ["failing: the last failure is kept as it is, and can be taken off"]
+    ["recordFailure: the last failure is stored exactly, and can be removed"]
   ],
   [
     BrokenSubscriptions.countsAttemptsForOneHolderOnly,
-    ["attempt, failing: the next holder finds the attempts, until the checkpoint moves on or the failure is taken off"]
+    [
+      "recordAttempt, recordFailure: the next holder finds the attempts, until the checkpoint advances or the failure is removed"
+    ]
   ],
   [
     BrokenSubscriptions.keepsAttemptsThatLedOn,
     [
-      "attempt, failing: the next holder finds the attempts, until the checkpoint moves on or the failure is taken off",
-      "resume: the attempts at the event that a subscription stopped at are counted anew"
+      "recordAttempt, recordFailure: the next holder finds the attempts, until the checkpoint advances or the failure is removed",
+      "resume: the attempts at the event that the subscription stopped at begin at zero again"
     ]
   ],
   [
     BrokenSubscriptions.forgetsAnEventWhoseEffectFails,
-    ["retryParked: an effect that succeeds on the event takes it back, and one that fails leaves it parked"]
+    ["retryParked: an effect that succeeds removes the event from the parked ones, and one that fails leaves it parked"]
   ],
   [
     BrokenSubscriptions.discardsWhatIsNotThere,
-    ["retryParked, discard: return false for an event that is not parked, and run nothing"]
+    ["retryParked, discardParked: return false for an event that is not parked, and run nothing"]
   ],
-  [BrokenSubscriptions.blocksAllAggregates, ["blocked: returns the given aggregates that have events parked"]],
+  [BrokenSubscriptions.blocksAllAggregates, ["parkedAggregates: returns the given aggregates that have events parked"]],
   [
     BrokenSubscriptions.reachesByOnePartition,
-    ["reached: waits for all partitions, including partitions that have never run"]
+    ["awaitPosition: waits for all partitions, including partitions that have never run"]
   ],
   [
     BrokenSubscriptions.waitsForAllPartitions,
-    ["reached: for an aggregate it waits for one partition, which is the slice of the aggregate"]
+    ["awaitPosition: for an aggregate it waits for one partition, which is the slice of the aggregate"]
   ]
 ]
 

@@ -7,7 +7,7 @@ import {
   Event,
   EventFeed,
   MemoryStore,
-  type Projection,
+  Projection,
   StoreAdapter,
   type StoreError,
   SubscriptionStore
@@ -138,7 +138,7 @@ export const showsATransactionItsOwnEvents: Breaking = ({ feed, store, ...rest }
     commitAll: (events, projections) =>
       store.commitAll(
         events,
-        projections.map((projection) => ({
+        projections.map(Projection.toEffect).map((projection) => ({
           ...projection,
           project: (event) => Effect.provideService(projection.project(event), Own, events)
         }))

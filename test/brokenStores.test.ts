@@ -1,4 +1,4 @@
-/** The contract can fail: each broken store is caught by it, and the store that is not broken is not. */
+/** The contract fails for each broken store, and passes for the store that is not broken. */
 import { expect, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -23,15 +23,16 @@ const casesFor = ({ lacks = [], runs = 60 }: Which = {}) =>
     ({ needs }) => needs === undefined || ![...lacks, "callerTransaction"].includes(needs)
   )
 
-// The cases about input take long, and the stores here pass input on to a store that has passed them.
-const aboutTheInput = /beyond all bounds|bad input|stores (a megabyte|thirty)|10 000|any JSON/
+// Without the cases about input, which take long, because the stores here give their input to a store that has passed
+// them.
+const aboutTheInput = /a body that is too large|bad input|stores (a megabyte|thirty)|10 000|any JSON/
 
 const quickCasesFor = (which?: Which) => casesFor(which).filter(({ name }) => !aboutTheInput.test(name))
 
 type Store = StoreAdapter.StoreAdapterService
 type Breaking = (store: Store) => Store
 
-/** The names of the cases that fail on a store, each with one of its own. */
+/** The names of the cases that fail, each on a store of its own. */
 const failing = (make: Effect.Effect<Store>, cases: ReadonlyArray<StoreContract.Case>) =>
   Effect.gen(function* () {
     const failed: Array<string> = []
@@ -39,7 +40,7 @@ const failing = (make: Effect.Effect<Store>, cases: ReadonlyArray<StoreContract.
       const exit = yield* run.pipe(
         Effect.provideService(StoreAdapter.StoreAdapter, yield* make),
         Effect.provide(TestContext.TestContext),
-        // Broken stores may wait for ever.
+        // A broken store may wait without end.
         Effect.timeoutFail({ duration: "10 seconds", onTimeout: () => "it hangs" }),
         onRealClock,
         Effect.exit
@@ -49,7 +50,7 @@ const failing = (make: Effect.Effect<Store>, cases: ReadonlyArray<StoreContract.
     return failed
   })
 
-it.live("a store that is not broken passes, and again when it has been through all of it before", () =>
+it.live("a store that is not broken passes, and passes again with the records of the first run", () =>
   Effect.gen(function* () {
     const store = yield* MemoryStore.make
     for (const _ of [1, 2]) expect(yield* failing(Effect.succeed(store), quickCasesFor({ runs: 10 }))).toEqual([])
@@ -64,24 +65,24 @@ for (const [what, make] of Object.entries(Unusual)) {
   )
 }
 
-const model = "model: random programs come to what the model comes to, step by step"
+const model = "model: random programs have the results of the model, step by step"
 
 const unseen = (ending: string) =>
-  `commitAll: until all projections succeeded nobody but they sees what is committed, and then it ${ending}`
+  `commitAll: until all projections have succeeded only they see the commit, which then ${ending}`
 
 const caught: ReadonlyArray<readonly [breaking: Breaking, cases: ReadonlyArray<string>]> = [
   [
     Broken.skipsTheConflictCheck,
     [
       "commitEvents: a sequence that is taken is a RetryCommand that names aggregate and sequence",
-      "commitEvents: of twenty writers at the same sequence exactly one wins",
+      "commitEvents: of twenty concurrent commits at one sequence exactly one succeeds",
       model
     ]
   ],
-  [Broken.commitsOneByOne, ["commitEvents: a conflict in one aggregate leaves nothing in any", model]],
+  [Broken.commitsOneByOne, ["commitEvents: a conflict in one aggregate stores nothing in any other", model]],
   [
     Broken.projectsAfterTheCommit,
-    ["commitAll: a projection's failure rolls back everything and comes back unchanged", model]
+    ["commitAll: a failed projection rolls back the whole commit, which fails with the same failure", model]
   ],
   [
     Broken.forgetsWhichProjectionFailed,
@@ -91,41 +92,40 @@ const caught: ReadonlyArray<readonly [breaking: Breaking, cases: ReadonlyArray<s
     Broken.ignoresWhoseEventsAProjectionIsAbout,
     ["commitAll: a projection of one aggregate receives no events of others in the commit"]
   ],
-  [
-    Broken.forgetsWhatItStored,
-    ["commitEvents: committing the very same events again succeeds and writes nothing", model]
-  ],
+  [Broken.forgetsWhatItStored, ["commitEvents: committing stored events again succeeds and writes nothing", model]],
   [
     Broken.projectsAgain,
     ["commitAll: projections run neither for a commit that is stored already nor for one that is refused"]
   ],
   [Broken.readsFromAfterTheBound, ["getEvents: both bounds are inclusive; 0 and 1 mean all", model]],
-  [Broken.keepsTheLastSnapshot, ["commitSnapshot: replaces the stored one unless that has a higher sequence", model]],
-  [Broken.acknowledgesEarly, ["commitEvents: what was stored comes back as it was, in order of sequence"]],
+  [
+    Broken.keepsTheLastSnapshot,
+    ["commitSnapshot: a snapshot replaces the stored one unless that has a higher sequence", model]
+  ],
+  [Broken.acknowledgesEarly, ["commitEvents: stored events are read as they were committed, in order of sequence"]],
   [
     Broken.keepsWhatFailedInside,
-    ["commitAll: a commit inside a projection that fails undoes itself and no more, where the projection goes on"]
+    ["commitAll: a failed commit inside a projection undoes only itself, and the projection can continue"]
   ],
   [Broken.showsSnapshotsEarly, [unseen("succeeds"), unseen("fails")]],
   [Broken.keepsTheSnapshotsOfFailures, [unseen("fails")]],
   [
     Broken.acknowledgesWhatComesTooLate,
     ["succeeded", "failed"].map(
-      (ended) =>
-        `commitAll: what a fiber commits that a projection left running does not succeed once the commit has ${ended}`
+      (ended) => `commitAll: a fiber that a projection left running can't commit once the commit has ${ended}`
     )
   ],
   [
     Broken.losesThoseBesideAFailure,
-    ["commitAll: of several that a projection commits at once each is by itself, where the one that fails ends first"]
+    ["commitAll: of the concurrent commits of a projection a failing one, which ends first, undoes only itself"]
   ],
   [
     Broken.looksAtTheEndsOnly,
-    ["commitEvents: a commit of which one event, any of them, is not the stored one is a conflict", model]
+    ["commitEvents: a stored commit with one other event, at any place, is a conflict", model]
   ],
   [
     Broken.showsCommitsByHalves,
-    ["commitEvents: whoever reads meanwhile finds all of a commit or nothing, of each aggregate and of all"]
+    ["commitEvents: a concurrent reader finds all of a commit or nothing, in each aggregate and in all"]
   ],
   [Broken.readsWhatIsNotCommitted, [unseen("succeeds"), unseen("fails")]],
   [
@@ -138,29 +138,32 @@ const caught: ReadonlyArray<readonly [breaking: Breaking, cases: ReadonlyArray<s
   ],
   [
     Broken.sharesTheEventsItReads,
-    ["getEvents: a caller may change an event without changing what is stored, or another event that was read"]
+    ["getEvents: a caller may change an event without changing the stored one, or another event that was read"]
   ],
   [
     Broken.sharesTheSnapshotsItReads,
-    ["getSnapshot: a caller may change a snapshot without changing what is stored, or what another read returned"]
+    ["getSnapshot: a caller may change a snapshot without changing the stored one, or the result of another read"]
   ],
   [Broken.projectsFiftyEventsAtMost, ["commitAll: every projection receives every event of a commit of 120 events"]],
-  [Broken.keepsTheFirstSnapshot, ["commitSnapshot: replaces the stored one unless that has a higher sequence"]],
+  [
+    Broken.keepsTheFirstSnapshot,
+    ["commitSnapshot: a snapshot replaces the stored one unless that has a higher sequence"]
+  ],
   [
     Broken.sortsKeys,
     ["commitEvents", "commitSnapshot"].map(
-      (operation) => `${operation}: any JSON comes back as it went in, with the order of keys and the sign of -0`
+      (operation) => `${operation}: any JSON is read as it was committed, with the order of keys and the sign of -0`
     )
   ],
   [
     Broken.forgetsTheSignOfZero,
     ["commitEvents", "commitSnapshot"].map(
-      (operation) => `${operation}: any JSON comes back as it went in, with the order of keys and the sign of -0`
+      (operation) => `${operation}: any JSON is read as it was committed, with the order of keys and the sign of -0`
     )
   ]
 ]
 
-it.live("a store whose reads may wait is caught too when they find what is not committed", () =>
+it.live("a store whose reads may wait is caught if they find uncommitted records", () =>
   Effect.gen(function* () {
     const sentences = ["succeeds", "fails"].map(unseen)
     const cases = casesFor({ lacks: ["concurrentReads"] }).filter(({ name }) => sentences.includes(name))

@@ -1,14 +1,16 @@
-/** Stores that are wrong on purpose, to see whether what checks a store would notice. */
+/** Stores that are broken on purpose, which the contract must catch. */
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
-import type { Event, Projection, Snapshot } from "effect-maestro"
-import { type StoreAdapter, StoreError } from "effect-maestro"
+import { type Event, Projection, type Snapshot, type StoreAdapter, StoreError } from "effect-maestro"
 
 type Store = StoreAdapter.StoreAdapterService
 
-/** A lost race is no failure: the events go after those that came first, whatever they were decided on. */
+/**
+ * A conflict is no failure: the events are stored after those of the other commit, although they were decided on an
+ * older state.
+ */
 export const skipsTheConflictCheck = (store: Store): Store => {
   const commitAll: Store["commitAll"] = (events, projections) =>
     store.commitAll(events, projections).pipe(
@@ -29,7 +31,7 @@ export const skipsTheConflictCheck = (store: Store): Store => {
   return { ...store, commitAll, commitEvents: (events) => commitAll(events, []) }
 }
 
-/** A commit is as many commits as it has events. */
+/** Each event of a commit is a commit of its own. */
 export const commitsOneByOne = (store: Store): Store => {
   const commitAll: Store["commitAll"] = (events, projections) =>
     Array.isArray(events)
@@ -38,19 +40,23 @@ export const commitsOneByOne = (store: Store): Store => {
   return { ...store, commitAll, commitEvents: (events) => commitAll(events, []) }
 }
 
-/** The events are there before their projections are. */
+/** The events are stored before their projections run. */
 export const projectsAfterTheCommit = (store: Store): Store => ({
   ...store,
   commitAll: (events, projections) =>
     Effect.zipRight(
       store.commitEvents(events),
-      Effect.forEach(projections, (projection) => Effect.forEach(events, projection.project, { discard: true }), {
-        discard: true
-      })
+      Effect.forEach(
+        projections,
+        (projection) => Effect.forEach(events, Projection.toEffect(projection).project, { discard: true }),
+        {
+          discard: true
+        }
+      )
     )
 })
 
-/** A failure of the database in a projection is like any other. */
+/** A `StoreError` of a projection has no names. */
 export const forgetsWhichProjectionFailed = (store: Store): Store => ({
   ...store,
   commitAll: (events, projections) =>
@@ -71,7 +77,7 @@ export const ignoresWhoseEventsAProjectionIsAbout = (store: Store): Store => ({
     )
 })
 
-/** Projections run with the services of the caller that came last, but in their own transaction. */
+/** Projections run with the services of the last caller, but in their own transaction. */
 export const projectsInTheContextOfTheLastCaller = (store: Store): Store => {
   let last: ReadonlyArray<readonly [string, unknown]> = []
   const borrow = <R>(own: Context.Context<R>): Context.Context<R> =>
@@ -83,7 +89,7 @@ export const projectsInTheContextOfTheLastCaller = (store: Store): Store => {
         last = [...caller.unsafeMap].filter(([key]) => !key.includes("Transaction"))
         return store.commitAll(
           events,
-          projections.map(({ project, ...projection }) => ({
+          projections.map(Projection.toEffect).map(({ project, ...projection }) => ({
             ...projection,
             project: (event: Event.Event) => Effect.mapInputContext(project(event), borrow<R>)
           }))
@@ -92,20 +98,22 @@ export const projectsInTheContextOfTheLastCaller = (store: Store): Store => {
   }
 }
 
-/** Projections run in a fiber of the store, which ends with what it has set. */
+/** Projections run in a fiber of the store, so the fiber refs that they set are lost. */
 export const projectsInAFiberOfItsOwn = (store: Store): Store => ({
   ...store,
   commitAll: (events, projections) =>
     store.commitAll(
       events,
-      projections.map(({ project, ...projection }) => ({
+      projections.map(Projection.toEffect).map(({ project, ...projection }) => ({
         ...projection,
         project: (event) => Effect.flatten(Effect.flatMap(Effect.forkDaemon(project(event)), Fiber.await))
       }))
     )
 })
 
-/** What was read or committed once is not read again, until a commit conflicts: a refusal is decided on what may be old. */
+/**
+ * Streams that were read or committed are not read again until a conflict, so a command may be decided on an old state.
+ */
 export const trustsWhatItKept = (store: Store): Store => {
   const kept = new Map<string, ReadonlyArray<Event.Event>>()
   const commitAll: Store["commitAll"] = (events, projections) =>
@@ -180,21 +188,25 @@ export const projectsAgain = (store: Store): Store => ({
       Effect.suspend(() =>
         ran
           ? Effect.void
-          : Effect.forEach(projections, (projection) => Effect.forEach(events, projection.project, { discard: true }), {
-              discard: true
-            })
+          : Effect.forEach(
+              projections,
+              (projection) => Effect.forEach(events, Projection.toEffect(projection).project, { discard: true }),
+              {
+                discard: true
+              }
+            )
       )
     )
   }
 })
 
-/** The lower bound of a read is left out, as Maestro's own adapters do. */
+/** The lower bound of a read is exclusive, as in Maestro's own adapters. */
 export const readsFromAfterTheBound = (store: Store): Store => ({
   ...store,
   getEvents: (id, min, options) => store.getEvents(id, min < 2 ? min : min + 1, options)
 })
 
-/** The last snapshot stays, whatever its sequence. Only for one store: it keeps what it replaces. */
+/** The last snapshot replaces the stored one, also one of a higher sequence. */
 export const keepsTheLastSnapshot = (store: Store): Store => {
   const last = new Map<string, Parameters<Store["commitSnapshot"]>[0]>()
   return {
@@ -209,14 +221,14 @@ export const keepsTheLastSnapshot = (store: Store): Store => {
   }
 }
 
-/** An acknowledgement comes before anything is stored, and what was acknowledged may be interrupted. */
+/** A commit is acknowledged before it is stored, and may be interrupted afterwards. */
 export const acknowledgesEarly = (store: Store): Store => ({
   ...store,
   commitEvents: (events) =>
     Effect.asVoid(Effect.forkDaemon(Effect.zipRight(Effect.yieldNow(), store.commitEvents(events))))
 })
 
-/** What a failed commit inside a projection wrote stays, where the projection goes on. */
+/** The writes of a failed commit inside a projection stay, if the projection continues. */
 export const keepsWhatFailedInside = (store: Store): Store => ({
   ...store,
   commitAll: (events, projections) =>
@@ -227,7 +239,7 @@ export const keepsWhatFailedInside = (store: Store): Store => ({
     )
 })
 
-/** What a projection saves is seen before the commit has succeeded. */
+/** Readers find the snapshots of a projection before the commit has succeeded. */
 export const showsSnapshotsEarly = (store: Store): Store => {
   const early = new Map<string, Snapshot.Snapshot>()
   return {
@@ -256,7 +268,7 @@ export const showsSnapshotsEarly = (store: Store): Store => {
   }
 }
 
-/** What a projection saved stays, though the commit has failed. */
+/** The snapshots of a projection stay, although the commit has failed. */
 export const keepsTheSnapshotsOfFailures = (store: Store): Store => ({
   ...store,
   commitAll: (events, projections) => {
@@ -275,7 +287,9 @@ export const keepsTheSnapshotsOfFailures = (store: Store): Store => ({
     )
 })
 
-/** A fiber that a projection left running is told that its commit is stored, when nobody keeps it any more. */
+/**
+ * The commit of a fiber that a projection left running succeeds after the end of the transaction, but is not stored.
+ */
 export const acknowledgesWhatComesTooLate = (store: Store): Store => {
   const lie = <E, R>(commit: Effect.Effect<void, E, R>): Effect.Effect<void, E, R> =>
     Effect.catchIf(
@@ -291,7 +305,7 @@ export const acknowledgesWhatComesTooLate = (store: Store): Store => {
   }
 }
 
-/** Of commits that a projection starts at once those that succeed are lost with those that fail. */
+/** If one of the concurrent commits of a projection fails, the successful ones are lost. */
 export const losesThoseBesideAFailure = (store: Store): Store => {
   const commitAll: Store["commitAll"] = (events, projections) =>
     Effect.flatMap(Inside, (inside) => {
@@ -312,7 +326,7 @@ export const losesThoseBesideAFailure = (store: Store): Store => {
   return { ...store, commitAll, commitEvents: (events) => commitAll(events, []) }
 }
 
-/** A commit whose first and last events are stored is taken for stored. */
+/** A commit whose first and last events are stored counts as a duplicate. */
 export const looksAtTheEndsOnly = (store: Store): Store => {
   const commitAll: Store["commitAll"] = (events, projections) =>
     Effect.gen(function* () {
@@ -331,7 +345,7 @@ export const looksAtTheEndsOnly = (store: Store): Store => {
   return { ...store, commitAll, commitEvents: (events) => commitAll(events, []) }
 }
 
-/** For a moment readers find the first half of a commit only. */
+/** For a moment readers find only the first half of a commit. */
 export const showsCommitsByHalves = (store: Store): Store => {
   const hidden = new Set<Event.Event["timestamp"]>()
   return {
@@ -355,7 +369,7 @@ export const showsCommitsByHalves = (store: Store): Store => {
   }
 }
 
-/** Readers find what is not committed yet. */
+/** Readers find uncommitted records. */
 export const readsWhatIsNotCommitted = (store: Store): Store => {
   let open: Context.Context<never> | undefined
   const opening: Projection.Projection = {
@@ -383,7 +397,7 @@ export const readsWhatIsNotCommitted = (store: Store): Store => {
   }
 }
 
-/** Reads hand out one object for each stored event. */
+/** All reads return one object for each stored event. */
 export const sharesTheEventsItReads = (store: Store): Store => {
   const read = new Map<string, Event.Event>()
   const shared = (event: Event.Event): Event.Event => {
@@ -398,7 +412,7 @@ export const sharesTheEventsItReads = (store: Store): Store => {
   }
 }
 
-/** Reads hand out one object for each stored snapshot. */
+/** All reads return one object for each stored snapshot. */
 export const sharesTheSnapshotsItReads = (store: Store): Store => {
   const read = new Map<string, Snapshot.Snapshot>()
   const shared = (snapshot: Snapshot.Snapshot): Snapshot.Snapshot => {
@@ -422,7 +436,7 @@ export const projectsFiftyEventsAtMost = (store: Store): Store => ({
   commitAll: (events, projections) =>
     store.commitAll(
       events,
-      projections.map((projection) => {
+      projections.map(Projection.toEffect).map((projection) => {
         let received = 0
         return {
           ...projection,
@@ -432,10 +446,10 @@ export const projectsFiftyEventsAtMost = (store: Store): Store => ({
     )
 })
 
-/** Bodies come back with their keys sorted, as `jsonb` sorts them. */
+/** Bodies are read with their keys sorted, as `jsonb` sorts them. */
 export const sortsKeys = (store: Store): Store => changesBodies(store, sorted)
 
-/** Bodies come back with 0 for -0. */
+/** Bodies are read with 0 instead of -0. */
 export const forgetsTheSignOfZero = (store: Store): Store =>
   changesBodies(store, (body) => JSON.parse(JSON.stringify(body)))
 
@@ -469,7 +483,7 @@ const changesBodies = (store: Store, change: (body: Body) => Body): Store => ({
 const sorted = (body: Body): Body =>
   Object.fromEntries(Object.entries(body).sort(([one], [other]) => one.length - other.length || (one < other ? -1 : 1)))
 
-/** What a broken store knows of the commit whose projections are running. */
+/** The state of the commit whose projections are running, for a broken store. */
 interface Open {
   readonly saved?: Array<Snapshot.Snapshot>
   failed?: boolean
@@ -482,13 +496,13 @@ class Inside extends Context.Reference<Inside>()("brokenStores/Inside", {
 const within = <E, R>(
   open: Open,
   projections: ReadonlyArray<Projection.Projection<E, R>>
-): ReadonlyArray<Projection.Projection<E, R>> =>
-  projections.map((projection) => ({
+): ReadonlyArray<Projection.Projection<E | StoreError.StoreError, R>> =>
+  projections.map(Projection.toEffect).map((projection) => ({
     ...projection,
     project: (event) => Effect.provideService(projection.project(event), Inside, open)
   }))
 
-const lost = "lost beside a failure"
+const lost = "lost with a failed commit"
 
 const macrotask = Effect.async<void>((resume) => {
   setImmediate(() => resume(Effect.void))

@@ -1,4 +1,4 @@
-/** The example adapter passes the contract, and keeps what only files can lose. */
+/** The example adapter passes the contract, and survives crashes and failures of the disk. */
 
 import { spawnSync } from "node:child_process"
 import { type FileHandle, mkdtemp, open, readdir, readFile, rm, stat, symlink, writeFile } from "node:fs/promises"
@@ -18,7 +18,7 @@ import * as StoreContract from "effect-maestro/StoreContract"
 import * as FileStore from "../examples/custom-adapter/FileStore.js"
 import { useProgram } from "./program.js"
 
-/** A folder that is gone with the scope. */
+/** A folder that is removed with the scope. */
 const makeFolder = Effect.acquireRelease(
   Effect.promise(() => mkdtemp(join(tmpdir(), "file-store-"))),
   (folder) => Effect.promise(() => rm(folder, { recursive: true }))
@@ -31,7 +31,7 @@ StoreContract.suite("FileStore", Layer.unwrapScoped(Effect.map(makeFolder, FileS
 })
 
 describe("FileStore", () => {
-  it.scoped("a folder that is opened again has everything as it was", () =>
+  it.scoped("a folder that is opened again has all records unchanged", () =>
     Effect.gen(function* () {
       const folder = yield* makeFolder
       const [a, b] = [yield* stream("a", 1, 3), yield* stream("b — ✓\n\u2028", 1, 2)]
@@ -61,13 +61,13 @@ describe("FileStore", () => {
           )
         ).toEqual(Option.some(saved))
       }
-      // One line for each commit, and none for the snapshot that was too old.
+      // One line for each commit, and no line for the outdated snapshot.
       expect((yield* journalOf(folder)).toString().match(/\n/g)).toHaveLength(3)
       expect(yield* Effect.promise(() => readdir(folder))).toEqual(["journal.jsonl"])
     })
   )
 
-  it.scoped("what is committed again, refused or rolled back adds nothing to the journal", () =>
+  it.scoped("a duplicate, refused or rolled back commit adds nothing to the journal", () =>
     Effect.gen(function* () {
       const folder = yield* makeFolder
       const events = yield* stream("a", 1, 2)
@@ -88,7 +88,7 @@ describe("FileStore", () => {
     })
   )
 
-  it.scoped("a journal cut anywhere in its last line opens without that commit, and goes on", () =>
+  it.scoped("a journal that is cut anywhere in its last line opens without that commit, and accepts further ones", () =>
     Effect.gen(function* () {
       const folder = yield* makeFolder
       const [before, last, next] = [yield* stream("a", 1, 2), yield* stream("a", 3, 2), yield* stream("a", 3, 1)]
@@ -116,7 +116,7 @@ describe("FileStore", () => {
     })
   )
 
-  it.scoped("a last line that is not what was written is cut off: a crash can leave any part of it unwritten", () =>
+  it.scoped("a damaged last line is cut off, because a crash can leave any part of it unwritten", () =>
     Effect.gen(function* () {
       const folder = yield* makeFolder
       const [before, last] = [yield* stream("a", 1, 2), yield* stream("a", 3, 2)]
@@ -132,18 +132,18 @@ describe("FileStore", () => {
     })
   )
 
-  it.scoped("a line before the last that is not what was written is a StoreError, and nothing is changed", () =>
+  it.scoped("a damaged line before the last one is a StoreError, and nothing is changed", () =>
     Effect.gen(function* () {
       const folder = yield* makeFolder
       for (const id of ["a", "b", "c"]) yield* within(folder, commit(yield* stream(id, 1, 1)))
       const whole = yield* journalOf(folder)
       const second = whole.indexOf("\n") + 1
       const third = whole.indexOf("\n", second) + 1
-      // Not the line feed after it: without that it is one with the last line.
+      // Without the line feed, because a line with a damaged line feed is a part of the last line.
       for (const at of Arr.range(second, third - 2)) {
         const damaged = Buffer.from(whole)
         damaged.writeUInt8(damaged.readUInt8(at) ^ 1, at)
-        // Also when the last line is torn as well.
+        // Also if the last line is damaged too.
         for (const content of at % 10 === 0 ? [damaged, damaged.subarray(0, -5)] : [damaged]) {
           yield* writeJournal(folder, content)
           const error = yield* Effect.flip(within(folder, read("a")))
@@ -155,7 +155,7 @@ describe("FileStore", () => {
     })
   )
 
-  it.scoped("a line that is missing is a StoreError; one that is there twice is the same commit again", () =>
+  it.scoped("a missing line is a StoreError, and a line that is there twice is a duplicate", () =>
     Effect.gen(function* () {
       const folder = yield* makeFolder
       for (const sequence of [1, 2, 3]) yield* within(folder, commit(yield* stream("a", sequence, 1)))
@@ -172,7 +172,7 @@ describe("FileStore", () => {
     })
   )
 
-  it.scoped("a write that the disk has no room for is Exhausted, leaves nothing, and the next one goes on", () =>
+  it.scoped("a write to a full disk is Exhausted and leaves nothing, and the next write works", () =>
     Effect.gen(function* () {
       const folder = yield* makeFolder
       const [first, lost, next] = [yield* stream("a", 1, 1), yield* stream("a", 2, 5), yield* stream("a", 2, 1)]
@@ -199,7 +199,7 @@ describe("FileStore", () => {
     })
   )
 
-  it.scoped("a line that failed and can't be cut off is CommitUnknown, until a later commit could cut it off", () =>
+  it.scoped("a failed line that can't be cut off is CommitUnknown, until a later commit cuts it off", () =>
     Effect.gen(function* () {
       const folder = yield* makeFolder
       const events = yield* stream("a", 1, 2)
@@ -224,7 +224,7 @@ describe("FileStore", () => {
     })
   )
 
-  it.scoped("an interruption while the disk writes comes after the commit, and the store knows of it", () =>
+  it.scoped("an interruption while the disk writes waits for the commit, which the store then shows", () =>
     Effect.gen(function* () {
       const folder = yield* makeFolder
       const [events, next] = [yield* stream("a", 1, 2), yield* stream("a", 3, 1)]
@@ -256,7 +256,7 @@ describe("FileStore", () => {
     })
   )
 
-  it.scoped("a folder is open once: a second opening is refused, whatever the folder is called there", () =>
+  it.scoped("a folder can be opened once; a second opening by any name of the folder is refused", () =>
     Effect.gen(function* () {
       const folder = yield* makeFolder
       const link = `${folder}-link`
@@ -273,7 +273,7 @@ describe("FileStore", () => {
           }
         })
       )
-      // All of them at once, and each in turn.
+      // Concurrently, then one after the other.
       const openings = yield* Effect.forEach(
         Arr.range(1, 20),
         () => Effect.either(within(folder, Effect.zipRight(Effect.yieldNow(), read("a")))),
@@ -285,7 +285,7 @@ describe("FileStore", () => {
     })
   )
 
-  it.scoped("a new folder is on the disk with all above it before anything is acknowledged", () =>
+  it.scoped("a new folder and its parents are on the disk before a commit is acknowledged", () =>
     Effect.gen(function* () {
       const root = yield* makeFolder
       const above = [root, join(root, "a"), join(root, "a/b"), join(root, "a/b/c")]
@@ -294,14 +294,14 @@ describe("FileStore", () => {
       const synced = yield* recordSynced
       yield* within(join(root, "a/b/c"), read("a"))
       expect([...synced]).toEqual(expect.arrayContaining(yield* inodes(above)))
-      // An opening that a crash cut short may have made them, and not come so far.
+      // A crash may have left the folders without syncing them.
       synced.clear()
       yield* within(join(root, "a/b/c"), commit(yield* stream("a", 1, 1)))
       expect([...synced]).toEqual(expect.arrayContaining(yield* inodes(above)))
     })
   )
 
-  it.scoped("a process that is killed while it takes the lock keeps nobody out", () =>
+  it.scoped("a process that is killed while it takes the lock does not hold it", () =>
     Effect.gen(function* () {
       const folder = yield* makeFolder
       expect(spawnWriter(killedOpener(), folder).signal).toBe("SIGKILL")
@@ -310,7 +310,7 @@ describe("FileStore", () => {
     })
   )
 
-  it.scoped("a process that is killed leaves all that it was told is stored, and no lock", () =>
+  it.scoped("a process that is killed leaves all acknowledged commits, and no lock", () =>
     Effect.gen(function* () {
       const folder = yield* makeFolder
       const { signal, stdout } = spawnWriter(killedWriter(), folder)
@@ -323,7 +323,7 @@ describe("FileStore", () => {
     })
   )
 
-  it.scoped("a commit inside a projection undoes only itself, and is on the line of the outer one", () =>
+  it.scoped("a commit inside a projection undoes only itself, and is in the line of the outer commit", () =>
     Effect.gen(function* () {
       const folder = yield* makeFolder
       const outer = yield* stream("a", 1, 1)
@@ -352,7 +352,7 @@ describe("FileStore", () => {
     })
   )
 
-  it.scoped("of commits that a projection makes at the same sequence at once, one wins", () =>
+  it.scoped("of the concurrent commits of a projection at one sequence exactly one succeeds", () =>
     Effect.gen(function* () {
       const folder = yield* makeFolder
       const outer = yield* stream("a", 1, 1)
@@ -381,7 +381,7 @@ describe("FileStore", () => {
     })
   )
 
-  it.scoped("a fiber that outlives its commit reads what is stored, and a commit it had begun is refused", () =>
+  it.scoped("a fiber that outlives its commit reads committed records, and a commit that it has begun is refused", () =>
     Effect.gen(function* () {
       const folder = yield* makeFolder
       const [outer, late] = [yield* stream("a", 1, 1), yield* stream("b", 1, 1)]
@@ -434,7 +434,7 @@ describe("FileStore", () => {
     })
   )
 
-  it.scoped("a folder that can't be made is a StoreError with the system's code", () =>
+  it.scoped("a folder that can't be created is a StoreError with the system's code", () =>
     Effect.gen(function* () {
       const folder = yield* makeFolder
       yield* writeJournal(folder, Buffer.alloc(0))
@@ -444,7 +444,7 @@ describe("FileStore", () => {
   )
 })
 
-// --- what the cases are made of ---
+// --- helpers ---
 
 const using = <A, E, R>(f: (store: StoreAdapter.StoreAdapterService) => Effect.Effect<A, E, R>) =>
   Effect.flatMap(StoreAdapter.StoreAdapter, f)
@@ -512,12 +512,12 @@ const halfWritten = (code: string) =>
     throw failed(code)
   })
 
-/** All of it is in the file, and nobody knows whether it is on the disk. */
+/** Fails after the write: the line is in the file, and it is unknown whether it is on the disk. */
 const notSynced = (code: string) => replaceOnce("datasync", () => Promise.reject(failed(code)))
 
 const notCut = (code: string) => replaceOnce("truncate", () => Promise.reject(failed(code)))
 
-/** The inodes of the folders and files that are synced, as they are. */
+/** The inodes of the folders and files, in the order in which they are synced. */
 const recordSynced = Effect.map(
   Effect.acquireRelease(
     Effect.promise(async () => {
@@ -546,7 +546,7 @@ const spawnWriter = (program: string, folder: string) =>
     env: { ...process.env, NODE_OPTIONS: "" }
   })
 
-/** Is killed when it has made the first file of its lock. */
+/** A process that is killed after it has created the first file of its lock. */
 const killedOpener = useProgram(`
 import fs from "node:fs/promises"
 import { syncBuiltinESMExports } from "node:module"
@@ -560,7 +560,7 @@ syncBuiltinESMExports()
 FileStore.make(process.argv[2]).pipe(Effect.scoped, Effect.runPromise)
 `)
 
-/** Commits one event after the other, writes how many it was told are stored, and is killed in the middle of the next. */
+/** A process that commits events, writes the number of acknowledged ones, and is killed during the next commit. */
 const killedWriter = useProgram(`
 import { writeSync } from "node:fs"
 import * as Effect from "effect/Effect"

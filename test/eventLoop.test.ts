@@ -21,13 +21,13 @@ const Counter = Aggregate.make("Counter", {
 
 const services = Counter.layer.pipe(Layer.provideMerge(MemoryStore.layer))
 
-/** What the process has worked until now, in milliseconds. On a busy machine it may wait for its turn, which is not the library's fault. */
+/** The processor time of the process, in milliseconds. Wall time would include waits for a busy machine. */
 const worked = (): number => {
   const { system, user } = process.cpuUsage()
   return (system + user) / 1000
 }
 
-/** The longest work between two turns of a timer while the effect runs, in milliseconds. */
+/** The most processor time between two runs of a timer while the effect runs, in milliseconds. */
 const longestPause = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
   Effect.acquireUseRelease(
     Effect.sync(() => {
@@ -48,10 +48,10 @@ const longestPause = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
     ({ timer }) => Effect.sync(() => clearInterval(timer))
   )
 
-/** As long as a garbage collection may take, and far less than the work does. */
+/** As long as a garbage collection may take, and far shorter than the work. */
 const longest = 100
 
-/** Stores so many events of one aggregate. */
+/** Stores a number of events of one aggregate. */
 const storeEvents = (count: number) =>
   Effect.gen(function* () {
     const [store, clock] = [yield* StoreAdapter.StoreAdapter, yield* Timestamp.HybridClock]
@@ -74,7 +74,7 @@ const storeEvents = (count: number) =>
     }
   })
 
-it.live("commands that follow each other on the store in memory", () =>
+it.live("timers are served during commands in sequence on the store in memory", () =>
   Effect.gen(function* () {
     const command = Counter.evaluate("one", new Grew())
     const { longest: pause, turns } = yield* longestPause(Effect.repeatN(command, 6000))
@@ -83,7 +83,7 @@ it.live("commands that follow each other on the store in memory", () =>
   }).pipe(Effect.provide(services))
 )
 
-it.live("a subscription and a stream that catch up on the store in memory", () =>
+it.live("timers are served while a subscription and a stream catch up on the store in memory", () =>
   Effect.gen(function* () {
     const count = 40_000
     yield* storeEvents(count)
@@ -96,18 +96,18 @@ it.live("a subscription and a stream that catch up on the store in memory", () =
     expect(following.longest).toBeLessThan(longest)
     const streaming = yield* longestPause(Stream.runDrain(EventFeed.streamStored()))
     expect(streaming.longest).toBeLessThan(longest)
-    // A filter that lets nothing through reads no less.
+    // A filter that no event matches still reads all events.
     const searching = yield* longestPause(Stream.runDrain(EventFeed.streamStored({ filter: { types: ["none"] } })))
     expect(searching.longest).toBeLessThan(longest)
   }).pipe(Effect.provide(services))
 )
 
-it("a program that can't wait, as by runSync, still runs on the store in memory", () => {
+it("a program that can't wait, as in runSync, runs on the store in memory", () => {
   const count = Effect.runSync(
     Effect.gen(function* () {
       const store = yield* StoreAdapter.StoreAdapter
       const began = performance.now()
-      // Longer than one turn of the event loop may take.
+      // Longer than one macrotask may take.
       while (performance.now() - began < 20) yield* store.getEvents("none", 1)
       return (yield* store.getEvents("none", 1)).length
     }).pipe(Effect.provide(MemoryStore.layer))

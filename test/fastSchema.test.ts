@@ -1,6 +1,6 @@
-/** The short way through a schema comes to what the long one comes to, whatever the schema and whatever the value. */
+/** The fast path of schemas returns the results of `effect/Schema`, for every schema and value. */
 // @effect-diagnostics overriddenSchemaConstructor:off
-// Applications have such classes, so they must go the long way.
+// Applications have such classes, so the fast path must leave them to their constructors.
 import { describe, expect, it } from "@effect/vitest"
 import * as Arbitrary from "effect/Arbitrary"
 import * as Either from "effect/Either"
@@ -10,6 +10,7 @@ import * as Hash from "effect/Hash"
 import * as Schema from "effect/Schema"
 import { inject, vi } from "vitest"
 import { decodeUnknownEither, encodeUnknownEither } from "../src/internal/codec/fastSchema.js"
+import { countProtoKeys } from "../src/internal/codec/protoKey.js"
 
 class Plain extends Schema.TaggedClass<Plain>()("Plain", { amount: Schema.Number }) {}
 
@@ -79,7 +80,7 @@ class WithDefaults extends Schema.TaggedClass<WithDefaults>()("WithDefaults", {
     Schema.propertySignature,
     Schema.withConstructorDefault(() => 7)
   ),
-  // What is optional is filled in by the constructor where the stored event lacks it.
+  // The constructor fills in the optional field where the stored event lacks it.
   note: Schema.optional(Schema.String).pipe(Schema.withConstructorDefault(() => "none")),
   old: Schema.optionalWith(Schema.Boolean, { default: () => true }),
   renamed: Schema.propertySignature(Schema.String).pipe(Schema.fromKey("was"))
@@ -212,72 +213,71 @@ const schemas: Readonly<Record<string, Schema.Schema.AnyNoContext>> = {
     hasOwnProperty: Schema.optional(Schema.Number)
   }),
   nothing: Schema.Struct({}),
-  proto: Schema.Struct({ ["__proto__"]: Schema.optional(Schema.Number), a: Schema.Number }),
   Tree
 }
 
 describe.each(Object.entries(schemas))("%s", (_, schema) => {
-  const long = { decode: Schema.decodeUnknownEither(schema), encode: Schema.encodeUnknownEither(schema) }
-  // Compiled once: what they learn of the first value must hold for all others.
-  const short = { decode: decodeUnknownEither(schema), encode: encodeUnknownEither(schema) }
+  const slow = { decode: Schema.decodeUnknownEither(schema), encode: Schema.encodeUnknownEither(schema) }
+  // Compiled once, because the first value decides how instances of a class are made.
+  const fast = { decode: decodeUnknownEither(schema), encode: encodeUnknownEither(schema) }
   const decoded = Arbitrary.make(Schema.typeSchema(schema))
   const encoded = Arbitrary.make(Schema.encodedSchema(schema))
 
-  it("decodes as the long way", () => {
-    check(damaged(encoded), (input) => same(ended(short.decode, input), ended(long.decode, input)))
+  it("decodes as effect/Schema does", () => {
+    check(damaged(encoded), (input) => same(ended(fast.decode, input), ended(slow.decode, input)))
   })
 
-  it("encodes as the long way", () => {
-    check(damaged(decoded), (input) => same(ended(short.encode, input), ended(long.encode, input)))
-    // Instances as they are when they have been decoded, and as plain objects.
+  it("encodes as effect/Schema does", () => {
+    check(damaged(decoded), (input) => same(ended(fast.encode, input), ended(slow.encode, input)))
+    // Decoded instances, and plain objects with their fields.
     check(encoded, (input) => {
-      const instance = ended(short.decode, input)
+      const instance = ended(fast.decode, input)
       if (!("value" in instance)) return
-      same(ended(short.encode, instance.value), ended(long.encode, instance.value))
+      same(ended(fast.encode, instance.value), ended(slow.encode, instance.value))
       const plain = typeof instance.value === "object" ? { ...instance.value } : instance.value
-      same(ended(short.encode, plain), ended(long.encode, plain))
+      same(ended(fast.encode, plain), ended(slow.encode, plain))
     })
   })
 })
 
-it("a class is as simple as its text: what looks like an end may be a comment", () => {
+it("a class whose text only looks as if it were empty is constructed as usual", () => {
   const bodies = ["", "\n", "x = 1", "x = 1 // {\n", "x = 1 /* { */", "x = 1\n// {\n", "// a comment {\n", "m() {}"]
   for (const body of bodies) {
     for (const name of ["A", "A /* { */", "A // {\n"]) {
       const source = `return class ${name} extends Base {${body}}`
       const Subclass = new Function("Base", source)(Plain) as typeof Plain
-      const [short, long] = [decodeUnknownEither(Subclass), Schema.decodeUnknownEither(Subclass)]
+      const [fast, slow] = [decodeUnknownEither(Subclass), Schema.decodeUnknownEither(Subclass)]
       for (const amount of [1, 2]) {
-        same(ended(short, { _tag: "Plain", amount }), ended(long, { _tag: "Plain", amount }))
+        same(ended(fast, { _tag: "Plain", amount }), ended(slow, { _tag: "Plain", amount }))
       }
     }
   }
 })
 
-it("simple classes, and no others, are made without their constructors", () => {
+it("only instances of simple classes are made without their constructors", () => {
   const create = vi.spyOn(Object, "create")
-  const isShort = (schema: Schema.Schema.AnyNoContext, input: object): boolean => {
+  const isFast = (schema: Schema.Schema.AnyNoContext, input: object): boolean => {
     const decode = decodeUnknownEither(schema)
     decode(input)
     create.mockClear()
     const prototype = Object.getPrototypeOf(Either.getOrThrow(decode(input)))
     return create.mock.calls.some(([made]) => made === prototype)
   }
-  for (const simple of [Plain, OfPlain]) expect(isShort(simple, { _tag: "Plain", amount: 1 })).toBe(true)
-  expect(isShort(OwnTag, { _tag: "OwnTag", amount: 1 })).toBe(true)
-  expect(isShort(Extended, { _tag: "Plain", amount: 1 })).toBe(true)
-  expect(isShort(Filtered, { _tag: "Filtered", low: 1, high: 2 })).toBe(true)
-  expect(isShort(WithDefaults, { _tag: "WithDefaults", amount: 1, note: "a", was: "b" })).toBe(true)
-  expect(isShort(WithDefaults, { _tag: "WithDefaults", amount: 1, was: "b" })).toBe(false)
+  for (const simple of [Plain, OfPlain]) expect(isFast(simple, { _tag: "Plain", amount: 1 })).toBe(true)
+  expect(isFast(OwnTag, { _tag: "OwnTag", amount: 1 })).toBe(true)
+  expect(isFast(Extended, { _tag: "Plain", amount: 1 })).toBe(true)
+  expect(isFast(Filtered, { _tag: "Filtered", low: 1, high: 2 })).toBe(true)
+  expect(isFast(WithDefaults, { _tag: "WithDefaults", amount: 1, note: "a", was: "b" })).toBe(true)
+  expect(isFast(WithDefaults, { _tag: "WithDefaults", amount: 1, was: "b" })).toBe(false)
   for (const other of [WithMembers, WithField, WithPrivateField, WithConstructor, Frozen]) {
-    expect(isShort(other, { _tag: other.identifier, amount: 1 })).toBe(false)
+    expect(isFast(other, { _tag: other.identifier, amount: 1 })).toBe(false)
   }
-  expect(isShort(OfConstructor, { _tag: "WithConstructor", amount: 1 })).toBe(false)
-  expect(isShort(ExtendedField, { _tag: "WithField", amount: 1, more: "" })).toBe(false)
+  expect(isFast(OfConstructor, { _tag: "WithConstructor", amount: 1 })).toBe(false)
+  expect(isFast(ExtendedField, { _tag: "WithField", amount: 1, more: "" })).toBe(false)
   create.mockRestore()
 })
 
-it("what a constructor does is done every time", () => {
+it("a constructor of the application runs for every instance", () => {
   const seen: Array<number> = []
   class Seen extends Schema.TaggedClass<Seen>()("Seen", { amount: Schema.Number }) {
     constructor(props: { readonly amount: number }, options?: Schema.MakeOptions) {
@@ -290,7 +290,61 @@ it("what a constructor does is done every time", () => {
   expect(seen).toEqual([1, 2, 3])
 })
 
-// --- what the cases are made of ---
+describe("the key __proto__", () => {
+  const json = (text: string): unknown => JSON.parse(text)
+  const value = Schema.Union(Schema.Struct({ kind: Schema.Literal("a") }), Schema.Number, Schema.Null)
+  const kept: Readonly<Record<string, Schema.Schema.AnyNoContext>> = {
+    "a record": Schema.Record({ key: Schema.String, value: Schema.Unknown }),
+    "a struct with an index signature": Schema.Struct(
+      { z: Schema.optional(Schema.Number) },
+      { key: Schema.String, value: Schema.Unknown }
+    ),
+    "a struct with an index signature of unions": Schema.Struct(
+      { z: Schema.optional(Schema.Number) },
+      { key: Schema.String, value }
+    ),
+    "a struct that names it": Schema.Struct({
+      z: Schema.optional(Schema.Number),
+      ["__proto__"]: Schema.optional(Schema.Unknown)
+    }),
+    unknown: Schema.Unknown
+  }
+  const inputs = ['{"__proto__":1,"z":1}', '{"z":2,"__proto__":null}', '{"__proto__":{"kind":"a"}}', '{"z":3}']
+
+  it.each(Object.entries(kept))("is kept by %s", (_, schema) => {
+    for (const input of inputs.map(json)) {
+      for (const parse of [decodeUnknownEither(schema), encodeUnknownEither(schema)]) {
+        const parsed = Either.getOrThrow(parse(input)) as object
+        expect(Object.getPrototypeOf(parsed)).toBe(Object.prototype)
+        expect(Object.entries(parsed).sort()).toEqual(Object.entries(input as object).sort())
+      }
+    }
+  })
+
+  class Labels extends Schema.Class<Labels>("Labels")({
+    z: Schema.optional(Schema.Number),
+    ["__proto__"]: Schema.optional(Schema.Unknown)
+  }) {}
+  const record = Schema.Record({ key: Schema.String, value: Schema.Number })
+  const refused: Readonly<Record<string, Schema.Schema.AnyNoContext>> = {
+    "a class": Labels,
+    "a union of records": Schema.Union(record, Schema.Record({ key: Schema.String, value: Schema.Unknown })),
+    "a record of some keys": Schema.Record({ key: Schema.NonEmptyString, value: Schema.Unknown })
+  }
+
+  it.each(Object.entries(refused))("is refused by %s, which would lose it", (_, schema) => {
+    for (const input of inputs.map(json)) {
+      const parsed = decodeUnknownEither(schema)(input)
+      if (Object.hasOwn(input as object, "__proto__")) {
+        expect(String(Either.getOrThrow(Either.flip(parsed)))).toContain('lose the key "__proto__"')
+      } else {
+        expect(Either.isRight(parsed)).toBe(true)
+      }
+    }
+  })
+})
+
+// --- helpers ---
 
 type Ended = { readonly value: unknown } | { readonly message: string }
 
@@ -308,12 +362,13 @@ const ended = (parse: (u: unknown) => Either.Either<unknown, Error>, input: unkn
 const check = (values: FastCheck.Arbitrary<unknown>, holds: (value: unknown) => void): void =>
   FastCheck.assert(
     FastCheck.property(values, (value) => {
-      holds(value)
+      // `effect/Schema` loses this key without an error. It has tests of its own.
+      if (countProtoKeys(value) === 0) holds(value)
     }),
     { numRuns: inject("runs") }
   )
 
-/** Valid values, and some that are not quite. */
+/** Valid values, and slightly damaged ones. */
 const damaged = (values: FastCheck.Arbitrary<unknown>): FastCheck.Arbitrary<unknown> =>
   FastCheck.oneof(
     { weight: 3, arbitrary: values },
@@ -350,7 +405,7 @@ const damages = [
     value.excess = junk
   }),
   onObject((value, key) => {
-    // The last comes first.
+    // The key moves to the end.
     const kept = value[key]
     delete value[key]
     value[key] = kept
@@ -359,9 +414,9 @@ const damages = [
   (value: unknown) => [value]
 ]
 
-const same = (short: Ended, long: Ended): void => {
-  if ("value" in short && "value" in long) indistinguishable(short.value, long.value)
-  else expect(short).toEqual(long)
+const same = (fast: Ended, slow: Ended): void => {
+  if ("value" in fast && "value" in slow) indistinguishable(fast.value, slow.value)
+  else expect(fast).toEqual(slow)
 }
 
 const indistinguishable = (one: unknown, other: unknown): void => {
@@ -375,7 +430,7 @@ const indistinguishable = (one: unknown, other: unknown): void => {
   if (one instanceof Date && other instanceof Date) expect(one.getTime()).toBe(other.getTime())
   if (one instanceof Set && other instanceof Set) expect([...one]).toEqual([...other])
   if (one instanceof WithPrivateField && other instanceof WithPrivateField) expect(one.double).toBe(other.double)
-  // Those of an error differ by where it was made.
+  // The stacks of two errors differ.
   const ofError = one instanceof Error ? ["stack"] : []
   const keys = Reflect.ownKeys(one)
   expect(keys).toEqual(Reflect.ownKeys(other))
@@ -385,9 +440,9 @@ const indistinguishable = (one: unknown, other: unknown): void => {
     expect({ ...a, value: undefined }).toEqual({ ...b, value: undefined })
     indistinguishable(a?.value, b?.value)
   }
-  // At the end, since a hash is kept in the object.
+  // At the end, because an object keeps its hash.
   if (Equal.isEqual(one) && Equal.isEqual(other) && !(one instanceof Error) && Object.isExtensible(one)) {
-    // Plain objects in it are equal to themselves only.
+    // Two plain objects inside are never equal.
     const areEqual = keys.every((key) => Equal.equals(Reflect.get(one, key), Reflect.get(other, key)))
     expect(Equal.equals(one, other)).toBe(areEqual)
     if (areEqual) expect(Hash.hash(one)).toBe(Hash.hash(other))

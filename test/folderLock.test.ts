@@ -1,4 +1,4 @@
-/** One at a time in a folder: what other processes, containers and threads, dead or alive, do to its lock. */
+/** The lock of a folder, against other processes, containers and threads, dead or alive. */
 
 import { type ChildProcess, spawn, spawnSync } from "node:child_process"
 import { once } from "node:events"
@@ -13,7 +13,7 @@ import * as Effect from "effect/Effect"
 import { lockFolder } from "../src/internal/pglite/folderLock.js"
 import { useProgram } from "./program.js"
 
-// The systems differ in what tells the living from the dead: on Linux a socket, elsewhere the number of the process.
+// A living owner is found by its socket on Linux, and by the number of its process elsewhere.
 const systems = process.platform === "linux" ? ["linux", "darwin"] : [process.platform]
 
 /** Runs a command as the first process of a container. */
@@ -22,12 +22,12 @@ const contain = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--k
 const hasNamespaces = spawnSync("env", [...contain, "true"]).status === 0
 
 describe.each(systems)("a folder's lock, as on %s", (platform) => {
-  it.scoped("another process is refused while its holder lives, and gets in when that one was killed", () =>
+  it.scoped("another process is refused while the holder lives, and gets the lock after the holder was killed", () =>
     Effect.gen(function* () {
       const folder = yield* makeFolder
       const holder = yield* start({ platform, folder })
       expect(yield* holder.says).toBe("in")
-      // One that is stopped, or busy, lives.
+      // A stopped or busy process is alive.
       holder.child.kill("SIGSTOP")
       const message = yield* (yield* start({ platform, folder })).says
       expect(message).toContain(
@@ -39,11 +39,11 @@ describe.each(systems)("a folder's lock, as on %s", (platform) => {
     })
   )
 
-  it.scoped("of processes that find a killed one's lock at the same moment, exactly one gets in", () =>
+  it.scoped("of processes that find the lock of a killed one concurrently, exactly one gets it", () =>
     Effect.gen(function* () {
       const folder = yield* makeFolder
       const rounds = 12
-      // A lock for each round, all left by the same process.
+      // One lock for each round, all left by one process.
       const left = yield* start({ platform, folder, rounds, thenDie: true })
       expect(yield* left.ended).toEqual(Arr.replicate("in", rounds))
       const at = Date.now() + 2500
@@ -59,7 +59,7 @@ describe.each(systems)("a folder's lock, as on %s", (platform) => {
     })
   )
 
-  it.scoped("one that is killed while it takes the lock leaves nothing that keeps others out", () =>
+  it.scoped("a process that is killed while it takes the lock does not hold it", () =>
     Effect.gen(function* () {
       const folder = yield* makeFolder
       for (const dieAt of platform === "linux" ? ["rename", "renamed"] : ["wroteFile"]) {
@@ -93,14 +93,14 @@ it.scoped.runIf(hasNamespaces)(
         expect(yield* (yield* start({ ...order, contained: true })).says).toEqual(refusal)
         expect(yield* Effect.flip(Effect.scoped(lockFolder(folder)))).toMatchObject({ message: refusal })
         yield* kill(holder.child)
-        // Without a socket nobody outside knows whether it lives.
+        // Without a socket, a process outside the container can't know whether it lives.
         const after = yield* Effect.either(Effect.scoped(lockFolder(folder)))
         expect(after._tag).toBe(socketless ? "Left" : "Right")
       }
     })
 )
 
-it.scoped("a folder's lock is the same by all of its names, and for a copy of the module", () =>
+it.scoped("a folder has one lock for all of its names, and for a copy of the module", () =>
   Effect.gen(function* () {
     const folder = yield* makeFolder
     yield* Effect.promise(() => mkdir(folder))
@@ -125,7 +125,7 @@ it.scoped("a folder's lock is the same by all of its names, and for a copy of th
   })
 )
 
-it.scoped("a folder's lock fits beside one whose path is longer than a socket's may be", () =>
+it.scoped("a folder can be locked although its path is longer than that of a socket may be", () =>
   Effect.gen(function* () {
     const folder = join(yield* makeFolder, "long".repeat(30), "long".repeat(30))
     yield* Effect.scoped(lockFolder(folder))
@@ -138,7 +138,7 @@ it.scoped("a folder's lock fits beside one whose path is longer than a socket's 
 )
 
 it.scoped.runIf(process.platform === "linux")(
-  "a folder's lock of another machine holds, and one of before its restart does not",
+  "a lock of another machine holds, and a lock of this machine before its restart does not",
   () =>
     Effect.gen(function* () {
       const folder = yield* makeFolder
@@ -161,7 +161,7 @@ it.scoped.runIf(process.platform === "linux")(
 )
 
 it.scoped.runIf(existsSync("/dev/shm"))(
-  "a folder that is a mounted disk is refused: a lock beside it is not beside it elsewhere",
+  "a folder that is a mounted disk is refused, because another mount would not have the lock beside it",
   () =>
     Effect.gen(function* () {
       const error = yield* Effect.flip(lockFolder("/dev/shm"))
@@ -170,9 +170,9 @@ it.scoped.runIf(existsSync("/dev/shm"))(
     })
 )
 
-// --- what the cases are made of ---
+// --- helpers ---
 
-/** The path of a folder that is not there yet, alone in one that is gone with the scope. */
+/** The path of a folder that does not exist yet, in a folder that is removed with the scope. */
 const makeFolder = Effect.map(
   Effect.acquireRelease(
     Effect.promise(() => mkdtemp(join(tmpdir(), "folder-lock-"))),
@@ -182,28 +182,28 @@ const makeFolder = Effect.map(
 )
 
 interface Order {
-  /** What `process.platform` says there. */
+  /** The value of `process.platform` in the process. */
   readonly platform: string
   readonly folder: string
-  /** Locks as many folders, whose names end in a number, `every` so many milliseconds from `at` on. */
+  /** Locks a number of folders, whose names end in a number, one `every` so many milliseconds from `at` on. */
   readonly rounds?: number
   readonly every?: number
   readonly at?: number
-  /** Has itself killed at this call of the file system, or right after it. */
+  /** Is killed at this call of the file system, or after it. */
   readonly dieAt?: string
-  /** Has itself killed when it has them all. */
+  /** Is killed when it has all locks. */
   readonly thenDie?: boolean
-  /** Lets a worker thread try as well. */
+  /** A worker thread tries to take the lock too. */
   readonly worker?: boolean
-  /** Ends, and does not stay. */
+  /** Ends after it has the locks. */
   readonly end?: boolean
-  /** On a disk that holds no sockets. */
+  /** Runs on a disk without sockets. */
   readonly socketless?: boolean
-  /** In a namespace of its own, where its number is 1. */
+  /** Runs in a namespace of its own, where its process number is 1. */
   readonly contained?: boolean
 }
 
-/** A process that locks the folder and says how that went, a line for each time. It is killed with the scope. */
+/** A process that locks the folder and prints the result, one line each time. It is killed with the scope. */
 const start = ({ contained = false, ...order }: Order) =>
   Effect.gen(function* () {
     const command = [...(contained ? contain : []), ...[process.execPath, program(), JSON.stringify(order)]]

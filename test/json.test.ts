@@ -1,4 +1,4 @@
-/** What is answered is what is loaded, for any JSON, on every store and by every way of reading. */
+/** The state that a command returns is the state that is loaded, for any JSON, on every store and by every read. */
 
 import { mkdtemp, rm } from "node:fs/promises"
 import { tmpdir } from "node:os"
@@ -51,7 +51,7 @@ const stores: Readonly<Record<string, Layer.Layer<StoreAdapter.StoreAdapter, unk
   files: Layer.unwrapScoped(Effect.map(makeFolder, FileStore.layer))
 }
 
-/** Another instance of the aggregate, which has kept nothing. */
+/** Another instance of the aggregate, with an empty state cache. */
 const elsewhere = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.provide(effect, Layer.fresh(Notes.layer))
 
 /** The constructor of a `Schema.Class` drops the key `__proto__` of a record before the library sees it. */
@@ -59,23 +59,21 @@ const ofClasses = jsonObject.filter((value) => !JSON.stringify(value).includes('
 
 for (const [name, layer] of Object.entries(stores)) {
   it.layer(layer, { timeout: 60_000 })(name, (it) => {
-    it.effect(
-      "the state that a command is answered with is the one that is loaded, from events and from a snapshot",
-      () =>
-        everyCase({ runs: 30, seed: undefined }, FastCheck.array(ofClasses, { minLength: 1, maxLength: 3 }), (values) =>
-          Effect.gen(function* () {
-            const id = newId()
-            let answered: unknown
-            for (const value of values) answered = (yield* Notes.evaluate(id, new Note({ value }))).state
-            expectExactly(answered, { last: values.at(-1), all: values })
-            expectExactly(yield* elsewhere(Notes.fetch(id)), answered)
-            expectExactly(yield* elsewhere(Notes.replay(id, values.length)), answered)
-            expectExactly(yield* elsewhere(Notes.replay(id, 1)), { last: values[0], all: values.slice(0, 1) })
-          }).pipe(elsewhere)
-        )
+    it.effect("the state that a command returns is the state that is loaded, from events and from a snapshot", () =>
+      everyCase({ runs: 30, seed: undefined }, FastCheck.array(ofClasses, { minLength: 1, maxLength: 3 }), (values) =>
+        Effect.gen(function* () {
+          const id = newId()
+          let answered: unknown
+          for (const value of values) answered = (yield* Notes.evaluate(id, new Note({ value }))).state
+          expectExactly(answered, { last: values.at(-1), all: values })
+          expectExactly(yield* elsewhere(Notes.fetch(id)), answered)
+          expectExactly(yield* elsewhere(Notes.replay(id, values.length)), answered)
+          expectExactly(yield* elsewhere(Notes.replay(id, 1)), { last: values[0], all: values.slice(0, 1) })
+        }).pipe(elsewhere)
+      )
     )
 
-    it.effect("any JSON is loaded as it was committed where a stream is read page by page", () =>
+    it.effect("any JSON is loaded as it was committed when a stream is read page by page", () =>
       everyCase({ runs: 3, seed: undefined }, FastCheck.array(ofClasses, { minLength: 1, maxLength: 20 }), (values) =>
         Effect.gen(function* () {
           const store = yield* StoreAdapter.StoreAdapter
@@ -137,6 +135,59 @@ it.effect("the key __proto__ of a record is kept in events and states", () =>
   }).pipe(Effect.provide(Layer.provideMerge(Labels.layer, MemoryStore.layer)))
 )
 
+it.effect("a command whose schema would lose the key __proto__ is refused", () =>
+  Effect.gen(function* () {
+    const labels = Schema.Record({ key: Schema.NonEmptyString, value: Schema.Unknown })
+    const Tagged = Schema.TaggedStruct("Tagged", { labels })
+    const Strict = Aggregate.make("Strict", {
+      state: labels,
+      initialState: {},
+      events: Tagged,
+      commands: Tagged,
+      decide: { Tagged: (command) => Effect.succeed([command]) },
+      evolve: { Tagged: (_, event) => event.labels }
+    })
+    const command = { _tag: "Tagged" as const, labels: JSON.parse('{"__proto__": {"a": 1}, "b": 2}') }
+    yield* Effect.gen(function* () {
+      for (const evaluating of [Strict.evaluate(newId(), command), Strict.evaluateUnknown(newId(), command)]) {
+        const refused = yield* Effect.flip(evaluating)
+        expect(refused).toMatchObject({ _tag: "ValidationError" })
+        expect(String(refused)).toContain('lose the key "__proto__"')
+      }
+    }).pipe(Effect.provide(Strict.layer))
+  }).pipe(Effect.provide(MemoryStore.layer))
+)
+
+it.effect("metadata that is undefined is left out of events, as JSON leaves it out", () =>
+  Effect.gen(function* () {
+    const store = yield* StoreAdapter.StoreAdapter
+    const id = newId()
+    const metadata = { userId: undefined, request: { trace: undefined, id: 1 } }
+    yield* Effect.provideService(Shop.evaluate(id, new Close({ details: null })), Aggregate.Metadata, metadata)
+    expectExactly((yield* store.getEvents(Shop.streamId(id), 1))[0]?.metadata, { request: { id: 1 } })
+    // The port refuses `undefined`.
+    const [event] = yield* store.getEvents(Shop.streamId(id), 1)
+    if (event === undefined) return yield* Effect.dieMessage("the event is missing")
+    const again = { ...event, sequence: 2, metadata }
+    expect(yield* Effect.flip(store.commitEvents([again]))).toMatchObject({ _tag: "ValidationError" })
+  }).pipe(Effect.provide(Layer.provideMerge(Shop.layer, MemoryStore.layer)))
+)
+
+it.effect("evaluateUnknown of a value that is no command names the tags of commands", () =>
+  Effect.gen(function* () {
+    const issueOf = (input: unknown) =>
+      Effect.map(Effect.flip(Shop.evaluateUnknown(newId(), input)), (error) =>
+        error._tag === "ValidationError" ? error.issues : error
+      )
+    const message = "must be a command: an object with `_tag` one of Close"
+    for (const input of ["hi", 1, null, undefined]) {
+      expect(yield* issueOf(input)).toMatchObject([{ path: [], message }])
+    }
+    expect(yield* issueOf({ details: 1 })).toMatchObject([{ path: ["_tag"], message }])
+    expect(yield* issueOf({ _tag: "Open" })).toMatchObject([{ path: ["_tag"], message: `${message}, and is "Open"` }])
+  }).pipe(Effect.provide(Layer.provideMerge(Shop.layer, MemoryStore.layer)))
+)
+
 it.effect("a field that is undefined is left out of events and snapshots, as JSON leaves it out", () =>
   Effect.gen(function* () {
     const store = yield* StoreAdapter.StoreAdapter
@@ -149,14 +200,14 @@ it.effect("a field that is undefined is left out of events and snapshots, as JSO
       state: { details: { list: [{ c: 1 }] } }
     })
     expect(yield* Effect.provide(Shop.fetch(id), Layer.fresh(Shop.layer))).toEqual(state)
-    // JSON would make it null.
+    // JSON would make the item null.
     const refused = yield* Effect.flip(Shop.evaluate(id, new Close({ details: [undefined] })))
     expect(refused).toMatchObject({ _tag: "ValidationError" })
   }).pipe(Effect.provide(Layer.provideMerge(Shop.layer, MemoryStore.layer)))
 )
 
 it.layer(sqlStore, { timeout: 60_000 })("SqlStore", (it) => {
-  it.effect("keeps JSON as the text that was written, so that what is accepted is short enough to be read", () =>
+  it.effect("JSON is stored as the text that was written, so an accepted value is short enough to be read", () =>
     Effect.gen(function* () {
       const store = yield* StoreAdapter.StoreAdapter
       const sql = yield* SqlClient.SqlClient

@@ -1,4 +1,7 @@
-/** A violated constraint as a refusal of the command, whatever kind of projection wrote, and wherever it ran. */
+/**
+ * A violated constraint is a refusal of the command, for both kinds of projections, in commits, subscriptions and
+ * rebuilds.
+ */
 import * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
 import { expect, it, layer } from "@effect/vitest"
@@ -75,7 +78,7 @@ const makeGuest = <E, R>(...projections: ReadonlyArray<Projection.Projection<E, 
     projections
   })
 
-/** A table of its own for guests; `deferred` has the e-mail checked at COMMIT. */
+/** A new table of guests. With `deferred` the e-mail is checked at COMMIT. */
 const makeTable = (email = "unique") =>
   Effect.gen(function* () {
     const sql = yield* SqlClient.SqlClient
@@ -144,7 +147,7 @@ for (const [store, storeLayer] of Object.entries(stores)) {
           })
         )
 
-        it.scoped(`${check}, by ${kind}: of commands that race for one e-mail exactly one is accepted`, () =>
+        it.scoped(`${check}, by ${kind}: of concurrent commands with one e-mail exactly one is accepted`, () =>
           Effect.gen(function* () {
             const { emails, name, onConstraint } = yield* makeTable(check)
             const Guest = makeGuest(guestsOf(name, onConstraint))
@@ -176,7 +179,7 @@ for (const [store, storeLayer] of Object.entries(stores)) {
         })
       )
 
-      it.scoped(`by ${kind}: a rebuild ends with the refusal, by the name that the constraint has in the table`, () =>
+      it.scoped(`by ${kind}: a rebuild ends with the refusal, for the name of the constraint in the table`, () =>
         Effect.gen(function* () {
           const { emails, name, onConstraint } = yield* makeTable()
           const adapter = yield* StoreAdapter.StoreAdapter
@@ -269,13 +272,13 @@ for (const [store, storeLayer] of Object.entries(stores)) {
       })
     )
 
-    it.scoped("a handler that returns no tagged error leaves the violation a StoreError, which says so", () =>
+    it.scoped("if a handler returns no tagged error, the violation is a StoreError that says so", () =>
       Effect.gen(function* () {
         const adapter = yield* StoreAdapter.StoreAdapter
         for (const check of ["unique", "unique deferrable initially deferred"]) {
           const { name } = yield* makeTable(check)
           const constraint = `${name}_one_email`
-          // The compiler refuses such handlers; an untyped caller may have them.
+          // The compiler refuses such handlers, but untyped callers may have them.
           for (const [value, what] of [
             [Effect.fail(new EmailTaken({ email: "x" })), "an effect"],
             [Either.left(new EmailTaken({ email: "x" })), "an effect"],
@@ -299,13 +302,13 @@ for (const [store, storeLayer] of Object.entries(stores)) {
       })
     )
 
-    it.scoped("a constraint without a refusal is a StoreError that says projection, event, table and constraint", () =>
+    it.scoped("a constraint without a refusal is a StoreError that names projection, event, table and constraint", () =>
       Effect.gen(function* () {
         for (const check of ["unique", "unique deferrable initially deferred"]) {
           for (const guestsOf of [kinds.SQL, inStoreErrors]) {
             const { name } = yield* makeTable(check)
             const adapter = yield* StoreAdapter.StoreAdapter
-            // A handler that returns nothing passes the violation over; a name that all objects have is none.
+            // A handler that returns nothing declares no refusal. A property of every object is no handler.
             const guests = guestsOf(name, {
               [`${name}_one_email`]: () => undefined,
               toString: () => new TooYoung({ age: 0 })
@@ -327,44 +330,48 @@ for (const [store, storeLayer] of Object.entries(stores)) {
             })
             expect(String(error)).toContain(`projection "guests", event Registered 1 of aggregate "${id}": `)
             for (const said of [`"${name}_one_email"`, `"${name}"`]) expect(String(error)).toContain(said)
-            // The value may be personal.
+            // The message does not have the value, which may be personal.
             expect(String(error)).not.toContain("ada@")
           }
         }
       })
     )
 
-    it.scoped("at COMMIT it is the refusal of the first projection and event that declare one", () =>
-      Effect.gen(function* () {
-        const { emails, name } = yield* makeTable("unique deferrable initially deferred")
-        const writing = kinds.SQL(name, {})
-        /** Writes nothing, and refuses events of aggregates whose ids begin so. */
-        const declaring = (by: string, at: string): Guests => ({
-          ...kinds.SQL(name, {
-            [`${name}_one_email`]: (_event, { aggregateId }) =>
-              aggregateId.startsWith(at) ? new EmailTaken({ email: by }) : undefined
-          }),
-          project: () => Effect.void
-        })
-        const adapter = yield* StoreAdapter.StoreAdapter
-        const commit = (...projections: ReadonlyArray<Guests>) =>
-          Effect.gen(function* () {
-            const events = [
-              yield* registered(`a${newId()}`, "ada@example.com"),
-              yield* registered(`b${newId()}`, "ada@example.com")
-            ]
-            return yield* Effect.flip(adapter.commitAll(events, projections))
+    it.scoped(
+      "a constraint that fails at COMMIT is the refusal of the first projection and event that declare one",
+      () =>
+        Effect.gen(function* () {
+          const { emails, name } = yield* makeTable("unique deferrable initially deferred")
+          const writing = kinds.SQL(name, {})
+          /** Writes nothing, and refuses events of aggregates whose ids begin with `at`. */
+          const declaring = (by: string, at: string): Guests => ({
+            ...Projection.toEffect(
+              kinds.SQL(name, {
+                [`${name}_one_email`]: (_event, { aggregateId }) =>
+                  aggregateId.startsWith(at) ? new EmailTaken({ email: by }) : undefined
+              })
+            ),
+            project: () => Effect.void
           })
-        expect(
-          yield* commit(writing, declaring("first", "c"), declaring("second", "b"), declaring("third", "a"))
-        ).toEqual(new EmailTaken({ email: "second" }))
-        // Several may be at fault, so only the constraint is known.
-        const error = yield* commit(writing, declaring("first", "c"))
-        expect(error).toMatchObject({ reason: "Constraint", constraint: `${name}_one_email`, table: name })
-        expect(error).not.toHaveProperty("projection")
-        expect(yield* commit(writing)).toMatchObject({ projection: "guests", reason: "Constraint" })
-        expect(yield* emails).toEqual([])
-      })
+          const adapter = yield* StoreAdapter.StoreAdapter
+          const commit = (...projections: ReadonlyArray<Guests>) =>
+            Effect.gen(function* () {
+              const events = [
+                yield* registered(`a${newId()}`, "ada@example.com"),
+                yield* registered(`b${newId()}`, "ada@example.com")
+              ]
+              return yield* Effect.flip(adapter.commitAll(events, projections))
+            })
+          expect(
+            yield* commit(writing, declaring("first", "c"), declaring("second", "b"), declaring("third", "a"))
+          ).toEqual(new EmailTaken({ email: "second" }))
+          // Several projections may have violated it, so only the constraint is known.
+          const error = yield* commit(writing, declaring("first", "c"))
+          expect(error).toMatchObject({ reason: "Constraint", constraint: `${name}_one_email`, table: name })
+          expect(error).not.toHaveProperty("projection")
+          expect(yield* commit(writing)).toMatchObject({ projection: "guests", reason: "Constraint" })
+          expect(yield* emails).toEqual([])
+        })
     )
 
     it.scoped("a new column that may not be null is named with projection and event", () =>
@@ -400,11 +407,11 @@ for (const [store, storeLayer] of Object.entries(stores)) {
       })
     )
 
-    it.scoped("what may not happen again is tried again, and a refusal is not", () =>
+    it.scoped("a transient failure is retried, and a refusal is not", () =>
       Effect.gen(function* () {
         const sql = yield* SqlClient.SqlClient
         const name = uniqueName("attempts")
-        // A sequence counts what is rolled back, too.
+        // A sequence also counts attempts that are rolled back.
         yield* sql`create sequence ${sql(name)}`
         yield* sql.unsafe(`create function ${name}_fail(state text, times int) returns void language plpgsql as $$ begin
           if nextval('${name}') <= times then
@@ -432,7 +439,7 @@ for (const [store, storeLayer] of Object.entries(stores)) {
         expect(yield* attempts).toBeGreaterThan(5)
         yield* sql`select setval(${name}, 1, false)`
         expect(yield* Effect.flip(failing("23505", 100))).toBeInstanceOf(EmailTaken)
-        // Where events and statements go to the database together, the reason is found by a second transaction.
+        // Where events and statements are sent in one round trip, a second transaction finds the reason.
         expect(yield* attempts).toBe(store === "Postgres" ? 2 : 1)
       })
     )
@@ -451,7 +458,7 @@ it.effect("a store's own failure for a constraint at COMMIT is the refusal that 
     const adapter = StoreAdapter.makeEncoded({
       name: "Refusing",
       append: () => none,
-      appendWith: (_events, project) => Effect.zipRight(project, Effect.fail(violated)),
+      appendWith: (_events, { project }) => Effect.zipRight(project, Effect.fail(violated)),
       putSnapshot: () => none,
       readEvents: () => none,
       readSnapshot: () => none

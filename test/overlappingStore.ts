@@ -1,6 +1,6 @@
 /**
- * A store in memory whose transactions overlap: no commit waits for another, and conflicts are found when a transaction ends. Its feed
- * orders events by the key that it is made with.
+ * A store in memory whose transactions overlap: no commit waits for another, and conflicts are found when a transaction
+ * ends. Its feed orders events by the key that it is made with.
  */
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
@@ -10,25 +10,25 @@ import { pageFrom, sliceOf } from "../src/internal/memory/feed.js"
 import { validateFeedRead } from "../src/internal/store/readOptions.js"
 import { decodeEvent, validateStreamPosition } from "../src/internal/store/storedRecord.js"
 
-/** A transaction: what it is inside of ends with what is committed, which is inside of nothing. */
+/** A transaction, with the one around it. The outermost one is the committed records. */
 export interface Transaction {
   readonly outer: Transaction | undefined
 }
 
-/** What a store tells of its transactions, each of which ends once it has been committed or not. */
+/** Observes the transactions of a store. Each ends once, committed or not. */
 export interface Observer {
   readonly written: (transaction: Transaction, event: Event.StoredEvent) => void
   readonly committed: (transaction: Transaction) => void
   readonly ended: (transaction: Transaction) => void
 }
 
-/** What the key of an event is made of. */
+/** The parts of the key of an event. */
 export interface Writing {
   /** The number of its transaction, given at the first write. */
   readonly transaction: number
-  /** Of the event before it in its stream. */
+  /** The key of the event before it in its stream. */
   readonly before: number
-  /** The highest of its transaction so far. */
+  /** The highest key of its transaction so far. */
   readonly highest: number
 }
 
@@ -36,7 +36,7 @@ export interface Writing {
 export interface FeedOptions {
   /** Events are ordered by their keys, then by the order in which they were written. */
   readonly key: (writing: Writing) => number
-  /** Whether events are shown only once no open transaction can come in front of them. */
+  /** Whether an event is shown only when no open transaction can write an event before it. */
   readonly waits: boolean
 }
 
@@ -184,7 +184,7 @@ const macrotask = Effect.async<void>((resume) => {
 
 type Store = StoreAdapter.StoreAdapterService
 
-/** Makes the store. The observer learns what its transactions write, and how they end. */
+/** Makes the store. The observer receives the writes and the ends of its transactions. */
 export const makeOverlapping = (observer?: Observer): Store => {
   const committed = makeRecords(undefined)
   const Transaction = Context.GenericTag<Records>(`unusualStores/Transaction/${++stores}`)
@@ -201,7 +201,7 @@ export const makeOverlapping = (observer?: Observer): Store => {
         const records = makeRecords(outer)
         return Effect.zipLeft(
           body(records),
-          // To find no conflict and to keep the records is one step: no other fiber runs in between.
+          // Synchronous, so that no other fiber runs between the check for conflicts and the write.
           Effect.suspend(() => keep(operation, records, outer, observer))
         ).pipe(Effect.ensuring(Effect.sync(() => close(records, observer))))
       })
@@ -209,14 +209,14 @@ export const makeOverlapping = (observer?: Observer): Store => {
   return StoreAdapter.makeEncoded({
     name: "findsConflictsAtTheEnd",
     append: (events) => transact("commitEvents", (records) => append(records, events, observer)),
-    appendWith: (events, project) =>
+    appendWith: (events, { project }) =>
       transact("commitAll", (records) =>
         Effect.flatMap(append(records, events, observer), (outcome) =>
           outcome === "stored" ? Effect.void : Effect.provideService(project, Transaction, records)
         )
       ),
     putSnapshot: (snapshot) =>
-      // A snapshot conflicts with nothing.
+      // A snapshot never conflicts.
       Effect.catchTag(
         transact("commitSnapshot", (records) => Effect.sync(() => putSnapshot(records, snapshot))),
         "RetryCommand",
@@ -240,7 +240,7 @@ export const makeOverlapping = (observer?: Observer): Store => {
 
 let stores = 0
 
-/** What is committed, or what a transaction adds to those around it. */
+/** The committed records, or the records that a transaction adds to the ones around it. */
 interface Records {
   readonly events: Map<string, ReadonlyArray<Event.StoredEvent>>
   readonly snapshots: Map<string, Snapshot.StoredSnapshot>
@@ -317,7 +317,7 @@ const keep = (
   let isNew = false
   const isKept = ({ aggregateId, sequence, timestamp }: Event.StoredEvent) =>
     eventOf(outer, aggregateId, sequence)?.timestamp === timestamp
-  // The same commit may have come from elsewhere meanwhile.
+  // Another fiber may have stored the same commit meanwhile.
   if (added.length > 0 && !added.every(isKept)) {
     isNew = true
     for (const [aggregateId, stream] of records.events) {

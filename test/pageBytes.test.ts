@@ -1,4 +1,6 @@
-/** Pages of large events: processes of little memory read all of them, and every way to read pages shows the same. */
+/**
+ * Pages of large events: processes with little memory read all events, and every read by pages shows the same events.
+ */
 import { execFile } from "node:child_process"
 import { promisify } from "node:util"
 import * as SqlClient from "@effect/sql/SqlClient"
@@ -23,7 +25,7 @@ for (const [what, count, body] of [
   ["24 events of 2 MB", 24, "json_build_object('_tag', 'Grew', 'text', n || large.text)"],
   ["20 000 small events", 20_000, "json_build_object('_tag', 'Grew', 'text', 'small')"]
 ] as const) {
-  // Small events make the same pages, only more of them: tried in the long run.
+  // Small events only make more pages, so they are tried in the long run.
   it.scoped.skipIf(count > 1000 && inject("runs") <= 100)(
     `a process with a heap of 72 MB fetches, streams, follows and rebuilds ${what}`,
     () =>
@@ -33,7 +35,7 @@ for (const [what, count, body] of [
           yield* SqlStore.migrate()
           const sql = yield* SqlClient.SqlClient
           yield* sql`create table counted (id text primary key, events int not null)`
-          // One half of a body can be compressed, and the other can't.
+          // One half of each body can be compressed, and the other half can't.
           yield* sql`with large as (
               select repeat('x', 1000000) || string_agg(md5(random()::text), '') as text from generate_series(1, 31250)
             )
@@ -132,7 +134,7 @@ Effect.gen(function* () {
 
 const sizes = [2, 300, 3000, 9000, 60_000, 900_000, 2_100_000, 4_100_000]
 
-/** Text of a length, which can be compressed or not. */
+/** A text of that length, which can be compressed or not. */
 const textOf = (length: number, isCompressible: boolean): string =>
   isCompressible
     ? "compressible ".repeat(Math.ceil(length / 13)).slice(0, length)
@@ -148,7 +150,7 @@ const isPage = (events: ReadonlyArray<Event.Event>): boolean =>
 
 for (const [name, store] of stores) {
   layer(store, { excludeTestServices: true, timeout: 60_000 })(name, (it) => {
-    it.effect("pages of large and small events show each event once, in their order, whatever the limit", () =>
+    it.effect("pages of any limit show large and small events once each, in their order", () =>
       Effect.gen(function* () {
         const seed = Math.floor(Math.random() * 2 ** 31)
         const [after, adapter] = [yield* EventFeed.head, yield* StoreAdapter.StoreAdapter]
@@ -198,7 +200,7 @@ for (const [name, store] of stores) {
           const pages = yield* Stream.runCollect(
             Stream.paginateEffect(1, (from) =>
               Effect.map(
-                reader.events(id, from, limit),
+                reader.page(id, from, limit),
                 (page) => [page.events(), Option.map(Option.fromNullable(page.moreAfter), (last) => last + 1)] as const
               )
             )

@@ -1,4 +1,7 @@
-/** A process on the embedded database that is asked to end in the middle of its commands ends soon, and leaves a folder that opens again. */
+/**
+ * A process on the embedded database that gets a signal during its commands ends soon, and leaves a folder that opens
+ * again.
+ */
 import { spawn } from "node:child_process"
 import { once } from "node:events"
 import { mkdtemp, rm } from "node:fs/promises"
@@ -24,7 +27,7 @@ it.live(
       const acknowledged = new Map<string, number>()
       const seed = Math.floor(Math.random() * 2 ** 31)
       for (const [run, concurrency] of [1, 8].entries()) {
-        // The commands after which the signal is sent: early, later, and late in a macrotask.
+        // The number of commands before the signal: few, many, and late in a macrotask.
         const after = 1 + ((seed >> (run * 8)) & 63)
         const child = spawn(process.execPath, [program(), JSON.stringify({ dataDir, concurrency })], {
           stdio: ["ignore", "pipe", "inherit"],
@@ -38,7 +41,7 @@ it.live(
           child.kill("SIGTERM")
         })
         const [code] = yield* Effect.promise(() => once(child, "close"))
-        // Not killed by the signal: all that was open has been closed.
+        // The process was not killed by the signal, so it has closed its layers.
         expect(code, `seed ${seed}`).toBe(0)
         const lines = text.trim().split("\n")
         expect(lines.length, `seed ${seed}`).toBeLessThan(commands)
@@ -59,7 +62,7 @@ it.live(
   120_000
 )
 
-/** More than any run comes to. */
+/** More commands than any run reaches. */
 const commands = 100_000
 
 const program = useProgram(`

@@ -1,4 +1,7 @@
-/** A failure of a projection says which projection, at which event: in a StoreError itself, of all others in the span and in the log. */
+/**
+ * A failed projection is named with its event: in the `StoreError`, or for any other failure in the span and in the
+ * log.
+ */
 import { SqlError } from "@effect/sql/SqlError"
 import { expect, it } from "@effect/vitest"
 import * as Cause from "effect/Cause"
@@ -34,7 +37,7 @@ interface Line {
   readonly message: unknown
 }
 
-/** Runs the effect, and returns what was logged meanwhile, and the attributes of the span that the commit is in. */
+/** Runs the effect, and returns its exit, the log, and the attributes of the span around the commit. */
 const observed = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
   Effect.gen(function* () {
     const lines: Array<Line> = []
@@ -61,7 +64,7 @@ const observed = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
     return { attributes, exit, lines }
   })
 
-/** Inside a span Effect hands errors on as proxies that know the span. */
+/** Unwraps the proxies in which Effect wraps errors inside a span. */
 const causeOf = (exit: Exit.Exit<unknown, unknown>) => {
   if (Exit.isSuccess(exit)) return []
   const error = Cause.squash(exit.cause)
@@ -83,7 +86,7 @@ const outcomes: ReadonlyArray<readonly [what: string, level: string, Effect.Effe
 ]
 
 for (const [what, level, outcome] of outcomes) {
-  it.effect(`${what} comes back unchanged, and is named in the span and in the log, at level ${level}`, () =>
+  it.effect(`${what} stays as it is, and is named in the span and in the log, at level ${level}`, () =>
     Effect.gen(function* () {
       const store = yield* MemoryStore.make
       const events = [yield* deposited("a", 1)]
@@ -113,7 +116,7 @@ it.effect("a projection that throws has a defect", () =>
   })
 )
 
-it.effect("an interrupted projection has not failed", () =>
+it.effect("an interrupted projection is not reported as a failure", () =>
   Effect.gen(function* () {
     const store = yield* MemoryStore.make
     const started = yield* Deferred.make<void>()
@@ -146,7 +149,7 @@ it.effect("an event that can't be decoded is named with its projection, once", (
   })
 )
 
-it.effect("a commit inside a projection that fails has its own names", () =>
+it.effect("a failed commit inside a projection has its own names", () =>
   Effect.gen(function* () {
     const store = yield* MemoryStore.make
     const inner = [yield* deposited("inner", 1)]
@@ -190,7 +193,7 @@ it.live("a projection that a subscription runs is named, too", () =>
 )
 
 it.effect(
-  "a projection that fails for good ends the doubt about an earlier attempt, and a transient failure does not",
+  "a final failure of a projection settles an earlier attempt of unknown outcome, and a transient failure does not",
   () =>
     Effect.gen(function* () {
       const failure = (reason: StoreError.StoreErrorReason, projection?: string) =>
@@ -219,7 +222,7 @@ it.effect(
     })
 )
 
-it("the message of a StoreError says where, what, why and the code", () => {
+it("the message of a StoreError has the place, the operation, the cause and the code", () => {
   const error = new StoreError.StoreError({
     reason: "Constraint",
     operation: "commitAll",

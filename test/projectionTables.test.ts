@@ -77,8 +77,8 @@ const held = (nth: number) =>
         counter.events++
         const held = counter.events === nth
         return held ? Effect.zipRight(Deferred.succeed(reached, undefined), Deferred.await(goOn)) : Effect.void
-      }).pipe(Effect.zipRight(balancesTwo().project(event)))
-    return { Account: makeAccount([{ ...balancesTwo(), project }]), counter, goOn, reached }
+      }).pipe(Effect.zipRight(Projection.toEffect(balancesTwo()).project(event)))
+    return { Account: makeAccount([{ ...Projection.toEffect(balancesTwo()), project }]), counter, goOn, reached }
   })
 
 layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("tables of projections, on Postgres", (it) => {
@@ -272,18 +272,20 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("tables of pr
           )
           const Fails = makeAccount([
             {
-              ...balancesTwo(),
+              ...Projection.toEffect(balancesTwo()),
               project: (event: Event.Event) =>
-                event.sequence === 8 ? Effect.fail("broken" as const) : balancesTwo().project(event)
+                event.sequence === 8
+                  ? Effect.fail("broken" as const)
+                  : Projection.toEffect(balancesTwo()).project(event)
             }
           ])
           const failed = yield* Effect.exit(ProjectionTables.prepare(Fails.projections, { batchSize: 5 }))
           expect(failed).toEqual(Exit.fail("broken"))
           const Dies = makeAccount([
             {
-              ...balancesTwo(),
+              ...Projection.toEffect(balancesTwo()),
               project: (event: Event.Event) =>
-                event.sequence === 8 ? Effect.die("boom") : balancesTwo().project(event)
+                event.sequence === 8 ? Effect.die("boom") : Projection.toEffect(balancesTwo()).project(event)
             }
           ])
           const died = yield* Effect.exit(ProjectionTables.prepare(Dies.projections, { batchSize: 5 }))

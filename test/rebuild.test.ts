@@ -340,7 +340,7 @@ layer(Layer.fresh(onPostgres), { excludeTestServices: true, timeout: 60_000 })("
         project: (event) => {
           if (broken && event.aggregateId === "fails" && event.sequence === 15) return Effect.fail("broken" as const)
           projected++
-          return Balances.project(event)
+          return Projection.toEffect(Balances).project(event)
         }
       }
       const total = Object.values(yield* folded).length
@@ -476,7 +476,7 @@ layer(Layer.fresh(onPostgres), { excludeTestServices: true, timeout: 60_000 })("
         of: "all",
         project: (event) => {
           events++
-          return Balances.project(event)
+          return Projection.toEffect(Balances).project(event)
         }
       }
       const running = Rebuild.run({ name: "killed", projections: [Slow], tables: ["balances"], batchSize: 10 })

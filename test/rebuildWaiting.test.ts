@@ -11,7 +11,7 @@ import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as Scope from "effect/Scope"
-import { type Event, EventFeed, ProjectionTables, Rebuild, SubscriptionStore } from "effect-maestro"
+import { type Event, EventFeed, Projection, ProjectionTables, Rebuild, SubscriptionStore } from "effect-maestro"
 import { makeDatabase } from "./database.js"
 import { amounts, balances, balancesTwo, deposit, leftovers, makeAccount, nodeAt } from "./projectionTables.js"
 import { eventually } from "./subscribers.js"
@@ -59,12 +59,12 @@ const failing = Effect.gen(function* () {
   const goOn = yield* Deferred.make<void>()
   const project = (event: Event.Event) =>
     event.sequence < 4
-      ? balancesTwo().project(event)
+      ? Projection.toEffect(balancesTwo()).project(event)
       : Effect.zipRight(
           Deferred.succeed(reached, undefined),
           Effect.zipRight(Deferred.await(goOn), Effect.fail("broken" as const))
         )
-  return { Account: makeAccount([{ ...balancesTwo(), project }]), goOn, reached }
+  return { Account: makeAccount([{ ...Projection.toEffect(balancesTwo()), project }]), goOn, reached }
 })
 
 layer(Layer.empty, { excludeTestServices: true, timeout: 30_000 })("waiting for a rebuild", (it) => {

@@ -1,6 +1,6 @@
 /**
- * The store on PGlite passes the contract. In a process of its own: a test runner holds on to what it has built until the end of
- * a file, and after thousands of random programs a store with its database is a gigabyte.
+ * The store on PGlite passes the contract. It runs in a process of its own, because a test runner keeps its layers
+ * until the end of a file, and after thousands of random programs the store with its database has a gigabyte.
  */
 
 import * as Layer from "effect/Layer"

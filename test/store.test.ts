@@ -1,4 +1,4 @@
-/** Every store of this library passes the contract; the one on PGlite in a file of its own. */
+/** The stores of this library pass the contract. The store on PGlite has a file of its own. */
 
 import * as Layer from "effect/Layer"
 import { MemoryStore, SqlStore } from "effect-maestro"

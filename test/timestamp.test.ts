@@ -20,7 +20,7 @@ const risesAndIsUnique = (timestamps: ReadonlyArray<Timestamp.Timestamp>) => {
 }
 
 it.prop(
-  "parts make a UUIDv7 and come back from it, in the order of their text",
+  "a timestamp of parts is a UUIDv7, has these parts, and sorts as its text",
   [partsArbitrary(), partsArbitrary()],
   ([a, b]) => {
     const [first, second] = [Timestamp.fromParts(a), Timestamp.fromParts(b)]
@@ -34,7 +34,7 @@ it.prop(
   }
 )
 
-it.effect("tells the wall clock's time, by TestClock here", () =>
+it.effect("has the time of the wall clock, which is TestClock here", () =>
   Effect.gen(function* () {
     yield* TestClock.setTime(1_700_000_000_000)
     const { now } = Timestamp.make()
@@ -51,12 +51,12 @@ it.effect("rises under a stalled clock, past the end of the counter", () =>
     const timestamps = yield* take(clock, 10_000)
     risesAndIsUnique(timestamps)
     const last = Timestamp.toParts(timestamps.at(-1) ?? (yield* Effect.die("none")))
-    // 4096 to a millisecond.
+    // The counter has 4096 values for each millisecond.
     expect([last.millis, last.counter]).toEqual([1002, 10_000 - 2 * 4096 - 1])
   })
 )
 
-it.effect("rises when the clock jumps back, and goes with it again when it has caught up", () =>
+it.effect("rises when the clock jumps back, and follows the clock again after it has caught up", () =>
   Effect.gen(function* () {
     const clock = Timestamp.make()
     yield* TestClock.setTime(500_000)
@@ -71,7 +71,7 @@ it.effect("rises when the clock jumps back, and goes with it again when it has c
 )
 
 it.effect.prop(
-  "rises and stays unique on several nodes that hear of each other, whatever their clocks do",
+  "rises and stays unique on several nodes that receive each other's timestamps, for any wall clocks",
   [
     FastCheck.array(
       FastCheck.record({
@@ -102,7 +102,7 @@ it.effect.prop(
     })
 )
 
-it.effect("under TestClock the ClockDrift says so, and what to do; under a live clock a node is wrong", () =>
+it.effect("a ClockDrift under TestClock names TestClock and the remedy, and under a live clock the wrong node", () =>
   Effect.gen(function* () {
     yield* TestClock.setTime(86_400_000)
     const ahead = Timestamp.fromParts({ millis: 1_700_000_000_000, counter: 0, node: 1n })
@@ -110,7 +110,7 @@ it.effect("under TestClock the ClockDrift says so, and what to do; under a live 
     expect(error.message).toContain("this clock is TestClock, which stands at 1970-01-02T00:00:00.000Z")
     expect(error.message).toContain("Set it by TestClock.setTime")
     expect(error.message).not.toContain("the clock of a node is wrong")
-    // A time that no date can show.
+    // A time beyond the range of dates.
     yield* TestClock.setTime(-1e300)
     expect((yield* Effect.flip(Timestamp.make().receive(ahead))).message).toContain("1970-01-01T00:00:00.000Z")
     const far = Timestamp.fromParts({ millis: 2 ** 47, counter: 0, node: 1n })
@@ -120,7 +120,7 @@ it.effect("under TestClock the ClockDrift says so, and what to do; under a live 
   })
 )
 
-it.effect("refuses a timestamp from further ahead than maxDrift, and learns nothing from it", () =>
+it.effect("refuses a timestamp that is more than maxDrift ahead, and does not change the clock", () =>
   Effect.gen(function* () {
     const [clock, other] = [Timestamp.make({ maxDrift: "1 minute" }), Timestamp.make()]
     yield* TestClock.setTime(1_000_000)
@@ -133,7 +133,7 @@ it.effect("refuses a timestamp from further ahead than maxDrift, and learns noth
     yield* clock.receive(ok)
     const next = yield* clock.now
     expect([Timestamp.toParts(next).millis, Timestamp.toParts(next).counter]).toEqual([1_060_000, 8])
-    // The default is an hour.
+    // The default of maxDrift is an hour.
     expect(
       Either.isRight(
         yield* Effect.either(other.receive(Timestamp.fromParts({ millis: 4_600_000, counter: 0, node: 1n })))
@@ -147,7 +147,7 @@ it.effect("refuses a timestamp from further ahead than maxDrift, and learns noth
   })
 )
 
-it.effect("a node whose clock jumped back still hears the timestamps it gave itself", () =>
+it.effect("a node whose clock jumped back still accepts its own timestamps", () =>
   Effect.gen(function* () {
     const clock = Timestamp.make({ maxDrift: "1 minute" })
     yield* TestClock.setTime(10_000_000)
@@ -158,7 +158,7 @@ it.effect("a node whose clock jumped back still hears the timestamps it gave its
   })
 )
 
-it.effect("every clock has its own node, and every TestClock its own time line", () =>
+it.effect("every clock has a node of its own, and every TestClock a time line of its own", () =>
   Effect.gen(function* () {
     const ids = yield* Effect.forEach(Arr.range(1, 100), () => Timestamp.make().now)
     expect(new Set(ids.map((id) => Timestamp.toParts(id).node)).size).toBe(100)
@@ -178,7 +178,7 @@ it.effect("layerWith sets the node", () =>
   }).pipe(Effect.provide(Timestamp.layerWith({ node: 42n })))
 )
 
-it("the schema refuses what is no UUIDv7 in lower case", () => {
+it("the schema refuses any text but a UUIDv7 in lower case", () => {
   const is = Schema.is(Timestamp.Timestamp)
   expect(is("018bcfe5-6800-7000-8000-000000000001")).toBe(true)
   for (const text of [

@@ -14,7 +14,16 @@ import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import * as Schema from "effect/Schema"
-import { Aggregate, type Event, MemoryStore, SqlStore, StoreAdapter, StoreError, Timestamp } from "effect-maestro"
+import {
+  Aggregate,
+  type Event,
+  MemoryStore,
+  Projection,
+  SqlStore,
+  StoreAdapter,
+  StoreError,
+  Timestamp
+} from "effect-maestro"
 import * as StoreContract from "effect-maestro/StoreContract"
 import { fromSqlError } from "../src/internal/runtime/sqlError.js"
 import { Account, Deposit, Limits } from "./account.js"
@@ -285,7 +294,7 @@ it.layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg()), Layer.orDie), { time
   "a store that takes the transactions of @effect/sql as they are",
   (it) => {
     for (const { name, run } of StoreContract.cases().filter(({ name }) =>
-      name.includes("passes over its own failed SQL")
+      name.includes("ignores its own failed SQL")
     )) {
       it.effect(`is caught by "${name}"`, () =>
         Effect.gen(function* () {
@@ -297,9 +306,13 @@ it.layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg()), Layer.orDie), { time
             commitAll: (events, projections) =>
               Effect.zipRight(
                 store.commitEvents(events),
-                Effect.forEach(projections, ({ project }) => Effect.forEach(events, project, { discard: true }), {
-                  discard: true
-                })
+                Effect.forEach(
+                  projections.map(Projection.toEffect),
+                  ({ project }) => Effect.forEach(events, project, { discard: true }),
+                  {
+                    discard: true
+                  }
+                )
               ).pipe(sql.withTransaction, Effect.catchIf(isSqlError, Effect.die))
           }
           const exit = yield* Effect.exit(Effect.provideService(run, StoreAdapter.StoreAdapter, trusting))

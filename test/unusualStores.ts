@@ -1,4 +1,4 @@
-/** Stores that are right, and work unlike those of this library: what the contract does not forbid its cases must let pass. */
+/** Correct stores that work unlike the stores of this library. The contract must pass them. */
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
@@ -7,7 +7,7 @@ import { makeOverlapping } from "./overlappingStore.js"
 
 type Store = StoreAdapter.StoreAdapterService
 
-/** Every commit takes so long, and can be interrupted meanwhile. */
+/** Every commit waits first, and can be interrupted meanwhile. */
 const after = (pause: Effect.Effect<void>) =>
   Effect.map(
     MemoryStore.make,
@@ -19,7 +19,7 @@ const after = (pause: Effect.Effect<void>) =>
     })
   )
 
-/** As far away as the next data centre but one. By a timer of the machine, as a driver has it. */
+/** Every commit takes 10 ms more, as over a slow network, by a timer of the machine. */
 export const isFarAway: Effect.Effect<Store> = after(
   Effect.async<void>((resume) => {
     const timer = setTimeout(() => resume(Effect.void), 10)
@@ -27,8 +27,8 @@ export const isFarAway: Effect.Effect<Store> = after(
   })
 )
 
-/** Every commit fails at first, and is tried again a little later. */
-export const triesAgain: Effect.Effect<Store> = after(
+/** Every commit fails at first and is retried later. */
+export const retriesCommits: Effect.Effect<Store> = after(
   Effect.suspend(() => {
     let tries = 0
     return Effect.retry(
@@ -39,23 +39,25 @@ export const triesAgain: Effect.Effect<Store> = after(
 )
 
 /** Commits wait for a moment, so that others can join them. */
-export const waitsForCompany: Effect.Effect<Store> = Effect.sync(() => {
-  let leaving: Deferred.Deferred<void> | undefined
+export const batchesCommits: Effect.Effect<Store> = Effect.sync(() => {
+  let open: Deferred.Deferred<void> | undefined
   return Effect.suspend(() => {
-    if (leaving !== undefined) return Deferred.await(leaving)
-    return Effect.flatMap(Deferred.make<void>(), (company) => {
-      leaving = company
-      const leave = Effect.suspend(() => {
-        leaving = undefined
-        return Deferred.succeed(company, undefined)
+    if (open !== undefined) return Deferred.await(open)
+    return Effect.flatMap(Deferred.make<void>(), (batch) => {
+      open = batch
+      const commit = Effect.suspend(() => {
+        open = undefined
+        return Deferred.succeed(batch, undefined)
       })
       return Effect.zipRight(
-        Effect.forkDaemon(Effect.zipRight(Effect.sleep("1 millis"), leave)),
-        Deferred.await(company)
+        Effect.forkDaemon(Effect.zipRight(Effect.sleep("1 millis"), commit)),
+        Deferred.await(batch)
       )
     })
   })
 }).pipe(Effect.flatMap(after))
 
-/** Nobody waits for anybody: whether a commit fits is seen at its end, when somebody else may have been faster. */
+/**
+ * Commits do not wait for each other. A conflict is found at the end of the commit, after another one has succeeded.
+ */
 export const findsConflictsAtTheEnd: Effect.Effect<Store> = Effect.sync(() => makeOverlapping())

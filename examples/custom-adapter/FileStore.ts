@@ -76,7 +76,7 @@ export const make = (
     return StoreAdapter.makeEncoded({
       name: "FileStore",
       append: (events) => transact("commitEvents", (records) => append(records, events)),
-      appendWith: (events, project) =>
+      appendWith: (events, { project }) =>
         transact("commitAll", (records) =>
           Effect.flatMap(append(records, events), (outcome) =>
             outcome === "stored" ? Effect.void : Effect.provideService(project, Transaction, records)

@@ -34,7 +34,7 @@ export const history = <State, A extends Tagged>(
     Effect.map(streamId, (id) =>
       Stream.paginateEffect(1, (first) =>
         Effect.map(
-          streamReaderOf(store).events(id, first, pageSize),
+          streamReaderOf(store).page(id, first, pageSize),
           ({ events, moreAfter }) =>
             [
               decodePage(definition, first, events()),

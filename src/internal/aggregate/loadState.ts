@@ -12,13 +12,13 @@ import * as Option from "effect/Option"
 import type { Root } from "../../Aggregate.js"
 import { type Event, maxSequence } from "../../Event.js"
 import type { Snapshot } from "../../Snapshot.js"
-import type { StoreAdapterService } from "../../StoreAdapter.js"
+import type { EventPage, StoreAdapterService } from "../../StoreAdapter.js"
 import { StoreError, type ValidationError } from "../../StoreError.js"
 import type { Timestamp } from "../../Timestamp.js"
 import type { Tagged } from "../codec/eventCodec.js"
 import type { Unusable } from "../codec/stateCodec.js"
 import { macrotask } from "../runtime/macrotask.js"
-import { type Stream, streamReaderOf } from "../store/streamReader.js"
+import { streamReaderOf } from "../store/streamReader.js"
 import type { AggregateDefinition } from "./definition.js"
 
 /** A state, with the stream and the sequence that it belongs to. */
@@ -85,7 +85,7 @@ export const refresh = <State, A extends Tagged>(
 ): Effect.Effect<VersionedState<State>, ValidationError | StoreError> =>
   known.sequence === 0
     ? Effect.map(load(definition, store, known.streamId), (root) => (root.sequence === 0 ? known : root))
-    : Effect.flatMap(streamReaderOf(store).events(known.streamId, known.sequence, firstPage), (stream) => {
+    : Effect.flatMap(streamReaderOf(store).page(known.streamId, known.sequence, firstPage), (stream) => {
         const [last, ...news] = stream.events()
         return last !== undefined && last.sequence === known.sequence && last.timestamp === known.timestamp
           ? foldPages(definition, store, known, { ...stream, events: () => news }, maxSequence)
@@ -151,15 +151,15 @@ const pageAfter = (
   streamId: string,
   sequence: number,
   upTo: number
-): Effect.Effect<Stream, ValidationError | StoreError> =>
-  streamReaderOf(store).events(streamId, sequence + 1, Math.min(pageSize, upTo - sequence))
+): Effect.Effect<EventPage, ValidationError | StoreError> =>
+  streamReaderOf(store).page(streamId, sequence + 1, Math.min(pageSize, upTo - sequence))
 
 /** Folds a page while the store reads the next one, then the next one, and so on. */
 const foldPages = <State, A extends Tagged>(
   definition: AggregateDefinition<State, A>,
   store: StoreAdapterService,
   root: VersionedState<State>,
-  { events, moreAfter }: Stream,
+  { events, moreAfter }: EventPage,
   upTo: number
 ): Effect.Effect<VersionedState<State>, ValidationError | StoreError> =>
   moreAfter !== undefined && moreAfter < upTo

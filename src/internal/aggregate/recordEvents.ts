@@ -10,7 +10,7 @@ import type { Event } from "../../Event.js"
 import { type StoreError, ValidationError, ValidationIssue } from "../../StoreError.js"
 import type { HybridClockService, Timestamp } from "../../Timestamp.js"
 import type { Tagged } from "../codec/eventCodec.js"
-import { isPlain } from "../codec/json.js"
+import { isPlain, withoutUndefined } from "../codec/json.js"
 import type { CallContext } from "./commandContext.js"
 import type { AggregateDefinition } from "./definition.js"
 import type { VersionedState } from "./loadState.js"
@@ -80,7 +80,7 @@ const encodeAndFold = <State, A extends Tagged>(
 const readMetadata = (metadata: unknown): Either.Either<Event["metadata"], ValidationIssue> => {
   try {
     if (typeof metadata === "object" && metadata !== null && !Array.isArray(metadata) && isPlain(metadata)) {
-      return Either.right({ ...metadata })
+      return Either.right(withoutUndefined({ ...metadata }))
     }
   } catch {
     // A proxy or a getter can throw.

@@ -1,5 +1,6 @@
 /**
- * Between the tagged schemas of an application and stored events: the tag is the stored type, the rest is the body.
+ * Encodes and decodes the events of an application by their tagged schemas: the tag is the stored type, the other
+ * fields are the body. Aggregates, projections and subscriptions call it, and it maps schema errors to typed failures.
  */
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
@@ -13,22 +14,22 @@ import { StoreError, ValidationError, ValidationIssue } from "../../StoreError.j
 import { decodeUnknownEither, encodeUnknownEither } from "./fastSchema.js"
 import { isBounded, thrownMessage, withoutUndefined } from "./json.js"
 
-/** What every event, command and refusal of an application has. */
+/** Every event, command and refusal of an application has a tag. */
 export interface Tagged {
   readonly _tag: string
 }
 
-/** What a handler may fail with. */
+/** The failures of a handler. */
 export type HandlerError<F> = F extends (...args: infer _A) => Effect.Effect<infer _B, infer E, infer _R> ? E : never
 
-/** What a handler needs. */
+/** The services that a handler needs. */
 export type HandlerContext<F> = F extends (...args: infer _A) => Effect.Effect<infer _B, infer _E, infer R> ? R : never
 
-/** Encodes and decodes the events of a union of tagged schemas; compiled once. */
+/** Encodes and decodes the events of a union of tagged schemas. It is compiled once. */
 export interface EventCodec<A extends Tagged> {
-  /** The event that was stored; `UnreadableEvent` names aggregate, sequence and type. */
+  /** Returns the stored event. `UnreadableEvent` names aggregate, sequence and type. */
   readonly decode: (operation: string, stored: Event) => Either.Either<A, StoreError>
-  /** The body to store, or what is wrong with the event. */
+  /** Returns the body to store, or the issues of the event. */
   readonly encode: (event: A, index: number) => Either.Either<Record<string, unknown>, ReadonlyArray<ValidationIssue>>
 }
 
@@ -74,8 +75,9 @@ export const schemasByTag = <A extends Tagged, I>(
 export const tagsOf = (schema: Schema.Schema.Any): ReadonlyArray<string> => [...membersByTag(schema.ast).keys()]
 
 /**
- * Says which two members of a union share a tag so that events would lose a field: the first that takes an event encodes it, so an old form
- * that stands before the new one would write new events without what is new. Nothing, where there are none.
+ * Finds two members of a union that share a tag, of which the first would encode events of the second without some of
+ * their fields. An old form before the new one is such a case, because the first member that accepts an event encodes
+ * it.
  */
 export const lossyMembers = (schema: Schema.Schema.Any): readonly [first: string, second: string] | undefined => {
   for (const members of membersByTag(schema.ast).values()) {
@@ -87,7 +89,7 @@ export const lossyMembers = (schema: Schema.Schema.Any): readonly [first: string
   return undefined
 }
 
-/** What a schema found wrong, in the words of a `ValidationError`. */
+/** The issues of a schema's error, for a `ValidationError`. */
 export const parseIssues = (
   error: ParseResult.ParseError,
   index?: number
@@ -103,12 +105,12 @@ export const parseIssues = (
     )
     return [first ?? new ValidationIssue({ ...at(index), path: [], message: error.message }), ...rest]
   } catch (thrown) {
-    // The message shows the value, and the value can't be read.
+    // The formatter reads the value for its message, and the value throws.
     return [unreadableValue(thrown, index)]
   }
 }
 
-/** What is wrong with a value whose tag is none of those known. */
+/** The issue of a value without a known tag. */
 export const unknownTag = (tags: ReadonlyArray<string>, value: unknown, index?: number): ValidationIssue => {
   const tag = tagOf(value)
   const found = tag === undefined ? "there is none" : `is ${JSON.stringify(tag.slice(0, 100))}`
@@ -119,7 +121,7 @@ export const unknownTag = (tags: ReadonlyArray<string>, value: unknown, index?: 
   })
 }
 
-/** The tag of a value that may be anything. */
+/** The tag of any value, if it has one. */
 export const tagOf = (value: unknown): string | undefined => {
   try {
     const tag = typeof value === "object" && value !== null && "_tag" in value ? value._tag : undefined
@@ -130,7 +132,7 @@ export const tagOf = (value: unknown): string | undefined => {
   }
 }
 
-/** Decodes what comes from outside; what can't be decoded, or not even be read, is a `ValidationError`. */
+/** Decodes untrusted input. Input that can't be decoded or read fails with `ValidationError`. */
 export const decodeInput = <A>(
   operation: string,
   decode: (u: unknown) => Either.Either<A, ParseResult.ParseError>,
@@ -145,8 +147,8 @@ export const decodeInput = <A>(
   }).pipe(Effect.flatMap(Either.mapLeft((error) => new ValidationError({ operation, issues: parseIssues(error) }))))
 
 /**
- * A constructor of a schema's class throws when it is given what the schema forbids. Where that happens in a decision, the
- * command brought it along.
+ * Runs a decision, and maps the defect of a schema's class to `ValidationError`. The constructor of such a class throws
+ * for values that the schema forbids, and in a decision these come from the command.
  */
 export const refusingBadInput = <A, E, R>(
   operation: string,
@@ -158,14 +160,14 @@ export const refusingBadInput = <A, E, R>(
       : Option.none()
   try {
     const decision = decide()
-    // What has come to its end already can't throw any more.
+    // An exit can't throw.
     return Exit.isExit(decision) ? decision : Effect.catchSomeDefect(decision, refused)
   } catch (thrown) {
     return Option.getOrElse(refused(thrown), () => Effect.die(thrown))
   }
 }
 
-/** A transformation of the schema's that throws says as much as one that fails. */
+/** Maps an exception of a schema's transformation to a `ParseError`. */
 export const guarded =
   <A>(parse: (u: unknown) => Either.Either<A, ParseResult.ParseError>) =>
   (u: unknown): Either.Either<A, ParseResult.ParseError> => {
@@ -188,7 +190,7 @@ const unreadableInput = (operation: string, thrown: unknown): ValidationError =>
     issues: [unreadableValue(thrown)]
   })
 
-/** The index of an item; an operation that takes no list has none. */
+/** The index of an item, for an operation that takes a list. */
 const at = (index: number | undefined): { readonly index?: number } => (index === undefined ? {} : { index })
 
 const unreadableValue = (thrown: unknown, index?: number): ValidationIssue =>
@@ -199,7 +201,7 @@ interface MemberCodec<A> {
   readonly encode: (u: unknown) => Either.Either<Tagged, ParseResult.ParseError>
 }
 
-/** The members of a union by their tag. Several may share one: versions of an event, tried in order. */
+/** The members of a union by their tag. Several may share one: they are versions of an event, and tried in order. */
 const membersByTag = (ast: AST.AST): Map<string, Array<AST.AST>> => {
   const found = new Map<string, Array<AST.AST>>()
   const visit = (member: AST.AST): void => {
@@ -217,7 +219,7 @@ const membersByTag = (ast: AST.AST): Map<string, Array<AST.AST>> => {
   return found
 }
 
-/** Whether the first, tried first, may encode what the second decodes. A class takes its own instances only. */
+/** Whether the first member may encode events that the second decodes. A class only encodes its own instances. */
 const mayTake = (first: AST.AST, second: AST.AST): boolean => {
   const [one, other] = [AST.typeAST(first), AST.typeAST(second)]
   if (AST.isDeclaration(one)) return AST.isDeclaration(other) && nameOf(one) === nameOf(other)
@@ -230,7 +232,7 @@ const mayTake = (first: AST.AST, second: AST.AST): boolean => {
   })
 }
 
-/** Whether the second writes a field that the first does not. */
+/** Whether the second member writes a field that the first does not. */
 const omits = (first: AST.AST, second: AST.AST): boolean => {
   const [one, other] = [AST.encodedAST(first), AST.encodedAST(second)]
   if (!AST.isTypeLiteral(one) || !AST.isTypeLiteral(other)) return true
@@ -240,13 +242,16 @@ const omits = (first: AST.AST, second: AST.AST): boolean => {
 
 const nameOf = (ast: AST.Annotated): string => Option.getOrElse(AST.getIdentifierAnnotation(ast), () => String(ast))
 
-/** Those of a struct, or of a class. */
+/** The fields of a struct, or of a class. */
 const fieldsOf = (ast: AST.AST): ReadonlyArray<AST.PropertySignature> | undefined => {
   const struct = AST.isDeclaration(ast) ? ast.typeParameters[0] : ast
   return struct !== undefined && AST.isTypeLiteral(struct) ? struct.propertySignatures : undefined
 }
 
-/** V8 takes fifteen times as long for one more property on a copy of what JSON was read to, so the tag comes first. */
+/**
+ * The tag comes first, because V8 takes fifteen times as long to add a property to a copy of an object that JSON.parse
+ * made.
+ */
 const taggedWith = (tag: string, body: object): object =>
   "_tag" in body ? { ...body, _tag: tag } : { _tag: tag, ...body }
 

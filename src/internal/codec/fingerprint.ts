@@ -1,22 +1,26 @@
 /**
- * Tells one schema from another: the schema of a snapshot's state, and the schema of a command with an id.
+ * The fingerprint of a schema: of a snapshot's state (`stateCodec`), and of a command with an id
+ * (`aggregate/commandDigest`).
  *
- * A changed schema can often decode an old snapshot, by a default or an optional field, to a state that a replay does not return. So a
- * snapshot counts only for the schema that it was written by. A change that is missed costs a wrong state, and a change that is none costs
- * one replay, or the comparison of one command with its receipt. So the fingerprint holds all that a schema shows of itself:
+ * A changed schema can often decode an old snapshot, by a default or an optional field, to a state that a replay does
+ * not return. So a snapshot is used only with the schema that wrote it. A missed change costs a wrong state, and a
+ * change without effect costs one replay, or the comparison of one command with its receipt. So the fingerprint covers
+ * every readable part of a schema:
  *
- * - **Annotations** of each node, except those that serve messages, documentation and generators alone (`withoutEffect`).
- * - **The source text of functions**: of transformations, filters and declarations, and of functions in annotations. It is the same in all
- *   processes of one build. Another build, another minifier or another version of Effect may change it.
+ * - **Annotations** of each node, except annotations for messages, documentation and generators (`withoutEffect`).
+ * - **The source text of functions**: of transformations, filters and declarations, and of functions in annotations. It
+ *   is the same in all processes of one build. Another build, another minifier or another version of Effect may change
+ *   it.
  *
- * Values that a function closes over can't be seen. `Schema.transform`, `Schema.filter` and the defaults of `Schema.optionalWith` close over
- * the function of the application. A change there needs another annotation, such as an `identifier`, or a higher `stateVersion`.
+ * Values that a function closes over can't be seen. `Schema.transform`, `Schema.filter` and the defaults of
+ * `Schema.optionalWith` close over the function of the application. A change there needs another annotation, such as an
+ * `identifier`, or a higher `stateVersion`.
  */
 import type * as Schema from "effect/Schema"
 import * as AST from "effect/SchemaAST"
 import { isPlain } from "./json.js"
 
-/** The same for schemas of one shape and one build, also of a recursive schema. */
+/** Equal for schemas of one shape in one build, also for recursive ones. */
 export const fingerprint = (schema: Schema.Schema.Any): string =>
   hashOf(JSON.stringify(describe(schema.ast, { met: new Map(), depth: 0, maxDepth })))
 
@@ -24,11 +28,11 @@ export const fingerprint = (schema: Schema.Schema.Any): string =>
 
 type Json = string | number | boolean | null | ReadonlyArray<Json>
 
-/** Where in the schema a description is. */
+/** The place in the schema that is described. */
 interface Place {
-  /** The suspended schemas that were met so far. What is inside of one is described where it is met first. */
+  /** The suspended schemas so far. The content of each is described at its first place. */
   readonly met: Map<AST.AST, number>
-  /** How many suspended schemas this place is inside of. */
+  /** The number of suspended schemas around this place. */
   readonly depth: number
   readonly maxDepth: number
 }
@@ -68,7 +72,8 @@ const partsOf = (ast: AST.AST, place: Place): Json => {
     case "Transformation":
       return [
         inner(ast.from),
-        // The decoded side of a recursive class suspends a new schema each time, so it has no end; what is in it stands in `from` too.
+        // The decoded side of a recursive class suspends a new schema each time, without end. Its content is in `from`,
+        // too.
         describe(ast.to, { ...place, maxDepth: Math.min(place.maxDepth, place.depth + 1) }),
         kindOf(ast.transformation)
       ]
@@ -88,7 +93,7 @@ const partsOf = (ast: AST.AST, place: Place): Json => {
   }
 }
 
-/** A function that makes a new schema each time has no end. */
+/** A limit, because a function may suspend a new schema each time. */
 const maxMet = 1000
 const maxDepth = 50
 
@@ -111,14 +116,14 @@ const kindOf = (kind: AST.TransformationKind): Json => {
   }
 }
 
-/** What the application, or Effect, says about a schema, a property or an element. */
+/** The annotations of a schema, a property or an element. */
 const annotationsOf = ({ annotations }: AST.Annotated): Json =>
   Object.getOwnPropertySymbols(annotations)
     .filter((key) => !withoutEffect.has(key))
     .map((key): readonly [string, Json] => [String(key), valueOf(annotations[key])])
     .sort(([one], [other]) => (one < other ? -1 : one > other ? 1 : 0))
 
-/** They change neither what is decoded nor what is encoded. A surrogate repeats the parts of a class. */
+/** Annotations that change neither decoding nor encoding. A surrogate repeats the parts of a class. */
 const withoutEffect: ReadonlySet<symbol> = new Set<symbol>([
   AST.ArbitraryAnnotationId,
   AST.BatchingAnnotationId,
@@ -133,7 +138,7 @@ const withoutEffect: ReadonlySet<symbol> = new Set<symbol>([
   AST.SurrogateAnnotationId
 ])
 
-/** Any value of an annotation, or of a literal, as far as it can be described. */
+/** Any value of an annotation or a literal, as far as it can be described. */
 const valueOf = (value: unknown): Json => {
   let left = maxValues
   const write = (current: unknown): Json => {
@@ -150,17 +155,17 @@ const valueOf = (value: unknown): Json => {
   return write(value)
 }
 
-/** Of one annotation: it may contain itself. */
+/** A limit for one annotation, which may contain itself. */
 const maxValues = 1000
 
 const keyOf = (key: PropertyKey): Json => [typeof key, String(key)]
 
-// Not the function's own `toString`, which may be another one.
+// The function's own `toString` may be overridden.
 const sourceOf = (of: unknown): string => (typeof of === "function" ? Function.prototype.toString.call(of) : "")
 
 /**
- * A hash of 64 bits: two of 32 bits, each with a multiplier of its own. `Hash.string` of Effect has 32 bits, and texts that differ in two
- * characters next to each other often have the same one.
+ * A hash of 64 bits: two of 32 bits, each with a multiplier of its own. `Hash.string` of Effect has 32 bits, and is
+ * often equal for texts that differ in two neighbouring characters.
  */
 const hashOf = (text: string): string => `${hash32(text, 0x9e3779b1)}${hash32(text, 0x85ebca6b)}`
 
@@ -168,7 +173,7 @@ const hash32 = (text: string, multiplier: number): string => {
   let hash = text.length
   for (let index = 0; index < text.length; index++) {
     hash = Math.imul(hash ^ text.charCodeAt(index), multiplier)
-    // A product carries only upwards: without this the low bits would see only low bits.
+    // A product carries only upwards, so without this shift the low bits would depend on low bits alone.
     hash ^= hash >>> 15
   }
   return (hash >>> 0).toString(16).padStart(8, "0")

@@ -1,30 +1,32 @@
 /**
- * What may be stored as JSON: the values that come back from their JSON text as they went in.
+ * Checks that a value can be stored as JSON without loss, and writes its text. `store/storedRecord` calls it for every
+ * record.
  */
 
-/** How many things that are wrong with one value are told: enough to mend it by. */
+/** The maximum number of issues that are reported for one input. */
 export const maxIssues = 1000
 
-/** Receives one thing that is wrong, and where: the way from the value that was checked. */
+/** Receives one issue, and its path from the checked value. */
 export type Report = (path: ReadonlyArray<string | number>, message: string) => void
 
 /**
- * Checks that a value is an object which JSON holds without loss, and returns its text; reports everything
- * that is wrong and returns nothing where it is not. The text keeps the order of keys and the sign of -0.
+ * Returns the text of an object that JSON holds without loss. For another value it reports all issues and returns
+ * nothing. The text keeps the order of keys and the sign of -0.
  *
- * Refused are `undefined`, functions, symbols, `bigint`, `NaN` and the infinities, objects that are no plain ones (`Date`,
- * `Map`, class instances: JSON would keep a shadow of them), cycles, holes in arrays, and in strings and keys what
- * no text of Postgres can hold: NUL, and surrogates without their other half.
+ * - Refused are `undefined`, functions, symbols, `bigint`, `NaN`, the infinities, cycles and holes in arrays.
+ * - Objects that are not plain, such as a `Date`, a `Map` or a class instance, are refused, because JSON would lose a
+ *   part of them.
+ * - Texts and keys with NUL or half of a surrogate pair are refused, because no text of Postgres can hold them.
  *
- * The text is written from what was checked, each value read once: a getter that answers differently the next time, or a
- * `toJSON`, has no say in it.
+ * Each value is read once, and the text is written from that read. So a getter that changes and a `toJSON` have no
+ * effect.
  */
 export const stringifyObject = (value: unknown, report: Report): string | undefined =>
   flatText(value) ?? checkedText(value, report)
 
 /**
- * The value without its fields that are `undefined`, as `JSON.stringify` leaves them out. In a list `undefined` stays, to be refused: JSON
- * would make it `null`. A value that can't be read, or is too large to be stored, stays as it is, and is refused too.
+ * The value without its `undefined` fields, as `JSON.stringify` omits them. An `undefined` item of a list stays and is
+ * refused later, because JSON would make it `null`. So does a value that can't be read or is too large.
  */
 export const withoutUndefined = <A extends object>(value: A): A => {
   let left = maxSize / sizeOfValue
@@ -52,11 +54,11 @@ export const withoutUndefined = <A extends object>(value: A): A => {
   }
 }
 
-/** What keeps a text from being stored, if anything does. */
+/** Why a text can't be stored, or undefined. */
 export const textProblem = (text: string): string | undefined =>
   text.includes("\0") ? "contains NUL" : text.isWellFormed() ? undefined : "contains half of a surrogate pair"
 
-/** Whether a value is small enough to be looked at: a list of four billion holes, or a cycle, keeps who walks it for ever. */
+/** Whether a value is small enough to be traversed. A list of four billion holes, or a cycle, is not. */
 export const isBounded = (value: unknown): boolean => {
   let left = maxSize / sizeOfValue
   const open: Array<unknown> = [value]
@@ -71,13 +73,13 @@ export const isBounded = (value: unknown): boolean => {
   return true
 }
 
-/** Whether an object is what a literal makes, in whatever realm: not a `Date`, not a class' instance. */
+/** Whether an object is plain, as an object literal of any realm: no `Date` and no class instance. */
 export const isPlain = (container: object): container is Record<string, unknown> => {
   const prototype = Object.getPrototypeOf(container)
   return prototype === null || Object.getPrototypeOf(prototype) === null
 }
 
-/** What a thrown value says, however it was made. */
+/** The message of any thrown value. */
 export const thrownMessage = (thrown: unknown): string => {
   try {
     return thrown instanceof Error ? String(thrown.message).slice(0, 300) : "something that is no error was thrown"
@@ -88,7 +90,7 @@ export const thrownMessage = (thrown: unknown): string => {
 
 // --- internal ---
 
-/** The text of an object of few short and simple values, which most are, or none where there is more to look at. */
+/** The fast path for an object of few short and simple values, as most are. Returns undefined for any other value. */
 const flatText = (value: unknown): string | undefined => {
   try {
     if (typeof value !== "object" || value === null || !isPlain(value)) return undefined
@@ -111,7 +113,7 @@ const flatText = (value: unknown): string | undefined => {
   }
 }
 
-/** In characters. */
+/** The maximum text of the fast path, in characters. */
 const maxFlat = 10_000
 
 /** The text of a value that is no container. `JSON.stringify` drops the sign of -0. */
@@ -207,13 +209,18 @@ const checkedText = (value: unknown, report: Report): string | undefined => {
   }
 }
 
-/** Far more than a record needs, far less than what exhausts the stack of the JSON parser on either side. */
+/** Far more than a record needs, and far less than the stack of the JSON parsers here and in Postgres allows. */
 const maxDepth = 1000
 
-/** Of one record, in characters of its text: what is accepted must be readable, and a text of JavaScript ends at 512 MB. */
+/**
+ * The maximum text of one record, in characters. An accepted record must be readable, and a text of JavaScript ends at
+ * 512 MB.
+ */
 const maxSize = 64_000_000
 
-/** In characters, the least that a value counts for: millions of short ones take far more memory than their text. */
+/**
+ * The least that a value counts, in characters, because millions of short values take far more memory than their text.
+ */
 const sizeOfValue = 4
 
 class TooLarge extends Error {}

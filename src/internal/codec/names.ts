@@ -1,17 +1,17 @@
 /**
- * What can't be a name: of a stream, an aggregate, a subscription or a rebuild.
+ * Checks names of streams, aggregates, subscriptions and rebuilds.
  */
 import { textProblem } from "./json.js"
 
-/** What names and ids of the library itself begin with. */
+/** The prefix of names and ids of the library itself. */
 export const reservedPrefix = "effect-maestro"
 
-/** Whether the text has more characters than that. */
+/** Whether the text has more characters than the limit. */
 export const isLongerThan = (text: string, max: number): boolean =>
-  // The number of UTF-16 units bounds that of characters from both sides; only between them it takes counting.
+  // The number of UTF-16 units bounds the number of characters on both sides. Only between the bounds they are counted.
   text.length > max && (text.length > 2 * max || Array.from(text).length > max)
 
-/** What keeps a value from being a name that an application gives, of so many characters at most, if anything does. */
+/** Why a value can't be a name that an application gives, or undefined. */
 export const nameProblem = (name: unknown, max: number): string | undefined => {
   if (typeof name !== "string") return "must be a text"
   if (name === "") return "must not be empty"

@@ -1,5 +1,6 @@
 /**
- * Between an aggregate's state and the snapshots of it: which of them can be trusted, and how they are written.
+ * Encodes an aggregate's state as a snapshot, and decodes snapshots of the same schema and version.
+ * `aggregate/loadState` and `aggregate/takeSnapshot` call it.
  */
 import * as Either from "effect/Either"
 import * as Schema from "effect/Schema"
@@ -12,12 +13,15 @@ import { fingerprint } from "./fingerprint.js"
 import { withoutUndefined } from "./json.js"
 
 export interface StateCodec<State> {
-  /** The state, or why the snapshot is not used. */
+  /** Returns the state, or the reason why the snapshot can't be used. */
   readonly decode: (snapshot: Snapshot) => Either.Either<State, Unusable>
   readonly encode: (state: State) => Either.Either<Pick<Snapshot, "body" | "metadata">, ValidationError>
 }
 
-/** A snapshot of another version is outdated, which is nothing unusual; one that has been changed since it was written is damaged. */
+/**
+ * A snapshot of another version or schema is outdated, which is usual. One that does not decode is damaged, because it
+ * was changed.
+ */
 export type Unusable = { readonly _tag: "Outdated" } | { readonly _tag: "Damaged"; readonly why: string }
 
 export const makeStateCodec = <State, I>(
@@ -26,7 +30,7 @@ export const makeStateCodec = <State, I>(
   schema: Schema.Schema<State, I>,
   streams: StreamIds
 ): StateCodec<State> => {
-  // Where ids are plain, several aggregates may read one stream, each to a state of its own.
+  // With plain ids several aggregates may read one stream, each with a state of its own.
   const reader = streams === "plain" ? aggregate : undefined
   // When it is needed first: a suspended schema may name one that is not defined yet.
   let metadata: Snapshot["metadata"] | undefined
@@ -34,13 +38,13 @@ export const makeStateCodec = <State, I>(
     metadata ??= { ...(reader !== undefined && { aggregate: reader }), version, schema: fingerprint(schema) }
     return metadata
   }
-  // Under a key of its own, since a state may be a number or a list, and a snapshot's body is an object.
+  // Under a key, because a state may be a number or a list, and the body of a snapshot is an object.
   const body = Schema.Struct({ state: schema })
   const decode = guarded(decodeUnknownEither(body))
   const encode = guarded(encodeUnknownEither(body))
   return {
     decode: (snapshot) => {
-      // The store is not under this module's control: `null` may stand where an object was.
+      // Another program may have changed the stored metadata to `null`.
       const written: Snapshot["metadata"] | null = snapshot.metadata
       if (typeof written !== "object" || written === null || Array.isArray(written))
         return damaged("its metadata is no object")

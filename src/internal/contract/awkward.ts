@@ -1,4 +1,4 @@
-/** Input that breaks stores: what has to come back as it went in, and what has to be refused. */
+/** Input that breaks stores: values that must be stored exactly, and values that must be refused. */
 import * as FastCheck from "effect/FastCheck"
 
 const nested = (depth: number): unknown => {
@@ -7,7 +7,7 @@ const nested = (depth: number): unknown => {
   return value
 }
 
-/** JSON values that have to be stored as they are. */
+/** JSON values that must be stored exactly. */
 export const awkwardValues: Record<string, unknown> = {
   "deep nesting": nested(900),
   "the key __proto__": JSON.parse(
@@ -35,7 +35,7 @@ export const awkwardValues: Record<string, unknown> = {
   "what reads like an array": '{"a",NULL,"b\\"c"}'
 }
 
-/** Ids and types that have to be told apart. */
+/** Ids and types that must stay different. */
 export const awkwardIds: ReadonlyArray<string> = [
   "a",
   "A",
@@ -89,7 +89,7 @@ export const awkwardIds: ReadonlyArray<string> = [
   "🎉".repeat(255)
 ]
 
-/** Texts that are no id and no type. */
+/** Values that are neither an id nor a type. */
 export const refusedNames: ReadonlyArray<readonly [what: string, value: unknown]> = [
   ["empty", ""],
   ["256 characters long", "x".repeat(256)],
@@ -103,7 +103,7 @@ export const refusedNames: ReadonlyArray<readonly [what: string, value: unknown]
   ["an object", {}]
 ]
 
-/** Numbers, and others, that are no sequence. */
+/** Values that are no sequence. */
 export const refusedSequences: ReadonlyArray<unknown> = [
   0,
   -1,
@@ -121,14 +121,14 @@ export const refusedSequences: ReadonlyArray<unknown> = [
 const cyclic: { self?: unknown } = {}
 cyclic.self = cyclic
 
-/** A small value whose text is longer than anything can hold: each level is three times the one below. */
+/** A small value with a text that is too long for any store, because each level is three times the one below. */
 export const billionLaughs = (): Record<string, unknown> => {
   let value: unknown = "ha".repeat(50)
   for (let level = 0; level < 100; level++) value = [value, value, value]
   return { value }
 }
 
-/** What is no JSON object or holds what JSON or a text of Postgres can't, and where in it. */
+/** Values that are no JSON object, or that JSON or a text of Postgres can't hold, with the path of the issue. */
 export const refusedBodies: ReadonlyArray<readonly [what: string, path: string, body: unknown]> = [
   ["null", "", null],
   ["undefined", "", undefined],
@@ -172,14 +172,14 @@ export const refusedBodies: ReadonlyArray<readonly [what: string, path: string, 
   ]
 ]
 
-/** Arbitrary JSON objects without what has to be refused. */
+/** Arbitrary JSON objects that a store accepts. */
 export const jsonObject: FastCheck.Arbitrary<Record<string, unknown>> = FastCheck.dictionary(
   FastCheck.string({ unit: "grapheme" }).filter((key) => !key.includes("\0")),
   FastCheck.oneof(
     FastCheck.jsonValue({ maxDepth: 4, stringUnit: "grapheme" }).filter(
       (value) => !JSON.stringify(value).includes("\\u0000")
     ),
-    // Hardly ever drawn otherwise.
+    // Rare among random values.
     FastCheck.constantFrom(-0, [-0, 1e308])
   )
 )

@@ -1,6 +1,6 @@
 /**
- * The contract under bad input: whatever comes in, a typed failure that says where, or what was asked for; no defect, no hang,
- * nothing half done, and no data read as SQL.
+ * The contract of bad input. An operation accepts its input, or fails with a typed failure that has the path. It never
+ * dies, hangs, stores a part, or reads data as SQL.
  */
 import { expect } from "@effect/vitest"
 import * as Cause from "effect/Cause"
@@ -26,13 +26,13 @@ import {
 import { anyValue, hostileText } from "./hostile.js"
 
 export const badInputCases = (settings: Settings): ReadonlyArray<Case> => [
-  test("bad input: any value as any argument is a ValidationError that says where, or is taken", () =>
+  test("bad input: any value as any argument is accepted, or a ValidationError with its path", () =>
     Effect.gen(function* () {
       const store = yield* StoreAdapter
       yield* everyCase(settings, FastCheck.tuple(anyValue, anyValue, anyValue), (recipes) =>
         Effect.gen(function* () {
           const [a, b, c] = recipes.map(({ make }) => make())
-          // What the types forbid, and what calls from outside do all the same.
+          // Untyped callers can pass such arguments.
           const call = (f: unknown, ...args: ReadonlyArray<unknown>) =>
             (f as (...args: ReadonlyArray<unknown>) => Effect.Effect<unknown, unknown>)(...args)
           for (const operation of [
@@ -52,7 +52,7 @@ export const badInputCases = (settings: Settings): ReadonlyArray<Case> => [
       )
     })),
 
-  test("bad input: a commit with one bad value anywhere writes nothing; a good one writes what it says", () =>
+  test("bad input: a commit with one bad value writes nothing, and a valid one stores exactly its events", () =>
     Effect.gen(function* () {
       const store = yield* StoreAdapter
       const fields = FastCheck.constantFrom("timestamp", "aggregateId", "sequence", "type", "body", "metadata")
@@ -81,7 +81,7 @@ export const badInputCases = (settings: Settings): ReadonlyArray<Case> => [
       )
     })),
 
-  test("bad input: a snapshot with one bad value leaves the stored one alone; a good one is stored as it is", () =>
+  test("bad input: a snapshot with one bad value does not replace the stored one, and a valid one is stored exactly", () =>
     Effect.gen(function* () {
       const store = yield* StoreAdapter
       const input = FastCheck.record({
@@ -100,7 +100,7 @@ export const badInputCases = (settings: Settings): ReadonlyArray<Case> => [
       )
     })),
 
-  test("bad input: hostile texts are data, as ids, types, keys and values, and every other stream stays what it was", () =>
+  test("bad input: hostile texts are data, as ids, types, keys and values, and change no other stream", () =>
     Effect.gen(function* () {
       const store = yield* StoreAdapter
       const untouched = yield* stream(newId(), 1, 3)
@@ -120,12 +120,12 @@ export const badInputCases = (settings: Settings): ReadonlyArray<Case> => [
 
 // --- internal ---
 
-/** Whatever the operation comes to, it comes to it soon, and a failure is one of the contract's that says where. */
+/** Checks that the operation ends soon, and that a failure is typed and has a path. */
 const isTyped = (operation: () => Effect.Effect<unknown, unknown>): Effect.Effect<Exit.Exit<unknown, unknown>> =>
   Effect.gen(function* () {
-    // Called inside: a function that throws instead of failing is a defect too.
+    // Called inside `suspend`, so that a function that throws is a defect too.
     const result = yield* Effect.exit(Effect.suspend(operation)).pipe(Effect.timeoutOption("10 seconds"))
-    const exit = Option.getOrElse(result, () => Exit.fail("it did not come to an end"))
+    const exit = Option.getOrElse(result, () => Exit.fail("it did not end"))
     if (Exit.isFailure(exit)) {
       const failure = failureOf(exit)
       if (!(failure instanceof RetryCommand)) {
@@ -137,7 +137,7 @@ const isTyped = (operation: () => Effect.Effect<unknown, unknown>): Effect.Effec
     return exit
   })
 
-/** An id that another input, or another run on the same store, can't have: as bad as the text is, or as good. */
+/** A text as an id of this run. A valid text stays valid, and a bad one stays bad. */
 const ofThisRun = (field: string, value: unknown): unknown =>
   field === "aggregateId" && typeof value === "string" && value !== "" ? `${newId().slice(0, 13)}${value}` : value
 

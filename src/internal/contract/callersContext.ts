@@ -1,5 +1,5 @@
 /**
- * The contract of what a projection finds around it: the context and the fiber refs of its own caller.
+ * The contract of the surroundings of a projection: it has the context and the fiber refs of its own caller.
  */
 import { expect } from "@effect/vitest"
 import * as Arr from "effect/Array"
@@ -9,7 +9,7 @@ import * as FiberRef from "effect/FiberRef"
 import { StoreAdapter } from "../../StoreAdapter.js"
 import { type Case, idOf, macrotask, newId, stream, test } from "./case.js"
 
-/** What an application may keep in its context for each request. */
+/** Stands for a service that an application provides for each request. */
 class Tenant extends Context.Reference<Tenant>()("effect-maestro/internal/contract/Tenant", {
   defaultValue: () => "no tenant"
 }) {}

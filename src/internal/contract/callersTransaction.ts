@@ -1,5 +1,5 @@
 /**
- * The contract inside the caller's own `SqlClient.withTransaction`, a case to a sentence.
+ * The contract inside the caller's own `SqlClient.withTransaction`, one case for each sentence.
  */
 import * as SqlClient from "@effect/sql/SqlClient"
 import { expect } from "@effect/vitest"
@@ -14,7 +14,7 @@ import { type Case, failureOf, idOf, newId, noSqlClient, projecting, snapshot, s
 export const callersTransactionCases: ReadonlyArray<Case> = [
   ...[true, false].map((commits) =>
     test(
-      `caller's transaction: what is stored in one that ${commits ? "commits" : "rolls back"} shares its fate`,
+      `caller's transaction: when it ${commits ? "commits" : "rolls back"}, so do the commits inside it`,
       () =>
         Effect.gen(function* () {
           const store = yield* StoreAdapter
@@ -28,7 +28,7 @@ export const callersTransactionCases: ReadonlyArray<Case> = [
                 yield* store.commitEvents(a)
                 yield* store.commitAll(b, [{ name: "insert", project: () => insert }])
                 yield* store.commitSnapshot(saved)
-                // The same again, inside the same transaction.
+                // Again, inside the same transaction.
                 yield* store.commitEvents(a)
                 yield* store.commitAll(b, [{ name: "insert", project: () => insert }])
                 expect(yield* store.getEvents(idOf(a), 1)).toEqual(a)
@@ -48,7 +48,7 @@ export const callersTransactionCases: ReadonlyArray<Case> = [
 
   ...["read committed", "repeatable read", "serializable"].map((isolation) =>
     test(
-      `caller's transaction (${isolation}): it stays usable after every failure`,
+      `caller's transaction (${isolation}): the transaction stays usable after every failure`,
       () =>
         Effect.gen(function* () {
           const store = yield* StoreAdapter
@@ -91,7 +91,7 @@ export const callersTransactionCases: ReadonlyArray<Case> = [
   ),
 
   test(
-    "commitAll: a projection that passes over its own failed SQL commits all of it, or fails and leaves nothing",
+    "commitAll: a projection that ignores its own failed SQL commits all its writes, or the commit fails and leaves none",
     () =>
       Effect.gen(function* () {
         const store = yield* StoreAdapter
@@ -114,7 +114,7 @@ export const callersTransactionCases: ReadonlyArray<Case> = [
   ),
 
   test(
-    "caller's transaction: a commit whose projection passes over its own failed SQL is stored, or fails and leaves no trace",
+    "caller's transaction: a commit whose projection ignores its own failed SQL is stored, or fails and leaves nothing",
     () =>
       Effect.gen(function* () {
         const store = yield* StoreAdapter
@@ -138,7 +138,7 @@ export const callersTransactionCases: ReadonlyArray<Case> = [
   ),
 
   test(
-    "commitAll: what a projection writes through SqlClient is part of the commit",
+    "commitAll: the writes of a projection through SqlClient are part of the commit",
     () =>
       Effect.gen(function* () {
         const store = yield* StoreAdapter
@@ -175,7 +175,7 @@ const table = Effect.gen(function* () {
   return {
     sql,
     insert,
-    /** Writes before and after a statement that fails, of which it takes no notice; what fails after it neither. */
+    /** Writes before and after a statement that fails, and ignores all failures. */
     ignoring: projecting(
       Effect.all([insert, sql`select * from ${missing}`, insert].map((statement) => Effect.ignore(statement)))
     ),

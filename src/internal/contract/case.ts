@@ -1,5 +1,5 @@
 /**
- * What the cases of the contract are, and what they are made of.
+ * The parts that the cases of both contracts are made of: records, projections, and checks of results.
  */
 import * as Arr from "effect/Array"
 import * as Cause from "effect/Cause"
@@ -13,26 +13,17 @@ import * as Option from "effect/Option"
 import type { Event } from "../../Event.js"
 import type { Projection } from "../../Projection.js"
 import type { Snapshot } from "../../Snapshot.js"
-import type { StoreAdapter } from "../../StoreAdapter.js"
+import type { Capability, Case } from "../../StoreContract.js"
 import { HybridClock } from "../../Timestamp.js"
 
-/** What an adapter may lack. Documented at `StoreContract.Capability`. */
-export type Capability = "callerTransaction" | "concurrentReads"
+export type { Case } from "../../StoreContract.js"
 
-/** A sentence of a contract: of which ports `R`, and what a store may lack of `C`. */
-export interface Case<R = StoreAdapter, C extends string = Capability> {
-  readonly name: string
-  /** Not to be run for a store that lacks this. */
-  readonly needs: C | undefined
-  readonly run: Effect.Effect<void, unknown, R>
-}
-
-/** How the cases are to be run. */
+/** The options of a contract, with their defaults. */
 export interface Settings<C extends string = Capability> {
   readonly lacks: ReadonlyArray<C>
-  /** How many random inputs a property test tries. */
+  /** The number of random inputs of a property test. */
   readonly runs: number
-  /** Of the random inputs; drawn, and printed on failure, where there is none. */
+  /** The seed of the random inputs. Without one it is drawn, and printed on failure. */
   readonly seed: number | undefined
 }
 
@@ -43,13 +34,13 @@ export const test = <R, C extends string = never>(
 ): Case<R, C> => ({
   name,
   needs,
-  // A store may sleep, and a test clock would leave it asleep. Many projections of the cases fail, and the log would be full of them.
+  // On the live clock, because a store may sleep. Without a log, because many projections of the cases fail on purpose.
   run: Logger.withMinimumLogLevel(onRealClock(Effect.suspend(run)), LogLevel.None)
 })
 
 // --- records ---
 
-/** At random: a store may keep what earlier runs left, and knows nothing of their seeds. */
+/** A random id, because a store may still have the records of earlier runs. */
 export const newId = (): string => crypto.randomUUID()
 
 export const event = (
@@ -94,7 +85,7 @@ export const idOf = (events: ReadonlyArray<Event>): string => {
   return first.aggregateId
 }
 
-/** Changes a value at every depth, as far as it lets itself be changed. */
+/** Changes a value at every depth, except frozen parts. */
 export const deface = (value: unknown): void => {
   if (typeof value !== "object" || value === null) return
   for (const key of Object.keys(value)) {
@@ -105,7 +96,7 @@ export const deface = (value: unknown): void => {
   Reflect.set(value, "added", "changed")
 }
 
-/** Two streams in one commit, their events by turns. */
+/** Two streams in one commit, their events alternating. */
 export const mixed = (a: ReadonlyArray<Event>, b: ReadonlyArray<Event>): ReadonlyArray<Event> =>
   Arr.makeBy(Math.max(a.length, b.length), (index) => [a[index], b[index]])
     .flat()
@@ -120,19 +111,19 @@ export const recording = (ran: Array<string>): Projection => ({
 
 export const passing: Projection = { name: "passing", project: () => Effect.yieldNow() }
 
-/** A projection that runs one effect, whatever the event is. */
+/** A projection that runs one effect for every event. */
 export const projecting = <E>(effect: Effect.Effect<unknown, E>): Projection<E> => ({
   name: "projecting",
   project: () => effect
 })
 
-// --- answers ---
+// --- results ---
 
-/** The typed failure, if that is what it came to. */
+/** The typed failure of an exit, if it has one. */
 export const failureOf = (exit: Exit.Exit<unknown, unknown>): unknown =>
   Exit.isFailure(exit) ? Option.getOrUndefined(Cause.failureOption(exit.cause)) : undefined
 
-/** What is wrong when a case needs the client of the caller's transaction. */
+/** The error of a case that needs a client for the caller's transaction, where the layer has none. */
 export const noSqlClient = (): Error =>
   new Error(`the layer provides no SqlClient: give the suite \`lacks: ["callerTransaction"]\`, or a layer with one`)
 
@@ -154,7 +145,7 @@ const exactly = (value: unknown): string => {
   return `{${Object.entries(value).map(([key, inner]) => `${JSON.stringify(key)}:${exactly(inner)}`)}}`
 }
 
-/** What a store that accepts the value returns: plain objects and lists, with the sign of -0. */
+/** The value as a store returns it: plain objects and lists, with the sign of -0. */
 export const asJson = (value: unknown): unknown =>
   Array.isArray(value)
     ? value.map(asJson)
@@ -164,16 +155,16 @@ export const asJson = (value: unknown): unknown =>
 
 // --- running ---
 
-/** Lets timers and sockets have their turn. */
+/** Waits for the next turn of the event loop, in which timers and sockets are served. */
 export const macrotask = Effect.async<void>((resume) => {
   setImmediate(() => resume(Effect.void))
 })
 
-/** On the clock of the machine, whatever clock there is around: what stores wait for is driven by no test clock. */
+/** Runs the effect on the live clock, because no test clock drives the waits of a store. */
 export const onRealClock = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
   Effect.withClock(effect, Clock.make())
 
-/** Tries so many random inputs. On failure fast-check prints the seed, and the smallest input that fails. */
+/** Checks random inputs. On failure fast-check prints the seed and the smallest input that fails. */
 export const everyCase = <A, E, R>(
   settings: Pick<Settings, "runs" | "seed">,
   inputs: FastCheck.Arbitrary<A>,

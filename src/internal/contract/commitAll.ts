@@ -1,5 +1,5 @@
 /**
- * The contract of `commitAll`, a case to a sentence.
+ * The contract of `commitAll`, one case for each sentence.
  */
 import { expect } from "@effect/vitest"
 import * as Arr from "effect/Array"
@@ -42,7 +42,7 @@ export const commitAllCases = ({ lacks }: Settings): ReadonlyArray<Case> => [
       expect(yield* Effect.flip(store.commitAll(yield* stream(idOf(events), 0, 1), []))).toBeInstanceOf(ValidationError)
     })),
 
-  test("commitAll: projection by projection, event by event, never two at once", () =>
+  test("commitAll: projections run one after the other, each event by event, and never concurrently", () =>
     Effect.gen(function* () {
       const store = yield* StoreAdapter
       const [a, b] = [yield* stream(newId(), 1, 2), yield* stream(newId(), 1, 1)]
@@ -125,7 +125,7 @@ export const commitAllCases = ({ lacks }: Settings): ReadonlyArray<Case> => [
       expect(received).toEqual(events)
     })),
 
-  test("commitAll: a projection's failure rolls back everything and comes back unchanged", () =>
+  test("commitAll: a failed projection rolls back the whole commit, which fails with the same failure", () =>
     Effect.gen(function* () {
       const store = yield* StoreAdapter
       const events = yield* stream(newId(), 1, 3)
@@ -136,7 +136,7 @@ export const commitAllCases = ({ lacks }: Settings): ReadonlyArray<Case> => [
         project: (one) => (one.sequence === 2 ? Effect.fail(failure) : Effect.void)
       }
       const result = yield* Effect.flip(store.commitAll(events, [recording(ran), failing, recording(ran)]))
-      // Equal, not the same: inside a span Effect hands failures on as proxies that know the span.
+      // Equal and not identical, because inside a span Effect wraps failures in proxies.
       expect(result).toStrictEqual(failure)
       expect(ran).toHaveLength(3)
       expect(yield* store.getEvents(idOf(events), 1)).toEqual([])
@@ -161,7 +161,7 @@ export const commitAllCases = ({ lacks }: Settings): ReadonlyArray<Case> => [
       expect(yield* store.getEvents(idOf(events), 1)).toEqual([])
     })),
 
-  test("commitAll: a projection's defect or interruption rolls back everything and stays what it is", () =>
+  test("commitAll: a projection that dies or is interrupted rolls back the whole commit, which ends in the same way", () =>
     Effect.gen(function* () {
       const store = yield* StoreAdapter
       const events = yield* stream(newId(), 1, 2)
@@ -198,7 +198,7 @@ export const commitAllCases = ({ lacks }: Settings): ReadonlyArray<Case> => [
     })),
 
   ...["succeeds", "fails"].map((ending) =>
-    test(`commitAll: until all projections succeeded nobody but they sees what is committed, and then it ${ending}`, () =>
+    test(`commitAll: until all projections have succeeded only they see the commit, which then ${ending}`, () =>
       Effect.gen(function* () {
         const store = yield* StoreAdapter
         const [events, inner] = [yield* stream(newId(), 1, 2), yield* stream(newId(), 1, 2)]
@@ -228,7 +228,7 @@ export const commitAllCases = ({ lacks }: Settings): ReadonlyArray<Case> => [
         const committing = yield* Effect.fork(store.commitAll(events, [looking]))
         yield* Effect.raceFirst(Deferred.await(started), Fiber.join(committing))
         const readers = yield* Effect.forEach(reads, ({ read }) => Effect.fork(read))
-        // A store with one connection keeps a reader from outside waiting until the end of the transaction, or refuses it.
+        // In a store with one connection a reader outside the transaction waits for its end, or fails.
         const lacking = lacks.includes("concurrentReads")
         const whileOpen = Effect.forEach(readers, Fiber.await, { concurrency: "unbounded" })
         if (lacking) yield* Effect.timeoutOption(whileOpen, "100 millis")
@@ -249,7 +249,7 @@ export const commitAllCases = ({ lacks }: Settings): ReadonlyArray<Case> => [
       }))
   ),
 
-  test("commitAll: what a projection commits to the store is part of the same transaction", () =>
+  test("commitAll: the commits of a projection are part of the same transaction", () =>
     Effect.gen(function* () {
       const store = yield* StoreAdapter
       const [inner, snapshotId] = [newId(), newId()]
@@ -260,7 +260,7 @@ export const commitAllCases = ({ lacks }: Settings): ReadonlyArray<Case> => [
             yield* store.commitEvents(yield* stream(inner, 1, 2))
             yield* store.commitSnapshot(yield* snapshot(snapshotId, 1))
             expect(yield* store.getEvents(inner, 1)).toHaveLength(2)
-            // A refused commit inside of it breaks nothing.
+            // A refused commit inside the transaction does not end it.
             expect(yield* Effect.flip(store.commitEvents(yield* stream(inner, 2, 2)))).toBeInstanceOf(RetryCommand)
           })
       }
@@ -275,7 +275,7 @@ export const commitAllCases = ({ lacks }: Settings): ReadonlyArray<Case> => [
       expect(yield* store.getEvents(idOf(rolledBack), 1)).toEqual(rolledBack)
     })),
 
-  test("commitAll: a commit inside a projection that fails undoes itself and no more, where the projection goes on", () =>
+  test("commitAll: a failed commit inside a projection undoes only itself, and the projection can continue", () =>
     Effect.gen(function* () {
       const store = yield* StoreAdapter
       const [outer, before, after] = [
@@ -334,7 +334,7 @@ export const commitAllCases = ({ lacks }: Settings): ReadonlyArray<Case> => [
     })),
 
   ...["first", "last"].map((failsWhen) =>
-    test(`commitAll: of several that a projection commits at once each is by itself, where the one that fails ends ${failsWhen}`, () =>
+    test(`commitAll: of the concurrent commits of a projection a failing one, which ends ${failsWhen}, undoes only itself`, () =>
       Effect.gen(function* () {
         const store = yield* StoreAdapter
         const [outer, kept, lost, plain] = [
@@ -347,7 +347,7 @@ export const commitAllCases = ({ lacks }: Settings): ReadonlyArray<Case> => [
         const turns = (count: number) => Effect.repeatN(macrotask, count)
         const failing = projecting(Effect.zipRight(turns(failsWhen === "first" ? 2 : 20), Effect.fail("no")))
         const succeeding = projecting(turns(failsWhen === "first" ? 20 : 2))
-        const atOnce = projecting(
+        const concurrent = projecting(
           Effect.gen(function* () {
             const exits = yield* Effect.all(
               [
@@ -361,7 +361,7 @@ export const commitAllCases = ({ lacks }: Settings): ReadonlyArray<Case> => [
             expect(exits).toEqual([Exit.void, Exit.fail("no"), Exit.void, Exit.void])
           })
         )
-        yield* store.commitAll(outer, [atOnce])
+        yield* store.commitAll(outer, [concurrent])
         expect(yield* store.getEvents(idOf(lost), 1)).toEqual([])
         for (const events of [outer, kept, plain]) {
           expect(yield* store.getEvents(idOf(events), 1)).toEqual(events)
@@ -370,7 +370,7 @@ export const commitAllCases = ({ lacks }: Settings): ReadonlyArray<Case> => [
       }))
   ),
 
-  test("commitAll: of several that a projection commits at the same sequence at once one wins", () =>
+  test("commitAll: of the concurrent commits of a projection at one sequence exactly one succeeds", () =>
     Effect.gen(function* () {
       const store = yield* StoreAdapter
       const id = newId()
@@ -393,7 +393,7 @@ export const commitAllCases = ({ lacks }: Settings): ReadonlyArray<Case> => [
     })),
 
   ...["succeeded", "failed"].map((ended) =>
-    test(`commitAll: what a fiber commits that a projection left running does not succeed once the commit has ${ended}`, () =>
+    test(`commitAll: a fiber that a projection left running can't commit once the commit has ${ended}`, () =>
       Effect.gen(function* () {
         const store = yield* StoreAdapter
         const [outer, plain, projected] = [
@@ -420,7 +420,7 @@ export const commitAllCases = ({ lacks }: Settings): ReadonlyArray<Case> => [
         }
         const exit = yield* Effect.exit(store.commitAll(outer, [leaving]))
         expect(exit).toEqual(ended === "failed" ? Exit.fail("no") : Exit.void)
-        // Others have come meanwhile, and the connection that it had may be theirs now.
+        // Other commits begin, which may use the connection of the ended transaction.
         const [started, end] = [yield* Deferred.make<void>(), yield* Deferred.make<void>()]
         const holding = projecting(Effect.zipRight(Deferred.succeed(started, undefined), Deferred.await(end)))
         const others = yield* Effect.forEach(Arr.range(1, 5), () =>
@@ -430,24 +430,24 @@ export const commitAllCases = ({ lacks }: Settings): ReadonlyArray<Case> => [
         yield* Effect.sleep("20 millis")
         yield* Deferred.succeed(go, undefined)
         const ending = Effect.forEach(late, Fiber.await, { concurrency: "unbounded" })
-        // Who waits for those others is told afterwards.
+        // A late commit may wait for these commits, so they end before its result is read.
         yield* Effect.timeoutOption(ending, "100 millis")
         yield* Deferred.succeed(end, undefined)
         const exits = yield* ending
         yield* Effect.forEach(others, Fiber.join)
-        // Success would be a lie where nobody keeps what that transaction gets, and worse where somebody else's does.
+        // A successful late commit would be lost, or would be part of the transaction of another commit.
         expect(exits.map(Exit.isSuccess)).toEqual([false, false, false])
         expect(yield* store.getEvents(idOf(plain), 1)).toEqual([])
         expect(yield* store.getEvents(idOf(projected), 1)).toEqual([])
         expect(yield* store.getSnapshot(saved.aggregateId, 0)).toEqual(Option.none())
         expect(yield* store.getEvents(idOf(outer), 1)).toEqual(ended === "failed" ? [] : outer)
-        // Nor does it hold up those that come after.
+        // The late commits do not block the next ones.
         yield* store.commitEvents(plain)
         yield* store.commitAll(projected, [passing])
       }))
   ),
 
-  test("commitAll: of many at the same sequence one wins, and only its projections count", () =>
+  test("commitAll: of concurrent commits at one sequence exactly one succeeds, and only its projections have an effect", () =>
     Effect.gen(function* () {
       const store = yield* StoreAdapter
       const id = newId()
@@ -469,7 +469,8 @@ export const commitAllCases = ({ lacks }: Settings): ReadonlyArray<Case> => [
       )
       expect(results.filter(({ result }) => Either.isRight(result))).toHaveLength(1)
       for (const { projected, ran, result } of results) {
-        // A store that finds conflicts at the end has run those of a loser too, and undone what they did.
+        // A store that finds conflicts at the end has run the projections of the refused commits too, and undone their
+        // writes.
         if (Either.isRight(result)) expect(ran).toHaveLength(2)
         else expect(result.left).toBeInstanceOf(RetryCommand)
         expect(yield* store.getEvents(idOf(projected), 1)).toEqual(Either.isRight(result) ? projected : [])
@@ -480,7 +481,7 @@ export const commitAllCases = ({ lacks }: Settings): ReadonlyArray<Case> => [
 
 // --- internal ---
 
-/** A read, and what it finds without and with a commit. */
+/** A read, and its results before and after a commit. */
 interface Read {
   readonly read: Effect.Effect<unknown, unknown>
   readonly before: unknown

@@ -1,5 +1,5 @@
 /**
- * The contract of `commitEvents`, a case to a sentence.
+ * The contract of `commitEvents`, one case for each sentence.
  */
 import { expect } from "@effect/vitest"
 import * as Arr from "effect/Array"
@@ -43,7 +43,7 @@ export const commitEventsCases = (settings: Settings): ReadonlyArray<Case> => [
       yield* store.commitAll([], [recording([])])
     })),
 
-  test("commitEvents: what was stored comes back as it was, in order of sequence", () =>
+  test("commitEvents: stored events are read as they were committed, in order of sequence", () =>
     Effect.gen(function* () {
       const store = yield* StoreAdapter
       const events = yield* stream(newId(), 1, 5)
@@ -52,7 +52,7 @@ export const commitEventsCases = (settings: Settings): ReadonlyArray<Case> => [
       expect(yield* store.getEvents(idOf(events), 1)).toEqual(events)
     })),
 
-  test("commitEvents: any JSON comes back as it went in, with the order of keys and the sign of -0", () =>
+  test("commitEvents: any JSON is read as it was committed, with the order of keys and the sign of -0", () =>
     Effect.gen(function* () {
       const store = yield* StoreAdapter
       yield* everyCase(settings, FastCheck.tuple(jsonObject, jsonObject), ([body, metadata]) =>
@@ -77,10 +77,10 @@ export const commitEventsCases = (settings: Settings): ReadonlyArray<Case> => [
       }))
   ),
 
-  test("commitEvents: ids and types are any text, and each is its own", () =>
+  test("commitEvents: ids and types are any text, and different texts stay different", () =>
     Effect.gen(function* () {
       const store = yield* StoreAdapter
-      // Of this run alone, in a store that has been through others; and what is awkward at an end of the text stays there.
+      // Unique in a store that has the records of other runs. The awkward characters stay at both ends.
       const unique = newId().slice(0, 13)
       const ids = awkwardIds.map((id) => {
         const characters = Array.from(id)
@@ -106,7 +106,7 @@ export const commitEventsCases = (settings: Settings): ReadonlyArray<Case> => [
       for (const one of wide) expect(yield* store.getEvents(one.aggregateId, 1)).toEqual([one])
     })),
 
-  test("commitEvents: refuses a bad event by a ValidationError that says where, and writes nothing", () =>
+  test("commitEvents: a bad event fails with a ValidationError that has its path, and nothing is written", () =>
     Effect.gen(function* () {
       const store = yield* StoreAdapter
       for (const [what, path, change] of refused) {
@@ -125,21 +125,21 @@ export const commitEventsCases = (settings: Settings): ReadonlyArray<Case> => [
       }
     })),
 
-  test("commitEvents: refuses a body beyond all bounds", () =>
+  test("commitEvents: a body that is too large fails with a ValidationError", () =>
     Effect.gen(function* () {
       const store = yield* StoreAdapter
       const error = yield* Effect.flip(store.commitEvents([{ ...(yield* event(newId(), 1)), body: billionLaughs() }]))
       expect(error instanceof ValidationError ? error.message : error).toContain("larger than 64 MB")
     })),
 
-  test("commitEvents: 2 147 483 647 is a sequence, though not the next one", () =>
+  test("commitEvents: 2 147 483 647 is a valid sequence, and a conflict where it is not the next one", () =>
     Effect.gen(function* () {
       const store = yield* StoreAdapter
       const error = yield* Effect.flip(store.commitEvents([yield* event(newId(), 2_147_483_647)]))
       expect(error).toBeInstanceOf(RetryCommand)
     })),
 
-  test("commitEvents: a ValidationError names every issue of every event, not the first", () =>
+  test("commitEvents: a ValidationError has all issues of all events", () =>
     Effect.gen(function* () {
       const store = yield* StoreAdapter
       const first = {
@@ -178,7 +178,7 @@ export const commitEventsCases = (settings: Settings): ReadonlyArray<Case> => [
       }
     })),
 
-  test("commitEvents: stores several aggregates in one commit, however they are mixed", () =>
+  test("commitEvents: one commit stores events of several aggregates in any order", () =>
     Effect.gen(function* () {
       const store = yield* StoreAdapter
       const [a, b] = [yield* stream(newId(), 1, 3), yield* stream(newId(), 1, 2)]
@@ -187,7 +187,7 @@ export const commitEventsCases = (settings: Settings): ReadonlyArray<Case> => [
       expect(yield* store.getEvents(idOf(b), 1)).toEqual(b)
     })),
 
-  test("commitEvents: a conflict in one aggregate leaves nothing in any", () =>
+  test("commitEvents: a conflict in one aggregate stores nothing in any other", () =>
     Effect.gen(function* () {
       const store = yield* StoreAdapter
       const taken = yield* stream(newId(), 1, 2)
@@ -235,7 +235,7 @@ export const commitEventsCases = (settings: Settings): ReadonlyArray<Case> => [
       }
     })),
 
-  test("commitEvents: of twenty writers at the same sequence exactly one wins", () =>
+  test("commitEvents: of twenty concurrent commits at one sequence exactly one succeeds", () =>
     Effect.gen(function* () {
       const store = yield* StoreAdapter
       for (const round of [1, 2, 3]) {
@@ -254,11 +254,11 @@ export const commitEventsCases = (settings: Settings): ReadonlyArray<Case> => [
       }
     })),
 
-  test("commitEvents: commits that want the same aggregates in opposite order end, and one wins", () =>
+  test("commitEvents: concurrent commits of the same aggregates in opposite order all end, and exactly one succeeds", () =>
     Effect.gen(function* () {
       const store = yield* StoreAdapter
       for (const _ of Arr.range(1, 2)) {
-        // So many that two statements are at it at the same time.
+        // So many that two statements overlap.
         const ids = Arr.makeBy(500, newId)
         const commits = yield* Effect.forEach(Arr.range(1, 6), (index) =>
           Effect.forEach(index % 2 === 0 ? ids : Arr.reverse(ids), (id) => event(id, 1))
@@ -274,13 +274,13 @@ export const commitEventsCases = (settings: Settings): ReadonlyArray<Case> => [
       }
     })),
 
-  test("commitEvents: committing the very same events again succeeds and writes nothing", () =>
+  test("commitEvents: committing stored events again succeeds and writes nothing", () =>
     Effect.gen(function* () {
       const store = yield* StoreAdapter
       const [a, b] = [yield* stream(newId(), 1, 3), yield* stream(newId(), 1, 1)]
       yield* store.commitEvents(mixed(a, b))
       yield* store.commitEvents(mixed(a, b))
-      // Also when the stream has gone on since.
+      // Also after further events of the stream.
       yield* store.commitEvents(yield* stream(idOf(a), 4, 2))
       yield* store.commitEvents(mixed(a, b))
       yield* store.commitEvents(a.slice(1))
@@ -289,7 +289,7 @@ export const commitEventsCases = (settings: Settings): ReadonlyArray<Case> => [
       expect(yield* store.getEvents(idOf(b), 1)).toEqual(b)
     })),
 
-  test("commitEvents: the same commit from many at once succeeds for each and is stored once", () =>
+  test("commitEvents: concurrent calls with one commit all succeed, and it is stored once", () =>
     Effect.gen(function* () {
       const store = yield* StoreAdapter
       const events = yield* stream(newId(), 1, 3)
@@ -297,7 +297,7 @@ export const commitEventsCases = (settings: Settings): ReadonlyArray<Case> => [
       expect(yield* store.getEvents(idOf(events), 1)).toEqual(events)
     })),
 
-  test("commitEvents: a commit of which one event, any of them, is not the stored one is a conflict", () =>
+  test("commitEvents: a stored commit with one other event, at any place, is a conflict", () =>
     Effect.gen(function* () {
       const store = yield* StoreAdapter
       const [a, b] = [yield* stream(newId(), 1, 3), yield* stream(newId(), 1, 2)]
@@ -315,12 +315,12 @@ export const commitEventsCases = (settings: Settings): ReadonlyArray<Case> => [
       expect(yield* store.getEvents(idOf(b), 1)).toEqual(b)
     })),
 
-  test("commitEvents: whoever reads meanwhile finds all of a commit or nothing, of each aggregate and of all", () =>
+  test("commitEvents: a concurrent reader finds all of a commit or nothing, in each aggregate and in all", () =>
     Effect.gen(function* () {
       const store = yield* StoreAdapter
       for (const _ of Arr.range(1, 5)) {
         const streams = yield* Effect.forEach(Arr.range(1, 4), () => stream(newId(), 1, 50))
-        // What an earlier read found must be there for a later one, whichever aggregate was written first.
+        // A later read must find the events that an earlier read found, in every order of aggregates.
         const reading = (order: typeof streams): Effect.Effect<void, unknown> =>
           Effect.gen(function* () {
             let found = false
@@ -338,7 +338,7 @@ export const commitEventsCases = (settings: Settings): ReadonlyArray<Case> => [
         yield* store.commitEvents(streams.flat())
         yield* macrotask
         for (const reader of readers) {
-          // They never come to an end of their own but by finding what must not be.
+          // A reader ends by itself only if it finds a part of a commit.
           const exit = yield* Fiber.interrupt(reader)
           expect(Exit.isInterrupted(exit), String(exit)).toBe(true)
         }
@@ -355,7 +355,7 @@ export const commitEventsCases = (settings: Settings): ReadonlyArray<Case> => [
       for (const commit of [events, events.slice(1), other, [...other.slice(0, 1), ...events.slice(2)]]) {
         expect(yield* Effect.flip(store.commitEvents(commit))).toBeInstanceOf(RetryCommand)
       }
-      // Of two aggregates: one stored, one new.
+      // A commit with one stored and one new aggregate.
       const fresh = yield* event(newId(), 1)
       expect(yield* Effect.flip(store.commitEvents([fresh, ...events.slice(0, 2)]))).toBeInstanceOf(RetryCommand)
       expect(yield* store.getEvents(fresh.aggregateId, 1)).toEqual([])

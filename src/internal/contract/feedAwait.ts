@@ -1,5 +1,5 @@
 /**
- * The contract of waiting for events: `awaitAppend`, and the streams over it, a case to a sentence.
+ * The contract of waiting for events: `awaitAppend` and the streams that use it, one case for each sentence.
  */
 import { expect } from "@effect/vitest"
 import * as Arr from "effect/Array"
@@ -11,7 +11,7 @@ import { beginning, order, type Position, stream as streamOf, streamStored } fro
 import { event, macrotask, newId, stream, test } from "./case.js"
 import { eventsOf, type FeedCase, macrotasks, placeOf, ports, readOn, shown } from "./feedCase.js"
 
-export const feedNewsCases: ReadonlyArray<FeedCase> = [
+export const feedAwaitCases: ReadonlyArray<FeedCase> = [
   test("awaitAppend: returns after a commit, with a position after which read shows its events", () =>
     Effect.gen(function* () {
       const { feed, store } = yield* ports
@@ -21,7 +21,7 @@ export const feedNewsCases: ReadonlyArray<FeedCase> = [
       yield* macrotasks(3)
       yield* store.commitEvents(yield* stream(id, 1, 2))
       let position: Position = yield* Fiber.join(waiting)
-      // It may return for nothing.
+      // It may also return without new events.
       for (;;) {
         expect(order(position, after)).not.toBe(-1)
         const events = eventsOf(yield* readOn(feed, { after: position }), [id])
@@ -101,7 +101,7 @@ export const feedNewsCases: ReadonlyArray<FeedCase> = [
       expect((yield* Fiber.join(waiting)).map(placeOf)).toEqual([`${id} 1`, `${id} 2`, `${side} 1`])
     })),
 
-  test("every operation of the feed: interrupted at any step, the next one goes on", () =>
+  test("every operation of the feed: after an interruption at any step the next operation works", () =>
     Effect.gen(function* () {
       const { feed, store } = yield* ports
       const after = yield* feed.head
@@ -142,7 +142,7 @@ export const feedNewsCases: ReadonlyArray<FeedCase> = [
         )
       const readers = [yield* streaming(1), yield* streaming(4), yield* streaming(1000)]
       yield* Deferred.await(three)
-      // While they read, so that the seam is somewhere among them.
+      // Commits while they read, so that stored and new events meet among these.
       for (const sequence of Arr.range(4, 20)) yield* store.commitEvents(yield* stream(id, sequence, 1))
       const all = yield* shown(feed, { after }, [id], 20)
       for (const reader of readers) expect([...(yield* Fiber.join(reader))]).toEqual(all)

@@ -1,5 +1,5 @@
 /**
- * The contract of what a feed refuses, a case to a sentence.
+ * The contract of bad input of a feed, one case for each sentence.
  */
 import { expect } from "@effect/vitest"
 import * as Effect from "effect/Effect"
@@ -9,7 +9,7 @@ import { newId, stream, test } from "./case.js"
 import { at, commitShown, type FeedCase, leaseOf, placeOf, ports, readOn, refusedPaths, shown } from "./feedCase.js"
 
 export const feedBadInputCases: ReadonlyArray<FeedCase> = [
-  test("read: refuses a bad position, limit or filter by a ValidationError that names its path", () =>
+  test("read: a bad position, limit or filter fails with a ValidationError that has its path", () =>
     Effect.gen(function* () {
       const { feed } = yield* ports
       const paths = (options: unknown) => Effect.map(Effect.flip(feed.read(options as ReadOptions)), refusedPaths)
@@ -26,7 +26,7 @@ export const feedBadInputCases: ReadonlyArray<FeedCase> = [
       expect(refusedPaths(error)).toEqual(["after", "limit", "filter.types", "filter.kinds", "filter.slice"])
     })),
 
-  test("read: takes limits from 1 to 10 000", () =>
+  test("read: accepts limits from 1 to 10 000", () =>
     Effect.gen(function* () {
       const all = yield* ports
       const events = yield* commitShown(all, 2)
@@ -36,7 +36,7 @@ export const feedBadInputCases: ReadonlyArray<FeedCase> = [
       }
     })),
 
-  test("count: refuses a bad position or filter by a ValidationError that names its path", () =>
+  test("count: a bad position or filter fails with a ValidationError that has its path", () =>
     Effect.gen(function* () {
       const { feed } = yield* ports
       const paths = (options: unknown) =>
@@ -45,7 +45,7 @@ export const feedBadInputCases: ReadonlyArray<FeedCase> = [
       for (const [path, filter] of badFilters) expect(yield* paths({ filter })).toEqual([path])
     })),
 
-  test("heldBack: refuses a bad filter by a ValidationError that names its path", () =>
+  test("heldBack: a bad filter fails with a ValidationError that has its path", () =>
     Effect.gen(function* () {
       const { feed } = yield* ports
       for (const [path, filter] of badFilters) {
@@ -53,14 +53,14 @@ export const feedBadInputCases: ReadonlyArray<FeedCase> = [
       }
     })),
 
-  test("awaitAppend: refuses a bad position or filter by a ValidationError that names its path", () =>
+  test("awaitAppend: a bad position or filter fails with a ValidationError that has its path", () =>
     Effect.gen(function* () {
       const { feed, store } = yield* ports
       const after = yield* feed.head
       const paths = (position: unknown, filter?: unknown) =>
         Effect.map(Effect.flip(feed.awaitAppend(position as Position, filter as Filter | undefined)), refusedPaths)
       for (const [path, filter] of badFilters) expect(yield* paths(after, filter)).toEqual([path])
-      // There are news for whom a bad position lets wait.
+      // New events, so that a call with a bad position can't wait for them.
       const id = newId()
       yield* store.commitEvents(yield* stream(id, 1, 1))
       yield* shown(feed, { after }, [id], 1)
@@ -69,7 +69,7 @@ export const feedBadInputCases: ReadonlyArray<FeedCase> = [
       }
     })),
 
-  test("lease, reached: refuse a bad position by a ValidationError that names its path", () =>
+  test("lease, awaitPosition: a bad position fails with a ValidationError that has its path", () =>
     Effect.gen(function* () {
       const { subscriptions } = yield* ports
       const name = newId()
@@ -87,7 +87,7 @@ export const feedBadInputCases: ReadonlyArray<FeedCase> = [
       expect(yield* subscriptions.partitions(name)).toEqual([])
     })),
 
-  test("positionOf: refuses a bad id or sequence by a ValidationError that names it", () =>
+  test("positionOf: a bad id or sequence fails with a ValidationError that has its path", () =>
     Effect.gen(function* () {
       const { feed } = yield* ports
       for (const [, id] of refusedNames) {

@@ -1,5 +1,5 @@
 /**
- * What the cases of the contract of the feed and of subscriptions are made of.
+ * The parts that the cases of the contract of the feed and of subscriptions are made of.
  */
 import * as SqlClient from "@effect/sql/SqlClient"
 import { expect } from "@effect/vitest"
@@ -21,6 +21,7 @@ import {
   type ReadOptions,
   type StreamPosition
 } from "../../EventFeed.js"
+import type { Capability } from "../../FeedContract.js"
 import { StoreAdapter, type StoreAdapterService } from "../../StoreAdapter.js"
 import { RetryCommand, StoreError, ValidationError } from "../../StoreError.js"
 import {
@@ -30,25 +31,20 @@ import {
   SubscriptionStore,
   type SubscriptionStoreService
 } from "../../SubscriptionStore.js"
-import { type Capability, type Case, macrotask, newId, noSqlClient, projecting, type Settings, stream } from "./case.js"
+import { macrotask, newId, noSqlClient, projecting, type Settings, stream } from "./case.js"
 
-/** What a store may lack. Documented at `FeedContract.Capability`. */
-export type FeedCapability = Capability | "transactionalEffects"
+export type { Case as FeedCase } from "../../FeedContract.js"
 
-export type FeedPorts = StoreAdapter | EventFeed | SubscriptionStore
-
-export type FeedCase = Case<FeedPorts, FeedCapability>
-
-export type FeedSettings = Settings<FeedCapability>
+export type FeedSettings = Settings<Capability>
 
 export const ports = Effect.all({ store: StoreAdapter, feed: EventFeed, subscriptions: SubscriptionStore })
 
 // --- reading ---
 
-/** Where an event is in its stream, as text. */
+/** The place of an event in its stream, as text. */
 export const placeOf = ({ aggregateId, sequence }: StreamPosition): string => `${aggregateId} ${sequence}`
 
-/** The events of the given aggregates: a feed may show others that are none of the case's. */
+/** The events of the given aggregates. A feed may also show events that the case did not commit. */
 export const eventsOf = <E extends StreamPosition>(
   events: ReadonlyArray<E>,
   ids: Iterable<string>
@@ -67,7 +63,7 @@ export const readOn = (
 ): Effect.Effect<ReadonlyArray<FeedEvent>, ValidationError | StoreError> => follow(feed, options, () => true)
 
 /**
- * Follows the feed from a position on, until it has shown enough and has no more.
+ * Follows the feed from a position on, until it has shown enough and has no more events.
  */
 export const follow = (
   feed: EventFeedService,
@@ -95,7 +91,7 @@ export const follow = (
     }
   })
 
-/** Waits until the feed shows so many events of these aggregates after a position, and returns all of theirs. */
+/** Waits until the feed shows this number of events of the aggregates after a position, and returns all of them. */
 export const shown = (
   feed: EventFeedService,
   options: ReadOptions,
@@ -133,7 +129,7 @@ const expectRise = (before: Position, after: Position, what: string): void =>
 
 // --- committing ---
 
-/** Commits the next event of an aggregate as a command does: when another commit was first, it loads and tries again. */
+/** Commits the next event of an aggregate as a command does. After a conflict it loads and retries. */
 export const commitNext = (
   store: StoreAdapterService,
   aggregateId: string
@@ -147,7 +143,7 @@ export const commitNext = (
     { while: (error) => error instanceof RetryCommand }
   )
 
-/** Tries again for as long as another commit was first, or the store broke off a conflict. */
+/** Retries after a conflict and after `Contention`. */
 export const again = <A, R>(effect: Effect.Effect<A, unknown, R>): Effect.Effect<A, unknown, R> =>
   Effect.retry(effect, {
     while: (error) => error instanceof RetryCommand || (error instanceof StoreError && error.reason === "Contention")
@@ -156,7 +152,7 @@ export const again = <A, R>(effect: Effect.Effect<A, unknown, R>): Effect.Effect
 /** Commits events, and runs a body in the same transaction. */
 export interface Transaction {
   readonly name: string
-  readonly needs: FeedCapability | undefined
+  readonly needs: Capability | undefined
   readonly run: (
     store: StoreAdapterService,
     events: ReadonlyArray<Event>,
@@ -164,7 +160,7 @@ export interface Transaction {
   ) => Effect.Effect<void, unknown>
 }
 
-/** The ways to have a body in the transaction of a commit. */
+/** The ways to run a body in the transaction of a commit. */
 export const transactions: ReadonlyArray<Transaction> = [
   {
     name: "commitAll",
@@ -206,12 +202,12 @@ export const opened = (
 // --- waiting ---
 
 /**
- * Waits for a fiber, but no longer than so many macrotasks. A store may let it wait for a transaction that the case holds open, and the case
- * would wait for itself.
+ * Waits for a fiber, but only for a number of macrotasks, because it may wait for a transaction that the case holds
+ * open.
  */
 export const endedWithin = <A, E>(
   fiber: Fiber.Fiber<A, E>,
-  macrotasks: number = patience
+  macrotasks: number = manyMacrotasks
 ): Effect.Effect<Option.Option<Exit.Exit<A, E>>> =>
   Effect.gen(function* () {
     for (let turn = 0; turn < macrotasks; turn++) {
@@ -223,22 +219,22 @@ export const endedWithin = <A, E>(
   })
 
 /** Several times as many macrotasks as a commit takes on a database nearby. */
-const patience = 5000
+const manyMacrotasks = 5000
 
-/** So many macrotasks that a fiber that need not wait has come to its end. */
+/** A number of macrotasks after which a fiber that need not wait has ended. */
 export const briefly = 1000
 
 export const macrotasks = (count: number): Effect.Effect<void> => Effect.repeatN(macrotask, count - 1)
 
 // --- failures ---
 
-/** The paths of what was refused. */
+/** The paths of the issues. */
 export const refusedPaths = (error: unknown): ReadonlyArray<string> | unknown =>
   error instanceof ValidationError ? error.issues.map(({ path }) => path.join(".")) : error
 
 // --- subscriptions ---
 
-/** Asks for the lease of a subscription that begins at the beginning, has one partition, and keeps a lease for a minute. */
+/** The options of a lease for a minute: of a subscription with one partition, from the beginning of the feed. */
 export const leaseOf = (
   name: string,
   options: {
@@ -254,7 +250,7 @@ export const leaseOf = (
   duration: 60_000
 })
 
-/** A lease, and how to end the scope that it was taken in. It ends with the scope of the case, too. */
+/** A lease, and an effect that closes its scope. The scope of the case closes it, too. */
 export interface Held {
   readonly lease: Lease
   readonly giveBack: Effect.Effect<void>
@@ -270,7 +266,7 @@ export const take = (
     return { lease, giveBack: Scope.close(own, Exit.void) }
   })
 
-/** Commits so many events of a new aggregate, and returns them as the feed shows them. */
+/** Commits events of a new aggregate, and returns them as the feed shows them. */
 export const commitShown = (
   { feed, store }: Effect.Effect.Success<typeof ports>,
   count: number
@@ -282,7 +278,7 @@ export const commitShown = (
     return yield* shown(feed, { after }, [id], count)
   })
 
-/** The event of a list, which has it. */
+/** The item of a list, which must have it. */
 export const at = <A>(list: ReadonlyArray<A>, index: number): A => {
   const found = list.at(index)
   if (found === undefined) throw new Error(`the case has no item ${index}`)

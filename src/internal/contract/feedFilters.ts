@@ -1,5 +1,5 @@
 /**
- * The contract of the filters of a feed, a case to a sentence.
+ * The contract of the filters of a feed, one case for each sentence.
  */
 import { expect } from "@effect/vitest"
 import * as Arr from "effect/Array"
@@ -27,7 +27,7 @@ export const feedFilterCases: ReadonlyArray<FeedCase> = [
       expect(yield* of({ kinds: [] })).toEqual([])
     })),
 
-  test("filter: the kind is what stands before the first slash of an aggregateId, and empty where nothing does", () =>
+  test("filter: the kind is the text before the first slash of an aggregateId, or empty without such a text", () =>
     Effect.gen(function* () {
       const { feed, store } = yield* ports
       const after = yield* feed.head
@@ -56,7 +56,7 @@ export const feedFilterCases: ReadonlyArray<FeedCase> = [
       expect(yield* of("undefined", "null")).toEqual([])
     })),
 
-  test("filter: kinds that differ in no more than case or form are different kinds", () =>
+  test("filter: kinds that differ only in case or Unicode form are different kinds", () =>
     Effect.gen(function* () {
       const { feed, store } = yield* ports
       const after = yield* feed.head
@@ -84,14 +84,14 @@ export const feedFilterCases: ReadonlyArray<FeedCase> = [
         const slices = yield* Effect.forEach(Arr.range(0, count - 1), (index) => of({ slice: { index, of: count } }))
         expect(slices.flat().toSorted()).toEqual(all.toSorted())
         for (const slice of slices) {
-          // In the order of the feed, and with both events of each aggregate.
+          // In the order of the feed, with both events of each aggregate.
           expect(slice).toEqual(all.filter((place) => slice.includes(place)))
           expect(slice.filter((place) => place.endsWith(" 1"))).toHaveLength(slice.length / 2)
         }
-        // Of 24 aggregates no slice of two has all but in one of eight million cases.
+        // That one of two slices has all 24 aggregates happens once in eight million runs.
         if (count > 1) expect(slices.every((slice) => slice.length < all.length)).toBe(true)
       }
-      // An aggregate stays where it is when it has more events.
+      // Further events of an aggregate are in its slice.
       const filter = { slice: { index: 1, of: 3 } }
       const before = eventsOf(yield* readOn(feed, { after, filter }), ids)
       for (const id of ids) yield* store.commitEvents(yield* stream(id, 3, 1))
@@ -120,7 +120,7 @@ export const feedFilterCases: ReadonlyArray<FeedCase> = [
       )
     })),
 
-  test("filter: pages of any limit show the same, and a page that shows nothing moves on all the same", () =>
+  test("filter: pages of any limit show the same events, and a page without events advances too", () =>
     Effect.gen(function* () {
       const { after, expected, feed, ids, of } = yield* scene
       const even = expected(({ type }) => type === "Even")

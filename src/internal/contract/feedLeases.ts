@@ -1,5 +1,5 @@
 /**
- * The contract of leases: who works for a subscription, and from where on, a case to a sentence.
+ * The contract of leases: the holder of a partition, and its checkpoint, one case for each sentence.
  */
 import { expect } from "@effect/vitest"
 import * as Arr from "effect/Array"
@@ -61,7 +61,7 @@ export const feedLeaseCases: ReadonlyArray<FeedCase> = [
       expect({ most, ended }).toEqual({ most: 1, ended: 3 })
     })),
 
-  test("lease: interrupting a waiting request takes nothing from the holder, and leaves nothing in the way of the next", () =>
+  test("lease: interrupting a waiting request affects neither the holder nor the next request", () =>
     Effect.scoped(
       Effect.gen(function* () {
         const all = yield* ports
@@ -77,7 +77,7 @@ export const feedLeaseCases: ReadonlyArray<FeedCase> = [
           expect(yield* holderOf(name)).toBe("first")
         }
         yield* first.giveBack
-        // A request that was interrupted and waits all the same has it now.
+        // An interrupted request that still waited would have the lease now.
         yield* macrotasks(10)
         expect(yield* holderOf(name)).toBeUndefined()
         const next = yield* take(subscriptions, leaseOf(name, { holder: "next" }))
@@ -113,11 +113,11 @@ export const feedLeaseCases: ReadonlyArray<FeedCase> = [
         expect(one.lease.position).toBe(first)
         expect(yield* one.lease.checkpoint).toBe(first)
         yield* one.giveBack
-        // It has begun, though it has not moved.
+        // The subscription has begun, although its checkpoint has not advanced.
         const two = yield* take(subscriptions, leaseOf(name, { from: third }))
         expect(two.lease.position).toBe(first)
         yield* two.lease.advanceTo(second)
-        // How far it had come when the lease was taken.
+        // The checkpoint at the time of the lease.
         expect(two.lease.position).toBe(first)
         yield* two.giveBack
         for (const from of [beginning, third]) {
@@ -266,7 +266,7 @@ export const feedLeaseCases: ReadonlyArray<FeedCase> = [
     "concurrentReads"
   ),
 
-  test("stop: no request gets the lease until the subscription is resumed, and it goes on at its checkpoint", () =>
+  test("stop: no request gets the lease until the subscription is resumed, which then continues at its checkpoint", () =>
     Effect.scoped(
       Effect.gen(function* () {
         const all = yield* ports

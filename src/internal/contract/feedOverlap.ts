@@ -1,5 +1,5 @@
 /**
- * The contract of what the feed shows while transactions overlap, a case to a sentence.
+ * The contract of the feed while transactions overlap, one case for each sentence.
  */
 import { expect } from "@effect/vitest"
 import * as Deferred from "effect/Deferred"
@@ -123,7 +123,7 @@ export const feedOverlapCases: ReadonlyArray<FeedCase> = [
             const before = (yield* readOn(feed, { filter })).length
             const held = yield* feed.heldBack(filter)
             const after = (yield* readOn(feed, { filter })).length
-            // Other transactions may have ended in between.
+            // Other transactions may have ended meanwhile.
             if (before !== after) return yield* look
             expect(before + Option.match(held, { onNone: () => 0, onSome: ({ events }) => events })).toBe(2)
             return held
@@ -196,7 +196,7 @@ export const feedOverlapCases: ReadonlyArray<FeedCase> = [
         const [undone, side, fast, next] = [newId(), newId(), newId(), newId()]
         const inner = store.commitEvents(yield* stream(side, 1, 1))
         const open = yield* opened(store, yield* stream(undone, 1, 2), inner)
-        // These may have to wait for the end of the commit: what is not committed they show neither before nor after it.
+        // The reads may wait for the end of the commit. Neither before nor after it they show its events.
         const isThere = (aggregateId: string) =>
           Effect.map(feed.positionOf({ aggregateId, sequence: 1 }), Option.isSome)
         const reading = Effect.map(readOn(feed, { after }), (events) => eventsOf(events, [undone, side]).length > 0)
@@ -214,7 +214,7 @@ export const feedOverlapCases: ReadonlyArray<FeedCase> = [
         yield* commitNext(store, next)
         for (const look of looks) {
           const found = yield* Fiber.await(look)
-          // A store whose reads fail meanwhile has shown nothing either.
+          // A store whose reads fail meanwhile has shown nothing.
           if (Exit.isSuccess(found)) expect(found.value).toBe(false)
         }
         const all = yield* shown(feed, { after }, [undone, side, fast, next], 2)
@@ -223,7 +223,7 @@ export const feedOverlapCases: ReadonlyArray<FeedCase> = [
       }))
   ),
 
-  test("read: shows no event of a nested commit that fails, where its projection goes on", () =>
+  test("read: shows no event of a nested commit that fails, although its projection continues", () =>
     Effect.gen(function* () {
       const { feed, store } = yield* ports
       const after = yield* feed.head

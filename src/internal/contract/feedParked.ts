@@ -1,5 +1,5 @@
 /**
- * The contract of events that are parked, a case to a sentence.
+ * The contract of parked events, one case for each sentence.
  */
 import { expect } from "@effect/vitest"
 import * as Clock from "effect/Clock"
@@ -12,8 +12,8 @@ import type { FeedEvent } from "../../EventFeed.js"
 import { event, macrotask, newId, stream, test } from "./case.js"
 import { at, commitShown, type FeedCase, failureAt, leaseOf, placeOf, ports, shown, take } from "./feedCase.js"
 
-export const feedSetAsideCases: ReadonlyArray<FeedCase> = [
-  test("parked: events are listed in the order of the feed, with what is known of their failures", () =>
+export const feedParkedCases: ReadonlyArray<FeedCase> = [
+  test("parked: events are listed in the order of the feed, with their failures", () =>
     Effect.scoped(
       Effect.gen(function* () {
         const all = yield* ports
@@ -42,7 +42,7 @@ export const feedSetAsideCases: ReadonlyArray<FeedCase> = [
           { ...at(failures, 1), partition: 0 },
           { ...at(failures, 2), partition: 1 }
         ])
-        // By the clock of the store, which may be another one.
+        // On the clock of the store, which may differ from the clock of this process.
         for (const { since } of listed) expect(Math.abs(since - now)).toBeLessThan(3_600_000)
         expect(yield* subscriptions.partitions(name)).toMatchObject([{ parked: 2 }, { parked: 1 }])
         expect(yield* subscriptions.parked(newId())).toEqual([])
@@ -79,7 +79,7 @@ export const feedSetAsideCases: ReadonlyArray<FeedCase> = [
     "transactionalEffects"
   ),
 
-  test("blocked: returns the given aggregates that have events parked", () =>
+  test("parkedAggregates: returns the given aggregates that have events parked", () =>
     Effect.gen(function* () {
       const { events, lease, subscriptions } = yield* scene
       const { aggregateId, position } = at(events, 0)
@@ -97,7 +97,7 @@ export const feedSetAsideCases: ReadonlyArray<FeedCase> = [
       const none = new Set()
       expect(yield* look([newId(), aggregateId])).toEqual([new Set([aggregateId]), none])
       expect(yield* look([newId()])).toEqual([none, none])
-      // Those of another subscription are none of this one's.
+      // Parked events of another subscription do not count.
       const other = yield* take(subscriptions, leaseOf(newId()))
       let others: ReadonlySet<string> | undefined
       yield* other.lease.advance(
@@ -109,7 +109,7 @@ export const feedSetAsideCases: ReadonlyArray<FeedCase> = [
       expect(others).toEqual(none)
     }).pipe(Effect.scoped)),
 
-  test("retryParked: an effect that succeeds on the event takes it back, and one that fails leaves it parked", () =>
+  test("retryParked: an effect that succeeds removes the event from the parked ones, and one that fails leaves it parked", () =>
     Effect.gen(function* () {
       const { events, name, subscriptions } = yield* scene
       const [first, second] = [at(events, 0), at(events, 1)]
@@ -129,13 +129,13 @@ export const feedSetAsideCases: ReadonlyArray<FeedCase> = [
       expect(yield* subscriptions.retryParked(name, first, handling)).toBe(true)
       expect((yield* subscriptions.parked(name)).map(placeOf)).toEqual([placeOf(second)])
       expect(yield* subscriptions.partitions(name)).toMatchObject([{ parked: 1 }])
-      // As the feed shows it.
+      // The event as the feed shows it.
       expect(seen).toEqual([first, first])
       expect(yield* subscriptions.retryParked(name, first, handling)).toBe(false)
       expect(seen).toHaveLength(2)
     }).pipe(Effect.scoped)),
 
-  test("retryParked, discard: return false for an event that is not parked, and run nothing", () =>
+  test("retryParked, discardParked: return false for an event that is not parked, and run nothing", () =>
     Effect.gen(function* () {
       const { events, name, subscriptions } = yield* scene
       const { aggregateId } = at(events, 0)
@@ -151,7 +151,7 @@ export const feedSetAsideCases: ReadonlyArray<FeedCase> = [
       expect((yield* subscriptions.parked(name)).map(placeOf)).toEqual(events.map(placeOf))
     }).pipe(Effect.scoped)),
 
-  test("retryParked: one of many concurrent calls takes the event back", () =>
+  test("retryParked: of many concurrent calls exactly one runs the effect and removes the event", () =>
     Effect.gen(function* () {
       const { events, name, subscriptions } = yield* scene
       let ran = 0
@@ -165,7 +165,7 @@ export const feedSetAsideCases: ReadonlyArray<FeedCase> = [
       expect(ran).toBe(1)
     }).pipe(Effect.scoped)),
 
-  test("retryParked: an interrupted call leaves the event parked, and the next call takes it back", () =>
+  test("retryParked: an interrupted call leaves the event parked, and the next call removes it", () =>
     Effect.gen(function* () {
       const { events, name, subscriptions } = yield* scene
       const one = at(events, 0)
@@ -197,7 +197,7 @@ export const feedSetAsideCases: ReadonlyArray<FeedCase> = [
     "transactionalEffects"
   ),
 
-  test("discard: forgets the event, and no other", () =>
+  test("discardParked: removes the event, and no other", () =>
     Effect.gen(function* () {
       const { events, feed, name, subscriptions } = yield* scene
       const [first, second] = [at(events, 0), at(events, 1)]

@@ -1,5 +1,5 @@
 /**
- * The contract of checkpoints: how a holder moves on, a case to a sentence.
+ * The contract of checkpoints: how a holder advances, one case for each sentence.
  */
 import { expect } from "@effect/vitest"
 import * as Context from "effect/Context"
@@ -28,7 +28,7 @@ import {
 } from "./feedCase.js"
 
 export const feedProgressCases: ReadonlyArray<FeedCase> = [
-  test("pass, advance: they store the checkpoint, which is a position of the feed", () =>
+  test("advanceTo, advance: they store the checkpoint, which is a position of the feed", () =>
     Effect.scoped(
       Effect.gen(function* () {
         const all = yield* ports
@@ -57,7 +57,7 @@ export const feedProgressCases: ReadonlyArray<FeedCase> = [
       })
     )),
 
-  test("advance: an effect that fails, dies or is interrupted comes back unchanged, and the checkpoint stays", () =>
+  test("advance: it ends as its effect does, which fails, dies or is interrupted, and the checkpoint stays", () =>
     Effect.scoped(
       Effect.gen(function* () {
         const all = yield* ports
@@ -146,7 +146,7 @@ export const feedProgressCases: ReadonlyArray<FeedCase> = [
             const ids = [at(plain, 0).aggregateId, at(projected, 0).aggregateId]
             for (const id of ids) expect(yield* store.getEvents(id, 1)).toEqual([])
             expect(yield* lease.checkpoint).toBe(beginning)
-            // Nor do they hold up what comes after.
+            // The undone events do not hold back later ones.
             const next = yield* commitShown(all, 1)
             expect(next).toHaveLength(1)
             expect(eventsOf(yield* readOn(feed, { after: position }), ids)).toEqual([])
@@ -186,7 +186,7 @@ export const feedProgressCases: ReadonlyArray<FeedCase> = [
   ),
 
   test(
-    "caller's transaction: advance, pass, failing and stop share its fate",
+    "caller's transaction: when it rolls back, so do advance, advanceTo, recordFailure and stop",
     () =>
       Effect.scoped(
         Effect.gen(function* () {
@@ -228,7 +228,7 @@ export const feedProgressCases: ReadonlyArray<FeedCase> = [
     "callerTransaction"
   ),
 
-  test("attempt, failing: the next holder finds the attempts, until the checkpoint moves on or the failure is taken off", () =>
+  test("recordAttempt, recordFailure: the next holder finds the attempts, until the checkpoint advances or the failure is removed", () =>
     Effect.scoped(
       Effect.gen(function* () {
         const all = yield* ports
@@ -259,7 +259,7 @@ export const feedProgressCases: ReadonlyArray<FeedCase> = [
       })
     )),
 
-  test("resume: the attempts at the event that a subscription stopped at are counted anew", () =>
+  test("resume: the attempts at the event that the subscription stopped at begin at zero again", () =>
     Effect.scoped(
       Effect.gen(function* () {
         const all = yield* ports
@@ -278,7 +278,7 @@ export const feedProgressCases: ReadonlyArray<FeedCase> = [
       })
     )),
 
-  test("failing: the last failure is kept as it is, and can be taken off", () =>
+  test("recordFailure: the last failure is stored exactly, and can be removed", () =>
     Effect.scoped(
       Effect.gen(function* () {
         const all = yield* ports

@@ -1,6 +1,6 @@
 /**
- * Random programs of commits that overlap, while readers follow the feed. The model is a log in which each stream has all its events,
- * once and in sequence, and which every reader has seen in the same order.
+ * Random programs of overlapping commits, while readers follow the feed. The model is a log in which each stream has
+ * all its events, once and in sequence. Every reader must have seen this log in one order.
  */
 import { expect } from "@effect/vitest"
 import * as Arr from "effect/Array"
@@ -28,14 +28,14 @@ import {
 } from "./feedCase.js"
 
 export const feedRandomCases = (settings: FeedSettings): ReadonlyArray<FeedCase> => {
-  // A program is many commits.
+  // Fewer runs, because a program has many commits.
   const runs = Math.max(Math.ceil(settings.runs / 10), 1)
   return [
-    test("random programs: readers that follow positions while commits overlap skip nothing and see nothing twice", () =>
+    test("random programs: readers that follow positions while commits overlap skip no event and see none twice", () =>
       everyCase(settings, programs(["commits", "projects", "fails"]), bounded(), runs)),
 
     test("order under overlapping transactions: random programs whose transactions continue with other aggregates", () =>
-      everyCase(settings, programs(["commits", "projects", "fails", "goes on", "goes on"]), bounded(), runs))
+      everyCase(settings, programs(["commits", "projects", "fails", "continues", "continues"]), bounded(), runs))
   ]
 }
 
@@ -43,21 +43,23 @@ export const feedRandomCases = (settings: FeedSettings): ReadonlyArray<FeedCase>
 
 const aggregates = 4
 
-type Kind = "commits" | "projects" | "fails" | "goes on"
+type Kind = "commits" | "projects" | "fails" | "continues"
 
 interface Commit {
   readonly kind: Kind
   readonly aggregates: ReadonlyArray<number>
   readonly length: number
-  /** How long its transaction stays open, in macrotasks. */
+  /** For how many macrotasks its transaction stays open. */
   readonly pause: number
-  /** The aggregates that a commit which goes on writes to next: those behind its own, so that transactions do not deadlock. */
+  /**
+   * The aggregates that the transaction writes to next: later ones than its own, so that transactions do not deadlock.
+   */
   readonly next: ReadonlyArray<number>
 }
 
 interface Program {
   readonly writers: ReadonlyArray<ReadonlyArray<Commit>>
-  /** The limits of their pages. */
+  /** The limits of the readers' pages. */
   readonly readers: ReadonlyArray<number>
 }
 
@@ -81,10 +83,10 @@ const programs = (kinds: ReadonlyArray<Kind>): FastCheck.Arbitrary<Program> => {
 
 // --- running ---
 
-/** In seconds: how long one program may take, and how long smaller ones are looked for once one has failed. */
-const [patience, shrinking] = [20, 10]
+/** In seconds: the limit of one program, and the limit of the search for a smaller program that fails too. */
+const [timeLimit, shrinking] = [20, 10]
 
-/** The check of a program, so bounded that the case fails with its seed before its own time is over. */
+/** The check of a program, with a limit that lets the case fail with its seed before the timeout of the case. */
 const bounded = () => {
   let failedAt: number | undefined
   return (program: Program) =>
@@ -93,7 +95,7 @@ const bounded = () => {
         ? Effect.void
         : check(program).pipe(
             Effect.timeoutFail({
-              duration: `${patience} seconds`,
+              duration: `${timeLimit} seconds`,
               onTimeout: () => "a commit or a reader of the program has not ended"
             }),
             Effect.tapErrorCause(() => Effect.sync(() => (failedAt ??= now)))
@@ -122,7 +124,7 @@ const check = ({ readers, writers }: Program) =>
           return [{ name: "pausing", project: () => paused }]
         case "fails":
           return [projecting(Effect.zipRight(paused, Effect.fail("as the program wants it")))]
-        case "goes on": {
+        case "continues": {
           let first = true
           return [
             projecting(
@@ -172,7 +174,7 @@ const check = ({ readers, writers }: Program) =>
     for (const [index, reader] of reading.entries()) {
       const seen = eventsOf(yield* Fiber.join(reader), [...ids, end])
       const all = eventsOf(yield* readOn(feed, { after, limit: 7 }), [...ids, end])
-      // Whatever it has seen stands where it saw it, and nothing has come in front of it.
+      // The feed still shows the events in the order that the reader saw, and no other event before them.
       expect(seen, `reader ${index} has seen what the feed shows`).toEqual(all)
       expectRising(all)
       expectInSequence(all)

@@ -1,5 +1,6 @@
 /**
- * The contract of what the feed shows where nothing overlaps: `read`, `head`, `count` and `positionOf`, a case to a sentence.
+ * The contract of the feed without overlapping transactions: `read`, `head`, `count` and `positionOf`, one case for
+ * each sentence.
  */
 import { expect } from "@effect/vitest"
 import * as Arr from "effect/Array"
@@ -127,12 +128,12 @@ export const feedReadCases: ReadonlyArray<FeedCase> = [
       expect((yield* shown(feed, { after }, [a, b, side, deep], 9)).map(placeOf)).toEqual(written.map(placeOf))
     })),
 
-  test("read: a page of large events ends before 8 MB, has one event at least, and says whether there are more", () =>
+  test("read: a page of large events ends before 8 MB and has at least one event, and `more` is true if events follow", () =>
     Effect.gen(function* () {
       const { feed, store } = yield* ports
       const after = yield* feed.head
       const [id, type] = [newId(), newId()]
-      // One that is larger than the limit of a page, between others of which a few make a page.
+      // One event that is larger than a page, between events of which a few fill a page.
       const sizes = [10, 3_000_000, 10, 8_500_000, 10, 2_500_000, 2_500_000, 10]
       for (const [index, size] of sizes.entries()) {
         const large = { text: "x".repeat(size) }
@@ -155,7 +156,7 @@ export const feedReadCases: ReadonlyArray<FeedCase> = [
       }
     })),
 
-  test("read: the position of a page, and of each event, is a position to go on after", () =>
+  test("read: reading can continue after the position of a page, and of each event", () =>
     Effect.gen(function* () {
       const { feed, store } = yield* ports
       const after = yield* feed.head
@@ -171,7 +172,7 @@ export const feedReadCases: ReadonlyArray<FeedCase> = [
       expect(eventsOf([...page.events, ...rest], [id])).toEqual(all)
     })),
 
-  test("read: an event comes back exactly as it was committed, whatever its id, type and metadata are", () =>
+  test("read: an event is read exactly as it was committed, with any id, type and metadata", () =>
     Effect.gen(function* () {
       const { feed, store } = yield* ports
       const after = yield* feed.head
@@ -186,7 +187,7 @@ export const feedReadCases: ReadonlyArray<FeedCase> = [
       yield* store.commitEvents(events)
       const all = yield* shown(feed, { after }, ids, ids.length)
       expect(all.map(committedOf)).toEqual(events)
-      // Texts that differ in no more than case or form are different names.
+      // Texts that differ only in case or Unicode form are different names.
       for (const [index, { aggregateId, type }] of events.entries()) {
         const filter = { types: [type], aggregates: [identityOf(aggregateId).kind] }
         expect(eventsOf(yield* readOn(feed, { after, filter }), ids)).toEqual([at(all, index)])
@@ -194,7 +195,7 @@ export const feedReadCases: ReadonlyArray<FeedCase> = [
       }
     })),
 
-  test("read: a body comes back exactly as it was committed", () =>
+  test("read: a body is read exactly as it was committed", () =>
     Effect.gen(function* () {
       const { feed, store } = yield* ports
       const after = yield* feed.head
@@ -207,7 +208,7 @@ export const feedReadCases: ReadonlyArray<FeedCase> = [
       expectExactly((yield* shown(feed, { after }, [id], events.length)).map(contents), events.map(contents))
     })),
 
-  test("count: is the number of events that read shows after the position, by the same filter", () =>
+  test("count: returns the number of events that read shows after the position, with the same filter", () =>
     Effect.gen(function* () {
       const { feed, store } = yield* ports
       const after = yield* feed.head
@@ -264,7 +265,7 @@ export const feedReadCases: ReadonlyArray<FeedCase> = [
       }
     })),
 
-  test("read: a caller may change an event without changing what is stored, or another event that was read", () =>
+  test("read: a caller may change an event without changing the stored one, or another event that was read", () =>
     Effect.gen(function* () {
       const { feed, store } = yield* ports
       const after = yield* feed.head
@@ -283,7 +284,7 @@ export const feedReadCases: ReadonlyArray<FeedCase> = [
       }
     })),
 
-  test("stream, streamStored: a caller may change an event without changing what is stored, or the events after it", () =>
+  test("stream, streamStored: a caller may change an event without changing the stored one, or the events after it", () =>
     Effect.gen(function* () {
       const { feed, store } = yield* ports
       const after = yield* feed.head
@@ -309,7 +310,7 @@ export const feedReadCases: ReadonlyArray<FeedCase> = [
 
 // --- internal ---
 
-/** How long the JSON of events is. */
+/** The length of the JSON of events. */
 const sizeOf = (events: ReadonlyArray<Pick<Event, "body" | "metadata">>): number =>
   events.reduce((sum, { body, metadata }) => sum + JSON.stringify(body).length + JSON.stringify(metadata).length, 0)
 
@@ -320,7 +321,7 @@ const alike = Effect.suspend(() =>
   )
 )
 
-/** An id that is awkward at both ends, and of this run alone. */
+/** A unique id with awkward characters at both ends. */
 const unique = (id: string): string => {
   const characters = Array.from(id)
   return characters.length < 100

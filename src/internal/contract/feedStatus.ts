@@ -1,5 +1,5 @@
 /**
- * The contract of how subscriptions stand, and of waiting for their progress, a case to a sentence.
+ * The contract of the state of subscriptions, and of waiting for their progress, one case for each sentence.
  */
 import { expect } from "@effect/vitest"
 import * as Arr from "effect/Array"
@@ -23,8 +23,8 @@ import {
   take
 } from "./feedCase.js"
 
-export const feedStandingCases: ReadonlyArray<FeedCase> = [
-  test("standing: is empty while the subscription has never run, and then lists its partitions in their order", () =>
+export const feedStatusCases: ReadonlyArray<FeedCase> = [
+  test("partitions: is empty while the subscription has never run, and then lists its partitions in their order", () =>
     Effect.scoped(
       Effect.gen(function* () {
         const all = yield* ports
@@ -51,7 +51,7 @@ export const feedStandingCases: ReadonlyArray<FeedCase> = [
       })
     )),
 
-  test("standing: a subscription has no holder before and after the scope of a lease, and keeps its position", () =>
+  test("partitions: a subscription has no holder before and after the scope of a lease, and keeps its position", () =>
     Effect.scoped(
       Effect.gen(function* () {
         const all = yield* ports
@@ -79,7 +79,7 @@ export const feedStandingCases: ReadonlyArray<FeedCase> = [
       })
     )),
 
-  test("reached: returns immediately for a position that the subscription has reached, and waits for a later one", () =>
+  test("awaitPosition: returns immediately for a position that the subscription has reached, and waits for a later one", () =>
     Effect.scoped(
       Effect.gen(function* () {
         const all = yield* ports
@@ -101,13 +101,13 @@ export const feedStandingCases: ReadonlyArray<FeedCase> = [
         yield* Fiber.interrupt(at(waiting, 0))
         yield* held.lease.advance(third.position, Effect.void)
         for (const fiber of waiting.slice(1)) yield* Fiber.join(fiber)
-        // It is of no account whether there is a holder.
+        // It does not matter whether the subscription has a holder.
         yield* held.giveBack
         yield* subscriptions.awaitPosition(name, third.position)
       })
     )),
 
-  test("reached: a subscription that has never run is waited for", () =>
+  test("awaitPosition: waits for a subscription that has never run", () =>
     Effect.scoped(
       Effect.gen(function* () {
         const all = yield* ports
@@ -128,7 +128,7 @@ export const feedStandingCases: ReadonlyArray<FeedCase> = [
       })
     )),
 
-  test("reached: waits for all partitions, including partitions that have never run", () =>
+  test("awaitPosition: waits for all partitions, including partitions that have never run", () =>
     Effect.scoped(
       Effect.gen(function* () {
         const all = yield* ports
@@ -146,7 +146,7 @@ export const feedStandingCases: ReadonlyArray<FeedCase> = [
       })
     )),
 
-  test("reached: for an aggregate it waits for one partition, which is the slice of the aggregate", () =>
+  test("awaitPosition: for an aggregate it waits for one partition, which is the slice of the aggregate", () =>
     Effect.scoped(
       Effect.gen(function* () {
         const { feed, store, subscriptions } = yield* ports

@@ -1,9 +1,9 @@
 /**
- * Whatever a program may be handed: arbitrary JSON, arbitrary JavaScript values, and those that bite whoever reads them.
+ * Arbitrary input of a program: JSON, JavaScript values, and values that throw or never end when they are read.
  */
 import * as FastCheck from "effect/FastCheck"
 
-/** Texts that break whoever builds SQL, JSON, arrays or identifiers of them. */
+/** Texts that break SQL, JSON, arrays and identifiers if they are not quoted. */
 export const hostileText: FastCheck.Arbitrary<string> = FastCheck.oneof(
   FastCheck.string({ unit: "binary", maxLength: 20 }),
   FastCheck.string({ unit: "grapheme", maxLength: 20 }),
@@ -58,8 +58,8 @@ export const hostileText: FastCheck.Arbitrary<string> = FastCheck.oneof(
 )
 
 /**
- * A value, and what it is. It is made where it is needed: some can't be handled by anybody, a test library included, and some
- * remember that they were.
+ * A value and its description. Each use makes a new value, because some can't even be read by a test library, and some
+ * keep state.
  */
 export interface Recipe {
   readonly what: string
@@ -78,7 +78,7 @@ const revoked = (target: object): unknown => {
   return proxy
 }
 
-/** Values that throw, lie or never end when they are looked at. */
+/** Values that throw, change or never end when they are read. */
 const biting: FastCheck.Arbitrary<Recipe> = FastCheck.constantFrom<Recipe>(
   ...Object.entries<() => unknown>({
     "an object that can't be read": () =>
@@ -125,7 +125,7 @@ const biting: FastCheck.Arbitrary<Recipe> = FastCheck.constantFrom<Recipe>(
   }).map(([what, make]) => ({ what, make }))
 )
 
-/** Any value at all. */
+/** Any value. */
 export const anyValue: FastCheck.Arbitrary<Recipe> = FastCheck.oneof(
   { weight: 3, arbitrary: biting },
   { weight: 2, arbitrary: hostileText.map((text): Recipe => ({ what: JSON.stringify(text), make: () => text })) },

@@ -1,5 +1,5 @@
 /**
- * The contract under interruption and time limits, a case to a sentence.
+ * The contract of interruption and time limits, one case for each sentence.
  */
 import { expect } from "@effect/vitest"
 import * as Arr from "effect/Array"
@@ -16,7 +16,7 @@ import { RetryCommand } from "../../StoreError.js"
 import { type Case, event, failureOf, idOf, macrotask, newId, passing, snapshot, stream, test } from "./case.js"
 
 export const interruptionCases: ReadonlyArray<Case> = [
-  test("commitEvents, commitAll: interrupted at any step, all is stored or nothing", () =>
+  test("commitEvents, commitAll: a commit that is interrupted at any step stores all or nothing", () =>
     Effect.gen(function* () {
       const store = yield* StoreAdapter
       for (const steps of Arr.range(0, 80)) {
@@ -24,11 +24,11 @@ export const interruptionCases: ReadonlyArray<Case> = [
         const commit =
           steps % 2 === 0 ? store.commitEvents([...a, ...b]) : store.commitAll([...a, ...b], [passing, passing])
         const fiber = yield* Effect.fork(commit)
-        // First by single steps of the scheduler, then by turns of timers and sockets.
+        // First by steps of the scheduler, then by macrotasks.
         for (let step = 0; step < steps >> 1; step++) yield* step < 10 ? Effect.yieldNow() : macrotask
         yield* settled(store, fiber, a, b)
       }
-      // Nothing is left behind that would hold up the next one.
+      // An interrupted commit does not block the next one.
       yield* Effect.forEach(
         Arr.range(1, 30),
         () => Effect.flatMap(event(newId(), 1), (one) => store.commitEvents([one])),
@@ -36,11 +36,11 @@ export const interruptionCases: ReadonlyArray<Case> = [
       )
     })),
 
-  test("commitEvents, commitAll: interrupted at any time of as long as it takes, all is stored or nothing", () =>
+  test("commitEvents, commitAll: a commit that is interrupted at any time stores all or nothing", () =>
     Effect.gen(function* () {
       const store = yield* StoreAdapter
       const [took] = yield* Effect.timed(store.commitAll(yield* stream(newId(), 1, 2), [passing, passing]))
-      // Fewer of them where a commit takes long.
+      // Fewer interruptions where a commit takes long.
       const times = Math.min(Math.max(Math.floor(2000 / Math.max(Duration.toMillis(took), 1)), 6), 40)
       for (const time of Arr.range(1, times)) {
         const [a, b] = [yield* stream(newId(), 1, 2), yield* stream(newId(), 1, 2)]
@@ -49,14 +49,14 @@ export const interruptionCases: ReadonlyArray<Case> = [
         const fiber = yield* Effect.fork(commit)
         yield* Effect.sleep(Duration.times(took, (1.2 * time) / times))
         yield* settled(store, fiber, a, b)
-        // Only the same commit again tells which, and leaves it stored.
+        // A second commit of the same events settles the first one.
         yield* store.commitEvents([...a, ...b])
         expect(yield* store.getEvents(idOf(a), 1)).toEqual(a)
         expect(yield* store.getEvents(idOf(b), 1)).toEqual(b)
       }
     })),
 
-  test("every operation: interrupted at any step, the next one goes on", () =>
+  test("every operation: after an interruption at any step the next operation works", () =>
     Effect.gen(function* () {
       const store = yield* StoreAdapter
       for (const steps of Arr.range(0, 20)) {
@@ -70,7 +70,7 @@ export const interruptionCases: ReadonlyArray<Case> = [
         ]
         for (let step = 0; step < steps; step++) yield* step < 10 ? Effect.yieldNow() : macrotask
         yield* Fiber.interruptAll(fibers)
-        // Whatever became of the interrupted ones, doing it again leaves it done, once.
+        // A second call succeeds, whether or not the interrupted one did, and its records are stored once.
         yield* store.commitEvents(commit)
         yield* store.commitSnapshot(saved)
         expect(yield* store.getEvents(id, 1)).toEqual(commit)
@@ -78,7 +78,7 @@ export const interruptionCases: ReadonlyArray<Case> = [
       }
     })),
 
-  test("every operation: one that has to wait can be given a time limit, returns soon, and leaves nothing behind", () =>
+  test("every operation: one that waits can be interrupted by a time limit, and then leaves nothing behind", () =>
     Effect.gen(function* () {
       const store = yield* StoreAdapter
       const id = newId()
@@ -90,7 +90,7 @@ export const interruptionCases: ReadonlyArray<Case> = [
       const held = yield* stream(id, 1, 1)
       const holder = yield* Effect.fork(store.commitAll(held, [holding]))
       yield* Deferred.await(started)
-      // All of them are about the aggregate that the open commit holds; whoever need not wait for it may answer.
+      // All operations are on the aggregate of the open commit. One that need not wait for it may end first.
       const late = yield* stream(id, 1, 2)
       const operations: ReadonlyArray<Effect.Effect<unknown, unknown>> = [
         store.commitEvents(late),
@@ -102,13 +102,14 @@ export const interruptionCases: ReadonlyArray<Case> = [
       const answers: Array<Option.Option<Exit.Exit<unknown, unknown>>> = []
       for (const operation of operations) {
         const [took, result] = yield* Effect.timed(Effect.timeoutOption(Effect.exit(operation), "50 millis"))
-        // Far more than it needs, far less than waiting for ever.
+        // Far longer than an interruption takes.
         expect(Duration.toMillis(took)).toBeLessThan(2000)
         answers.push(result)
       }
       yield* Deferred.succeed(go, undefined)
       const exit = yield* Fiber.await(holder)
-      // Whoever holds the aggregate wins where commits wait for locks; where conflicts are found at the end, who ends first.
+      // Where commits wait for locks, the open commit succeeds. Where conflicts are found at the end, the first to end
+      // succeeds.
       const [plain, projected] = answers
       const overtaken = [plain, projected].some((answer) => wasStored(answer))
       const stored = yield* store.getEvents(id, 1)
@@ -124,7 +125,7 @@ export const interruptionCases: ReadonlyArray<Case> = [
 
 // --- internal ---
 
-/** Interrupts the commit of the two streams: all is stored or nothing, and all where it has succeeded before. */
+/** Interrupts the commit of the two streams. All or nothing is stored, and all if the commit had succeeded before. */
 const settled = (
   store: StoreAdapterService,
   commit: Fiber.Fiber<unknown, unknown>,

@@ -1,11 +1,11 @@
 /**
- * The contract as a pure value: what an event store holds, and what a commit to it comes to. It is as plain as can be, and
- * shares no code with any store: it is what they are held against.
+ * The contract as a pure value: the content of an event store, and the result of a commit. It is as simple as possible
+ * and shares no code with any store, because `modelCheck` compares stores with it.
  */
 import type { Event } from "../../Event.js"
 import type { Snapshot } from "../../Snapshot.js"
 
-/** What the store holds. */
+/** The content of a store. */
 export interface Model {
   readonly streams: ReadonlyMap<string, ReadonlyArray<Event>>
   readonly snapshots: ReadonlyMap<string, Snapshot>
@@ -13,7 +13,7 @@ export interface Model {
 
 export const empty: Model = { streams: new Map(), snapshots: new Map() }
 
-/** What a commit comes to: written, stored before, or refused because of one event. */
+/** The result of a commit: written, stored before, or refused because of one event. */
 export type Outcome =
   | { readonly _tag: "Written" }
   | { readonly _tag: "Stored" }

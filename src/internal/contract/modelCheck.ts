@@ -1,6 +1,6 @@
 /**
- * Random programs of commits, snapshots, reads, projections, transactions and interruptions, run on a store and on the model
- * at once: they have to agree, step by step and in the end.
+ * Random programs of commits, snapshots, reads, projections, transactions and interruptions. Each runs on a store and
+ * on the model, which must agree after every step.
  */
 import * as SqlClient from "@effect/sql/SqlClient"
 import { expect } from "@effect/vitest"
@@ -30,7 +30,7 @@ import {
 import * as Model from "./model.js"
 
 export const modelCases = (settings: Settings): ReadonlyArray<Case> => [
-  test("model: random programs come to what the model comes to, step by step", () =>
+  test("model: random programs have the results of the model, step by step", () =>
     Effect.flatMap(StoreAdapter, (store) =>
       everyCase(settings, programs(settings), (program) => new Run(store).program(program))
     ))
@@ -38,20 +38,20 @@ export const modelCases = (settings: Settings): ReadonlyArray<Case> => [
 
 // --- programs ---
 
-type Step = Commit | Again | TakeSnapshot | Read | AtOnce | Transaction
+type Step = Commit | Again | TakeSnapshot | Read | Concurrent | Transaction
 
 interface Commit {
   readonly _tag: "Commit"
   readonly parts: ReadonlyArray<Part>
   readonly projections: ReadonlyArray<Ending>
-  /** After so many steps of the scheduler the commit is interrupted. */
+  /** The commit is interrupted after this number of steps of the scheduler. */
   readonly interruptAfter: number | undefined
 }
 
 /** Events of one aggregate. */
 interface Part {
   readonly aggregate: number
-  /** How far from the next sequence the first one is: 0 fits, less is taken, more leaves a gap. */
+  /** The distance of the first sequence from the next one: 0 fits, a lower one is taken, a higher one leaves a gap. */
   readonly offset: number
   readonly length: number
 }
@@ -59,10 +59,7 @@ interface Part {
 /** How a projection ends. */
 type Ending = "succeeds" | "fails" | "dies" | "commits" | "is refused"
 
-/**
- * The very same events as those of an earlier commit; or with one more, or with another one at some place, which make it a
- * mixture of stored and new.
- */
+/** The events of an earlier commit again, unchanged, or with one more event, or with another event at one place. */
 interface Again {
   readonly _tag: "Again"
   readonly which: number
@@ -83,8 +80,8 @@ interface Read {
   readonly max: number | undefined
 }
 
-interface AtOnce {
-  readonly _tag: "AtOnce"
+interface Concurrent {
+  readonly _tag: "Concurrent"
   readonly commits: ReadonlyArray<Commit>
 }
 
@@ -131,7 +128,7 @@ const programs = (settings: Settings): FastCheck.Arbitrary<ReadonlyArray<Step>> 
     FastCheck.record({ _tag: FastCheck.constant("Commit"), parts, projections, interruptAfter })
   const uninterrupted = commit(FastCheck.constant(undefined), endings(false))
   const interrupted = commit(FastCheck.integer({ min: 0, max: 30 }), endings(false))
-  // Those at once do not commit from projections: they would be refused by each other there, which is right and another matter.
+  // Projections of concurrent commits do not commit, because all of them commit to one stream and would conflict.
   const oneOfSeveral = commit(FastCheck.constant(undefined), endings(true))
   const again: FastCheck.Arbitrary<Again> = FastCheck.record({
     _tag: FastCheck.constant("Again"),
@@ -150,8 +147,8 @@ const programs = (settings: Settings): FastCheck.Arbitrary<ReadonlyArray<Step>> 
     min: FastCheck.nat({ max: 6 }),
     max: FastCheck.option(FastCheck.nat({ max: 8 }), { nil: undefined })
   })
-  const atOnce: FastCheck.Arbitrary<AtOnce> = FastCheck.record({
-    _tag: FastCheck.constant("AtOnce"),
+  const concurrent: FastCheck.Arbitrary<Concurrent> = FastCheck.record({
+    _tag: FastCheck.constant("Concurrent"),
     commits: FastCheck.array(oneOfSeveral, { minLength: 2, maxLength: 3 })
   })
   const transaction: FastCheck.Arbitrary<Transaction> = FastCheck.record({
@@ -165,7 +162,7 @@ const programs = (settings: Settings): FastCheck.Arbitrary<ReadonlyArray<Step>> 
     { weight: 2, arbitrary: again },
     { weight: 2, arbitrary: takeSnapshot },
     { weight: 2, arbitrary: read },
-    { weight: 2, arbitrary: atOnce },
+    { weight: 2, arbitrary: concurrent },
     ...(settings.lacks.includes("callerTransaction") ? [] : [{ weight: 2, arbitrary: transaction }])
   ]
   return FastCheck.array(FastCheck.oneof(...steps), { minLength: 1, maxLength: 12 })
@@ -176,10 +173,10 @@ const programs = (settings: Settings): FastCheck.Arbitrary<ReadonlyArray<Step>> 
 /** One program, on aggregates of its own. */
 class Run {
   private readonly ids = Arr.makeBy(aggregates, newId)
-  /** What projections commit to. */
+  /** The stream that projections commit to. */
   private readonly side = newId()
   private model = Model.empty
-  /** All commits that were tried, for those who try again. */
+  /** All commits so far, for the steps that commit again. */
   private readonly tried: Array<ReadonlyArray<Event>> = []
 
   constructor(private readonly store: StoreAdapterService) {}
@@ -209,8 +206,8 @@ class Run {
         )
       case "Read":
         return this.read(step)
-      case "AtOnce":
-        return this.atOnce(step)
+      case "Concurrent":
+        return this.concurrent(step)
       case "Transaction":
         return this.transaction(step)
     }
@@ -248,10 +245,10 @@ class Run {
       for (let step = 0; step < steps; step++) yield* step < 15 ? Effect.yieldNow() : macrotask
       const exit = yield* Fiber.interrupt(fiber)
       if (Exit.isSuccess(exit)) {
-        // It had ended before it could be interrupted.
+        // The commit ended before the interruption.
         this.model = this.explained(events, endings, exit.value)
       } else {
-        // It is there whole or not at all.
+        // The commit is stored as a whole or not at all.
         const [, after] = expected(this.model, this.side, events, endings)
         if (yield* this.holds(after)) this.model = after
       }
@@ -259,13 +256,13 @@ class Run {
     })
   }
 
-  private atOnce({ commits }: AtOnce): Effect.Effect<void, unknown> {
+  private concurrent({ commits }: Concurrent): Effect.Effect<void, unknown> {
     return Effect.gen(this, function* () {
       const all = yield* Effect.forEach(commits, (one) => this.eventsOf(one))
       const exits = yield* Effect.forEach(commits, (one, index) => this.run(all[index] ?? [], one.projections), {
         concurrency: "unbounded"
       })
-      // As if they had come one after the other, in some order.
+      // The results must be those of some order of the commits, one after the other.
       for (const order of permutations(Arr.makeBy(commits.length, (index) => index))) {
         let model = this.model
         let explains = true
@@ -280,7 +277,9 @@ class Run {
           return
         }
       }
-      expect.fail(`no order explains what commits at once came to: ${exits.map((exit) => told(exit)._tag).join(", ")}`)
+      expect.fail(
+        `no order explains the results of concurrent commits: ${exits.map((exit) => told(exit)._tag).join(", ")}`
+      )
     })
   }
 
@@ -392,7 +391,7 @@ class Run {
     }
   }
 
-  /** What the model holds after a commit, when it comes to what was to be expected. */
+  /** The model after a commit, whose result must be the expected one. */
   private explained(
     events: ReadonlyArray<Event>,
     endings: ReadonlyArray<Ending>,
@@ -400,14 +399,14 @@ class Run {
   ): Model.Model {
     const [verdict, after] = expected(this.model, this.side, events, endings)
     const stored = events.filter((one) => Model.isStored(this.model, one)).length
-    // Which event of a commit that mixes stored and new ones is named is the store's to choose.
+    // A store may name any event of a commit that mixes stored and new events.
     if (stored > 0 && stored < events.length) expect(told(exit)._tag).toBe(verdict._tag)
     else expect(told(exit)).toEqual(verdict)
     return after
   }
 }
 
-// --- what a commit comes to ---
+// --- results ---
 
 const failed = "failed as the program wants it"
 const died = "died as the program wants it"
@@ -451,7 +450,7 @@ const told = (exit: Exit.Exit<void, unknown>): AppendResult => {
   return { _tag: "Unexpected", why: Cause.pretty(exit.cause) }
 }
 
-/** The same event at a place in the stream that projections commit to. */
+/** The event, moved to the stream that projections commit to. */
 const mirrored = (side: string, sequence: number, one: Event): Event => ({ ...one, aggregateId: side, sequence })
 
 const permutations = (items: ReadonlyArray<number>): ReadonlyArray<ReadonlyArray<number>> =>

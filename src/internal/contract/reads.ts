@@ -1,12 +1,15 @@
 /**
- * The contract of `getEvents`, and what both reads refuse, a case to a sentence.
+ * The contract of `getEvents`, of reading pages, and of bad arguments of both reads, one case for each sentence.
  */
 import { expect } from "@effect/vitest"
 import * as Effect from "effect/Effect"
-import { StoreAdapter } from "../../StoreAdapter.js"
+import * as Option from "effect/Option"
+import type { Event } from "../../Event.js"
+import { type EventPage, StoreAdapter } from "../../StoreAdapter.js"
 import { type StoreError, ValidationError } from "../../StoreError.js"
+import { streamReaderOf } from "../store/streamReader.js"
 import { refusedNames, refusedSequences } from "./awkward.js"
-import { type Case, deface, idOf, newId, stream, test } from "./case.js"
+import { type Case, deface, idOf, newId, snapshot, stream, test } from "./case.js"
 
 export const readCases: ReadonlyArray<Case> = [
   test("getEvents: both bounds are inclusive; 0 and 1 mean all", () =>
@@ -33,7 +36,7 @@ export const readCases: ReadonlyArray<Case> = [
       expect(yield* store.getEvents(newId(), 0)).toEqual([])
     })),
 
-  test("getEvents: a caller may change an event without changing what is stored, or another event that was read", () =>
+  test("getEvents: a caller may change an event without changing the stored one, or another event that was read", () =>
     Effect.gen(function* () {
       const store = yield* StoreAdapter
       const events = yield* stream(newId(), 1, 3)
@@ -49,7 +52,43 @@ export const readCases: ReadonlyArray<Case> = [
       expect(yield* store.getEvents(idOf(committed), 2)).toEqual(committed.slice(1))
     })),
 
-  test("getEvents, getSnapshot: refuse bad arguments by a ValidationError that names them", () =>
+  test("streamReader: its pages have the events of getEvents, and the snapshot of getSnapshot", () =>
+    Effect.gen(function* () {
+      const store = yield* StoreAdapter
+      const reader = streamReaderOf(store)
+      const events = yield* stream(newId(), 1, 7)
+      const id = idOf(events)
+      yield* store.commitEvents(events)
+      const pages = (limit: number) =>
+        Effect.gen(function* () {
+          const found: Array<Event> = []
+          let next: number | undefined = 1
+          while (next !== undefined) {
+            const page: EventPage = yield* reader.page(id, next, limit)
+            const some = page.events()
+            expect(some.length).toBeLessThanOrEqual(limit)
+            if (page.moreAfter !== undefined) expect(page.moreAfter).toBe(some.at(-1)?.sequence)
+            found.push(...some)
+            next = page.moreAfter === undefined ? undefined : page.moreAfter + 1
+          }
+          return found
+        })
+      for (const limit of [1, 3, 7, 10, 2500]) expect(yield* pages(limit)).toEqual(events)
+      const from = (maxSequence: number, limit: number) =>
+        Effect.map(reader.fromSnapshot(id, maxSequence, limit), (page) => ({
+          snapshot: page.snapshot,
+          sequences: page.events().map(({ sequence }) => sequence)
+        }))
+      expect(yield* from(5, 10)).toEqual({ snapshot: Option.none(), sequences: [1, 2, 3, 4, 5] })
+      const saved = yield* snapshot(id, 4)
+      yield* store.commitSnapshot(saved)
+      expect(yield* from(6, 10)).toEqual({ snapshot: Option.some(saved), sequences: [4, 5, 6] })
+      expect(yield* from(6, 2)).toEqual({ snapshot: Option.some(saved), sequences: [4, 5] })
+      expect(yield* from(3, 10)).toEqual({ snapshot: Option.none(), sequences: [1, 2, 3] })
+      expect(yield* from(4, 10)).toEqual({ snapshot: Option.some(saved), sequences: [4] })
+    })),
+
+  test("getEvents, getSnapshot: bad arguments fail with a ValidationError that has their paths", () =>
     Effect.gen(function* () {
       const store = yield* StoreAdapter
       const reads: ReadonlyArray<

@@ -7,8 +7,8 @@ import type * as Layer from "effect/Layer"
 import type { Case } from "./case.js"
 
 /**
- * Registers the cases as one block of that name, on a layer that is built once for all of them. A case that needs what the store lacks
- * is shown as skipped, with the reason. Everything runs on the live clock.
+ * Registers the cases as one block of that name, on a layer that is built once for all of them. A case that needs a
+ * capability that the store lacks is shown as skipped, with the reason. Everything runs on the live clock.
  */
 export const register = <R, A, E, C extends string>(
   name: string,

@@ -1,5 +1,5 @@
 /**
- * The contract of `commitSnapshot` and `getSnapshot`, a case to a sentence.
+ * The contract of `commitSnapshot` and `getSnapshot`, one case for each sentence.
  */
 import { expect } from "@effect/vitest"
 import * as Arr from "effect/Array"
@@ -12,7 +12,7 @@ import { awkwardValues, jsonObject, refusedBodies, refusedNames, refusedSequence
 import { type Case, deface, everyCase, expectExactly, newId, type Settings, snapshot, test } from "./case.js"
 
 export const snapshotCases = (settings: Settings): ReadonlyArray<Case> => [
-  test("commitSnapshot: replaces the stored one unless that has a higher sequence", () =>
+  test("commitSnapshot: a snapshot replaces the stored one unless that has a higher sequence", () =>
     Effect.gen(function* () {
       const store = yield* StoreAdapter
       const id = newId()
@@ -30,7 +30,7 @@ export const snapshotCases = (settings: Settings): ReadonlyArray<Case> => [
       expect(yield* store.getSnapshot(newId(), 0)).toEqual(Option.none())
     })),
 
-  test("commitSnapshot: in a race the highest stays", () =>
+  test("commitSnapshot: of concurrent snapshots the one with the highest sequence stays", () =>
     Effect.gen(function* () {
       const store = yield* StoreAdapter
       const id = newId()
@@ -59,7 +59,7 @@ export const snapshotCases = (settings: Settings): ReadonlyArray<Case> => [
       ])
     })),
 
-  test("getSnapshot: a caller may change a snapshot without changing what is stored, or what another read returned", () =>
+  test("getSnapshot: a caller may change a snapshot without changing the stored one, or the result of another read", () =>
     Effect.gen(function* () {
       const store = yield* StoreAdapter
       const one = yield* snapshot(newId(), 5)
@@ -74,7 +74,7 @@ export const snapshotCases = (settings: Settings): ReadonlyArray<Case> => [
       expect(yield* store.getSnapshot(committed.aggregateId, 0)).toEqual(Option.some(committed))
     })),
 
-  test("commitSnapshot: refuses a bad snapshot by a ValidationError, and keeps the stored one", () =>
+  test("commitSnapshot: a bad snapshot fails with a ValidationError, and the stored one stays", () =>
     Effect.gen(function* () {
       const store = yield* StoreAdapter
       const good = yield* snapshot(newId(), 5)
@@ -95,7 +95,7 @@ export const snapshotCases = (settings: Settings): ReadonlyArray<Case> => [
       expect(yield* store.getSnapshot(good.aggregateId, 0)).toEqual(Option.some(good))
     })),
 
-  test("commitSnapshot: a snapshot is any JSON, and no event", () =>
+  test("commitSnapshot: a snapshot is any JSON object, and does not appear among the events", () =>
     Effect.gen(function* () {
       const store = yield* StoreAdapter
       for (const value of Object.values(awkwardValues)) {
@@ -107,7 +107,7 @@ export const snapshotCases = (settings: Settings): ReadonlyArray<Case> => [
       }
     })),
 
-  test("commitSnapshot: any JSON comes back as it went in, with the order of keys and the sign of -0", () =>
+  test("commitSnapshot: any JSON is read as it was committed, with the order of keys and the sign of -0", () =>
     Effect.gen(function* () {
       const store = yield* StoreAdapter
       yield* everyCase(settings, FastCheck.tuple(jsonObject, jsonObject), ([body, metadata]) =>

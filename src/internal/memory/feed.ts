@@ -1,5 +1,5 @@
 /**
- * The feed of the store in memory: commits happen one after the other, so the order in which they come is that of the feed.
+ * The feed of the store in memory. Commits happen one after the other, so the feed has the order of the commits.
  */
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
@@ -19,10 +19,13 @@ import { maxPageBytes } from "../store/pageBytes.js"
 import { validateFeedRead } from "../store/readOptions.js"
 import { decodeEvent, sizeOf, validateStreamPosition } from "../store/storedRecord.js"
 
-/** All committed events in their order. */
+/**
+ * The log: all committed events in their order. `MemoryStore` appends to it, and the feed and the subscriptions read
+ * it.
+ */
 export class MemoryLog {
   private readonly events: Array<StoredEvent> = []
-  /** Of the events of each aggregate, which have the sequences from 1 on. */
+  /** The indexes of the events of each aggregate, whose sequences begin with 1. */
   private readonly places = new Map<string, Array<number>>()
   private readonly waiting = new Set<() => void>()
 
@@ -46,7 +49,7 @@ export class MemoryLog {
     return this.places.get(aggregateId)?.[sequence - 1]
   }
 
-  /** Waits until there are more events than that. */
+  /** Waits until the log has more events. */
   longerThan(length: number): Effect.Effect<void> {
     return Effect.async((resume) => {
       if (this.events.length > length) return resume(Effect.void)
@@ -60,7 +63,7 @@ export class MemoryLog {
   }
 }
 
-/** The first events of a list that a page can have, at least one. */
+/** The first events of a list that fit into a page, at least one. */
 export const pageFrom = (events: ReadonlyArray<StoredEvent>): ReadonlyArray<StoredEvent> => {
   let size = 0
   const end = events.findIndex((event, index) => {
@@ -83,7 +86,7 @@ export const makeMemoryFeed = (log: MemoryLog): EventFeedService => ({
       }
       return count
     }),
-  // Commits happen one after the other, so none waits for an older one.
+  // Commits happen one after the other, so no open transaction holds back a committed event.
   heldBack: (filter) => Effect.as(validateFeedRead({ filter }), Option.none()),
   positionOf: (place) =>
     Effect.map(validateStreamPosition("EventFeed.positionOf", place), ({ aggregateId, minSequence }) =>
@@ -93,25 +96,25 @@ export const makeMemoryFeed = (log: MemoryLog): EventFeedService => ({
     Effect.flatMap(validateFeedRead({ after, filter }), () => Effect.as(log.longerThan(indexAfter(after)), after))
 })
 
-/** An event as the feed shows it, by its place among all, from 0. */
+/** The event at an index of the log, as the feed shows it. */
 export const feedEventAt = (index: number, stored: StoredEvent): FeedEvent => ({
   ...decodeEvent(stored),
   ...identityOf(stored.aggregateId),
   position: positionAt(index)
 })
 
-/** The position of an event by its place among all, from 0. */
+/** The position of the event at an index of the log. */
 export const positionAt = (index: number): Position => `1-${index + 1}` as Position
 
-/** The place of the first event after a position. */
+/** The index of the first event after a position. */
 export const indexAfter = (position: Position): number => Number(position.slice(position.indexOf("-") + 1))
 
-/** The slice that an aggregate is in, of so many. */
+/** The slice of an aggregate. */
 export const sliceOf = (aggregateId: string, of: number): number => hash(aggregateId) % of
 
 // --- internal ---
 
-/** How far one read looks for events that a filter lets through, so that it does not take long. */
+/** The maximum number of events that one read compares with a filter, so that it takes a bounded time. */
 const window = 10_000
 
 const readPage = (log: MemoryLog, options: ReadOptions | undefined): Effect.Effect<Page, ValidationError> =>
@@ -142,7 +145,7 @@ const matcher = (filter: Filter | undefined): ((event: StoredEvent) => boolean) 
     (slice === undefined || sliceOf(event.aggregateId, slice.of) === slice.index)
 }
 
-/** FNV-1a of 32 bits. */
+/** The 32-bit FNV-1a hash. */
 const hash = (text: string): number => {
   let value = 0x811c9dc5
   for (let index = 0; index < text.length; index++) {

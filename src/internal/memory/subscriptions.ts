@@ -1,5 +1,6 @@
 /**
- * What subscriptions keep, in memory: a lease ends when it is given back, and stores nothing from then on.
+ * The subscriptions of the store in memory: checkpoints, leases and parked events. A lease ends with its scope, and
+ * stores nothing afterwards.
  */
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
@@ -22,7 +23,7 @@ import { feedEventAt, type MemoryLog, sliceOf } from "./feed.js"
 export const makeMemorySubscriptions = (log: MemoryLog): SubscriptionStoreService => {
   const rows = new Map<string, Array<Row>>()
   const waiting = new Set<() => void>()
-  const takingBack = Effect.unsafeMakeSemaphore(1)
+  const retrying = Effect.unsafeMakeSemaphore(1)
 
   const changed = () => {
     for (const wake of [...waiting]) wake()
@@ -61,12 +62,12 @@ export const makeMemorySubscriptions = (log: MemoryLog): SubscriptionStoreServic
         parked: []
       }
       known.push(row)
-      // A subscription that begins behind a position has reached it.
+      // A new subscription may begin at a position that a fiber waits for.
       changed()
       return Effect.succeed(row)
     })
 
-  /** Takes the lease, and returns the token that it is valid by. */
+  /** Waits for the lease, takes it, and returns its fencing token. */
   const take = (row: Row, holder: string): Effect.Effect<number> =>
     Effect.suspend(() => {
       if (row.holder !== undefined || row.stopped) return Effect.zipRight(change, take(row, holder))
@@ -80,7 +81,7 @@ export const makeMemorySubscriptions = (log: MemoryLog): SubscriptionStoreServic
       changed()
     })
 
-  const setAsideOf = (name: string): ReadonlyArray<ParkedEvent> => (rows.get(name) ?? []).flatMap((row) => row.parked)
+  const parkedOf = (name: string): ReadonlyArray<ParkedEvent> => (rows.get(name) ?? []).flatMap((row) => row.parked)
 
   const discard: SubscriptionStoreService["discardParked"] = (name, place) =>
     Effect.sync(() => {
@@ -120,7 +121,7 @@ export const makeMemorySubscriptions = (log: MemoryLog): SubscriptionStoreServic
         const lease: Lease = {
           position: row.position,
           attempts: Option.fromNullable(row.attempted),
-          // Its holders are in this process, and their scopes end.
+          // A lease never expires, because its holder is in this process and its scope ends.
           isTakenOver: false,
           lost: Effect.never,
           checkpoint: whileHeld(Effect.sync(() => row.position)),
@@ -196,14 +197,14 @@ export const makeMemorySubscriptions = (log: MemoryLog): SubscriptionStoreServic
         row.attempted = undefined
         row.stopped = false
       }),
-    parked: (name) => Effect.sync(() => [...setAsideOf(name)].sort((a, b) => order(a.position, b.position))),
+    parked: (name) => Effect.sync(() => [...parkedOf(name)].sort((a, b) => order(a.position, b.position))),
     retryParked: (name, place, effect) =>
-      // One after the other: who comes second finds it done.
-      takingBack.withPermits(1)(
+      // One after the other, so that a second call finds the event removed.
+      retrying.withPermits(1)(
         Effect.suspend(() => {
           const index = log.indexOf(place.aggregateId, place.sequence)
           const stored = index === undefined ? undefined : log.at(index)
-          const known = setAsideOf(name).some((event) => isAt(event, place))
+          const known = parkedOf(name).some((event) => isAt(event, place))
           return !known || index === undefined || stored === undefined
             ? Effect.succeed(false)
             : Effect.zipRight(effect(feedEventAt(index, stored)), discard(name, place))
@@ -218,7 +219,7 @@ export const makeMemorySubscriptions = (log: MemoryLog): SubscriptionStoreServic
 interface Row extends Key {
   position: Position
   holder: string | undefined
-  /** Raised when the lease is taken, and when it is given back. */
+  /** The fencing token: it rises when the lease is taken and when it ends. */
   token: number
   stopped: boolean
   lastFailure: EventFailure | undefined

@@ -1,14 +1,16 @@
 /**
- * Keeps everybody else out of a folder that only one may write, be it a process, one in another container, a worker thread,
- * or a copy of this module. PGlite itself would let them in, and all would ruin it.
+ * Locks the folder of a database for one owner: against other processes, also in other containers, worker threads, and
+ * copies of this module. PGlite has no such lock, and two writers destroy the database. `PgliteClient` calls it.
  *
- * Whoever wants in raises a flag, a file with a name that nobody else ever has, and then looks for the flags of others. Of
- * two at once, the one that raised it later sees the other's, so they are never both in; one gives way and tries again. A
- * dead one's flag is removed whenever it is found, and never by mistake another's, since its name does not come back.
+ * An owner creates a flag, which is a file with a unique name, and then looks for the flags of others. Of two
+ * concurrent owners the later one sees the flag of the other. So never both hold the lock; one removes its flag and
+ * retries. The flag of a dead owner is removed when it is found. Names are never used again, so a removal can't hit
+ * another flag.
  *
- * On Linux a flag is a socket, on which its owner listens: the kernel tells whether it lives, and closes it with the process,
- * which a number does not say of a process in another container. Elsewhere, and on a disk that holds no sockets, it is an
- * empty file, and the number of the process in its name has to do. Who can't be known to be dead is taken to be alive.
+ * On Linux a flag is a socket on which its owner listens, because a process number does not tell whether a process in
+ * another container lives. The kernel closes the socket with the process. Elsewhere, and on a disk without sockets, a
+ * flag is an empty file with the process number in its name. An owner is taken to be alive unless it is known to be
+ * dead.
  */
 import type { Server } from "node:net"
 import { SqlError } from "@effect/sql/SqlError"
@@ -17,7 +19,7 @@ import * as Effect from "effect/Effect"
 import * as Predicate from "effect/Predicate"
 import type * as Scope from "effect/Scope"
 
-/** Why there is no lock: somebody holds it, or the disk failed. */
+/** Why the lock was not taken: another owner holds it, or the disk failed. */
 export class LockError extends Data.TaggedError("LockError")<{
   readonly reason: "Held" | "Failed"
   readonly message: string
@@ -26,7 +28,7 @@ export class LockError extends Data.TaggedError("LockError")<{
 
 /** Locks the folder of a database for the scope. */
 export const lockFolder = (folder: string): Effect.Effect<void, SqlError, Scope.Scope> =>
-  // Where there is no file system of the machine's own, as in a browser, the storage has locks of its own.
+  // Without a file system, as in a browser, the storage has locks of its own.
   isPath(folder)
     ? attempt(() => beside(folder.replace(/^file:\/\//, ""))).pipe(
         Effect.flatMap((lock) => hold(lock, "the database")),
@@ -35,8 +37,8 @@ export const lockFolder = (folder: string): Effect.Effect<void, SqlError, Scope.
     : Effect.void
 
 /**
- * Holds a lock for the scope. `lock` is a path of which there is nothing while nobody holds it, in a folder that is there
- * and has one name for all; `what` it is that is locked.
+ * Holds a lock for the scope. `lock` is a path that exists only while the lock is held, in an existing folder that has
+ * one name for all owners. `what` names the locked thing in messages.
  */
 export const hold = (lock: string, what: string): Effect.Effect<void, LockError, Scope.Scope> =>
   Effect.asVoid(
@@ -59,7 +61,7 @@ const attempt = <A>(run: () => Promise<A>): Effect.Effect<A, LockError> =>
         : new LockError({ reason: "Failed", cause, message: cause instanceof Error ? cause.message : String(cause) })
   })
 
-/** Not before they are needed: a browser has none of them. */
+/** Imported when they are needed, because a browser has none of them. */
 const load = async () => {
   const [crypto, fs, net, os, path] = await Promise.all([
     import("node:crypto"),
@@ -73,12 +75,12 @@ const load = async () => {
 
 type Node = Awaited<ReturnType<typeof load>>
 
-/** Not inside of the folder: PGlite can't dump one that has a socket in it. */
+/** Beside the folder, because PGlite can't dump a folder with a socket in it. */
 const beside = async (name: string): Promise<string> => {
   const { fs, path } = await load()
   const resolved = path.resolve(name)
   await fs.mkdir(path.dirname(resolved), { recursive: true })
-  // Another name of it must lead to the same lock. A new one has no other names yet.
+  // Another name of the folder must lead to the same lock. A new folder has no other names yet.
   const folder = await fs.realpath(resolved).catch(async (error: unknown) => {
     if (codeOf(error) !== "ENOENT") throw error
     return path.join(await fs.realpath(path.dirname(resolved)), path.basename(resolved))
@@ -86,7 +88,7 @@ const beside = async (name: string): Promise<string> => {
   const own = await fs.stat(folder).catch(() => undefined)
   const parent = await fs.stat(path.dirname(folder))
   if (own !== undefined && own.dev !== parent.dev) {
-    // Others may have it mounted elsewhere, as containers have a volume, and what is beside it there is not what is here.
+    // Containers may mount the folder as a volume elsewhere, where the files beside it are others.
     const below = path.join(folder, "data")
     throw new Error(
       `it is where a disk is mounted, so no lock can be beside it; take a folder inside, such as ${below}`
@@ -95,7 +97,7 @@ const beside = async (name: string): Promise<string> => {
   return `${folder}.lock`
 }
 
-/** The locks of this thread. The flags would tell as well, but only after a second look. */
+/** The locks of this thread. The flags show them too, but only after a retry. */
 const held = new Set<string>()
 
 const take = async (lock: string, what: string): Promise<() => Promise<void>> => {
@@ -112,7 +114,7 @@ const take = async (lock: string, what: string): Promise<() => Promise<void>> =>
       if (other === undefined) {
         const flag = await raise(node, lock, self)
         let others = await look(node, lock, self, flag)
-        // One of those who see each other waits for the rest to give way, or they might do so for ever.
+        // One of the owners that see each other keeps its flag, because otherwise all could retry for ever.
         for (let wait = 0; wait < 50 && others.length > 0 && others.every(({ id }) => flag.id < id); wait++) {
           await pause(10)
           others = await look(node, lock, self, flag)
@@ -126,12 +128,13 @@ const take = async (lock: string, what: string): Promise<() => Promise<void>> =>
         }
         await flag.lower()
       }
-      // Who only tries to get in has a new flag each time.
+      // An owner that only tries to get the lock creates a new flag each time.
       if (other !== undefined && other.name === seen?.name) {
         throw refuse(`process ${other.pid}${isHere(other, self) ? "" : " of another container or machine"}`)
       }
       seen = other
-      // At random, or all would come back at once; and later each time, for a disk that is slow.
+      // After a random time, so that the owners do not retry concurrently, and a longer one each time, because the disk
+      // may be slow.
       await pause(node.crypto.randomInt(5, Math.min(20 * 2 ** attempt, 500)))
     }
     throw refuse("another process")
@@ -141,16 +144,18 @@ const take = async (lock: string, what: string): Promise<() => Promise<void>> =>
   }
 }
 
-/** In the time of the disk: a `TestClock` would not let it pass. */
+/** On the live clock, because a `TestClock` does not drive the disk. */
 const pause = (milliseconds: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, milliseconds))
 
-/** Who has a flag; all of it is in its name, so that a full disk or a crash can't leave half of it. */
+/** The owner of a flag. All of it is in the name of the file, so that a full disk or a crash can't leave a part. */
 interface Owner {
   readonly pid: number
-  /** When the process started, in milliseconds of a clock that nobody sets; the same in all of its threads. */
+  /**
+   * The start of the process, in milliseconds of a clock that is never set. It is equal in all threads of the process.
+   */
   readonly start: number
   readonly host: string
-  /** The run of the kernel, and the namespace of process numbers; "0" where the system does not tell. */
+  /** The boot id of the kernel, and the namespace of process numbers; "0" where the system has none. */
   readonly boot: string
   readonly space: string
 }
@@ -158,7 +163,7 @@ interface Owner {
 interface Flag extends Owner {
   readonly name: string
   readonly id: string
-  /** A `draft` has its place and no listener yet, and is not in anybody's way. */
+  /** A `draft` exists, but has no listener yet. It does not hold the lock. */
   readonly kind: "socket" | "number" | "draft"
 }
 
@@ -189,7 +194,7 @@ const parse = (name: string): Flag | undefined => {
 
 interface OwnFlag {
   readonly id: string
-  /** Or it was taken for that of a dead one while it was made. */
+  /** Or it was removed as the flag of a dead owner while it was created. */
   readonly isRaised: boolean
   readonly lower: () => Promise<void>
 }
@@ -201,13 +206,13 @@ const raise = async ({ crypto, fs, net, path }: Node, lock: string, self: Owner)
     isRaised: true,
     lower: async () => {
       await fs.rm(path.join(lock, name), { force: true }).finally(() => server && close(server))
-      // Not while others have theirs in it.
+      // Fails while the folder has the flags of others.
       await fs.rmdir(lock).catch(() => {})
     }
   })
   const lost: OwnFlag = { id, isRaised: false, lower: async () => {} }
   const unlessLost = (error: unknown) => {
-    // Whoever came before has just removed the folder, or taken the draft for that of a dead one.
+    // The previous owner has just removed the folder, or another one has removed the draft as the flag of a dead owner.
     if (codeOf(error) === "ENOENT") return lost
     throw error
   }
@@ -215,7 +220,7 @@ const raise = async ({ crypto, fs, net, path }: Node, lock: string, self: Owner)
     if (codeOf(error) !== "EEXIST") throw error
   })
   const draft = nameOf("draft", self, id)
-  // Between its two steps, to be there and to have a listener, a socket looks like that of a dead one.
+  // A socket that exists and has no listener yet looks like the socket of a dead owner.
   const server = await through(fs, lock, draft, (address) => listen(net, address))
   if (server !== undefined) {
     const name = nameOf("socket", self, id)
@@ -223,7 +228,7 @@ const raise = async ({ crypto, fs, net, path }: Node, lock: string, self: Owner)
     try {
       await fs.rename(path.join(lock, draft), path.join(lock, name))
       if ((await through(fs, lock, name, (address) => ask(net, address))) === "alive") return flag
-      // The disk holds sockets, and does not lead to them.
+      // The disk can hold sockets, but connections to them fail.
       await flag.lower()
       await fs.mkdir(lock).catch(() => {})
     } catch (error) {
@@ -236,7 +241,7 @@ const raise = async ({ crypto, fs, net, path }: Node, lock: string, self: Owner)
   return fs.writeFile(path.join(lock, name), "", { flag: "wx" }).then(() => raised(name), unlessLost)
 }
 
-/** The flags of others who live. Those of the dead are removed. */
+/** The flags of other living owners. The flags of dead ones are removed. */
 const look = async (node: Node, lock: string, self: Owner, own?: OwnFlag): Promise<ReadonlyArray<Flag>> => {
   const { fs, path } = node
   const names = await fs.readdir(lock).catch((error: unknown): ReadonlyArray<string> => {
@@ -259,23 +264,23 @@ const isHere = (flag: Owner, self: Owner): boolean =>
   flag.boot === self.boot && flag.space === self.space && (self.boot !== "0" || flag.host === self.host)
 
 const stateOf = async ({ fs, net }: Node, lock: string, flag: Flag, self: Owner): Promise<State> => {
-  // The same machine, started anew since; or another one, of which nothing is known.
+  // The same machine after a restart, or another machine, whose owners are unknown.
   if (flag.boot !== self.boot)
     return flag.host === self.host && flag.boot !== "0" && self.boot !== "0" ? "dead" : "alive"
   if (flag.kind !== "number") return (await through(fs, lock, flag.name, (address) => ask(net, address))) ?? "alive"
   if (!isHere(flag, self)) return "alive"
-  // With this process's own number it was one before it, or is another thread of this one.
+  // With the number of this process, it is an earlier process, or another thread of this one.
   if (flag.pid === self.pid) return Math.abs(flag.start - self.start) > 50 ? "dead" : "alive"
   try {
     process.kill(flag.pid, 0)
     return "alive"
   } catch (error) {
-    // Or else it is there, and belongs to somebody else.
+    // Any other error means that the process exists and belongs to another user.
     return codeOf(error) === "ESRCH" ? "dead" : "alive"
   }
 }
 
-/** Uses the address of a socket, by a path that is short enough for one however long that of the folder is. */
+/** Calls `use` with the address of a socket: a path that is short enough, also where the path of the folder is long. */
 const through = async <A>(
   fs: Node["fs"],
   lock: string,
@@ -291,15 +296,15 @@ const through = async <A>(
 const listen = (net: Node["net"], address: string): Promise<Server | undefined> =>
   new Promise((resolve) => {
     const server = net.createServer((socket) => socket.destroy())
-    // For good: one that can't accept a question for want of files still has its lock.
+    // Errors are ignored, because an owner that can't accept a connection for lack of files still has its lock.
     server.on("error", () => resolve(server.listening ? server : undefined))
-    // Its own even in a worker of `cluster`, for which the primary would listen. It keeps no process from its end.
+    // Exclusive, because in a worker of `cluster` the primary would listen. It does not keep the process alive.
     server.listen({ path: address, exclusive: true }, () => resolve(server.unref()))
   })
 
 const close = (server: Server): Promise<void> => new Promise((resolve) => server.close(() => resolve()))
 
-/** The kernel answers for the listener, however busy that one is. */
+/** The kernel accepts the connection, also while the owner is busy. */
 const ask = (net: Node["net"], address: string): Promise<State> =>
   new Promise((resolve) => {
     const socket = net.connect(address)

@@ -1,11 +1,11 @@
 /**
- * Effects that have come to their end already: what follows is done at once, without the runtime, whose steps are what a short
- * command costs.
+ * Continues effects that are an `Exit` already, without a step of the runtime. A short command costs little more than
+ * such steps, so the command handler and the codecs avoid them.
  */
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 
-/** `Effect.flatMap`; `next` is called at once where the result is there. */
+/** `Effect.flatMap`, which calls `next` immediately if the effect is an exit. */
 export const flatMapSync = <A, E, R, B, E2, R2>(
   effect: Effect.Effect<A, E, R>,
   next: (a: A) => Effect.Effect<B, E2, R2>
@@ -16,11 +16,11 @@ export const flatMapSync = <A, E, R, B, E2, R2>(
       ? next(effect.value)
       : Exit.failCause(effect.cause)
 
-/** The result of an effect that has one already. */
+/** Whether the effect is an exit. */
 export const isSettled = <A, E, R>(effect: Effect.Effect<A, E, R> | Exit.Exit<A, E>): effect is Exit.Exit<A, E> =>
   Exit.isExit(effect)
 
-/** Calls what makes an effect; what it throws is a defect of the effect. */
+/** `Effect.suspend`, which calls `make` immediately. An exception becomes a defect of the effect. */
 export const called = <A, E, R>(make: () => Effect.Effect<A, E, R>): Effect.Effect<A, E, R> => {
   try {
     return make()

@@ -12,17 +12,16 @@ import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import { type Event, maxSequence, type StoredEvent } from "../../Event.js"
 import type { StoredSnapshot } from "../../Snapshot.js"
-import type { EncodedStore } from "../../StoreAdapter.js"
-import type { StoreError, ValidationError } from "../../StoreError.js"
+import type { EncodedStore, EventPage, SequenceRange, StreamReads } from "../../StoreAdapter.js"
+import type { StoreError } from "../../StoreError.js"
 import type { Timestamp } from "../../Timestamp.js"
-import { withSpanIfTraced } from "../runtime/tracing.js"
 import { type Contents, fitting, isComplete, type LogTable, shareOf, smallOrNull } from "../store/pageBytes.js"
-import { decodeSnapshot, type Range, validateRange } from "../store/storedRecord.js"
-import { type Stream, type StreamReader, streamOf } from "../store/streamReader.js"
+import { decodeSnapshot } from "../store/storedRecord.js"
+import { eventPage } from "../store/streamReader.js"
 import { execute, retryDisturbed } from "./pg/execute.js"
 
 /** The reads of the port. */
-export const makeReads = (log: LogTable): Pick<EncodedStore, "readEvents" | "readSnapshot"> => ({
+export const makeReads = (log: LogTable): Pick<EncodedStore, "readEvents" | "readSnapshot" | "readStream"> => ({
   readEvents: (range) =>
     Effect.map(query(log, "getEvents", selectEvents(log, range)), (rows) =>
       rows.map((row) => eventOf(range.aggregateId, row))
@@ -34,61 +33,44 @@ export const makeReads = (log: LogTable): Pick<EncodedStore, "readEvents" | "rea
         sequence: Number(found.sequence),
         aggregateId: range.aggregateId
       }))
-    )
+    ),
+  readStream: makeStreamReads(log)
 })
 
 /** The reads of an aggregate that loads. */
-export const makeStreamReader = (log: LogTable): StreamReader => {
-  const read = <A>(
-    id: string,
-    minSequence: number,
-    upTo: number,
-    select: (range: Range) => Effect.Effect<A, SqlError>
-  ): Effect.Effect<A, ValidationError | StoreError> =>
-    Effect.flatMap(validateRange("getEvents", id, minSequence, { maxSequence: upTo }), (range) =>
-      withSpanIfTraced("SqlStore.getEvents", { attributes: { "aggregate.id": id } })(
-        query(log, "getEvents", select(range))
-      )
-    )
+const makeStreamReads = (log: LogTable): StreamReads<StoreError> => {
+  const read = <A>(statement: Effect.Effect<A, SqlError>) => query(log, "getEvents", statement)
 
   /** As many events as a page can have, where some of them are large. */
-  const measured = (id: string, minSequence: number, upTo: number, limit: number) =>
-    read(id, minSequence, upTo, (range) =>
-      Effect.map(selectFittingEvents(log, range, limit), (rows) => pageOfMeasured(id, rows))
-    )
+  const measured = (range: SequenceRange, limit: number) =>
+    Effect.map(read(selectFittingEvents(log, range, limit)), (rows) => pageOfMeasured(range.aggregateId, rows))
 
   return {
-    events: (id, minSequence, limit) => {
+    page: (aggregateId, minSequence, limit) => {
+      const range = { aggregateId, minSequence, maxSequence }
       if (limit < longPage) {
-        const small = read(id, minSequence, maxSequence, (range) =>
-          Effect.map(selectSmallEvents(log, range, limit), (rows) => pageOf(id, rows, limit))
-        )
+        const small = Effect.map(read(selectSmallEvents(log, range, limit)), (rows) => pageOf(aggregateId, rows, limit))
         return Effect.flatMap(small, (page) =>
-          "measureFrom" in page ? measured(id, page.measureFrom, maxSequence, limit) : Effect.succeed(page)
+          "measureFrom" in page ? measured({ ...range, minSequence: page.measureFrom }, limit) : Effect.succeed(page)
         )
       }
-      const inOneRow = read(id, minSequence, maxSequence, (range) =>
-        Effect.map(selectPage(log, range, limit), ([row]) => pageOfRow(id, row, limit))
-      )
+      const inOneRow = Effect.map(read(selectPage(log, range, limit)), ([row]) => pageOfRow(aggregateId, row, limit))
       return Effect.flatMap(inOneRow, (page) =>
-        "rowsUpTo" in page ? measured(id, minSequence, page.rowsUpTo, limit) : Effect.succeed(page)
+        "rowsUpTo" in page ? measured({ ...range, maxSequence: page.rowsUpTo }, limit) : Effect.succeed(page)
       )
     },
-    fromSnapshot: (id, upTo, limit) => {
-      const small = read(id, 1, upTo, (range) =>
-        Effect.map(selectStream(log, range, limit), (rows) => ({
-          snapshot: Option.map(Option.fromNullable(rows.find(isSnapshot)), (row) =>
-            decodeSnapshot({ ...row, sequence: Number(row.sequence), aggregateId: id })
-          ),
-          page: pageOf(id, rows, limit)
-        }))
-      )
-      return Effect.flatMap(small, ({ page, snapshot }) =>
-        Effect.map(
-          "measureFrom" in page ? measured(id, page.measureFrom, upTo, limit) : Effect.succeed(page),
-          (stream) => ({ ...stream, snapshot })
+    fromSnapshot: (aggregateId, upTo, limit) => {
+      const range = { aggregateId, minSequence: 1, maxSequence: upTo }
+      return Effect.flatMap(read(selectStream(log, range, limit)), (rows) => {
+        const snapshot = Option.map(Option.fromNullable(rows.find(isSnapshot)), (row) =>
+          decodeSnapshot({ ...row, sequence: Number(row.sequence), aggregateId })
         )
-      )
+        const page = pageOf(aggregateId, rows, limit)
+        return Effect.map(
+          "measureFrom" in page ? measured({ ...range, minSequence: page.measureFrom }, limit) : Effect.succeed(page),
+          (found) => ({ ...found, snapshot })
+        )
+      })
     }
   }
 }
@@ -130,17 +112,17 @@ const pageOf = (
   aggregateId: string,
   rows: ReadonlyArray<SmallRow>,
   limit: number
-): Stream | { readonly measureFrom: number } => {
+): EventPage | { readonly measureFrom: number } => {
   const found = rows.filter(({ type }) => type !== null)
   const first = found.slice(0, limit)
   return first.every(isEvent)
-    ? streamOf(eventsOfRows(aggregateId, first), found.length > limit)
+    ? eventPage(eventsOfRows(aggregateId, first), found.length > limit)
     : { measureFrom: Number(found[0]?.sequence) }
 }
 
 /** The page of measured rows. It may have been cut anywhere, so there may be more events after it. */
-const pageOfMeasured = (aggregateId: string, rows: ReadonlyArray<EventRow>): Stream =>
-  streamOf(eventsOfRows(aggregateId, rows), rows.length > 0)
+const pageOfMeasured = (aggregateId: string, rows: ReadonlyArray<EventRow>): EventPage =>
+  eventPage(eventsOfRows(aggregateId, rows), rows.length > 0)
 
 /** Whether a row of `selectStream` is the snapshot. */
 const isSnapshot = (row: SmallRow): row is SmallRow & { readonly body: string; readonly metadata: string } =>
@@ -169,16 +151,16 @@ const eventsOfRows = (aggregateId: string, rows: ReadonlyArray<EventRow>): Reado
 }
 
 /** All events of a range, however large they are. */
-const selectEvents = ({ schema, sql }: LogTable, range: Range) =>
+const selectEvents = ({ schema, sql }: LogTable, range: SequenceRange) =>
   sql<EventRow>`select ${eventColumns(sql)} from ${schema}.event_log where ${inRange(sql, range)} order by sequence`
 
 /** The events up to a limit and one more, which shows that there are more. */
-const selectSmallEvents = ({ measuring, schema, sql }: LogTable, range: Range, limit: number) =>
+const selectSmallEvents = ({ measuring, schema, sql }: LogTable, range: SequenceRange, limit: number) =>
   sql<SmallRow>`select ${eventColumns(sql, smallOrNull(sql, measuring, limit))}
     from ${schema}.event_log where ${inRange(sql, range)} order by sequence limit ${limit + 1}`
 
 /** As many events as a page can have, up to a limit. */
-const selectFittingEvents = ({ measuring, schema, sql }: LogTable, range: Range, limit: number) =>
+const selectFittingEvents = ({ measuring, schema, sql }: LogTable, range: SequenceRange, limit: number) =>
   sql<EventRow>`select ${eventColumns(sql)} from ${fitting(
     sql,
     measuring,
@@ -189,7 +171,7 @@ const selectFittingEvents = ({ measuring, schema, sql }: LogTable, range: Range,
 const eventColumns = (sql: SqlClient.SqlClient, contents = sql.literal("body::text, metadata::text")) =>
   sql`timestamp::text, sequence, '.' || type as type, ${contents}`
 
-const inRange = (sql: SqlClient.SqlClient, { aggregateId, maxSequence, minSequence }: Range) =>
+const inRange = (sql: SqlClient.SqlClient, { aggregateId, maxSequence, minSequence }: SequenceRange) =>
   sql`aggregate_id = ${aggregateId} and sequence between ${minSequence} and ${maxSequence}`
 
 /** A page of a stream in one row of JSON lists. */
@@ -205,7 +187,7 @@ interface PageRow {
 }
 
 /** The events up to a limit and one more, in one row. */
-const selectPage = ({ schema, sql }: LogTable, { aggregateId, minSequence }: Range, limit: number) =>
+const selectPage = ({ schema, sql }: LogTable, { aggregateId, minSequence }: SequenceRange, limit: number) =>
   sql<PageRow>`select events::int as found, first, last, timestamps, types, bodies, metadata
     from ${schema}.read_page(${aggregateId}, ${minSequence}, ${Math.min(minSequence + limit, maxSequence)}, ${maxPageSize})`
 
@@ -220,7 +202,7 @@ const pageOfRow = (
   aggregateId: string,
   row: PageRow | undefined,
   limit: number
-): Stream | { readonly rowsUpTo: number } => {
+): EventPage | { readonly rowsUpTo: number } => {
   if (row === undefined) return { rowsUpTo: maxSequence }
   const [found, first, last] = [Number(row.found), Number(row.first), Number(row.last)]
   if (found === 0 || last - first + 1 !== found) return { rowsUpTo: maxSequence }
@@ -262,10 +244,10 @@ type Columns = [
 ]
 
 /** The snapshot, if there is one, and the events from its sequence up to a limit and one more. */
-const selectStream = ({ schema, sql }: LogTable, { aggregateId, maxSequence }: Range, limit: number) =>
+const selectStream = ({ schema, sql }: LogTable, { aggregateId, maxSequence }: SequenceRange, limit: number) =>
   sql<SmallRow>`select * from ${schema}.read_stream(${aggregateId}, ${maxSequence}, ${limit + 1}, ${shareOf(limit)})`
 
-const selectSnapshot = ({ schema, sql }: LogTable, range: Range) =>
+const selectSnapshot = ({ schema, sql }: LogTable, range: SequenceRange) =>
   sql<Omit<StoredSnapshot, "aggregateId">>`select timestamp::text, sequence, body::text, metadata::text
     from ${schema}.snapshots
     where aggregate_id = ${range.aggregateId} and sequence between ${range.minSequence} and ${range.maxSequence}`

@@ -1,27 +1,49 @@
 /**
- * Of which aggregate an event is: how projections and subscriptions tell, and how they show it to handlers.
+ * Which aggregate an event belongs to: how projections and subscriptions find their events, and the ids that handlers
+ * receive.
  */
-import { type Envelope, type Event, identityOf, type StreamIds } from "../../Event.js"
+import { type Envelope, type Event, identityOf } from "../../Event.js"
+import type { Projection } from "../../Projection.js"
 
-/** An aggregate, as its events tell it, or all of them. */
-export type Origin = "all" | { readonly name: string; readonly streams: StreamIds }
-
-/** Whether an event of that stream is of the origin. The streams of an aggregate with plain ids can't be told from others. */
-export const isOf = (origin: Origin | undefined, aggregateId: string): boolean => {
+/**
+ * Whether an event of that stream is of the origin. An aggregate with plain ids takes every stream, because no stream
+ * names its kind.
+ */
+export const isOf = (origin: Projection.Origin | undefined, aggregateId: string): boolean => {
   const kind = kindOf(origin)
   return kind === undefined || (aggregateId.charAt(kind.length) === "/" && aggregateId.startsWith(kind))
 }
 
-/** The kind that all events of the origin have, if they have one. */
-export const kindOf = (origin: Origin | undefined): string | undefined =>
+/** The kind of all events of the origin, if they have one. */
+export const kindOf = (origin: Projection.Origin | undefined): string | undefined =>
   typeof origin === "object" && origin.streams === "byKind" ? origin.name : undefined
 
 /** The event with the identity of its aggregate. */
 export const envelopeOf = (event: Event): Envelope =>
   isEnvelope(event) ? event : { ...event, ...identityOf(event.aggregateId) }
 
-/** The event as an aggregate with plain ids has it: the id is that of its stream, whatever is in it. */
+/** The event of an aggregate with plain ids: its id is the id of its stream. */
 export const withOwnIds = <E extends Event>(event: E): E & Envelope => ({ ...event, kind: "", id: event.aggregateId })
+
+/**
+ * The projection of that aggregate, or of all. One of an aggregate with plain ids receives its events with these ids.
+ */
+export const bindTo = <E, R>(origin: Projection.Origin, projection: Projection<E, R>): Projection.Bound<E, R> => {
+  if (origin === "all") return { ...projection, of: origin }
+  // Callers pass the aggregate itself, too.
+  const of = { name: origin.name, streams: origin.streams }
+  if (of.streams !== "plain") return { ...projection, of }
+  const { refusalOf } = projection
+  const refusals = {
+    refusalOf: refusalOf && ((constraint: string, event: Event) => refusalOf(constraint, withOwnIds(event)))
+  }
+  if (projection.project === undefined) {
+    const { statements } = projection
+    return { ...projection, of, ...refusals, statements: (event) => statements(withOwnIds(event)) }
+  }
+  const { project } = projection
+  return { ...projection, of, ...refusals, project: (event) => project(withOwnIds(event)) }
+}
 
 // --- internal ---
 

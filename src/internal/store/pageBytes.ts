@@ -1,20 +1,22 @@
 /**
- * How many bytes a page of events may have, and how Postgres measures them.
+ * The maximum bytes of a page of events, and the SQL that measures them. `sql/feed` and `sql/readStream` build their
+ * queries of it, and the store in memory has the same limit.
  *
- * A page is read in two steps at most. The first statement reads all rows up to the limit of the page, but a body or metadata of more than
- * its share of the page as null. Where all values come, that is the page: the usual case, for a few comparisons a row. Otherwise a second
- * statement measures the rows, and sends as many from the first on as the page can have. Nothing that is left out is sent or decompressed.
+ * A page is read by one or two statements. The first reads all rows up to the limit of the page, but large values
+ * (above their share of the page) as null. Usually no value is null, and the rows are the page; this costs a few
+ * comparisons for each row. Otherwise a second statement measures the rows, and sends as many as the page can have. No
+ * other value is sent or decompressed.
  *
- * `pg_column_size` reads no more than the pointer to a value that is stored out of line. It tells the size as it is stored, which is the
- * size that is read unless the value is compressed, to a 90th at best. Only the text of a compressed value tells its size.
+ * `pg_column_size` returns the stored size, and reads only the pointer to a value that is stored out of line. A
+ * compressed value is up to 90 times as large as its stored size, so its text must be measured.
  */
 import type * as SqlClient from "@effect/sql/SqlClient"
 import type * as Statement from "@effect/sql/Statement"
 
-/** In bytes of JSON. A page of one event may have more, because an event has up to 64 MB. */
+/** In bytes of JSON. A page of one event may have more, because one event has up to 64 MB. */
 export const maxPageBytes = 4_000_000
 
-/** A database, as far as its version matters here. */
+/** The features of a database that depend on its version. */
 export interface Measuring {
   /** Whether it has `pg_column_compression`, as Postgres has from version 14 on. */
   readonly tellsCompression: boolean
@@ -27,20 +29,22 @@ export interface LogTable {
   readonly measuring: Measuring
 }
 
-/** The columns `body` and `metadata` as text, or null where a value has more than its share of a page of so many events. */
+/**
+ * The columns `body` and `metadata` as text, or null where a value is larger than its share of a page with that limit.
+ */
 export const smallOrNull = (sql: SqlClient.SqlClient, measuring: Measuring, limit: number): Statement.Fragment =>
   sql.literal(
     contents.map((column) => `${smallText(measuring, column, String(shareOf(limit)))} as ${column}`).join(", ")
   )
 
-/** A column as text, or null where it has more bytes than that. */
+/** A column as text, or null where it has more bytes. */
 export const smallText = ({ tellsCompression }: Measuring, column: string, most: string): string => {
   const measured = `octet_length(${column}::text) <= ${most}`
   const isSmall = tellsCompression ? `(pg_column_compression(${column}) is null or ${measured})` : measured
   return `case when pg_column_size(${column}) <= ${most} and ${isSmall} then ${column}::text end`
 }
 
-/** What one value may have of a page of so many events, in bytes. */
+/** The share of one value in a page with that limit, in bytes. */
 export const shareOf = (limit: number): number => Math.floor((maxPageBytes - 1) / limit)
 
 /** Whether a row has both of its values. */
@@ -59,7 +63,7 @@ interface Complete {
 }
 
 /**
- * Of rows of the event log, which are selected in an order and up to a limit, as many from the first on as a page can have, or a few less, and at
+ * The first of the selected rows of the event log, in their order: as many as a page can have, or a few less, and at
  * least one.
  */
 export const fitting = (
@@ -75,8 +79,8 @@ export const fitting = (
   const sumOf = (each: (column: string) => string) => sql.literal(contents.map(each).join(" + "))
   const most = sql.literal(String(maxPageBytes))
   const upToHere = sql.literal(`over (order by ${order} rows unbounded preceding)`)
-  // Measuring a compressed value decompresses it. So only rows are measured that are expected in the page, by what JSON usually comes to when it
-  // is decompressed. `offset 0` keeps the planner from measuring a row once for each mention of its bytes.
+  // Measuring a compressed value decompresses it. So only rows that are expected in the page are measured, by the usual
+  // ratio of compressed JSON. Without `offset 0` the planner would measure a row once for each mention of its bytes.
   const expected = (column: string) =>
     tellsCompression
       ? `pg_column_size(${column}) * case when pg_column_compression(${column}) is null then 1 else ${usualRatio} end`
@@ -100,5 +104,5 @@ export const fitting = (
 
 const contents = ["body", "metadata"] as const
 
-/** How many times as large as it is stored a compressed value is expected to be. */
+/** The expected ratio of the size of a compressed value to its stored size. */
 const usualRatio = 4

@@ -1,6 +1,6 @@
 /**
- * What a failure of a projection means: a refusal where the projection declares the violated constraint, else a `StoreError` that names
- * projection and event.
+ * Maps the failures of projections: to the refusal that the projection declares for a violated constraint, or to a
+ * `StoreError` that names projection and event.
  */
 import { SqlError } from "@effect/sql/SqlError"
 import * as Effect from "effect/Effect"
@@ -24,13 +24,21 @@ export const refusalFor = <E>(
   return constraint === undefined ? undefined : refusalOf(constraint, event)
 }
 
-/** A failed statement becomes a `StoreError`; any other failure stays. */
+/** Maps a `SqlError` to a `StoreError`. Any other failure stays as it is. */
 export const withoutSqlError = <E>(projection: string, event: Event, error: E): Exclude<E, SqlError> | StoreError =>
   error instanceof SqlError ? fromProjection(projection, event, error) : (error as Exclude<E, SqlError>)
 
+/** The refusals of a projection, with a `StoreError` for every `SqlError` among them. */
+export const convertRefusals =
+  <E>(refusalOf: (constraint: string, event: Event) => E | undefined, name: string) =>
+  (constraint: string, event: Event): Exclude<E, SqlError> | StoreError | undefined => {
+    const refusal = refusalOf(constraint, event)
+    return refusal === undefined ? undefined : withoutSqlError<E>(name, event, refusal)
+  }
+
 /**
- * Names projection and event in a `StoreError`. One that names an aggregate already is of a commit inside the projection, unless it is of
- * the same event, and stays.
+ * Adds the names of projection and event to a `StoreError`. An error that names another aggregate or event is of a
+ * commit inside the projection, and stays as it is.
  */
 export const located = <E>(projection: string, event: Event, error: E): E | StoreError =>
   error instanceof StoreError &&
@@ -46,7 +54,10 @@ export const located = <E>(projection: string, event: Event, error: E): E | Stor
       })
     : error
 
-/** Where a statement has failed because a table that the projection owns, or a column of it, is not there, the failure says how it is made. */
+/**
+ * If a statement failed because a table that the projection owns is missing, or a column of it, the failure gets the
+ * hint how it is created.
+ */
 export const withMissingTable = <E>({ tables }: TableOptions, error: E): E | SqlError | StoreError => {
   if (tables === undefined || !(error instanceof SqlError || error instanceof StoreError)) return error
   const { code, description } = error instanceof SqlError ? fromSqlError("", "writing", error) : error
@@ -63,7 +74,7 @@ export const withMissingTable = <E>({ tables }: TableOptions, error: E): E | Sql
     : new StoreError({ ...error, description: `${description}; ${hint}` })
 }
 
-/** Decodes the events of a projection; the failure names the projection. */
+/** Decodes the events of a projection. A failure names the projection. */
 export const decodingFor = <A extends Tagged, I extends Tagged>(
   projection: string,
   events: Schema.Schema<A, I>
@@ -76,8 +87,8 @@ export const decodingFor = <A extends Tagged, I extends Tagged>(
 type Decode<A> = (stored: Event) => Either.Either<A, StoreError>
 
 /**
- * Finds the handler of a constraint, and calls it with the decoded event; none where there are no such handlers. A handler that returns
- * anything but a tagged error leaves the violation a `StoreError`, which says so.
+ * Makes `refusalOf` of the handlers of constraints: it decodes the event and calls the handler of the constraint. If a
+ * handler returns anything but a tagged error, the result is a `StoreError` that says so.
  */
 export const refusalsOf = <A extends Tagged, E>(
   projection: string,
@@ -99,7 +110,7 @@ export const refusalsOf = <A extends Tagged, E>(
 
 // --- internal ---
 
-/** The `SQLSTATE` of a table that is not there. */
+/** The `SQLSTATE` of a missing table. */
 const undefinedTable = "42P01"
 
 /** The `SQLSTATE` of a column that is not there. */
@@ -108,13 +119,13 @@ const undefinedColumn = "42703"
 /** The name of a declared table as the catalogue has it. */
 const bareName = (table: string): string => quotedTable(table).slice(1, -1).replaceAll('""', '"')
 
-/** Whether the text has the name, and not only as a part of a longer one. The quotes around it depend on the language. */
+/** Whether the text contains the name as a whole word. The quotes around it depend on the language of the server. */
 const isNamedIn = (text: string, name: string): boolean => {
   const escaped = name.replace(/[\^$.*+?()[\]{}|/]/g, "\\$&")
   return new RegExp(`(?<![\\p{L}\\p{N}_$])${escaped}(?![\\p{L}\\p{N}_$])`, "u").test(text)
 }
 
-/** Instances of `Schema.TaggedError` are effects; an effect that is no error has not run, so it is no refusal. */
+/** Instances of `Schema.TaggedError` are effects and refusals. Any other effect has not run, so it is no refusal. */
 const isRefusal = (value: unknown): boolean =>
   tagOf(value) !== undefined && (value instanceof Error || !Effect.isEffect(value))
 

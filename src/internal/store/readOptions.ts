@@ -1,11 +1,11 @@
 /**
- * What is asked of a feed, checked.
+ * Validates the options of reads of a feed, and combines filters. The feeds and subscriptions of all stores call it.
  */
 import * as Effect from "effect/Effect"
 import { beginning, type Filter, isPosition, type Position, type ReadOptions } from "../../EventFeed.js"
 import { ValidationError, ValidationIssue } from "../../StoreError.js"
 
-/** A read with its defaults. A filter that restricts nothing is none. */
+/** Validates a read and fills in its defaults. A filter that restricts nothing becomes `undefined`. */
 export const validateFeedRead = (
   options: ReadOptions | undefined
 ): Effect.Effect<
@@ -20,7 +20,7 @@ export const validateFeedRead = (
     return { after, limit, filter: restricting(filter) }
   })
 
-/** Fails for what is no position, with the operation and the path of the input. */
+/** Fails with the operation and the path of the input, unless the value is a position. */
 export const checkPosition = (
   operation: string,
   position: unknown,
@@ -30,14 +30,14 @@ export const checkPosition = (
     ? Effect.void
     : Effect.fail(new ValidationError({ operation, issues: [issue(path, noPosition)] }))
 
-/** Of what a filter lets through, the share of one partition. */
+/** The filter, restricted to one partition. */
 export const filterOfPartition = (
   filter: Filter | undefined,
   partition: number,
   partitions: number
 ): Filter | undefined => (partitions === 1 ? filter : { ...filter, slice: { index: partition, of: partitions } })
 
-/** The filter that lets through what both let through. At most one of them has a slice. */
+/** The filter for events that match both filters. At most one of them has a slice. */
 export const bothOf = (one: Filter | undefined, other: Filter | undefined): Filter => ({
   types: common(one?.types, other?.types),
   kinds: common(one?.kinds, other?.kinds),
@@ -95,6 +95,6 @@ const checkFilter = (filter: unknown, path: ReadonlyArray<string>, issues: Array
 const isWhole = (value: unknown, min: number, max: number): value is number =>
   typeof value === "number" && Number.isInteger(value) && value >= min && value <= max
 
-// What is no filter has been refused by then.
+// A value that is no filter is refused before.
 const restricting = (filter: Filter | undefined): Filter | undefined =>
   filter?.types === undefined && filter?.kinds === undefined && filter?.slice === undefined ? undefined : filter

@@ -1,25 +1,29 @@
 /**
- * Which events concern projections, and running projections for one.
+ * Which events a projection handles, and how projections run: in a commit, in a subscription and in a rebuild.
  */
 import { SqlError } from "@effect/sql/SqlError"
+import type { Statement } from "@effect/sql/Statement"
 import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
-import type { Event } from "../../Event.js"
-import type { Projection } from "../../Projection.js"
+import type { Event, StoredEvent } from "../../Event.js"
+import type { Projection, SqlProjection } from "../../Projection.js"
+import type { ProjectionWork } from "../../StoreAdapter.js"
 import { StoreError } from "../../StoreError.js"
-import { isTransientSqlError, transientReasons } from "../runtime/sqlError.js"
+import { inStoreTransaction } from "../runtime/ambientTransaction.js"
+import { fromProjection, isTransientSqlError, transientReasons } from "../runtime/sqlError.js"
 import { isOf, kindOf } from "./origin.js"
-import { located, withMissingTable } from "./projectionFailure.js"
+import { located, refusalFor, withMissingTable } from "./projectionFailure.js"
+import { decodeEvent } from "./storedRecord.js"
 
-/** What tells which events concern a projection, or a part of a subscription. */
+/** The part of a projection or a subscription that says which events it handles. */
 export type Concern = Pick<Projection.Any, "events" | "of">
 
-/** Whether a projection has anything to do for the event: its type and its aggregate are the projection's. */
+/** Whether the type and the aggregate of the event are among those of the projection. */
 export const handles = ({ events, of }: Concern, { aggregateId, type }: Pick<Event, "aggregateId" | "type">): boolean =>
   (events === undefined || events.includes(type)) && isOf(of, aggregateId)
 
-/** The filter that lets through whatever concerns one of them. It may let through more: `concerns` tells exactly. */
+/** A filter for the events that at least one of them handles. It may let through more events: `handles` decides. */
 export const filterOf = (
   concerned: ReadonlyArray<Concern>
 ): { readonly types: ReadonlyArray<string> | undefined; readonly kinds: ReadonlyArray<string> | undefined } => ({
@@ -32,15 +36,19 @@ export const filterOf = (
   )
 })
 
-/** How projections are run. */
+/** How projections run. */
 export interface ProjectOptions {
-  /** Whether they are run by a rebuild, which ends by every failure that it does not retry, so that it is logged as an error. */
+  /** Whether a failure that is not retried ends the run, as in a rebuild. Such a failure is logged as an error. */
   readonly endsRun?: boolean | undefined
 }
 
+/** Runs a projection for an event: its effect, or its statements. */
+export const project = <E, R>(projection: Projection<E, R>, event: Event): Effect.Effect<void, E | StoreError, R> =>
+  projection.project === undefined ? runStatements(projection, event) : projection.project(event)
+
 /**
- * Runs a projection for an event. A `StoreError` gets their names; every other failure stays what it is, so the span and the log have the
- * names.
+ * Runs a projection for an event. A `StoreError` gets the names of both. Any other failure stays as it is, so the names
+ * go to the span and to the log.
  */
 export const projectEvent = <E, R>(
   projection: Projection<E, R>,
@@ -48,20 +56,20 @@ export const projectEvent = <E, R>(
   options?: ProjectOptions
 ): Effect.Effect<void, E, R> =>
   Effect.catchAllCause(
-    Effect.suspend(() => projection.project(event)),
+    Effect.suspend(() => project(projection, event)),
     (cause) =>
       Cause.isInterruptedOnly(cause)
-        ? Effect.failCause(cause)
+        ? Effect.failCause(cause as Cause.Cause<never>)
         : Effect.zipRight(
             report(projection, event, cause, options?.endsRun === true),
-            // A `StoreError` stays one.
+            // The failure of a statement is a `StoreError`, which the types of all callers have.
             Effect.failCause(
               Cause.map(cause, (error) => located(projection.name, event, withMissingTable(projection, error)) as E)
             )
           )
   )
 
-/** Projects an event by each projection that it concerns, one after the other. */
+/** Runs the projections that handle the event, one after the other. */
 export const runProjections =
   <E, R>(projections: ReadonlyArray<Projection<E, R>>, options?: ProjectOptions) =>
   (event: Event): Effect.Effect<void, E, R> =>
@@ -72,9 +80,40 @@ export const runProjections =
     )
 
 /**
- * What it means that a commit failed after its projections had succeeded. A constraint that was deferred to COMMIT names no statement,
- * so it is the refusal of the first projection and event that declare one. A constraint that none declares is still of the projection and
- * the event, where there is only one.
+ * The projections of one commit, for `EncodedStore.appendWith`: they share one transaction, so no two run concurrently.
+ */
+export const projectionWork = <E, R>(
+  stored: ReadonlyArray<StoredEvent>,
+  projections: ReadonlyArray<Projection<E, R>>
+): ProjectionWork<E, R> => ({
+  project: inStoreTransaction(
+    Effect.suspend(() => {
+      const events = stored.map(decodeEvent)
+      const [projection, ...others] = projections
+      const [event, ...further] = events
+      // The usual commit has one event and one projection, and needs no loop.
+      if (projection !== undefined && event !== undefined && others.length === 0 && further.length === 0) {
+        return projectEvent(projection, event)
+      }
+      return Effect.forEach(
+        projections,
+        (projection) =>
+          Effect.forEach(
+            events.filter((event) => handles(projection, event)),
+            (event) => projectEvent(projection, event),
+            { discard: true }
+          ),
+        { discard: true }
+      )
+    })
+  ),
+  statements: projections.every(isSqlProjection) ? statementsOf(stored, projections) : undefined
+})
+
+/**
+ * Maps the failure of a commit whose projections had succeeded. A deferred constraint fails at COMMIT, which names no
+ * statement. So the first projection and event that declare a refusal for it give the refusal. Without one, the
+ * `StoreError` gets the names of projection and event where there is only one.
  */
 export const atCommit = <E, E2>(
   projections: ReadonlyArray<Pick<Projection<E, unknown>, "events" | "name" | "of" | "refusalOf">>,
@@ -101,7 +140,34 @@ export const atCommit = <E, E2>(
 
 // --- internal ---
 
-/** All names of the lists; none where one of them is about all. */
+const isSqlProjection = <E, R>(projection: Projection<E, R>): projection is SqlProjection<E, R> =>
+  projection.statements !== undefined
+
+const runStatements = <E, R>(
+  { name, refusalOf, statements }: SqlProjection<E, R>,
+  event: Event
+): Effect.Effect<void, E | StoreError, R> =>
+  Effect.flatMap(statements(event), (all) =>
+    Effect.mapError(
+      Effect.forEach(all, (statement) => statement, { discard: true }),
+      (error) => refusalFor(refusalOf, event, error) ?? fromProjection(name, event, error)
+    )
+  )
+
+const statementsOf = <E, R>(
+  stored: ReadonlyArray<StoredEvent>,
+  projections: ReadonlyArray<SqlProjection<E, R>>
+): Effect.Effect<ReadonlyArray<Statement<unknown>>, E, R> =>
+  Effect.suspend(() => {
+    const events = stored.map(decodeEvent)
+    const each = projections.flatMap((projection) =>
+      events.filter((event) => handles(projection, event)).map((event) => projection.statements(event))
+    )
+    const [only, ...others] = each
+    return only !== undefined && others.length === 0 ? only : Effect.map(Effect.all(each), (lists) => lists.flat())
+  })
+
+/** The names of all lists, or undefined where one of the lists is. */
 const unionOf = (lists: ReadonlyArray<ReadonlyArray<string> | undefined>): ReadonlyArray<string> | undefined => {
   const names = new Set<string>()
   for (const list of lists) {
@@ -111,13 +177,14 @@ const unionOf = (lists: ReadonlyArray<ReadonlyArray<string> | undefined>): Reado
   return [...names]
 }
 
-/** Whether it is the failure of a projection, or of a commit inside of one. */
+/** Whether the error names a projection, or the aggregate of a commit inside a projection. */
 const isLocated = ({ aggregateId, projection }: StoreError): boolean =>
   projection !== undefined || aggregateId !== undefined
 
 /**
- * Names a failed projection and its event in the current span and in the log. A refusal of a command is no news, and a transient failure
- * is retried, so those are logged at the level of debugging. A failure that ends a rebuild is an error, a refusal too.
+ * Names a failed projection and its event in the current span and in the log. A refusal is an expected result and a
+ * transient failure is retried, so both are logged at debug level. A failure that ends a rebuild is logged as an error,
+ * also if it is a refusal.
  */
 const report = (
   { name, version }: Pick<Projection, "name" | "version">,
@@ -144,5 +211,5 @@ const report = (
   return Effect.zipRight(Effect.annotateCurrentSpan(names), Effect.annotateLogs(log, names))
 }
 
-/** Whether a rebuild retries it. */
+/** Whether a rebuild retries after the failure. */
 const isRetried = (error: unknown): boolean => error instanceof StoreError && transientReasons.has(error.reason)

@@ -1,17 +1,18 @@
 /**
- * Events and snapshots between the port and a store: checked and turned to text on the way in, read on the way out.
- * Every adapter that `StoreAdapter.makeEncoded` makes goes through here, so all refuse the same and none stores what another
- * could not.
+ * Validates and encodes the records that a store receives, and decodes the records that it returns.
+ * `StoreAdapter.makeEncoded` calls it for every adapter, so all adapters refuse the same input and store the same
+ * records.
  */
 import * as Exit from "effect/Exit"
 import { type Event, maxNameLength, maxSequence, type StoredEvent } from "../../Event.js"
 import type { Snapshot, StoredSnapshot } from "../../Snapshot.js"
+import type { SequenceRange } from "../../StoreAdapter.js"
 import { ValidationError, ValidationIssue } from "../../StoreError.js"
 import { isTimestamp } from "../../Timestamp.js"
 import { maxIssues, type Report, stringifyObject, textProblem, thrownMessage } from "../codec/json.js"
 import { isLongerThan } from "../codec/names.js"
 
-/** Checks the events of a commit, all of them, and makes their stored form. */
+/** Validates and encodes the events of a commit. */
 export const encodeEvents = (
   operation: string,
   events: ReadonlyArray<Event>
@@ -56,7 +57,7 @@ export const encodeEvents = (
     return prepared
   })
 
-/** Checks a snapshot and makes its stored form. */
+/** Validates and encodes a snapshot. */
 export const encodeSnapshot = (snapshot: Snapshot): Exit.Exit<StoredSnapshot, ValidationError> =>
   validate("commitSnapshot", (reporter) => {
     const report = reporter()
@@ -73,20 +74,13 @@ export const encodeSnapshot = (snapshot: Snapshot): Exit.Exit<StoredSnapshot, Va
     }
   })
 
-/** What a read asks for, with both bounds inclusive. */
-export interface Range {
-  readonly aggregateId: string
-  readonly minSequence: number
-  readonly maxSequence: number
-}
-
-/** Checks what a read asks for. */
+/** Validates the arguments of a read. */
 export const validateRange = (
   operation: string,
   aggregateId: string,
   minSequence: number,
   options: { readonly maxSequence?: number | undefined } | undefined
-): Exit.Exit<Range, ValidationError> =>
+): Exit.Exit<SequenceRange, ValidationError> =>
   validate(operation, (reporter) => {
     const report = reporter()
     const upper = options?.maxSequence ?? maxSequence
@@ -96,11 +90,11 @@ export const validateRange = (
     return { aggregateId, minSequence, maxSequence: upper }
   })
 
-/** Checks the place of one event in a stream. */
+/** Validates the aggregate id and the sequence of one event. */
 export const validateStreamPosition = (
   operation: string,
   { aggregateId, sequence }: { readonly aggregateId: string; readonly sequence: number }
-): Exit.Exit<Range, ValidationError> =>
+): Exit.Exit<SequenceRange, ValidationError> =>
   validate(operation, (reporter) => {
     const report = reporter()
     checkName(aggregateId, "aggregateId", report)
@@ -108,7 +102,7 @@ export const validateStreamPosition = (
     return { aggregateId, minSequence: sequence, maxSequence: sequence }
   })
 
-/** Reads a stored event. */
+/** Decodes a stored event. */
 export const decodeEvent = (stored: StoredEvent): Event => ({
   timestamp: stored.timestamp,
   aggregateId: stored.aggregateId,
@@ -118,7 +112,7 @@ export const decodeEvent = (stored: StoredEvent): Event => ({
   metadata: JSON.parse(stored.metadata)
 })
 
-/** Reads a stored snapshot. */
+/** Decodes a stored snapshot. */
 export const decodeSnapshot = (stored: StoredSnapshot): Snapshot => ({
   timestamp: stored.timestamp,
   aggregateId: stored.aggregateId,
@@ -138,10 +132,13 @@ export const sizeOf = (events: ReadonlyArray<StoredEvent>): number => {
 
 // --- internal ---
 
-/** As many as a store takes in one statement without a second thought. */
+/** The maximum number of events of a commit, which one statement can hold. */
 const maxEvents = 1_000_000
 
-/** Of all bodies and metadata of a commit, in characters: quoted and in UTF-8 it stays below what one statement can carry. */
+/**
+ * The maximum text of all bodies and metadata of a commit, in characters. Quoted and in UTF-8 it fits into one
+ * statement.
+ */
 const maxCommitSize = 128_000_000
 
 const validate = <A>(
@@ -150,7 +147,7 @@ const validate = <A>(
 ): Exit.Exit<A, ValidationError> => {
   const issues: Array<ValidationIssue> = []
   const reporter = (index?: number) => (path: ReadonlyArray<string | number>, message: string) => {
-    // Enough to mend the input by; a list of a million holes need not be told in full.
+    // A limit, because a list may have a million holes.
     if (issues.length < maxIssues)
       issues.push(new ValidationIssue({ ...(index === undefined ? {} : { index }), path, message }))
   }
@@ -166,7 +163,7 @@ const validate = <A>(
       )
 }
 
-/** What a getter or a proxy throws while the input is read is one more thing that is wrong with it. */
+/** Reports the exception of a getter or a proxy as an issue of the input. */
 const attempt = <A>(read: () => A, report: Report): A | undefined => {
   try {
     return read()
@@ -176,7 +173,7 @@ const attempt = <A>(read: () => A, report: Report): A | undefined => {
   }
 }
 
-/** The record's fields, or none where it is no object or can't be read. */
+/** The fields of the record, or none if it is no object or can't be read. */
 const readFields = <A extends object>(record: A, report: Report): A =>
   attempt(() => {
     if (typeof record === "object" && record !== null) return { ...record }

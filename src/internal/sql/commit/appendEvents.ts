@@ -11,6 +11,7 @@
 import type * as SqlClient from "@effect/sql/SqlClient"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
+import type { ProjectionWork } from "../../../StoreAdapter.js"
 import type { RetryCommand, StoreError } from "../../../StoreError.js"
 import { whenInTransaction } from "../../runtime/ambientTransaction.js"
 import { withoutInnerSpans } from "../../runtime/tracing.js"
@@ -19,7 +20,7 @@ import { withTransactionFrom } from "../pg/transaction.js"
 import { type AppendResult, makeAppendBatcher } from "./appendBatcher.js"
 import type { Commit } from "./commitQueue.js"
 import { type CommitStatements, resultsOf } from "./commitStatements.js"
-import { commandsOf, makeStatementCommits } from "./commitWithStatements.js"
+import { canCompile, compileAll, makeStatementCommits } from "./commitWithStatements.js"
 
 export interface AppendEvents {
   /** Stores events. Fails with `RetryCommand` on a conflict. */
@@ -27,7 +28,7 @@ export interface AppendEvents {
   /** Stores events and runs the projections, unless the commit is a duplicate. */
   readonly appendWith: <E, R>(
     events: Commit,
-    project: Effect.Effect<void, E, R>
+    work: ProjectionWork<E, R>
   ) => Effect.Effect<void, RetryCommand | StoreError | E, R>
 }
 
@@ -72,15 +73,17 @@ export const makeAppendEvents = ({
     )
 
   /** One round trip if the projections are statements. What it does not store, a transaction stores, or fails with the reason. */
-  const appendOutside = <E, R>(events: Commit, project: Effect.Effect<void, E, R>) =>
-    Effect.withFiberRuntime<void, RetryCommand | StoreError | E, R>((fiber) => {
-      const commands = statementCommits.isSupported() ? commandsOf(fiber, client, project) : undefined
-      return commands === undefined
+  const appendOutside = <E, R>(events: Commit, { project, statements }: ProjectionWork<E, R>) =>
+    Effect.withFiberRuntime<void, RetryCommand | StoreError | E, R>((fiber) =>
+      statements === undefined || !statementCommits.isSupported() || !canCompile(fiber, client)
         ? appendInTransaction(events, project)
-        : Effect.flatMap(statementCommits.commit(events, commands), (isStored) =>
-            isStored ? Effect.void : appendInTransaction(events, project)
+        : compileAll(statements).pipe(
+            Effect.flatMap((commands) =>
+              commands === undefined ? Effect.succeed(false) : statementCommits.commit(events, commands)
+            ),
+            Effect.flatMap((isStored) => (isStored ? Effect.void : appendInTransaction(events, project)))
           )
-    })
+    )
 
   return Effect.map(
     makeAppendBatcher((commits, lockTimeout) =>
@@ -104,12 +107,12 @@ export const makeAppendEvents = ({
             accept
           )
         ),
-      appendWith: (events, project) =>
+      appendWith: (events, work) =>
         whenInTransaction((inside) =>
           inside
-            ? appendInTransaction(events, project)
+            ? appendInTransaction(events, work.project)
             : // The events were accepted before COMMIT, so the waiters are woken again.
-              Effect.tap(appendOutside(events, project), committed)
+              Effect.tap(appendOutside(events, work), committed)
         )
     })
   )

@@ -12,7 +12,6 @@ import type * as Tracer from "effect/Tracer"
 import type { StoreError } from "../../../StoreError.js"
 import { fromSqlError } from "../../runtime/sqlError.js"
 import { withEachSpanIfTraced } from "../../runtime/tracing.js"
-import { statementsOf } from "../../store/statements.js"
 import { interruptible, withConnection } from "../pg/connection.js"
 import { type Command, canSendBatch, sendBatch } from "../pg/driver.js"
 import { endedInside, isEndedInside } from "../pg/transaction.js"
@@ -66,29 +65,26 @@ export const makeStatementCommits = (
   }
 }
 
-/**
- * The statements of the projections, if all of them are statements, the caller has this client in its context, and does not transform
- * statements.
- */
-export const commandsOf = (
-  fiber: Fiber.RuntimeFiber<unknown, unknown>,
-  client: SqlClient.SqlClient,
-  project: Effect.Effect<void, unknown, unknown>
-): ReadonlyArray<Command> | undefined => {
-  const statements = statementsOf(project)
-  if (statements === undefined || fiber.getFiberRef(Statement.currentTransformer)._tag === "Some") return undefined
+/** Whether statements of the running fiber can be sent as they compile: they are for this client, and the caller transforms none. */
+export const canCompile = (fiber: Fiber.RuntimeFiber<unknown, unknown>, client: SqlClient.SqlClient): boolean => {
+  if (fiber.getFiberRef(Statement.currentTransformer)._tag === "Some") return false
   const own = Context.getOption(fiber.currentContext as Context.Context<never>, SqlClient.SqlClient)
-  if (own._tag === "None" || own.value !== client) return undefined
-  try {
-    return statements(client)?.map((statement): Command => {
-      const [text, values] = statement.compile()
-      return { text, values }
-    })
-  } catch {
-    // The handler throws: running the effect makes it a defect of the commit.
-    return undefined
-  }
+  return own._tag === "Some" && own.value === client
 }
+
+/** The compiled statements of the projections, or undefined if a handler fails. Running the projections gives the reason. */
+export const compileAll = <E, R>(
+  statements: Effect.Effect<ReadonlyArray<Statement.Statement<unknown>>, E, R>
+): Effect.Effect<ReadonlyArray<Command> | undefined, never, R> =>
+  Effect.matchCause(
+    Effect.map(statements, (all) =>
+      all.map((statement): Command => {
+        const [text, values] = statement.compile()
+        return { text, values }
+      })
+    ),
+    { onFailure: () => undefined, onSuccess: (commands) => commands }
+  )
 
 // --- internal ---
 

@@ -1,0 +1,93 @@
+/**
+ * Makes instances of simple `Schema.Class` and `Schema.TaggedClass` classes without their constructors. `fastSchema`
+ * calls it when it decodes.
+ *
+ * The constructors are nine tenths of the time that decoding an event takes: 10 000 events of a `Schema.TaggedClass`
+ * with four fields decode in 25 ms here, and in 195 ms by the constructors (`Schema.decodeUnknownEither`: 320 ms; Node
+ * 22, two shared cores). A load of 10 000 events takes 27 ms in all, so it would take several times as long.
+ *
+ * For valid fields that are all present, the constructors only copy them, the tag last. That holds as long as nothing
+ * but these constructors runs, and no public property of a class says so. So the text of each class in the chain is
+ * compared: with the text of Effect's classes, and with the form of a class without constructor and fields. A class of
+ * any other text is constructed as usual, so a new version of Effect can make decoding slower, but not wrong. The first
+ * instance is constructed as usual too, and its copy must equal it.
+ */
+import * as Data from "effect/Data"
+import * as Schema from "effect/Schema"
+import type * as AST from "effect/SchemaAST"
+
+/** Makes an instance of valid fields, or undefined where the constructor would do more than copy them. */
+export type Construct = (fields: Fields) => object | undefined
+
+export type Fields = Readonly<Record<PropertyKey, unknown>>
+
+/**
+ * How to make further instances of the class of an example, if copying fields makes the same instance as its
+ * constructor.
+ */
+export const constructLike = (ast: AST.Transformation, fields: unknown, example: unknown): Construct | undefined => {
+  if (typeof example !== "object" || example === null) return undefined
+  const prototype: unknown = Object.getPrototypeOf(example)
+  const made = (prototype as { readonly constructor?: unknown } | null)?.constructor
+  // A class keeps the transformation that constructs it.
+  if (typeof made !== "function" || made.prototype !== prototype || !isSameClass(made, ast)) return undefined
+  const defaulted = new Set<PropertyKey>()
+  let isTagged = false
+  for (let above: unknown = made; above !== Data.Class; above = Object.getPrototypeOf(above)) {
+    if (typeof above !== "function") return undefined
+    const text = Function.prototype.toString.call(above)
+    if (text !== textOfClass && text !== textOfTaggedClass && !emptyClass.test(text)) return undefined
+    isTagged ||= text === textOfTaggedClass
+    if (text === textOfClass) for (const key of defaultedIn(above)) defaulted.add(key)
+  }
+  if (isTagged) defaulted.delete("_tag")
+  const needed = [...defaulted]
+  const tag = isTagged ? { _tag: Reflect.get(example, "_tag") } : undefined
+  const construct: Construct = (fields) => {
+    for (const key of needed) if (fields[key] === undefined) return undefined
+    const instance = Object.create(prototype as object)
+    if (tag === undefined) return Object.assign(instance, fields)
+    const { _tag, ...rest } = fields
+    return Object.assign(instance, rest, tag)
+  }
+  const copy = construct(fields as Fields)
+  return copy !== undefined && isEqual(copy, example) ? construct : undefined
+}
+
+// --- internal ---
+
+const isSameClass = (made: unknown, ast: AST.Transformation): boolean => {
+  const found = Schema.isSchema(made) ? made.ast : undefined
+  return found?._tag === "Transformation" && found.transformation === ast.transformation && found.to === ast.to
+}
+
+/** The fields that the constructor fills in where they are missing. */
+const defaultedIn = (madeClass: object): ReadonlyArray<PropertyKey> => {
+  const fields = Reflect.get(madeClass, "fields") as Schema.Struct.Fields
+  return Reflect.ownKeys(fields).filter((key) => {
+    const field = fields[key as string]
+    if (!Schema.isPropertySignature(field)) return false
+    const { ast } = field as Schema.PropertySignature.All
+    return (ast._tag === "PropertySignatureDeclaration" ? ast : ast.to).defaultValue !== undefined
+  })
+}
+
+const isEqual = (one: object, other: object): boolean => {
+  const [keys, others] = [Reflect.ownKeys(one), Reflect.ownKeys(other)]
+  return (
+    Object.isExtensible(other) &&
+    keys.length === others.length &&
+    keys.every((key, index) => key === others[index] && Object.is(Reflect.get(one, key), Reflect.get(other, key)))
+  )
+}
+
+class Example extends Schema.TaggedClass<Example>()("Example", {}) {}
+const textOfTaggedClass = Function.prototype.toString.call(Object.getPrototypeOf(Example))
+const textOfClass = Function.prototype.toString.call(Object.getPrototypeOf(Object.getPrototypeOf(Example)))
+
+/**
+ * Matches a class without a constructor or fields of its own: nothing between the last braces but a static block by
+ * which compilers keep names. A brace inside a comment of one line does not count.
+ */
+const emptyClass =
+  /^class\b(?:.*\n)?(?:(?!\/\/|<!--|-->)[^\n])*\{\s*(?:static\s*\{\s*[\w$]+\(this, ?"[\w$]*"\);?\s*\}\s*)?\}$/s
