@@ -17,10 +17,10 @@ import {
   caughtUp,
   commitOf,
   eventually,
-  type Ground,
   Ledger,
   newId,
   placesOf,
+  type StoreServices,
   start,
   stores,
   write,
@@ -96,7 +96,7 @@ layer(onPostgres, { excludeTestServices: true, timeout: 60_000 })(
 )
 
 function isSetAside(
-  it: Pick<Vitest.MethodsNonLive<Ground, true>, "scoped">,
+  it: Pick<Vitest.MethodsNonLive<StoreServices, true>, "scoped">,
   way: string,
   breaking: Breaking,
   settings: Subscription.Options
@@ -133,7 +133,7 @@ function isSetAside(
 }
 
 function stops(
-  it: Pick<Vitest.MethodsNonLive<Ground, true>, "scoped">,
+  it: Pick<Vitest.MethodsNonLive<StoreServices, true>, "scoped">,
   way: string,
   breaking: Breaking,
   settings: Subscription.Options

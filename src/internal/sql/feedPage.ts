@@ -2,7 +2,7 @@
  * The statements that read a page of the feed, and the page that their rows make. The feed and the rebuilds use it.
  *
  * One statement scans at most a window of events for matches of a filter. The row of the last scanned event, which has
- * nothing but its position, then ends the page, so that a reader goes on behind the window.
+ * nothing but its position, then ends the page, so that a reader goes on after the window.
  */
 import * as Effect from "effect/Effect"
 import type { Filter, Page, Position } from "../../EventFeed.js"
