@@ -42,7 +42,7 @@ export interface Subscription<out E = never, out R = never> {
 
   /**
    * Runs the subscription without end. It fails with `SubscriptionStopped` if an event could not be handled and
-   * `onFailure` is `"stop"`. It waits while the database can't be reached. When interrupted it ends its batch (`shutdown`).
+   * `onFailure` is `"stop"`. It waits while the database can't be reached. When interrupted it ends its batch.
    */
   readonly run: Effect.Effect<
     never,
@@ -50,7 +50,7 @@ export interface Subscription<out E = never, out R = never> {
     EventFeed | SubscriptionStore | R
   >
 
-  /** Runs the subscription in the background. When it stops before an event it logs an error, and waits for `resume`. */
+  /** Runs the subscription in the background. When it stops before an event it logs an error and waits for `resume`. */
   readonly layer: Layer.Layer<never, never, EventFeed | SubscriptionStore | R>
 
   /**
@@ -109,7 +109,7 @@ export interface Options {
    */
   readonly retry?: Schedule.Schedule<unknown> | undefined
   /**
-   * What is done with an event whose retries are used up.
+   * The treatment of an event whose retries are used up.
    *
    * - `"stop"`, the default: the subscription stops before it, until `resume`.
    * - `"park"`: the event is parked with its failure, and the subscription goes on.
@@ -158,7 +158,7 @@ export {
 } from "./internal/subscription/errors.js"
 export {
   /**
-   * The handlers that `on` takes, by event type. Each gets the decoded event, and the stored one with its aggregate's `id`.
+   * The handlers that `on` takes, by event type. Each gets the decoded event, and the stored one with the `id`.
    *
    * @since 0.1.0
    * @category models
@@ -314,7 +314,7 @@ export const fromProjections = <const Projections extends ReadonlyArray<Projecti
  * A subscription moves beyond events that its filter does not let through within about two seconds.
  *
  * It waits for the one subscription only. A process manager commits further events when it handles your event, and
- * these are behind your position. To wait for their effect, too, wait for the process manager, and then for
+ * these come after your position. To wait for their effect, too, wait for the process manager, and then for
  * `EventFeed.head`. The head leaves out events that the feed holds back.
  *
  * @since 0.1.0
@@ -328,7 +328,7 @@ export const fromProjections = <const Projections extends ReadonlyArray<Projecti
  * export const afterOwnWrite = (position: EventFeed.StreamPosition) =>
  *   Subscription.waitFor("search", position, "2 seconds")
  *
- * // The process manager "reservations" evaluates a command for the event. "search" projects the events of that command.
+ * // The process manager "reservations" evaluates a command for the event, and "search" projects its events.
  * export const afterReservation = (position: EventFeed.StreamPosition) =>
  *   Subscription.waitFor("reservations", position, "2 seconds").pipe(
  *     Effect.zipRight(EventFeed.head),

@@ -11,7 +11,7 @@ import { layerPg } from "./database.js"
 import { textOf } from "./feedOrderModel.js"
 import { caughtUp, commit, event, eventually, Ledger, newId, placesOf, start, write } from "./subscribers.js"
 
-const ground = Layer.merge(SqlStore.layer, Ledger.layerSql).pipe(Layer.provideMerge(layerPg()))
+const storeLayer = Layer.merge(SqlStore.layer, Ledger.layerSql).pipe(Layer.provideMerge(layerPg()))
 
 const levels = ["read committed", "repeatable read", "serializable"] as const
 
@@ -54,7 +54,7 @@ layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg({ maxConnections: 1 }))), {
   }
 })
 
-layer(ground, { excludeTestServices: true, timeout: 60_000 })("in a caller's transaction", (it) => {
+layer(storeLayer, { excludeTestServices: true, timeout: 60_000 })("in a caller's transaction", (it) => {
   for (const level of levels) {
     it.effect(`that is ${level}, \`read\`, \`streamStored\` and \`count\` show nothing that it has written`, () =>
       Effect.gen(function* () {

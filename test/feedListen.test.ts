@@ -24,9 +24,9 @@ class Url extends Context.Tag("test/Url")<Url, string>() {
 
 const pgAt = (url: string, maxConnections = 6) => PgClient.layer({ url: Redacted.make(url), maxConnections })
 
-const ground = Layer.unwrapEffect(Effect.map(Url, (url) => SqlStore.layer.pipe(Layer.provideMerge(pgAt(url))))).pipe(
-  Layer.provideMerge(Url.layer)
-)
+const storeLayer = Layer.unwrapEffect(
+  Effect.map(Url, (url) => SqlStore.layer.pipe(Layer.provideMerge(pgAt(url))))
+).pipe(Layer.provideMerge(Url.layer))
 
 /** Another client of the database. */
 const aClient = (maxConnections?: number) =>
@@ -40,8 +40,8 @@ const aNode = (maxConnections: number, options: SqlStore.Options = { pollInterva
     )
   )
 
-layer(ground, { excludeTestServices: true, timeout: 60_000 })("waiting readers", (it) => {
-  /** The processes that listen. */
+layer(storeLayer, { excludeTestServices: true, timeout: 60_000 })("waiting readers", (it) => {
+  /** The server processes that listen. */
   const listeners = Effect.flatMap(SqlClient.SqlClient, (sql) =>
     Effect.map(
       sql<{ pid: number }>`select pid from pg_stat_activity

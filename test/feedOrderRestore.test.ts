@@ -22,7 +22,7 @@ import { caughtUp, commit, commitOf, event, eventually, Ledger, newId, start, wr
 const seed = Number(process.env.SEED ?? Math.floor(Math.random() * 2 ** 31))
 
 /** A node that leaves the log as it was restored. */
-const ground = Layer.unwrapScoped(
+const storeLayer = Layer.unwrapScoped(
   Effect.map(makeDatabase, (url) => {
     const client = PgClient.layer({ url: Redacted.make(url), maxConnections: 6 })
     return Layer.merge(SqlStore.layerWith({ migrate: false }), Ledger.layerSql).pipe(
@@ -74,7 +74,7 @@ const late = (mine: string, sequence: number, other: string, next: number) =>
 
 const stored = Effect.map(Stream.runCollect(EventFeed.streamStored()), (events) => [...events].map(textOf))
 
-layer(Layer.fresh(ground), { excludeTestServices: true, timeout: 60_000 })("after a restore", (it) => {
+layer(Layer.fresh(storeLayer), { excludeTestServices: true, timeout: 60_000 })("after a restore", (it) => {
   it.scoped("a subscription handles each event once and in order, also events written before the repair", () =>
     Effect.gen(function* () {
       const [a, b, c] = [newId("a"), newId("b"), newId("c")]
@@ -130,7 +130,7 @@ layer(Layer.fresh(ground), { excludeTestServices: true, timeout: 60_000 })("afte
   )
 })
 
-layer(Layer.fresh(ground), { excludeTestServices: true, timeout: inject("timeout") })("after restores", (it) => {
+layer(Layer.fresh(storeLayer), { excludeTestServices: true, timeout: inject("timeout") })("after restores", (it) => {
   it.scoped(`of random parts of random logs nothing is skipped, doubled or out of order (seed ${seed})`, () =>
     Effect.gen(function* () {
       const heads = new Map<string, number>()

@@ -16,7 +16,7 @@ import { Aggregate, type Event, Projection, type SqlStore, StoreAdapter, StoreEr
 import { Account, Deposit, InsufficientFunds, Limits, Withdraw } from "./account.js"
 import type { Attempt, Place } from "./feedOrderModel.js"
 import { macrotask } from "./nodes.js"
-import type { Ground } from "./subscribers.js"
+import type { StoreServices } from "./subscribers.js"
 
 // --- the domain ---
 
@@ -91,8 +91,8 @@ export const Sale = Aggregate.make("Sale", {
 export const layerOnAny = Sale.layer.pipe(Layer.provideMerge(Account.layer), Layer.provide(Limits.layer))
 export const layerOnSql = Layer.mergeAll(layerOnAny, SqlBook.layer, EffectBook.layer)
 
-export type OnAny = Layer.Layer.Success<typeof layerOnAny> | Ground
-export type OnSql = Layer.Layer.Success<typeof layerOnSql> | Ground | SqlStore.Tables | SqlClient.SqlClient
+export type OnAny = Layer.Layer.Success<typeof layerOnAny> | StoreServices
+export type OnSql = Layer.Layer.Success<typeof layerOnSql> | StoreServices | SqlStore.Tables | SqlClient.SqlClient
 
 /** A node: aggregates on a store, in SQL or not. */
 export interface Node {

@@ -89,9 +89,9 @@ const onMemory = Layer.merge(MemoryStore.layer, Ledger.layerMemory)
 const onPglite = Layer.provideMerge(Layer.merge(SqlStore.layer, Ledger.layerSql), layerPglite)
 const onPostgres = Layer.provideMerge(Layer.merge(SqlStore.layer, Ledger.layerSql), layerPg())
 
-export type Ground = Layer.Layer.Success<typeof onMemory>
+export type StoreServices = Layer.Layer.Success<typeof onMemory>
 
-export const stores: ReadonlyArray<readonly [name: string, layer: Layer.Layer<Ground, unknown>]> = [
+export const stores: ReadonlyArray<readonly [name: string, layer: Layer.Layer<StoreServices, unknown>]> = [
   ["MemoryStore", onMemory],
   ["SqlStore on PGlite", onPglite],
   ["SqlStore on Postgres", onPostgres]

@@ -18,11 +18,11 @@ import {
   commitOf,
   event,
   eventually,
-  type Ground,
   Ledger,
   newId,
   placeOf,
   placesOf,
+  type StoreServices,
   start,
   stores,
   write,
@@ -31,7 +31,7 @@ import {
 
 for (const [name, store] of stores) suite(name, store)
 
-function suite(name: string, store: Layer.Layer<Ground, unknown>) {
+function suite(name: string, store: Layer.Layer<StoreServices, unknown>) {
   layer(store, { excludeTestServices: true, timeout: 60_000 })(name, (it) => {
     it.scoped("handles all stored and all new events, each once and in the order of the feed", () =>
       Effect.gen(function* () {
@@ -341,10 +341,10 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>) {
         const ledger = yield* Ledger
         yield* Effect.flatMap(StoreAdapter.StoreAdapter, (store) => store.commitAll(events, [lines]))
         by = eventual
-        const following = Subscription.fromProjections(eventual, [lines])
-        expect(following.filter).toEqual({ types: ["Added"] })
-        yield* start(following)
-        yield* caughtUp(following)
+        const followReading = Subscription.fromProjections(eventual, [lines])
+        expect(followReading.filter).toEqual({ types: ["Added"] })
+        yield* start(followReading)
+        yield* caughtUp(followReading)
         expect(yield* ledger.written(eventual)).toEqual([`${a}/1`, `${a}/3`])
         expect(yield* ledger.written(strong)).toEqual(yield* ledger.written(eventual))
       })

@@ -17,10 +17,10 @@ import {
   caughtUp,
   commitOf,
   eventually,
-  type Ground,
   Ledger,
   newId,
   placesOf,
+  type StoreServices,
   start,
   stores,
   write,
@@ -94,7 +94,7 @@ layer(onPostgres, { excludeTestServices: true, timeout: 60_000 })(
 )
 
 function isSetAside(
-  it: Pick<Vitest.MethodsNonLive<Ground, true>, "scoped">,
+  it: Pick<Vitest.MethodsNonLive<StoreServices, true>, "scoped">,
   way: string,
   breaking: Breaking,
   settings: Subscription.Options
@@ -131,7 +131,7 @@ function isSetAside(
 }
 
 function stops(
-  it: Pick<Vitest.MethodsNonLive<Ground, true>, "scoped">,
+  it: Pick<Vitest.MethodsNonLive<StoreServices, true>, "scoped">,
   way: string,
   breaking: Breaking,
   settings: Subscription.Options

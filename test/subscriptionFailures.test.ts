@@ -17,10 +17,10 @@ import {
   caughtUp,
   commitOf,
   eventually,
-  type Ground,
   newId,
   placeOf,
   placesOf,
+  type StoreServices,
   shortly,
   start,
   stores,
@@ -30,7 +30,7 @@ import {
 
 for (const [name, store] of stores) suite(name, store, name !== "MemoryStore")
 
-function suite(name: string, store: Layer.Layer<Ground, unknown>, transactional: boolean) {
+function suite(name: string, store: Layer.Layer<StoreServices, unknown>, transactional: boolean) {
   layer(store, { excludeTestServices: true, timeout: 60_000 })(name, (it) => {
     it.scoped("retries an event by its schedule, and goes on when it succeeds", () =>
       Effect.gen(function* () {

@@ -191,7 +191,7 @@ it("a projection that owns tables runs from the beginning only, because its next
       name: "owned",
       events: Deposited,
       tables: { owned: (sql) => sql`create table owned (account text)` },
-      project: {}
+      project: { Deposited: (_, { id }, sql) => sql`insert into owned (account) values (${id})` }
     })
   )
   const make = (from?: Subscription.Options["from"]) => () => Subscription.fromProjections("owned", [owned], { from })

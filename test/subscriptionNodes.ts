@@ -33,7 +33,7 @@ const storeAt = (url: string, applicationName: string, maxConnections = 6) =>
     Layer.provideMerge(PgClient.layer({ url: Redacted.make(url), maxConnections, applicationName }))
   )
 
-export const ground = Layer.unwrapEffect(Effect.map(Database, ({ url }) => storeAt(url, "ground"))).pipe(
+export const storeLayer = Layer.unwrapEffect(Effect.map(Database, ({ url }) => storeAt(url, "ground"))).pipe(
   Layer.provideMerge(Database.layer)
 )
 

@@ -17,15 +17,15 @@ import { commitOf, eventually, Ledger, newId, placesOf, start, write, written } 
 import {
   aNode,
   Database,
-  ground,
   holderOf,
   reached,
+  storeLayer,
   terminateOthers,
   withoutInnerSpans,
   writing
 } from "./subscriptionNodes.js"
 
-layer(ground, { excludeTestServices: true, timeout: 60_000 })("nodes", (it) => {
+layer(storeLayer, { excludeTestServices: true, timeout: 60_000 })("nodes", (it) => {
   it.scoped("one node works, and the other takes over immediately when it ends", () =>
     Effect.gen(function* () {
       const [a, by] = [newId("a"), newId("hand-over")]

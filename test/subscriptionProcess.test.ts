@@ -9,9 +9,9 @@ import * as Schedule from "effect/Schedule"
 import { Subscription } from "effect-maestro"
 import { useProgram } from "./program.js"
 import { commitOf, eventually, newId, placesOf, start, write, written } from "./subscribers.js"
-import { Database, ground, holderOf, reached, writing } from "./subscriptionNodes.js"
+import { Database, holderOf, reached, storeLayer, writing } from "./subscriptionNodes.js"
 
-layer(ground, { excludeTestServices: true, timeout: 60_000 })("processes", (it) => {
+layer(storeLayer, { excludeTestServices: true, timeout: 60_000 })("processes", (it) => {
   it.scoped("a process that is killed between its write and its checkpoint", () =>
     Effect.gen(function* () {
       const [a, by] = [newId("a"), newId("sigkill")]

@@ -1,5 +1,5 @@
 /**
- * What a failure says of the database, for code that knows no SQL errors: the consumer of subscriptions, and stores
+ * What a failure means for the database, for code that knows no SQL errors: the consumer of subscriptions, and stores
  * that retry a handler.
  */
 import { SqlError } from "@effect/sql/SqlError"

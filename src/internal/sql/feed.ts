@@ -17,14 +17,14 @@
  *   that begins later. Its key is therefore not below the oldest open transaction of that snapshot, and the reader's
  *   position is before it.
  * - **Each aggregate keeps its order.** A transaction gets its id at its first write, and may write to a stream long
- *   after transactions with higher ids; hence the second part of the key. Where two keys are equal the position
- *   decides. It rises along a stream, because an event is inserted only when the one before it can be seen, and gets
- *   its position then.
- * - **Each transaction keeps its order**, by the third part: a cause stands before its effect on another aggregate.
- * - **Strong projections keep their order**, by the fourth part. A projection may have waited for a transaction that got its
- *   id later, such as one that frees a unique value. So its events move behind the events of that transaction, by a new key
- *   and new positions, before COMMIT (`place_in_feed` in `functions.ts`). A rebuild then projects them in an order that
- *   succeeds.
+ *   after transactions with higher ids. The second part of the key accounts for that. Where two keys are equal the
+ *   position decides. It rises along a stream, because an event is inserted only when the one before it can be seen,
+ *   and gets its position then.
+ * - **Each transaction keeps its order**, by the third part: a cause comes before its effect on another aggregate.
+ * - **Strong projections keep their order**, by the fourth part. A projection may have waited for a transaction that got
+ *   its id later, such as one that frees a unique value. So its events move behind the events of that transaction, by a
+ *   new key and new positions, before COMMIT (`place_in_feed` in `functions.ts`). A rebuild then projects them in an
+ *   order that succeeds.
  * - **The feed goes on.** Every key is the id of a transaction that has begun, so the oldest open transaction will be
  *   above it.
  *
@@ -57,7 +57,7 @@ export const makeSqlFeed = (
 ): Effect.Effect<EventFeedService, never, Scope.Scope> => {
   const { schema, sql } = log
 
-  /** Runs a statement on a connection of its own, or behind a savepoint in the current transaction. */
+  /** Runs a statement on a connection of its own, or in the current transaction after a savepoint. */
   const query = <A>(statement: Effect.Effect<A, SqlError>): Effect.Effect<A, StoreError> =>
     execute(sql, { operation, phase: "reading" }, statement)
 

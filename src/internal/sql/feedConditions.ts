@@ -24,7 +24,7 @@ export const matches = (sql: SqlClient.SqlClient, filter: Filter): Statement.Fra
       : [sql`${sliceOf(sql, sql`aggregate_id`, sql`${filter.slice.of}::int`)} = ${filter.slice.index}`])
   ])
 
-/** The condition of a filter behind others; empty without a filter. */
+/** The condition of a filter, to follow other conditions. It is empty without a filter. */
 export const andMatches = (sql: SqlClient.SqlClient, filter: Filter | undefined): Statement.Fragment =>
   filter === undefined ? sql`` : sql`and ${matches(sql, filter)}`
 

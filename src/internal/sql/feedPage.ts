@@ -2,8 +2,9 @@
  * The statements that read a page of the feed, and the page that their rows make. The feed and the rebuilds use it.
  *
  * One statement scans at most a window of events for matches of a filter. The row of the last scanned event, which has
- * nothing but its position, then ends the page, so that a reader goes on behind the window.
+ * nothing but its position, then ends the page, so that a reader goes on after the window.
  */
+import type { SqlError } from "@effect/sql/SqlError"
 import * as Effect from "effect/Effect"
 import type { Filter, Page, Position } from "../../EventFeed.js"
 import type { StoreError } from "../../StoreError.js"
@@ -23,7 +24,7 @@ export interface PageOptions {
 export const readPage = (
   log: LogTable,
   options: PageOptions,
-  query: <A>(statement: ReturnType<typeof log.sql<A & object>>) => Effect.Effect<ReadonlyArray<A>, StoreError>
+  query: <A>(statement: Effect.Effect<A, SqlError>) => Effect.Effect<A, StoreError>
 ): Effect.Effect<Page, StoreError> =>
   Effect.flatMap(query(selectPage(log, options)), (rows): Effect.Effect<Page, StoreError> => {
     const windowEnd = rows.findLast(({ scanned }) => scanned !== null && scanned !== undefined)

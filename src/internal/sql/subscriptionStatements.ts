@@ -23,8 +23,6 @@ export const makeStatements = (sql: SqlClient.SqlClient) => {
   return { query: run("reading"), execute: run("writing") }
 }
 
-export type Statements = ReturnType<typeof makeStatements>
-
 /** The row of a partition. */
 export const isOfKey = (sql: SqlClient.SqlClient, { name, partition }: Key): Statement.Fragment =>
   sql`name = ${name} and partition = ${partition}`

@@ -1,5 +1,5 @@
 /**
- * Handles a batch of events and stores the checkpoint behind it. The consumer calls it for a page, `handleOne.ts` for
+ * Handles a batch of events and stores the checkpoint after it. The consumer calls it for a page, `handleOne.ts` for
  * one event.
  *
  * An exactly-once handler runs in the transaction of the checkpoint: both are stored or neither. An at-least-once
@@ -21,7 +21,7 @@ import { firstPause } from "./retryWhileUnavailable.js"
 import type { Session } from "./session.js"
 
 /**
- * Handles the events and moves the checkpoint behind them. Returns the failures of events that were parked, because an
+ * Handles the events and moves the checkpoint after them. Returns the failures of events that were parked, because an
  * earlier event of their aggregate is parked.
  */
 export const handleBatch = <R>(
@@ -115,7 +115,7 @@ const runHandler = <R>(
  * Runs the work in a fiber of its own and returns its exit. An interruption waits for that fiber: for the grace period
  * of the subscription while the lease is held, and for no longer than `awaitGrace` after it has interrupted the fiber.
  *
- * A fiber that still runs then is left behind, because its database does not answer. The store refuses what it writes
+ * A fiber that still runs then is abandoned, because its database does not respond. The store refuses what it writes
  * once another process has the lease.
  */
 const awaitEnd = <A, E, R>(

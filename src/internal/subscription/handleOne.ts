@@ -67,7 +67,7 @@ const countAttempt = <R>(session: Session<R>, event: FeedEvent, cause: Cause.Cau
   })
 
 /**
- * Counts an attempt whose connection broke, unless it has stored the checkpoint all the same. Fails with the failure of
+ * Counts an attempt whose connection broke, unless it has stored the checkpoint nevertheless. Fails with the failure of
  * the database.
  */
 const countBrokenAttempt = <R>(session: Session<R>, event: FeedEvent, failed: DatabaseFailed) =>
