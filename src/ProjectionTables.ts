@@ -107,8 +107,8 @@ export interface Options {
  *   processes one works. After a kill the next start continues. A subscription continues after the last event of the
  *   rebuild, and all of its tables are built together.
  * - **A lower version** than that of the record: the tables stay as they are, and a warning is logged.
- * - **An equal version:** it fails with `Misconfigured` where the declaration has other statements than the record,
- *   other aggregates, or another keeper. White space does not count. The message says what differs; raise `version`.
+ * - **An equal version:** it fails with `Misconfigured` where statements, aggregates or keeper are not those of the
+ *   record. White space does not count. The message says what differs; raise `version`.
  *
  * **It can fail with a refusal of a projection.** A stored event may violate a constraint that the tables of a new
  * version have, and that `onConstraint` declares. No command is there to refuse, because the event is stored. So the
