@@ -1,8 +1,9 @@
 /**
  * The second port of a store: all its events in one order, for readers that follow them.
  *
- * A `Position` is the place of an event in that order. The feed shows an event only when no other can appear before it any more. So a reader that
- * has read up to a position has seen all events up to it, in whatever order concurrent commits ended.
+ * A `Position` is the place of an event in that order. The feed shows an event only when no other can appear before it
+ * any more. So a reader that has read up to a position has seen all events up to it, in whatever order concurrent
+ * commits ended.
  *
  * @since 0.1.0
  */
@@ -19,7 +20,8 @@ import { type Envelope, maxSequence } from "./Event.js"
 import type { StoreError, ValidationError } from "./StoreError.js"
 
 /**
- * The place of an event in the feed. It is text that can be stored, sent, and compared by `order`, and it is valid for its own store only.
+ * The place of an event in the feed. It is text that can be stored, sent, and compared by `order`, and it is valid for
+ * its own store only.
  *
  * @since 0.1.0
  * @category models
@@ -105,7 +107,8 @@ export interface FeedEvent extends Envelope {
 }
 
 /**
- * Selects events. An event must meet all conditions that are given. The store applies them, so other events are not sent.
+ * Selects events. An event must meet all conditions that are given. The store applies them, so other events are not
+ * sent.
  *
  * @since 0.1.0
  * @category models
@@ -113,7 +116,10 @@ export interface FeedEvent extends Envelope {
 export interface Filter {
   /** Only events of these types. */
   readonly types?: ReadonlyArray<string> | undefined
-  /** Only events of aggregates of these kinds, which are the names given to `Aggregate.make`. The kind of a stream without one is `""`. */
+  /**
+   * Only events of aggregates of these kinds, which are the names given to `Aggregate.make`. The kind of a stream
+   * without one is `""`.
+   */
   readonly kinds?: ReadonlyArray<string> | undefined
   /** Only events of one slice of the aggregates, by a hash of their ids: slice `index` (from 0) of `of`. */
   readonly slice?: { readonly index: number; readonly of: number } | undefined
@@ -129,8 +135,8 @@ export interface ReadOptions {
   /** The page begins after this position, by default with the first event. */
   readonly after?: Position | undefined
   /**
-   * The maximum number of events on a page: 1 000 by default, at most 10 000. A page of several events has less than 8 MB of JSON, so it may
-   * end earlier.
+   * The maximum number of events on a page: 1 000 by default, at most 10 000. A page of several events has less than 8
+   * MB of JSON, so it may end earlier.
    */
   readonly limit?: number | undefined
   readonly filter?: Filter | undefined
@@ -143,7 +149,10 @@ export interface ReadOptions {
  * @category models
  */
 export interface Page {
-  /** In the order of the feed. It may be empty though `more` is true, because a store scans a limited number of events for one page. */
+  /**
+   * In the order of the feed. It may be empty though `more` is true, because a store scans a limited number of events
+   * for one page.
+   */
   readonly events: ReadonlyArray<FeedEvent>
   /** The position after which the next page begins. All matching events up to it have been shown. */
   readonly position: Position
@@ -172,7 +181,8 @@ export interface OpenTransaction {
 }
 
 /**
- * Committed events that the feed does not show before an older transaction has ended, because that transaction may commit events before them.
+ * Committed events that the feed does not show before an older transaction has ended, because that transaction may
+ * commit events before them.
  *
  * @since 0.1.0
  * @category models
@@ -205,8 +215,8 @@ export interface EventFeedService {
   ) => Effect.Effect<number, ValidationError | StoreError>
 
   /**
-   * The committed events that the feed does not show yet, if there are any. On a busy store a few events are held back for some milliseconds, so
-   * check `since`. Inside a transaction its own events count, too.
+   * The committed events that the feed does not show yet, if there are any. On a busy store a few events are held back
+   * for some milliseconds, so check `since`. Inside a transaction its own events count, too.
    */
   readonly heldBack: (filter?: Filter) => Effect.Effect<Option.Option<HeldBack>, ValidationError | StoreError>
 
@@ -214,8 +224,9 @@ export interface EventFeedService {
   readonly positionOf: (event: StreamPosition) => Effect.Effect<Option.Option<Position>, ValidationError | StoreError>
 
   /**
-   * Waits until there may be an event after the position, and returns the position to read after. It is the given one, or a later one if no event
-   * between them matches the filter. The wait may end without a matching event: read, and wait again.
+   * Waits until there may be an event after the position, and returns the position to read after. It is the given one,
+   * or a later one if no event between them matches the filter. The wait may end without a matching event: read, and
+   * wait again.
    */
   readonly awaitAppend: (after: Position, filter?: Filter) => Effect.Effect<Position, ValidationError | StoreError>
 }
@@ -257,8 +268,8 @@ export const heldBack = (
   Effect.flatMap(EventFeed, (feed) => feed.heldBack(filter))
 
 /**
- * All events after a position, each once and in the order of the feed: first the stored ones, then the new ones, without end. It holds at most
- * two pages in memory.
+ * All events after a position, each once and in the order of the feed: first the stored ones, then the new ones,
+ * without end. It holds at most two pages in memory.
  *
  * @since 0.1.0
  * @category accessors

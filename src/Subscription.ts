@@ -1,11 +1,12 @@
 /**
  * Subscriptions: named readers of the feed with a stored checkpoint.
  *
- * What a handler writes through `SqlClient` is stored in the transaction of the checkpoint, so each event takes effect exactly once, also after a
- * crash. Several processes may run one subscription: one of them holds its lease and handles the events, and the others wait for the lease.
+ * What a handler writes through `SqlClient` is stored in the transaction of the checkpoint, so each event takes effect
+ * exactly once, also after a crash. Several processes may run one subscription: one of them holds its lease and handles
+ * the events, and the others wait for the lease.
  *
- * Catch-up subscriptions with checkpoints are known from EventStoreDB; leases with a fencing token from Martin Kleppmann ("How to do distributed
- * locking", 2016).
+ * Catch-up subscriptions with checkpoints are known from EventStoreDB; leases with a fencing token from Martin
+ * Kleppmann ("How to do distributed locking", 2016).
  *
  * @since 0.1.0
  */
@@ -22,7 +23,7 @@ import { filterOf, handles, runProjections } from "./internal/store/runProjectio
 import { validateStreamPosition } from "./internal/store/storedRecord.js"
 import { NotReached, type SubscriptionStopped } from "./internal/subscription/errors.js"
 import type { On } from "./internal/subscription/on.js"
-import { checkProjections, makeRunner } from "./internal/subscription/runner.js"
+import { checkHandlers, checkProjections, makeRunner } from "./internal/subscription/runner.js"
 import { awaitPosition } from "./internal/subscription/status.js"
 import type { Projection } from "./Projection.js"
 import { type StoreError, ValidationError, ValidationIssue } from "./StoreError.js"
@@ -40,8 +41,8 @@ export interface Subscription<out E = never, out R = never> {
   readonly partitions: number
 
   /**
-   * Runs the subscription without end. It fails with `SubscriptionStopped` if an event could not be handled and `onFailure` is `"stop"`. It waits
-   * while the database can't be reached. An interruption waits for the batch under way (`shutdown`).
+   * Runs the subscription without end. It fails with `SubscriptionStopped` if an event could not be handled and
+   * `onFailure` is `"stop"`. It waits while the database can't be reached. When interrupted it ends its batch.
    */
   readonly run: Effect.Effect<
     never,
@@ -49,14 +50,12 @@ export interface Subscription<out E = never, out R = never> {
     EventFeed | SubscriptionStore | R
   >
 
-  /**
-   * Runs the subscription in the background until the layer closes. When it stops before an event it logs an error, and waits for `resume`.
-   */
+  /** Runs the subscription in the background. When it stops before an event it logs an error and waits for `resume`. */
   readonly layer: Layer.Layer<never, never, EventFeed | SubscriptionStore | R>
 
   /**
-   * Handles a parked event, which is no longer parked if that succeeds. Returns whether it was parked. If several events of an aggregate are parked,
-   * begin with the first.
+   * Handles a parked event, which is no longer parked if that succeeds. Returns whether it was parked. If several
+   * events of an aggregate are parked, begin with the first.
    */
   readonly retryParked: (
     event: StreamPosition
@@ -79,35 +78,38 @@ export interface Options {
   /** Selects the events that it handles; all by default. */
   readonly filter?: Filter | undefined
   /**
-   * Where it begins at its first run: at the beginning (the default), after the events that are stored then, or after a position. Later runs go
-   * on from the checkpoint. It must be `"beginning"` where a projection owns tables, because their next version is made out of all events.
+   * Where it begins at its first run: at the beginning (the default), after the events that are stored then, or after a
+   * position. Later runs go on from the checkpoint. It must be `"beginning"` where a projection owns tables, because
+   * their next version is made out of all events.
    */
   readonly from?: "beginning" | "now" | Position | undefined
-  /**
-   * The maximum number of events between two checkpoints, at most 10 000. The default is 500, and 50 for `"at-least-once"`.
-   */
+  /** The maximum number of events between two checkpoints, up to 10 000: 500 by default, 50 for `"at-least-once"`. */
   readonly batchSize?: number | undefined
   /**
-   * - `"exactly-once"`, the default: the handler runs in the transaction that stores the checkpoint. What it writes through `SqlClient` is stored with
-   *   the checkpoint or not at all; its other effects may be repeated. On a server, the database ends a connection that the handler leaves idle for the
-   *   duration of the lease, and that is a failed attempt.
-   * - `"at-least-once"`: the handler runs first, outside of any transaction, and then the checkpoint is stored. After a crash the events since the last
-   *   checkpoint are handled again. Use it for handlers that are slow or call other services.
+   * - `"exactly-once"`, the default: the handler runs in the transaction that stores the checkpoint. What it writes
+   *   through `SqlClient` is stored with the checkpoint or not at all; its other effects may be repeated. On a server,
+   *   the database ends a connection that the handler leaves idle for the duration of the lease, and that is a failed
+   *   attempt.
+   * - `"at-least-once"`: the handler runs first, outside of any transaction, and then the checkpoint is stored. After a
+   *   crash the events since the last checkpoint are handled again. Use it for handlers that are slow or call other
+   *   services.
    */
   readonly delivery?: "exactly-once" | "at-least-once" | undefined
   /**
-   * The number of partitions, 1 by default. Each has a share of the aggregates, a lease and a checkpoint. The number can't be changed later: with another
-   * one `run` fails with `Misconfigured`, the layer logs that failure repeatedly, and the state of `status` is `misconfigured`.
+   * The number of partitions, 1 by default. Each has a share of the aggregates, a lease and a checkpoint. The number
+   * can't be changed later: with another one `run` fails with `Misconfigured`, the layer logs that failure repeatedly,
+   * and the state of `status` is `misconfigured`.
    */
   readonly partitions?: number | undefined
   /**
-   * When and how often a failed event is retried, by itself: five times within about three seconds by default. The store counts the attempts, so that
-   * an event which breaks its connection or its process is not retried without end. Waiting for the database of the store is no attempt. An event that
-   * the handler's schemas can't read (`UnreadableEvent`) is not retried.
+   * When and how often a failed event is retried, by itself: five times within about three seconds by default. The
+   * store counts the attempts, so that an event which breaks its connection or its process is not retried without end.
+   * Waiting for the database of the store is no attempt. An event that the handler's schemas can't read
+   * (`UnreadableEvent`) is not retried.
    */
   readonly retry?: Schedule.Schedule<unknown> | undefined
   /**
-   * What is done with an event whose retries are used up.
+   * The treatment of an event whose retries are used up.
    *
    * - `"stop"`, the default: the subscription stops before it, until `resume`.
    * - `"park"`: the event is parked with its failure, and the subscription goes on.
@@ -115,8 +117,8 @@ export interface Options {
    */
   readonly onFailure?: "stop" | "park" | "parkAggregate" | undefined
   /**
-   * The duration of the lease, 15 seconds by default. A process that did not renew its lease for so long loses it to another, and the batch that it
-   * was handling is not stored.
+   * The duration of the lease, 15 seconds by default. A process that did not renew its lease for so long loses it to
+   * another, and the batch that it was handling is not stored.
    */
   readonly lease?: Duration.DurationInput | undefined
   /** The name of this process, for people to read; a new id by default. */
@@ -156,7 +158,7 @@ export {
 } from "./internal/subscription/errors.js"
 export {
   /**
-   * The handlers that `on` takes, by event type. Each gets the decoded event, and the stored one with the `id` of its aggregate.
+   * The handlers that `on` takes, by event type. Each gets the decoded event, and the stored one with the `id`.
    *
    * @since 0.1.0
    * @category models
@@ -170,8 +172,8 @@ export {
    */
   type On,
   /**
-   * Makes typed handlers for the events of one aggregate, for the option `on` of `make`. They get no events of other aggregates, also not of an equal
-   * type. An event that its schema can't decode fails with `UnreadableEvent`, which is not retried.
+   * Makes typed handlers for the events of one aggregate, for the option `on` of `make`. They get no events of other
+   * aggregates, also not of an equal type. An event that its schema can't decode is an `UnreadableEvent`: no retries.
    *
    * @since 0.1.0
    * @category constructors
@@ -187,11 +189,11 @@ export {
  */
 export interface Status {
   /**
-   * `idle` if no process holds a lease of it; `misconfigured` if it has another number of partitions in the store than in this program, which therefore
-   * can't run it. `partitions` has the stored number.
+   * `idle` if no process holds a lease of it; `misconfigured` if it has another number of partitions in the store than
+   * in this program, which therefore can't run it. `partitions` has the stored number.
    */
   readonly state: "running" | "idle" | "stopped" | "misconfigured"
-  /** The number of committed events that it has not handled yet, including those that the feed holds back. */
+  /** The number of committed events that it has not handled yet, including held back events. */
   readonly eventsBehind: number
   /** The age of the first of these, in seconds; 0 if there is none. */
   readonly secondsBehind: number
@@ -214,12 +216,13 @@ export interface PartitionStatus extends PartitionState {
 }
 
 /**
- * Makes a subscription: of typed handlers for the events of one or several aggregates (`on`), or of a handler for all events that its filter lets
- * through (`handle`, `handleBatch`).
+ * Makes a subscription: of typed handlers for the events of one or several aggregates (`on`), or of a handler for all
+ * events that its filter lets through (`handle`, `handleBatch`).
  *
  * A name is a text of 1 to 255 characters, which does not begin with `effect-maestro`.
  *
- * It throws a `TypeError` for an option out of its bounds, and for a subscription without a handler or without events (`on: []`, an empty filter).
+ * It throws a `TypeError` for an option out of its bounds, and for a subscription without a handler or without events
+ * (`on: []`, an empty filter).
  *
  * @since 0.1.0
  * @category constructors
@@ -262,10 +265,7 @@ export const make: <const Ons extends On.Any | ReadonlyArray<On.Any> = never, E 
 ): Subscription<E, R> => {
   if (options.on === undefined) return makeOf(name, options)
   const all: ReadonlyArray<On<E, R>> = "handle" in options.on ? [options.on] : options.on
-  for (const { events, of } of all) {
-    if (events.length > 0) continue
-    throw new TypeError(`subscription ${name} has no handler for events of ${of === "all" ? "any aggregate" : of.name}`)
-  }
+  checkHandlers(name, all)
   const { filter, ...others }: Options = options
   return makeOf<E, R>(name, {
     ...others,
@@ -281,10 +281,12 @@ export const make: <const Ons extends On.Any | ReadonlyArray<On.Any> = never, E 
 }
 
 /**
- * Makes a subscription that runs projections, which are then eventual instead of strong. Each must say of which aggregate it is: it is made with
- * `of`, one of `Account.projections`, or `Projection.of(Account, Balances)`. A projection without event types gets no receipts of commands.
+ * Makes a subscription that runs projections, which are then eventual instead of strong. Each must say of which
+ * aggregate it is: it is made with `of`, one of `Account.projections`, or `Projection.of(Account, Balances)`. A
+ * projection without event types gets no receipts of commands.
  *
- * It throws a `TypeError` for options as `make` does, and for another `from` than `"beginning"` where a projection owns tables.
+ * It throws a `TypeError` for options as `make` does, and for another `from` than `"beginning"` where a projection owns
+ * tables.
  *
  * @since 0.1.0
  * @category constructors
@@ -305,13 +307,15 @@ export const fromProjections = <const Projections extends ReadonlyArray<Projecti
 }
 
 /**
- * Waits until a subscription has handled all events up to an event or a position of the feed, so that its tables include your own write. Pass the
- * `position` that `evaluate` returned, or a stored position. It fails with `NotReached` after the timeout, which has the reason.
+ * Waits until a subscription has handled all events up to an event or a position of the feed, so that its tables
+ * include your own write. Pass the `position` that `evaluate` returned, or a stored position. It fails with
+ * `NotReached` after the timeout, which has the reason.
  *
  * A subscription moves beyond events that its filter does not let through within about two seconds.
  *
- * It waits for the one subscription only. A process manager commits further events when it handles your event, and these are behind your position.
- * To wait for their effect, too, wait for the process manager, and then for `EventFeed.head`. The head leaves out events that the feed holds back.
+ * It waits for the one subscription only. A process manager commits further events when it handles your event, and
+ * these come after your position. To wait for their effect, too, wait for the process manager, and then for
+ * `EventFeed.head`. The head leaves out events that the feed holds back.
  *
  * @since 0.1.0
  * @category accessors
@@ -324,7 +328,7 @@ export const fromProjections = <const Projections extends ReadonlyArray<Projecti
  * export const afterOwnWrite = (position: EventFeed.StreamPosition) =>
  *   Subscription.waitFor("search", position, "2 seconds")
  *
- * // The process manager "reservations" evaluates a command for the event, and "search" projects the events of that command.
+ * // The process manager "reservations" evaluates a command for the event, and "search" projects its events.
  * export const afterReservation = (position: EventFeed.StreamPosition) =>
  *   Subscription.waitFor("reservations", position, "2 seconds").pipe(
  *     Effect.zipRight(EventFeed.head),
@@ -344,9 +348,9 @@ export const waitFor = (
 }
 
 /**
- * The id of a command that a subscription evaluates for an event. It is equal for equal subscriptions, events and steps. With it,
- * `Aggregate.withCommandId` does not repeat the command when the event is handled again after a crash or a retry. Several commands on one aggregate
- * need different steps.
+ * The id of a command that a subscription evaluates for an event. It is equal for equal subscriptions, events and
+ * steps. With it, `Aggregate.withCommandId` does not repeat the command when the event is handled again after a crash
+ * or a retry. Several commands on one aggregate need different steps.
  *
  * @since 0.1.0
  * @category constructors
@@ -395,8 +399,8 @@ export const commandId = (subscription: Named, event: StreamPosition, step?: str
   JSON.stringify([nameOf(subscription), event.aggregateId, event.sequence, ...(step === undefined ? [] : [step])])
 
 /**
- * Resumes a subscription that has stopped, with the event before which it stopped. It fails with `ValidationError` if no subscription of that name has
- * run.
+ * Resumes a subscription that has stopped, with the event before which it stopped. It fails with `ValidationError` if
+ * no subscription of that name has run.
  *
  * @since 0.1.0
  * @category operations
@@ -469,8 +473,10 @@ type EachOf<Ons> = Ons extends ReadonlyArray<infer One> ? One : Ons
 
 /** The subscription of one handler, with the defaults of its options. */
 const makeOf = <E, R>(name: string, options: Options & Partial<Handler<E, R>>): Subscription<E, R> => {
-  const { handle, handleBatch } = options
-  if (handle === undefined && handleBatch === undefined) {
+  const { handle: handleOne, handleBatch } = options
+  const handle: Handler<E, R>["handleBatch"] =
+    handleBatch ?? (handleOne && ((events) => Effect.forEach(events, handleOne, { discard: true })))
+  if (handle === undefined) {
     throw new TypeError(`subscription ${name} has no handler: it takes \`on\`, \`handle\` or \`handleBatch\``)
   }
   return makeRunner<E, R>({
@@ -479,12 +485,7 @@ const makeOf = <E, R>(name: string, options: Options & Partial<Handler<E, R>>): 
     from: options.from ?? "beginning",
     partitions: options.partitions ?? 1,
     batchSize: options.batchSize ?? (options.delivery === "at-least-once" ? 50 : 500),
-    handle: (events) =>
-      handleBatch === undefined
-        ? handle === undefined
-          ? Effect.void
-          : Effect.forEach(events, handle, { discard: true })
-        : handleBatch(events),
+    handle,
     transactional: options.delivery !== "at-least-once",
     retry: options.retry ?? defaultRetry,
     onFailure: options.onFailure ?? "stop",

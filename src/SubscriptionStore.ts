@@ -1,5 +1,6 @@
 /**
- * The third port of a store: the state of subscriptions, which is their checkpoints, their leases and the events that they have parked.
+ * The third port of a store: the state of subscriptions, which is their checkpoints, their leases and the events that
+ * they have parked.
  *
  * @since 0.1.0
  */
@@ -26,7 +27,8 @@ export interface Key {
 }
 
 /**
- * The lease is lost: it ran out, and another process may have taken it. What this process did since its last checkpoint is not stored.
+ * The lease is lost: it ran out, and another process may have taken it. What this process did since its last checkpoint
+ * is not stored.
  *
  * @since 0.1.0
  * @category errors
@@ -65,7 +67,7 @@ export interface EventFailure {
  */
 export interface Attempts {
   readonly position: Position
-  /** How many have begun without success, those that have not ended included. */
+  /** How many have begun without success, including an attempt that has not ended. */
   readonly attempts: number
 }
 
@@ -84,8 +86,8 @@ export interface ParkedEvent extends EventFailure {
 /**
  * The lease of a partition. At most one process holds it at a time.
  *
- * Its effects, except `lost`, run in the current transaction if there is one. They fail with `LeaseLost` when another process holds the lease.
- * `park` and `parkedAggregates` leave that to `advance`, in whose effect they run.
+ * Its effects, except `lost`, run in the current transaction if there is one. They fail with `LeaseLost` when another
+ * process holds the lease. `park` and `parkedAggregates` leave that to `advance`, in whose effect they run.
  *
  * @since 0.1.0
  * @category models
@@ -95,15 +97,18 @@ export interface Lease {
   readonly position: Position
   /** The attempts that were recorded when the lease was taken, by any process. */
   readonly attempts: Option.Option<Attempts>
-  /** Whether the last holder did not release the lease. Its process ended, or lost the lease, perhaps while it handled an event. */
+  /**
+   * Whether the last holder did not release the lease. Its process ended, or lost the lease, perhaps while it handled
+   * an event.
+   */
   readonly isTakenOver: boolean
   /** Succeeds when the lease is lost. */
   readonly lost: Effect.Effect<void>
   /** The stored checkpoint. */
   readonly checkpoint: Effect.Effect<Position, LeaseLost | StoreError>
   /**
-   * Runs the effect and stores the checkpoint, both or neither where the store has transactions. It fails with the failures of the effect,
-   * unchanged.
+   * Runs the effect and stores the checkpoint, both or neither where the store has transactions. It fails with the
+   * failures of the effect, unchanged.
    */
   readonly advance: <E, R>(
     position: Position,
@@ -114,13 +119,13 @@ export interface Lease {
   /** Parks the event of the failure. It runs in the effect of `advance`. */
   readonly park: (failure: EventFailure) => Effect.Effect<void, StoreError>
   /**
-   * The given aggregates that have parked events. It runs in the effect of `advance`: until that ends, `retryParked` waits for the aggregates
-   * that were found.
+   * The given aggregates that have parked events. It runs in the effect of `advance`: until that ends, `retryParked`
+   * waits for the aggregates that were found.
    */
   readonly parkedAggregates: (aggregateIds: ReadonlyArray<string>) => Effect.Effect<ReadonlySet<string>, StoreError>
   /**
-   * Records an attempt before it begins, so that the count outlives the connection and the process. A new checkpoint and `resume` clear the
-   * count.
+   * Records an attempt before it begins, so that the count outlives the connection and the process. A new checkpoint
+   * and `resume` clear the count.
    */
   readonly recordAttempt: (attempts: Attempts) => Effect.Effect<void, LeaseLost | StoreError>
   /** Records the last failure and its attempts. Undefined clears both. */
@@ -171,9 +176,9 @@ export interface LeaseOptions {
  */
 export interface SubscriptionStoreService {
   /**
-   * Waits for the lease, renews it, and releases it when the scope closes. It waits while the subscription is stopped. If the state of the
-   * subscription is deleted during the wait, the wait goes on as for one that has never run. It fails with `ValidationError` if `from` is no
-   * position.
+   * Waits for the lease, renews it, and releases it when the scope closes. It waits while the subscription is stopped.
+   * If the state of the subscription is deleted during the wait, the wait goes on as for one that has never run. It
+   * fails with `ValidationError` if `from` is no position.
    */
   readonly lease: (options: LeaseOptions) => Effect.Effect<Lease, ValidationError | StoreError, Scope.Scope>
 
@@ -181,8 +186,8 @@ export interface SubscriptionStoreService {
   readonly partitions: (name: string) => Effect.Effect<ReadonlyArray<PartitionState>, StoreError>
 
   /**
-   * Waits until the subscription has reached the position, also one that has never run. All its partitions must reach it, or the partition of the
-   * given aggregate. It fails with `ValidationError` if `position` is no position.
+   * Waits until the subscription has reached the position, also one that has never run. All its partitions must reach
+   * it, or the partition of the given aggregate. It fails with `ValidationError` if `position` is no position.
    */
   readonly awaitPosition: (
     name: string,
@@ -197,8 +202,8 @@ export interface SubscriptionStoreService {
   readonly parked: (name: string) => Effect.Effect<ReadonlyArray<ParkedEvent>, StoreError>
 
   /**
-   * Runs the effect on a parked event. If that succeeds the event is no longer parked, in one transaction where the store has them. Returns
-   * whether the event was parked.
+   * Runs the effect on a parked event. If that succeeds the event is no longer parked, in one transaction where the
+   * store has them. Returns whether the event was parked.
    */
   readonly retryParked: <E, R>(
     name: string,

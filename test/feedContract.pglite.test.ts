@@ -7,7 +7,7 @@ import * as PgliteClient from "effect-maestro/PgliteClient"
 import { inject } from "vitest"
 
 FeedContract.suite("SqlStore on PGlite", SqlStore.layer.pipe(Layer.provideMerge(PgliteClient.layerMemory)), {
-  // On one connection no transactions overlap, so that fewer random programs show as much.
+  // No transactions overlap on one connection, so fewer random programs suffice.
   runs: Math.ceil(inject("runs") / 2),
   timeout: inject("timeout"),
   lacks: ["concurrentReads"]

@@ -1,4 +1,7 @@
-/** The feed keeps the order of every aggregate and of every transaction, and skips nothing, while random transactions overlap. */
+/**
+ * The feed keeps the order of every aggregate and of every transaction, and skips nothing, while random transactions
+ * overlap.
+ */
 import * as SqlClient from "@effect/sql/SqlClient"
 import { expect, layer } from "@effect/vitest"
 import * as Effect from "effect/Effect"
@@ -17,14 +20,14 @@ import { type Book, foldBooks, noFault, outOfOrder, type Place, placeOf, textOf,
 import { onMemory, onPglite, onPostgres } from "./feedOrderNodes.js"
 import {
   evaluating,
+  faultsOf,
   follower,
   live,
+  type Reading,
+  randomReader,
   readsOwnWrite,
   recording,
-  restless,
-  type Sight,
-  until,
-  wrongIn
+  until
 } from "./feedOrderReaders.js"
 import { ByEffect, createBooks, type Node, Record, storm } from "./feedOrderWorkload.js"
 import { eventually, start, written } from "./subscribers.js"
@@ -52,7 +55,7 @@ layer(Layer.empty, { excludeTestServices: true })("while random transactions ove
           if (Option.isSome(first.onSql)) yield* Effect.provide(createBooks, first.onSql.value)
 
           const record = new Record()
-          const sights: Array<Sight> = []
+          const readings: Array<Reading> = []
           const positions = new Map<string, EventFeed.Position>()
           const checks: Array<Fiber.RuntimeFiber<ReadonlyArray<string>, unknown>> = []
 
@@ -61,14 +64,14 @@ layer(Layer.empty, { excludeTestServices: true })("while random transactions ove
             yield* Effect.provide(Effect.all(subscriptions, { discard: true }), node.onAny)
           }
           const end = "account-end"
-          const following = [
+          const followReading = [
             yield* Effect.fork(Effect.provide(follower("follower", end), first.onAny)),
             yield* Effect.fork(Effect.provide(live("stream", end), last.onAny))
           ]
-          const wandering = yield* Effect.forEach(nodes, ({ onAny }, index) =>
+          const randomReading = yield* Effect.forEach(nodes, ({ onAny }, index) =>
             Effect.fork(
               Effect.provide(
-                restless(`reader ${index}`, () => record.commands, commands, sights),
+                randomReader(`reader ${index}`, () => record.commands, commands, readings),
                 onAny
               )
             )
@@ -92,17 +95,17 @@ layer(Layer.empty, { excludeTestServices: true })("while random transactions ove
           yield* storm(record, nodes, { workers: 10, commands, seed, after })
 
           yield* Fiber.join(rebuilding)
-          yield* Fiber.joinAll(wandering)
+          yield* Fiber.joinAll(randomReading)
           yield* Effect.provide(allSalesHandled, first.onAny)
           yield* Effect.provide(Account.evaluate(end, new Deposit({ amount: 1 })), last.onAny)
-          sights.push(...(yield* Fiber.joinAll(following)))
+          readings.push(...(yield* Fiber.joinAll(followReading)))
 
-          // --- what there is in the end ---
+          // --- the final state ---
 
           const feed = [...(yield* Effect.provide(Stream.runCollect(EventFeed.streamStored()), last.onAny))]
           expect(record.unexpected).toEqual([])
           expect(verdictOf(feed, record.attempts, record.undone)).toEqual(noFault)
-          expect(sights.flatMap((sight) => wrongIn(feed, sight))).toEqual([])
+          expect(readings.flatMap((reading) => faultsOf(feed, reading))).toEqual([])
           const shown = new Map(feed.map((event) => [textOf(event), event.position]))
           expect([...positions].filter(([place, position]) => shown.get(place) !== position)).toEqual([])
           expect((yield* Fiber.joinAll(checks)).flat()).toEqual([])
@@ -129,7 +132,7 @@ layer(Layer.empty, { excludeTestServices: true })("while random transactions ove
   }
 })
 
-// --- what the cases are made of ---
+// --- internal ---
 
 const rebuild = (node: Node, name: string): Effect.Effect<void, unknown> =>
   Option.match(node.onSql, {

@@ -1,4 +1,4 @@
-/** Readers, streams and subscriptions that follow the feed while others write, and what each of them saw. */
+/** Readers, streams and subscriptions that follow the feed during writes, and the events that each of them saw. */
 import * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
 import * as Effect from "effect/Effect"
@@ -9,44 +9,44 @@ import * as Stream from "effect/Stream"
 import { Aggregate, EventFeed, Subscription } from "effect-maestro"
 import { Account, Deposit } from "./account.js"
 import { behind, type Place, textOf } from "./feedOrderModel.js"
-import { type Ground, Ledger, shortly } from "./subscribers.js"
+import { Ledger, type StoreServices, shortly } from "./subscribers.js"
 
-/** What a reader saw, and of what. */
-export interface Sight {
+/** The events that a reader saw, and the part of the feed that it read. */
+export interface Reading {
   readonly reader: string
   readonly after: EventFeed.Position
   readonly matches: (event: EventFeed.FeedEvent) => boolean
   readonly events: ReadonlyArray<EventFeed.FeedEvent>
-  /** The head of the feed before the reader began: all up to there must have been seen. */
+  /** The head of the feed before the reader began. It must have seen all events up to it. */
   readonly head: EventFeed.Position
 }
 
-/** Why what a reader saw is no beginning of what the feed shows in the end; none where it is. */
-export const wrongIn = (feed: ReadonlyArray<EventFeed.FeedEvent>, sight: Sight): ReadonlyArray<string> => {
-  const expected = behind(feed, sight.after).filter(sight.matches)
-  const at = sight.events.findIndex((event, index) => event.position !== expected[index]?.position)
+/** Why the events that a reader saw are no prefix of the final feed; empty where they are. */
+export const faultsOf = (feed: ReadonlyArray<EventFeed.FeedEvent>, reading: Reading): ReadonlyArray<string> => {
+  const expected = behind(feed, reading.after).filter(reading.matches)
+  const at = reading.events.findIndex((event, index) => event.position !== expected[index]?.position)
   if (at >= 0) {
-    const [seen, instead] = [sight.events[at], expected[at]]
+    const [seen, instead] = [reading.events[at], expected[at]]
     return [
-      `${sight.reader}: event ${at} is ${seen === undefined ? "" : `${textOf(seen)} at ${seen.position}`} and not ${instead === undefined ? "the end" : `${textOf(instead)} at ${instead.position}`}`
+      `${reading.reader}: event ${at} is ${seen === undefined ? "" : `${textOf(seen)} at ${seen.position}`} and not ${instead === undefined ? "the end" : `${textOf(instead)} at ${instead.position}`}`
     ]
   }
   const missed = expected
-    .slice(sight.events.length)
-    .filter(({ position }) => EventFeed.order(position, sight.head) <= 0)
+    .slice(reading.events.length)
+    .filter(({ position }) => EventFeed.order(position, reading.head) <= 0)
   return missed.length > 0
-    ? [`${sight.reader}: ${missed.length} events up to the head ${sight.head} were not shown`]
+    ? [`${reading.reader}: ${missed.length} events up to the head ${reading.head} were not shown`]
     : []
 }
 
 const everything = () => true
 
-/** Begins at random places of what was shown so far, and reads by pages of random sizes to what is there; and again after so many events. */
-export const restless = (
+/** Reads from random positions to the head, by pages of random sizes, and again after each 50 commands. */
+export const randomReader = (
   reader: string,
   written: () => number,
   upTo: number,
-  sights: Array<Sight>
+  readings: Array<Reading>
 ): Effect.Effect<void, unknown, EventFeed.EventFeed> =>
   Effect.gen(function* () {
     const known: Array<EventFeed.Position> = [EventFeed.beginning]
@@ -71,17 +71,17 @@ export const restless = (
         more = page.more
       }
       known.push(position)
-      sights.push({ reader, after, matches, events, head })
+      readings.push({ reader, after, matches, events, head })
       yield* until(() => written() >= next)
     }
   })
 
-/** Waits for what others do. */
+/** Waits until the condition holds. */
 export const until = (holds: () => boolean): Effect.Effect<void> =>
   Effect.asVoid(Effect.repeat(Effect.map(shortly, holds), { until: (so) => so }))
 
-/** Follows the feed from the beginning by pages of random sizes, up to an event. */
-export const follower = (reader: string, last: string): Effect.Effect<Sight, unknown, EventFeed.EventFeed> =>
+/** Follows the feed from the beginning up to an event, by pages of random sizes. */
+export const follower = (reader: string, last: string): Effect.Effect<Reading, unknown, EventFeed.EventFeed> =>
   Effect.gen(function* () {
     const feed = yield* EventFeed.EventFeed
     const events: Array<EventFeed.FeedEvent> = []
@@ -97,7 +97,7 @@ export const follower = (reader: string, last: string): Effect.Effect<Sight, unk
   })
 
 /** A live stream from the beginning up to an event. */
-export const live = (reader: string, last: string): Effect.Effect<Sight, unknown, EventFeed.EventFeed> =>
+export const live = (reader: string, last: string): Effect.Effect<Reading, unknown, EventFeed.EventFeed> =>
   EventFeed.stream({ limit: 30 }).pipe(
     Stream.takeUntil(({ id }) => id === last),
     Stream.runCollect,
@@ -112,7 +112,7 @@ export const live = (reader: string, last: string): Effect.Effect<Sight, unknown
 
 // --- subscriptions ---
 
-/** Writes what a subscription handles, by one statement where the ledger is a table. */
+/** Writes the events of a batch to the ledger, by one statement where the ledger is a table. */
 const writeAll = (by: string) => (events: ReadonlyArray<EventFeed.FeedEvent>) =>
   Effect.flatMap(Effect.serviceOption(SqlClient.SqlClient), (sql) =>
     Option.match(sql, {
@@ -168,11 +168,11 @@ const payOn = (by: string, event: EventFeed.FeedEvent) =>
 export const recording = [exactlyOnce, atLeastOnce, partitioned] as const
 export const evaluating = [inside, outside] as const
 
-/** Checks that a subscription which has come to an event has written it. */
-export const readsOwnWrite = (place: Place): Effect.Effect<ReadonlyArray<string>, unknown, Ground> =>
+/** Checks that a subscription has written an event after `waitFor` it. */
+export const readsOwnWrite = (place: Place): Effect.Effect<ReadonlyArray<string>, unknown, StoreServices> =>
   Effect.gen(function* () {
     const { name } = yield* Random.choice(recording).pipe(Effect.orDie)
     yield* Subscription.waitFor(name, place, "30 seconds")
     const written = yield* Effect.flatMap(Ledger, ({ written }) => written(name))
-    return written.includes(textOf(place)) ? [] : [`${name} has come to ${textOf(place)}, and has not written it`]
+    return written.includes(textOf(place)) ? [] : [`${name} has reached ${textOf(place)}, and has not written it`]
   })

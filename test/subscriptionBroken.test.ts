@@ -1,4 +1,7 @@
-/** Events whose handling breaks the connection, or finds another database down: counted, and in the end parked or stopped at. */
+/**
+ * Events whose handling breaks the connection, or finds another database down: each attempt counts, and the event is
+ * parked or stops the subscription.
+ */
 import * as SqlClient from "@effect/sql/SqlClient"
 import { SqlError } from "@effect/sql/SqlError"
 import { PgClient } from "@effect/sql-pg"
@@ -14,10 +17,10 @@ import {
   caughtUp,
   commitOf,
   eventually,
-  type Ground,
   Ledger,
   newId,
   placesOf,
+  type StoreServices,
   start,
   stores,
   write,
@@ -27,7 +30,7 @@ import { withoutInnerSpans } from "./subscriptionNodes.js"
 
 useServerOfOurOwn()
 
-/** On a pool that gives up a query after two seconds. */
+/** A node whose pool times out a query after two seconds. */
 const onPostgres = Layer.unwrapScoped(
   Effect.map(makeDatabase, (url) => {
     const acquire = Effect.acquireRelease(
@@ -93,13 +96,13 @@ layer(onPostgres, { excludeTestServices: true, timeout: 60_000 })(
 )
 
 function isSetAside(
-  it: Pick<Vitest.MethodsNonLive<Ground, true>, "scoped">,
+  it: Pick<Vitest.MethodsNonLive<StoreServices, true>, "scoped">,
   way: string,
   breaking: Breaking,
   settings: Subscription.Options
 ): void {
   it.scoped(
-    `${way}: the event is parked after its retries, and the next one comes`,
+    `${way}: the event is parked after its retries, and the next one is handled`,
     () =>
       Effect.gen(function* () {
         const [a, by] = [newId("a"), newId("aside")]
@@ -118,9 +121,9 @@ function isSetAside(
         yield* start(aside)
         yield* caughtUp(aside)
         expect(yield* Subscription.parked(by)).toMatchObject([{ sequence: 2, attempts: 3 }])
-        // Once in a batch, and three times by itself.
+        // Once in a batch, and three times alone.
         expect(seen.filter((sequence) => sequence === 2)).toHaveLength(4)
-        // The dead connection that an event at-least-once leaves in the pool may be given to the other handler, once.
+        // An at-least-once event leaves a dead connection in the pool, which the other handler may get once.
         expect(seen.filter((sequence) => sequence === 1).length).toBeLessThanOrEqual(3)
         const once = (yield* written(by)).filter((place, index, all) => all.indexOf(place) === index)
         expect(once).toEqual([...placesOf(a, 1, 1), ...placesOf(a, 3, 3)])
@@ -130,13 +133,13 @@ function isSetAside(
 }
 
 function stops(
-  it: Pick<Vitest.MethodsNonLive<Ground, true>, "scoped">,
+  it: Pick<Vitest.MethodsNonLive<StoreServices, true>, "scoped">,
   way: string,
   breaking: Breaking,
   settings: Subscription.Options
 ): void {
   it.scoped(
-    `${way}: the subscription stops at the event, says why, and counts anew when it is resumed`,
+    `${way}: the subscription stops before the event with the reason, and counts from zero after \`resume\``,
     () =>
       Effect.gen(function* () {
         const [a, by] = [newId("a"), newId("stop")]

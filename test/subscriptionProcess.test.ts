@@ -1,4 +1,4 @@
-/** Subscriptions of several processes: what one that is killed, or stopped for a while, leaves to the next. */
+/** Subscriptions of several processes: another takes over from a process that is killed or suspended. */
 import { type ChildProcess, spawn } from "node:child_process"
 import { once } from "node:events"
 import * as SqlClient from "@effect/sql/SqlClient"
@@ -9,11 +9,11 @@ import * as Schedule from "effect/Schedule"
 import { Subscription } from "effect-maestro"
 import { useServerOfOurOwn } from "./database.js"
 import { commitOf, eventually, newId, placesOf, start, write, written } from "./subscribers.js"
-import { Database, ground, holderOf, reached, writing } from "./subscriptionNodes.js"
+import { Database, holderOf, reached, storeLayer, writing } from "./subscriptionNodes.js"
 
 useServerOfOurOwn()
 
-layer(ground, { excludeTestServices: true, timeout: 60_000 })("processes", (it) => {
+layer(storeLayer, { excludeTestServices: true, timeout: 60_000 })("processes", (it) => {
   it.scoped("a process that is killed between its write and its checkpoint", () =>
     Effect.gen(function* () {
       const [a, by] = [newId("a"), newId("sigkill")]
@@ -33,7 +33,7 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("processes", (it) 
     Effect.gen(function* () {
       const [a, by] = [newId("a"), newId("kills")]
       yield* commitOf(a, 1, 3, a)
-      // The first attempt is not counted, because it is the first after a process that gave the lease back.
+      // The first attempt is not counted, because the process before it released the lease.
       for (const _ of ["not counted", "counted"]) {
         const child = yield* startChild({ name: by, type: a, lease: 300, middleAt: 2, hold: 60_000 })
         yield* child.says("middle")
@@ -89,7 +89,7 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("processes", (it) 
         yield* commitOf(a, 5, 6, a)
         yield* reached(by, a, 6)
         expect(yield* holderOf(by)).toBe("parent")
-        // It stands by again, and has its turn when that one ends.
+        // It waits for the lease again, and gets it when the other one ends.
         yield* Fiber.interrupt(parent)
         yield* commitOf(a, 7, 8, a)
         yield* reached(by, a, 8)
@@ -101,13 +101,13 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("processes", (it) 
   }
 })
 
-// --- what the cases are made of ---
+// --- internal ---
 
 interface Order {
   readonly name: string
   readonly type: string
   readonly lease: number
-  /** In the transaction of this event it says `middle`, and waits for so many milliseconds. */
+  /** In the transaction of this event the process prints `middle`, and waits for so many milliseconds. */
   readonly middleAt: number
   readonly hold: number
 }
@@ -171,7 +171,7 @@ const subscription = Subscription.make(name, {
       if (sequence !== middleAt || held) return
       held = true
       yield* say("middle")
-      // Not idle all the time, which the database would not allow.
+      // With statements in between, because the database ends an idle transaction.
       for (let waited = 0; waited < hold; waited += 100) yield* Effect.zipRight(Effect.sleep(100), sql\`select 1\`)
     })
 })

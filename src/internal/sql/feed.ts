@@ -1,8 +1,10 @@
 /**
- * The feed of the SQL store: all events in an order that does not change, though transactions commit in any order. `SqlStore.layer` makes it.
+ * The feed of the SQL store: all events in an order that does not change, though transactions commit in any order.
+ * `SqlStore.layer` makes it.
  *
- * Positions are assigned before their transaction commits, so the transaction that commits last may have the lowest. A reader that follows
- * positions would skip its events. The order of the feed is therefore `(feed_key, position)`. The key of an event is the highest of
+ * Positions are assigned before their transaction commits, so the transaction that commits last may have the lowest. A
+ * reader that follows positions would skip its events. The order of the feed is therefore `(feed_key, position)`. The
+ * key of an event is the highest of
  *
  * - the id of the transaction that wrote it,
  * - the key of the event before it in its stream,
@@ -10,16 +12,19 @@
  *
  * The feed shows only events with a key below the oldest open transaction.
  *
- * - **No event is skipped.** An event that a snapshot can't see was written by a transaction that is open in it, or that begins later. Its key
- *   is therefore not below the oldest open transaction of that snapshot, and the reader's position is before it.
- * - **Each aggregate keeps its order.** A transaction gets its id at its first write, and may write to a stream long after transactions with
- *   higher ids; hence the second part of the key. Where two keys are equal the position decides. It rises along a stream, because an event
- *   is inserted only when the one before it can be seen, and gets its position then.
- * - **Each transaction keeps its order**, by the third part: a cause stands before its effect on another aggregate.
- * - **The feed goes on.** Every key is the id of a transaction that has begun, so the oldest open transaction will be above it.
+ * - **No event is skipped.** An event that a snapshot can't see was written by a transaction that is open in it, or
+ *   that begins later. Its key is therefore not below the oldest open transaction of that snapshot, and the reader's
+ *   position is before it.
+ * - **Each aggregate keeps its order.** A transaction gets its id at its first write, and may write to a stream long
+ *   after transactions with higher ids. The second part of the key accounts for that. Where two keys are equal the
+ *   position decides. It rises along a stream, because an event is inserted only when the one before it can be seen,
+ *   and gets its position then.
+ * - **Each transaction keeps its order**, by the third part: a cause comes before its effect on another aggregate.
+ * - **The feed goes on.** Every key is the id of a transaction that has begun, so the oldest open transaction will be
+ *   above it.
  *
- * A writer never waits for the feed, and a transaction that is rolled back leaves no gap to wait for. An open transaction holds back the events that
- * are committed after its first write, until it ends (`heldBack.ts`).
+ * A writer never waits for the feed, and a transaction that is rolled back leaves no gap to wait for. An open
+ * transaction holds back the events that are committed after its first write, until it ends (`heldBack.ts`).
  */
 import type { SqlError } from "@effect/sql/SqlError"
 import * as Effect from "effect/Effect"
@@ -50,7 +55,7 @@ export const makeSqlFeed = (
 ): Effect.Effect<EventFeedService, never, Scope.Scope> => {
   const { schema, sql } = log
 
-  /** Runs a statement on a connection of its own, or behind a savepoint in the current transaction. */
+  /** Runs a statement on a connection of its own, or in the current transaction after a savepoint. */
   const query = <A>(statement: Effect.Effect<A, SqlError>): Effect.Effect<A, StoreError> =>
     whenInTransaction((inside) =>
       inside

@@ -24,17 +24,20 @@ export const matches = (sql: SqlClient.SqlClient, filter: Filter): Statement.Fra
       : [sql`${sliceOf(sql, sql`aggregate_id`, sql`${filter.slice.of}::int`)} = ${filter.slice.index}`])
   ])
 
-/** The condition of a filter behind others; empty without a filter. */
+/** The condition of a filter, to follow other conditions. It is empty without a filter. */
 export const andMatches = (sql: SqlClient.SqlClient, filter: Filter | undefined): Statement.Fragment =>
   filter === undefined ? sql`` : sql`and ${matches(sql, filter)}`
 
-/** The kind of an event's aggregate, equal to that of `Event.identityOf`. The index `event_log_kind` has this expression. */
+/**
+ * The kind of an event's aggregate, equal to that of `Event.identityOf`. The index `event_log_kind` has this
+ * expression.
+ */
 export const kindOf = (sql: SqlClient.SqlClient): Statement.Fragment =>
   sql.literal("left(aggregate_id, greatest(strpos(aggregate_id, '/') - 1, 0))")
 
 /**
- * The slice of an aggregate, of so many. It is a hash that is equal on every server and in every version, because an aggregate must stay in its
- * slice.
+ * The slice of an aggregate, of so many. It is a hash that is equal on every server and in every version, because an
+ * aggregate must stay in its slice.
  */
 export const sliceOf = (
   sql: SqlClient.SqlClient,

@@ -73,8 +73,8 @@ const selectHeadChange = (sql: SqlClient.SqlClient, schema: Statement.Fragment, 
     ) h on true`
 
 /**
- * Whether an event has the key of a transaction that has not begun. Such events were restored from another database. The key of the current
- * transaction is excepted, because it sees its own events and may be the newest of all.
+ * Whether an event has the key of a transaction that has not begun. Such events were restored from another database.
+ * The key of the current transaction is excepted, because it sees its own events and may be the newest of all.
  */
 const hasFutureKeys = (sql: SqlClient.SqlClient, schema: Statement.Fragment) =>
   sql`exists (

@@ -1,8 +1,8 @@
 /**
  * The statements that read a page of the feed, and the page that their rows make. The feed and the rebuilds use it.
  *
- * One statement scans at most a window of events for those that a filter lets through. The row of the last scanned event, which has nothing but
- * its position, then ends the page, so that a reader goes on behind the window.
+ * One statement scans at most a window of events for matches of a filter. The row of the last scanned event, which has
+ * nothing but its position, then ends the page, so that a reader goes on after the window.
  */
 import * as Effect from "effect/Effect"
 import type { Filter, Page, Position } from "../../EventFeed.js"
@@ -40,8 +40,8 @@ export const readPage = (
   })
 
 /**
- * The rows after a position, as many as a page can have in bytes. `upTo` is the last event that the first statement found; without it, the
- * rows are all that the current transaction can see.
+ * The rows after a position, as many as a page can have in bytes. `upTo` is the last event that the first statement
+ * found; without it, the rows are all that the current transaction can see.
  */
 export const selectFittingPage = (
   { measuring, schema, sql }: LogTable,
@@ -56,14 +56,15 @@ export const selectFittingPage = (
 }
 
 /**
- * A page of the events of some kinds. The index `event_log_kind` finds them, however many events of other kinds there are. The statement scans a
- * window of their events, and to the end of the feed where there are fewer.
+ * A page of the events of some kinds. The index `event_log_kind` finds them, however many events of other kinds there
+ * are. The statement scans a window of their events, and to the end of the feed where there are fewer.
  */
 export const selectPageOfKinds = (
   { measuring, schema, sql }: LogTable,
   { after, filter, limit }: PageOptions & { readonly filter: Filter & { readonly kinds: ReadonlyArray<string> } }
 ) => {
-  // A union of one query for each kind, because the planner merges these in the order of the index and stops early. A list of kinds would be sorted.
+  // A union of one query for each kind, because the planner merges these in the order of the index and stops early. A
+  // list of kinds would be sorted.
   const [first, ...others] = new Set(filter.kinds)
   const ofKind = (kind: string | undefined) =>
     sql`(select * from ${schema}.event_log
@@ -96,7 +97,7 @@ export const selectPageOfKinds = (
 
 // --- internal ---
 
-/** How many events one statement scans for those that a filter lets through. */
+/** How many events one statement scans for matches of a filter. */
 const window = 10_000
 
 /** A row without the values that exceed their share of a page. */

@@ -1,8 +1,9 @@
 /**
  * The rows of events that the feed selects, and the events in them. Subscriptions and rebuilds read events so, too.
  *
- * Each column costs as much as a small body, so position and id share one. A text that may begin with any character has a dot in front, because
- * PGlite drops U+FEFF at the start of a text. JSON is selected as text, so that no type parser of the driver changes it.
+ * Each column costs as much as a small body, so position and id share one. A text that may begin with any character has
+ * a dot in front, because PGlite drops U+FEFF at the start of a text. JSON is selected as text, so that no type parser
+ * of the driver changes it.
  */
 import type * as SqlClient from "@effect/sql/SqlClient"
 import type * as Statement from "@effect/sql/Statement"
@@ -51,7 +52,10 @@ export const feedEventsOf = (rows: ReadonlyArray<FeedRow>): ReadonlyArray<FeedEv
 
 // --- internal ---
 
-/** Parses the metadata of one event after another. Most repeat the text before them, and copying a flat object is cheaper than parsing. */
+/**
+ * Parses the metadata of one event after another. Most repeat the text before them, and copying a flat object is
+ * cheaper than parsing.
+ */
 const makeMetadataParser = (): ((text: string) => FeedEvent["metadata"]) => {
   let last: string | undefined
   let flat: FeedEvent["metadata"] | undefined

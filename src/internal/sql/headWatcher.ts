@@ -1,9 +1,9 @@
 /**
  * Watches the head of the feed for all readers that wait for events. `feed.ts` makes one for each store.
  *
- * One poll serves all waiting readers. A commit in this process and a notification of the database trigger a poll; otherwise it polls at the poll
- * interval. After a triggered poll there is a cooldown in proportion to its duration, so that polls take a small part of the database's time. It
- * uses the live clock, because it waits for a database.
+ * One poll serves all waiting readers. A commit in this process and a notification of the database trigger a poll;
+ * otherwise it polls at the poll interval. After a triggered poll there is a cooldown in proportion to its duration, so
+ * that polls take a small part of the database's time. It uses the live clock, because it waits for a database.
  */
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
@@ -25,8 +25,8 @@ export interface HeadChange {
 }
 
 /**
- * Starts the watcher in the scope, and returns `EventFeedService.awaitAppend`. `poll` reads what the feed shows after a position; without one it
- * reads the head.
+ * Starts the watcher in the scope, and returns `EventFeedService.awaitAppend`. `poll` reads what the feed shows after a
+ * position; without one it reads the head.
  */
 export const makeHeadWatcher = (
   poll: (since: Position | undefined) => Effect.Effect<HeadChange, StoreError>,
@@ -95,7 +95,10 @@ export const makeHeadWatcher = (
     return hasNotified
   }
 
-  /** Polls, resumes waiters, and returns whether the poll found an event for one of them. A permanent failure fails all waiters. */
+  /**
+   * Polls, resumes waiters, and returns whether the poll found an event for one of them. A permanent failure fails all
+   * waiters.
+   */
   const pollOnce = Effect.gen(function* () {
     const exit = yield* Effect.exit(poll(head))
     if (Exit.isSuccess(exit)) return notifyWaiters(exit.value, yield* Clock.currentTimeMillis)
@@ -113,7 +116,8 @@ export const makeHeadWatcher = (
         yield* awaitWaiter
         pollDelay = firstPollDelay
       }
-      // Short delays at first, because a signalled event may be committed a little later, or held back by an older transaction.
+      // Short delays at first, because a signalled event may be committed a little later, or held back by an older
+      // transaction.
       yield* awaitSignal(pollDelay)
       const cooldown = cooldownUntil - (yield* Clock.currentTimeMillis) - cooldownCredit
       if (cooldown > 0) yield* Effect.sleep(Math.min(cooldown, maxCooldown, pollInterval))
@@ -131,7 +135,10 @@ export const makeHeadWatcher = (
     }
   })
 
-  /** Listens to notifications while a reader waits, and listens again with growing delays where the connection could not be made. */
+  /**
+   * Listens to notifications while a reader waits, and listens again with growing delays where the connection could not
+   * be made.
+   */
   const listen = Effect.gen(function* () {
     let delay = firstListenDelay
     for (;;) {
@@ -173,7 +180,10 @@ interface Waiter {
   readonly resume: (exit: Exit.Exit<Position, StoreError>) => void
 }
 
-/** The cooldown after a triggered poll, as a multiple of its duration: where it found an event for a waiter, and where it did not. */
+/**
+ * The cooldown after a triggered poll, as a multiple of its duration: where it found an event for a waiter, and where
+ * it did not.
+ */
 const cooldownFactor = 20
 const idleCooldownFactor = 80
 

@@ -1,9 +1,10 @@
 /**
- * The open transaction that the feed waits for, and the committed events that it holds back. `feed.ts` reads them for `EventFeed.heldBack`.
+ * The open transaction that the feed waits for, and the committed events that it holds back. `feed.ts` reads them for
+ * `EventFeed.heldBack`.
  *
- * The feed shows keys below the oldest open transaction that has an id, in any database of the server. `pg_locks` shows that transaction to every
- * role, because each transaction holds a lock on its own id. `pg_stat_activity` shows the rest of a session only to its own role, to superusers
- * and to members of `pg_read_all_stats`.
+ * The feed shows keys below the oldest open transaction that has an id, in any database of the server. `pg_locks` shows
+ * that transaction to every role, because each transaction holds a lock on its own id. `pg_stat_activity` shows the
+ * rest of a session only to its own role, to superusers and to members of `pg_read_all_stats`.
  */
 import type { Fragment } from "@effect/sql/Statement"
 import * as Option from "effect/Option"

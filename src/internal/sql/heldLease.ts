@@ -1,7 +1,8 @@
 /**
  * A lease that this process holds: its operations and its renewal. `lease.ts` makes it when it has taken the lease.
  *
- * Each statement has the fencing token in its condition. Where the row has another token, it changes nothing and fails with `LeaseLost`.
+ * Each statement has the fencing token in its condition. Where the row has another token, it changes nothing and fails
+ * with `LeaseLost`.
  */
 import type { SqlError } from "@effect/sql/SqlError"
 import type * as Statement from "@effect/sql/Statement"
@@ -66,7 +67,10 @@ export const makeHeldLease = (
     )
   }
 
-  /** Checks the lease, and limits how long the transaction may idle, so that a process that is stopped in it does not keep its locks. */
+  /**
+   * Checks the lease, and limits how long the transaction may idle, so that a process that is stopped in it does not
+   * keep its locks.
+   */
   const begin = whileHeld(sql`select ${limitIdle(tables, duration)} from ${schema}.subscriptions where ${isHeld}`)
 
   const advance: Lease["advance"] = (to, effect) => {
@@ -122,7 +126,8 @@ export const makeHeldLease = (
           where subscription = ${key.name} and aggregate_id = any(${[...aggregateIds]}::text[])`
       )
       if ((yield* select).length === 0) return new Set<string>()
-      // `retryParked` locks the row, too. So either it waits for this transaction, or this one reads again what it has left.
+      // `retryParked` locks the row, too. So either it waits for this transaction, or this one reads again what it has
+      // left.
       yield* execute(sql`select 1 from ${schema}.subscriptions where ${isOfKey(sql, key)} for update`)
       return new Set((yield* select).map(({ aggregate_id }) => aggregate_id.slice(1)))
     })
@@ -155,8 +160,9 @@ export const makeHeldLease = (
 }
 
 /**
- * Renews the lease until it is lost, or has certainly run out. While a transaction is open that ends with a checkpoint, a failed renewal decides
- * nothing, because the pool may have no other connection. The checkpoint then fails if the lease is lost.
+ * Renews the lease until it is lost, or has certainly run out. While a transaction is open that ends with a checkpoint,
+ * a failed renewal decides nothing, because the pool may have no other connection. The checkpoint then fails if the
+ * lease is lost.
  */
 export const keepAlive = (
   tables: StoreTables,

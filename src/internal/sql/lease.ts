@@ -1,8 +1,9 @@
 /**
- * Takes and releases the leases of subscriptions, each in a row of the table `subscriptions`. Subscriptions and rebuilds use it.
+ * Takes and releases the leases of subscriptions, each in a row of the table `subscriptions`. Subscriptions and
+ * rebuilds use it.
  *
- * Taking a lease raises the fencing token of the row, once the last lease has run out. A checkpoint is stored only under the current token, so
- * a holder that was suspended beyond the end of its lease can't write (`heldLease.ts`).
+ * Taking a lease raises the fencing token of the row, once the last lease has run out. A checkpoint is stored only
+ * under the current token, so a holder that was suspended beyond the end of its lease can't write (`heldLease.ts`).
  *
  * No lock outlives a transaction, so leases work through a connection pooler. All times are those of the database.
  */
@@ -50,7 +51,9 @@ interface TakenRow extends PositionRow {
   readonly is_taken_over: boolean
 }
 
-/** Makes the row of a subscription that runs for the first time, or whose row was deleted during the wait for the lease. */
+/**
+ * Makes the row of a subscription that runs for the first time, or whose row was deleted during the wait for the lease.
+ */
 const register = ({ schema, sql }: StoreTables, { from, key }: LeaseOptions) =>
   Effect.gen(function* () {
     const { execute, query } = makeStatements(sql)
@@ -102,7 +105,8 @@ const take = (
         from ${schema}.subscriptions where ${isOfKey(sql, key)}`
     )
     if (row === undefined) {
-      // An abandoned rebuild deletes its row, and so does a restored backup. Without a new row the wait would never end.
+      // An abandoned rebuild deletes its row, and so does a restored backup. Without a new row the wait would never
+      // end.
       yield* register(tables, options)
       return { wait: 0 }
     }
@@ -123,7 +127,10 @@ const release = ({ schema, sql }: StoreTables, { key }: LeaseOptions, { token }:
       where ${isOfKey(sql, key)} and token = ${token}::bigint`
   )
 
-/** Waits for the lease, and releases it when the scope closes. The release is retried, because all connections of a pool may be cut. */
+/**
+ * Waits for the lease, and releases it when the scope closes. The release is retried, because all connections of a pool
+ * may be cut.
+ */
 const takeInScope = (tables: StoreTables, options: LeaseOptions) =>
   Effect.uninterruptibleMask((restore) =>
     Effect.tap(
@@ -136,8 +143,8 @@ const takeInScope = (tables: StoreTables, options: LeaseOptions) =>
   )
 
 /**
- * Tries to take the lease until it succeeds. Only the waits are interruptible, by `restore`. A lease that is taken while the fiber is interrupted is
- * released again, so that other processes need not wait until it runs out.
+ * Tries to take the lease until it succeeds. Only the waits are interruptible, by `restore`. A lease that is taken
+ * while the fiber is interrupted is released again, so that other processes need not wait until it runs out.
  */
 const awaitLease = (
   take: Effect.Effect<TakenLease | { readonly wait: number }, StoreError>,

@@ -1,5 +1,6 @@
 /**
- * Positions of the feed as two columns: `feed_key` and `position`. The feed, the leases and the rebuilds read and write them so.
+ * Positions of the feed as two columns: `feed_key` and `position`. The feed, the leases and the rebuilds read and write
+ * them so.
  */
 import type * as SqlClient from "@effect/sql/SqlClient"
 import type * as Statement from "@effect/sql/Statement"

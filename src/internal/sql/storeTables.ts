@@ -1,6 +1,7 @@
 /**
- * Where the tables of a SQL store are. `SqlStore.layer` provides the tag; `Rebuild` and `ProjectionTables` require it, because they work on tables
- * of the store that no port shows. A program that runs them on another store does not compile.
+ * Where the tables of a SQL store are. `SqlStore.layer` provides the tag; `Rebuild` and `ProjectionTables` require it,
+ * because they work on tables of the store that no port shows. A program that runs them on another store does not
+ * compile.
  */
 import * as Context from "effect/Context"
 import type { LogTable } from "../store/pageBytes.js"

@@ -1,5 +1,6 @@
 /**
- * How statements about subscriptions run, and the fragments that they share. `lease.ts`, `heldLease.ts` and `subscriptions.ts` use them.
+ * How statements about subscriptions run, and the fragments that they share. `lease.ts`, `heldLease.ts` and
+ * `subscriptions.ts` use them.
  */
 import type * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"

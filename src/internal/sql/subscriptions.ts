@@ -1,5 +1,6 @@
 /**
- * The `SubscriptionStore` of the SQL store, in the tables `subscriptions` and `parked_events`. `SqlStore.layer` makes it.
+ * The `SubscriptionStore` of the SQL store, in the tables `subscriptions` and `parked_events`. `SqlStore.layer` makes
+ * it.
  */
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
@@ -184,7 +185,10 @@ const deleteParked = ({ schema, sql }: StoreTables, name: string, { aggregateId,
   sql`delete from ${schema}.parked_events
     where subscription = ${name} and aggregate_id = ${aggregateId} and sequence = ${sequence} returning 1 as one`
 
-/** Takes an event off the parked ones, and returns it; undefined if it is not parked. The row of its partition stays locked. */
+/**
+ * Takes an event off the parked ones, and returns it; undefined if it is not parked. The row of its partition stays
+ * locked.
+ */
 const unpark = (tables: StoreTables, name: string, event: StreamPosition) =>
   Effect.gen(function* () {
     const { schema, sql } = tables

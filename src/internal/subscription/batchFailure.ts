@@ -1,8 +1,10 @@
 /**
- * The ways in which a batch of a subscription fails: by its handler, or by the database. The consumer and its parts use it.
+ * The ways in which a batch of a subscription fails: by its handler, or by the database. The consumer and its parts use
+ * it.
  *
- * The two are kept apart because they are treated differently. A failure of the handler counts as an attempt at the event, and uses up its retries.
- * After a failure of the database the consumer waits, reads the checkpoint, and goes on from there.
+ * The two are kept apart because they are treated differently. A failure of the handler counts as an attempt at the
+ * event, and uses up its retries. After a failure of the database the consumer waits, reads the checkpoint, and goes on
+ * from there.
  */
 import * as Cause from "effect/Cause"
 import * as Data from "effect/Data"
@@ -29,8 +31,8 @@ export class DatabaseFailed extends Data.TaggedError("DatabaseFailed")<{
 }> {}
 
 /**
- * The failure of a batch. A failure that comes out of the handler is the handler's, also where it names a database: that may be another database, or
- * a connection that the handler broke.
+ * The failure of a batch. A failure that comes out of the handler is the handler's, also where it names a database:
+ * that may be another database, or a connection that the handler broke.
  */
 export const batchFailureOf = (
   cause: Cause.Cause<unknown>,
@@ -62,7 +64,10 @@ export const databaseFailedBy = (cause: Cause.Cause<unknown>): DatabaseFailed =>
     handlerRan: false
   })
 
-/** Calls the store: retries a lost connection, because a pool may still hold several that are cut, and then fails with `DatabaseFailed`. */
+/**
+ * Calls the store: retries a lost connection, because a pool may still hold several that are cut, and then fails with
+ * `DatabaseFailed`.
+ */
 export const callStore = <A, E, R>(call: Effect.Effect<A, E, R>): Effect.Effect<A, E | DatabaseFailed, R> =>
   orDatabaseFailed(Effect.retry(call, { times: 10, while: isConnectionLost }))
 

@@ -1,10 +1,13 @@
 /**
- * The consumer of one partition of a subscription: takes the lease, reads the feed, has the events handled, and stores the checkpoint.
- * `runner.ts` runs one for each partition.
+ * The consumer of one partition of a subscription: takes the lease, reads the feed, has the events handled, and stores
+ * the checkpoint. `runner.ts` runs one for each partition.
  *
- * - Nothing is handled without the lease. When it is lost, the batch under way is interrupted, and the consumer waits for the lease again.
- * - Each batch ends with a checkpoint. After a failure of the database the consumer goes on from the checkpoint that the store then has.
- * - A page is handled as one batch. If that fails, each of its events is handled by itself, to find the one that fails (`handleOne.ts`).
+ * - Nothing is handled without the lease. When it is lost, the batch under way is interrupted, and the consumer waits
+ *   for the lease again.
+ * - Each batch ends with a checkpoint. After a failure of the database the consumer goes on from the checkpoint that
+ *   the store then has.
+ * - A page is handled as one batch. If that fails, each of its events is handled by itself, to find the one that fails
+ *   (`handleOne.ts`).
  */
 import type { NonEmptyReadonlyArray } from "effect/Array"
 import * as Effect from "effect/Effect"
@@ -58,8 +61,8 @@ export const runConsumer = <E, R>(
 const idleCheckpoint = 2000
 
 /**
- * Runs the effect until the lease is lost. It is no race, because an interrupted race does not wait for its fibers: the lease would be released before
- * the batch under way has ended.
+ * Runs the effect until the lease is lost. It is no race, because an interrupted race does not wait for its fibers: the
+ * lease would be released before the batch under way has ended.
  */
 const untilLost = <A, E, R>(
   session: { readonly lease: Lease; isLost: boolean },
@@ -86,7 +89,10 @@ const untilLost = <A, E, R>(
     })
   )
 
-/** Consumes from the checkpoint on. After a failure of the database it waits, and goes on from the checkpoint that the store then has. */
+/**
+ * Consumes from the checkpoint on. After a failure of the database it waits, and goes on from the checkpoint that the
+ * store then has.
+ */
 const consume = <R>(
   session: Session<R>
 ): Effect.Effect<never, HasStopped | LeaseLost | StoreError | ValidationError, R> =>
@@ -132,7 +138,10 @@ const readNextPage = <R>(session: Session<R>, { more, position }: Page) =>
         readPage(session, after)
       )
 
-/** Handles the events as one batch; each by itself where that failed, or where the last events broke a connection, a lease or a process. */
+/**
+ * Handles the events as one batch; each by itself where that failed, or where the last events broke a connection, a
+ * lease or a process.
+ */
 const handlePage = <R>(session: Session<R>, page: Page, events: NonEmptyReadonlyArray<Page["events"][number]>) =>
   Effect.gen(function* () {
     const oneByOne = Effect.forEach(
@@ -150,8 +159,8 @@ const handlePage = <R>(session: Session<R>, page: Page, events: NonEmptyReadonly
   })
 
 /**
- * Moves the checkpoint to a position up to which no event is for this subscription: at most once in `idleCheckpoint`, and not if the next page
- * comes before.
+ * Moves the checkpoint to a position up to which no event is for this subscription: at most once in `idleCheckpoint`,
+ * and not if the next page comes before.
  */
 const moveIdleCheckpoint = <R>(session: Session<R>, position: Position, next: Fiber.Fiber<unknown, unknown>) =>
   Effect.gen(function* () {

@@ -1,5 +1,6 @@
 /**
- * The attempts at one event: how many there were, across connections and processes, and when the next one begins. `handleOne.ts` uses it.
+ * The attempts at one event: how many there were, across connections and processes, and when the next one begins.
+ * `handleOne.ts` uses it.
  */
 import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
@@ -20,9 +21,15 @@ export interface EventAttempts {
   readonly failure: EventFailure | undefined
   /** Counts a failed attempt. */
   readonly recordFailure: (failure: EventFailure, cause: Cause.Cause<unknown>) => void
-  /** Whether the attempt does not count, because a conflict between transactions ended it. Only the first few conflicts are spared. */
+  /**
+   * Whether the attempt does not count, because a conflict between transactions ended it. Only the first few conflicts
+   * are spared.
+   */
   readonly sparesConflict: (error: StoreError | undefined) => boolean
-  /** Waits until the next attempt may begin. Returns false if there is none, because the retries are used up or can't succeed. */
+  /**
+   * Waits until the next attempt may begin. Returns false if there is none, because the retries are used up or can't
+   * succeed.
+   */
   readonly awaitNext: Effect.Effect<boolean>
 }
 

@@ -1,5 +1,6 @@
 /**
- * The text of a failure: a line with the error and its causes, then the stack. The store keeps it, and logs have the line.
+ * The text of a failure: a line with the error and its causes, then the stack. The store keeps it, and logs have the
+ * line.
  */
 import * as Cause from "effect/Cause"
 import type { FeedEvent } from "../../EventFeed.js"
@@ -15,7 +16,9 @@ export const failureOf = (event: FeedEvent, cause: Cause.Cause<unknown>, attempt
   attempts
 })
 
-/** The line of a cause, and the stack if it has one. A handler may fail with any value, also with one that has no text. */
+/**
+ * The line of a cause, and the stack if it has one. A handler may fail with any value, also with one that has no text.
+ */
 export const textOf = (cause: Cause.Cause<unknown>): string =>
   orUnreadable(() => {
     const pretty = Cause.pretty(cause)
@@ -55,8 +58,8 @@ const headOf = (cause: Cause.Cause<unknown>): string => {
 }
 
 /**
- * The messages of an error's causes, with the codes, tables, columns and constraints of all of them. The `detail` of a driver's error is left out,
- * because it has the values of rows.
+ * The messages of an error's causes, with the codes, tables, columns and constraints of all of them. The `detail` of a
+ * driver's error is left out, because it has the values of rows.
  */
 const reasonsOf = (error: unknown, head: string): string => {
   let text = head

@@ -1,7 +1,9 @@
 /**
- * Handles a batch of events and stores the checkpoint behind it. The consumer calls it for a page, `handleOne.ts` for one event.
+ * Handles a batch of events and stores the checkpoint after it. The consumer calls it for a page, `handleOne.ts` for
+ * one event.
  *
- * An exactly-once handler runs in the transaction of the checkpoint: both are stored or neither. An at-least-once handler runs first.
+ * An exactly-once handler runs in the transaction of the checkpoint: both are stored or neither. An at-least-once
+ * handler runs first.
  */
 import type { NonEmptyReadonlyArray } from "effect/Array"
 import * as Cause from "effect/Cause"
@@ -18,7 +20,10 @@ import { failureOf } from "./failureText.js"
 import { firstPause } from "./retryWhileUnavailable.js"
 import type { Session } from "./session.js"
 
-/** Handles the events, moves the checkpoint behind them, and returns those that were parked because an earlier event of their aggregate is. */
+/**
+ * Handles the events and moves the checkpoint after them. Returns the failures of events that were parked, because an
+ * earlier event of their aggregate is parked.
+ */
 export const handleBatch = <R>(
   session: Session<R>,
   events: NonEmptyReadonlyArray<FeedEvent>,
@@ -89,7 +94,9 @@ const parkedAggregatesOf = <R>({ lease, options }: Session<R>, events: ReadonlyA
 const failureOfFollower = (event: FeedEvent): EventFailure =>
   failureOf(event, Cause.fail("an earlier event of the aggregate is parked"), 0)
 
-/** Runs the handler. A handler that dies or interrupts itself has failed; an interruption from outside is not caught. */
+/**
+ * Runs the handler. A handler that dies or interrupts itself has failed; an interruption from outside is not caught.
+ */
 const runHandler = <R>(
   session: Session<R>,
   [first, ...rest]: ReadonlyArray<FeedEvent>
@@ -105,11 +112,11 @@ const runHandler = <R>(
       )
 
 /**
- * Runs the work in a fiber of its own and returns its exit. An interruption waits for that fiber: for the grace period of the subscription while the
- * lease is held, and for no longer than `awaitGrace` after it has interrupted the fiber.
+ * Runs the work in a fiber of its own and returns its exit. An interruption waits for that fiber: for the grace period
+ * of the subscription while the lease is held, and for no longer than `awaitGrace` after it has interrupted the fiber.
  *
- * A fiber that still runs then is left behind, because its database does not answer. The store refuses what it writes once another process has
- * the lease.
+ * A fiber that still runs then is abandoned, because its database does not respond. The store refuses what it writes
+ * once another process has the lease.
  */
 const awaitEnd = <A, E, R>(
   session: { readonly options: { readonly grace: number }; readonly isLost: boolean },

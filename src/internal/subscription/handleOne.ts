@@ -1,6 +1,6 @@
 /**
- * Handles one event by itself, and retries it by the schedule of the subscription. The consumer calls it when a page failed as a whole, and for each
- * event after a broken connection, lease or process.
+ * Handles one event by itself, and retries it by the schedule of the subscription. The consumer calls it when a page
+ * failed as a whole, and for each event after a broken connection, lease or process.
  *
  * When the retries are used up, the subscription stops before the event or parks it.
  */
@@ -66,7 +66,10 @@ const countAttempt = <R>(session: Session<R>, event: FeedEvent, cause: Cause.Cau
     yield* options.observe({ _tag: "Failed", partition, failure })
   })
 
-/** Counts an attempt whose connection broke, unless it has stored the checkpoint all the same. Fails with the failure of the database. */
+/**
+ * Counts an attempt whose connection broke, unless it has stored the checkpoint nevertheless. Fails with the failure of
+ * the database.
+ */
 const countBrokenAttempt = <R>(session: Session<R>, event: FeedEvent, failed: DatabaseFailed) =>
   Effect.gen(function* () {
     const stored = yield* callStore(session.lease.checkpoint)

@@ -18,8 +18,8 @@ export const recordMetrics =
       : Metric.increment(of(event._tag === "Failed" ? failed : parked, name, event.partition))
 
 /**
- * Measures from time to time how far a subscription is behind, without end. It warns when the feed is held back for half a minute, and again each
- * time that duration has doubled.
+ * Measures from time to time how far a subscription is behind, without end. It warns when the feed is held back for
+ * half a minute, and again each time that duration has doubled.
  */
 export const measureLag = <E, R>(
   name: string,

@@ -37,7 +37,8 @@ export declare namespace On {
 }
 
 /**
- * The handlers that `on` takes, by event type. Each gets the decoded event, and the stored one with the `id` of its aggregate.
+ * The handlers that `on` takes, by event type. Each gets the decoded event, and the stored one with the `id` of its
+ * aggregate.
  */
 export type EventHandlers<A extends Tagged> = {
   readonly [K in A["_tag"]]?: (
@@ -48,8 +49,9 @@ export type EventHandlers<A extends Tagged> = {
 }
 
 /**
- * Makes typed handlers for the events of one aggregate, for the option `on` of `make`. They get no events of other aggregates, also not of an equal
- * type. An event that its schema can't decode fails with `UnreadableEvent`, which is not retried.
+ * Makes typed handlers for the events of one aggregate, for the option `on` of `make`. They get no events of other
+ * aggregates, also not of an equal type. An event that its schema can't decode fails with `UnreadableEvent`, which is
+ * not retried.
  */
 export const on = <A extends Tagged, Handlers extends EventHandlers<A>>(
   aggregate: Source<A>,

@@ -1,5 +1,6 @@
 /**
- * Retries a call of the store for as long as the database can't be reached. The consumer uses it where no event is being handled.
+ * Retries a call of the store for as long as the database can't be reached. The consumer uses it where no event is
+ * being handled.
  */
 import * as Effect from "effect/Effect"
 import { liveSleep } from "../runtime/clock.js"
@@ -9,7 +10,10 @@ import { mayRecover } from "../runtime/storeFailure.js"
 export const firstPause = 50
 export const longestPause = 5000
 
-/** Retries the effect without limit, with growing pauses and a warning for each, until it succeeds or fails with another error. */
+/**
+ * Retries the effect without limit, with growing pauses and a warning for each, until it succeeds or fails with another
+ * error.
+ */
 export const retryWhileUnavailable = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> => {
   const from = (pause: number): Effect.Effect<A, E, R> =>
     Effect.catchAll(effect, (error) =>

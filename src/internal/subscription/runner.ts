@@ -1,6 +1,6 @@
 /**
- * A subscription as a program runs it: all partitions, in the foreground or as a layer, with its status and its parked events.
- * `Subscription.make` calls it.
+ * A subscription as a program runs it: all partitions, in the foreground or as a layer, with its status and its parked
+ * events. `Subscription.make` calls it.
  */
 import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
@@ -17,6 +17,7 @@ import { runConsumer } from "./consumer.js"
 import { SubscriptionStopped } from "./errors.js"
 import { lineOf } from "./failureText.js"
 import { measureLag, recordMetrics } from "./metrics.js"
+import type { On } from "./on.js"
 import type { ConsumerOptions } from "./session.js"
 import { statusOf } from "./status.js"
 
@@ -51,7 +52,8 @@ export const makeRunner = <E, R>(options: RunnerOptions<E, R>) => {
         const hasStopped = error instanceof HasStopped
         return Effect.zipRight(
           Effect.logError(hasStopped ? stoppedError(name, error).message : lineOf(cause)),
-          // A consumer that stopped waits for `resume`. Any other failure is a fault of the program or the database, and may last.
+          // A consumer that stopped waits for `resume`. Any other failure is a fault of the program or the database,
+          // and may last.
           hasStopped ? Effect.void : Effect.sleep("10 seconds")
         )
       })
@@ -95,7 +97,17 @@ export const makeRunner = <E, R>(options: RunnerOptions<E, R>) => {
   }
 }
 
-/** Throws a `TypeError` for projections that a subscription can't run. Callers that circumvent the types may pass them. */
+/** Throws a `TypeError` for an aggregate without a handler. */
+export const checkHandlers = (name: string, ons: ReadonlyArray<Pick<On, "events" | "of">>): void => {
+  const empty = ons.find(({ events }) => events.length === 0)
+  if (empty === undefined) return
+  const aggregate = empty.of === "all" ? "any aggregate" : empty.of.name
+  throw new TypeError(`subscription ${name} has no handler for events of ${aggregate}`)
+}
+
+/**
+ * Throws a `TypeError` for projections that a subscription can't run. Callers that circumvent the types may pass them.
+ */
 export const checkProjections = (
   name: string,
   projections: ReadonlyArray<Projection.Any>,

@@ -47,8 +47,8 @@ export interface Session<R> {
   /** Whether the lease is lost. A batch under way can't be stored then, so its end is not awaited. */
   isLost: boolean
   /**
-   * Whether the next events may break the connection, the lease or the process, as the last ones did. Then each event is handled by itself, and
-   * each attempt is counted in the store before it begins.
+   * Whether the next events may break the connection, the lease or the process, as the last ones did. Then each event
+   * is handled by itself, and each attempt is counted in the store before it begins.
    */
   isCareful: boolean
   /** The attempts at the event that is being retried. */

@@ -1,5 +1,6 @@
 /**
- * The state of a subscription, how far it is behind, and waiting until it reaches a position. `Subscription` and `runner.ts` use it.
+ * The state of a subscription, how far it is behind, and waiting until it reaches a position. `Subscription` and
+ * `runner.ts` use it.
  *
  * Held back events count as behind, because they are committed and not handled.
  */
@@ -108,7 +109,10 @@ export const describeHeldBack = ({ events, transaction: holder, since }: HeldBac
 
 const operation = "Subscription.waitFor"
 
-/** The number of committed events that a partition has not handled, and the time of the oldest one, in milliseconds since 1970. */
+/**
+ * The number of committed events that a partition has not handled, and the time of the oldest one, in milliseconds
+ * since 1970.
+ */
 const lagOf = (
   feed: EventFeed["Type"],
   filter: Filter | undefined,
