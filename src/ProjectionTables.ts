@@ -124,8 +124,8 @@ export interface Options {
  * A table that a higher version does not name any more stays, because processes of the older version write it. Drop it
  * when they have ended.
  *
- * A subscription whose projections own tables begins at the beginning: `Subscription.fromProjections` refuses another `from`, because new
- * tables are made out of all events.
+ * A subscription whose projections own tables begins at the beginning: `Subscription.fromProjections` refuses another
+ * `from`, because new tables are made out of all events.
  *
  * It needs the SQL store (`SqlStore.Tables`), and fails with `Misconfigured` inside of a transaction.
  *
