@@ -107,8 +107,8 @@ export interface Options {
  *   processes one works. After a kill the next start continues. A subscription continues after the last event of the
  *   rebuild, and all of its tables are built together.
  * - **A lower version** than that of the record: the tables stay as they are, and a warning is logged.
- * - **An equal version:** it fails with `Misconfigured` where the declaration has other statements than the record,
- *   other aggregates, or another keeper. White space does not count. The message says what differs; raise `version`.
+ * - **An equal version:** it fails with `Misconfigured` where statements, aggregates or keeper are not those of the
+ *   record. White space does not count. The message says what differs; raise `version`.
  *
  * **It can fail with a refusal of a projection.** A stored event may violate a constraint that the tables of a new
  * version have, and that `onConstraint` declares. No command is there to refuse, because the event is stored. So the
@@ -124,8 +124,8 @@ export interface Options {
  * A table that a higher version does not name any more stays, because processes of the older version write it. Drop it
  * when they have ended.
  *
- * A subscription whose projections own tables begins at the beginning: `Subscription.fromProjections` refuses another `from`, because new
- * tables are made out of all events.
+ * A subscription whose projections own tables begins at the beginning: `Subscription.fromProjections` refuses another
+ * `from`, because new tables are made out of all events.
  *
  * It needs the SQL store (`SqlStore.Tables`), and fails with `Misconfigured` inside of a transaction.
  *
