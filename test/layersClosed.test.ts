@@ -8,13 +8,12 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import { SqlStore, StoreAdapter, Timestamp } from "effect-maestro"
-import * as PgliteClient from "effect-maestro/PgliteClient"
-import { layerPg } from "./database.js"
+import { layerPg, layerPglite } from "./database.js"
 import { macrotask } from "./nodes.js"
 
 const clients = {
   Postgres: Layer.orDie(layerPg({ maxConnections: 6 })),
-  PGlite: Layer.orDie(PgliteClient.layerMemory)
+  PGlite: Layer.orDie(layerPglite)
 }
 
 for (const [name, client] of Object.entries(clients)) {
