@@ -12,10 +12,8 @@
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
-import type { Event } from "../../Event.js"
 import type { Tagged } from "../codec/eventCodec.js"
 import { macrotask } from "../runtime/macrotask.js"
-import { settleCommit } from "../runtime/retry.js"
 import type { CallContext, CommandContext, CommandFailure } from "./commandContext.js"
 import { grantNext, type Restore, unlock, withLock } from "./fairLock.js"
 import * as Batch from "./groupCommit.js"
@@ -100,13 +98,6 @@ export const closeBatch = <State, A extends Tagged, C, E>(
   if (Batch.isOpen(batch)) commitBatch(context, entry, batch, false)
 }
 
-/** Commits events, and settles a commit of unknown outcome. */
-export const commitEvents = <State, A extends Tagged, C, E>(
-  { commit, definition, isInTransaction }: CommandContext<State, A, C, E>,
-  events: ReadonlyArray<Event>
-): Effect.Effect<void, CommandFailure<E>> =>
-  isInTransaction ? commit(events) : settleCommit(definition.retry, commit(events))
-
 // --- internal ---
 
 /** Commits an open batch, and afterwards releases the lock if the batch holds it. */
@@ -116,10 +107,10 @@ const commitBatch = <State, A extends Tagged, C, E>(
   batch: BatchOf<State, E>,
   holdsLock: boolean
 ): void => {
-  const { definition, forkNeutral, stateCache, store } = context
+  const { commit, definition, forkNeutral, stateCache, store } = context
   entry.batch = batch
   Batch.commitBatch(batch, {
-    commit: (events) => commitEvents(context, events),
+    commit,
     fork: forkNeutral,
     onCommitted: (exit) => {
       entry.batch = undefined

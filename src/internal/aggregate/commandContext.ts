@@ -30,7 +30,7 @@ export interface CommandContext<State, A extends Tagged, C, E> {
   readonly store: StoreAdapterService
   readonly clock: HybridClockService
   readonly stateCache: StateCache<State, CommandFailure<E>>
-  /** Whether commands are part of a transaction. Then no read and no commit is retried by itself, because it can't succeed any more. */
+  /** Whether commands are part of a transaction. Then no read is retried by itself, because it can't succeed any more. */
   readonly isInTransaction: boolean
   /** Runs the command's handler, with the services of the layer. */
   readonly decide: (
@@ -39,10 +39,15 @@ export interface CommandContext<State, A extends Tagged, C, E> {
   ) => Effect.Effect<ReadonlyArray<A>, E | ValidationError | UnexpectedSequence>
   /** The schedule of deciding again, after a lost race or a transient failure of a read. */
   readonly retry: Schedule.Schedule<unknown>
-  /** Commits the events with the projections, with the services of the layer. */
+  /** Commits the events with the projections, with the services of the layer, and settles a commit of unknown outcome. */
   readonly commit: (events: ReadonlyArray<Event>) => Effect.Effect<void, CommandFailure<E>>
-  /** Whether a projection handles one of the events. Such events are a transaction of their own, in their caller's fiber. */
-  readonly isProjected: (events: ReadonlyArray<Event>) => boolean
+  /** Commits without settling, for commands in a transaction. */
+  readonly commitOnce: (events: ReadonlyArray<Event>) => Effect.Effect<void, CommandFailure<E>>
+  /**
+   * Whether a projection handles one of the events. Such events are a transaction of their own, in their caller's fiber. Undefined without
+   * projections.
+   */
+  readonly isProjected: ((events: ReadonlyArray<Event>) => boolean) | undefined
   /** Forks a commit for several callers: uninterruptible, and with the context of the layer, because that of no caller is right for all. */
   readonly forkNeutral: <A2>(effect: Effect.Effect<A2>) => Fiber.RuntimeFiber<A2>
 }
@@ -84,7 +89,12 @@ export const expecting = <State, A extends Tagged, C, E>(
 export const isolated = <State, A extends Tagged, C, E>(
   context: CommandContext<State, A, C, E>,
   isInTransaction: boolean
-): CommandContext<State, A, C, E> => ({ ...context, stateCache: makeDetachedCache(), isInTransaction })
+): CommandContext<State, A, C, E> => ({
+  ...context,
+  stateCache: makeDetachedCache(),
+  isInTransaction,
+  commit: isInTransaction ? context.commitOnce : context.commit
+})
 
 /** The result of a command. */
 export const evaluated = <State, A>(

@@ -14,7 +14,7 @@ import * as Option from "effect/Option"
 import type { Evaluated } from "../../Aggregate.js"
 import { CommandIdReused, StoreError } from "../../StoreError.js"
 import type { Tagged } from "../codec/eventCodec.js"
-import { commitEvents, type EntryOf, flushBatch, lockAggregate, releaseLock } from "./aggregateLock.js"
+import { type EntryOf, flushBatch, lockAggregate, releaseLock } from "./aggregateLock.js"
 import { type CallContext, type CommandContext, type CommandFailure, evaluated } from "./commandContext.js"
 import { loadEntry } from "./commandHandler.js"
 import { retryableRead, retrying, type TransientReadError } from "./commandRetry.js"
@@ -79,11 +79,11 @@ const decideAndCommit = <State, A extends Tagged, C, E>(
   key: ReceiptKey
 ): Effect.Effect<Handled<State, A>, CommandFailure<E>> =>
   Effect.gen(function* () {
-    const { clock, decide, definition } = context
+    const { clock, commit, decide, definition } = context
     const events = yield* decide(command, root)
     const recorded = yield* recordEvents(definition, clock, call, root, events)
     const receipt = yield* makeReceipt(clock, key, recorded.root.sequence)
-    yield* commitEvents(context, [...recorded.events, receipt])
+    yield* commit([...recorded.events, receipt])
     return { root: recorded.root, events, duplicate: false }
   })
 

@@ -12,12 +12,13 @@ import type * as Fiber from "effect/Fiber"
 import type * as Scope from "effect/Scope"
 import type * as Stream from "effect/Stream"
 import type { Evaluated, Root } from "../../Aggregate.js"
-import { maxSequence } from "../../Event.js"
+import { type Event, maxSequence } from "../../Event.js"
 import { StoreAdapter, type StoreAdapterService } from "../../StoreAdapter.js"
 import { type StoreError, ValidationError, ValidationIssue } from "../../StoreError.js"
 import { HybridClock } from "../../Timestamp.js"
 import type { Tagged } from "../codec/eventCodec.js"
 import { insideTransaction, isInsideTransaction } from "../runtime/ambientTransaction.js"
+import { settleCommit } from "../runtime/retry.js"
 import { withoutReceipts } from "../store/receiptStreams.js"
 import { handles } from "../store/runProjections.js"
 import { type CommandContext, type CommandFailure, DecidingOn, expecting, isolated } from "./commandContext.js"
@@ -97,18 +98,25 @@ const committing = <State, A extends Tagged, C, E, R>(
   definition: AggregateDefinition<State, A, C, E, R>,
   store: StoreAdapterService,
   { provide }: LayerContext<R>
-): Pick<CommandContext<State, A, C, E>, "commit" | "isProjected"> => {
+): Pick<CommandContext<State, A, C, E>, "commit" | "commitOnce" | "isProjected"> => {
   const projections = definition.projections.map(withoutReceipts)
+  const commitAll = (events: ReadonlyArray<Event>): Effect.Effect<void, CommandFailure<E>> =>
+    provide(store.commitAll(events, projections))
   // Without projections a commit needs no services.
-  const noProjections: readonly [] | undefined = projections.length === 0 ? [] : undefined
+  const commitOnly = (events: ReadonlyArray<Event>): Effect.Effect<void, CommandFailure<E>> =>
+    store.commitAll(events, noProjections)
+  const commitOnce = projections.length === 0 ? commitOnly : commitAll
   return {
-    commit: (events) =>
-      noProjections === undefined
-        ? provide(store.commitAll(events, projections))
-        : store.commitAll(events, noProjections),
-    isProjected: (events) => projections.some((projection) => events.some((event) => handles(projection, event)))
+    commitOnce,
+    commit: (events) => settleCommit(definition.retry, commitOnce(events)),
+    isProjected:
+      projections.length === 0
+        ? undefined
+        : (events) => projections.some((projection) => events.some((event) => handles(projection, event)))
   }
 }
+
+const noProjections: readonly [] = []
 
 const evaluating =
   <State, A extends Tagged, C, E>(context: CommandContext<State, A, C, E>): Service<State, A, C, E>["evaluate"] =>
