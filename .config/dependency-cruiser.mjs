@@ -1,9 +1,10 @@
 /**
- * The rooms of src, a floor to a line, lowest first. A room is a folder of `src/internal` with the public modules whose workings it has.
+ * The rooms of src, one floor in a line, lowest first. A room is a folder of `src/internal`, together with the public
+ * modules that it implements.
  *
  * - A file may import values from its own room, from `ports`, and from rooms on lower floors.
- * - It may import types from a public module above, too, so that no type is declared twice.
- * - No two rooms import each other, on whatever floor.
+ * - It may also import types from a public module above, so that no type is declared twice.
+ * - No two rooms import each other, also on one floor.
  *
  * `ports` are the public modules that import no room: failures, events, and the tags of the feed and of subscriptions.
  */
@@ -18,7 +19,7 @@ const floors = [
   { rebuild: ["Rebuild.ts", "ProjectionTables.ts"], contract: ["StoreContract.ts", "FeedContract.ts"] }
 ]
 
-/** Files of these names and rooms. The room `sql` has its own files, and not those of `sql/pg` and `sql/commit`. */
+/** Matches files of the given rooms. The files of `sql/pg` and `sql/commit` do not belong to the room `sql`. */
 const pathOf = (files, rooms) =>
   `^src/(${[
     ...files.map((file) => `${file.replaceAll(".", "\\.")}$`),
@@ -35,7 +36,10 @@ const roomRules = floors.flatMap((rooms, floor) =>
   Object.entries(rooms).flatMap(([room, files]) => {
     const from = { path: pathOf(files, [room]) }
     const seen = [...below(floor), [room, files]]
-    const pathNot = pathOf(filesOf(seen), seen.map(([name]) => name))
+    const pathNot = pathOf(
+      filesOf(seen),
+      seen.map(([name]) => name)
+    )
     return [
       {
         name: `room-${room}`,
@@ -108,7 +112,16 @@ export default {
       name: "in-a-room",
       comment: "Every file of src must be in a room or among the ports: .config/dependency-cruiser.mjs lists them.",
       severity: "error",
-      module: { path: "^src/", pathNot: ["^src/index\\.ts$", pathOf(filesOf(everyRoom), everyRoom.map(([room]) => room))] },
+      module: {
+        path: "^src/",
+        pathNot: [
+          "^src/index\\.ts$",
+          pathOf(
+            filesOf(everyRoom),
+            everyRoom.map(([room]) => room)
+          )
+        ]
+      },
       to: { path: "^in no room$" }
     }
   ],

@@ -13,8 +13,11 @@ declare module "vitest" {
   }
 }
 
+// One more than there are cores, because tests also wait: for time limits, for child processes and for the server.
+const workers = availableParallelism() + 1
+
 export default defineConfig(({ mode }) => {
-  // `npm run test:long` looks for what fifty random inputs do not find.
+  // `npm run test:long` tries 100 times as many random inputs.
   const [runs, timeout] = mode === "long" ? [5000, 1_800_000] : [50, 60_000]
   return {
     root,
@@ -27,9 +30,13 @@ export default defineConfig(({ mode }) => {
     test: {
       include: ["test/**/*.test.ts"],
       globalSetup: "test/postgres.globalSetup.ts",
+      setupFiles: "test/vitest.setup.ts",
       pool: "forks",
-      // By default one core of two stays idle, and a run takes twice as long.
-      maxWorkers: Math.max(2, availableParallelism() - 1),
+      // A worker runs its files one after another and keeps the modules: to load them takes 2 s for each file.
+      isolate: false,
+      maxWorkers: workers,
+      // Vitest fails if it ends an idle worker while others run.
+      minWorkers: workers,
       reporters: "default",
       provide: { runs, timeout },
       testTimeout: timeout,

@@ -1,9 +1,9 @@
 /**
- * The second port: all events of a store in one order, for whoever follows them.
+ * The second port of a store: all its events in one order, for readers that follow them.
  *
- * A place in that order is a `Position`. Reading after a position never misses what comes to be before it: a store shows an event
- * only once nothing can appear in front of it any more. So a reader that remembers where it was has seen all there is up to there,
- * whatever was committed at the same time, and in whatever order those commits ended.
+ * A `Position` is the place of an event in that order. The feed shows an event only when no other can appear before it
+ * any more. So a reader that has read up to a position has seen all events up to it, in whatever order concurrent
+ * commits ended.
  *
  * @since 0.1.0
  */
@@ -20,7 +20,8 @@ import { type Envelope, maxSequence } from "./Event.js"
 import type { StoreError, ValidationError } from "./StoreError.js"
 
 /**
- * A place in the feed, as text that may be kept, sent and compared by `order`. It belongs to the store that gave it.
+ * The place of an event in the feed. It is text that can be stored, sent, and compared by `order`, and it is valid for
+ * its own store only.
  *
  * @since 0.1.0
  * @category models
@@ -28,18 +29,18 @@ import type { StoreError, ValidationError } from "./StoreError.js"
 export type Position = string & Brand.Brand<"effect-maestro/Position">
 
 /**
- * Tells whether a value is a position.
+ * Returns whether a value is a position.
  *
  * @since 0.1.0
  * @category guards
  */
 export const isPosition = (u: unknown): u is Position => {
   const parts = typeof u === "string" ? pattern.exec(u) : null
-  return parts !== null && BigInt(parts[1] ?? 0) <= maxKey && BigInt(parts[2] ?? 0) <= maxPlace
+  return parts !== null && BigInt(parts[1] ?? 0) <= maxKey && BigInt(parts[2] ?? 0) <= maxNumber
 }
 
 /**
- * The schema of a position, decoding from text.
+ * The schema of a position, whose encoded form is text.
  *
  * @since 0.1.0
  * @category schemas
@@ -61,7 +62,7 @@ export const Position: Schema.Schema<Position, string> = Schema.String.pipe(
 export const beginning = "0-0" as Position
 
 /**
- * Positions as the feed has them.
+ * The order of positions in the feed.
  *
  * @since 0.1.0
  * @category instances
@@ -73,7 +74,7 @@ export const order: Order_.Order<Position> = Order_.make((self, that) => {
 })
 
 /**
- * The place of an event in its aggregate's stream. `Aggregate.evaluate` answers with one.
+ * The place of an event in the stream of its aggregate. `evaluate` of an aggregate returns one.
  *
  * @since 0.1.0
  * @category models
@@ -85,8 +86,7 @@ export interface StreamPosition {
 }
 
 /**
- * The schema of the place of an event in its aggregate's stream; its encoded form is the same, as JSON. The sequence is 0 where the
- * aggregate has no events.
+ * The schema of a stream position, which is its own encoded form. The sequence is 0 where the aggregate has no events.
  *
  * @since 0.1.0
  * @category schemas
@@ -97,7 +97,7 @@ export const StreamPosition: Schema.Schema<StreamPosition> = Schema.Struct({
 }).annotations({ identifier: "StreamPosition" })
 
 /**
- * An event, the kind and the id of its aggregate, and its place in the feed.
+ * An event with the kind and the id of its aggregate, and its position in the feed.
  *
  * @since 0.1.0
  * @category models
@@ -107,8 +107,8 @@ export interface FeedEvent extends Envelope {
 }
 
 /**
- * Which events to show. What is left out restricts nothing; what is given must all be so. The store applies it, so what is not
- * shown does not travel.
+ * Selects events. An event must meet all conditions that are given. The store applies them, so other events are not
+ * sent.
  *
  * @since 0.1.0
  * @category models
@@ -116,77 +116,83 @@ export interface FeedEvent extends Envelope {
 export interface Filter {
   /** Only events of these types. */
   readonly types?: ReadonlyArray<string> | undefined
-  /** Only events of aggregates of these kinds: the names that `Aggregate.make` was given. The kind of a stream that names none is `""`. */
+  /**
+   * Only events of aggregates of these kinds, which are the names given to `Aggregate.make`. The kind of a stream
+   * without one is `""`.
+   */
   readonly kinds?: ReadonlyArray<string> | undefined
-  /** Only events of one share of the aggregates, cut by a hash of their ids: share `index` (from 0) of `of`. */
+  /** Only events of one slice of the aggregates, by a hash of their ids: slice `index` (from 0) of `of`. */
   readonly slice?: { readonly index: number; readonly of: number } | undefined
 }
 
 /**
- * What to read.
+ * The options of a read.
  *
  * @since 0.1.0
  * @category models
  */
 export interface ReadOptions {
-  /** The position to go on after; the beginning by default. */
+  /** The page begins after this position, by default with the first event. */
   readonly after?: Position | undefined
   /**
-   * How many events a page has at most: 1 000 by default, and up to 10 000. A page ends earlier where its events are large: one of
-   * several events has less than 8 MB of JSON.
+   * The maximum number of events on a page: 1 000 by default, at most 10 000. A page of several events has less than 8
+   * MB of JSON, so it may end earlier.
    */
   readonly limit?: number | undefined
   readonly filter?: Filter | undefined
 }
 
 /**
- * A part of the feed.
+ * A page of the feed.
  *
  * @since 0.1.0
  * @category models
  */
 export interface Page {
-  /** In the order of the feed. May be empty though `more` is there: a store looks through only so much at once. */
+  /**
+   * In the order of the feed. It may be empty though `more` is true, because a store scans a limited number of events
+   * for one page.
+   */
   readonly events: ReadonlyArray<FeedEvent>
-  /** All that the filter lets through up to here has been shown. Go on after it. */
+  /** The position after which the next page begins. All matching events up to it have been shown. */
   readonly position: Position
-  /** Whether there is more already. */
+  /** Whether the feed has more events already. */
   readonly more: boolean
 }
 
 /**
- * The transaction that the feed waits for, as far as the database shows it to the role of this client.
+ * The open transaction that the feed waits for, as far as the role of this client may see it.
  *
  * @since 0.1.0
  * @category models
  */
 export interface OpenTransaction {
-  /** The server process of its session; none for a prepared transaction, which has no session. */
+  /** The server process of its session; none for a prepared transaction. */
   readonly pid: Option.Option<number>
-  /** The global identifier of a prepared transaction (`prepare transaction`), which lasts until it is committed or rolled back by it. */
+  /** The global identifier of a prepared transaction, by which it can be committed or rolled back. */
   readonly prepared: Option.Option<string>
   readonly database: Option.Option<string>
   readonly user: Option.Option<string>
   readonly applicationName: Option.Option<string>
-  /** What its session does, such as `idle in transaction`. */
+  /** The state of its session, such as `idle in transaction`. */
   readonly state: Option.Option<string>
   /** When it began, in milliseconds since 1970 by the clock of the database. */
   readonly startedAt: Option.Option<number>
 }
 
 /**
- * Events that are committed, and that the feed does not show before an older transaction has ended, because that one may still commit
- * events in front of them.
+ * Committed events that the feed does not show before an older transaction has ended, because that transaction may
+ * commit events before them.
  *
  * @since 0.1.0
  * @category models
  */
 export interface HeldBack {
-  /** How many events wait. */
+  /** The number of events. */
   readonly events: number
-  /** When the first of them was made, by its timestamp, in milliseconds since 1970. */
+  /** The timestamp of the first one, in milliseconds since 1970. */
   readonly since: number
-  /** Whom they wait for; none where the database does not tell. */
+  /** The transaction that they wait for; none where the database does not show it. */
   readonly transaction: Option.Option<OpenTransaction>
 }
 
@@ -197,38 +203,36 @@ export interface HeldBack {
  * @category models
  */
 export interface EventFeedService {
-  /**
-   * A page of the feed. Inside a transaction it shows what others have committed, and nothing that is not committed.
-   */
+  /** Reads a page of the feed. It shows committed events only, also inside a transaction that has events of its own. */
   readonly read: (options?: ReadOptions) => Effect.Effect<Page, ValidationError | StoreError>
 
   /** The position of the last event that the feed shows; `beginning` while there is none. */
   readonly head: Effect.Effect<Position, StoreError>
 
-  /** How many events the feed shows after the position. */
+  /** The number of events that the feed shows after the position. */
   readonly count: (
     options?: Pick<ReadOptions, "after" | "filter">
   ) => Effect.Effect<number, ValidationError | StoreError>
 
   /**
-   * The committed events that the feed does not show yet; none where it shows all that are committed. On a busy store a few events wait
-   * for some milliseconds, so look at `since`. Inside a transaction its own
-   * events count, too.
+   * The committed events that the feed does not show yet, if there are any. On a busy store a few events are held back
+   * for some milliseconds, so check `since`. Inside a transaction its own events count, too.
    */
   readonly heldBack: (filter?: Filter) => Effect.Effect<Option.Option<HeldBack>, ValidationError | StoreError>
 
-  /** The position of an event, whether the feed shows it already or not yet; none where there is no such event. */
-  readonly positionOf: (place: StreamPosition) => Effect.Effect<Option.Option<Position>, ValidationError | StoreError>
+  /** The position of an event, also of one that the feed does not show yet; none where there is no such event. */
+  readonly positionOf: (event: StreamPosition) => Effect.Effect<Option.Option<Position>, ValidationError | StoreError>
 
   /**
-   * Waits until there may be something to read after the position, and answers with a position to read after: that one, or a later
-   * one up to which the filter lets nothing through. It may answer for nothing: read, and wait again.
+   * Waits until there may be an event after the position, and returns the position to read after. It is the given one,
+   * or a later one if no event between them matches the filter. The wait may end without a matching event: read, and
+   * wait again.
    */
   readonly awaitAppend: (after: Position, filter?: Filter) => Effect.Effect<Position, ValidationError | StoreError>
 }
 
 /**
- * The service that followers of events read. Layers: `MemoryStore.layer`, `SqlStore.layer`.
+ * The feed of a store. Layers: `MemoryStore.layer`, `SqlStore.layer`.
  *
  * @since 0.1.0
  * @category tags
@@ -236,7 +240,7 @@ export interface EventFeedService {
 export class EventFeed extends Context.Tag("effect-maestro/EventFeed")<EventFeed, EventFeedService>() {}
 
 /**
- * A page of the feed.
+ * Reads a page of the feed.
  *
  * @since 0.1.0
  * @category accessors
@@ -245,7 +249,7 @@ export const read = (options?: ReadOptions): Effect.Effect<Page, ValidationError
   Effect.flatMap(EventFeed, (feed) => feed.read(options))
 
 /**
- * The position of the last event that the feed shows.
+ * The position of the last event that the feed shows; `beginning` while there is none.
  *
  * @since 0.1.0
  * @category accessors
@@ -253,7 +257,7 @@ export const read = (options?: ReadOptions): Effect.Effect<Page, ValidationError
 export const head: Effect.Effect<Position, StoreError, EventFeed> = Effect.flatMap(EventFeed, (feed) => feed.head)
 
 /**
- * The committed events that the feed does not show before an older transaction has ended.
+ * The committed events that the feed does not show before an older transaction has ended, if there are any.
  *
  * @since 0.1.0
  * @category accessors
@@ -264,8 +268,8 @@ export const heldBack = (
   Effect.flatMap(EventFeed, (feed) => feed.heldBack(filter))
 
 /**
- * All events after a position, those stored already and then those that come, for ever: each once, in the order of the feed. It
- * holds one page, and the next one meanwhile.
+ * All events after a position, each once and in the order of the feed: first the stored ones, then the new ones,
+ * without end. It holds at most two pages in memory.
  *
  * @since 0.1.0
  * @category accessors
@@ -289,7 +293,7 @@ export const stream = (options?: ReadOptions): Stream.Stream<FeedEvent, Validati
   )
 
 /**
- * The events after a position that are stored already: it ends where there are no more.
+ * The stored events after a position. The stream ends where the feed has no more events.
  *
  * @since 0.1.0
  * @category accessors
@@ -305,16 +309,16 @@ export const streamStored = (
 
 const pattern = /^(\d{1,20})-(\d{1,19})$/
 
-// What a database can hold: 64 bits without a sign, and 63 bits.
+// The largest `xid8` and the largest `bigint` of Postgres.
 const maxKey = 2n ** 64n - 1n
-const maxPlace = 2n ** 63n - 1n
+const maxNumber = 2n ** 63n - 1n
 
 const partsOf = (position: Position): readonly [bigint, bigint] => {
   const [major, minor] = position.split("-")
   return [BigInt(major ?? 0), BigInt(minor ?? 0)]
 }
 
-/** Page by page. The next page is read while the last one is used, and none after it, so that two pages are in memory. */
+/** The pages of the feed. One page is read ahead while another is consumed. */
 const pages = (
   feed: EventFeedService,
   options: ReadOptions,

@@ -1,7 +1,8 @@
 /**
- * The tables that projections own: created at the first start of the application, and made anew for a higher version beside those in use.
+ * Creates the tables that projections own at the first start of the application. For a higher version it builds new
+ * tables beside those in use.
  *
- * The version of a projection is known from Marten; there, too, the tables of a new version are built beside the old ones.
+ * Marten has projection versions, too, and also builds the tables of a new version beside the old ones.
  *
  * @since 0.1.0
  */
@@ -9,15 +10,17 @@ import type * as SqlClient from "@effect/sql/SqlClient"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import type { EventFeed, Filter } from "./EventFeed.js"
-import { forgetTables, prepareTables } from "./internal/rebuild/tableVersions.js"
-import type { TableStatements as Statements } from "./internal/store/ownedTables.js"
+import { forgetTables, prepareTables } from "./internal/rebuild/prepareTables.js"
+import type { Tables } from "./internal/sql/storeTables.js"
+import type { TableStatements as Statements } from "./internal/store/declaredTables.js"
 import type { Projection } from "./Projection.js"
 import type { Progress } from "./Rebuild.js"
 import type { StoreError, ValidationError } from "./StoreError.js"
 import type { SubscriptionStore } from "./SubscriptionStore.js"
 
 /**
- * The statements that make one table of a projection, with its indexes: one statement or a list. They name the table without a schema.
+ * The statements that create one table of a projection, with its indexes: one statement or a list. They name the table
+ * without a schema.
  *
  * @since 0.1.0
  * @category models
@@ -25,8 +28,8 @@ import type { SubscriptionStore } from "./SubscriptionStore.js"
 export type TableStatements = Statements
 
 /**
- * The projections whose tables are meant: strong ones, as `Account.projections` has them, or a subscription of
- * `Subscription.fromProjections`, for the eventual ones that it keeps. Strong projections that own no tables are passed over.
+ * The projections whose tables are prepared: strong ones, as in `Account.projections`, or the eventual ones of a
+ * subscription that `Subscription.fromProjections` returned. Strong projections that own no tables are left out.
  *
  * @since 0.1.0
  * @category models
@@ -56,53 +59,72 @@ export declare namespace Source {
 }
 
 /**
- * How the tables are made.
+ * The options of `prepare` and `layer`.
  *
  * @since 0.1.0
  * @category models
  */
 export interface Options {
   /**
-   * What is done where a table is there already, and no record says that this library has made it.
+   * What happens where a table exists, and no record says that this library has created it.
    *
-   * - `"refuse"`, the default: it fails with `Misconfigured`, and says which table.
-   * - `"rebuild"`: new tables are made out of all events, and replace those that are there.
-   * - `"adopt"`: the tables are taken for those of this version as they are, whatever is in them.
+   * - `"refuse"`, the default: it fails with `Misconfigured`, and names the table.
+   * - `"rebuild"`: new tables are built from all events, and replace the existing ones.
+   * - `"adopt"`: the existing tables become those of this version, with the rows that they have.
    */
   readonly onExisting?: "refuse" | "rebuild" | "adopt" | undefined
   /**
-   * What is done where a higher version changes what keeps the tables: the commits themselves, or a subscription.
+   * What happens where a higher version changes what keeps the tables: the commits themselves, or a subscription.
    *
-   * - `"refuse"`, the default: it fails with `Misconfigured`, because a process of the older version would write each event a second time.
-   * - `"allow"`: the tables are made anew. Set it only where no process of the older version runs any more.
+   * - `"refuse"`, the default: it fails with `Misconfigured`, because a process of the older version would write each
+   *   event a second time.
+   * - `"allow"`: new tables are built. Set it only where no process of the older version runs any more.
    */
   readonly onKeeperChange?: "refuse" | "allow" | undefined
-  /** As many events as are projected in one transaction when tables are made anew: 1 000 by default, at most 10 000. */
+  /**
+   * What happens where a higher version is given without an aggregate whose events are in the tables.
+   *
+   * - `"refuse"`, the default: it fails with `Misconfigured`, because the new tables would lose the rows of that
+   *   aggregate.
+   * - `"allow"`: new tables are built from the events of the given aggregates.
+   */
+  readonly onFewerAggregates?: "refuse" | "allow" | undefined
+  /** How many events a rebuild projects in one transaction: 1 000 by default, at most 10 000. */
   readonly batchSize?: number | undefined
-  /** Is called after each batch. */
+  /** Runs after each batch. */
   readonly onProgress?: ((progress: Progress) => Effect.Effect<unknown>) | undefined
 }
 
 /**
- * Creates the tables that the projections own, or makes them anew, and ends when they are in place. `layer` does it at the start of an application;
- * call this in a deployment step, with a role that may create tables.
+ * Creates the tables that the projections own, or builds those of a higher version, and succeeds when they are in
+ * place. `layer` does it at the start of an application. Call this function in a deployment step, with a role that may
+ * create tables.
  *
- * - **First start.** One of any number of processes creates the tables, in one transaction with their record; the others wait for it. Where events are
- *   stored already that concern the projection, the tables are filled from them first.
- * - **A higher version** than that of the record: new tables are built beside the old ones out of all events, as by `Rebuild.run`, while other
- *   processes go on reading and writing the old ones. Then the new ones replace them. Of several processes one works. After a kill the next
- *   start goes on. A failure of the statements or of a projection leaves the old tables in use; the next start begins from the first event. The log names projection, version, event and aggregate, also of a refusal. A subscription goes on
- *   behind the last event of the rebuild, and all of its tables are made anew together.
+ * - **First start.** One of several processes creates the tables, in one transaction with their record. The others wait
+ *   for it. Where events are stored that concern the projection, the tables are filled from them first.
+ * - **A higher version** than that of the record: new tables are built from all events beside the old ones, as by
+ *   `Rebuild.run`. Other processes go on reading and writing the old tables until the new ones replace them. Of several
+ *   processes one works. After a kill the next start continues. A subscription continues after the last event of the
+ *   rebuild, and all of its tables are built together.
  * - **A lower version** than that of the record: the tables stay as they are, and a warning is logged.
- * - **The same version:** it fails with `Misconfigured` where the statements are not those that made the tables (white space does not count), where the
- *   projections are of other aggregates, or where another subscription keeps them. The message says what differs; raise `version`.
+ * - **An equal version:** it fails with `Misconfigured` where the declaration has other statements than the record,
+ *   other aggregates, or another keeper. White space does not count. The message says what differs; raise `version`.
  *
- * The statements name tables without a schema: a table is created in the schema that the search path has first. When they have created the tables,
- * they run a second time in a schema of their own, and are rolled back there: statements that could not make the tables of a higher version are
- * `Misconfigured`. A role that may not create schemas is spared this. A table that a higher version does not name any
- * more stays, because processes of the older version write it. Drop it when they are gone.
+ * **It can fail with a refusal of a projection.** A stored event may violate a constraint that the tables of a new
+ * version have, and that `onConstraint` declares. No command is there to refuse, because the event is stored. So the
+ * refusal ends the start, and the log names projection, version, event and aggregate. The old tables stay in use.
+ * Change the constraint or the projection, so that it accepts all stored events, and start again. The next start begins
+ * with the first event. The same holds for each other failure of a projection or of its statements.
  *
- * It needs the store in SQL, and does not run inside of a transaction.
+ * The statements name tables without a schema, and the database creates them in the first schema of the search path.
+ * Then the statements run a second time, in another schema, and are rolled back. Where they could not create the tables
+ * of a higher version in that way, it fails with `Misconfigured`. So it does where another object has a name that their
+ * indexes or sequences need. This check is left out for a role that may not create schemas.
+ *
+ * A table that a higher version does not name any more stays, because processes of the older version write it. Drop it
+ * when they have ended.
+ *
+ * It needs the SQL store (`SqlStore.Tables`), and fails with `Misconfigured` inside of a transaction.
  *
  * @since 0.1.0
  * @category constructors
@@ -113,7 +135,7 @@ export const prepare = <const S extends Source>(
 ): Effect.Effect<
   void,
   Projection.Error<Source.Each<S>> | ValidationError | StoreError,
-  EventFeed | SubscriptionStore | SqlClient.SqlClient | Projection.Context<Source.Each<S>>
+  EventFeed | SubscriptionStore | Tables | SqlClient.SqlClient | Projection.Context<Source.Each<S>>
 > => {
   type E = Projection.Error<Source.Each<S>>
   type R = Projection.Context<Source.Each<S>>
@@ -123,13 +145,15 @@ export const prepare = <const S extends Source>(
     subscription: isKept ? source : undefined,
     onExisting: options.onExisting ?? "refuse",
     onKeeperChange: options.onKeeperChange ?? "refuse",
+    onFewerAggregates: options.onFewerAggregates ?? "refuse",
     batchSize: options.batchSize,
     onProgress: options.onProgress
   }).pipe(Effect.withSpan("ProjectionTables.prepare", { captureStackTrace: false }))
 }
 
 /**
- * A layer that is there when the tables are in place: see `prepare`. Provide it below the layer of the aggregate, or of the subscription.
+ * A layer that is built when the tables are in place: see `prepare`, also for the failures. Provide it below the layer
+ * of the aggregate or of the subscription.
  *
  * @since 0.1.0
  * @category layers
@@ -176,14 +200,14 @@ export const layer = <const S extends Source>(
 ): Layer.Layer<
   never,
   Projection.Error<Source.Each<S>> | ValidationError | StoreError,
-  EventFeed | SubscriptionStore | SqlClient.SqlClient | Projection.Context<Source.Each<S>>
+  EventFeed | SubscriptionStore | Tables | SqlClient.SqlClient | Projection.Context<Source.Each<S>>
 > => Layer.effectDiscard(prepare(source, options))
 
 /**
- * Forgets which tables of a projection were made, and leaves the tables themselves. Returns whether there was a record. The next start
- * of a projection whose tables were dropped makes them anew out of all events.
+ * Deletes the record of a projection's tables, and leaves the tables themselves. Returns whether there was a record. If
+ * the tables were dropped, the next start builds them from all events.
  *
  * @since 0.1.0
  * @category operations
  */
-export const forget: (projection: string) => Effect.Effect<boolean, StoreError, SubscriptionStore> = forgetTables
+export const forget: (projection: string) => Effect.Effect<boolean, StoreError, Tables> = forgetTables

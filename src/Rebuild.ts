@@ -1,123 +1,147 @@
 /**
- * Rebuilds the tables of projections: new tables are filled from all events while the old ones stay in use, and replace them in one
- * transaction.
+ * Rebuilds the tables of projections: new tables are filled from all events while the old ones stay in use, and replace
+ * them in one transaction.
  *
  * @since 0.1.0
  */
 import * as Effect from "effect/Effect"
 import type { EventFeed, Filter } from "./EventFeed.js"
-import { checkOwned } from "./internal/rebuild/ownedTables.js"
+import { checkOwnership } from "./internal/rebuild/checkOwnership.js"
 import { abandonRebuild, rebuild, rebuildStatus } from "./internal/rebuild/rebuild.js"
+import type { RebuildOptions } from "./internal/rebuild/rebuildOptions.js"
+import type { Tables } from "./internal/sql/storeTables.js"
 import { withoutReceipts } from "./internal/store/receiptStreams.js"
 import type { Projection } from "./Projection.js"
 import type { StoreError, ValidationError } from "./StoreError.js"
 import type { SubscriptionStore } from "./SubscriptionStore.js"
 
 /**
- * What is to be rebuilt.
+ * The options of `run`.
  *
  * @since 0.1.0
  * @category models
  */
 export interface Options<Projections extends ReadonlyArray<Projection.AnyBound>, E, R> {
   /**
-   * Names this rebuild, such as `balances-2`. A rebuild is done once by its name. A second run finds it done, or goes on where the first
-   * one was interrupted. A name has 1 to 255 characters, and does not begin with `effect-maestro`; another is a `ValidationError`.
+   * The name of this rebuild, such as `balances-2`. A rebuild is done once under its name: a second run finds it
+   * finished, or continues it. A name has 1 to 255 characters, and does not begin with `effect-maestro`. Any other name
+   * fails with a `ValidationError`.
    */
   readonly name: string
   /**
-   * The projections that write the tables, in their new version. Each says whose events it is about: `Account.projections`,
-   * `Projection.of(Account, Balances)`, or `of: Account` and `of: "all"` in `Projection.make`.
+   * The projections that write the tables, in their new version. Each says whose events it projects:
+   * `Account.projections`, `Projection.of(Account, Balances)`, or `of: Account` and `of: "all"` in `Projection.make`.
    */
   readonly projections: Projections
-  /** The tables that the projections write, all of them. The projections must name them without a schema. */
+  /** All tables that the projections write. The projections must name them without a schema. */
   readonly tables: readonly [string, ...ReadonlyArray<string>]
   /**
-   * Makes the new tables where they have another shape: by the same names, without a schema. By default they are equal to the old ones.
+   * Creates the new tables where they have another shape: under their names, without a schema. By default they get the
+   * shape of the old ones.
    *
-   * These statements then decide on columns, constraints, indexes, sequences, statistics, storage and comments. Of the old tables remain:
-   * owner, rights, rights on columns that both have, the replica identity, and the comment on a table where they make none. Row level
-   * security and policies remain, unless these statements enable or create any. A sequence of the old table remains where a default of the
-   * new one uses it, and is dropped otherwise.
+   * These statements then decide on columns, constraints, indexes, sequences, statistics, storage and comments. The new
+   * tables keep these settings of the old ones:
+   *
+   * - the owner, the rights, and the rights on columns that both have;
+   * - the replica identity, and the comment on a table where the statements make none;
+   * - row level security and policies, unless the statements enable or create any;
+   * - a sequence that a default of the new table uses. Other sequences of the old table are dropped.
    */
   readonly create?: Effect.Effect<unknown, E, R> | undefined
   /**
-   * The subscription that keeps the tables, for eventual projections: the rebuild projects what its filter lets through, and it goes on behind
-   * the rebuild's last event. Without it the projections are taken for strong ones, which all commits run.
+   * The subscription that keeps the tables, for eventual projections. The rebuild projects the events that its filter
+   * lets through, and then moves the subscription to its own last event. Without this option the projections are strong
+   * ones, which run in all commits.
    *
-   * Only the records of `ProjectionTables` say what keeps a table: a rebuild that does not fit them is refused. Of a table without a record
-   * nothing tells whether a subscription keeps it. A rebuild that leaves its subscription out makes that table wrong, because the subscription
-   * projects events again that the rebuild has projected.
+   * The records of `ProjectionTables` say what keeps a table, and a rebuild that does not fit them is refused. For a
+   * table without a record you must know it. If the rebuild then leaves out the subscription, that projects events a
+   * second time, and the table becomes wrong.
    */
   readonly subscription?:
     | { readonly name: string; readonly partitions: number; readonly filter: Filter | undefined }
     | undefined
-  /** As many events as are projected in one transaction: 1 000 by default, at most 10 000. */
+  /** How many events are projected in one transaction: 1 000 by default, at most 10 000. */
   readonly batchSize?: number | undefined
   /** Runs after each batch. */
   readonly onProgress?: ((progress: Progress) => Effect.Effect<unknown>) | undefined
 }
 
 /**
- * How far a rebuild is.
+ * The progress of a rebuild, after a batch.
  *
  * @since 0.1.0
  * @category models
  */
 export interface Progress {
-  /** The events that this run and earlier ones have projected. */
+  /** How many events this run and earlier ones have projected. */
   readonly done: number
-  /** The events that there are to project, as far as is known. */
+  /** How many events there are to project, as far as is known. */
   readonly total: number
   /** The rate of this run. */
   readonly eventsPerSecond: number
-  /** The time left by that rate; 0 when the rebuild is done. */
+  /** The time left by that rate; 0 when the rebuild is finished. */
   readonly secondsLeft: number
 }
 
 /**
- * What the store knows of a rebuild.
+ * The state of a rebuild in the store.
  *
  * @since 0.1.0
  * @category models
  */
 export interface Status {
+  /** How many events are projected. */
   readonly done: number
+  /** How many events there were to project when the last run began. */
   readonly total: number
   readonly finished: boolean
 }
 
 /**
- * Rebuilds the tables of projections, and returns how many events this run has projected: 0 when the rebuild was done before.
+ * Rebuilds the tables of projections, and returns how many events this run has projected: 0 when the rebuild was
+ * finished before.
  *
- * - Readers and writers of the tables go on meanwhile. At the end they wait until the last few events are projected and the tables are
- *   swapped. If a transaction uses the tables for longer, the swap gives up its lock and tries again.
- * - An open transaction anywhere on the server may hold back more events than the swap can project quickly (`EventFeed.heldBack`). The rebuild of
- *   strong projections then waits for that transaction to end, and logs a warning that names its session.
- * - No event is skipped or projected twice. For strong projections, the swap projects all that is committed while the tables are locked.
- *   A subscription goes on exactly where the rebuild has ended.
- * - After a kill, run it again: it goes on behind the last batch. Of several processes one works; the others wait, and find it done.
- * - A failure of a projection ends the run, and what was done is kept. The log names projection, event and aggregate, as an error. Mend the projection and run it again, or `abandon` the rebuild.
+ * - Readers and writers of the tables go on meanwhile. At the end they wait until the last few events are projected and
+ *   the tables are swapped.
+ * - A transaction that uses a table for long, such as a report, delays the swap and not your commands. The swap gives
+ *   up its lock request within half a second, and waits until that transaction has ended. A warning names its session.
+ * - An open transaction anywhere on the server may hold back more events than the swap can project quickly
+ *   (`EventFeed.heldBack`). The rebuild of strong projections then waits for its end, and logs a warning that names its
+ *   session.
+ * - No event is skipped or projected twice. For strong projections, the swap projects all events that are committed
+ *   when the tables are locked. A subscription continues at the position where the rebuild has ended.
+ * - After a kill, run it again: it continues after the last batch. Of several processes one works. The others wait, and
+ *   find it finished.
+ * - A failure of a projection ends the run, and the projected batches are kept. The log names projection, event and
+ *   aggregate, as an error. Correct the projection and run it again, or `abandon` the rebuild.
+ * - A deferred constraint is checked at the end of each batch. Its failure is a `StoreError` that names the rebuild and
+ *   its projections. Where the events of one commit violate it in between, a greater `batchSize` may keep them
+ *   together.
  * - A projection that writes other tables than those named is refused, and its batch is rolled back.
  *
- * To make strong projections eventual, or the other way round, end all processes that run them the old way, then rebuild with `subscription` or without.
+ * To make strong projections eventual, or eventual ones strong, end all processes that run them the old way. Then
+ * rebuild with `subscription`, or without it.
  *
- * The tables must be ordinary ones. What belongs to a table is carried over exactly: owner, rights (also revoked ones), row level
- * security and policies, constraints, indexes, extended statistics, storage, comments, and sequences with their state. What hangs on it from
- * outside would be lost, so the rebuild fails with `Misconfigured` before it begins, and names it: views, rules, triggers, foreign
- * keys, functions and columns of its row type, publications, inheritance, partitions, extensions, event triggers that would fire, and
- * whatever else the database knows. Foreign keys among the tables are allowed with `create`. The check runs again before the
- * tables are swapped; where it fails then, the old tables stay, and the next run goes on.
+ * The tables must be ordinary ones. The new table keeps what belongs to the old one: owner, rights (also revoked ones),
+ * row level security and policies, constraints and indexes. It keeps extended statistics, storage, comments, and
+ * sequences with their state, too.
  *
- * A REPEATABLE READ or SERIALIZABLE transaction of yours with an older snapshot than the swap can't commit with strong projections any more: it
- * fails with `Contention`, so run the whole transaction again. What it reads from the new table itself is empty, as after a TRUNCATE.
+ * An object outside that depends on a table would be lost. The rebuild then fails with `Misconfigured` before the first
+ * event, and names the object. Such objects are views, rules, triggers, foreign keys, and functions and columns of the
+ * row type. Others are publications, inheritance, partitions, extensions, event triggers that would fire, and what else
+ * the database knows. Foreign keys among the tables are allowed with `create`. The check runs again before the swap. If
+ * it fails then, the old tables stay, and the next run continues.
  *
- * Tables that a projection owns are made anew by a higher version of it. For the same version, such as after rows were changed by hand, this
- * function makes them anew by the projection's own statements. It is refused with `Misconfigured` without all tables of the projection, or with
- * `create`, or where the record of `ProjectionTables` is of another projection, version or keeper. All projections of a subscription are
- * rebuilt together.
+ * A REPEATABLE READ or SERIALIZABLE transaction of yours with an older snapshot than the swap can't commit with strong
+ * projections any more. It fails with `Contention`; run the whole transaction again. If it reads the new table itself,
+ * the table is empty, as after a TRUNCATE.
  *
- * It needs the store in SQL, and does not run inside of a transaction.
+ * A higher version of a projection that owns tables needs no call of this function (`ProjectionTables`). For the same
+ * version, such as after rows were changed by hand, this function rebuilds the tables by the projection's own
+ * statements. It fails with `Misconfigured` without all tables of the projection, with `create`, or where the record is
+ * of another projection, version or keeper. All projections of a subscription are rebuilt together.
+ *
+ * It needs the SQL store (`SqlStore.Tables`), and fails with `Misconfigured` inside of a transaction.
  *
  * @since 0.1.0
  * @category constructors
@@ -168,7 +192,7 @@ export const run = <const Projections extends ReadonlyArray<Projection.AnyBound>
 ): Effect.Effect<
   number,
   Projection.Error<Projections[number]> | E | ValidationError | StoreError,
-  EventFeed | SubscriptionStore | Projection.Context<Projections[number]> | R
+  EventFeed | SubscriptionStore | Tables | Projection.Context<Projections[number]> | R
 > =>
   checkedRebuild<Projection.Error<Projections[number]> | E, Projection.Context<Projections[number]> | R>({
     ...options,
@@ -176,7 +200,7 @@ export const run = <const Projections extends ReadonlyArray<Projection.AnyBound>
   }).pipe(Effect.withSpan("Rebuild.run", { attributes: { rebuild: options.name }, captureStackTrace: false }))
 
 /**
- * How far a rebuild is, in whichever process it runs; none if it was never begun.
+ * Returns the state of a rebuild, in whichever process it runs; none if it was never begun.
  *
  * @since 0.1.0
  * @category accessors
@@ -184,7 +208,8 @@ export const run = <const Projections extends ReadonlyArray<Projection.AnyBound>
 export const status = rebuildStatus
 
 /**
- * Gives up a rebuild that was begun, and drops the tables that it has made; or forgets one that is done, so that it can be run again.
+ * Abandons a rebuild and drops its shadow tables. A finished rebuild is forgotten, so that it can be run again. A
+ * process that works for the rebuild fails.
  *
  * @since 0.1.0
  * @category operations
@@ -193,5 +218,5 @@ export const abandon = abandonRebuild
 
 // --- internal ---
 
-const checkedRebuild = <E, R>(plan: Parameters<typeof rebuild<E, R>>[0]) =>
-  rebuild<E, R>({ ...plan, check: checkOwned(plan) })
+const checkedRebuild = <E, R>(options: RebuildOptions<E, R>) =>
+  rebuild<E, R>({ ...options, check: checkOwnership(options) })

@@ -42,6 +42,7 @@ import {
   selectStream
 } from "./internal/sql/readStream.js"
 import { repair } from "./internal/sql/repair.js"
+import { Tables } from "./internal/sql/storeTables.js"
 import { makeSqlSubscriptions } from "./internal/sql/subscriptions.js"
 import type { LogTable } from "./internal/store/pageBytes.js"
 import { decodeSnapshot, validateRange } from "./internal/store/storedRecord.js"
@@ -74,6 +75,16 @@ export interface Options {
    */
   readonly pollInterval?: Duration.DurationInput | undefined
 }
+
+export {
+  /**
+   * Where the store has its tables. `Rebuild` and `ProjectionTables` require it, so that they compile on this store alone.
+   *
+   * @since 0.1.0
+   * @category tags
+   */
+  Tables
+} from "./internal/sql/storeTables.js"
 
 /**
  * Makes the store alone, without the feed. When the scope closes, commits that are under way end first, and nothing is left behind.
@@ -109,8 +120,11 @@ export const make = (
  * )
  * ```
  */
-export const layer: Layer.Layer<StoreAdapter | EventFeed | SubscriptionStore, StoreError, SqlClient.SqlClient> =
-  Layer.suspend(() => layerWith({}))
+export const layer: Layer.Layer<
+  StoreAdapter | EventFeed | SubscriptionStore | Tables,
+  StoreError,
+  SqlClient.SqlClient
+> = Layer.suspend(() => layerWith({}))
 
 /**
  * The store with switches of your own.
@@ -120,19 +134,18 @@ export const layer: Layer.Layer<StoreAdapter | EventFeed | SubscriptionStore, St
  */
 export const layerWith = (
   options: Options
-): Layer.Layer<StoreAdapter | EventFeed | SubscriptionStore, StoreError, SqlClient.SqlClient> =>
+): Layer.Layer<StoreAdapter | EventFeed | SubscriptionStore | Tables, StoreError, SqlClient.SqlClient> =>
   Layer.scopedContext(
     Effect.gen(function* () {
       const prepared = yield* prepare(options)
       const { client, log, name, notifications } = prepared
+      const tables = { ...log, name, isEmbedded: isEmbedded(client) }
       const store = yield* makeOn(prepared)
       const feed = yield* makeSqlFeed(log, notifications, Duration.toMillis(options.pollInterval ?? usualPollInterval))
       return Context.make(StoreAdapter, store).pipe(
         Context.add(EventFeed, feed),
-        Context.add(
-          SubscriptionStore,
-          makeSqlSubscriptions({ ...log, name, isEmbedded: isEmbedded(client) }, notifications)
-        )
+        Context.add(SubscriptionStore, makeSqlSubscriptions(tables, notifications)),
+        Context.add(Tables, tables)
       )
     })
   )

@@ -1,11 +1,12 @@
 /**
- * Subscriptions: named readers of the feed that remember how far they have come.
+ * Subscriptions: named readers of the feed with a stored checkpoint.
  *
- * What a handler writes through `SqlClient` is stored in the same transaction as the checkpoint, so each event takes effect exactly
- * once, whatever breaks in between. Any number of processes may run the same subscription: one of them works, the others stand by.
+ * What a handler writes through `SqlClient` is stored in the transaction of the checkpoint, so each event takes effect
+ * exactly once, also after a crash. Several processes may run one subscription: one of them holds its lease and handles
+ * the events, and the others wait for the lease.
  *
- * The idea of catch-up subscriptions with checkpoints is that of EventStoreDB; that of a lease with a fencing token is Martin Kleppmann's
- * ("How to do distributed locking", 2016).
+ * Catch-up subscriptions with checkpoints are known from EventStoreDB; leases with a fencing token from Martin
+ * Kleppmann ("How to do distributed locking", 2016).
  *
  * @since 0.1.0
  */
@@ -15,21 +16,21 @@ import * as Effect from "effect/Effect"
 import type * as Layer from "effect/Layer"
 import type * as Option from "effect/Option"
 import * as Schedule from "effect/Schedule"
-import * as Schema from "effect/Schema"
 import type { EventFeed, FeedEvent, Filter, HeldBack, Position, StreamPosition } from "./EventFeed.js"
 import { bothOf } from "./internal/store/readOptions.js"
 import { withoutReceipts } from "./internal/store/receiptStreams.js"
 import { filterOf, handles, runProjections } from "./internal/store/runProjections.js"
 import { validateStreamPosition } from "./internal/store/storedRecord.js"
+import { NotReached, type SubscriptionStopped } from "./internal/subscription/errors.js"
 import type { On } from "./internal/subscription/on.js"
-import { runnable } from "./internal/subscription/runner.js"
-import { awaitArrival } from "./internal/subscription/status.js"
+import { checkHandlers, checkProjections, makeRunner } from "./internal/subscription/runner.js"
+import { awaitPosition } from "./internal/subscription/status.js"
 import type { Projection } from "./Projection.js"
 import { type StoreError, ValidationError, ValidationIssue } from "./StoreError.js"
-import { type EventFailure, type ParkedEvent, type PartitionState, SubscriptionStore } from "./SubscriptionStore.js"
+import { type ParkedEvent, type PartitionState, SubscriptionStore } from "./SubscriptionStore.js"
 
 /**
- * A subscription: what it does, and how to run it.
+ * A subscription, to be run as an effect or as a layer.
  *
  * @since 0.1.0
  * @category models
@@ -40,8 +41,8 @@ export interface Subscription<out E = never, out R = never> {
   readonly partitions: number
 
   /**
-   * Works for ever. It fails with `SubscriptionStopped` when an event could not be handled and `onFailure` is `"stop"`; while the
-   * database can't be reached it waits. When it is interrupted it finishes the batch that is under way.
+   * Runs the subscription without end. It fails with `SubscriptionStopped` if an event could not be handled and
+   * `onFailure` is `"stop"`. It waits while the database can't be reached. When interrupted it ends its batch (`shutdown`).
    */
   readonly run: Effect.Effect<
     never,
@@ -49,80 +50,85 @@ export interface Subscription<out E = never, out R = never> {
     EventFeed | SubscriptionStore | R
   >
 
-  /**
-   * Runs it in the background for as long as the layer lives. When it stops at an event it says so in the log, and goes on once
-   * somebody calls `resume`.
-   */
+  /** Runs the subscription in the background. When it stops before an event it logs an error, and waits for `resume`. */
   readonly layer: Layer.Layer<never, never, EventFeed | SubscriptionStore | R>
 
   /**
-   * Handles an event that was parked, and takes it off the list where that succeeds. Answers whether it was on it. Where later
-   * events of its aggregate are parked too, begin with the first.
+   * Handles a parked event, which is no longer parked if that succeeds. Returns whether it was parked. If several
+   * events of an aggregate are parked, begin with the first.
    */
   readonly retryParked: (
-    place: StreamPosition
+    event: StreamPosition
   ) => Effect.Effect<boolean, E | ValidationError | StoreError, SubscriptionStore | R>
 
-  /** Handles all events that are parked, in their order, up to the first that fails. Answers how many. */
+  /** Handles all parked events in their order, up to the first that fails. Returns how many it has handled. */
   readonly retryAllParked: Effect.Effect<number, E | StoreError, SubscriptionStore | R>
 
-  /** How it stands, and how far behind it is. */
+  /** The state of the subscription, and how far it is behind. */
   readonly status: Effect.Effect<Status, ValidationError | StoreError, EventFeed | SubscriptionStore>
 }
 
 /**
- * How a subscription is to run.
+ * The options of a subscription.
  *
  * @since 0.1.0
  * @category models
  */
 export interface Options {
-  /** Which events it is about; all by default. */
+  /** Selects the events that it handles; all by default. */
   readonly filter?: Filter | undefined
   /**
-   * Where it begins when it runs for the first time: before all events (the default), after those that are there, or after a
-   * position. Later it goes on where it was.
+   * Where it begins at its first run: at the beginning (the default), after the events that are stored then, or after a
+   * position. Later runs go on from the checkpoint. It must be `"beginning"` where a projection owns tables, because
+   * their next version is made out of all events.
    */
   readonly from?: "beginning" | "now" | Position | undefined
-  /** As many events as are handled in one transaction, or between two checkpoints: 500 by default, at most 10 000. */
+  /** The maximum number of events between two checkpoints, up to 10 000: 500 by default, 50 for `"at-least-once"`. */
   readonly batchSize?: number | undefined
   /**
-   * - `"exactly-once"`, the default: the handler runs in the transaction that stores the checkpoint. What it writes through `SqlClient`
-   *   is stored with it or not at all; what it does elsewhere may be done again. On a server it must not leave the connection idle for
-   *   as long as the lease lasts: the database ends it, and that is a failed attempt.
-   * - `"at-least-once"`: the handler runs first, outside of any transaction, and the checkpoint is stored when it is done. After a crash the
-   *   events since the last checkpoint are handled again. For handlers that call other services, or take their time.
+   * - `"exactly-once"`, the default: the handler runs in the transaction that stores the checkpoint. What it writes
+   *   through `SqlClient` is stored with the checkpoint or not at all; its other effects may be repeated. On a server,
+   *   the database ends a connection that the handler leaves idle for the duration of the lease, and that is a failed
+   *   attempt.
+   * - `"at-least-once"`: the handler runs first, outside of any transaction, and then the checkpoint is stored. After a
+   *   crash the events since the last checkpoint are handled again. Use it for handlers that are slow or call other
+   *   services.
    */
   readonly delivery?: "exactly-once" | "at-least-once" | undefined
-  /** Into how many shares of the aggregates it is cut, each with a lease and a checkpoint of its own; 1 by default. It can't be changed later: with another number `run` fails with `Misconfigured`, the layer logs that failure as an error again and again, and the state of `status` is `misconfigured`. */
+  /**
+   * The number of partitions, 1 by default. Each has a share of the aggregates, a lease and a checkpoint. The number
+   * can't be changed later: with another one `run` fails with `Misconfigured`, the layer logs that failure repeatedly,
+   * and the state of `status` is `misconfigured`.
+   */
   readonly partitions?: number | undefined
   /**
-   * When and how often an event that failed is tried again, by itself: five times within some three seconds by default. The attempts
-   * are counted in the store, so an event that breaks its connection, or ends its process, is not tried for ever. Waiting for the
-   * database of the store is no attempt. An event that the handler's schemas can't read (`UnreadableEvent`) is not retried.
+   * When and how often a failed event is retried, by itself: five times within about three seconds by default. The
+   * store counts the attempts, so that an event which breaks its connection or its process is not retried without end.
+   * Waiting for the database of the store is no attempt. An event that the handler's schemas can't read
+   * (`UnreadableEvent`) is not retried.
    */
   readonly retry?: Schedule.Schedule<unknown> | undefined
   /**
-   * What becomes of an event whose retries are used up.
+   * What is done with an event whose retries are used up.
    *
-   * - `"stop"`, the default: the subscription stops before it, until somebody calls `resume`.
+   * - `"stop"`, the default: the subscription stops before it, until `resume`.
    * - `"park"`: the event is parked with its failure, and the subscription goes on.
-   * - `"parkAggregate"`: so are the later events of its aggregate, in their order, until the first is retried or discarded.
+   * - `"parkAggregate"`: the later events of its aggregate are parked, too, while any of them is.
    */
   readonly onFailure?: "stop" | "park" | "parkAggregate" | undefined
   /**
-   * How long a process that gives no sign keeps others waiting: 15 seconds by default. One that comes back later finds its lease
-   * lost, and nothing of what it was doing is stored.
+   * The duration of the lease, 15 seconds by default. A process that did not renew its lease for so long loses it to
+   * another, and the batch that it was handling is not stored.
    */
   readonly lease?: Duration.DurationInput | undefined
-  /** Who this process is, for people to read; a new id by default. */
+  /** The name of this process, for people to read; a new id by default. */
   readonly holder?: string | undefined
-  /** How long a batch that is under way may go on when the process is to end: 10 seconds by default. */
+  /** How long the batch under way may go on after an interruption: 10 seconds by default. */
   readonly shutdown?: Duration.DurationInput | undefined
 }
 
 /**
- * What a subscription does with events: one after the other, or a batch at once.
+ * The handler of a subscription: of one event after the other, or of a batch.
  *
  * @since 0.1.0
  * @category models
@@ -136,22 +142,38 @@ export type Handler<E, R> =
 
 export {
   /**
-   * What `on` takes for each event type: a handler of the decoded event, and of the stored one around it, with the `id` of its aggregate.
+   * A subscription had not reached a position within the timeout of `waitFor`.
+   *
+   * @since 0.1.0
+   * @category errors
+   */
+  NotReached,
+  /**
+   * A subscription stopped before an event that it could not handle, until `resume`.
+   *
+   * @since 0.1.0
+   * @category errors
+   */
+  SubscriptionStopped
+} from "./internal/subscription/errors.js"
+export {
+  /**
+   * The handlers that `on` takes, by event type. Each gets the decoded event, and the stored one with its aggregate's `id`.
    *
    * @since 0.1.0
    * @category models
    */
   type EventHandlers,
   /**
-   * What a subscription does with the events of one aggregate. `on` makes one.
+   * The handlers of a subscription for the events of one aggregate. `on` makes them.
    *
    * @since 0.1.0
    * @category models
    */
   type On,
   /**
-   * Typed handlers for events of one aggregate, by their type: what `make` takes as `on`. They are given events of that aggregate only,
-   * though others have events of the same type. An event that its schema can't decode fails with `UnreadableEvent`, which is not retried.
+   * Makes typed handlers for the events of one aggregate, for the option `on` of `make`. They get no events of other
+   * aggregates, also not of an equal type. An event that its schema can't decode is an `UnreadableEvent`: no retries.
    *
    * @since 0.1.0
    * @category constructors
@@ -160,96 +182,30 @@ export {
 } from "./internal/subscription/on.js"
 
 /**
- * A subscription stopped at an event that it could not handle, until `resume`.
- *
- * @since 0.1.0
- * @category errors
- */
-export class SubscriptionStopped extends Schema.TaggedError<SubscriptionStopped>("effect-maestro/SubscriptionStopped")(
-  "SubscriptionStopped",
-  {
-    subscription: Schema.String,
-    partition: Schema.Number,
-    aggregateId: Schema.String,
-    sequence: Schema.Number,
-    type: Schema.String,
-    /** What the handler failed with, as text. */
-    error: Schema.String,
-    attempts: Schema.Number
-  }
-) {
-  override get message(): string {
-    return `subscription ${JSON.stringify(this.subscription)} stopped at event ${this.sequence} of aggregate ${JSON.stringify(this.aggregateId)}, of type ${JSON.stringify(this.type)}, after ${this.attempts} attempts: ${this.error}`
-  }
-}
-
-/**
- * A subscription had not come so far in the time given.
- *
- * @since 0.1.0
- * @category errors
- */
-export class NotReached extends Schema.TaggedError<NotReached>("effect-maestro/NotReached")("NotReached", {
-  subscription: Schema.String,
-  position: Schema.String,
-  /**
-   * - `Behind`: it is at work, and needs more time.
-   * - `Idle`: no process runs it, or one of its partitions.
-   * - `Stopped`: it has stopped, at the event of `failure`, and waits for `resume`.
-   * - `NeverRun`: no subscription of that name has run on this store.
-   */
-  reason: Schema.Literal("Behind", "Idle", "Stopped", "NeverRun"),
-  /** The event that it stopped at, and why. */
-  failure: Schema.optional(
-    Schema.Struct({
-      aggregateId: Schema.String,
-      sequence: Schema.Number,
-      type: Schema.String,
-      error: Schema.String,
-      attempts: Schema.Number
-    })
-  )
-}) {
-  override get message(): string {
-    const name = JSON.stringify(this.subscription)
-    const why = {
-      Behind: "it is at work",
-      Idle: "no process runs it, or one of its partitions",
-      Stopped:
-        this.failure === undefined
-          ? "it has stopped"
-          : `it has stopped at event ${this.failure.sequence} of aggregate ${JSON.stringify(this.failure.aggregateId)}, of type ${JSON.stringify(this.failure.type)}: ${this.failure.error.split("\n")[0]}`,
-      NeverRun: "no subscription of that name has run"
-    }[this.reason]
-    return `subscription ${name} has not come to position ${this.position} in time: ${why}`
-  }
-}
-
-/**
- * How a subscription stands.
+ * The state of a subscription.
  *
  * @since 0.1.0
  * @category models
  */
 export interface Status {
   /**
-   * `idle` when no process works for it; `misconfigured` when it has another number of partitions in the store than in this program, so
-   * that this program can't work for it. `partitions` tells the stored number.
+   * `idle` if no process holds a lease of it; `misconfigured` if it has another number of partitions in the store than
+   * in this program, which therefore can't run it. `partitions` has the stored number.
    */
   readonly state: "running" | "idle" | "stopped" | "misconfigured"
-  /** How many committed events it has not handled yet, those that the feed holds back included. */
+  /** The number of committed events that it has not handled yet, including held back events. */
   readonly eventsBehind: number
-  /** How old the first of these is, in seconds; 0 when there is none. */
+  /** The age of the first of these, in seconds; 0 if there is none. */
   readonly secondsBehind: number
-  /** The events that it can't handle before an older transaction has ended. It warns in the log after half a minute. */
+  /** The events that it can't handle before an older transaction has ended. A warning is logged after half a minute. */
   readonly heldBack: Option.Option<HeldBack>
-  /** How many events are parked. */
+  /** The number of parked events. */
   readonly parked: number
   readonly partitions: ReadonlyArray<PartitionStatus>
 }
 
 /**
- * How a partition of a subscription stands.
+ * The state of a partition of a subscription.
  *
  * @since 0.1.0
  * @category models
@@ -260,12 +216,13 @@ export interface PartitionStatus extends PartitionState {
 }
 
 /**
- * Makes a subscription: of typed handlers for the events of one or several aggregates (`on`), or of a handler for whatever its filter lets
- * through (`handle`, `handleBatch`).
+ * Makes a subscription: of typed handlers for the events of one or several aggregates (`on`), or of a handler for all
+ * events that its filter lets through (`handle`, `handleBatch`).
  *
  * A name is a text of 1 to 255 characters, which does not begin with `effect-maestro`.
  *
- * It throws a `TypeError` for a setting out of its bounds, and where no handler or no event is left: `on: []`, or a filter that lets none through.
+ * It throws a `TypeError` for an option out of its bounds, and for a subscription without a handler or without events
+ * (`on: []`, an empty filter).
  *
  * @since 0.1.0
  * @category constructors
@@ -308,14 +265,11 @@ export const make: <const Ons extends On.Any | ReadonlyArray<On.Any> = never, E 
 ): Subscription<E, R> => {
   if (options.on === undefined) return makeOf(name, options)
   const all: ReadonlyArray<On<E, R>> = "handle" in options.on ? [options.on] : options.on
-  for (const { events, of } of all) {
-    if (events.length > 0) continue
-    throw new TypeError(`subscription ${name} has no handler for events of ${of === "all" ? "any aggregate" : of.name}`)
-  }
-  const settings: Options = options
+  checkHandlers(name, all)
+  const { filter, ...others }: Options = options
   return makeOf<E, R>(name, {
-    ...settings,
-    filter: bothOf(filterOf(all), settings.filter),
+    ...others,
+    filter: bothOf(filterOf(all), filter),
     handleBatch: undefined,
     handle: (event) =>
       Effect.forEach(
@@ -327,8 +281,12 @@ export const make: <const Ons extends On.Any | ReadonlyArray<On.Any> = never, E 
 }
 
 /**
- * A subscription that keeps projections: they are eventual instead of strong. Each says whose events it is about: it is made
- * with `of`, one of `Account.projections`, or `Projection.of(Account, Balances)`. One that names no types gets no receipts of commands.
+ * Makes a subscription that runs projections, which are then eventual instead of strong. Each must say of which
+ * aggregate it is: it is made with `of`, one of `Account.projections`, or `Projection.of(Account, Balances)`. A
+ * projection without event types gets no receipts of commands.
+ *
+ * It throws a `TypeError` for options as `make` does, and for another `from` than `"beginning"` where a projection owns
+ * tables.
  *
  * @since 0.1.0
  * @category constructors
@@ -336,56 +294,63 @@ export const make: <const Ons extends On.Any | ReadonlyArray<On.Any> = never, E 
 export const fromProjections = <const Projections extends ReadonlyArray<Projection.AnyBound>>(
   name: string,
   projections: Projections,
-  settings?: OptionsWithoutTypes
+  options?: OptionsWithoutTypes
 ): Subscription<Projection.Error<Projections[number]>, Projection.Context<Projections[number]>> & {
   readonly projections: Projections
 } => {
   type E = Projection.Error<Projections[number]>
   type R = Projection.Context<Projections[number]>
-  for (const { name: projection, of } of projections as ReadonlyArray<Projection.Any>) {
-    if (of !== undefined) continue
-    throw new TypeError(
-      `projection ${JSON.stringify(projection)} of subscription ${name} must be of an aggregate, or of all`
-    )
-  }
-  const filter = bothOf(filterOf(projections), settings?.filter)
+  checkProjections(name, projections, options?.from)
+  const filter = bothOf(filterOf(projections), options?.filter)
   const handle = runProjections<E, R>(projections.map((projection) => withoutReceipts(projection)))
-  return { ...makeOf<E, R>(name, { ...settings, filter, handle }), projections }
+  return { ...makeOf<E, R>(name, { ...options, filter, handle }), projections }
 }
 
 /**
- * Waits until a subscription has handled everything up to an event, or a position of the feed: then what it keeps tells of your own
- * write. Give what `evaluate` answered with as `position`, or a position that you have kept. After the timeout, `NotReached` says why it has
- * not come so far.
+ * Waits until a subscription has handled all events up to an event or a position of the feed, so that its tables
+ * include your own write. Pass the `position` that `evaluate` returned, or a stored position. It fails with
+ * `NotReached` after the timeout, which has the reason.
  *
- * An event that the subscription's filter does not let through is passed within a second or two.
+ * A subscription moves beyond events that its filter does not let through within about two seconds.
+ *
+ * It waits for the one subscription only. A process manager commits further events when it handles your event, and
+ * these are behind your position. To wait for their effect, too, wait for the process manager, and then for
+ * `EventFeed.head`. The head leaves out events that the feed holds back.
  *
  * @since 0.1.0
  * @category accessors
  *
  * @example
  * ```ts
- * import { type EventFeed, Subscription } from "effect-maestro"
+ * import { EventFeed, Subscription } from "effect-maestro"
+ * import * as Effect from "effect/Effect"
  *
- * export const afterMyOwnWrite = (position: EventFeed.StreamPosition) =>
+ * export const afterOwnWrite = (position: EventFeed.StreamPosition) =>
  *   Subscription.waitFor("search", position, "2 seconds")
+ *
+ * // The process manager "reservations" evaluates a command for the event. "search" projects the events of that command.
+ * export const afterReservation = (position: EventFeed.StreamPosition) =>
+ *   Subscription.waitFor("reservations", position, "2 seconds").pipe(
+ *     Effect.zipRight(EventFeed.head),
+ *     Effect.flatMap((head) => Subscription.waitFor("search", head, "2 seconds"))
+ *   )
  * ```
  */
 export const waitFor = (
   subscription: Named,
-  place: StreamPosition | Position,
+  position: StreamPosition | Position,
   timeout: Duration.DurationInput
 ): Effect.Effect<void, NotReached | ValidationError | StoreError, EventFeed | SubscriptionStore> => {
   const name = nameOf(subscription)
-  return Effect.flatMap(awaitArrival(name, place, timeout), (delay) =>
+  return Effect.flatMap(awaitPosition(name, position, timeout), (delay) =>
     delay === undefined ? Effect.void : new NotReached({ subscription: name, ...delay })
   )
 }
 
 /**
- * The id of a command that a subscription evaluates because of an event: for the same subscription, event and step it is always the same. Set
- * by `Aggregate.withCommandId`, it sees to it that an event that is handled again, after a crash or a retry, does not
- * repeat the command. Give each of several commands on one aggregate a step of its own.
+ * The id of a command that a subscription evaluates for an event. It is equal for equal subscriptions, events and
+ * steps. With it, `Aggregate.withCommandId` does not repeat the command when the event is handled again after a crash
+ * or a retry. Several commands on one aggregate need different steps.
  *
  * @since 0.1.0
  * @category constructors
@@ -430,12 +395,12 @@ export const waitFor = (
  * ```
  */
 export const commandId = (subscription: Named, event: StreamPosition, step?: string): string =>
-  // As JSON, so that no two of them come to one text, whatever is in the names.
+  // JSON, because different parts then never make an equal text.
   JSON.stringify([nameOf(subscription), event.aggregateId, event.sequence, ...(step === undefined ? [] : [step])])
 
 /**
- * Lets a subscription that has stopped go on: with the event that it stopped at. Where no subscription of that name has run, that is a
- * `ValidationError`.
+ * Resumes a subscription that has stopped, with the event before which it stopped. It fails with `ValidationError` if
+ * no subscription of that name has run.
  *
  * @since 0.1.0
  * @category operations
@@ -462,22 +427,22 @@ export const parked = (subscription: Named): Effect.Effect<ReadonlyArray<ParkedE
   Effect.flatMap(SubscriptionStore, (store) => store.parked(nameOf(subscription)))
 
 /**
- * Forgets an event that was parked. Answers whether it was.
+ * Discards a parked event. Returns whether it was parked.
  *
  * @since 0.1.0
  * @category operations
  */
 export const discardParked = (
   subscription: Named,
-  place: StreamPosition
+  event: StreamPosition
 ): Effect.Effect<boolean, ValidationError | StoreError, SubscriptionStore> =>
   Effect.zipRight(
-    validateStreamPosition("Subscription.discard", place),
-    Effect.flatMap(SubscriptionStore, (store) => store.discardParked(nameOf(subscription), place))
+    validateStreamPosition("Subscription.discardParked", event),
+    Effect.flatMap(SubscriptionStore, (store) => store.discardParked(nameOf(subscription), event))
   )
 
 /**
- * The retries of a subscription that does not say otherwise: after 100 ms, 200 ms, 400 ms … five times, jittered.
+ * The default of `retry`: five retries, after 100 ms, 200 ms, 400 ms and so on, with jitter.
  *
  * @since 0.1.0
  * @category schedules
@@ -494,10 +459,10 @@ type Named = string | Pick<Subscription<unknown, unknown>, "name">
 
 const nameOf = (subscription: Named): string => (typeof subscription === "string" ? subscription : subscription.name)
 
-/** A union instead of overloads, so that the compiler says of a wrong setting what is wrong with it, and nothing else. */
+/** A union instead of overloads, because the compiler then reports the wrong option only. */
 type MakeOptions<Ons, E, R> =
   | (OptionsWithoutTypes & {
-      /** What is done with the events of each aggregate. From it the filter has its types and its aggregates. */
+      /** The handlers for the events of each aggregate. The types and kinds of the filter follow from them. */
       readonly on: Ons
     })
   | (Options & Handler<E, R> & { readonly on?: undefined })
@@ -506,46 +471,26 @@ type OptionsWithoutTypes = Omit<Options, "filter"> & { readonly filter?: Omit<Fi
 
 type EachOf<Ons> = Ons extends ReadonlyArray<infer One> ? One : Ons
 
-/** The subscription of one handler. */
+/** The subscription of one handler, with the defaults of its options. */
 const makeOf = <E, R>(name: string, options: Options & Partial<Handler<E, R>>): Subscription<E, R> => {
-  const { handle, handleBatch } = options
-  if (handle === undefined && handleBatch === undefined) {
+  const { handle: handleOne, handleBatch } = options
+  const handle: Handler<E, R>["handleBatch"] =
+    handleBatch ?? (handleOne && ((events) => Effect.forEach(events, handleOne, { discard: true })))
+  if (handle === undefined) {
     throw new TypeError(`subscription ${name} has no handler: it takes \`on\`, \`handle\` or \`handleBatch\``)
   }
-  return runnable<E, R, SubscriptionStopped>(
-    {
-      name,
-      filter: options.filter,
-      from: options.from ?? "beginning",
-      partitions: options.partitions ?? 1,
-      batchSize: options.batchSize ?? (options.delivery === "at-least-once" ? 50 : 500),
-      handle: (events) =>
-        handleBatch === undefined
-          ? handle === undefined
-            ? Effect.void
-            : Effect.forEach(events, handle, { discard: true })
-          : handleBatch(events),
-      transactional: options.delivery !== "at-least-once",
-      retry: options.retry ?? defaultRetry,
-      onFailure: options.onFailure ?? "stop",
-      lease: Duration.toMillis(options.lease ?? "15 seconds"),
-      holder: options.holder,
-      grace: Duration.toMillis(options.shutdown ?? "10 seconds")
-    },
-    (error) => stoppedAt(name, error)
-  )
-}
-
-const stoppedAt = (
-  name: string,
-  { failure, partition }: { readonly failure: EventFailure; readonly partition: number }
-) =>
-  new SubscriptionStopped({
-    subscription: name,
-    partition,
-    aggregateId: failure.aggregateId,
-    sequence: failure.sequence,
-    type: failure.type,
-    error: failure.error,
-    attempts: failure.attempts
+  return makeRunner<E, R>({
+    name,
+    filter: options.filter,
+    from: options.from ?? "beginning",
+    partitions: options.partitions ?? 1,
+    batchSize: options.batchSize ?? (options.delivery === "at-least-once" ? 50 : 500),
+    handle,
+    transactional: options.delivery !== "at-least-once",
+    retry: options.retry ?? defaultRetry,
+    onFailure: options.onFailure ?? "stop",
+    lease: Duration.toMillis(options.lease ?? "15 seconds"),
+    holder: options.holder,
+    grace: Duration.toMillis(options.shutdown ?? "10 seconds")
   })
+}

@@ -1,5 +1,6 @@
 /**
- * The third port: what subscriptions keep, which is how far they have come, who is at work, and which events they have parked.
+ * The third port of a store: the state of subscriptions, which is their checkpoints, their leases and the events that
+ * they have parked.
  *
  * @since 0.1.0
  */
@@ -12,7 +13,7 @@ import type { FeedEvent, Position } from "./EventFeed.js"
 import type { StoreError, ValidationError } from "./StoreError.js"
 
 /**
- * A subscription, or one of the partitions that it is cut into.
+ * A partition of a subscription. A subscription that is not divided has one.
  *
  * @since 0.1.0
  * @category models
@@ -26,8 +27,8 @@ export interface Key {
 }
 
 /**
- * Somebody else has taken over the subscription, after this process could not keep its lease: nothing that it did since its last
- * checkpoint is stored.
+ * The lease is lost: it ran out, and another process may have taken it. What this process did since its last checkpoint
+ * is not stored.
  *
  * @since 0.1.0
  * @category errors
@@ -42,7 +43,7 @@ export class LeaseLost extends Schema.TaggedError<LeaseLost>("effect-maestro/Lea
 }
 
 /**
- * A failure as it is kept for people to read: of which event, and why.
+ * The failure of an event, as the store keeps it for people to read.
  *
  * @since 0.1.0
  * @category models
@@ -54,113 +55,116 @@ export interface EventFailure {
   readonly type: string
   /** What the handler failed with, as text. */
   readonly error: string
-  /** How often it was tried. */
+  /** How many attempts there were. */
   readonly attempts: number
 }
 
 /**
- * How often an event was tried by itself.
+ * The attempts at one event.
  *
  * @since 0.1.0
  * @category models
  */
 export interface Attempts {
   readonly position: Position
-  /** Those that have begun, and did not succeed or have not ended. */
+  /** How many have begun without success, including an attempt that has not ended. */
   readonly attempts: number
 }
 
 /**
- * An event that was parked.
+ * An event that a subscription has parked.
  *
  * @since 0.1.0
  * @category models
  */
 export interface ParkedEvent extends EventFailure {
   readonly partition: number
-  /** Milliseconds since 1970. */
+  /** When it was parked, in milliseconds since 1970. */
   readonly since: number
 }
 
 /**
- * The right to work for one subscription, or partition of it: at most one process at a time has it.
+ * The lease of a partition. At most one process holds it at a time.
  *
- * All but `lost` run in the transaction around them, where there is one. They fail with `LeaseLost` when another process has the lease, but for
- * `parked` and `blocked`: these run in the effect of `advance`, which fails so itself.
+ * Its effects, except `lost`, run in the current transaction if there is one. They fail with `LeaseLost` when another
+ * process holds the lease. `park` and `parkedAggregates` leave that to `advance`, in whose effect they run.
  *
  * @since 0.1.0
  * @category models
  */
 export interface Lease {
-  /** How far the subscription had come when the lease was had. */
+  /** The checkpoint when the lease was taken. */
   readonly position: Position
-  /** The attempts that were counted when the lease was had, by whatever process. */
+  /** The attempts that were recorded when the lease was taken, by any process. */
   readonly attempts: Option.Option<Attempts>
-  /** Whether the last holder has not given the lease back: its process ended, or lost the lease, maybe while it handled an event. */
+  /**
+   * Whether the last holder did not release the lease. Its process ended, or lost the lease, perhaps while it handled
+   * an event.
+   */
   readonly isTakenOver: boolean
-  /** Ends when the lease is lost. */
+  /** Succeeds when the lease is lost. */
   readonly lost: Effect.Effect<void>
-  /** How far the subscription has come. */
+  /** The stored checkpoint. */
   readonly checkpoint: Effect.Effect<Position, LeaseLost | StoreError>
   /**
-   * Runs the effect and stores the checkpoint in one transaction, for stores that have them: both or neither. The effect's failures
-   * come back unchanged.
+   * Runs the effect and stores the checkpoint, both or neither where the store has transactions. It fails with the
+   * failures of the effect, unchanged.
    */
   readonly advance: <E, R>(
     position: Position,
     effect: Effect.Effect<void, E, R>
   ) => Effect.Effect<void, E | LeaseLost | StoreError, R>
-  /** Stores the checkpoint alone, where there was nothing to handle up to there. */
+  /** Stores the checkpoint where no event had to be handled up to it. */
   readonly advanceTo: (position: Position) => Effect.Effect<void, LeaseLost | StoreError>
-  /** Sets the event of the failure aside. To be run in the effect of `advance`. */
+  /** Parks the event of the failure. It runs in the effect of `advance`. */
   readonly park: (failure: EventFailure) => Effect.Effect<void, StoreError>
   /**
-   * Those of the aggregates that have events parked. To be run in the effect of `advance`: until its end nobody else parks or
-   * takes back.
+   * The given aggregates that have parked events. It runs in the effect of `advance`: until that ends, `retryParked`
+   * waits for the aggregates that were found.
    */
   readonly parkedAggregates: (aggregateIds: ReadonlyArray<string>) => Effect.Effect<ReadonlySet<string>, StoreError>
   /**
-   * Counts an attempt before it begins, so that the count outlives the connection and the process. Progress of the checkpoint, and
-   * `resume`, take the count off.
+   * Records an attempt before it begins, so that the count outlives the connection and the process. A new checkpoint
+   * and `resume` clear the count.
    */
-  readonly attempt: (recordAttempt: Attempts) => Effect.Effect<void, LeaseLost | StoreError>
-  /** Keeps the last failure for people to see, and its attempts as counted; or takes both off. */
+  readonly recordAttempt: (attempts: Attempts) => Effect.Effect<void, LeaseLost | StoreError>
+  /** Records the last failure and its attempts. Undefined clears both. */
   readonly recordFailure: (failure: EventFailure | undefined) => Effect.Effect<void, LeaseLost | StoreError>
-  /** Stops the subscription until somebody resumes it. */
+  /** Stops the subscription until it is resumed. */
   readonly stop: (failure: EventFailure) => Effect.Effect<void, LeaseLost | StoreError>
 }
 
 /**
- * How a subscription, or partition of it, stands.
+ * The state of a partition.
  *
  * @since 0.1.0
  * @category models
  */
 export interface PartitionState extends Key {
   readonly position: Position
-  /** Who has the lease; none while nobody works. */
+  /** The holder of the lease; none while no process holds it. */
   readonly holder: Option.Option<string>
-  /** Whether it stopped at an event that could not be handled, and waits to be resumed. */
+  /** Whether it stopped before an event that could not be handled, and waits for `resume`. */
   readonly stopped: boolean
-  /** Why it stopped, or what it is trying again. */
+  /** The failure at which it stopped, or of the event that it retries. */
   readonly lastFailure: Option.Option<EventFailure>
-  /** How many events are parked. */
+  /** The number of parked events. */
   readonly parked: number
 }
 
 /**
- * What a subscription asks for a lease.
+ * The options of a lease.
  *
  * @since 0.1.0
  * @category models
  */
 export interface LeaseOptions {
   readonly key: Key
-  /** Where the subscription begins, the first time. */
+  /** The first checkpoint, of a subscription that has never run. */
   readonly from: Position
-  /** Who asks, for people to read. */
+  /** The name of the process, for people to read. */
   readonly holder: string
-  /** In milliseconds: when its holder gives no sign for so long, another may have it. */
+  /** In milliseconds. Another process may take a lease that was not renewed for so long. */
   readonly duration: number
 }
 
@@ -172,18 +176,18 @@ export interface LeaseOptions {
  */
 export interface SubscriptionStoreService {
   /**
-   * Waits for the lease, keeps it alive, and gives it back when the scope ends. While the subscription is stopped nobody gets it.
-   * Where the store deletes what it keeps of the subscription meanwhile, the wait goes on as for one that has never run. A `from` that is no
-   * position is a `ValidationError`.
+   * Waits for the lease, renews it, and releases it when the scope closes. It waits while the subscription is stopped.
+   * If the state of the subscription is deleted during the wait, the wait goes on as for one that has never run. It
+   * fails with `ValidationError` if `from` is no position.
    */
   readonly lease: (options: LeaseOptions) => Effect.Effect<Lease, ValidationError | StoreError, Scope.Scope>
 
-  /** How the partitions of a subscription stand, by partition; empty while it has never run. */
+  /** The states of the partitions, in their order; empty while the subscription has never run. */
   readonly partitions: (name: string) => Effect.Effect<ReadonlyArray<PartitionState>, StoreError>
 
   /**
-   * Waits until the subscription has come so far: all its partitions, or the one that the aggregate is in. One that has never run is
-   * waited for. What is no position is a `ValidationError`.
+   * Waits until the subscription has reached the position, also one that has never run. All its partitions must reach
+   * it, or the partition of the given aggregate. It fails with `ValidationError` if `position` is no position.
    */
   readonly awaitPosition: (
     name: string,
@@ -191,15 +195,15 @@ export interface SubscriptionStoreService {
     aggregateId?: string
   ) => Effect.Effect<void, ValidationError | StoreError>
 
-  /** Lets a subscription that has stopped go on. */
+  /** Resumes a subscription that has stopped. */
   readonly resume: (name: string) => Effect.Effect<void, StoreError>
 
-  /** The events that are parked, in the order of the feed. */
+  /** The parked events, in the order of the feed. */
   readonly parked: (name: string) => Effect.Effect<ReadonlyArray<ParkedEvent>, StoreError>
 
   /**
-   * Takes an event back: runs the effect on it, and where that succeeds the event is no longer parked, in one transaction, for stores
-   * that have them. Answers whether it was parked.
+   * Runs the effect on a parked event. If that succeeds the event is no longer parked, in one transaction where the
+   * store has them. Returns whether the event was parked.
    */
   readonly retryParked: <E, R>(
     name: string,
@@ -207,7 +211,7 @@ export interface SubscriptionStoreService {
     effect: (event: FeedEvent) => Effect.Effect<void, E, R>
   ) => Effect.Effect<boolean, E | StoreError, R>
 
-  /** Forgets an event that is parked. Answers whether it was. */
+  /** Discards a parked event. Returns whether it was parked. */
   readonly discardParked: (
     name: string,
     event: { readonly aggregateId: string; readonly sequence: number }
@@ -215,7 +219,7 @@ export interface SubscriptionStoreService {
 }
 
 /**
- * What subscriptions are kept in. Layers: `MemoryStore.layer`, `SqlStore.layer`.
+ * The store of the state of subscriptions. Layers: `MemoryStore.layer`, `SqlStore.layer`.
  *
  * @since 0.1.0
  * @category tags

@@ -10,11 +10,11 @@ import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
 import { Aggregate, Event, MemoryStore, Snapshot, SqlStore, StoreAdapter, StoreError, Timestamp } from "effect-maestro"
-import * as PgliteClient from "effect-maestro/PgliteClient"
 import { inject } from "vitest"
 import { asJson, everyCase, onRealClock } from "../src/internal/contract/case.js"
 import { anyValue, hostileText } from "../src/internal/contract/hostile.js"
 import { Account, Deposit, Limits } from "./account.js"
+import { layerPglite } from "./database.js"
 
 const settings = { lacks: [], runs: inject("runs"), seed: undefined }
 
@@ -133,8 +133,8 @@ it.effect("the schemas of records and timestamps refuse by a ParseError, whateve
 
 it.scopedLive("SqlStore: any text is a schema's name, or Misconfigured; none is read as SQL", () =>
   Effect.gen(function* () {
-    const client = yield* Layer.build(PgliteClient.layerMemory)
-    yield* everyCase({ ...settings, runs: Math.min(settings.runs, 25) }, hostileText, (schema) =>
+    const client = yield* Layer.build(layerPglite)
+    yield* everyCase({ ...settings, runs: Math.min(settings.runs / 5, 25) }, hostileText, (schema) =>
       Effect.gen(function* () {
         const store = SqlStore.layerWith({ schema }).pipe(Layer.provide(Layer.succeedContext(client)))
         const exit = yield* Effect.exit(Effect.scoped(Layer.build(store)))

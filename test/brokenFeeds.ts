@@ -1,4 +1,4 @@
-/** Feeds that are wrong on purpose, to see whether the contract would notice. */
+/** Feeds with one fault each. The contract must fail for each of them. */
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
@@ -23,7 +23,7 @@ export interface Ports {
 
 export type Breaking = (ports: Ports) => Ports
 
-/** The ports of a store that is not broken. */
+/** The ports of a correct store. */
 export const memory: Effect.Effect<Ports> = Effect.scoped(
   Effect.map(Layer.build(MemoryStore.layer), (context) => ({
     store: Context.get(context, StoreAdapter.StoreAdapter),
@@ -32,7 +32,7 @@ export const memory: Effect.Effect<Ports> = Effect.scoped(
   }))
 )
 
-/** Transactions overlap, and an event comes after the one before it in its stream, and after what its transaction wrote before. */
+/** A correct feed with overlapping transactions, which keeps the order of streams and of transactions. */
 export const overlaps: Breaking = (ports) => ({
   ...ports,
   ...makeOverlappingFeed({ key: highest, waits: true })
@@ -40,25 +40,25 @@ export const overlaps: Breaking = (ports) => ({
 
 // --- the feed ---
 
-/** Events are ordered by the transaction that writes them, though it may have begun long before. */
+/** Events are ordered by their transaction alone, which may have begun long before. */
 export const ordersByTransactionAlone: Breaking = (ports) => ({
   ...ports,
   ...makeOverlappingFeed({ key: ({ transaction }) => transaction, waits: true })
 })
 
-/** What is written first stands first, and readers are past it when it is committed. */
+/** Events are ordered by the time of writing, so a reader may have gone on before they are committed. */
 export const skipsWhatCommitsLate: Breaking = (ports) => ({
   ...ports,
   ...makeOverlappingFeed({ key: () => 1, waits: false })
 })
 
-/** Readers do not wait for open transactions that may come in front of what they read. */
+/** Readers do not wait for open transactions, whose events may come before the ones that they read. */
 export const doesNotWaitForOlderTransactions: Breaking = (ports) => ({
   ...ports,
   ...makeOverlappingFeed({ key: highest, waits: false })
 })
 
-/** The stream is kept in its order, but not what a transaction writes. */
+/** The order of streams is kept, and that of transactions is not. */
 export const forgetsTheOrderOfATransaction: Breaking = (ports) => ({
   ...ports,
   ...makeOverlappingFeed({ key: ({ before, transaction }) => Math.max(before, transaction), waits: true })
@@ -105,7 +105,7 @@ export const showsUncommittedEvents: Breaking = (ports) => {
   return showing(ports)
 }
 
-/** What a commit wrote that failed stays in the feed. */
+/** The events of a failed commit stay in the feed. */
 export const showsWhatWasRolledBack: Breaking = ({ feed, store, ...rest }) => {
   const undone: Array<EventFeed.FeedEvent> = []
   return {
@@ -130,7 +130,7 @@ export const showsWhatWasRolledBack: Breaking = ({ feed, store, ...rest }) => {
   }
 }
 
-/** Inside a transaction its own events are shown. */
+/** The feed shows a transaction its own events. */
 export const showsATransactionItsOwnEvents: Breaking = ({ feed, store, ...rest }) => ({
   ...rest,
   store: {
@@ -154,7 +154,7 @@ export const showsATransactionItsOwnEvents: Breaking = ({ feed, store, ...rest }
   }
 })
 
-/** A page goes on with the event that the one before ended with. */
+/** A page begins with the last event of the page before. */
 export const showsAnEventTwiceAtPageBorders: Breaking = withFeed((feed) => ({
   ...feed,
   read: (options) =>
@@ -164,7 +164,7 @@ export const showsAnEventTwiceAtPageBorders: Breaking = withFeed((feed) => ({
     })
 }))
 
-/** The position to go on after is taken for the one to go on from. */
+/** A page includes the event at the position. */
 export const readsFromThePositionOn: Breaking = withFeed((feed) => ({
   ...feed,
   read: (options) =>
@@ -189,7 +189,7 @@ export const sortsTheEventsOfACommit: Breaking = ({ store, ...rest }) => ({
   }
 })
 
-/** Texts are decoded as files are: a byte order mark is none of them. */
+/** Texts lose a byte order mark. */
 export const losesByteOrderMarks: Breaking = withFeed((feed) => ({
   ...feed,
   read: (options) =>
@@ -204,7 +204,7 @@ export const ignoresTheSlice: Breaking = withFeed((feed) => ({
   read: (options) => feed.read({ ...options, filter: { ...options?.filter, slice: undefined } })
 }))
 
-/** An event is shown by its type or by its aggregate. */
+/** An event is shown if its type or its kind matches, not both. */
 export const takesAnyPartOfTheFilter: Breaking = withFeed((feed) => ({
   ...feed,
   read: (options) =>
@@ -219,7 +219,7 @@ export const takesAnyPartOfTheFilter: Breaking = withFeed((feed) => ({
         }))
 }))
 
-/** The text before the first slash is the kind, though there is no slash. */
+/** An id without a slash is taken for a kind. */
 export const takesAnIdForItsKind: Breaking = withKinds((aggregateId) => aggregateId.split("/", 1).join())
 
 /** The kind ends at the last slash. */
@@ -241,7 +241,7 @@ export const comparesKindsLoosely: Breaking = withFeed((feed) => ({
   }
 }))
 
-/** A page of which the filter lets nothing through is taken for the end. */
+/** A page without a matching event is taken for the last. */
 export const endsAtAnEmptyPage: Breaking = withFeed((feed) => ({
   ...feed,
   read: (options) =>
@@ -265,7 +265,7 @@ export const countsWhatTheFilterHides: Breaking = withFeed((feed) => ({
   count: (options) => feed.count({ after: options?.after })
 }))
 
-/** The position is that of the event before. */
+/** The position of a page is that of the last event but one. */
 export const findsThePositionOfAnotherEvent: Breaking = withFeed((feed) => ({
   ...feed,
   positionOf: ({ aggregateId, sequence }) => feed.positionOf({ aggregateId, sequence: Math.max(sequence - 1, 1) })
@@ -276,7 +276,7 @@ export const countsAThousandAtMost: Breaking = withFeed((feed) => ({
   count: (options) => Effect.map(feed.count(options), (count) => Math.min(count, 1000))
 }))
 
-/** The places of the first fifty events of each stream are kept. */
+/** Only the first fifty events of each stream have a position. */
 export const findsThePositionsOfFiftyEvents: Breaking = withFeed((feed) => ({
   ...feed,
   positionOf: (place) =>
@@ -286,7 +286,7 @@ export const findsThePositionsOfFiftyEvents: Breaking = withFeed((feed) => ({
     )
 }))
 
-/** Pages hand out one object for each stored event. */
+/** Pages share one object for each stored event. */
 export const sharesTheEventsOfItsPages: Breaking = withFeed((feed) => {
   const read = new Map<string, EventFeed.FeedEvent>()
   const shared = (event: EventFeed.FeedEvent): EventFeed.FeedEvent => {
@@ -301,7 +301,7 @@ export const sharesTheEventsOfItsPages: Breaking = withFeed((feed) => {
   }
 })
 
-/** In a page events with the same metadata have one object for it. */
+/** Events of a page with equal metadata share one object. */
 export const sharesTheMetadataOfAPage: Breaking = withFeed((feed) => ({
   ...feed,
   read: (options) =>
@@ -319,7 +319,7 @@ export const sharesTheMetadataOfAPage: Breaking = withFeed((feed) => ({
     })
 }))
 
-/** A limit that is too high or too low is taken for the nearest one. */
+/** A limit out of its bounds is moved into them. */
 export const takesAnyLimit: Breaking = withFeed((feed) => ({
   ...feed,
   read: (options) =>
@@ -329,7 +329,7 @@ export const takesAnyLimit: Breaking = withFeed((feed) => ({
     })
 }))
 
-/** A page has as many events as its limit, however large they are. */
+/** A page has as many events as its limit, of any size. */
 export const countsPagesInEvents: Breaking = withFeed((feed) => ({
   ...feed,
   read: (options) => {
@@ -356,7 +356,7 @@ export const leavesOutWhatIsLargerThanAPage: Breaking = withFeed((feed) => ({
     }))
 }))
 
-/** Transactions overlap, and what they hold back is counted by nothing. */
+/** Transactions overlap, and `heldBack` is always none. */
 export const keepsQuietOfWhatIsHeldBack: Breaking = (ports) => {
   const overlapping = overlaps(ports)
   return {
@@ -365,7 +365,7 @@ export const keepsQuietOfWhatIsHeldBack: Breaking = (ports) => {
   }
 }
 
-/** Whatever is asked for, all that is held back counts. */
+/** `heldBack` ignores its filter. */
 export const holdsBackWhatTheFilterHides: Breaking = (ports) => {
   const overlapping = overlaps(ports)
   return {
@@ -395,7 +395,7 @@ export const wakesOneWaiter: Breaking = withFeed((feed) => {
   }
 })
 
-/** When a waiter is interrupted, all others wait for ever. */
+/** When a waiter is interrupted, all others wait without end. */
 export const forgetsWaitersWhenOneIsInterrupted: Breaking = withFeed((feed) => {
   let interrupted = false
   return {
@@ -412,7 +412,7 @@ export const forgetsWaitersWhenOneIsInterrupted: Breaking = withFeed((feed) => {
   }
 })
 
-/** News lead to the end of the feed, whatever is to be read in front of it. */
+/** A waiter resumes at the head of the feed, and skips the events before it. */
 export const leadsPastWhatIsNew: Breaking = withFeed((feed) => ({
   ...feed,
   awaitAppend: (after, filter) => Effect.zipRight(feed.awaitAppend(after, filter), feed.head)
@@ -432,13 +432,13 @@ const feedEvent = (event: Event.Event, position: EventFeed.Position): EventFeed.
   position
 })
 
-/** A position of the store in memory, so many places behind another. */
+/** A position of the memory store, so many events after another. */
 const behind = (position: EventFeed.Position, places: number): EventFeed.Position =>
   `1-${Number(position.slice(position.indexOf("-") + 1)) + places}` as EventFeed.Position
 
 const loosely = (text: unknown): string => String(text).normalize("NFC").toLowerCase()
 
-/** A feed that has another idea of kinds, in its events and in its filter. */
+/** A feed that derives kinds in another way, in its events and in its filter. */
 function withKinds(kindOf: (aggregateId: string) => string): Breaking {
   return withFeed((feed) => ({
     ...feed,

@@ -1,4 +1,4 @@
-/** Stores of subscriptions that are wrong on purpose, to see whether the contract would notice. */
+/** Stores of subscriptions with one fault each. The contract must fail for each of them. */
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import { EventFeed, type StoreError, type SubscriptionStore } from "effect-maestro"
@@ -33,7 +33,7 @@ export const hasTwoHoldersAtATime: Breaking = withSubscriptions((subscriptions) 
   }
 })
 
-/** A lease that was taken over works on, by the right of the next holder. */
+/** A lease that was taken over still works, by the token of the next holder. */
 export const hasNoFencing: Breaking = withSubscriptions((subscriptions) => {
   const held = new Map<string, SubscriptionStore.Lease>()
   return {
@@ -59,7 +59,7 @@ export const hasNoFencing: Breaking = withSubscriptions((subscriptions) => {
   }
 })
 
-/** A lease is checked before the effect runs, and not once it has ended. */
+/** A lease is checked before the effect runs, and not after it. */
 export const checksTheLeaseOnlyAtFirst: Breaking = withLease((lease) => ({
   ...lease,
   advance: (position, effect) =>
@@ -72,7 +72,7 @@ export const checksTheLeaseOnlyAtFirst: Breaking = withLease((lease) => ({
     )
 }))
 
-/** An interruption leaves the request for the lease waiting, and the lease that it gets is never given back. */
+/** An interrupted wait for the lease goes on, and never releases the lease that it gets. */
 export const keepsTheLeaseForAnInterruptedRequest: Breaking = withSubscriptions((subscriptions) => ({
   ...subscriptions,
   lease: (options) =>
@@ -86,7 +86,7 @@ export const beginsWhereItIsTold: Breaking = withSubscriptions((subscriptions) =
   lease: (options) => Effect.map(subscriptions.lease(options), (lease) => ({ ...lease, position: options.from }))
 }))
 
-/** What is no position is taken for the beginning. */
+/** An invalid position is taken for the beginning. */
 export const takesAnyPosition: Breaking = withSubscriptions((subscriptions) => ({
   ...subscriptions,
   lease: (options) => subscriptions.lease({ ...options, from: orBeginning(options.from) }),
@@ -118,7 +118,7 @@ export const keepsAFailureThatIsTakenOff: Breaking = withLease((lease) => ({
   recordFailure: (failure) => (failure === undefined ? Effect.void : lease.recordFailure(failure))
 }))
 
-/** Attempts are counted in the process that makes them. */
+/** Attempts are counted in memory, and not in the store. */
 export const countsAttemptsForOneHolderOnly: Breaking = withLease((lease) => ({ ...lease, attempts: Option.none() }))
 
 export const keepsAttemptsThatLedOn: Breaking = withSubscriptions((subscriptions) => {
@@ -131,7 +131,7 @@ export const keepsAttemptsThatLedOn: Breaking = withSubscriptions((subscriptions
         (lease): SubscriptionStore.Lease => ({
           ...lease,
           attempts: Option.fromNullable(counted.get(options.key.name)),
-          attempt: (attempts) => Effect.sync(() => void counted.set(options.key.name, attempts)),
+          recordAttempt: (attempts) => Effect.sync(() => void counted.set(options.key.name, attempts)),
           recordFailure: (failure) =>
             Effect.tap(lease.recordFailure(failure), () => {
               if (failure === undefined) counted.delete(options.key.name)
@@ -142,7 +142,7 @@ export const keepsAttemptsThatLedOn: Breaking = withSubscriptions((subscriptions
   }
 })
 
-/** An event is retried before its effect has succeeded. */
+/** An event is no longer parked, though its effect has failed. */
 export const forgetsAnEventWhoseEffectFails: Breaking = withSubscriptions((subscriptions) => ({
   ...subscriptions,
   retryParked: <E, R>(
@@ -162,7 +162,7 @@ export const forgetsAnEventWhoseEffectFails: Breaking = withSubscriptions((subsc
     })
 }))
 
-/** Of an event that is not parked it says that it was discarded. */
+/** Discarding an event that is not parked returns true. */
 export const discardsWhatIsNotThere: Breaking = withSubscriptions((subscriptions) => ({
   ...subscriptions,
   discardParked: (name, place) => Effect.as(subscriptions.discardParked(name, place), true)
@@ -174,7 +174,7 @@ export const blocksAllAggregates: Breaking = withLease((lease) => ({
     Effect.map(lease.parkedAggregates(aggregateIds), (blocked) => (blocked.size > 0 ? new Set(aggregateIds) : blocked))
 }))
 
-/** The first partition that has come so far is taken for all. */
+/** One partition at the position is taken for all. */
 export const reachesByOnePartition: Breaking = withSubscriptions((subscriptions) => ({
   ...subscriptions,
   awaitPosition: (name, position, aggregateId) => {
@@ -190,7 +190,7 @@ export const reachesByOnePartition: Breaking = withSubscriptions((subscriptions)
   }
 }))
 
-/** All partitions are waited for, though the aggregate is in one. */
+/** The wait for an aggregate includes all partitions. */
 export const waitsForAllPartitions: Breaking = withSubscriptions((subscriptions) => ({
   ...subscriptions,
   awaitPosition: (name, position) => subscriptions.awaitPosition(name, position)

@@ -23,9 +23,8 @@ import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
 import type * as Tracer from "effect/Tracer"
 import { Aggregate, type Event, MemoryStore, Projection, SqlStore, StoreAdapter, Timestamp } from "effect-maestro"
-import * as PgliteClient from "effect-maestro/PgliteClient"
 import pg from "pg"
-import { makeDatabase, uniqueName } from "./database.js"
+import { layerPglite, makeDatabase, uniqueName } from "./database.js"
 import { macrotask } from "./nodes.js"
 
 // --- stores ---
@@ -48,12 +47,12 @@ export const onPostgres = SqlStore.layer.pipe(
   Layer.orDie
 )
 
-export const onPglite = SqlStore.layer.pipe(Layer.provideMerge(PgliteClient.layerMemory), Layer.orDie)
+export const onPglite = SqlStore.layer.pipe(Layer.provideMerge(layerPglite), Layer.orDie)
 
 // --- callers ---
 
 /** The number of callers that meet. */
-export const callers: ReadonlyArray<string> = Arr.makeBy(24, (n) => `caller ${String(n).padStart(2, "0")}`)
+export const callers: ReadonlyArray<string> = Arr.makeBy(20, (n) => `caller ${String(n).padStart(2, "0")}`)
 
 export class Tenant extends Context.Reference<Tenant>()("test/Tenant", { defaultValue: () => "no tenant" }) {}
 

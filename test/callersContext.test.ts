@@ -7,7 +7,7 @@ import * as Layer from "effect/Layer"
 import * as ManagedRuntime from "effect/ManagedRuntime"
 import * as Schema from "effect/Schema"
 import { Aggregate, MemoryStore, type Projection, SqlStore } from "effect-maestro"
-import * as PgliteClient from "effect-maestro/PgliteClient"
+import { layerPglite } from "./database.js"
 
 class Said extends Schema.TaggedClass<Said>()("Said", {}) {}
 
@@ -84,10 +84,7 @@ it.scopedLive(
         },
         evolve: { Said: (said: number) => said + 1 }
       })
-      const [own, other] = [
-        yield* Layer.build(Layer.fresh(PgliteClient.layerMemory)),
-        yield* Layer.build(Layer.fresh(PgliteClient.layerMemory))
-      ]
+      const [own, other] = [yield* Layer.build(Layer.fresh(layerPglite)), yield* Layer.build(Layer.fresh(layerPglite))]
       const services = yield* Layer.build(Client.layer.pipe(Layer.provide(SqlStore.layer))).pipe(Effect.provide(own))
       yield* Client.evaluate(crypto.randomUUID(), new Said()).pipe(Effect.provide(services), Effect.provide(other))
       expect(databases).toHaveLength(1)
@@ -100,7 +97,7 @@ it.scopedLive(
   "on PGlite timers have their turn while statements follow each other",
   () =>
     Effect.gen(function* () {
-      const sql = Context.get(yield* Layer.build(PgliteClient.layerMemory), SqlClient.SqlClient)
+      const sql = Context.get(yield* Layer.build(layerPglite), SqlClient.SqlClient)
       const outcome = yield* Effect.timeoutOption(Effect.forever(sql`select 1`), "20 millis")
       expect(outcome._tag).toBe("None")
     }),

@@ -5,16 +5,16 @@ import { expect, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import { SqlStore } from "effect-maestro"
-import * as PgliteClient from "effect-maestro/PgliteClient"
 import { Game } from "../examples/chess/Game.js"
 import { importGames } from "../examples/chess/Import.js"
 import { parse } from "../examples/chess/Pgn.js"
 import * as Projections from "../examples/chess/Projections.js"
+import { layerPglite } from "./database.js"
 
 const games = Game.layer.pipe(
   Layer.provide(Projections.layerTables),
   Layer.provideMerge(SqlStore.layer),
-  Layer.provideMerge(PgliteClient.layerMemory)
+  Layer.provideMerge(layerPglite)
 )
 
 const game = (white: string, variant: string | undefined) =>

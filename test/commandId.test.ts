@@ -20,7 +20,6 @@ import {
   StoreError,
   Subscription
 } from "effect-maestro"
-import * as PgliteClient from "effect-maestro/PgliteClient"
 import { inject } from "vitest"
 import {
   Account,
@@ -34,14 +33,12 @@ import {
   Touch,
   Withdraw
 } from "./account.js"
-import { layerPg, uniqueName, useServerOfOurOwn } from "./database.js"
+import { layerPg, layerPglite, uniqueName } from "./database.js"
 import { aNode, failure, macrotask } from "./nodes.js"
-
-useServerOfOurOwn()
 
 const stores = {
   MemoryStore: MemoryStore.layer,
-  "SqlStore on PGlite": SqlStore.layer.pipe(Layer.provideMerge(PgliteClient.layerMemory), Layer.orDie),
+  "SqlStore on PGlite": SqlStore.layer.pipe(Layer.provideMerge(layerPglite), Layer.orDie),
   "SqlStore on Postgres": SqlStore.layer.pipe(Layer.provideMerge(layerPg()), Layer.orDie)
 }
 
@@ -467,6 +464,7 @@ for (const [name, store] of Object.entries(stores)) {
       it.effect("a rebuild projects no receipts", () =>
         Effect.gen(function* () {
           const sql = Option.getOrThrow(yield* Effect.serviceOption(SqlClient.SqlClient))
+          const tables = Option.getOrThrow(yield* Effect.serviceOption(SqlStore.Tables))
           const table = uniqueName("noted")
           yield* sql`create table ${sql(table)} (type text)`
           yield* Account.evaluate(yield* Account.newId, new Deposit({ amount: 1 })).pipe(Aggregate.withCommandId("c"))
@@ -476,7 +474,7 @@ for (const [name, store] of Object.entries(stores)) {
             projections: [
               { name: "all", of: "all", project: ({ type }) => sql`insert into ${sql(table)} values (${type})` }
             ]
-          }).pipe(Effect.provideService(SqlClient.SqlClient, sql))
+          }).pipe(Effect.provideService(SqlClient.SqlClient, sql), Effect.provideService(SqlStore.Tables, tables))
           const types = (yield* sql<{ type: string }>`select distinct type from ${sql(table)}`).map(({ type }) => type)
           expect(types).toContain("Deposited")
           expect(types).not.toContain("effect-maestro/CommandHandled")

@@ -12,14 +12,13 @@ import * as Layer from "effect/Layer"
 import * as Random from "effect/Random"
 import * as Stream from "effect/Stream"
 import { type Event, type Projection, SqlStore, StoreAdapter, StoreError, Timestamp } from "effect-maestro"
-import * as PgliteClient from "effect-maestro/PgliteClient"
-import { layerPg } from "./database.js"
+import { layerPg, layerPglite } from "./database.js"
 import { macrotask } from "./nodes.js"
 
 const stores = {
   Postgres: SqlStore.layer.pipe(Layer.provideMerge(layerPg()), Layer.orDie),
   "Postgres with a pool of one": SqlStore.layer.pipe(Layer.provideMerge(layerPg({ maxConnections: 1 })), Layer.orDie),
-  PGlite: SqlStore.layer.pipe(Layer.provideMerge(PgliteClient.layerMemory), Layer.orDie)
+  PGlite: SqlStore.layer.pipe(Layer.provideMerge(layerPglite), Layer.orDie)
 }
 
 it.layer(stores.Postgres, { timeout: 60_000 })("concurrent commits with projections on Postgres", (it) => {

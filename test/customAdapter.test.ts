@@ -4,6 +4,7 @@ import { spawnSync } from "node:child_process"
 import { type FileHandle, mkdtemp, open, readdir, readFile, rm, stat, symlink, writeFile } from "node:fs/promises"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
+import { fileURLToPath } from "node:url"
 import { describe, expect, inject, it } from "@effect/vitest"
 import * as Arr from "effect/Array"
 import * as Deferred from "effect/Deferred"
@@ -15,6 +16,7 @@ import * as Option from "effect/Option"
 import { type Event, type Projection, type Snapshot, StoreAdapter, StoreError, Timestamp } from "effect-maestro"
 import * as StoreContract from "effect-maestro/StoreContract"
 import * as FileStore from "../examples/custom-adapter/FileStore.js"
+import { useProgram } from "./program.js"
 
 /** A folder that is gone with the scope. */
 const makeFolder = Effect.acquireRelease(
@@ -23,7 +25,7 @@ const makeFolder = Effect.acquireRelease(
 )
 
 StoreContract.suite("FileStore", Layer.unwrapScoped(Effect.map(makeFolder, FileStore.layer)), {
-  runs: inject("runs"),
+  runs: Math.ceil(inject("runs") / 2),
   timeout: inject("timeout"),
   lacks: ["callerTransaction"]
 })
@@ -302,7 +304,7 @@ describe("FileStore", () => {
   it.scoped("a process that is killed while it takes the lock keeps nobody out", () =>
     Effect.gen(function* () {
       const folder = yield* makeFolder
-      expect(spawnWriter(killedOpener, folder).signal).toBe("SIGKILL")
+      expect(spawnWriter(killedOpener(), folder).signal).toBe("SIGKILL")
       expect(yield* within(folder, read("a"))).toEqual([])
       expect(yield* Effect.promise(() => readdir(folder))).toEqual(["journal.jsonl"])
     })
@@ -311,7 +313,7 @@ describe("FileStore", () => {
   it.scoped("a process that is killed leaves all that it was told is stored, and no lock", () =>
     Effect.gen(function* () {
       const folder = yield* makeFolder
-      const { signal, stdout } = spawnWriter(killedWriter, folder)
+      const { signal, stdout } = spawnWriter(killedWriter(), folder)
       expect(signal).toBe("SIGKILL")
       expect(yield* Effect.promise(() => readdir(folder))).toContain("lock")
       const stored = yield* within(folder, read("a"))
@@ -539,33 +541,33 @@ const recordSynced = Effect.map(
 )
 
 const spawnWriter = (program: string, folder: string) =>
-  spawnSync(process.execPath, ["--import", "tsx", "--input-type=module", "--eval", program, folder], {
+  spawnSync(process.execPath, [program, folder], {
     encoding: "utf8",
     env: { ...process.env, NODE_OPTIONS: "" }
   })
 
 /** Is killed when it has made the first file of its lock. */
-const killedOpener = `
+const killedOpener = useProgram(`
 import fs from "node:fs/promises"
 import { syncBuiltinESMExports } from "node:module"
 import * as Effect from "effect/Effect"
-import * as FileStore from ${JSON.stringify(new URL("../examples/custom-adapter/FileStore.ts", import.meta.url).href)}
+import * as FileStore from ${JSON.stringify(fileURLToPath(new URL("../examples/custom-adapter/FileStore.ts", import.meta.url)))}
 const die = () => process.kill(process.pid, "SIGKILL")
 const { open } = fs
 fs.rename = die
 fs.open = (name, ...rest) => String(name).endsWith("journal.jsonl") ? die() : open(name, ...rest)
 syncBuiltinESMExports()
-FileStore.make(process.argv[1]).pipe(Effect.scoped, Effect.runPromise)
-`
+FileStore.make(process.argv[2]).pipe(Effect.scoped, Effect.runPromise)
+`)
 
 /** Commits one event after the other, writes how many it was told are stored, and is killed in the middle of the next. */
-const killedWriter = `
+const killedWriter = useProgram(`
 import { writeSync } from "node:fs"
 import * as Effect from "effect/Effect"
 import { Timestamp } from "effect-maestro"
-import * as FileStore from ${JSON.stringify(new URL("../examples/custom-adapter/FileStore.ts", import.meta.url).href)}
+import * as FileStore from ${JSON.stringify(fileURLToPath(new URL("../examples/custom-adapter/FileStore.ts", import.meta.url)))}
 Effect.gen(function* () {
-  const store = yield* FileStore.make(process.argv[1])
+  const store = yield* FileStore.make(process.argv[2])
   const { now } = yield* Timestamp.HybridClock
   for (let sequence = 1; ; sequence++) {
     const event = { timestamp: yield* now, aggregateId: "a", sequence, type: "Happened", body: {}, metadata: {} }
@@ -576,4 +578,4 @@ Effect.gen(function* () {
     yield* store.commitEvents([event])
   }
 }).pipe(Effect.scoped, Effect.runPromise)
-`
+`)

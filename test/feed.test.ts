@@ -1,6 +1,6 @@
 /**
- * What the contract of the feed does not ask: the order of commits that follow each other, load for some time, and what only a store on
- * Postgres shows of transactions that overlap.
+ * What the contract of the feed does not ask: the order of commits that follow each other, load for some time, and what
+ * only a store on Postgres shows of transactions that overlap.
  */
 import * as SqlClient from "@effect/sql/SqlClient"
 import { expect, it, layer } from "@effect/vitest"
@@ -15,16 +15,13 @@ import * as Random from "effect/Random"
 import * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
 import { type Event, EventFeed, MemoryStore, SqlStore, type StoreAdapter } from "effect-maestro"
-import * as PgliteClient from "effect-maestro/PgliteClient"
 import { inject } from "vitest"
-import { layerPg, useServerOfOurOwn } from "./database.js"
+import { layerPg, layerPglite } from "./database.js"
 import { commit, event, newId as id, placeOf, placesOf } from "./subscribers.js"
-
-useServerOfOurOwn()
 
 const places = (events: Iterable<EventFeed.FeedEvent>) => Arr.fromIterable(events).map(placeOf)
 
-/** All that the feed shows after a position, read in pages of that size. */
+/** All events that the feed shows after a position, read in pages of that size. */
 const readAll = (
   options: EventFeed.ReadOptions = {}
 ): Effect.Effect<ReadonlyArray<EventFeed.FeedEvent>, unknown, EventFeed.EventFeed> =>
@@ -34,7 +31,7 @@ const readAll = (
 
 type Ports = StoreAdapter.StoreAdapter | EventFeed.EventFeed
 
-/** How long writers write and readers read, in milliseconds; on Postgres a minute in a long run. */
+/** The duration of the load, in milliseconds: a minute on Postgres in a long run. */
 const lasting = (store: string): number => (inject("runs") > 100 && store.endsWith("Postgres") ? 60_000 : 500)
 
 it("a stream position is read from JSON by its schema", () => {
@@ -54,7 +51,7 @@ it("a stream position is read from JSON by its schema", () => {
 
 const suite = <E>(name: string, store: Layer.Layer<Ports, E>) =>
   layer(store, { excludeTestServices: true, timeout: 60_000 })(name, (it) => {
-    it.effect("shows commits that follow each other in their order, and the events of each in theirs", () =>
+    it.effect("shows successive commits in their order, and the events of each commit in theirs", () =>
       Effect.gen(function* () {
         const after = yield* EventFeed.head
         const [a, b] = [id("a"), id("b")]
@@ -70,7 +67,7 @@ const suite = <E>(name: string, store: Layer.Layer<Ports, E>) =>
     )
 
     it.effect(
-      "eight writers and two readers at once: each reader sees all, each once, and nothing in front of what it saw",
+      "eight concurrent writers and two readers: each reader sees each event once, and none before what it has read",
       () =>
         Effect.gen(function* () {
           const after = yield* EventFeed.head
@@ -107,13 +104,13 @@ const suite = <E>(name: string, store: Layer.Layer<Ports, E>) =>
   })
 
 suite("MemoryStore", MemoryStore.layer)
-suite("SqlStore on PGlite", SqlStore.layer.pipe(Layer.provide(PgliteClient.layerMemory)))
+suite("SqlStore on PGlite", SqlStore.layer.pipe(Layer.provide(layerPglite)))
 suite("SqlStore on Postgres", SqlStore.layer.pipe(Layer.provide(layerPg())))
 
 layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg())), { excludeTestServices: true, timeout: 60_000 })(
   "with transactions that overlap",
   (it) => {
-    /** Commits in a transaction that stays open until it is told how to end. */
+    /** Commits in a transaction that stays open until a deferred ends it. */
     const open = (...events: ReadonlyArray<Effect.Effect<Event.Event>>) =>
       Effect.gen(function* () {
         const [written, end] = [yield* Deferred.make<void>(), yield* Deferred.make<void, "undo">()]
@@ -132,7 +129,7 @@ layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg())), { excludeTestServices:
         }
       })
 
-    it.effect("what began first and commits last is not skipped: what came after it waits for it", () =>
+    it.effect("a transaction that began first and commits last is not skipped, because later events wait for it", () =>
       Effect.gen(function* () {
         const after = yield* EventFeed.head
         const [slow, fast] = [id("slow"), id("fast")]
@@ -145,7 +142,7 @@ layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg())), { excludeTestServices:
       })
     )
 
-    it.effect("who waits sees both once the first has ended, though nothing tells of its end", () =>
+    it.effect("a waiting reader sees both once the first has ended, without a notification of its end", () =>
       Effect.gen(function* () {
         const after = yield* EventFeed.head
         const [slow, fast] = [id("slow"), id("fast")]
@@ -157,7 +154,7 @@ layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg())), { excludeTestServices:
       })
     )
 
-    it.effect("what is rolled back leaves no hole to wait at", () =>
+    it.effect("a rollback leaves no gap to wait for", () =>
       Effect.gen(function* () {
         const after = yield* EventFeed.head
         const [undone, fast] = [id("undone"), id("fast")]
@@ -169,7 +166,7 @@ layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg())), { excludeTestServices:
     )
 
     it.effect(
-      "slow and fast transactions interleaved, some undone: a reader that goes along sees what a reader afterwards sees",
+      "slow, fast and rolled back transactions interleaved: a concurrent reader sees what a later reader sees",
       () =>
         Effect.gen(function* () {
           const after = yield* EventFeed.head
@@ -209,7 +206,7 @@ layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg())), { excludeTestServices:
   }
 )
 
-it("positions are ordered as numbers are", () => {
+it("positions are ordered by their numbers", () => {
   const sorted = ["2-1", "10-3", "10-20", "100-1"] as Array<EventFeed.Position>
   expect(Arr.sort(sorted.toReversed(), EventFeed.order)).toEqual(sorted)
 })

@@ -3,11 +3,11 @@
 import * as Layer from "effect/Layer"
 import { SqlStore } from "effect-maestro"
 import * as FeedContract from "effect-maestro/FeedContract"
-import * as PgliteClient from "effect-maestro/PgliteClient"
 import { inject } from "vitest"
+import { layerPglite } from "./database.js"
 
-FeedContract.suite("SqlStore on PGlite", SqlStore.layer.pipe(Layer.provideMerge(PgliteClient.layerMemory)), {
-  // On one connection no transactions overlap, so that fewer random programs show as much.
+FeedContract.suite("SqlStore on PGlite", SqlStore.layer.pipe(Layer.provideMerge(layerPglite)), {
+  // No transactions overlap on one connection, so fewer random programs suffice.
   runs: Math.ceil(inject("runs") / 2),
   timeout: inject("timeout"),
   lacks: ["concurrentReads"]

@@ -1,12 +1,10 @@
-/** The feed and the subscriptions of every store of this library pass their contract; those on PGlite in a file of their own. */
+/** The feed and the subscriptions of each store of this library pass their contract. PGlite has a file of its own. */
 
 import * as Layer from "effect/Layer"
 import { MemoryStore, SqlStore } from "effect-maestro"
 import * as FeedContract from "effect-maestro/FeedContract"
 import { inject } from "vitest"
-import { layerPg, useServerOfOurOwn } from "./database.js"
-
-useServerOfOurOwn()
+import { layerPg } from "./database.js"
 
 const [runs, timeout] = [inject("runs"), inject("timeout")]
 

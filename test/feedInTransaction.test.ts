@@ -7,11 +7,9 @@ import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Stream from "effect/Stream"
 import { EventFeed, SqlStore, Subscription } from "effect-maestro"
-import { layerPg, useServerOfOurOwn } from "./database.js"
+import { layerPg } from "./database.js"
 import { textOf } from "./feedOrderModel.js"
 import { caughtUp, commit, event, eventually, Ledger, newId, placesOf, start, write } from "./subscribers.js"
-
-useServerOfOurOwn()
 
 const ground = Layer.merge(SqlStore.layer, Ledger.layerSql).pipe(Layer.provideMerge(layerPg()))
 
@@ -22,14 +20,14 @@ const inTransaction = <A, E, R>(level: (typeof levels)[number], effect: Effect.E
     sql.withTransaction(Effect.zipRight(sql`set transaction isolation level ${sql.literal(level)}`, effect))
   )
 
-/** On a connection of its own, whatever transaction is open here. */
+/** Runs the effect on a connection of its own, outside of the current transaction. */
 const elsewhere = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
   Effect.mapInputContext(
     effect,
     (context: Context.Context<R>) => Context.omit(SqlClient.TransactionConnection)(context) as Context.Context<R>
   )
 
-/** By one connection, so that no other transaction of the server ends while one of these is open. */
+/** A store on one connection, so that no other transaction of the server ends while one of these is open. */
 layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg({ maxConnections: 1 }))), {
   excludeTestServices: true,
   timeout: 60_000
@@ -126,7 +124,7 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("in a caller's tra
             const own = { aggregateId: b, sequence: 1 }
             const error = yield* Effect.flip(Subscription.waitFor(subscription.name, own, "50 millis"))
             expect(error).toMatchObject({ _tag: "NotReached" })
-            // The transaction is usable all the same.
+            // The transaction is still usable.
             yield* commit(event(b, 2))
           })
         )
@@ -135,25 +133,23 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("in a caller's tra
     )
   }
 
-  it.effect(
-    "a reader outside sees what others committed meanwhile only when the transaction has ended, and then all of it",
-    () =>
-      Effect.gen(function* () {
-        const sql = yield* SqlClient.SqlClient
-        const after = yield* EventFeed.head
-        const [a, b] = [newId("a"), newId("b")]
-        const places = elsewhere(Effect.map(EventFeed.read({ after }), ({ events }) => events.map(textOf)))
-        yield* sql.withTransaction(
-          Effect.gen(function* () {
-            yield* commit(event(a, 1))
-            yield* elsewhere(commit(event(b, 1), event(b, 2)))
-            expect(yield* places).toEqual([])
-            expect(yield* EventFeed.head).toBe(after)
-          })
-        )
-        expect((yield* eventually(places, ({ length }) => length > 0)).toSorted()).toEqual(
-          [`${a}/1`, ...placesOf(b, 1, 2)].toSorted()
-        )
-      })
+  it.effect("a reader outside sees concurrent commits only when the transaction has ended, and then all of them", () =>
+    Effect.gen(function* () {
+      const sql = yield* SqlClient.SqlClient
+      const after = yield* EventFeed.head
+      const [a, b] = [newId("a"), newId("b")]
+      const places = elsewhere(Effect.map(EventFeed.read({ after }), ({ events }) => events.map(textOf)))
+      yield* sql.withTransaction(
+        Effect.gen(function* () {
+          yield* commit(event(a, 1))
+          yield* elsewhere(commit(event(b, 1), event(b, 2)))
+          expect(yield* places).toEqual([])
+          expect(yield* EventFeed.head).toBe(after)
+        })
+      )
+      expect((yield* eventually(places, ({ length }) => length > 0)).toSorted()).toEqual(
+        [`${a}/1`, ...placesOf(b, 1, 2)].toSorted()
+      )
+    })
   )
 })

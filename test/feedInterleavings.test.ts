@@ -1,4 +1,4 @@
-/** The order of the feed in the interleavings that could spoil it, step by step, on two nodes of one Postgres database. */
+/** The order of the feed in interleavings that could break it, step by step, on two nodes of one Postgres database. */
 import * as SqlClient from "@effect/sql/SqlClient"
 import { expect, layer } from "@effect/vitest"
 import * as Arr from "effect/Array"
@@ -9,15 +9,12 @@ import * as Layer from "effect/Layer"
 import * as Schema from "effect/Schema"
 import { Aggregate, EventFeed, MemoryStore, Projection, StoreAdapter, Subscription } from "effect-maestro"
 import { Account, Deposit, Withdraw } from "./account.js"
-import { useServerOfOurOwn } from "./database.js"
 import { outOfOrder, placeOf, textOf } from "./feedOrderModel.js"
 import { onPostgres } from "./feedOrderNodes.js"
 import type { OnSql } from "./feedOrderWorkload.js"
 import { commit, event, eventually, newId, start } from "./subscribers.js"
 
-useServerOfOurOwn()
-
-/** The node whose transactions stay open, and the other one, whose commits come in between. */
+/** The node whose transactions stay open, and the node that commits in between. */
 class Here extends Context.Tag("test/Here")<Here, Context.Context<OnSql>>() {}
 class There extends Context.Tag("test/There")<There, Context.Context<OnSql>>() {}
 
@@ -29,7 +26,7 @@ const layerNodes = Layer.scopedContext(
   })
 )
 
-/** On the other node, outside of the transaction that is open here. */
+/** Runs the effect on the other node, outside of the open transaction. */
 const elsewhere = <A, E>(effect: Effect.Effect<A, E, OnSql>) =>
   Effect.flatMap(There, (services) =>
     Effect.mapInputContext(effect, (context: Context.Context<never>) =>
@@ -48,7 +45,10 @@ const withdraw = (account: string) => Account.evaluate(account, new Withdraw({ a
 
 class Undone extends Data.TaggedError("Undone") {}
 
-/** Reads on the other node after the position of its last reading, now or until there are so many, and gives all it has been shown. */
+/**
+ * A reader on the other node: reads on from its last position, now or until it has so many events, and returns all
+ * events so far.
+ */
 const aReader = Effect.map(elsewhere(EventFeed.head), (head) => {
   let after = head
   const places: Array<string> = []
@@ -134,7 +134,7 @@ layer(layerNodes, { excludeTestServices: true, timeout: 60_000 })(
       }).pipe(Effect.scoped, here)
     )
 
-    it.effect("when a transaction goes back to a savepoint, and writes again behind what others committed", () =>
+    it.effect("when a transaction rolls back to a savepoint, and writes again after other commits", () =>
       Effect.gen(function* () {
         const [a, b, c] = [newId("a"), newId("b"), newId("c")]
         const reading = yield* aReader
@@ -143,7 +143,7 @@ layer(layerNodes, { excludeTestServices: true, timeout: 60_000 })(
             yield* deposit(a)
             yield* elsewhere(deposit(b))
             yield* inTransaction(Effect.zipRight(deposit(b), Effect.fail(new Undone()))).pipe(Effect.ignore)
-            // The savepoint gave the lock on the second event back.
+            // The rollback released the lock on the second event.
             yield* elsewhere(deposit(b))
             yield* deposit(c)
             yield* deposit(b)
@@ -158,7 +158,7 @@ layer(layerNodes, { excludeTestServices: true, timeout: 60_000 })(
     )
 
     it.effect(
-      "when the first write of a transaction is rolled back, and its id is older than all that it then follows",
+      "when the first write of a transaction is rolled back, and its id is older than the events before its next write",
       () =>
         Effect.gen(function* () {
           const [a, b] = [newId("a"), newId("b")]
@@ -195,7 +195,7 @@ layer(layerNodes, { excludeTestServices: true, timeout: 60_000 })(
       }).pipe(here)
     )
 
-    it.effect("and shows a cause before its effect, also where the cause follows what others committed later", () =>
+    it.effect("and shows a cause before its effect, also where the cause follows a later commit", () =>
       Effect.gen(function* () {
         const [first, busy, fresh, other] = [newId("first"), newId("busy"), newId("fresh"), newId("other")]
         const reading = yield* aReader
@@ -203,7 +203,7 @@ layer(layerNodes, { excludeTestServices: true, timeout: 60_000 })(
           Effect.gen(function* () {
             yield* deposit(first)
             yield* elsewhere(deposit(busy))
-            // It stands behind the other caller's event; so must all that this transaction writes from here on.
+            // It follows the other caller's event, and so must all later events of this transaction.
             yield* deposit(busy)
             yield* deposit(fresh)
             yield* commit(event(other, 1), event(newId("x"), 1), event(other, 2))
@@ -214,37 +214,35 @@ layer(layerNodes, { excludeTestServices: true, timeout: 60_000 })(
       }).pipe(here)
     )
 
-    it.effect(
-      "when transactions follow each other along a chain of aggregates, each begun before the one it follows",
-      () =>
-        Effect.gen(function* () {
-          const ids = Arr.makeBy(5, (index) => newId(`chain${index}`))
-          const reading = yield* aReader
-          const seen: Array<ReadonlyArray<string>> = []
-          /** Begins a transaction, has the next one done in between, and writes the aggregate that both have in common. */
-          const link = (index: number): Effect.Effect<void, unknown, OnSql | There> =>
-            Effect.gen(function* () {
-              const [own, next] = [ids[index], ids[index + 1]]
-              if (own === undefined || next === undefined) return
-              yield* inTransaction(
-                Effect.gen(function* () {
-                  yield* deposit(own)
-                  yield* Effect.mapInputContext(link(index + 1), outside)
-                  yield* deposit(next)
-                  seen.push(yield* reading.now)
-                })
-              )
-            })
-          yield* link(0)
-          const shown = yield* reading.upTo(8)
-          expectInOrder(shown, [])
-          expect(shown).toHaveLength(8)
-          // Whatever it was shown earlier, it goes on from there.
-          for (const earlier of seen) expect(shown.slice(0, earlier.length)).toEqual(earlier)
-        }).pipe(here)
+    it.effect("when transactions form a chain along aggregates, each begun before its predecessor", () =>
+      Effect.gen(function* () {
+        const ids = Arr.makeBy(5, (index) => newId(`chain${index}`))
+        const reading = yield* aReader
+        const seen: Array<ReadonlyArray<string>> = []
+        /** Begins a transaction, runs the next one in between, and writes the aggregate that both share. */
+        const link = (index: number): Effect.Effect<void, unknown, OnSql | There> =>
+          Effect.gen(function* () {
+            const [own, next] = [ids[index], ids[index + 1]]
+            if (own === undefined || next === undefined) return
+            yield* inTransaction(
+              Effect.gen(function* () {
+                yield* deposit(own)
+                yield* Effect.mapInputContext(link(index + 1), outside)
+                yield* deposit(next)
+                seen.push(yield* reading.now)
+              })
+            )
+          })
+        yield* link(0)
+        const shown = yield* reading.upTo(8)
+        expectInOrder(shown, [])
+        expect(shown).toHaveLength(8)
+        // The reader goes on from its last position.
+        for (const earlier of seen) expect(shown.slice(0, earlier.length)).toEqual(earlier)
+      }).pipe(here)
     )
 
-    it.effect("when a commit of several aggregates follows some that others wrote later than it began", () =>
+    it.effect("when a commit of several aggregates follows commits that began after it", () =>
       Effect.gen(function* () {
         const store = yield* StoreAdapter.StoreAdapter
         const [a, b, c] = [newId("a"), newId("b"), newId("c")]
@@ -279,7 +277,7 @@ layer(layerNodes, { excludeTestServices: true, timeout: 60_000 })(
               yield* deposit(a)
             })
           )
-          // What it can't see it must not follow: then the transaction fails, and nothing of it is there.
+          // A transaction must not follow an event that it can't see, so it fails and stores nothing.
           const refused = yield* isolated(
             Effect.gen(function* () {
               yield* deposit(c)
@@ -323,20 +321,20 @@ layer(MemoryStore.layer)("the feed of the memory store", (it) => {
   )
 })
 
-// --- what the cases are made of ---
+// --- internal ---
 
-/** The events stand in the order of their streams, and some of them in this order. */
+/** Expects the events in the order of their streams, and the given ones in this order. */
 const expectInOrder = (shown: ReadonlyArray<string>, some: ReadonlyArray<string>): void => {
   expect({ shown, outOfOrder: outOfOrder(shown.map(placeOf)) }).toEqual({ shown, outOfOrder: 0 })
   expect(shown.filter((place) => some.includes(place))).toEqual(some)
 }
 
-/** Leaves the transaction around it. */
+/** Removes the current transaction from the context. */
 const outside = (context: Context.Context<OnSql | There>) => Context.omit(SqlClient.TransactionConnection)(context)
 
 class Sold extends Schema.TaggedClass<Sold>()("SoldBetween", {}) {}
 
-/** An aggregate whose strong projection does something, and the command that makes it do so. */
+/** An aggregate whose strong projection runs an effect, and the command that triggers it. */
 const aSale = <E>(projecting: Effect.Effect<unknown, E, OnSql | There>) =>
   Effect.gen(function* () {
     const Sale = Aggregate.make("SaleBetween", {

@@ -1,4 +1,4 @@
-/** Readers that wait are woken by commits of other clients, and nothing is left behind when they no longer wait. */
+/** Waiting readers are woken by commits of other clients, and leave nothing behind. */
 import * as SqlClient from "@effect/sql/SqlClient"
 import { PgClient } from "@effect/sql-pg"
 import { expect, layer } from "@effect/vitest"
@@ -13,10 +13,8 @@ import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { EventFeed, SqlStore, StoreAdapter, Subscription } from "effect-maestro"
 import { type Notifications, notificationsOf } from "../src/internal/sql/notifications.js"
-import { makeDatabase, useServerOfOurOwn } from "./database.js"
+import { makeDatabase } from "./database.js"
 import { commitOf, eventually, newId, shortly } from "./subscribers.js"
-
-useServerOfOurOwn()
 
 class Url extends Context.Tag("test/Url")<Url, string>() {
   static readonly layer = Layer.scoped(Url, makeDatabase)
@@ -41,7 +39,7 @@ const aNode = (maxConnections: number, options: SqlStore.Options = { pollInterva
   )
 
 layer(ground, { excludeTestServices: true, timeout: 60_000 })("waiting readers", (it) => {
-  /** The processes that listen. */
+  /** The server processes that listen. */
   const listeners = Effect.flatMap(SqlClient.SqlClient, (sql) =>
     Effect.map(
       sql<{ pid: number }>`select pid from pg_stat_activity
@@ -50,11 +48,11 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("waiting readers",
     )
   )
 
-  /** What comes after the position, on the node. */
+  /** Waits for an event after the position, on the node. */
   const waitingOn = (node: Context.Context<EventFeed.EventFeed>, after: EventFeed.Position) =>
     EventFeed.stream({ after }).pipe(Stream.take(1), Stream.runCollect, Effect.provide(node), Effect.fork)
 
-  it.scoped("are woken by commits of another client, also after the connection that listens was killed", () =>
+  it.scoped("are woken by commits of another client, also after the listening connection was killed", () =>
     Effect.gen(function* () {
       const sql = yield* SqlClient.SqlClient
       const node = yield* aNode(6)
@@ -72,13 +70,13 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("waiting readers",
     })
   )
 
-  it.scoped("hear each commit of another client, and that they can't hear any more", () =>
+  it.scoped("are signalled for each commit of another client, and when listening ends", () =>
     Effect.gen(function* () {
       const sql = yield* SqlClient.SqlClient
       const client = Context.get(yield* aClient(), SqlClient.SqlClient)
       let heard = 0
       const listening = yield* Effect.fork(notificationsOf(client, "maestro").listen(() => void heard++))
-      // Once for what was committed before it could hear.
+      // One signal for the commits before it listened.
       yield* eventually(
         Effect.sync(() => heard),
         (count) => count === 1
@@ -93,7 +91,7 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("waiting readers",
         (rows) => rows.length > 0
       )
       expect(yield* Fiber.join(listening)).toBe(true)
-      // Another one can.
+      // Another listener works.
       const again = yield* Effect.fork(notificationsOf(client, "maestro").listen(() => void heard++))
       yield* eventually(
         Effect.sync(() => heard),
@@ -110,7 +108,7 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("waiting readers",
         const node = yield* aNode(maxConnections, { pollInterval: "100 millis" })
         const a = newId("a")
         const reading = yield* waitingOn(node, yield* EventFeed.head)
-        // Longer than it takes to begin to listen.
+        // Longer than listening takes to begin.
         yield* Effect.sleep("400 millis")
         expect(yield* listeners).toEqual([])
         yield* commitOf(a, 1, 1, "T")
@@ -123,7 +121,7 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("waiting readers",
     )
   }
 
-  it.scoped("give the connection back to the pool when the layer ends, and leave nothing behind", () =>
+  it.scoped("release the connection to the pool when the layer closes, and leave nothing behind", () =>
     Effect.gen(function* () {
       const client = yield* aClient(4)
       const sql = Context.get(client, SqlClient.SqlClient)
@@ -157,7 +155,7 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("waiting readers",
         yield* eventually(listeners, (all) => all.length === 0)
       }
       yield* eventually(roots, (now) => now <= before)
-      // All four are there, at once.
+      // All four connections are free.
       const all = yield* Effect.makeLatch(false)
       let inside = 0
       yield* Effect.forEach(
@@ -171,14 +169,14 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("waiting readers",
     })
   )
 
-  it.scoped("who gives up leaves nobody to be woken", () =>
+  it.scoped("an interrupted wait leaves no waiter", () =>
     Effect.gen(function* () {
       const node = yield* aNode(6, {})
       const sql = Context.get(node, SqlClient.SqlClient)
       const subscribed = countingSubscribers(notificationsOf(sql, "maestro"))
       const waits = yield* Effect.forEach(
         Arr.range(1, 20),
-        () => Effect.option(Subscription.waitFor("nobody", EventFeed.beginning, "60 millis")),
+        () => Effect.option(Subscription.waitFor("none", EventFeed.beginning, "60 millis")),
         { concurrency: "unbounded" }
       ).pipe(Effect.provide(node))
       expect(waits).toHaveLength(20)
@@ -188,9 +186,9 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("waiting readers",
   )
 })
 
-// --- what the cases are made of ---
+// --- internal ---
 
-/** How many more wait for commits than when this was called. */
+/** How many more waiters there are than at the first call. */
 const countingSubscribers = (hub: Notifications): (() => number) => {
   let count = 0
   const counting = (subscribe: Notifications["onCommit"]) => (wake: () => void) => {

@@ -1,4 +1,7 @@
-/** The feed keeps the order of every aggregate and of every transaction, and skips nothing, while random transactions overlap. */
+/**
+ * The feed keeps the order of every aggregate and of every transaction, and skips nothing, while random transactions
+ * overlap.
+ */
 import * as SqlClient from "@effect/sql/SqlClient"
 import { expect, layer } from "@effect/vitest"
 import * as Effect from "effect/Effect"
@@ -12,7 +15,6 @@ import * as Stream from "effect/Stream"
 import { EventFeed, Projection, Rebuild, Subscription } from "effect-maestro"
 import { inject } from "vitest"
 import { Account, Deposit } from "./account.js"
-import { useServerOfOurOwn } from "./database.js"
 import { type Book, foldBooks, noFault, outOfOrder, type Place, placeOf, textOf, verdictOf } from "./feedOrderModel.js"
 import { onMemory, onPglite, onPostgres } from "./feedOrderNodes.js"
 import {
@@ -29,14 +31,12 @@ import {
 import { ByEffect, createBooks, type Node, Record, storm } from "./feedOrderWorkload.js"
 import { eventually, start, written } from "./subscribers.js"
 
-useServerOfOurOwn()
-
 const seed = Number(process.env.SEED ?? Math.floor(Math.random() * 2 ** 31))
 const isLong = inject("runs") > 100
 
 const stores = [
-  ["two nodes on Postgres", onPostgres, isLong ? 12_000 : 1500],
-  ["SqlStore on PGlite", onPglite, isLong ? 12_000 : 300],
+  ["two nodes on Postgres", onPostgres, isLong ? 12_000 : 800],
+  ["SqlStore on PGlite", onPglite, isLong ? 12_000 : 150],
   ["MemoryStore", onMemory, isLong ? 12_000 : 800]
 ] as const
 
@@ -97,7 +97,7 @@ layer(Layer.empty, { excludeTestServices: true })("while random transactions ove
           yield* Effect.provide(Account.evaluate(end, new Deposit({ amount: 1 })), last.onAny)
           sights.push(...(yield* Fiber.joinAll(following)))
 
-          // --- what there is in the end ---
+          // --- the final state ---
 
           const feed = [...(yield* Effect.provide(Stream.runCollect(EventFeed.streamStored()), last.onAny))]
           expect(record.unexpected).toEqual([])
@@ -129,7 +129,7 @@ layer(Layer.empty, { excludeTestServices: true })("while random transactions ove
   }
 })
 
-// --- what the cases are made of ---
+// --- internal ---
 
 const rebuild = (node: Node, name: string): Effect.Effect<void, unknown> =>
   Option.match(node.onSql, {

@@ -1,4 +1,4 @@
-/** The oracles of the feed's order: they count, from events alone, what a feed must not show. */
+/** The oracles of the feed's order: they count, from events alone, the faults of a feed. */
 import * as crypto from "node:crypto"
 import * as Option from "effect/Option"
 import { EventFeed } from "effect-maestro"
@@ -16,7 +16,7 @@ export const placeOf = (text: string): Place => {
   return { aggregateId: text.slice(0, slash), sequence: Number(text.slice(slash + 1)) }
 }
 
-/** How many events do not follow the event before them in their stream: they are out of order, doubled, or behind a gap. */
+/** How many events do not follow the event before them in their stream: out of order, doubled, or after a gap. */
 export const outOfOrder = (events: Iterable<Place>): number => {
   const heads = new Map<string, number>()
   let count = 0
@@ -35,11 +35,14 @@ export const notRising = (events: ReadonlyArray<EventFeed.FeedEvent>): number =>
     return before !== undefined && EventFeed.order(before.position, position) >= 0
   }).length
 
-/** The attempt that wrote an event: it stands in the metadata, or in the command id of a receipt, up to the first bar. */
+/** The attempt that wrote an event: from the metadata, or from the command id of a receipt, up to the first bar. */
 export const attemptOf = ({ body, metadata }: EventFeed.FeedEvent): string =>
   String(metadata.attempt ?? body.commandId ?? "").split("|")[0] ?? ""
 
-/** How many events stand before an event that the same attempt wrote earlier; a node's timestamps rise in the order of writing. */
+/**
+ * How many events are before an event that their attempt wrote earlier. The timestamps of a node rise in the order of
+ * writing.
+ */
 export const effectsBeforeCauses = (events: Iterable<EventFeed.FeedEvent>): number => {
   const last = new Map<string, string>()
   let count = 0
@@ -76,7 +79,7 @@ export const booked = (book: Book, amount: number): Book => ({
   trail: crypto.createHash("md5").update(`${book.trail}:${amount}`).digest("hex").slice(0, 8)
 })
 
-/** The fold of all `Booked` events, stream by stream and in sequence, whatever order they come in. */
+/** The fold of all `Booked` events, stream by stream and in sequence, for any order of the input. */
 export const foldBooks = (events: ReadonlyArray<EventFeed.FeedEvent>): Record<string, Book> => {
   const books: Record<string, Book> = {}
   for (const { aggregateId, body } of events
@@ -87,13 +90,13 @@ export const foldBooks = (events: ReadonlyArray<EventFeed.FeedEvent>): Record<st
   return books
 }
 
-/** What an attempt wrote and the store acknowledged; none where it failed, so that nothing of it may be there. */
+/** The acknowledged events of an attempt; none where it failed, so that the feed must have none of it. */
 export interface Attempt {
   readonly id: string
   readonly written: Option.Option<ReadonlyArray<Place>>
 }
 
-/** What is wrong with the feed as it stands at the end; every number must be zero. */
+/** The faults of the final feed. Each number must be zero. */
 export interface AppendResult {
   readonly outOfOrder: number
   readonly notRising: number

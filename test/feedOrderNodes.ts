@@ -1,4 +1,6 @@
-/** Nodes for the tests of the feed's order: aggregates on stores of every kind, two of them on one database of a server. */
+/**
+ * Nodes for the tests of the feed's order: aggregates on stores of every kind, two of them on one database of a server.
+ */
 import * as SqlClient from "@effect/sql/SqlClient"
 import { PgClient } from "@effect/sql-pg"
 import * as Arr from "effect/Array"
@@ -8,8 +10,7 @@ import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import type * as Scope from "effect/Scope"
 import { MemoryStore, SqlStore } from "effect-maestro"
-import * as PgliteClient from "effect-maestro/PgliteClient"
-import { makeDatabase } from "./database.js"
+import { layerPglite, makeDatabase } from "./database.js"
 import { layerOnAny, layerOnSql, type Node } from "./feedOrderWorkload.js"
 import { Ledger } from "./subscribers.js"
 
@@ -29,7 +30,7 @@ const nodeOn = <E>(client: Layer.Layer<SqlClient.SqlClient, E>) =>
   )
 
 export const onPglite: Effect.Effect<ReadonlyArray<Node>, unknown, Scope.Scope> = Effect.map(
-  nodeOn(PgliteClient.layerMemory),
+  nodeOn(layerPglite),
   Arr.of
 )
 
@@ -44,7 +45,7 @@ export const onPostgres: Effect.Effect<ReadonlyArray<Node>, unknown, Scope.Scope
   }
 )
 
-/** Of a second, in which Postgres notices a deadlock, most of the run would consist. It takes a superuser. */
+/** Shortens `deadlock_timeout`, which takes a superuser. Waits of a second for each deadlock would dominate the run. */
 const findsDeadlocksSoon = Effect.flatMap(SqlClient.SqlClient, (sql) =>
   Effect.ignore(sql`do $$ begin
     execute format('alter database %I set deadlock_timeout = %L', current_database(), '20ms');

@@ -1,4 +1,4 @@
-/** Readers, streams and subscriptions that follow the feed while others write, and what each of them saw. */
+/** Readers, streams and subscriptions that follow the feed during writes, and the events that each of them saw. */
 import * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
 import * as Effect from "effect/Effect"
@@ -11,17 +11,17 @@ import { Account, Deposit } from "./account.js"
 import { behind, type Place, textOf } from "./feedOrderModel.js"
 import { type Ground, Ledger, shortly } from "./subscribers.js"
 
-/** What a reader saw, and of what. */
+/** The events that a reader saw, and the part of the feed that it read. */
 export interface Sight {
   readonly reader: string
   readonly after: EventFeed.Position
   readonly matches: (event: EventFeed.FeedEvent) => boolean
   readonly events: ReadonlyArray<EventFeed.FeedEvent>
-  /** The head of the feed before the reader began: all up to there must have been seen. */
+  /** The head of the feed before the reader began. It must have seen all events up to it. */
   readonly head: EventFeed.Position
 }
 
-/** Why what a reader saw is no beginning of what the feed shows in the end; none where it is. */
+/** Why the events that a reader saw are no prefix of the final feed; empty where they are. */
 export const wrongIn = (feed: ReadonlyArray<EventFeed.FeedEvent>, sight: Sight): ReadonlyArray<string> => {
   const expected = behind(feed, sight.after).filter(sight.matches)
   const at = sight.events.findIndex((event, index) => event.position !== expected[index]?.position)
@@ -41,7 +41,7 @@ export const wrongIn = (feed: ReadonlyArray<EventFeed.FeedEvent>, sight: Sight):
 
 const everything = () => true
 
-/** Begins at random places of what was shown so far, and reads by pages of random sizes to what is there; and again after so many events. */
+/** Reads from random positions to the head, by pages of random sizes, and again after each 50 commands. */
 export const restless = (
   reader: string,
   written: () => number,
@@ -76,11 +76,11 @@ export const restless = (
     }
   })
 
-/** Waits for what others do. */
+/** Waits until the condition holds. */
 export const until = (holds: () => boolean): Effect.Effect<void> =>
   Effect.asVoid(Effect.repeat(Effect.map(shortly, holds), { until: (so) => so }))
 
-/** Follows the feed from the beginning by pages of random sizes, up to an event. */
+/** Follows the feed from the beginning up to an event, by pages of random sizes. */
 export const follower = (reader: string, last: string): Effect.Effect<Sight, unknown, EventFeed.EventFeed> =>
   Effect.gen(function* () {
     const feed = yield* EventFeed.EventFeed
@@ -112,7 +112,7 @@ export const live = (reader: string, last: string): Effect.Effect<Sight, unknown
 
 // --- subscriptions ---
 
-/** Writes what a subscription handles, by one statement where the ledger is a table. */
+/** Writes the events of a batch to the ledger, by one statement where the ledger is a table. */
 const writeAll = (by: string) => (events: ReadonlyArray<EventFeed.FeedEvent>) =>
   Effect.flatMap(Effect.serviceOption(SqlClient.SqlClient), (sql) =>
     Option.match(sql, {
@@ -168,11 +168,11 @@ const payOn = (by: string, event: EventFeed.FeedEvent) =>
 export const recording = [exactlyOnce, atLeastOnce, partitioned] as const
 export const evaluating = [inside, outside] as const
 
-/** Checks that a subscription which has come to an event has written it. */
+/** Checks that a subscription has written an event after `waitFor` it. */
 export const readsOwnWrite = (place: Place): Effect.Effect<ReadonlyArray<string>, unknown, Ground> =>
   Effect.gen(function* () {
     const { name } = yield* Random.choice(recording).pipe(Effect.orDie)
     yield* Subscription.waitFor(name, place, "30 seconds")
     const written = yield* Effect.flatMap(Ledger, ({ written }) => written(name))
-    return written.includes(textOf(place)) ? [] : [`${name} has come to ${textOf(place)}, and has not written it`]
+    return written.includes(textOf(place)) ? [] : [`${name} has reached ${textOf(place)}, and has not written it`]
   })

@@ -1,4 +1,7 @@
-/** A repair after a restore keeps the order of each aggregate, and skips nothing that was written before it, in streams old and new. */
+/**
+ * A repair after a restore keeps the order of each aggregate, and no reader skips an event that was written before it,
+ * in old and new streams.
+ */
 import * as SqlClient from "@effect/sql/SqlClient"
 import { PgClient } from "@effect/sql-pg"
 import { expect, layer } from "@effect/vitest"
@@ -12,11 +15,9 @@ import * as Schedule from "effect/Schedule"
 import * as Stream from "effect/Stream"
 import { EventFeed, SqlStore, Subscription } from "effect-maestro"
 import { inject } from "vitest"
-import { makeDatabase, useServerOfOurOwn } from "./database.js"
+import { makeDatabase } from "./database.js"
 import { outOfOrder, placeOf, textOf } from "./feedOrderModel.js"
 import { caughtUp, commit, commitOf, event, eventually, Ledger, newId, start, write, written } from "./subscribers.js"
-
-useServerOfOurOwn()
 
 const seed = Number(process.env.SEED ?? Math.floor(Math.random() * 2 ** 31))
 
@@ -31,7 +32,7 @@ const ground = Layer.unwrapScoped(
   })
 )
 
-/** Makes the last so many events, and the checkpoints at them, those of transactions of a busier server. */
+/** Gives the last events, and the checkpoints at them, ids of transactions of a busier server. */
 const restore = (last: number) =>
   Effect.gen(function* () {
     const sql = yield* SqlClient.SqlClient
@@ -50,7 +51,7 @@ const outside = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
     (context: Context.Context<R>) => Context.omit(SqlClient.TransactionConnection)(context) as Context.Context<R>
   )
 
-/** A transaction that writes a stream behind an event that another caller committed after its first write. */
+/** A transaction that writes to a stream after an event that another caller committed since its first write. */
 const overlap = (mine: string, first: number, shared: string, next: number) =>
   Effect.flatMap(SqlClient.SqlClient, (sql) =>
     sql.withTransaction(
@@ -63,7 +64,7 @@ const overlap = (mine: string, first: number, shared: string, next: number) =>
     )
   )
 
-/** A transaction that has its id before another caller commits, and writes its only event after that. */
+/** A transaction that gets its id before another caller commits, and writes its only event after that commit. */
 const late = (mine: string, sequence: number, other: string, next: number) =>
   Effect.flatMap(SqlClient.SqlClient, (sql) =>
     sql.withTransaction(
@@ -74,7 +75,7 @@ const late = (mine: string, sequence: number, other: string, next: number) =>
 const stored = Effect.map(Stream.runCollect(EventFeed.streamStored()), (events) => [...events].map(textOf))
 
 layer(Layer.fresh(ground), { excludeTestServices: true, timeout: 60_000 })("after a restore", (it) => {
-  it.scoped("a subscription handles each event once and in order, also those written before the repair", () =>
+  it.scoped("a subscription handles each event once and in order, also events written before the repair", () =>
     Effect.gen(function* () {
       const [a, b, c] = [newId("a"), newId("b"), newId("c")]
       const end = Subscription.make(newId("end"), { handle: write("end") })
@@ -101,7 +102,7 @@ layer(Layer.fresh(ground), { excludeTestServices: true, timeout: 60_000 })("afte
 
       yield* restore(1000)
       const d = newId("d")
-      // Streams whose last event is one of the first, and of the last; one that is new; and several in one transaction.
+      // A stream that ends early in the log, one that ends late, a new one, and several in one transaction.
       yield* commitOf(c, 3, 3, "T")
       yield* commitOf(b, 5, 5, "T")
       yield* commitOf(d, 1, 2, "T")

@@ -12,7 +12,7 @@ import * as Option from "effect/Option"
 import * as Random from "effect/Random"
 import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
-import { Aggregate, type Event, Projection, StoreAdapter, StoreError, Timestamp } from "effect-maestro"
+import { Aggregate, type Event, Projection, type SqlStore, StoreAdapter, StoreError, Timestamp } from "effect-maestro"
 import { Account, Deposit, InsufficientFunds, Limits, Withdraw } from "./account.js"
 import type { Attempt, Place } from "./feedOrderModel.js"
 import { macrotask } from "./nodes.js"
@@ -92,9 +92,9 @@ export const layerOnAny = Sale.layer.pipe(Layer.provideMerge(Account.layer), Lay
 export const layerOnSql = Layer.mergeAll(layerOnAny, SqlBook.layer, EffectBook.layer)
 
 export type OnAny = Layer.Layer.Success<typeof layerOnAny> | Ground
-export type OnSql = Layer.Layer.Success<typeof layerOnSql> | Ground | SqlClient.SqlClient
+export type OnSql = Layer.Layer.Success<typeof layerOnSql> | Ground | SqlStore.Tables | SqlClient.SqlClient
 
-/** A process, as far as the store can tell: aggregates on a store, in SQL or not. */
+/** A node: aggregates on a store, in SQL or not. */
 export interface Node {
   readonly onAny: Context.Context<OnAny>
   readonly onSql: Option.Option<Context.Context<OnSql>>
@@ -102,12 +102,12 @@ export interface Node {
 
 // --- the record ---
 
-/** What the workers have done so far. */
+/** The work of all workers so far. */
 export class Record {
   readonly attempts: Array<Attempt> = []
   /** Attempts that were rolled back to a savepoint inside others. */
   readonly undone = new Set<string>()
-  /** Failures that no transaction of this workload may meet. */
+  /** Failures that this workload must not cause. */
   readonly unexpected: Array<string> = []
   commands = 0
   private numbers = 0
@@ -119,7 +119,7 @@ export class Record {
 
 class Undone extends Data.TaggedError("Undone") {}
 
-/** Refusals, the workload's own rollbacks, and what Postgres says to transactions that it can't let both have their way. */
+/** Refusals, the workload's own rollbacks, and conflicts between transactions. */
 const isExpected = (cause: Cause.Cause<unknown>): boolean => {
   const error = Cause.squash(cause)
   if (error instanceof InsufficientFunds || error instanceof Undone || error instanceof StoreError.RetryCommand)
@@ -140,7 +140,7 @@ const hot = (kind: string) => Effect.map(Random.nextIntBetween(0, 6), (index) =>
 const amount = Random.nextIntBetween(1, 100)
 const sometimes = (probability: number) => Effect.map(Random.next, (value) => value < probability)
 
-/** Lets others go on for a while, so that they commit in between. */
+/** Yields a few times, so that other workers commit in between. */
 const pause = Effect.flatMap(Random.nextIntBetween(0, 8), (turns) => Effect.repeatN(macrotask, turns))
 
 /** The places of the events that a command wrote. */
@@ -169,7 +169,7 @@ const oneOf = (id: string, kind: string) =>
 
 const plain = (id: string): Work<OnAny> => Effect.flatMap(oneOf(id, "account"), deposit)
 
-/** The same command twice; it takes effect once. */
+/** One command id used twice, which takes effect once. */
 const withId = (id: string, concurrency = 2): Work<OnAny> =>
   Effect.gen(function* () {
     const account = yield* oneOf(id, "account")
@@ -220,7 +220,7 @@ const book = (id: string): Work<OnSql> =>
     return placesOf(yield* (bySql ? SqlBook : EffectBook).evaluate(account, new Book({ amounts })))
   })
 
-/** The transfer of the README, between whose halves others commit. */
+/** The transfer of the README, with other commits between its halves. */
 const transfer = (id: string): Work<OnSql> =>
   Effect.gen(function* () {
     const [from, to] = [yield* hot("account"), yield* oneOf(id, "account")]
@@ -238,7 +238,7 @@ const long = (id: string): Work<OnSql> =>
     return places.flat()
   }).pipe(inTransaction)
 
-/** A part of it is rolled back to a savepoint, and the same aggregates are written again. */
+/** A transaction that rolls a part back to a savepoint, and writes to these aggregates again. */
 const nested = (record: Record, id: string): Work<OnSql> =>
   Effect.gen(function* () {
     const [a, b] = [yield* hot("account"), yield* oneOf(id, "account")]
@@ -260,7 +260,7 @@ const nested = (record: Record, id: string): Work<OnSql> =>
 const undone = (id: string): Work<OnSql> =>
   Effect.all([plain(id), pause, book(id), pause, Effect.fail(new Undone())]).pipe(Effect.as([]), inTransaction)
 
-/** A transfer at a higher level of isolation: a conflict with others is final for it. */
+/** A transfer at a higher isolation level, at which a conflict ends it. */
 const isolated = (id: string): Work<OnSql> =>
   Effect.gen(function* () {
     const sql = yield* SqlClient.SqlClient
@@ -293,7 +293,7 @@ const onSql = (record: Record, id: string): Effect.Effect<Work<OnSql>> =>
     return isolated(id)
   })
 
-/** One attempt of one worker, recorded; what it wrote, where it was committed. */
+/** Runs and records one attempt, and returns the committed events. */
 export const attempt = (record: Record, node: Node): Effect.Effect<ReadonlyArray<Place>> =>
   Effect.gen(function* () {
     const id = record.nextId()
@@ -308,7 +308,7 @@ export const attempt = (record: Record, node: Node): Effect.Effect<ReadonlyArray
     return Option.getOrElse(written, () => [])
   })
 
-/** Workers on all nodes, one attempt after the other, until so many events are acknowledged. */
+/** Runs workers on all nodes, each one attempt after the other, until so many events are acknowledged. */
 export const storm = (
   record: Record,
   nodes: ReadonlyArray<Node>,

@@ -11,6 +11,7 @@ import { describe, expect, it } from "@effect/vitest"
 import * as Arr from "effect/Array"
 import * as Effect from "effect/Effect"
 import { lockFolder } from "../src/internal/pglite/folderLock.js"
+import { useProgram } from "./program.js"
 
 // The systems differ in what tells the living from the dead: on Linux a socket, elsewhere the number of the process.
 const systems = process.platform === "linux" ? ["linux", "darwin"] : [process.platform]
@@ -106,7 +107,7 @@ it.scoped("a folder's lock is the same by all of its names, and for a copy of th
     const link = join(folder, "..", "link")
     yield* Effect.promise(() => symlink(folder, link))
     const copy: typeof import("../src/internal/pglite/folderLock.js") = yield* Effect.promise(
-      () => import(fileURLToPath(new URL("../src/internal/folderLock.ts", import.meta.url)).concat("?copy"))
+      () => import(fileURLToPath(new URL("../src/internal/pglite/folderLock.ts", import.meta.url)).concat("?copy"))
     )
     expect(copy.lockFolder).not.toBe(lockFolder)
     yield* lockFolder(folder)
@@ -205,10 +206,7 @@ interface Order {
 /** A process that locks the folder and says how that went, a line for each time. It is killed with the scope. */
 const start = ({ contained = false, ...order }: Order) =>
   Effect.gen(function* () {
-    const command = [
-      ...(contained ? contain : []),
-      ...[process.execPath, "--import", "tsx", "--input-type=module", "--eval", program, JSON.stringify(order)]
-    ]
+    const command = [...(contained ? contain : []), ...[process.execPath, program(), JSON.stringify(order)]]
     const child = yield* Effect.acquireRelease(
       Effect.sync(() =>
         spawn(command[0] ?? "", command.slice(1), {
@@ -248,18 +246,17 @@ const kill = (child: ChildProcess): Effect.Effect<void> =>
     await closed
   })
 
-const program = `
+const program = useProgram(`
 import { writeSync } from "node:fs"
 import { EventEmitter } from "node:events"
 import fs from "node:fs/promises"
 import net from "node:net"
 import { syncBuiltinESMExports } from "node:module"
-import { Worker } from "node:worker_threads"
+import { isMainThread, parentPort, Worker, workerData } from "node:worker_threads"
 import * as Effect from "effect/Effect"
-const order = JSON.parse(process.argv[1])
-const platform = "Object.defineProperty(process, 'platform', { value: " + JSON.stringify(order.platform) + " });"
-new Function(platform)()
-const { lockFolder } = await import(${JSON.stringify(new URL("../src/internal/folderLock.ts", import.meta.url).href)})
+const order = isMainThread ? JSON.parse(process.argv[2]) : workerData
+Object.defineProperty(process, "platform", { value: order.platform })
+const { lockFolder } = await import(${JSON.stringify(fileURLToPath(new URL("../src/internal/pglite/folderLock.ts", import.meta.url)))})
 const die = () => process.kill(process.pid, "SIGKILL")
 const replace = (method, replacement) => {
   const original = fs[method]
@@ -277,25 +274,11 @@ syncBuiltinESMExports()
 const say = (line) => Effect.sync(() => writeSync(1, line + "\\n"))
 const attempt = (folder) => lockFolder(folder).pipe(Effect.as("in"), Effect.catchAll((error) => Effect.succeed(error.message)))
 const thread = () => new Promise((resolve) => {
-  const worker = new Worker(
-    platform + "import { parentPort, workerData } from 'node:worker_threads'; const { lock, effect, folder, tsx } = workerData;" +
-      "import(tsx).then(({ register }) => register()).then(() => Promise.all([import(lock), import(effect)])).then(([{ lockFolder }, Effect]) =>" +
-      "Effect.runPromise(Effect.scoped(Effect.merge(Effect.as(lockFolder(folder), 'in')))))" +
-      ".then((result) => parentPort.postMessage(String(result.message ?? result)))",
-    {
-      eval: true,
-      workerData: {
-        lock: ${JSON.stringify(new URL("../src/internal/folderLock.ts", import.meta.url).href)},
-        effect: import.meta.resolve("effect/Effect"),
-        tsx: import.meta.resolve("tsx/esm/api"),
-        folder: order.folder
-      }
-    }
-  )
+  const worker = new Worker(new URL(import.meta.url), { workerData: { platform: order.platform, folder: order.folder } })
   worker.once("message", (message) => resolve("worker: " + message))
   worker.once("error", (error) => resolve("worker failed: " + error.stack))
 })
-Effect.gen(function* () {
+const main = Effect.gen(function* () {
   const { at = 0, every = 0, folder, rounds } = order
   if (rounds === undefined) yield* Effect.flatMap(attempt(folder), say)
   for (let round = 0; round < (rounds ?? 0); round++) {
@@ -307,5 +290,7 @@ Effect.gen(function* () {
   if (order.worker) yield* Effect.flatMap(Effect.promise(thread), say)
   if (order.thenDie) die()
   if (order.end !== true) yield* Effect.never
-}).pipe(Effect.scoped, Effect.runPromise)
-`
+})
+const inThread = Effect.map(attempt(order.folder), (message) => parentPort.postMessage(message))
+Effect.runPromise(Effect.scoped(isMainThread ? main : inThread))
+`)

@@ -1,4 +1,4 @@
-/** What is said of a feed that is held back by an open transaction: how many events wait, since when, and for whom. */
+/** A feed that an open transaction holds back: how many events wait, since when, and for which session. */
 import * as SqlClient from "@effect/sql/SqlClient"
 import { PgClient } from "@effect/sql-pg"
 import { expect, it, layer } from "@effect/vitest"
@@ -15,16 +15,15 @@ import * as Redacted from "effect/Redacted"
 import * as TestClock from "effect/TestClock"
 import { EventFeed, MemoryStore, SqlStore, Subscription } from "effect-maestro"
 import { afterAll, beforeAll } from "vitest"
-import { uniqueName, useServerOfOurOwn } from "./database.js"
+import { uniqueName } from "./database.js"
 import { startPostgres } from "./postgres.globalSetup.js"
 import { commitOf, newId } from "./subscribers.js"
 
-useServerOfOurOwn()
-
-// A server of its own, because the feed waits for the transactions of all databases, and prepared ones are off by default.
+// A server of its own, because the feed waits for the transactions of all databases, and prepared ones are off by
+// default.
 let server: Awaited<ReturnType<typeof startPostgres>> | undefined
 beforeAll(async () => {
-  server = await startPostgres(["-c", "fsync=off", "-c", "max_prepared_transactions=2"])
+  server = await startPostgres(["-c", "max_prepared_transactions=2"])
 }, 60_000)
 afterAll(() => server?.stop())
 
@@ -41,7 +40,7 @@ const clientOf = (options: { readonly user?: string; readonly applicationName?: 
     })
   )
 
-/** A transaction that has written, of another client, which ends with the scope. */
+/** An open transaction of another client that has written. It ends with the scope. */
 const openTransaction = (applicationName: string) =>
   Effect.gen(function* () {
     const [began, end] = [yield* Deferred.make<void>(), yield* Deferred.make<void>()]
@@ -61,7 +60,7 @@ const openTransaction = (applicationName: string) =>
 const followerOf = (type: string, partitions = 1) =>
   Subscription.make(newId("follower"), { filter: { types: [type] }, partitions, handle: () => Effect.void })
 
-/** What a subscription shows that has run before, and has handled everything that the feed showed. */
+/** The status of a subscription that has run before, and has handled all shown events. */
 const settled = (subscription: Subscription.Subscription) =>
   Effect.scoped(
     Effect.zipRight(
@@ -73,7 +72,7 @@ const settled = (subscription: Subscription.Subscription) =>
 layer(SqlStore.layer.pipe(Layer.provideMerge(clientOf()), Layer.orDie), { excludeTestServices: true, timeout: 60_000 })(
   "on Postgres",
   (it) => {
-    it.scoped("status counts the events that wait, and shows the session that they wait for", () =>
+    it.scoped("status counts the held back events, and shows the session that holds them back", () =>
       Effect.gen(function* () {
         const type = newId("waits")
         const follower = followerOf(type, 2)
@@ -107,7 +106,7 @@ layer(SqlStore.layer.pipe(Layer.provideMerge(clientOf()), Layer.orDie), { exclud
       })
     )
 
-    it.scoped("a role that may not see other sessions still sees which process it is", () =>
+    it.scoped("a role without rights to see other sessions sees the process id", () =>
       Effect.gen(function* () {
         const sql = yield* SqlClient.SqlClient
         const [role, type] = [uniqueName("reader"), newId("waits")]
@@ -127,7 +126,7 @@ layer(SqlStore.layer.pipe(Layer.provideMerge(clientOf()), Layer.orDie), { exclud
       })
     )
 
-    it.scoped("a prepared transaction is named", () =>
+    it.scoped("a prepared transaction is shown with its identifier", () =>
       Effect.gen(function* () {
         const sql = yield* SqlClient.SqlClient
         const [id, type] = [uniqueName("prepared"), newId("waits")]
@@ -141,7 +140,7 @@ layer(SqlStore.layer.pipe(Layer.provideMerge(clientOf()), Layer.orDie), { exclud
       })
     )
 
-    it.scoped("a transaction that only reads holds nothing back", () =>
+    it.scoped("a transaction that only reads holds back no events", () =>
       Effect.gen(function* () {
         const sql = yield* SqlClient.SqlClient
         const type = newId("waits")
@@ -159,7 +158,7 @@ layer(SqlStore.layer.pipe(Layer.provideMerge(clientOf()), Layer.orDie), { exclud
   }
 )
 
-it.scoped("a running subscription warns in the log after half a minute, then when that time has doubled", () =>
+it.scoped("a running subscription logs a warning after half a minute, and again when that time has doubled", () =>
   Effect.gen(function* () {
     const messages: Array<string> = []
     const logger = Logger.make(({ message }) => void messages.push(String(message)))

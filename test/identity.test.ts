@@ -11,11 +11,9 @@ import * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
 import { Aggregate, Event, EventFeed, MemoryStore, Projection, SqlStore, StoreAdapter, Timestamp } from "effect-maestro"
 import { Account, Deposit, Deposited, definition, Limits } from "./account.js"
-import { layerPg, useServerOfOurOwn } from "./database.js"
+import { layerPg } from "./database.js"
 import { aNode } from "./nodes.js"
 import { eventually } from "./subscribers.js"
-
-useServerOfOurOwn()
 
 class Registered extends Schema.TaggedClass<Registered>()("Registered", { name: Schema.String }) {}
 class Register extends Schema.TaggedClass<Register>()("Register", { name: Schema.String }) {}

@@ -12,11 +12,10 @@ import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
 import { Aggregate, MemoryStore, SqlStore, StoreAdapter } from "effect-maestro"
-import * as PgliteClient from "effect-maestro/PgliteClient"
 import * as FileStore from "../examples/custom-adapter/FileStore.js"
 import { jsonObject } from "../src/internal/contract/awkward.js"
 import { event, everyCase, expectExactly, newId } from "../src/internal/contract/case.js"
-import { layerPg } from "./database.js"
+import { layerPg, layerPglite } from "./database.js"
 
 class Noted extends Schema.TaggedClass<Noted>()("Noted", {
   value: Schema.Record({ key: Schema.String, value: Schema.Unknown })
@@ -47,7 +46,7 @@ const sqlStore = Layer.provideMerge(SqlStore.layer, layerPg({ maxConnections: 4 
 
 const stores: Readonly<Record<string, Layer.Layer<StoreAdapter.StoreAdapter, unknown>>> = {
   memory: MemoryStore.layer,
-  PGlite: Layer.provide(SqlStore.layer, PgliteClient.layerMemory),
+  PGlite: Layer.provide(SqlStore.layer, layerPglite),
   Postgres: sqlStore,
   files: Layer.unwrapScoped(Effect.map(makeFolder, FileStore.layer))
 }

@@ -1,4 +1,6 @@
-/** Subscriptions, projections and rebuilds follow the events of the aggregates that they are about, and no others of the same type. */
+/**
+ * Subscriptions, projections and rebuilds get the events of their aggregates only, and none of an equal type of others.
+ */
 import * as SqlClient from "@effect/sql/SqlClient"
 import { expect, it, layer } from "@effect/vitest"
 import * as Arr from "effect/Array"
@@ -17,11 +19,9 @@ import {
   Subscription,
   Timestamp
 } from "effect-maestro"
-import { selectPageOfKinds } from "../src/internal/sql/feed.js"
-import { layerPg, uniqueName, useServerOfOurOwn } from "./database.js"
+import { selectPageOfKinds } from "../src/internal/sql/feedPage.js"
+import { layerPg, uniqueName } from "./database.js"
 import { caughtUp, start } from "./subscribers.js"
-
-useServerOfOurOwn()
 
 class OrderCreated extends Schema.TaggedClass<OrderCreated>()("Created", { amount: Schema.Int }) {}
 class OrderPaid extends Schema.TaggedClass<OrderPaid>()("Paid", {}) {}
@@ -77,7 +77,7 @@ const layerAggregates = Layer.mergeAll(Order.layer, Customer.layer, Parcel.layer
 const created = (amount: number) => new OrderCreated({ amount })
 const named = (name: string) => new CustomerCreated({ name })
 
-/** An event as somebody else wrote it. */
+/** An event that another program wrote. */
 const raw = (aggregateId: string, sequence: number, type: string, body: Event.Event["body"]) =>
   Effect.gen(function* () {
     const { now } = yield* Timestamp.HybridClock
@@ -92,49 +92,47 @@ for (const [name, store] of Object.entries({
   layer(Layer.provideMerge(layerAggregates, store), { excludeTestServices: true, timeout: 60_000 })(
     `subscriptions on ${name}`,
     (it) => {
-      it.scoped(
-        "on: each handler gets the decoded events of its aggregate, though another has some of the same type",
-        () =>
-          Effect.gen(function* () {
-            const seen: Array<unknown> = []
-            const note = (...what: ReadonlyArray<unknown>) => Effect.sync(() => seen.push(what))
-            const from = yield* EventFeed.head
-            const both = Subscription.make(uniqueName("both"), {
-              from,
-              on: [
-                Subscription.on(Order, {
-                  Created: (event, { id, kind, sequence }) => note(event, kind, id, sequence),
-                  Paid: (event, { id, sequence }) => note(event, id, sequence)
-                }),
-                Subscription.on(Customer, { Created: (event, { id, kind }) => note(event, kind, id) })
-              ]
-            })
-            expect(both.filter).toEqual({ types: ["Created", "Paid"], kinds: ["Order", "Customer"] })
-            const customers = Subscription.make(uniqueName("customers"), {
-              from,
-              on: Subscription.on(Customer, { Created: ({ name }) => note(name) }),
-              filter: { kinds: ["Customer", "Order"] }
-            })
-            expect(customers.filter).toEqual({ types: ["Created"], kinds: ["Customer"] })
-            const id = uniqueName("shared")
-            yield* Order.evaluate(id, created(3))
-            yield* Customer.evaluate(id, named("Ann"))
-            yield* Order.evaluate(id, new OrderPaid())
-            yield* Parcel.evaluate(id, new Shipped())
-            yield* start(both)
-            yield* caughtUp(both)
-            expect(seen.splice(0)).toEqual([
-              [created(3), "Order", id, 1],
-              [named("Ann"), "Customer", id],
-              [new OrderPaid(), id, 2]
-            ])
-            yield* start(customers)
-            yield* caughtUp(customers)
-            expect(seen).toEqual([["Ann"]])
+      it.scoped("on: each handler gets the decoded events of its aggregate, and none of an equal type of another", () =>
+        Effect.gen(function* () {
+          const seen: Array<unknown> = []
+          const note = (...what: ReadonlyArray<unknown>) => Effect.sync(() => seen.push(what))
+          const from = yield* EventFeed.head
+          const both = Subscription.make(uniqueName("both"), {
+            from,
+            on: [
+              Subscription.on(Order, {
+                Created: (event, { id, kind, sequence }) => note(event, kind, id, sequence),
+                Paid: (event, { id, sequence }) => note(event, id, sequence)
+              }),
+              Subscription.on(Customer, { Created: (event, { id, kind }) => note(event, kind, id) })
+            ]
           })
+          expect(both.filter).toEqual({ types: ["Created", "Paid"], kinds: ["Order", "Customer"] })
+          const customers = Subscription.make(uniqueName("customers"), {
+            from,
+            on: Subscription.on(Customer, { Created: ({ name }) => note(name) }),
+            filter: { kinds: ["Customer", "Order"] }
+          })
+          expect(customers.filter).toEqual({ types: ["Created"], kinds: ["Customer"] })
+          const id = uniqueName("shared")
+          yield* Order.evaluate(id, created(3))
+          yield* Customer.evaluate(id, named("Ann"))
+          yield* Order.evaluate(id, new OrderPaid())
+          yield* Parcel.evaluate(id, new Shipped())
+          yield* start(both)
+          yield* caughtUp(both)
+          expect(seen.splice(0)).toEqual([
+            [created(3), "Order", id, 1],
+            [named("Ann"), "Customer", id],
+            [new OrderPaid(), id, 2]
+          ])
+          yield* start(customers)
+          yield* caughtUp(customers)
+          expect(seen).toEqual([["Ann"]])
+        })
       )
 
-      it.scoped("on: an event of a named type that can't be decoded is UnreadableEvent, and not retried", () =>
+      it.scoped("on: an event that can't be decoded is UnreadableEvent, and not retried", () =>
         Effect.gen(function* () {
           const name = uniqueName("unreadable")
           const [bad, good] = [uniqueName("bad"), uniqueName("good")]
@@ -156,7 +154,7 @@ for (const [name, store] of Object.entries({
         })
       )
 
-      it.scoped("an order and its parcel share the order's number, also where an event comes again", () =>
+      it.scoped("an order and its parcel share the order's number, also where an event is handled again", () =>
         Effect.gen(function* () {
           const name = uniqueName("shipping")
           const number = uniqueName("number")
@@ -186,7 +184,7 @@ for (const [name, store] of Object.entries({
       )
 
       it.scoped(
-        "fromProjections: a projection is given the events of its aggregate, one of all aggregates those of all",
+        "fromProjections: a projection gets the events of its aggregate, and a projection of all gets all",
         () =>
           Effect.gen(function* () {
             const seen: Array<string> = []
@@ -223,7 +221,7 @@ for (const [name, store] of Object.entries({
   )
 }
 
-it("a subscription's name that the library has for itself, or that can be none, is refused", () => {
+it("a reserved or invalid name of a subscription is refused", () => {
   for (const [name, message] of [
     ["", "must not be empty"],
     ["effect-maestro/rebuild/X", "must not begin with effect-maestro"],
@@ -254,10 +252,10 @@ const onPostgres = Layer.mergeAll(ProjectedOrder.layer, Customer.layer, layerTab
 const table = Effect.flatMap(SqlClient.SqlClient, (sql) => sql`select id, amount from orders order by id collate "C"`)
 
 layer(onPostgres, { excludeTestServices: true, timeout: 60_000 })("rebuilds", (it) => {
-  it.effect("a rebuild of an order's projection projects no customer that has an event of the same type", () =>
+  it.effect("a rebuild of an order's projection projects no customer that has an event of an equal type", () =>
     Effect.gen(function* () {
       yield* ProjectedOrder.evaluate("order-1", created(5))
-      // Its body is none of an order's.
+      // Its body is not that of an order's event.
       yield* Customer.evaluate("customer-1", named("Ann"))
       const before = yield* table
       expect(before).toEqual([{ id: "order-1", amount: 5 }])
@@ -268,7 +266,7 @@ layer(onPostgres, { excludeTestServices: true, timeout: 60_000 })("rebuilds", (i
     })
   )
 
-  it.effect("a rebuild for a subscription projects what the subscription's filter lets through", () =>
+  it.effect("a rebuild for a subscription projects the events that its filter lets through", () =>
     Effect.gen(function* () {
       const sql = yield* SqlClient.SqlClient
       yield* sql`create table kept (kind text, id text, primary key (kind, id))`
@@ -299,7 +297,7 @@ layer(onPostgres, { excludeTestServices: true, timeout: 60_000 })("rebuilds", (i
     })
   )
 
-  it.effect("a subscription named as rebuilds once were, and a rebuild, have nothing in common", () =>
+  it.effect("a subscription with a name like that of a rebuild's lease shares nothing with the rebuild", () =>
     Effect.gen(function* () {
       const seen: Array<string> = []
       const named = Subscription.make("rebuild X", {
@@ -321,7 +319,7 @@ layer(onPostgres, { excludeTestServices: true, timeout: 60_000 })("rebuilds", (i
     })
   )
 
-  it.effect("a rebuild's name that can be none, and a projection of no aggregate, are a ValidationError", () =>
+  it.effect("an invalid name of a rebuild, and a projection of no aggregate, fail with ValidationError", () =>
     Effect.gen(function* () {
       const unbound = Orders as unknown as Projection.Projection.Bound
       for (const [name, path] of [
@@ -339,7 +337,7 @@ layer(onPostgres, { excludeTestServices: true, timeout: 60_000 })("rebuilds", (i
   )
 })
 
-/** A plan as EXPLAIN tells it. */
+/** A query plan of EXPLAIN. */
 interface Plan {
   readonly "Index Name"?: string
   readonly "Node Type": string
@@ -354,7 +352,7 @@ const nodesOf = (plan: Plan): ReadonlyArray<Plan> => [plan, ...(plan.Plans ?? []
 layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg())), { excludeTestServices: true, timeout: 60_000 })(
   "the index of kinds",
   (it) => {
-    it.effect("a page of a kind with few events in a large log reads these, and few others", () =>
+    it.effect("a page of a kind with few events in a large log reads few other rows", () =>
       Effect.gen(function* () {
         const sql = yield* SqlClient.SqlClient
         yield* sql`insert into maestro.event_log (aggregate_id, sequence, type, body, metadata, timestamp)

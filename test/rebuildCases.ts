@@ -1,24 +1,27 @@
-/** What may hang on a table that is rebuilt: statements that make each kind, and whether it is carried over or how it is refused. */
+/**
+ * Objects and properties of a table that is rebuilt: the statements that make each kind, and whether a rebuild keeps or
+ * refuses it.
+ */
 import { uniqueName } from "./database.js"
 
-/** Roles and a tablespace of the server. */
+/** Roles and a tablespace that the tests create on the server. */
 export const [reader, writer] = [uniqueName("reader"), uniqueName("writer")]
 export const space = uniqueName("space")
 
-/** The usual table, made by a statement that has `T` for its name. */
+/** The statement that creates the usual table. `T` stands for its name. */
 export const usual =
   "create table T (id serial primary key, account text not null constraint T_account unique, amount int not null default 0)"
 
 export interface Case {
-  /** Makes the table, where it is another than the usual one. */
+  /** Creates the table. By default it is the usual one. */
   readonly table?: string
-  /** What is done to it, with `T` for its name. */
+  /** The statements that follow. `T` stands for the name of the table. */
   readonly statements?: ReadonlyArray<string>
-  /** Takes back what is not dropped with the table. */
+  /** Undoes what is not dropped with the table. */
   readonly after?: ReadonlyArray<string>
 }
 
-/** What belongs to the table itself. */
+/** The properties that a rebuild keeps, because they belong to the table. */
 export const carried: Record<string, Case> = {
   nothing: {},
   owner: { statements: [`alter table T owner to ${writer}`] },
@@ -162,7 +165,7 @@ export const carried: Record<string, Case> = {
   }
 }
 
-/** What hangs on the table from outside, and how the failure names it. */
+/** The objects and properties that refuse a rebuild, and their names in the failure. */
 export const refused: Record<string, Case & { readonly names: string }> = {
   "a view": { statements: ["create view T_v as select account from T"], names: "view public.T_v" },
   "a view of whole rows": { statements: ["create view T_v as select t from T t"], names: "view public.T_v" },

@@ -1,4 +1,6 @@
-/** Nodes that wait for the rebuild of another node: their wait ends, whatever becomes of that rebuild. */
+/**
+ * Nodes that wait for the rebuild of another node. Their wait ends when that rebuild finishes, fails or is abandoned.
+ */
 import * as SqlClient from "@effect/sql/SqlClient"
 import { expect, layer } from "@effect/vitest"
 import * as Arr from "effect/Array"
@@ -10,17 +12,15 @@ import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as Scope from "effect/Scope"
 import { type Event, EventFeed, ProjectionTables, Rebuild, SubscriptionStore } from "effect-maestro"
-import { makeDatabase, useServerOfOurOwn } from "./database.js"
+import { makeDatabase } from "./database.js"
 import { amounts, balances, balancesTwo, deposit, leftovers, makeAccount, nodeAt } from "./projectionTables.js"
 import { eventually } from "./subscribers.js"
-
-useServerOfOurOwn()
 
 const One = makeAccount([balances(1)])
 
 const quiet = Logger.remove(Logger.defaultLogger)
 
-/** Runs the effect on a database of its own, where version 1 has projected six deposits. */
+/** Runs the effect on a new database, where version 1 has projected six deposits. */
 const onDatabase = <A, E, R>(run: (url: string) => Effect.Effect<A, E, R>) =>
   Effect.scoped(
     Effect.flatMap(makeDatabase, (url) =>
@@ -41,7 +41,7 @@ const leases = Effect.flatMap(
   (sql) => sql`select name from maestro.subscriptions where name like 'effect-maestro/rebuild/%'`
 )
 
-/** Waits until the node called `waiter` has found the lease held. */
+/** Waits until the node `waiter` has found that the lease is held. */
 const hasAsked = (url: string) => {
   const database = new URL(url).pathname.slice(1)
   return Effect.flatMap(SqlClient.SqlClient, (sql) =>
@@ -53,7 +53,7 @@ const hasAsked = (url: string) => {
   )
 }
 
-/** Version 2 that fails at the fourth event, once it may. */
+/** Version 2. It fails at the fourth event when `goOn` is completed. */
 const failing = Effect.gen(function* () {
   const reached = yield* Deferred.make<void>()
   const goOn = yield* Deferred.make<void>()
@@ -68,7 +68,7 @@ const failing = Effect.gen(function* () {
 })
 
 layer(Layer.empty, { excludeTestServices: true, timeout: 30_000 })("waiting for a rebuild", (it) => {
-  it.effect("where the rebuild fails, each waiting node begins it anew, and reports its own failure", () =>
+  it.effect("when the rebuild fails, each waiting node begins it again, and fails with its own failure", () =>
     onDatabase((url) =>
       Effect.gen(function* () {
         const { Account, goOn, reached } = yield* failing
@@ -90,7 +90,7 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 30_000 })("waiting for 
     )
   )
 
-  it.effect("where the rebuild is abandoned, the waiting run fails, and says so", () =>
+  it.effect("when the rebuild is abandoned, the waiting run fails, and says so", () =>
     onDatabase((url) =>
       Effect.gen(function* () {
         const reached = yield* Deferred.make<void>()
@@ -122,7 +122,7 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 30_000 })("waiting for 
     )
   )
 
-  it.effect("a subscription whose row is deleted while another node waits for its lease begins anew there", () =>
+  it.effect("a node that waits for a lease whose row is deleted takes the lease, from the beginning", () =>
     onDatabase((url) =>
       Effect.gen(function* () {
         const sql = yield* SqlClient.SqlClient
@@ -150,40 +150,44 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 30_000 })("waiting for 
     )
   )
 
-  it.effect("while a transaction holds back many events the tables stay unlocked, and the log says which session", () =>
-    onDatabase((url) =>
-      Effect.gen(function* () {
-        const sql = yield* SqlClient.SqlClient
-        const end = yield* Deferred.make<void>()
-        const begun = yield* Deferred.make<void>()
-        const holding = yield* sql`select pg_current_xact_id()`.pipe(
-          Effect.zipRight(Deferred.succeed(begun, undefined)),
-          Effect.zipRight(Deferred.await(end)),
-          sql.withTransaction,
-          Effect.provide(nodeAt(url)),
-          Effect.fork
-        )
-        yield* Deferred.await(begun)
-        yield* Effect.provide(
-          Effect.forEach(Arr.range(1, 510), (n) => deposit(One, `account-${n}`), { concurrency: 50, discard: true }),
-          One.layer
-        )
-        const warned = yield* Deferred.make<string>()
-        const logger = Logger.make(({ message }) => {
-          if (String(message).includes("waits before")) Deferred.unsafeDone(warned, Exit.succeed(String(message)))
+  it.effect(
+    "while a transaction holds back many events the tables stay unlocked, and a warning names its session",
+    () =>
+      onDatabase((url) =>
+        Effect.gen(function* () {
+          const sql = yield* SqlClient.SqlClient
+          const end = yield* Deferred.make<void>()
+          const begun = yield* Deferred.make<void>()
+          const holding = yield* sql`select pg_current_xact_id()`.pipe(
+            Effect.zipRight(Deferred.succeed(begun, undefined)),
+            Effect.zipRight(Deferred.await(end)),
+            sql.withTransaction,
+            Effect.provide(nodeAt(url)),
+            Effect.fork
+          )
+          yield* Deferred.await(begun)
+          yield* Effect.provide(
+            Effect.forEach(Arr.range(1, 510), (n) => deposit(One, `account-${n}`), { concurrency: 50, discard: true }),
+            One.layer
+          )
+          const warned = yield* Deferred.make<string>()
+          const logger = Logger.make(({ message }) => {
+            if (String(message).includes("waits before")) Deferred.unsafeDone(warned, Exit.succeed(String(message)))
+          })
+          const running = yield* Rebuild.run({ name: "held", projections: One.projections, tables: ["balances"] }).pipe(
+            Effect.provide(Logger.add(logger)),
+            Effect.fork
+          )
+          expect(yield* Deferred.await(warned)).toMatch(
+            /held back 510 .* until the transaction of process \d+ has ended/
+          )
+          expect(Object.keys(yield* amounts)).toHaveLength(511)
+          expect(yield* Rebuild.status("held")).toMatchObject({ value: { finished: false } })
+          yield* Deferred.succeed(end, undefined)
+          yield* Fiber.join(holding)
+          expect(yield* Fiber.join(running)).toBe(516)
+          expect(Object.values(yield* amounts).reduce((sum, amount) => sum + amount, 0)).toBe(516)
         })
-        const running = yield* Rebuild.run({ name: "held", projections: One.projections, tables: ["balances"] }).pipe(
-          Effect.provide(Logger.add(logger)),
-          Effect.fork
-        )
-        expect(yield* Deferred.await(warned)).toMatch(/held back 510 .* until the transaction of process \d+ has ended/)
-        expect(Object.keys(yield* amounts)).toHaveLength(511)
-        expect(yield* Rebuild.status("held")).toMatchObject({ value: { finished: false } })
-        yield* Deferred.succeed(end, undefined)
-        yield* Fiber.join(holding)
-        expect(yield* Fiber.join(running)).toBe(516)
-        expect(Object.values(yield* amounts).reduce((sum, amount) => sum + amount, 0)).toBe(516)
-      })
-    )
+      )
   )
 })

@@ -1,8 +1,8 @@
-/** What the catalogue says about a table, read another way than `src` reads it: by the functions that describe objects for a dump. */
+/** Reads the definition of a table in another way than `src`: by the functions that describe objects for a dump. */
 import * as SqlClient from "@effect/sql/SqlClient"
 import * as Effect from "effect/Effect"
 
-/** All of it, by sections. Object ids, files and counts are left out, because a new table has others. */
+/** The definition by sections, without object ids, files and counts, because a new table has others. */
 export const catalogueOf = (table: string) =>
   Effect.flatMap(SqlClient.SqlClient, (sql) =>
     Effect.map(

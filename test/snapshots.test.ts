@@ -9,11 +9,11 @@ import * as Option from "effect/Option"
 import * as ParseResult from "effect/ParseResult"
 import * as Schema from "effect/Schema"
 import { Aggregate, MemoryStore, type Snapshot, SqlStore, StoreAdapter } from "effect-maestro"
-import * as PgliteClient from "effect-maestro/PgliteClient"
 import { fingerprint } from "../src/internal/codec/fingerprint.js"
 import { Account, Deposit, type Deposited, definition, Limits } from "./account.js"
+import { layerPglite } from "./database.js"
 
-const sqlStore = Layer.provideMerge(SqlStore.layer, PgliteClient.layerMemory)
+const sqlStore = Layer.provideMerge(SqlStore.layer, layerPglite)
 
 /** The warnings that are logged while the effect runs. */
 const warningsOf = <A, E, R>(effect: Effect.Effect<A, E, R>) =>

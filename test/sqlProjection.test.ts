@@ -17,9 +17,8 @@ import * as Redacted from "effect/Redacted"
 import * as Schema from "effect/Schema"
 import * as Tracer from "effect/Tracer"
 import { type Event, Projection, SqlStore, StoreAdapter, StoreError, Timestamp } from "effect-maestro"
-import * as PgliteClient from "effect-maestro/PgliteClient"
 import pg from "pg"
-import { layerPg, makeDatabase } from "./database.js"
+import { layerPg, layerPglite, makeDatabase } from "./database.js"
 import { macrotask } from "./nodes.js"
 
 const stores = {
@@ -37,7 +36,7 @@ const stores = {
     ),
     Layer.orDie
   ),
-  PGlite: SqlStore.layer.pipe(Layer.provideMerge(PgliteClient.layerMemory), Layer.orDie)
+  PGlite: SqlStore.layer.pipe(Layer.provideMerge(layerPglite), Layer.orDie)
 }
 
 for (const [name, layer] of Object.entries(stores)) {

@@ -5,12 +5,12 @@
 
 import * as Layer from "effect/Layer"
 import { SqlStore } from "effect-maestro"
-import * as PgliteClient from "effect-maestro/PgliteClient"
 import * as StoreContract from "effect-maestro/StoreContract"
 import { inject } from "vitest"
+import { layerPglite } from "./database.js"
 
-StoreContract.suite("SqlStore on PGlite", SqlStore.layer.pipe(Layer.provideMerge(PgliteClient.layerMemory)), {
-  runs: inject("runs"),
+StoreContract.suite("SqlStore on PGlite", SqlStore.layer.pipe(Layer.provideMerge(layerPglite)), {
+  runs: Math.ceil(inject("runs") / 2),
   timeout: inject("timeout"),
   lacks: ["concurrentReads"]
 })

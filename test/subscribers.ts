@@ -1,12 +1,11 @@
-/** What the tests of subscriptions are made of: events, stores with a table to write in, and waiting for what is to come. */
+/** Parts of the tests of subscriptions: events, stores with a ledger for handlers, and waits. */
 import * as SqlClient from "@effect/sql/SqlClient"
 import * as Arr from "effect/Array"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import { type Event, EventFeed, MemoryStore, SqlStore, StoreAdapter, Subscription, Timestamp } from "effect-maestro"
-import * as PgliteClient from "effect-maestro/PgliteClient"
-import { layerPg } from "./database.js"
+import { layerPg, layerPglite } from "./database.js"
 
 export const newId = (text: string): string => `${text}-${crypto.randomUUID()}`
 
@@ -27,7 +26,7 @@ export const event = (
     })
   )
 
-/** Commits the events together, and answers what they are. */
+/** Commits the events together, and returns them. */
 export const commit = (...events: ReadonlyArray<Effect.Effect<Event.Event>>) =>
   Effect.flatMap(Effect.all(events), (all) =>
     Effect.as(
@@ -45,12 +44,12 @@ export const placeOf = ({ aggregateId, sequence }: EventFeed.StreamPosition): st
 export const placesOf = (aggregateId: string, first: number, last: number): ReadonlyArray<string> =>
   Arr.range(first, last).map((sequence) => placeOf({ aggregateId, sequence }))
 
-/** What handlers write, in the transaction around them where the store has such; and what is there. */
+/** The events that handlers write, in the current transaction where the store has one. */
 export class Ledger extends Context.Tag("test/Ledger")<
   Ledger,
   {
     readonly write: (by: string, event: EventFeed.FeedEvent) => Effect.Effect<void>
-    /** What was written, in the order of writing. */
+    /** The written events, in the order of writing. */
     readonly written: (by: string) => Effect.Effect<ReadonlyArray<string>>
   }
 >() {
@@ -87,7 +86,7 @@ export const write = (by: string) => (event: EventFeed.FeedEvent) =>
 
 /** The stores of this library, each with a ledger. */
 const onMemory = Layer.merge(MemoryStore.layer, Ledger.layerMemory)
-const onPglite = Layer.provideMerge(Layer.merge(SqlStore.layer, Ledger.layerSql), PgliteClient.layerMemory)
+const onPglite = Layer.provideMerge(Layer.merge(SqlStore.layer, Ledger.layerSql), layerPglite)
 const onPostgres = Layer.provideMerge(Layer.merge(SqlStore.layer, Ledger.layerSql), layerPg())
 
 export type Ground = Layer.Layer.Success<typeof onMemory>
@@ -98,21 +97,21 @@ export const stores: ReadonlyArray<readonly [name: string, layer: Layer.Layer<Gr
   ["SqlStore on Postgres", onPostgres]
 ]
 
-/** Runs it for as long as the scope lasts. */
+/** Runs the subscription until the scope closes. */
 export const start = <E, R>(subscription: Subscription.Subscription<E, R>) =>
   Layer.build(Layer.fresh(subscription.layer))
 
-/** Waits until it has come to the end of what is there. */
+/** Waits until the subscription has reached the head of the feed. */
 export const caughtUp = (subscription: { readonly name: string }) =>
   Effect.flatMap(EventFeed.head, (head) => Subscription.waitFor(subscription.name, head, "30 seconds"))
 
-/** By the machine's clock, whatever clock the program has. */
+/** Waits 10 milliseconds by the live clock. */
 export const shortly: Effect.Effect<void> = Effect.async((resume) => {
   const timer = setTimeout(() => resume(Effect.void), 10)
   return Effect.sync(() => clearTimeout(timer))
 })
 
-/** Looks again and again until it is so, and answers what it saw then; what it saw last is the defect of one that never is. */
+/** Polls until the condition holds, and returns the last value. Dies with the last value after the timeout. */
 export const eventually = <A, E, R>(
   look: Effect.Effect<A, E, R>,
   isSo: (seen: NoInfer<A>) => boolean,
@@ -124,7 +123,7 @@ export const eventually = <A, E, R>(
       isSo(seen)
         ? Effect.succeed(seen)
         : Date.now() > until
-          ? Effect.dieMessage(`it never came to be so; last seen: ${JSON.stringify(seen)}`)
+          ? Effect.dieMessage(`the condition never held; last value: ${JSON.stringify(seen)}`)
           : Effect.zipRight(shortly, again)
     )
     return again

@@ -1,4 +1,4 @@
-/** What a subscription promises while nothing fails, on every store of this library. */
+/** The behaviour of a subscription while nothing fails, on each store of this library. */
 import { expect, it, layer } from "@effect/vitest"
 import * as Arr from "effect/Array"
 import * as Deferred from "effect/Deferred"
@@ -12,7 +12,6 @@ import * as Schema from "effect/Schema"
 import * as TestClock from "effect/TestClock"
 import * as TestContext from "effect/TestContext"
 import { EventFeed, Projection, StoreAdapter, Subscription } from "effect-maestro"
-import { useServerOfOurOwn } from "./database.js"
 import {
   caughtUp,
   commit,
@@ -30,13 +29,11 @@ import {
   written
 } from "./subscribers.js"
 
-useServerOfOurOwn()
-
 for (const [name, store] of stores) suite(name, store)
 
 function suite(name: string, store: Layer.Layer<Ground, unknown>) {
   layer(store, { excludeTestServices: true, timeout: 60_000 })(name, (it) => {
-    it.scoped("handles all events, those stored and those that come, each once and in the order of the feed", () =>
+    it.scoped("handles all stored and all new events, each once and in the order of the feed", () =>
       Effect.gen(function* () {
         const [a, b, by] = [newId("a"), newId("b"), newId("all")]
         yield* commit(event(b, 1), event(a, 1), event(b, 2))
@@ -51,7 +48,7 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>) {
       })
     )
 
-    it.scoped("begins after what is there, or after a position", () =>
+    it.scoped("begins after the stored events, or after a position", () =>
       Effect.gen(function* () {
         const [a, now, later] = [newId("a"), newId("now"), newId("later")]
         yield* commitOf(a, 1, 3, a)
@@ -63,7 +60,7 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>) {
         })
         yield* start(fromNow)
         yield* start(fromPosition)
-        // It has looked where the end is.
+        // It has read the head of the feed.
         yield* eventually(fromNow.status, ({ state }) => state === "running")
         yield* commitOf(a, 4, 5, a)
         yield* caughtUp(fromNow)
@@ -73,7 +70,7 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>) {
       })
     )
 
-    it.scoped("goes on where it was, whatever it is told to begin with", () =>
+    it.scoped("goes on from its checkpoint, with any `from`", () =>
       Effect.gen(function* () {
         const [a, by] = [newId("a"), newId("again")]
         const options = { filter: { types: [a] }, handle: write(by) }
@@ -88,7 +85,7 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>) {
       })
     )
 
-    it.scoped("sees what its filter lets through: by type, by the aggregate's kind, by a share of the aggregates", () =>
+    it.scoped("handles the events that its filter lets through: by type, by kind, by a slice of the aggregates", () =>
       Effect.gen(function* () {
         const [kind, id] = [newId("kind"), newId("f")]
         const streamOf = (index: number) => `${index % 2 === 0 ? kind : "Other"}/${id}-${index}`
@@ -124,7 +121,7 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>) {
       })
     )
 
-    it.scoped("hands over batches of the size it was told, or a rest", () =>
+    it.scoped("passes batches of `batchSize` to the handler, and a smaller last one", () =>
       Effect.gen(function* () {
         const [a, by] = [newId("a"), newId("batches")]
         const sizes: Array<number> = []
@@ -144,7 +141,7 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>) {
       })
     )
 
-    it.scoped("in partitions each aggregate keeps its order, and together they handle everything once", () =>
+    it.scoped("in partitions each aggregate keeps its order, and all events are handled once", () =>
       Effect.gen(function* () {
         const [kind, by] = [newId("kind"), newId("parts")]
         const ids = Arr.makeBy(9, () => newId("p"))
@@ -169,12 +166,12 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>) {
           [1, 3],
           [2, 3]
         ])
-        // Those that got nothing come to the end too, though nothing more is committed.
+        // A partition without events reaches the head, too, though no more events are committed.
         yield* caughtUp(parts)
       })
     )
 
-    it.scoped("can't be cut otherwise once it has run", () =>
+    it.scoped("can't have another number of partitions once it has run", () =>
       Effect.gen(function* () {
         const by = newId("cut")
         const first = Subscription.make(by, { partitions: 2, handle: () => Effect.void })
@@ -191,7 +188,7 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>) {
       })
     )
 
-    it.scoped("holds two pages at most, however slow the handler is", () =>
+    it.scoped("holds two pages at most while the handler is slow", () =>
       Effect.gen(function* () {
         const [a, by] = [newId("a"), newId("slow")]
         yield* commitOf(a, 1, 60, a)
@@ -223,7 +220,7 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>) {
       })
     )
 
-    it.scoped("is one to work for all who run it in a process, and the next when that one ends", () =>
+    it.scoped("runs once in a process that starts it several times, and goes on with the next when that one ends", () =>
       Effect.gen(function* () {
         const [a, by] = [newId("a"), newId("twice")]
         const twice = (holder: string) => Subscription.make(by, { filter: { types: [a] }, holder, handle: write(by) })
@@ -272,7 +269,7 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>) {
           yield* Fiber.join(stopping)
           expect(ended).toBe(1)
           expect(yield* graceful.status).toMatchObject({ state: "idle", eventsBehind: 0 })
-          // Nobody has to wait for the hour to pass, and nothing is handled again.
+          // The lease of an hour was released, and no event is handled again.
           yield* start(graceful)
           yield* commitOf(a, 5, 5, a)
           yield* Subscription.waitFor(by, { aggregateId: a, sequence: 5 }, "30 seconds")
@@ -281,7 +278,7 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>) {
       )
     }
 
-    it.scoped("one that does not finish in the time given is broken off, and its batch handled again", () =>
+    it.scoped("a batch that exceeds `shutdown` is interrupted, and handled again", () =>
       Effect.gen(function* () {
         const [a, by] = [newId("a"), newId("broken-off")]
         const entered = yield* Deferred.make<void>()
@@ -299,7 +296,7 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>) {
       })
     )
 
-    it.scoped("a handler may commit events itself, and hears of them", () =>
+    it.scoped("a handler may commit events itself, and handles them", () =>
       Effect.gen(function* () {
         const [a, b, by] = [newId("a"), newId("b"), newId("chain")]
         const store = yield* StoreAdapter.StoreAdapter
@@ -321,7 +318,7 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>) {
       })
     )
 
-    it.scoped("a projection is the same whether those who commit keep it, or a subscription", () =>
+    it.scoped("a projection has equal results as a strong one and in a subscription", () =>
       Effect.gen(function* () {
         const [a, strong, eventual] = [newId("a"), newId("strong"), newId("eventual")]
         class Added extends Schema.TaggedClass<Added>()("Added", { of: Schema.String }) {}
@@ -353,7 +350,7 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>) {
       })
     )
 
-    it.scoped("who waits for it sees his own write, and is told when it takes too long", () =>
+    it.scoped("waitFor lets a caller read its own write, and fails after the timeout", () =>
       Effect.gen(function* () {
         const [a, by] = [newId("a"), newId("waited-for")]
         const gate = yield* Effect.makeLatch(true)
@@ -361,7 +358,7 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>) {
           filter: { types: [a] },
           handle: (event) => gate.whenOpen(write(by)(event))
         })
-        // One that has never run is waited for.
+        // It also waits for a subscription that has never run.
         const early = yield* Effect.fork(Subscription.waitFor(by, { aggregateId: a, sequence: 1 }, "30 seconds"))
         yield* commitOf(a, 1, 1, a)
         const early2 = yield* Effect.fork(Subscription.waitFor(by, { aggregateId: a, sequence: 1 }, "30 seconds"))
@@ -379,7 +376,7 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>) {
         expect(late).toMatchObject({ _tag: "NotReached", subscription: by })
         yield* gate.open
         yield* Subscription.waitFor(by, { aggregateId: a, sequence: 21 }, "30 seconds")
-        // An aggregate without events has nothing to wait for, and an event that is not stored is a mistake.
+        // An aggregate without events needs no wait, and an event that is not stored is refused.
         yield* Subscription.waitFor(by, { aggregateId: newId("none"), sequence: 0 }, "50 millis")
         expect(
           yield* Effect.flip(Subscription.waitFor(by, { aggregateId: a, sequence: 99 }, "1 second"))
@@ -389,7 +386,7 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>) {
       })
     )
 
-    it.scoped("who waits for one aggregate waits for its partition only", () =>
+    it.scoped("waitFor an event waits for the partition of its aggregate only", () =>
       Effect.gen(function* () {
         const [kind, by] = [newId("kind"), newId("one-part")]
         const ids = Arr.makeBy(12, () => newId("p"))
@@ -397,7 +394,7 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>) {
         const parts = Subscription.make(by, {
           filter: { types: [kind] },
           partitions: 4,
-          // In a transaction it would keep the only connection of an embedded database.
+          // In a transaction it would hold the only connection of an embedded database.
           delivery: "at-least-once",
           shutdown: 0,
           handle: (event) => (event.aggregateId === stuck ? Effect.never : write(by)(event))
@@ -409,7 +406,7 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>) {
           (aggregateId) => Effect.option(Subscription.waitFor(by, { aggregateId, sequence: 1 }, "1 second")),
           { concurrency: "unbounded" }
         )
-        // All but those that are in the partition of the one that is stuck, and they are not all in that.
+        // The aggregates of the stuck partition are not reached, and some are in other partitions.
         const count = reached.filter(Option.isSome).length
         expect(count).toBeGreaterThan(0)
         expect(
@@ -418,7 +415,7 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>) {
       })
     )
 
-    it.scoped("tells how it stands: by events, by their age, and who works", () =>
+    it.scoped("status has the number of events behind, their age, and the holder", () =>
       Effect.gen(function* () {
         const [a, by] = [newId("a"), newId("status")]
         const gate = yield* Effect.makeLatch(false)
@@ -456,7 +453,7 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>) {
       }).pipe(Effect.provide(TestContext.TestContext))
     )
 
-    it.scoped("tells how it stands by metrics", () =>
+    it.scoped("metrics have the number of events behind and their age", () =>
       Effect.gen(function* () {
         const [a, by] = [newId("a"), newId("metrics")]
         const gate = yield* Effect.makeLatch(true)
@@ -491,7 +488,7 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>) {
   })
 }
 
-it("settings that can't be meant are refused where they are written", () => {
+it("options out of their bounds are refused by `make`", () => {
   const handle = () => Effect.void
   for (const settings of [
     { batchSize: 0 },

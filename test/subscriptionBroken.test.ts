@@ -1,4 +1,7 @@
-/** Events whose handling breaks the connection, or finds another database down: counted, and in the end parked or stopped at. */
+/**
+ * Events whose handling breaks the connection, or finds another database down: each attempt counts, and the event is
+ * parked or stops the subscription.
+ */
 import * as SqlClient from "@effect/sql/SqlClient"
 import { SqlError } from "@effect/sql/SqlError"
 import { PgClient } from "@effect/sql-pg"
@@ -9,7 +12,7 @@ import * as Option from "effect/Option"
 import * as Schedule from "effect/Schedule"
 import { type EventFeed, SqlStore, StoreError, Subscription } from "effect-maestro"
 import { Pool } from "pg"
-import { makeDatabase, useServerOfOurOwn } from "./database.js"
+import { makeDatabase } from "./database.js"
 import {
   caughtUp,
   commitOf,
@@ -25,9 +28,7 @@ import {
 } from "./subscribers.js"
 import { withoutInnerSpans } from "./subscriptionNodes.js"
 
-useServerOfOurOwn()
-
-/** On a pool that gives up a query after two seconds. */
+/** A node whose pool times out a query after two seconds. */
 const onPostgres = Layer.unwrapScoped(
   Effect.map(makeDatabase, (url) => {
     const acquire = Effect.acquireRelease(
@@ -99,7 +100,7 @@ function isSetAside(
   settings: Subscription.Options
 ): void {
   it.scoped(
-    `${way}: the event is parked after its retries, and the next one comes`,
+    `${way}: the event is parked after its retries, and the next one is handled`,
     () =>
       Effect.gen(function* () {
         const [a, by] = [newId("a"), newId("aside")]
@@ -118,9 +119,9 @@ function isSetAside(
         yield* start(aside)
         yield* caughtUp(aside)
         expect(yield* Subscription.parked(by)).toMatchObject([{ sequence: 2, attempts: 3 }])
-        // Once in a batch, and three times by itself.
+        // Once in a batch, and three times alone.
         expect(seen.filter((sequence) => sequence === 2)).toHaveLength(4)
-        // The dead connection that an event at-least-once leaves in the pool may be given to the other handler, once.
+        // An at-least-once event leaves a dead connection in the pool, which the other handler may get once.
         expect(seen.filter((sequence) => sequence === 1).length).toBeLessThanOrEqual(3)
         const once = (yield* written(by)).filter((place, index, all) => all.indexOf(place) === index)
         expect(once).toEqual([...placesOf(a, 1, 1), ...placesOf(a, 3, 3)])
@@ -136,7 +137,7 @@ function stops(
   settings: Subscription.Options
 ): void {
   it.scoped(
-    `${way}: the subscription stops at the event, says why, and counts anew when it is resumed`,
+    `${way}: the subscription stops before the event with the reason, and counts from zero after \`resume\``,
     () =>
       Effect.gen(function* () {
         const [a, by] = [newId("a"), newId("stop")]

@@ -1,4 +1,4 @@
-/** What becomes of events that a subscription can't handle, on every store of this library. */
+/** Events that a subscription can't handle, on each store of this library. */
 import * as SqlClient from "@effect/sql/SqlClient"
 import { describe, expect, it, layer } from "@effect/vitest"
 import * as Arr from "effect/Array"
@@ -13,7 +13,6 @@ import * as Schema from "effect/Schema"
 import * as TestClock from "effect/TestClock"
 import * as TestContext from "effect/TestContext"
 import { type EventFeed, Projection, Subscription } from "effect-maestro"
-import { useServerOfOurOwn } from "./database.js"
 import {
   caughtUp,
   commitOf,
@@ -29,13 +28,11 @@ import {
   written
 } from "./subscribers.js"
 
-useServerOfOurOwn()
-
 for (const [name, store] of stores) suite(name, store, name !== "MemoryStore")
 
 function suite(name: string, store: Layer.Layer<Ground, unknown>, transactional: boolean) {
   layer(store, { excludeTestServices: true, timeout: 60_000 })(name, (it) => {
-    it.scoped("tries again by its schedule, and goes on where that helps", () =>
+    it.scoped("retries an event by its schedule, and goes on when it succeeds", () =>
       Effect.gen(function* () {
         const [a, by] = [newId("a"), newId("retried")]
         let tries = 0
@@ -64,7 +61,7 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>, transactional:
       }).pipe(Effect.provide(TestContext.TestContext))
     )
 
-    it.scoped("stops before the event when its retries are used up, and goes on with it once it is resumed", () =>
+    it.scoped("stops before the event when its retries are used up, and handles it first after `resume`", () =>
       Effect.gen(function* () {
         const [a, by] = [newId("a"), newId("stops")]
         let [broken, tries] = [true, 0]
@@ -92,7 +89,7 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>, transactional:
           partitions: [{ holder: Option.none(), lastFailure: { value: { sequence: 3, attempts: 3 } } }]
         })
         const attempts = tries
-        // Nobody gets it until somebody says so.
+        // No process gets the lease before `resume`.
         const waiting = yield* Effect.forkScoped(stops.run)
         yield* Effect.repeatN(shortly, 5)
         expect(tries).toBe(attempts)
@@ -106,7 +103,7 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>, transactional:
       })
     )
 
-    it.scoped("as a layer it says so, waits, and goes on by itself once it is resumed", () =>
+    it.scoped("a stopped layer logs an error, waits, and goes on after `resume`", () =>
       Effect.gen(function* () {
         const [a, by] = [newId("a"), newId("waits")]
         let broken = true
@@ -164,7 +161,7 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>, transactional:
       })
     )
 
-    it.scoped("parks what can't be handled and goes on; it can be retried, and discarded", () =>
+    it.scoped("parks an event that can't be handled and goes on; the event can be retried, or discarded", () =>
       Effect.gen(function* () {
         const [a, by] = [newId("a"), newId("aside")]
         let broken = true
@@ -184,7 +181,7 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>, transactional:
         expect(listed[0]).toMatchObject({ type: a, error: expect.stringContaining("even"), attempts: 2, partition: 0 })
         expect(Math.abs(Date.now() - (listed[0]?.since ?? 0))).toBeLessThan(60_000)
         expect(yield* aside.status).toMatchObject({ state: "running", eventsBehind: 0, parked: 3 })
-        // A retry that fails leaves it where it is.
+        // After a failed retry the event is still parked.
         expect(yield* Effect.flip(aside.retryParked({ aggregateId: a, sequence: 2 }))).toBe("even")
         expect(yield* Subscription.parked(by)).toHaveLength(3)
         broken = false
@@ -198,7 +195,7 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>, transactional:
       })
     )
 
-    it.scoped("many who retry the same event at once handle it once", () =>
+    it.scoped("concurrent retries of one event handle it once", () =>
       Effect.gen(function* () {
         const [a, by] = [newId("a"), newId("at-once")]
         let broken = true
@@ -250,7 +247,7 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>, transactional:
             expect(Arr.dedupe(yield* of(b))).toEqual(placesOf(b, 1, 2))
             expect(Arr.dedupe(yield* of(a))).toEqual(placesOf(a, 1, 1))
             expect((yield* Subscription.parked(by)).map(placeOf)).toEqual(placesOf(a, 2, 4))
-            // It fails again: nothing behind it is handled either.
+            // It fails again, so no event after it is handled.
             expect(yield* Effect.flip(joins.retryAllParked)).toBe("two")
             broken = false
             expect(yield* joins.retryAllParked).toBe(3)
@@ -262,7 +259,7 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>, transactional:
       )
     }
 
-    it.scoped("while it is at work, those parked are retried, and none is lost, doubled or out of order", () =>
+    it.scoped("parked events are retried while it runs, and none is lost, doubled or out of order", () =>
       Effect.gen(function* () {
         const [a, by] = [newId("a"), newId("race")]
         let broken = true
@@ -321,7 +318,7 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>, transactional:
               event.sequence === 2
                 ? Effect.ignore(Effect.zipRight(write(by)(event), sql`select 1 / 0`))
                 : event.sequence === 3
-                  ? // This one undoes what failed, and is fine.
+                  ? // This handler rolls its failed statement back, and succeeds.
                     Effect.zipRight(Effect.ignore(sql.withTransaction(sql`select 1 / 0`)), write(by)(event))
                   : write(by)(event)
           })
@@ -344,7 +341,7 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>, transactional:
           handleBatch: ([first]) =>
             Effect.suspend(() => {
               begun++
-              // Not idle: then the database would end it.
+              // A busy transaction, because the database would end an idle one.
               return Effect.zipRight(Effect.repeatN(sql`select pg_sleep(0.03)`, 15), write(by)(first))
             })
         })
@@ -420,7 +417,7 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>, transactional:
           expect(yield* sql`select n from totals where id = ${by}`).toEqual([{ n: 2 }])
         })
     )
-    describe("whatever way a handler fails", () => {
+    describe("each way in which a handler can fail", () => {
       const ways: ReadonlyArray<
         readonly [way: string, handle: (event: EventFeed.FeedEvent) => Effect.Effect<void, unknown>, error: RegExp]
       > = [
@@ -442,36 +439,38 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>, transactional:
       ]
       for (const delivery of ["exactly-once", "at-least-once"] as const) {
         for (const batch of [true, false]) {
-          it.scoped(`${delivery}, ${batch ? "a batch" : "one by one"}: it is told, and the next event comes`, () =>
-            Effect.gen(function* () {
-              const [a, by] = [newId("a"), newId("ways")]
-              const failing = (event: EventFeed.FeedEvent): Effect.Effect<void, unknown> =>
-                ways[event.sequence - 1]?.[1](event) ?? Effect.void
-              const told = Subscription.make(by, {
-                filter: { types: [a] },
-                retry: Schedule.stop,
-                onFailure: "park",
-                delivery,
-                ...(batch
-                  ? {
-                      handleBatch: (events: ReadonlyArray<EventFeed.FeedEvent>) => {
-                        const [first] = events
-                        return first === undefined ? Effect.void : failing(first)
-                      },
-                      batchSize: 1
-                    }
-                  : { handle: failing })
+          it.scoped(
+            `${delivery}, ${batch ? "a batch" : "one by one"}: the event is parked with the failure, and the next one is handled`,
+            () =>
+              Effect.gen(function* () {
+                const [a, by] = [newId("a"), newId("ways")]
+                const failing = (event: EventFeed.FeedEvent): Effect.Effect<void, unknown> =>
+                  ways[event.sequence - 1]?.[1](event) ?? Effect.void
+                const told = Subscription.make(by, {
+                  filter: { types: [a] },
+                  retry: Schedule.stop,
+                  onFailure: "park",
+                  delivery,
+                  ...(batch
+                    ? {
+                        handleBatch: (events: ReadonlyArray<EventFeed.FeedEvent>) => {
+                          const [first] = events
+                          return first === undefined ? Effect.void : failing(first)
+                        },
+                        batchSize: 1
+                      }
+                    : { handle: failing })
+                })
+                yield* commitOf(a, 1, ways.length + 1, a)
+                yield* start(told)
+                yield* caughtUp(told)
+                const listed = yield* Subscription.parked(by)
+                expect(listed.map(({ sequence }) => sequence)).toEqual(Arr.range(1, ways.length))
+                for (const [index, [way, , error]] of ways.entries()) {
+                  expect(listed[index]?.error, way).toMatch(error)
+                  expect(listed[index]?.error.length, way).toBeLessThan(5000)
+                }
               })
-              yield* commitOf(a, 1, ways.length + 1, a)
-              yield* start(told)
-              yield* caughtUp(told)
-              const listed = yield* Subscription.parked(by)
-              expect(listed.map(({ sequence }) => sequence)).toEqual(Arr.range(1, ways.length))
-              for (const [index, [way, , error]] of ways.entries()) {
-                expect(listed[index]?.error, way).toMatch(error)
-                expect(listed[index]?.error.length, way).toBeLessThan(5000)
-              }
-            })
           )
         }
       }
@@ -479,7 +478,7 @@ function suite(name: string, store: Layer.Layer<Ground, unknown>, transactional:
   })
 }
 
-it("a subscription that stopped says where and why", () => {
+it("the message of SubscriptionStopped names the event and the failure", () => {
   const stopped = new Subscription.SubscriptionStopped({
     subscription: "s",
     partition: 0,
@@ -494,16 +493,16 @@ it("a subscription that stopped says where and why", () => {
   )
 })
 
-/** That of the store, where it is on one. */
+/** The client of the store, if it has one. */
 const client = Effect.map(Effect.serviceOption(SqlClient.SqlClient), Option.getOrThrow)
 
-/** Lets seconds of the program pass, once a retry waits for their end. */
+/** Adjusts the program's clock once a retry sleeps. */
 const passes = (seconds: number) =>
   Effect.gen(function* () {
     const left = Effect.map(Effect.all([TestClock.sleeps(), TestClock.currentTimeMillis]), ([sleeps, now]) =>
       Arr.fromIterable(sleeps).map((at) => at - now)
     )
-    // The lag is measured every fifteen seconds.
+    // The lag is measured every fifteen seconds, and sleeps, too.
     yield* eventually(left, (all) => seconds === 1 || all.some((millis) => millis > 15_000))
     yield* TestClock.adjust(`${seconds} seconds`)
     yield* shortly

@@ -1,4 +1,4 @@
-/** What a subscription says of failures, of settings that can't be meant, and of waiting in vain. */
+/** The messages of a subscription: of failures, of refused options, and of `waitFor` after its timeout. */
 import * as SqlClient from "@effect/sql/SqlClient"
 import { expect, it, layer } from "@effect/vitest"
 import * as Cause from "effect/Cause"
@@ -9,11 +9,10 @@ import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as Schedule from "effect/Schedule"
-import { type EventFeed, SqlStore, Subscription } from "effect-maestro"
-import * as PgliteClient from "effect-maestro/PgliteClient"
+import { EventFeed, Projection, SqlStore, Subscription } from "effect-maestro"
 import { lineOf, textOf } from "../src/internal/subscription/failureText.js"
-import { Account } from "./account.js"
-import { layerPg, useServerOfOurOwn } from "./database.js"
+import { Account, Deposited } from "./account.js"
+import { layerPg, layerPglite } from "./database.js"
 import { commitOf, newId, stores } from "./subscribers.js"
 
 class NoRoom extends Data.TaggedError("NoRoom") {
@@ -22,14 +21,12 @@ class NoRoom extends Data.TaggedError("NoRoom") {
   }
 }
 
-useServerOfOurOwn()
-
 for (const [name, client] of [
-  ["PGlite", PgliteClient.layerMemory],
+  ["PGlite", layerPglite],
   ["Postgres", layerPg()]
 ] as const) {
   layer(Layer.provideMerge(SqlStore.layer, client), { excludeTestServices: true, timeout: 60_000 })(name, (it) => {
-    it.scoped("a failed statement is told by one line with what the database said, and each attempt is logged", () =>
+    it.scoped("a failed statement is one line with the database's message, and each attempt is logged", () =>
       Effect.gen(function* () {
         const sql = yield* SqlClient.SqlClient
         const [a, by] = [newId("a"), newId("told")]
@@ -82,7 +79,7 @@ for (const [name, client] of [
 
 for (const [name, store] of stores) {
   layer(store, { excludeTestServices: true, timeout: 60_000 })(name, (it) => {
-    it.scoped("waitFor says that a subscription is slow, idle or stopped, or that none of that name has run", () =>
+    it.scoped("NotReached says whether the subscription is slow, idle, stopped, or has never run", () =>
       Effect.gen(function* () {
         const [a, by] = [newId("a"), newId("awaited")]
         const [began, leave] = [yield* Deferred.make<void>(), yield* Deferred.make<void>()]
@@ -125,7 +122,7 @@ for (const [name, store] of stores) {
       })
     )
 
-    it.scoped("what is no position is a ValidationError", () =>
+    it.scoped("an argument that is no position fails with ValidationError", () =>
       Effect.gen(function* () {
         const by = newId("junk")
         const subscription = Subscription.make(by, { handle: () => Effect.void })
@@ -155,7 +152,7 @@ for (const [name, store] of stores) {
   })
 }
 
-it("the text of a failure begins with the messages of all its causes", () => {
+it("the text of a failure begins with a line of the messages of all its causes", () => {
   const refused = Object.assign(new Error("connect ECONNREFUSED ::1:5432"), { code: "ECONNREFUSED" })
   const outer = new Error("no mail", { cause: new Error("no relay", { cause: new AggregateError([refused]) }) })
   const line = "Error: no mail: no relay: connect ECONNREFUSED ::1:5432"
@@ -168,7 +165,7 @@ it("the text of a failure begins with the messages of all its causes", () => {
   expect(lineOf(Cause.fail(driver))).toBe('Error: no (23505, table "t", constraint "c")')
 })
 
-it("a subscription that would handle no events is refused where it is made", () => {
+it("a subscription that would handle no events is refused by `make`", () => {
   const nothing: ReadonlyArray<readonly [make: () => unknown, message: string]> = [
     [() => Subscription.make("idle", { on: [] }), "would handle no events"],
     [() => Subscription.make("idle", { on: Subscription.on(Account, {}) }), "no handler for events of Account"],
@@ -176,7 +173,7 @@ it("a subscription that would handle no events is refused where it is made", () 
       () => Subscription.make("idle", { on: [onDeposits, Subscription.on(Account, {})] }),
       "no handler for events of Account"
     ],
-    [() => Subscription.make("idle", { on: onDeposits, filter: { kinds: ["Order"] } }), "no aggregates"],
+    [() => Subscription.make("idle", { on: onDeposits, filter: { kinds: ["Order"] } }), "no kinds"],
     [() => Subscription.make("idle", { filter: { types: [] }, handle: () => Effect.void }), "no types"],
     [() => Subscription.make("idle", JSON.parse("{}")), "has no handler"],
     [() => Subscription.fromProjections("idle", []), "would handle no events"]
@@ -187,11 +184,28 @@ it("a subscription that would handle no events is refused where it is made", () 
   }
 })
 
+it("a projection that owns tables runs from the beginning only, because its next version has all events", () => {
+  const owned = Projection.of(
+    Account,
+    Projection.makeSql({
+      name: "owned",
+      events: Deposited,
+      tables: { owned: (sql) => sql`create table owned (account text)` },
+      project: {}
+    })
+  )
+  const make = (from?: Subscription.Options["from"]) => () => Subscription.fromProjections("owned", [owned], { from })
+  expect(make()).not.toThrow()
+  expect(make("beginning")).not.toThrow()
+  expect(make("now")).toThrow('`from` must be "beginning"')
+  expect(make(EventFeed.beginning)).toThrow(TypeError)
+})
+
 // --- internal ---
 
 const onDeposits = Subscription.on(Account, { Deposited: () => Effect.void })
 
-/** Collects what is logged from warnings on. */
+/** Collects the logged warnings and errors. */
 const hearing = () => {
   const said: Array<string> = []
   const logger = Logger.make(({ logLevel, message }) => {

@@ -1,4 +1,4 @@
-/** Nodes that run subscriptions on one database, for the tests of what happens among them. */
+/** Nodes that run subscriptions on one database, for the tests of several nodes. */
 import * as SqlClient from "@effect/sql/SqlClient"
 import { PgClient } from "@effect/sql-pg"
 import * as Context from "effect/Context"
@@ -13,7 +13,7 @@ import { makeDatabase } from "./database.js"
 import { makeProxy, type Proxy } from "./faults/proxy.js"
 import { Ledger, write } from "./subscribers.js"
 
-/** A database, a way to it that can be broken, and a client that nobody breaks. */
+/** A database, a proxy before it that tests can break, and a client that connects directly. */
 export class Database extends Context.Tag("test/Database")<
   Database,
   { readonly url: string; readonly proxy: Proxy }
@@ -37,7 +37,7 @@ export const ground = Layer.unwrapEffect(Effect.map(Database, ({ url }) => store
   Layer.provideMerge(Database.layer)
 )
 
-/** Another node, on a pool of its own: directly, or by the way that can be broken. */
+/** Another node with its own pool: directly connected, or through the proxy. */
 export const aNode = (how: "direct" | "proxy" = "direct", maxConnections?: number) =>
   Effect.flatMap(Database, ({ proxy, url }) =>
     Layer.build(Layer.fresh(storeAt(how === "direct" ? url : proxy.url(url), "node", maxConnections)))
@@ -48,14 +48,14 @@ export const holderOf = (name: string) =>
     Effect.map(store.partitions(name), ([only]) => Option.getOrUndefined(only?.holder ?? Option.none()))
   )
 
-/** What a subscription waits for while the database can't be reached is a warning. */
+/** Hides the warnings of subscriptions that wait for the database. */
 export const withoutInnerSpans = Logger.withMinimumLogLevel(LogLevel.Error)
 
-/** One that writes what it handles. */
+/** A subscription that writes each event to the ledger. */
 export const writing = (by: string, type: string, settings: Subscription.Options = {}) =>
   Subscription.make(by, { filter: { types: [type] }, handle: write(by), ...settings })
 
-/** Waits until it has handled the event. */
+/** Waits until the subscription has handled the event. */
 export const reached = (name: string, aggregateId: string, sequence: number) =>
   Subscription.waitFor(name, { aggregateId, sequence }, "30 seconds")
 

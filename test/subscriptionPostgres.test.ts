@@ -1,4 +1,7 @@
-/** Subscriptions of several nodes on one server: who works, who takes over, and what is left of what broke in between. */
+/**
+ * Subscriptions of several nodes on one server: one holds the lease, another takes over, and a broken connection or a
+ * crash loses nothing.
+ */
 import * as SqlClient from "@effect/sql/SqlClient"
 import { expect, layer } from "@effect/vitest"
 import * as Arr from "effect/Array"
@@ -9,7 +12,6 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Random from "effect/Random"
 import { EventFeed, Subscription, SubscriptionStore, Timestamp } from "effect-maestro"
-import { useServerOfOurOwn } from "./database.js"
 import type { Mishap } from "./faults/proxy.js"
 import { commitOf, eventually, Ledger, newId, placesOf, start, write, written } from "./subscribers.js"
 import {
@@ -23,10 +25,8 @@ import {
   writing
 } from "./subscriptionNodes.js"
 
-useServerOfOurOwn()
-
 layer(ground, { excludeTestServices: true, timeout: 60_000 })("nodes", (it) => {
-  it.scoped("one works, and the other takes over at once when it ends", () =>
+  it.scoped("one node works, and the other takes over immediately when it ends", () =>
     Effect.gen(function* () {
       const [a, by] = [newId("a"), newId("hand-over")]
       const [one, two] = [yield* aNode(), yield* aNode()]
@@ -49,7 +49,7 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("nodes", (it) => {
     })
   )
 
-  it.scoped("one that has nothing to do, or much, keeps its lease", () =>
+  it.scoped("an idle node and a busy node keep their lease", () =>
     Effect.gen(function* () {
       const [a, by] = [newId("a"), newId("keeps")]
       const sql = yield* SqlClient.SqlClient
@@ -69,10 +69,10 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("nodes", (it) => {
         }
       })
       yield* Effect.provide(start(keeps), yield* aNode())
-      // A row that was only registered has a null here.
+      // A registered row without a holder has a null here.
       const had = yield* eventually(state, (row) => typeof row?.until === "string")
       yield* Effect.provide(start(writing(by, a, { lease: "900 millis", holder: "two" })), yield* aNode())
-      // Longer than the lease: it was renewed at least thrice.
+      // Longer than the lease, so it was renewed at least three times.
       for (const _ of Arr.range(1, 4)) {
         const before = yield* state
         yield* eventually(state, (row) => row?.until !== before?.until)
@@ -85,7 +85,7 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("nodes", (it) => {
     })
   )
 
-  it.scoped("nothing of a lease lives in a connection", () =>
+  it.scoped("no state of a lease is in a connection", () =>
     Effect.gen(function* () {
       const [a, by] = [newId("a"), newId("stateless")]
       const sql = yield* SqlClient.SqlClient
@@ -97,7 +97,7 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("nodes", (it) => {
       for (const sequence of Arr.range(1, 6)) {
         yield* commitOf(a, sequence, sequence, a)
         expect(yield* sql`select 1 from pg_locks where locktype = 'advisory'`).toEqual([])
-        // Every connection is another one from here on.
+        // All connections are new from here on.
         yield* Effect.provide(
           Effect.flatMap(SqlClient.SqlClient, (own) => Effect.ignore(own`select 1`)),
           node
@@ -110,7 +110,7 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("nodes", (it) => {
     }).pipe(withoutInnerSpans)
   )
 
-  it.scoped("of two who believe to hold one lease, the older writes nothing", () =>
+  it.scoped("of two holders of one lease, the older writes nothing", () =>
     Effect.gen(function* () {
       const by = newId("fenced")
       const sql = yield* SqlClient.SqlClient
@@ -139,7 +139,7 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("nodes", (it) => {
       const older = yield* take("older")
       yield* older.advance(at("3-1"), ledger.write(by, line(1)))
       const [inside, leave] = [yield* Deferred.make<void>(), yield* Deferred.make<void>()]
-      // Its lease runs out while it is in the middle.
+      // Its lease runs out in the middle of the transaction.
       const middle = yield* ledger
         .write(by, line(2))
         .pipe(
@@ -156,7 +156,7 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("nodes", (it) => {
       yield* Deferred.succeed(leave, undefined)
       const lost = new SubscriptionStore.LeaseLost({ subscription: by, partition: 0 })
       expect(yield* Fiber.join(middle)).toEqual(Exit.fail(lost))
-      // And afterwards it can do nothing at all.
+      // Afterwards all its operations fail.
       expect(yield* Effect.flip(older.advance(at("3-3"), ledger.write(by, line(3))))).toEqual(lost)
       expect(yield* Effect.flip(older.checkpoint)).toEqual(lost)
       expect(yield* Effect.flip(older.recordFailure(undefined))).toEqual(lost)
@@ -166,7 +166,7 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("nodes", (it) => {
     })
   )
 
-  it.scoped("a holder learns that its lease is lost, and stands by again", () =>
+  it.scoped("a holder notices that its lease is lost, and waits for it again", () =>
     Effect.gen(function* () {
       const [a, by] = [newId("a"), newId("learns")]
       const sql = yield* SqlClient.SqlClient
@@ -215,7 +215,7 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("nodes", (it) => {
     }).pipe(withoutInnerSpans)
   )
 
-  it.scoped("checkpoints whose commits are cut off before, during or after, are stored once", () =>
+  it.scoped("checkpoints whose connection is cut before, during or after the commit are stored once", () =>
     Effect.gen(function* () {
       const [a, by] = [newId("a"), newId("unknown")]
       const { proxy } = yield* Database
@@ -247,7 +247,7 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("nodes", (it) => {
       proxy.refuse(true)
       proxy.cutAll()
       yield* commitOf(a, 4, 6, a)
-      // Its lease has run out meanwhile.
+      // Its lease has run out by then.
       yield* eventually(holderOf(by), (holder) => holder === undefined)
       proxy.refuse(false)
       yield* reached(by, a, 6)
@@ -255,47 +255,45 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("nodes", (it) => {
     }).pipe(withoutInnerSpans)
   )
 
-  it.scoped(
-    "on a network that stands still another takes over, and the one cut off ends in time and writes nothing",
-    () =>
-      Effect.gen(function* () {
-        const [a, by] = [newId("a"), newId("still")]
-        const { proxy } = yield* Database
-        const node = yield* aNode("proxy")
-        const inside = yield* Deferred.make<void>()
-        const still = Subscription.make(by, {
-          filter: { types: [a] },
-          lease: "500 millis",
-          shutdown: "100 millis",
-          holder: "still",
-          handle: (event) =>
-            Effect.gen(function* () {
-              yield* write(by)(event)
-              if (event.sequence === 3) {
-                proxy.pause()
-                yield* Deferred.succeed(inside, undefined)
-              }
-            })
-        })
-        yield* Effect.addFinalizer(() => Effect.sync(() => proxy.resume()))
-        const running = yield* start(still).pipe(
-          Effect.zipRight(Effect.never),
-          Effect.scoped,
-          Effect.provide(node),
-          Effect.fork
-        )
-        yield* commitOf(a, 1, 4, a)
-        yield* Deferred.await(inside)
-        yield* start(writing(by, a, { lease: "500 millis", holder: "moves" }))
-        yield* reached(by, a, 4)
-        const [took] = yield* Effect.timed(Fiber.interrupt(running))
-        expect(Duration.toMillis(took)).toBeLessThan(5000)
-        proxy.resume()
-        yield* commitOf(a, 5, 6, a)
-        yield* reached(by, a, 6)
-        expect(yield* holderOf(by)).toBe("moves")
-        expect(yield* written(by)).toEqual(placesOf(a, 1, 6))
-      }).pipe(withoutInnerSpans)
+  it.scoped("when a network stalls another node takes over, and the stalled one ends in time and writes nothing", () =>
+    Effect.gen(function* () {
+      const [a, by] = [newId("a"), newId("still")]
+      const { proxy } = yield* Database
+      const node = yield* aNode("proxy")
+      const inside = yield* Deferred.make<void>()
+      const still = Subscription.make(by, {
+        filter: { types: [a] },
+        lease: "500 millis",
+        shutdown: "100 millis",
+        holder: "still",
+        handle: (event) =>
+          Effect.gen(function* () {
+            yield* write(by)(event)
+            if (event.sequence === 3) {
+              proxy.pause()
+              yield* Deferred.succeed(inside, undefined)
+            }
+          })
+      })
+      yield* Effect.addFinalizer(() => Effect.sync(() => proxy.resume()))
+      const running = yield* start(still).pipe(
+        Effect.zipRight(Effect.never),
+        Effect.scoped,
+        Effect.provide(node),
+        Effect.fork
+      )
+      yield* commitOf(a, 1, 4, a)
+      yield* Deferred.await(inside)
+      yield* start(writing(by, a, { lease: "500 millis", holder: "moves" }))
+      yield* reached(by, a, 4)
+      const [took] = yield* Effect.timed(Fiber.interrupt(running))
+      expect(Duration.toMillis(took)).toBeLessThan(5000)
+      proxy.resume()
+      yield* commitOf(a, 5, 6, a)
+      yield* reached(by, a, 6)
+      expect(yield* holderOf(by)).toBe("moves")
+      expect(yield* written(by)).toEqual(placesOf(a, 1, 6))
+    }).pipe(withoutInnerSpans)
   )
 
   it.scoped(
@@ -341,7 +339,7 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("nodes", (it) => {
     }).pipe(withoutInnerSpans)
   )
 
-  it.scoped("ended at any moment and started anew: each event once, and no connection or transaction is left", () =>
+  it.scoped("interrupted at any moment and restarted: each event once, and no connection or transaction is left", () =>
     Effect.gen(function* () {
       const [a, by] = [newId("a"), newId("any-moment")]
       const sql = yield* SqlClient.SqlClient
@@ -358,7 +356,7 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("nodes", (it) => {
         yield* Effect.sleep(yield* Random.nextIntBetween(0, 25))
         yield* Fiber.interrupt(running)
       }
-      // With a lease of an hour: whoever could not give it back would keep this one waiting.
+      // With a lease of an hour, because a node that did not release it would keep this one waiting.
       yield* Effect.provide(start(any), node)
       yield* reached(by, a, 90)
       expect(yield* written(by)).toEqual(placesOf(a, 1, 90))

@@ -1,4 +1,4 @@
-/** Subscriptions of several processes: what one that is killed, or stopped for a while, leaves to the next. */
+/** Subscriptions of several processes: another takes over from a process that is killed or suspended. */
 import { type ChildProcess, spawn } from "node:child_process"
 import { once } from "node:events"
 import * as SqlClient from "@effect/sql/SqlClient"
@@ -7,11 +7,9 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Schedule from "effect/Schedule"
 import { Subscription } from "effect-maestro"
-import { useServerOfOurOwn } from "./database.js"
+import { useProgram } from "./program.js"
 import { commitOf, eventually, newId, placesOf, start, write, written } from "./subscribers.js"
 import { Database, ground, holderOf, reached, writing } from "./subscriptionNodes.js"
-
-useServerOfOurOwn()
 
 layer(ground, { excludeTestServices: true, timeout: 60_000 })("processes", (it) => {
   it.scoped("a process that is killed between its write and its checkpoint", () =>
@@ -33,7 +31,7 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("processes", (it) 
     Effect.gen(function* () {
       const [a, by] = [newId("a"), newId("kills")]
       yield* commitOf(a, 1, 3, a)
-      // The first attempt is not counted, because it is the first after a process that gave the lease back.
+      // The first attempt is not counted, because the process before it released the lease.
       for (const _ of ["not counted", "counted"]) {
         const child = yield* startChild({ name: by, type: a, lease: 300, middleAt: 2, hold: 60_000 })
         yield* child.says("middle")
@@ -89,7 +87,7 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("processes", (it) 
         yield* commitOf(a, 5, 6, a)
         yield* reached(by, a, 6)
         expect(yield* holderOf(by)).toBe("parent")
-        // It stands by again, and has its turn when that one ends.
+        // It waits for the lease again, and gets it when the other one ends.
         yield* Fiber.interrupt(parent)
         yield* commitOf(a, 7, 8, a)
         yield* reached(by, a, 8)
@@ -101,13 +99,13 @@ layer(ground, { excludeTestServices: true, timeout: 60_000 })("processes", (it) 
   }
 })
 
-// --- what the cases are made of ---
+// --- internal ---
 
 interface Order {
   readonly name: string
   readonly type: string
   readonly lease: number
-  /** In the transaction of this event it says `middle`, and waits for so many milliseconds. */
+  /** In the transaction of this event the process prints `middle`, and waits for so many milliseconds. */
   readonly middleAt: number
   readonly hold: number
 }
@@ -118,11 +116,10 @@ const startChild = (order: Order) =>
     const { url } = yield* Database
     const child = yield* Effect.acquireRelease(
       Effect.sync(() =>
-        spawn(
-          process.execPath,
-          ["--import", "tsx", "--input-type=module", "--eval", program, JSON.stringify({ ...order, url })],
-          { stdio: ["ignore", "pipe", "inherit"], env: { ...process.env, NODE_OPTIONS: "" } }
-        )
+        spawn(process.execPath, [program(), JSON.stringify({ ...order, url })], {
+          stdio: ["ignore", "pipe", "inherit"],
+          env: { ...process.env, NODE_OPTIONS: "" }
+        })
       ),
       kill
     )
@@ -147,7 +144,7 @@ const kill = (child: ChildProcess): Effect.Effect<void> =>
     await closed
   })
 
-const program = `
+const program = useProgram(`
 import { writeSync } from "node:fs"
 import * as SqlClient from "@effect/sql/SqlClient"
 import { PgClient } from "@effect/sql-pg"
@@ -155,7 +152,7 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
 import { SqlStore, Subscription } from "effect-maestro"
-const { hold, lease, middleAt, name, type, url } = JSON.parse(process.argv[1])
+const { hold, lease, middleAt, name, type, url } = JSON.parse(process.argv[2])
 const say = (line) => Effect.sync(() => writeSync(1, line + "\\n"))
 let held = false
 const subscription = Subscription.make(name, {
@@ -171,7 +168,7 @@ const subscription = Subscription.make(name, {
       if (sequence !== middleAt || held) return
       held = true
       yield* say("middle")
-      // Not idle all the time, which the database would not allow.
+      // With statements in between, because the database ends an idle transaction.
       for (let waited = 0; waited < hold; waited += 100) yield* Effect.zipRight(Effect.sleep(100), sql\`select 1\`)
     })
 })
@@ -180,4 +177,4 @@ say("started").pipe(
   Effect.provide(SqlStore.layer.pipe(Layer.provideMerge(PgClient.layer({ url: Redacted.make(url), maxConnections: 6 })))),
   Effect.runFork
 )
-`
+`)

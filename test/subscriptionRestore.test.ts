@@ -1,4 +1,7 @@
-/** A database that was restored from a dump of a busier server: its events are of transactions that have not begun there. */
+/**
+ * A database that was restored from the dump of a busier server: its events have ids of transactions that have not
+ * begun there.
+ */
 import * as SqlClient from "@effect/sql/SqlClient"
 import { PgClient } from "@effect/sql-pg"
 import { expect, layer } from "@effect/vitest"
@@ -10,17 +13,15 @@ import * as Redacted from "effect/Redacted"
 import * as Schedule from "effect/Schedule"
 import * as Stream from "effect/Stream"
 import { EventFeed, SqlStore, Subscription } from "effect-maestro"
-import { makeDatabase, useServerOfOurOwn } from "./database.js"
+import { makeDatabase } from "./database.js"
 import { caughtUp, commitOf, Ledger, newId, placeOf, placesOf, start, write, written } from "./subscribers.js"
 
-useServerOfOurOwn()
-
-/** The URL of the server's database that each case has for its own. */
+/** The URL of the database that each case has for its own. */
 class Url extends Context.Tag("test/Url")<Url, string>() {}
 
 const pgAt = (url: string) => PgClient.layer({ url: Redacted.make(url), maxConnections: 6 })
 
-/** A node that leaves the tables as they are, or one that migrates. */
+/** A node without migration, or with it. */
 const aNode = (options: SqlStore.Options = { migrate: false }) =>
   Effect.flatMap(Url, (url) =>
     Layer.build(
@@ -28,7 +29,10 @@ const aNode = (options: SqlStore.Options = { migrate: false }) =>
     )
   )
 
-/** What a dump of a busier server looks like once it is restored: the events and checkpoints of so many of the last are of the future. */
+/**
+ * Changes the last events, and the checkpoints at them, as a restored dump of a busier server has them: with ids of
+ * future transactions.
+ */
 const restore = (last = 1_000_000) =>
   Effect.gen(function* () {
     const sql = yield* SqlClient.SqlClient
@@ -50,7 +54,7 @@ const all = Effect.map(
 )
 
 layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("restored from a dump", (it) => {
-  /** Events of two aggregates, a subscription in the middle of them and one at their end, and one event parked. */
+  /** Events of two aggregates, a subscription in the middle of them and one at their end, and a parked event. */
   const past = Effect.gen(function* () {
     const [a, b] = [newId("a"), newId("b")]
     const end = Subscription.make("end", {
@@ -68,7 +72,7 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("restored fro
   })
 
   it.scoped(
-    "the feed says so, and shows all in order again when it is repaired; subscriptions go on where they were",
+    "the feed refuses, and shows all events in order after the repair; subscriptions go on from their checkpoints",
     () =>
       inDatabase(
         Effect.gen(function* () {
@@ -106,7 +110,7 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("restored fro
       )
   )
 
-  it.scoped("where only the last of it is of the future, the order is kept too", () =>
+  it.scoped("the order is kept where only the last events have future ids", () =>
     inDatabase(
       Effect.gen(function* () {
         const before = yield* aNode({})
@@ -120,14 +124,14 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("restored fro
     )
   )
 
-  it.scoped("what was committed before the repair comes after what was restored, and nobody passes by it", () =>
+  it.scoped("events committed before the repair come after the restored ones, and no reader skips them", () =>
     inDatabase(
       Effect.gen(function* () {
         const before = yield* aNode({})
         const { a, b, end, middle, order } = yield* Effect.provide(past, before)
         yield* Effect.provide(restore(), before)
         const node = yield* aNode()
-        // Commits need no feed.
+        // Commits succeed without the feed.
         yield* Effect.provide(commitOf(b, 2, 3, "T"), node)
         yield* Effect.provide(commitOf(a, 7, 7, "T"), node)
         yield* Effect.provide(SqlStore.repairAfterRestore(), node)
@@ -141,7 +145,7 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("restored fro
     )
   )
 
-  it.scoped("nodes that migrate repair it by themselves, also when they start at once", () =>
+  it.scoped("nodes with migration repair the log themselves, also when they start concurrently", () =>
     inDatabase(
       Effect.gen(function* () {
         const before = yield* aNode({})
@@ -157,7 +161,7 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("restored fro
     )
   )
 
-  it.scoped("many who repair it at once do so once", () =>
+  it.scoped("concurrent repairs repair the log once", () =>
     inDatabase(
       Effect.gen(function* () {
         const before = yield* aNode({})

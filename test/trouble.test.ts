@@ -15,11 +15,10 @@ import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import * as Schema from "effect/Schema"
 import { Aggregate, type Event, MemoryStore, SqlStore, StoreAdapter, StoreError, Timestamp } from "effect-maestro"
-import * as PgliteClient from "effect-maestro/PgliteClient"
 import * as StoreContract from "effect-maestro/StoreContract"
 import { fromSqlError } from "../src/internal/runtime/sqlError.js"
 import { Account, Deposit, Limits } from "./account.js"
-import { layerPg, makeDatabase, uniqueName } from "./database.js"
+import { layerPg, layerPglite, makeDatabase, uniqueName } from "./database.js"
 import { aNode, aNodeOn, failure, macrotask } from "./nodes.js"
 
 for (const reason of ["ConnectionLost", "Unavailable", "Contention"] as const) {
@@ -87,7 +86,7 @@ for (const [what, from, to] of [
 
 for (const [name, client] of [
   ["Postgres", layerPg()],
-  ["PGlite", PgliteClient.layerMemory]
+  ["PGlite", layerPglite]
 ] as const) {
   it.scoped(`a long stream on ${name} is read whole, however large its events are, and whatever they hold`, () =>
     Effect.gen(function* () {

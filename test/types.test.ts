@@ -423,7 +423,7 @@ it("handlers in place are inferred", () => {
 it("the layers of the stores provide the ports, and failures are data", () => {
   type Ports = StoreAdapter.StoreAdapter | EventFeed.EventFeed | SubscriptionStore.SubscriptionStore
   expectTypeOf<typeof MemoryStore.layer>().toEqualTypeOf<Layer.Layer<Ports>>()
-  expectTypeOf<Layer.Layer.Success<typeof SqlStore.layer>>().toEqualTypeOf<Ports>()
+  expectTypeOf<Layer.Layer.Success<typeof SqlStore.layer>>().toEqualTypeOf<Ports | SqlStore.Tables>()
   expectTypeOf<StoreError.StoreError["reason"]>().toEqualTypeOf<StoreError.StoreErrorReason>()
 })
 

@@ -22,7 +22,7 @@ import * as Schema from "effect/Schema"
 import { Aggregate, Projection, ProjectionTables, SqlStore, type StoreError, Subscription } from "effect-maestro"
 import * as PgliteClient from "effect-maestro/PgliteClient"
 
-// --- the domain: events, commands, refusals, and the table that is part of every commit ---
+// --- the domain: events, commands, refusals, and a table that is part of every commit ---
 
 class Deposited extends Schema.TaggedClass<Deposited>()("Deposited", { amount: Schema.Positive }) {}
 class Withdrawn extends Schema.TaggedClass<Withdrawn>()("Withdrawn", { amount: Schema.Positive }) {}
@@ -109,7 +109,8 @@ class Api extends HttpApi.make("bank").add(Accounts) {}
 
 const badRequest = ({ message }: StoreError.ValidationError) => new BadRequest({ message })
 
-// A failure of the store is no answer of this API, so it becomes a defect: status 500, and a line in the log by the middleware.
+// A failure of the store is not an answer of this API, so it becomes a defect: status 500, and a line in the log by the
+// middleware.
 const failures = { ValidationError: badRequest, StoreError: Effect.die }
 const commandFailures = { ...failures, RetryCommand: Effect.die }
 
@@ -139,7 +140,7 @@ const layerAccounts = HttpApiBuilder.group(Api, "accounts", (handlers) =>
     )
 )
 
-// --- the layers: client, tables, store, domain, processes ---
+// --- the layers: client, tables, store, domain, subscription, server ---
 
 const layerClient = Layer.unwrapEffect(
   Effect.map(
@@ -151,7 +152,7 @@ const layerClient = Layer.unwrapEffect(
   )
 )
 
-// The projection makes its own table; the table of the subscription is the application's.
+// The projection creates its own table. The table of the subscription is created here.
 const layerTables = Layer.effectDiscard(
   Effect.gen(function* () {
     const sql = yield* SqlClient.SqlClient
@@ -159,7 +160,8 @@ const layerTables = Layer.effectDiscard(
   })
 )
 
-// `provideMerge` gives a layer to those above it, and passes it on: the aggregate and the handlers use the client, too.
+// `provideMerge` gives a layer to those above it, and passes it on, because the aggregate and the handlers use the
+// client, too.
 const layerDomain = Account.layer.pipe(
   Layer.provideMerge(ProjectionTables.layer(Account.projections)),
   Layer.provideMerge(SqlStore.layer),

@@ -11,9 +11,9 @@ import { GameDetails, GameEnded, GameStarted, MovePlayed, Result } from "./GameE
 import * as Projections from "./Projections.js"
 import * as Rules from "./Rules.js"
 
-// Commands: what somebody wants. Each says which position it was made for, so that none is ever applied twice.
+// Commands. Each says which ply it is meant for, so that a repeated command is refused.
 
-/** Sets up the board: with the position of `fen`, or the usual one. */
+/** Sets up the board with the position of `fen`, or with the usual one. */
 export class StartGame extends Schema.TaggedClass<StartGame>()("StartGame", {
   ...GameDetails.fields,
   fen: Schema.NullOr(Schema.String)
@@ -32,7 +32,7 @@ export class EndGame extends Schema.TaggedClass<EndGame>()("EndGame", {
   termination: Schema.NullOr(Schema.String)
 }) {}
 
-// Refusals: why it doesn't happen. A refused command stores nothing.
+// Refusals. A refused command stores nothing.
 
 export class InvalidPosition extends Schema.TaggedError<InvalidPosition>()("InvalidPosition", {
   fen: Schema.String,
@@ -83,14 +83,14 @@ export class IllegalMove extends Schema.TaggedError<IllegalMove>()("IllegalMove"
   }
 }
 
-/** What a decision needs to know. */
+/** The state that a command is decided on. */
 const GameState = Schema.Struct({
-  /** Nobody before the start. */
+  /** Null before the start. */
   players: Schema.NullOr(Schema.Struct({ white: Schema.String, black: Schema.String })),
   fen: Schema.String,
   /** The plies played so far. */
   ply: Schema.Number,
-  /** There is none before the end. */
+  /** Null before the end. */
   result: Schema.NullOr(Result)
 })
 

@@ -1,9 +1,9 @@
 /**
- * What happens in a game of chess: the facts that are stored, and that everything else is made from.
+ * The events of a game of chess. States and tables are derived from them.
  */
 import * as Schema from "effect/Schema"
 
-/** How a game can end. One that goes on has no result. */
+/** The result of a game that has ended. */
 export const Result = Schema.Literal("1-0", "1/2-1/2", "0-1")
 
 export type Result = typeof Result.Type
@@ -13,13 +13,13 @@ export const Player = Schema.Struct({
   rating: Schema.NullOr(Schema.Int)
 })
 
-/** Who plays, where and when; null is what nobody wrote down. */
+/** The players, place and time. Null stands for what is unknown. */
 export const GameDetails = Schema.Struct({
   white: Player,
   black: Player,
   event: Schema.NullOr(Schema.String),
   site: Schema.NullOr(Schema.String),
-  /** As PGN writes it, `2012.12.31 23:01:03`, so that later is greater. */
+  /** In the form of PGN, `2012.12.31 23:01:03`, so that a later time is a greater text. */
   playedAt: Schema.NullOr(Schema.String),
   timeControl: Schema.NullOr(Schema.String),
   eco: Schema.NullOr(Schema.String),
@@ -35,7 +35,7 @@ export class GameStarted extends Schema.TaggedClass<GameStarted>()("GameStarted"
 export class MovePlayed extends Schema.TaggedClass<MovePlayed>()("MovePlayed", {
   ply: Schema.Number,
   san: Schema.String,
-  /** The position after the move: a state is read back without knowing the rules. */
+  /** The position after the move, so that a state is loaded without the rules. */
   fen: Schema.String
 }) {}
 

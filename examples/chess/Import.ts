@@ -1,5 +1,5 @@
 /**
- * Brings games into the store: several at once, each move by move, and from where an earlier import was broken off.
+ * Imports games into the store: several concurrently, each move by move. It goes on where an earlier import ended.
  */
 import * as Arr from "effect/Array"
 import type * as Duration from "effect/Duration"
@@ -16,7 +16,7 @@ import * as Rules from "./Rules.js"
 export interface ImportedGame {
   readonly id: string
   readonly game: PgnGame
-  /** Whether it came in now, was half there, or there already. */
+  /** Whether it was imported now, was stored in part, or was stored already. */
   readonly how: "imported" | "continued" | "found"
 }
 
@@ -31,17 +31,17 @@ export class BrokenGame extends Schema.TaggedError<BrokenGame>()("BrokenGame", {
   }
 }
 
-/** What an import came to. */
+/** The result of an import. */
 export interface Imported {
   readonly games: ReadonlyArray<ImportedGame>
   readonly broken: ReadonlyArray<BrokenGame>
-  /** How many games stood in the file once more. */
+  /** How many games are in the file a second time. */
   readonly duplicate: number
   readonly tally: Progress.Tally
   readonly took: Duration.Duration
 }
 
-/** Imports all games. A broken one does not stop the others; a store that fails does. */
+/** Imports all games. A broken game does not stop the others. A failure of the store does. */
 export const importGames = Effect.fn("Import.importGames")(function* (games: ReadonlyArray<PgnGame>) {
   const { clashing, distinct, duplicate } = identify(games)
   const progress = yield* Progress.make(distinct.length)
@@ -68,8 +68,8 @@ export const importGames = Effect.fn("Import.importGames")(function* (games: Rea
 // --- internal ---
 
 /**
- * Gives every game its id. The same game twice is one game; two games that claim to be the same are not, and the second is
- * none that could be imported.
+ * Gives every game its id. A game that is in the file twice is imported once. Of two different games with one id, the
+ * second is broken.
  */
 const identify = (games: ReadonlyArray<PgnGame>) => {
   const distinct = new Map<string, PgnGame>()
@@ -87,7 +87,7 @@ const identify = (games: ReadonlyArray<PgnGame>) => {
   return { distinct: [...distinct], clashing, duplicate: games.length - distinct.size - clashing.length }
 }
 
-/** The way of one game: what is in the store already is left alone, what is missing is added move by move. */
+/** Imports one game. Moves that are stored already are skipped. */
 const importGame = (id: string, game: PgnGame, progress: Progress.Progress) => {
   const evaluate = <C extends StartGame | PlayMove | EndGame>(command: C) =>
     Effect.tap(Game.evaluate(id, command), ({ events }) =>
@@ -114,7 +114,7 @@ const importGame = (id: string, game: PgnGame, progress: Progress.Progress) => {
     }
     return { id, game, how: state.players === null ? "imported" : "continued" } satisfies ImportedGame
   }).pipe(
-    // Somebody else is at the same game, such as a second import: look where it is now, and go on from there.
+    // Another import is working on the same game, so go on from its present state.
     Effect.retry({ while: ({ _tag }) => _tag === "AlreadyStarted" || _tag === "WrongPly" || _tag === "GameOver" }),
     Effect.catchTags({
       IllegalMove: (refusal) =>
@@ -129,7 +129,7 @@ const importGame = (id: string, game: PgnGame, progress: Progress.Progress) => {
   )
 }
 
-/** As sites call ordinary chess, also from a position that the game gives. */
+/** The names of ordinary chess, also from a position that the game gives. */
 const isStandard = (variant: string): boolean => /^(standard|normal|chess|from position)$/i.test(variant)
 
 const brokenGame = (game: PgnGame, reason: string): BrokenGame =>
@@ -150,26 +150,26 @@ const startOf = (game: PgnGame): StartGame =>
 
 const rating = (text: string | null): number | null => (text !== null && /^\d{1,4}$/.test(text) ? Number(text) : null)
 
-/** What nobody knows of a date counts as its beginning: `2012.??.??` comes before `2012.12.31`. */
+/** Unknown parts of a date count as zero, so `2012.??.??` is before `2012.12.31`. */
 const playedAt = (date: string | null, time: string | null): string | null =>
   date === null ? null : `${date.replaceAll("?", "0")} ${time ?? ""}`.trim()
 
-/** Whether there is nothing to add. That what is there is this game is not said by that; it is verified later. */
+/** Whether nothing is missing. That the stored game is this one is verified later. */
 const isComplete = (state: GameState, game: PgnGame): boolean =>
   state.result !== null || (state.players !== null && game.result === null && state.ply === game.moves.length)
 
-/** Whether the game that is open in the store is this one, as far as it got. */
+/** Whether the open game in the store is the beginning of this one. */
 const isBeginningOf = (state: GameState, game: PgnGame): boolean =>
   state.ply <= game.moves.length && state.fen === positionAt(game, state.ply)
 
-/** The position after so many plies, if the game comes so far. */
+/** The position after so many plies, if the game has that many. */
 const positionAt = (game: PgnGame, ply: number): string | undefined =>
   Either.getRight(Rules.position(header(game, "FEN") ?? Rules.initialPosition)).pipe(
     Option.flatMap((start) => Rules.positionAfter(start, game.moves.slice(0, ply))),
     Option.getOrUndefined
   )
 
-/** The number that the next move has on a score sheet: `23.` for White, `23...` for Black. */
+/** The number of the next move, as a score sheet has it: `23.` for White, `23...` for Black. */
 const moveNumber = (fen: string): string => {
   const [, turn, , , , fullMoves] = fen.split(" ")
   return `${fullMoves}${turn === "w" ? "." : "..."}`

@@ -1,7 +1,7 @@
 /**
  * Reads PGN, the text form of chess games: splits a file into its games, and a game into headers and moves.
  *
- * Whether a move is legal, or a move at all, is not decided here: that is what the aggregate is for.
+ * The aggregate decides whether a move is legal, or a move at all.
  */
 import { createHash } from "node:crypto"
 import * as Schema from "effect/Schema"
@@ -14,9 +14,9 @@ export interface PgnGame {
   /** The game as it stands in the file. */
   readonly text: string
   readonly headers: ReadonlyMap<string, string>
-  /** The moves of the main line; what is no move but stands where one should be is among them. */
+  /** The moves of the main line, with any other word that stands in the place of a move. */
   readonly moves: ReadonlyArray<string>
-  /** Null in a game that goes on, or whose end nobody knows. */
+  /** Null in a game that goes on, or whose result is unknown. */
   readonly result: Result | null
 }
 
@@ -33,13 +33,13 @@ export const parse = (text: string): ReadonlyArray<PgnGame> => {
   for (const { 0: token, groups = {}, index } of text.matchAll(lexer)) {
     if (groups.blank !== undefined) continue
     if (groups.tag !== undefined) {
-      // Headers open a game. Not every game has ended by then: results get forgotten, and comments left open.
+      // Headers open a game, even if the game before has no result, or a comment without an end.
       if (draft.hasBegun || draft.headers.has(groups.tag)) next()
       draft.headers.set(groups.tag, (groups.value ?? "").replaceAll(/\\(["\\])/g, "$1"))
     } else if (groups.bracket !== undefined) {
       depth = Math.max(0, depth + (token === "(" ? 1 : -1))
     } else if (depth === 0) {
-      // A file of moves without headers has nothing but the results between its games.
+      // In a file without headers, only the results separate the games.
       if (draft.result !== undefined) next()
       if (groups.result === undefined) draft.moves.push(token.replace(/(?<=.)[!?]+$/, ""))
       else draft.result = token
@@ -50,14 +50,14 @@ export const parse = (text: string): ReadonlyArray<PgnGame> => {
   return games
 }
 
-/** A header's value, if there is one that says something. */
+/** The value of the first of these headers that has one. */
 export const header = (game: PgnGame, ...tags: ReadonlyArray<string>): string | null =>
   tags.map((tag) => game.headers.get(tag)?.trim()).find((value) => value !== undefined && !/^[?.\s-]*$/.test(value)) ??
   null
 
 /**
- * What tells a game from all others, and is the same at every reading: its id at lichess, or else a hash of all that is
- * known about it.
+ * The id of a game, which is equal at every reading: its id at lichess, or else a hash of its headers, moves and
+ * result.
  */
 export const idOf = (game: PgnGame): string =>
   /^https?:\/\/lichess\.org\/(\w{8})$/.exec(header(game, "Site") ?? "")?.[1] ??
@@ -71,8 +71,8 @@ export const titleOf = (game: PgnGame): string => `${header(game, "White") ?? "?
 // --- internal ---
 
 /**
- * The tokens of PGN. Everything is one, so that nothing gets lost unseen. A comment can hold anything but its end; only
- * when a game's headers follow an empty line, somebody forgot the end.
+ * The tokens of PGN. All text belongs to some token, so that nothing is lost. A comment can hold anything but its end.
+ * Where the headers of a game follow an empty line inside of a comment, its end is missing, and the comment ends there.
  */
 const lexer = new RegExp(
   [
@@ -88,7 +88,7 @@ const lexer = new RegExp(
   "gm"
 )
 
-/** A game while it is being read. */
+/** A game that is being read. */
 class Draft {
   readonly headers = new Map<string, string>()
   readonly moves: Array<string> = []

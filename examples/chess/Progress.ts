@@ -1,5 +1,5 @@
 /**
- * How far the import is: one line that is painted over and over in a terminal, a plain line now and then elsewhere.
+ * Shows the progress of the import: one line that is painted again in a terminal, and plain lines elsewhere.
  */
 import * as Terminal from "@effect/platform/Terminal"
 import * as Clock from "effect/Clock"
@@ -8,7 +8,7 @@ import * as Effect from "effect/Effect"
 import * as Ref from "effect/Ref"
 import * as Schedule from "effect/Schedule"
 
-/** What has been done so far. */
+/** The numbers so far. */
 export interface Tally {
   readonly games: number
   readonly commands: number
@@ -19,7 +19,7 @@ export interface Tally {
 export interface Progress {
   /** Adds to the tally. */
   readonly add: (done: Partial<Tally>) => Effect.Effect<void>
-  /** One game more is done with. */
+  /** Counts one more game. */
   readonly gameDone: Effect.Effect<void>
   readonly tally: Effect.Effect<Tally>
 }
@@ -40,10 +40,10 @@ export const make = Effect.fnUntraced(function* (games: number) {
       const done = yield* Ref.get(tally)
       const filled = Math.round((done.games / games) * barWidth)
       const bar = "█".repeat(filled) + "░".repeat(barWidth - filled)
-      // Never wider than the terminal: a line that wraps can't be painted over.
+      // A line that wraps can't be painted over, so it is never wider than the terminal.
       const text = `${bar} ${yield* line}`.slice(0, Math.max((yield* terminal.columns) - 1, barWidth))
       yield* terminal.display(`\r\u001b[2K${text}`)
-      // Who can't see the progress shall have the import nevertheless.
+      // A failure to show the progress must not stop the import.
     }).pipe(Effect.ignore)
     yield* Effect.addFinalizer(() => Effect.zipRight(paint, Effect.ignore(terminal.display("\n"))))
     yield* Effect.forkScoped(Effect.repeat(paint, Schedule.spaced("100 millis")))

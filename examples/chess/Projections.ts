@@ -1,6 +1,6 @@
 /**
- * What can be asked of all games at once: tables of games, players and openings, written in the transaction that stores
- * the events. So they are never behind, and no game counts twice.
+ * Strong projections over all games: tables of games, players and openings. They are written in the transaction that
+ * stores the events, so they are never behind, and no game counts twice.
  */
 import * as SqlClient from "@effect/sql/SqlClient"
 import * as Effect from "effect/Effect"
@@ -9,7 +9,7 @@ import * as Schema from "effect/Schema"
 import { Projection } from "effect-maestro"
 import { GameEnded, GameStarted, type Result } from "./GameEvent.js"
 
-/** The games themselves. Comes first among the projections: the others read here who played. */
+/** The games. It is the first of the projections, because the others read the players from its table. */
 export const Games = Projection.makeSql({
   name: "chess.games",
   events: Schema.Union(GameStarted, GameEnded),
@@ -29,12 +29,12 @@ export const Games = Projection.makeSql({
   }
 })
 
-/** Every player's games and points, and the rating in the latest of the games. */
+/** The games and points of every player, and the rating in the latest game. */
 export const Players = Projection.makeSql({
   name: "chess.players",
   events: GameEnded,
   project: {
-    // Sorted by name, so that all transactions lock players in the same order, and no two can wait for each other.
+    // Sorted by name: all transactions lock players in one order, so that no two can deadlock.
     GameEnded: ({ result }, { id }, sql) => sql`
       insert into chess.players as known (name, rating, rated_at, games, score)
       select name, max(rating), max(played_at), count(*), sum(score)
@@ -44,7 +44,7 @@ export const Players = Projection.makeSql({
         union all
         select black, black_rating, played_at, 1 - ${pointsOfWhite[result]}::numeric
         from chess.games where id = ${id}
-      ) as seats
+      ) as results
       where name <> '?'
       group by name
       order by name
@@ -57,7 +57,7 @@ export const Players = Projection.makeSql({
   }
 })
 
-/** How often each opening was played, and how it went. */
+/** How often each opening was played, with the results. */
 export const Openings = Projection.makeSql({
   name: "chess.openings",
   events: GameEnded,
@@ -74,13 +74,13 @@ export const Openings = Projection.makeSql({
   }
 })
 
-/** Creates the tables. Text is compared byte by byte, whatever language the database speaks. */
+/** Creates the tables. Text is compared byte by byte, so that the collation of the database does not matter. */
 export const layerTables = Layer.effectDiscard(
   Effect.gen(function* () {
     const sql = yield* SqlClient.SqlClient
     yield* sql.withTransaction(
       Effect.gen(function* () {
-        // "if not exists" alone is no match for two programs that begin at the same time.
+        // `if not exists` alone fails when two programs start concurrently.
         yield* sql`select pg_advisory_xact_lock(hashtextextended('chess', 0))`
         yield* sql`create schema if not exists chess`
         yield* sql`create table if not exists chess.games (

@@ -5,26 +5,26 @@ import { Chess, DEFAULT_POSITION } from "chess.js"
 import * as Either from "effect/Either"
 import * as Option from "effect/Option"
 
-/** A move as the rules write it, and the position that it leads to. */
+/** A move in standard notation, and the position after it. */
 export interface Move {
   readonly san: string
   readonly fen: string
 }
 
-/** The position that a game begins with if nothing else is said. */
+/** The usual position at the beginning of a game. */
 export const initialPosition = DEFAULT_POSITION
 
-/** A position in full, or what is wrong with it. */
+/** A position in full, or the reason why it is none. */
 export const position = (fen: string): Either.Either<string, string> =>
   Either.try({
     try: () => new Chess(fen).fen(),
     catch: (error) => (error instanceof Error ? error.message : String(error))
   })
 
-/** The move, if it is legal in that position. Needless disambiguation (`Nge7` where `Ne7` would do) is forgiven. */
+/** The move, if it is legal in that position. Needless disambiguation (`Nge7` where `Ne7` is enough) is accepted. */
 export const play = (fen: string, san: string): Option.Option<Move> =>
   Option.liftThrowable(() => new Chess(fen, { skipValidation: true }).move(san))().pipe(
-    // chess.js knows a null move, by which analysts pass; nobody at a board may.
+    // chess.js accepts a null move, which is not legal at a board.
     Option.filter((move) => move.san !== "--"),
     Option.map((move) => ({ san: move.san, fen: move.after }))
   )

@@ -1,5 +1,5 @@
 /**
- * Shows what came of an import: the numbers, the tables that the projections keep, and a position from the past.
+ * Prints the result of an import: the numbers, the tables of the projections, and a position from the past.
  */
 import * as SqlClient from "@effect/sql/SqlClient"
 import * as SqlSchema from "@effect/sql/SqlSchema"
@@ -14,14 +14,14 @@ import type { Imported, ImportedGame } from "./Import.js"
 import { titleOf } from "./Pgn.js"
 import * as Rules from "./Rules.js"
 
-/** What was done, and how fast. */
+/** The numbers of games, commands and events, and the speed. */
 export const summary = ({ broken, games, duplicate, tally, took }: Imported) =>
   Effect.gen(function* () {
     const count = (how: ImportedGame["how"]) => games.filter((game) => game.how === how).length
     const seconds = Duration.toSeconds(took)
     const found = [`${count("found")} games found`, `${count("imported")} imported`]
     if (count("continued") > 0) found.push(`${count("continued")} continued`)
-    if (duplicate > 0) found.push(`${duplicate} in the file once more`)
+    if (duplicate > 0) found.push(`${duplicate} in the file twice`)
     if (broken.length > 0) found.push(`${broken.length} broken`)
     yield* Console.log(`\n${found.join(", ")}`)
     yield* Console.log(
@@ -42,7 +42,7 @@ export const leaderboard = Effect.gen(function* () {
   }
 })
 
-/** The openings played most, and what they brought. */
+/** The openings played most, with their results. */
 export const openings = Effect.gen(function* () {
   yield* Console.log("\nOpenings                                                 games   1-0     ½   0-1")
   for (const opening of yield* topOpenings()) {
@@ -52,7 +52,7 @@ export const openings = Effect.gen(function* () {
   }
 })
 
-/** The board of one game after move 20: a state that is long gone, made again from the events before it. */
+/** The board of one game after move 20: a past state, folded from the events up to it. */
 export const board = (games: ReadonlyArray<ImportedGame>) =>
   Effect.gen(function* () {
     const byLength = Arr.map(games, ({ game, id }) => ({ game, id, ply: Math.min(game.moves.length, 40) }))

@@ -1,5 +1,5 @@
 /**
- * Where the games come from: a file of yours, or the hundred rated games from lichess that chess.js is measured with.
+ * Reads the games: from a given file, or the hundred rated games from lichess that chess.js brings along.
  */
 import { createRequire } from "node:module"
 import type { PlatformError } from "@effect/platform/Error"
@@ -19,7 +19,7 @@ export class NoGames extends Schema.TaggedError<NoGames>()("NoGames", {
   }
 }
 
-/** The games of the file, the first so many of them if not all are wanted. */
+/** The games of the file, or only the first of them. */
 export const read = Effect.fn("Source.read")(function* (path: Option.Option<string>, limit: Option.Option<number>) {
   const file = Option.getOrElse(path, () => createRequire(import.meta.url).resolve("chess.js/benchmarks/benchmark.pgn"))
   const fs = yield* FileSystem.FileSystem

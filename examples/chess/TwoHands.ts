@@ -1,7 +1,7 @@
 /**
- * Two hands move in the same game at the same moment: what optimistic concurrency is for, made to happen.
+ * Two players move in one game at the same moment, so that a conflict happens.
  *
- * Commands on one aggregate take turns within an instance of it. So each hand has an instance of its own, as two
+ * An instance of an aggregate decides its commands one at a time. So each player has an instance of its own, as two
  * processes would have.
  */
 
@@ -12,7 +12,7 @@ import * as Ref from "effect/Ref"
 import { StoreAdapter, StoreError } from "effect-maestro"
 import { Game, PlayMove, StartGame } from "./Game.js"
 
-/** Plays both moves as ply 1 of a new game, and tells what became of them. */
+/** Plays both moves as ply 1 of a new game, and prints the result of each. */
 export const show = Effect.gen(function* () {
   const id = yield* Game.newId
   yield* Game.evaluate(id, newGame)
@@ -28,10 +28,10 @@ export const show = Effect.gen(function* () {
 
 const player = (name: string) => ({ name, rating: null })
 
-// A game that never ends, so that no table of results counts it.
+// It never ends, so that no table of results counts it.
 const newGame = new StartGame({
   white: player("Two hands"),
-  black: player("Nobody"),
+  black: player("Two hands"),
   event: "Demonstration",
   site: null,
   playedAt: null,
@@ -41,7 +41,7 @@ const newGame = new StartGame({
   fen: null
 })
 
-/** One of the players: an instance of the aggregate on a store that counts the commits that came second. */
+/** One of the players: an instance of the aggregate, on a store that counts its lost races. */
 const hand = (name: string, san: string) => (id: string, meet: Effect.Effect<void>) =>
   Effect.gen(function* () {
     const conflicts = yield* Ref.make(0)
@@ -51,15 +51,15 @@ const hand = (name: string, san: string) => (id: string, meet: Effect.Effect<voi
       Effect.catchTag("WrongPly", ({ message }) => Effect.succeed(`refused: ${message}`)),
       Effect.provide(instance)
     )
-    // Every conflict makes the aggregate decide once more, on the position that it finds then.
+    // After each conflict the aggregate decides once more, on the new position.
     const decisions = (yield* Ref.get(conflicts)) + 1
     const how = decisions === 1 ? "decided once" : `came second, so decided ${decisions} times`
     yield* Console.log(`  ${name.padEnd(5)} ${san}: ${how}; ${outcome}`)
   })
 
 /**
- * The store around the store: no commit before both hands are about to, and a count of those that lost. A decorator is a
- * layer that needs the service that it provides.
+ * A store around the store. It holds each commit until both players have decided, and counts the commits that lost. A
+ * decorator is a layer that needs the service that it provides.
  */
 const layerContested = (meet: Effect.Effect<void>, conflicts: Ref.Ref<number>) =>
   Layer.effect(
@@ -75,7 +75,7 @@ const layerContested = (meet: Effect.Effect<void>, conflicts: Ref.Ref<number>) =
     }))
   )
 
-/** Waits until so many have come; whoever comes later passes. */
+/** Makes an effect that waits until so many fibers run it. Fibers that run it later do not wait. */
 const makeMeeting = (parties: number): Effect.Effect<Effect.Effect<void>> =>
   Effect.zipWith(Effect.makeLatch(), Ref.make(0), (latch, arrived) =>
     Ref.updateAndGet(arrived, (count) => count + 1).pipe(

@@ -1,5 +1,5 @@
 /**
- * Proves the import: every game as the store gives it back against the same game as chess.js reads it.
+ * Verifies the import: compares every stored game with the same game as chess.js reads it.
  */
 import { Chess } from "chess.js"
 import * as Chunk from "effect/Chunk"
@@ -15,10 +15,10 @@ import { Result } from "./GameEvent.js"
 import type { Imported, ImportedGame } from "./Import.js"
 import { titleOf } from "./Pgn.js"
 
-/** Not all is as it should be. What is wrong has been said by then. */
+/** Some games differ. The differences were printed before. */
 export class NotVerified extends Data.TaggedError("NotVerified") {}
 
-/** Compares all games, and has the last word: how many of them are proven. */
+/** Compares all games, prints the differences, and then the number of verified games. */
 export const verify = ({ broken, games }: Imported) =>
   Effect.gen(function* () {
     const results = yield* Effect.forEach(games, differences, { concurrency: 8 })
@@ -32,7 +32,7 @@ export const verify = ({ broken, games }: Imported) =>
 
 // --- internal ---
 
-/** A game as somebody tells it. */
+/** A game, as the store or chess.js has it. */
 interface Account {
   readonly moves: ReadonlyArray<string>
   readonly fen: string
@@ -52,7 +52,7 @@ const differences = ({ game, id }: ImportedGame) =>
       .map(({ is, key, should }) => `${name}: the store's ${key} are ${is}, and those of chess.js are ${should}`)
   })
 
-/** The game as the store tells it: the moves from the events themselves, the rest from the state they lead to. */
+/** The stored game: the moves from the events, the rest from the state. */
 const asStored = (id: string) =>
   Effect.gen(function* () {
     const moves = yield* Game.history(id).pipe(
@@ -64,7 +64,7 @@ const asStored = (id: string) =>
     return { moves, fen, ply, result } satisfies Account
   })
 
-/** The game as chess.js tells it, which reads the whole text by a parser of its own. */
+/** The game as the parser of chess.js reads it. */
 const asRead = (text: string): Either.Either<Account, string> =>
   Either.try({
     try: () => {

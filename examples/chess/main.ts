@@ -1,5 +1,5 @@
 /**
- * Imports games of chess into an event store, shows what can be made of them, and proves that all is there.
+ * Imports games of chess into an event store, prints tables and positions, and verifies every game.
  *
  * Run it by `npm start`, or `npm start -- --help` to see what else it can do.
  */
@@ -63,7 +63,7 @@ const layerSql = (
     onSome: (url) => (Option.isSome(data) ? Layer.fail(new TwoStores()) : PgClient.layer({ url }))
   })
 
-/** The aggregate, on the store, on the database; the example's own tables are there before the first event. */
+/** The aggregate on the store. The example's own tables are created before the first event. */
 const layerGame = Game.layer.pipe(Layer.provide(Projections.layerTables), Layer.provideMerge(SqlStore.layer))
 
 const chess = Command.make("chess", options, ({ data, database, file, games }) =>
@@ -76,13 +76,13 @@ const chess = Command.make("chess", options, ({ data, database, file, games }) =
     yield* TwoHands.show
     yield* Verify.verify(imported)
   }).pipe(Effect.provide(Layer.provideMerge(layerGame, layerSql(data, database))))
-).pipe(Command.withDescription("Imports chess games into an event store, and proves that they are there."))
+).pipe(Command.withDescription("Imports chess games into an event store, and verifies them."))
 
 const main = Command.run(chess, { name: "chess", version: "1.0.0" })
 
 main(process.argv).pipe(
   Effect.tapError((error) =>
-    // The command line, and the verification, have said by themselves what is wrong.
+    // The command line and the verification have printed their failures already.
     CliError.isValidationError(error) || error._tag === "NotVerified"
       ? Effect.void
       : Console.error(`chess: ${error.message}`)

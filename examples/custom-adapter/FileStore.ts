@@ -1,10 +1,12 @@
 /**
  * An event store on plain files: a whole adapter, to read before you write one of your own.
  *
- * `StoreAdapter.makeEncoded` checks the input, makes JSON of it and runs the projections. What is left is here: what fits
- * where, who sees what, and all or nothing. `Journal.ts` is the file, and knows nothing of events.
+ * `StoreAdapter.makeEncoded` checks the input, makes JSON of it and runs the projections. This file finds conflicts,
+ * makes transactions atomic, and hides what is not committed. `Journal.ts` is the file on the disk, and knows nothing
+ * of events.
  *
- * Everything is kept in memory as well, and is read from there, so it is for some hundred megabytes and one process at a time.
+ * All records are also held in memory and read from there, so the store is for some hundred megabytes, and for one
+ * process at a time.
  */
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
@@ -14,7 +16,7 @@ import type * as Scope from "effect/Scope"
 import { type Event, type Snapshot, StoreAdapter, StoreError } from "effect-maestro"
 import * as Journal from "./Journal.js"
 
-/** Opens the store in the folder, which is created where there is none. It has to be on a disk of this machine. */
+/** Opens the store in the folder, which is created if it is missing. The folder has to be on a local disk. */
 export const make = (
   folder: string
 ): Effect.Effect<StoreAdapter.StoreAdapterService, StoreError.StoreError, Scope.Scope> =>
@@ -22,9 +24,9 @@ export const make = (
     const journal = yield* Journal.open<Entry>(folder)
     const committed = yield* replay(journal)
 
-    // The transaction that a fiber is in. A tag for each folder: a projection here may commit to a second store, and a
-    // projection there to this one again. With one tag for all it would not know its own transaction any more, and wait
-    // for its end for ever.
+    // The transaction that a fiber is in. Each folder has a tag of its own, because a projection here may commit to a
+    // second store, and a projection there to this one again. With one tag for all stores it would not find its own
+    // transaction, and would wait for it for ever.
     const Transaction = Context.GenericTag<Records>(`FileStore/Transaction/${journal.folder}`)
     const visible = Effect.map(
       Effect.serviceOption(Transaction),
@@ -32,8 +34,8 @@ export const make = (
     )
 
     /**
-     * Runs the body on records of its own, and keeps them once it has succeeded: in the transaction around it, or else as
-     * one line of the journal. However else it ends they are dropped, and nobody has seen them.
+     * Runs the body on records of its own. If it succeeds they are added to the transaction around it, or to the
+     * journal as one line. Otherwise they are discarded, and no reader has seen them.
      */
     const transact = <A, E, R>(
       operation: string,
@@ -47,16 +49,18 @@ export const make = (
             Effect.ensuring(Effect.sync(() => records.close()))
           )
         })
-        // What a body finds free must still be free when its records are kept. To wait for one's turn can be interrupted.
+        // A sequence that the body finds free must still be free when its records are added, so bodies run one at a
+        // time.
         return outer.turn.withPermits(1)(transaction)
       })
 
     const keep = (operation: string, outer: Records, entry: Entry): Effect.Effect<void, StoreError.StoreError> =>
       Effect.suspend(() => {
-        // A commit that was stored already, or a snapshot that is too old.
+        // The commit is a duplicate, or the snapshot is too old.
         if (entry.events.length === 0 && entry.snapshots.length === 0) return Effect.void
         if (outer === committed) {
-          // Seen only when it is durable. Interrupted between the two, memory would not have what the disk has.
+          // Records become visible when they are durable. An interruption between the two would leave memory behind the
+          // disk.
           return Effect.uninterruptible(
             Effect.zipRight(
               journal.append(operation, entry),
@@ -64,7 +68,7 @@ export const make = (
             )
           )
         }
-        // By a fiber that a projection left running. Success would be a lie: nobody keeps what that transaction gets now.
+        // A fiber that a projection left running commits here. It must fail, because its transaction has ended.
         if (outer.closed) return Effect.fail(transactionEnded(operation))
         return Effect.sync(() => outer.add(entry))
       })
@@ -96,15 +100,15 @@ export const layer = (folder: string): Layer.Layer<StoreAdapter.StoreAdapter, St
 
 // --- internal ---
 
-/** What a transaction adds: a line of the journal. */
+/** The records that a transaction adds: one line of the journal. */
 interface Entry {
   readonly events: ReadonlyArray<Event.StoredEvent>
   readonly snapshots: ReadonlyArray<Snapshot.StoredSnapshot>
 }
 
-/** The committed records, or what an open transaction adds to those around it. */
+/** The committed records, or the records that an open transaction adds to them. */
 class Records {
-  /** One transaction at a time directly inside of this one; a projection may start several at once. */
+  /** One transaction at a time directly inside of this one, because a projection may start several concurrently. */
   readonly turn = Effect.unsafeMakeSemaphore(1)
   closed = false
   private readonly events = new Map<string, Array<Event.StoredEvent>>()
@@ -119,7 +123,7 @@ class Records {
 
   read(range: StoreAdapter.SequenceRange): ReadonlyArray<Event.StoredEvent> {
     const own = this.events.get(range.aggregateId) ?? []
-    // Sequences have no gaps, so an event's place follows from that of the first.
+    // Sequences have no gaps, so the index of an event follows from the first sequence.
     const first = own[0]?.sequence ?? 1
     const found = own.slice(Math.max(range.minSequence - first, 0), Math.max(range.maxSequence - first + 1, 0))
     return this.outer === undefined ? found : [...this.outer.read(range), ...found]
@@ -143,7 +147,7 @@ class Records {
     }
   }
 
-  /** Ends the transaction and hands over what it added. Who still reads in it sees the records around it. */
+  /** Ends the transaction and returns the records that it added. A later read in it finds the records around it. */
   close(): Entry {
     const entry = { events: [...this.events.values()].flat(), snapshots: [...this.snapshots.values()] }
     this.closed = true
@@ -154,8 +158,8 @@ class Records {
 }
 
 /**
- * Adds the events, or finds them there already. Those before one that does not fit stay in the records, which are a
- * transaction's own and dropped with it.
+ * Adds the events, or finds all of them stored. Events before a conflict stay in the records, which are discarded with
+ * their transaction.
  */
 const append = (
   records: Records,
@@ -175,12 +179,12 @@ const append = (
     return Effect.succeed("written")
   })
 
-/** The records that the journal tells. */
+/** The records of the journal. */
 const replay = ({ entries, file }: Journal.Journal<Entry>): Effect.Effect<Records, StoreError.StoreError> =>
   Effect.gen(function* () {
     const records = new Records()
     for (const [index, { events, snapshots }] of entries.entries()) {
-      // The line is as it was written, but one before it is missing.
+      // The line is whole, but one before it is missing.
       yield* Effect.mapError(append(records, events), () => Journal.broken(file, index + 1))
       records.add({ events: [], snapshots })
     }

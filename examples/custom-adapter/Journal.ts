@@ -1,5 +1,5 @@
 /**
- * A file to which lines are added, each whole and durable or not there at all.
+ * A file to which lines are appended. Each line is stored whole and durably, or not at all.
  *
  * A line is the SHA-256 of a JSON text, a space, the text, and a line feed, which JSON has none of.
  */
@@ -11,23 +11,23 @@ import * as Option from "effect/Option"
 import * as Predicate from "effect/Predicate"
 import type * as Scope from "effect/Scope"
 import { StoreError } from "effect-maestro"
-// The lock of the library, which is not exported: a store of your own brings a lock of its own.
+// The lock of the library is not exported, so a store of your own brings its own lock.
 import { hold } from "../../src/internal/pglite/folderLock.js"
 
 export interface Journal<A> {
-  /** The folder that it is in, under the one name that all its names lead to. */
+  /** The folder, by its real path. */
   readonly folder: string
   readonly file: string
-  /** What it had when it was opened, oldest first. */
+  /** The entries that it had when it was opened, oldest first. */
   readonly entries: ReadonlyArray<A>
   /**
-   * Adds a line. It can't be interrupted, and is not to be called twice at once. After `CommitUnknown` the line may or may
-   * not be there when the journal is opened again; after any other failure it is not.
+   * Appends a line. It can't be interrupted, and must not be called concurrently. After `CommitUnknown` the line may or
+   * may not be there when the journal is opened again. After any other failure it is not.
    */
   readonly append: (operation: string, entry: A) => Effect.Effect<void, StoreError.StoreError>
 }
 
-/** Opens the journal of a folder, and keeps everybody else out of it for the scope. */
+/** Opens the journal of a folder, and locks the folder until the scope closes. */
 export const open = <A>(folder: string): Effect.Effect<Journal<A>, StoreError.StoreError, Scope.Scope> =>
   Effect.gen(function* () {
     yield* io("FileStore", () => fs.mkdir(folder, { recursive: true }))
@@ -41,16 +41,16 @@ export const open = <A>(folder: string): Effect.Effect<Journal<A>, StoreError.St
     yield* io("FileStore", () => syncFolder(home))
 
     const content = yield* io("FileStore", () => handle.readFile())
-    // Nothing was ever acknowledged here, so this may be the first time; or the one before was cut short.
+    // The folder may be new, so its name has to be made durable, too.
     if (content.length === 0) yield* io("FileStore", () => syncAbove(home))
     const entries: Array<A> = []
-    /** How much of the file is good. */
+    /** The length of the whole lines, in bytes. */
     let length = 0
     for (let end = content.indexOf("\n"); end >= 0; end = content.indexOf("\n", length)) {
       const entry = decode<A>(content.subarray(length, end))
       if (Option.isNone(entry)) {
-        // A crash tears only what was being written, and nothing is written after a torn line: so this is damage. The last
-        // one can be torn with its line feed in place, since a disk writes in any order; damage to it looks the same.
+        // A crash tears only the last line, so a broken line before it is damage. A disk writes in any order, so the
+        // last line can be torn with its line feed in place.
         if (end + 1 < content.length) return yield* broken(file, entries.length + 1)
         break
       }
@@ -58,7 +58,7 @@ export const open = <A>(folder: string): Effect.Effect<Journal<A>, StoreError.St
       length = end + 1
     }
 
-    /** Whether there may be more in the file than what is good; a line after that could not be read again. */
+    /** Whether there may be a torn line at the end. A line after it could not be read again. */
     let torn = length < content.length
     const cut = Effect.zipRight(
       io("FileStore", () => handle.truncate(length).then(() => handle.datasync())),
@@ -67,19 +67,19 @@ export const open = <A>(folder: string): Effect.Effect<Journal<A>, StoreError.St
       })
     )
     if (torn) {
-      yield* Effect.logWarning(`${file}: cut off ${content.length - length} bytes of a commit that a crash broke off`)
+      yield* Effect.logWarning(`${file}: cut off ${content.length - length} bytes of a commit that a crash interrupted`)
       yield* cut
     }
 
     const append = (operation: string, entry: A) =>
       Effect.gen(function* () {
         const line = yield* io(operation, async () => encode(entry))
-        // Nothing of this line was written yet, whatever became of the one before.
+        // Nothing of this line is written yet.
         if (torn) yield* Effect.mapError(cut, (error) => failure("Unavailable", operation, stuck, error))
         torn = true
-        // Without `datasync` the line is in the memory of the system, which a power cut takes along.
+        // Without `datasync` a power cut could lose the line.
         yield* io(operation, () => handle.appendFile(line).then(() => handle.datasync())).pipe(
-          // Now, not with the next line: until then a crash would bring back what was said to have failed.
+          // It is cut off now, because a crash before the next line would bring back a commit that has failed.
           Effect.tapError((error) => Effect.mapError(cut, () => failure("CommitUnknown", operation, stuck, error)))
         )
         torn = false
@@ -104,7 +104,7 @@ const encode = (entry: unknown): Buffer => {
   return Buffer.from(`${checksum(json)} ${json}\n`)
 }
 
-/** The checksum vouches for the type: it is what `encode` was given. */
+/** Returns an entry that `encode` has written. The checksum shows that it is unchanged. */
 const decode = <A>(line: Buffer): Option.Option<A> => {
   const json = line.subarray(65)
   return line.subarray(0, 65).equals(Buffer.from(`${checksum(json)} `))
@@ -112,28 +112,28 @@ const decode = <A>(line: Buffer): Option.Option<A> => {
     : Option.none()
 }
 
-/** A file that is safe on the disk is lost all the same when its name in the folder is not. */
+/** Makes the names in a folder durable. A file whose name is not durable can be lost. */
 const syncFolder = async (folder: string): Promise<void> => {
-  // There a folder can't be opened as a file, nor need it be.
+  // Windows can't open a folder as a file, and does not need it.
   if (process.platform === "win32") return
   const handle = await fs.open(folder, "r")
   await handle.sync().finally(() => handle.close())
 }
 
-/** The folders above a new one may be new as well, and it is lost with the name of any of them. */
+/** Makes the folders above durable, because they may be new as well. */
 const syncAbove = async (folder: string): Promise<void> => {
   const above = path.dirname(folder)
   if (above === folder) return
   await syncFolder(above).catch((error: unknown) => {
-    // It is not made by us, if it is not ours to read or is on a disk that takes nothing.
+    // A folder that can't be read or written was not created here.
     if (!["EACCES", "EPERM", "EROFS", "EINVAL"].includes(codeOf(error) ?? "")) throw error
   })
   return syncAbove(above)
 }
 
 /**
- * One process at a time, and one opening in it. How that is held to is in the file imported, which has nothing of this
- * library in it: take it along with this one.
+ * Locks the folder: one process at a time, and one store in it. The imported file depends on nothing of this library,
+ * so it can be copied together with this one.
  */
 const lock = (folder: string): Effect.Effect<void, StoreError.StoreError, Scope.Scope> =>
   hold(path.join(folder, "lock"), folder).pipe(

@@ -1,5 +1,5 @@
 /**
- * A guest book on files: run it twice with the same folder, or look at the journal in between.
+ * A guest book on files. Run it twice with one folder, and look at the journal in between.
  *
  * `npx tsx examples/custom-adapter/main.ts [folder]`
  */
@@ -37,7 +37,7 @@ const sign = (guest: string) =>
 
 const program = Effect.gen(function* () {
   const folder = process.argv[2] ?? (yield* Effect.promise(() => mkdtemp(join(tmpdir(), "guest-book-"))))
-  // A layer a call: each opens the folder, and closes it again.
+  // Each layer opens the folder, and closes it again.
   const opened = () => GuestBook.layer.pipe(Layer.provide(FileStore.layer(folder)))
   const visit = Effect.forEach(["Ada", "Grace", "Ada", "Barbara"], sign, { discard: true })
   yield* Effect.provide(Effect.zipRight(visit, GuestBook.fetch("guest-book")), opened())

@@ -1,4 +1,7 @@
-/** Draws how many times faster than Emmett each line is, as an SVG that is readable on light and on dark pages. */
+/**
+ * Draws, for `results.ts`, how many times faster than Emmett each line is. The SVG is readable on light and on dark
+ * pages.
+ */
 import type { Line } from "./lines.js"
 
 export const chart = (lines: ReadonlyArray<Line>): string => {
@@ -73,10 +76,10 @@ const step = 20
 
 const px = (value: number): string => value.toFixed(1)
 
-/** Where the figure begins: at the end of the bar, but not on the goal's mark. */
+/** The left edge of a figure: the end of the bar, moved where the goal's mark would cover it. */
 const beside = (end: number, goal: number): number => (goal >= end - 4 && goal < end + 40 ? goal : end) + 6
 
-/** The goal against Emmett; 0 where there is none. */
+/** The ratio to Emmett that is the goal, or 0 without a goal. */
 const goalOf = ({ goals }: Line): number =>
   Number(goals.map(({ goal }) => /^([\d.]+)× Emmett$/.exec(goal)?.[1]).find((factor) => factor !== undefined) ?? 0)
 

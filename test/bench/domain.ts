@@ -1,4 +1,7 @@
-/** An account that takes deposits, the same for both libraries; and the balances as a strong projection of it. */
+/**
+ * The domain of the rows, written for both libraries: an account that takes deposits, and a strong projection of the
+ * balances.
+ */
 import * as SqlClient from "@effect/sql/SqlClient"
 import { type CommandHandlerOptions, type Event as EmmettEvent, projections } from "@event-driven-io/emmett"
 import { postgreSQLProjection } from "@event-driven-io/emmett-postgresql"
@@ -46,7 +49,7 @@ export const ProjectedAccount = Aggregate.make("ProjectedAccount", {
   ]
 })
 
-/** The same projection, as a statement and nothing else. */
+/** The projection of the balances as a statement. */
 export const ProjectedBySql = Aggregate.make("ProjectedBySql", {
   ...options,
   projections: [

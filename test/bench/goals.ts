@@ -1,22 +1,22 @@
-/** What each line is meant to reach, and whether it does. */
+/** The goal of each line of the result, and whether the measured figures reach it. */
 import type { ContestantName, Measured } from "./measure.js"
 
 export interface Judged {
-  /** What is asked for. */
+  /** The goal as text. */
   readonly goal: string
-  /** What was measured, in the goal's own terms. */
+  /** The measured figure, in the unit of the goal. */
   readonly measured: number
   readonly met: boolean
 }
 
-/** What a line is judged by. */
+/** The figures of a line that goals are about. */
 export interface Figures {
   readonly measured: Partial<Record<ContestantName, Measured>>
-  /** How many times better this library is than what the key names. */
+  /** How many times better this library is than the contestant that the key names. */
   readonly ratios: Readonly<Record<string, number>>
 }
 
-/** The judgement on the line of that id. A goal against a contestant that was not there is left out. */
+/** The judgements on the line with the id. A goal against a contestant that was not measured is left out. */
 export const judge = (id: string, figures: Figures): ReadonlyArray<Judged> =>
   (goals[id] ?? []).flatMap((goal) => goal(figures) ?? [])
 
@@ -24,7 +24,7 @@ export const judge = (id: string, figures: Figures): ReadonlyArray<Judged> =>
 
 type Goal = (figures: Figures) => Judged | undefined
 
-/** So many times better than the first of these that was measured. */
+/** At least so many times better than the first of the contestants that was measured. */
 const atLeast =
   (factor: number, than: string, ...otherwise: ReadonlyArray<string>): Goal =>
   ({ ratios }) => {
@@ -36,7 +36,7 @@ const atLeast =
     return undefined
   }
 
-/** At most so many times as long. */
+/** At most so many times as long as the contestant. */
 const takesAtMost =
   (factor: number, than: string): Goal =>
   ({ ratios }) => {
@@ -46,7 +46,7 @@ const takesAtMost =
       : { goal: `≤ ${factor}× ${shown[than] ?? than}'s time`, measured: 1 / ratio, met: 1 / ratio <= factor }
   }
 
-/** A median below so many milliseconds. */
+/** A median below a number of milliseconds. */
 const within =
   (millis: number): Goal =>
   ({ measured }) => {

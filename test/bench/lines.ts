@@ -1,22 +1,22 @@
-/** A line of the result: what each contestant came to, how they compare, and whether that is what was meant to be. */
+/** A line of the result: the figure of each contestant, their ratios, and whether the goals are reached. */
 import { type Judged, judge } from "./goals.js"
 import type { ContestantName, Measured } from "./measure.js"
 
-/** One line of the table: some work, by so many clients. */
+/** One line of the table: a kind of work, with a number of clients. */
 export interface Line {
   readonly id: string
   readonly work: string
   readonly clients: number
   readonly unit: Unit
   readonly measured: Partial<Record<ContestantName, Measured>>
-  /** How many times better this library is than each other contestant: faster, or with less. */
+  /** How many times better this library is than each other contestant: faster, or with less memory or time. */
   readonly ratios: Readonly<Record<string, number>>
   readonly goals: ReadonlyArray<Judged>
 }
 
 export type Unit = "per second" | "ms" | "µs" | "round trips" | "bytes"
 
-/** A line, with its ratios and goals. `ratios` adds those to something other than a contestant of the same line. */
+/** Makes a line with its ratios and goals. `ratios` adds ratios to figures that are not in the line. */
 export const makeLine = (line: Omit<Line, "ratios" | "goals">, ratios: Readonly<Record<string, number>> = {}): Line => {
   const { ours, ...others } = line.measured
   const all = { ...ratios }

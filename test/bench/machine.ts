@@ -1,4 +1,4 @@
-/** What the figures were measured on. */
+/** Describes the machine, the server and the versions that the figures were measured on. */
 import { readFileSync } from "node:fs"
 import * as os from "node:os"
 import type pg from "pg"
@@ -15,7 +15,7 @@ export interface Machine {
   readonly settings: Readonly<Record<string, string>>
   readonly emmett: string
   readonly pg: string
-  /** There is none where it was not found. */
+  /** Undefined where pgbench was not found. */
   readonly pgbench: string | undefined
   readonly pool: number
 }

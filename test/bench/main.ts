@@ -1,8 +1,8 @@
 /**
- * Measures this library beside Emmett, a bare `pg` and pgbench, on one Postgres server, in one run: `npm run bench`. What the rows do
- * and how to read them stands in `README.md`.
+ * Measures this library beside Emmett, a bare `pg` and pgbench, on one Postgres server, in one run: `npm run bench`.
+ * `README.md` describes the rows and how to read them.
  *
- * A run of all rows writes `results.json` and `results.svg`; one of some rows only prints.
+ * A run of all rows writes `results.json` and `results.svg`. A run of some rows only prints the table.
  */
 import { parseArgs } from "node:util"
 import { startPostgres } from "../postgres.globalSetup.js"
@@ -20,7 +20,7 @@ const { positionals, values } = parseArgs({
   options: {
     seconds: { type: "string", default: "0.8" },
     rounds: { type: "string", default: "5" },
-    /** The number of clients to profile the rows with, instead of measuring them. */
+    /** The number of clients with which the rows are profiled instead of measured. */
     profile: { type: "string" }
   }
 })

@@ -1,19 +1,20 @@
 /**
- * How the suite measures: clients at work for a while, contestants in turns, medians of the rounds.
+ * Measures the contestants of a row, for the files in `rows/`: in a turn, clients work for a fixed time; the figure is
+ * the median of the rounds.
  *
- * Contestants take turns within each round, and another one begins each time, so that what else the machine does falls on all
- * of them. Nothing collects garbage by force between turns: that makes V8 forget the code it has compiled, and slows down most
- * whoever has most of it.
+ * In each round every contestant has a turn, and another one begins each time, so that other load on the machine slows
+ * all of them. No garbage collection is forced between turns, because V8 then discards compiled code, which slows the
+ * contestant with most code most.
  */
 
-/** One operation, done by the client of that number. */
+/** One operation, by the client with the number. */
 export type Work = (client: number) => Promise<unknown>
 
-/** What came of one turn. */
+/** The result of one turn. */
 export interface Round {
   /** Operations that succeeded within the turn, per second. */
   readonly rate: number
-  /** How long each operation that succeeded took, in milliseconds; also of those that ended after the turn. */
+  /** The latency of each successful operation in milliseconds, with the operations that ended after the turn. */
   readonly latencies: ReadonlyArray<number>
   readonly failures: number
 }
@@ -22,36 +23,36 @@ export type ContestantName = "ours" | "emmett" | "pg" | "pgbench"
 
 export interface Contestant<Name extends string = ContestantName> {
   readonly name: Name
-  /** It does not take part with more clients than that. */
+  /** The largest number of clients that it is measured with. */
   readonly maxClients?: number
-  /** One turn: so many clients, each doing one thing after the other for so long. */
+  /** Runs one turn: a number of clients, each with one operation after the other, for a fixed time. */
   readonly round: (clients: number, seconds: number) => Promise<Round>
 }
 
-/** What is kept of all turns of one contestant. */
+/** The summary of all turns of one contestant. */
 export interface Measured {
   readonly median: number
   readonly rounds: ReadonlyArray<number>
-  /** Of single operations, in milliseconds, over all rounds. */
+  /** Latencies of single operations in milliseconds, over all rounds. */
   readonly p50?: number
   readonly p99?: number
   readonly failures?: number
 }
 
-/** How long to measure. */
+/** The number and length of turns. */
 export interface Effort {
   readonly rounds: number
-  /** Of one turn. */
+  /** The length of one turn. */
   readonly seconds: number
 }
 
-/** A contestant of JavaScript. `start` makes the work of a turn, so a turn can have aggregates of its own. */
+/** A contestant in JavaScript. `start` makes the operation of a turn, so that each turn can have new aggregates. */
 export const contestant = <Name extends string>(name: Name, start: () => Work | Promise<Work>): Contestant<Name> => ({
   name,
   round: async (clients, seconds) => workFor(await start(), clients, seconds)
 })
 
-/** One turn of so many clients. */
+/** Runs one turn with a number of clients. */
 export const workFor = async (work: Work, clients: number, seconds: number): Promise<Round> => {
   const latencies: Array<number> = []
   let failures = 0
@@ -82,7 +83,9 @@ export const workFor = async (work: Work, clients: number, seconds: number): Pro
   return { rate: inTime / seconds, latencies, failures }
 }
 
-/** Warms all contestants up and gives them turns; the result is by name. `of` says what of a round is the figure. */
+/**
+ * Warms up all contestants and measures them in turns. Returns summaries by name. `of` chooses the figure of a round.
+ */
 export const compete = async <Name extends string>(
   contestants: ReadonlyArray<Contestant<Name>>,
   clients: number,
@@ -102,7 +105,7 @@ export const compete = async <Name extends string>(
   return measured
 }
 
-/** The median latency of a round: the figure where one operation takes long. */
+/** The median latency of a round, which is the figure of rows with long operations. */
 export const medianLatency = ({ latencies }: Round): number => median(latencies)
 
 export const median = (values: ReadonlyArray<number>): number => quantile(ascending(values), 0.5)
@@ -122,7 +125,7 @@ export const summarize = (rounds: ReadonlyArray<Round>, of: (round: Round) => nu
 
 const reported = new Set<string>()
 
-/** Failures are counted; so that it is known what they are, one of each kind is told. */
+/** Failures are counted, and the first failure of each kind is printed. */
 const report = (error: unknown): void => {
   const kind = String(error).replaceAll(/\d+/g, "n")
   if (!reported.has(kind)) console.error(`failed, as others may: ${error}`)

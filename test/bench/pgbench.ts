@@ -1,4 +1,7 @@
-/** Postgres' own load generator, where it is found: inserts one by one, with nothing of JavaScript in between. */
+/**
+ * Runs pgbench, the load generator of Postgres, where it is found: single inserts without JavaScript, as the upper
+ * bound of the rows.
+ */
 import { execFile } from "node:child_process"
 import { existsSync, readdirSync } from "node:fs"
 import { mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises"
@@ -12,7 +15,7 @@ export interface Pgbench {
   readonly version: string
 }
 
-/** The one that `PGBENCH` names, or that of the newest server on this machine, or the one on the path. */
+/** The pgbench that `PGBENCH` names, that of the newest server on the machine, or the one on the path. */
 export const findPgbench = async (): Promise<Pgbench | undefined> => {
   for (const path of candidates()) {
     if (!existsSync(path)) continue
@@ -20,16 +23,16 @@ export const findPgbench = async (): Promise<Pgbench | undefined> => {
       const { stdout } = await run(path, ["--version"])
       return { path, version: /[\d.]+/.exec(stdout)?.[0] ?? stdout.trim() }
     } catch {
-      // One that does not start is none.
+      // A program that does not start is passed over.
     }
   }
   return undefined
 }
 
-/** So many connections, each running the script's one statement, prepared, over and over. */
+/** Runs the one prepared statement of the script repeatedly, on a number of connections. */
 export const pgbenchContestant = ({ path }: Pgbench, url: string, statement: string): Contestant => ({
   name: "pgbench",
-  // It has a connection for each client, and the server is not to run out of them.
+  // pgbench has a connection for each client, and the server has a limit of connections.
   maxClients: 64,
   round: async (clients, seconds) => {
     const folder = await mkdtemp(join(tmpdir(), "effect-maestro-pgbench-"))
@@ -67,7 +70,7 @@ const run = promisify(execFile)
 
 const candidates = (): ReadonlyArray<string> => {
   const given = process.env.PGBENCH
-  // The folders of versions, the newest first.
+  // The folder of the newest version is first.
   const servers = ["/usr/lib/postgresql", "/usr/local/lib/postgresql", "/opt/homebrew/opt", "/usr/local/opt"].flatMap(
     (folder) =>
       (existsSync(folder) ? readdirSync(folder) : [])

@@ -1,4 +1,7 @@
-/** Runs this library's part of a row under the sampling profiler of V8, and tells where the time goes: here, and in Postgres. */
+/**
+ * Runs this library's part of a row under the sampling profiler of V8, and prints where the time goes, in Node and in
+ * Postgres.
+ */
 import type { Profiler } from "node:inspector"
 import { Session } from "node:inspector/promises"
 import type pg from "pg"
@@ -6,7 +9,7 @@ import type { Row } from "./rows/row.js"
 import { serverCpuReader } from "./serverCpu.js"
 import type { Stage } from "./stage.js"
 
-/** What the server must be started with, for its statistics of statements. */
+/** The flags of a server that keeps statistics of statements. */
 export const profilingFlags: ReadonlyArray<string> = ["-c", "shared_preload_libraries=pg_stat_statements"]
 
 export const profile = async (row: Row, stage: Stage, clients: number): Promise<void> => {
@@ -54,7 +57,7 @@ processor time for each: ${((cpu.user + cpu.system) / each).toFixed(0)} µs of t
 
 type CallFrame = Profiler.ProfileNode["callFrame"]
 
-/** Microseconds by what they were spent in. */
+/** Microseconds by module. */
 const selfTimes = (
   { nodes, samples = [], timeDeltas = [] }: Profiler.Profile,
   of: (frame: CallFrame) => string
@@ -73,7 +76,7 @@ const categoryOf = ({ functionName, url }: CallFrame): string =>
 
 const nameOf = ({ functionName, lineNumber, url }: CallFrame): string => {
   const file = url.split(/[\\/]/).slice(-2).join("/")
-  // TypeScript comes as one long line.
+  // Compiled TypeScript is one long line.
   const line = lineNumber === 0 ? "" : `:${lineNumber + 1}`
   return `${functionName === "" ? "anonymous" : functionName}${file === "" ? "" : `, ${file}${line}`}`
 }

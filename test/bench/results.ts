@@ -1,4 +1,6 @@
-/** The lines of the result: as a table while they come in, as JSON and as a chart at the end. */
+/**
+ * Prints each line of the result when it is measured, and writes all lines as JSON and as a chart after the last one.
+ */
 import { writeFileSync } from "node:fs"
 import { fileURLToPath } from "node:url"
 import { chart } from "./chart.js"
@@ -48,10 +50,10 @@ const beside = (file: string): string => fileURLToPath(new URL(file, import.meta
 const figure = (value: number): string =>
   Number.isInteger(value) || Math.abs(value) >= 100 ? value.toFixed(0) : value.toFixed(Math.abs(value) >= 10 ? 1 : 2)
 
-/** Lists of numbers as the formatter of this repository has them. */
+/** Writes lists of numbers as the formatter of this repository does. */
 const onOneLine = (json: string): string =>
   json.replaceAll(/\[\s+([-\d.e+,\s]+?)\s+\]/g, (_, numbers: string) => `[${numbers.split(/,\s*/).join(", ")}]`)
 
-/** Figures with the digits that mean something. */
+/** Rounds figures to their significant digits. */
 const shortened = (line: Line): unknown =>
   JSON.parse(JSON.stringify(line, (_, value) => (typeof value === "number" ? Number(value.toPrecision(5)) : value)))

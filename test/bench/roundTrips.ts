@@ -1,10 +1,10 @@
-/** A proxy in front of Postgres that counts round trips: how often the server says that it is ready for the next query. */
+/** A proxy in front of Postgres that counts round trips: the `ReadyForQuery` messages of the server. */
 import { connect, createServer, type Socket } from "node:net"
 
 export interface CountingProxy {
-  /** The URL given, by way of the proxy. */
+  /** The given URL with the address of the proxy. */
   readonly url: string
-  /** Round trips so far. */
+  /** The number of round trips until now. */
   readonly count: () => number
   readonly close: () => Promise<void>
 }
@@ -54,7 +54,7 @@ export const openCountingProxy = async (target: string): Promise<CountingProxy> 
 
 const readyForQuery = "Z".charCodeAt(0)
 
-/** Tells the type of each message in a stream of them: a byte, then the length in four, which counts itself. */
+/** Reports the type of each message: a byte, followed by four bytes with the length, which includes these four. */
 const watchFrames = (seen: (type: number) => void): ((chunk: Buffer) => void) => {
   let header: Buffer = Buffer.alloc(0)
   let toSkip = 0

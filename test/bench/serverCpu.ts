@@ -1,8 +1,11 @@
-/** The processor time that the Postgres server has used, where the system tells (Linux). */
+/** Reads the processor time of a Postgres server from `/proc`, which only Linux has. */
 import { readdirSync, readFileSync } from "node:fs"
 import type pg from "pg"
 
-/** Reads the milliseconds that all processes of the server have used so far; undefined where that can't be known. */
+/**
+ * Returns the milliseconds that all processes of the server have used, or undefined where the system does not report
+ * them.
+ */
 export const serverCpuReader = async (pool: pg.Pool): Promise<(() => number) | undefined> => {
   const { rows } = await pool.query<{ pid: number }>("select pg_backend_pid() as pid")
   const postmaster = statOf(rows[0]?.pid ?? 0)?.parent
@@ -12,7 +15,7 @@ export const serverCpuReader = async (pool: pg.Pool): Promise<(() => number) | u
       const stat = /^\d+$/.test(name) ? statOf(Number(name)) : undefined
       return stat?.parent === postmaster ? stat.own : []
     })
-    // Of those that have ended, the postmaster has the sum.
+    // The postmaster has the sum of the processes that ended.
     const ended = statOf(postmaster)
     return children.reduce((sum, own) => sum + own, (ended?.own ?? 0) + (ended?.endedChildren ?? 0))
   }
@@ -28,7 +31,7 @@ interface Stat {
   readonly endedChildren: number
 }
 
-/** Of `/proc/<pid>/stat`, whose second field is a name in parentheses with anything in it. */
+/** The fields of `/proc/<pid>/stat`. Its second field is a name in parentheses that may contain any character. */
 const statOf = (pid: number): Stat | undefined => {
   try {
     const text = readFileSync(`/proc/${pid}/stat`, "utf8")

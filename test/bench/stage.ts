@@ -1,4 +1,4 @@
-/** What the rows work with: a server, and all contestants opened on it, each with a pool of the same size. */
+/** Starts a server for the rows and opens all contestants on it, each with a pool of equal size. */
 import type * as SqlClient from "@effect/sql/SqlClient"
 import * as PgClient from "@effect/sql-pg/PgClient"
 import { getPostgreSQLEventStore, type PostgresEventStore } from "@event-driven-io/emmett-postgresql"
@@ -16,7 +16,7 @@ import type { Pgbench } from "./pgbench.js"
 
 export const poolSize = 16
 
-/** The services of this library, and how a client of an application calls them: each operation is a promise. */
+/** The services of this library. Each operation is a promise, as in a client of an application. */
 export interface Ours<R> {
   readonly run: <A, E>(effect: Effect.Effect<A, E, R>) => Promise<A>
   readonly close: () => Promise<void>
@@ -66,7 +66,7 @@ export const openStage = async (url: string, effort: Effort, pgbench: Pgbench | 
     pgbench,
     close: async () => {
       await Promise.all([ours.close(), emmett.close(), projecting.close(), pool.end()])
-      // The pools have asked their connections to end; before they have, the server must not.
+      // The connections of the pools end asynchronously, and the server must stop after them.
       await new Promise((resolve) => setTimeout(resolve, 500))
     }
   }
@@ -103,7 +103,7 @@ export const openEmmett = async (
   }
 }
 
-/** Commits so many deposits to one account, from the first on. */
+/** Commits a number of deposits to one account, from the first on. */
 export const commitDeposits = (account: string, count: number) =>
   Effect.gen(function* () {
     const aggregateId = Account.streamId(account)

@@ -1,4 +1,7 @@
-/** Has V8 compile what all rows use, before the first of them; a turn of warming up in each row is too short for that. */
+/**
+ * Lets V8 compile the code that all rows use before the first row, because the warm-up turn of a row is too short for
+ * that.
+ */
 import { workFor } from "./measure.js"
 import { deposit, emmettDeposit, fresh, hot } from "./rows/command.js"
 import type { Stage } from "./stage.js"

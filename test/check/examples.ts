@@ -1,15 +1,18 @@
 /**
  * Checks the documentation against the code:
  *
- * - every `ts` block of README.md, and of the doc comments in src, type-checks;
+ * - every `ts` block of README.md, of the guides in examples, and of the doc comments in src type-checks;
+ * - a block of a guide that names a file (a fence "ts main.ts") is a part of that file;
  * - README.md opens with examples/quick-start.ts;
- * - every file that README.md links to exists, and guides, pictures and examples are in the package;
+ * - every file and heading that README.md or a guide links to exists, and guides, pictures and examples are in the package;
  * - every `@example` has a `ts` block, and every public export has `@since` and `@category`.
+ *
+ * `programs.ts` checks the output that guides show.
  */
 import * as fs from "node:fs"
 import * as path from "node:path"
-import { fileURLToPath } from "node:url"
 import ts from "typescript"
+import { anchorsOf, fencedBlocks, guides, linksOf, read, root } from "./markdown.js"
 
 interface Block {
   /** The documented file, relative to the root. */
@@ -20,44 +23,59 @@ interface Block {
   readonly inPlace: string
 }
 
-const root = fileURLToPath(new URL("../..", import.meta.url))
 const quickStart = "examples/quick-start.ts"
 const problems: Array<string> = []
-
-const read = (file: string): string => fs.readFileSync(path.join(root, file), "utf8")
 
 const report = (file: string, text: string, offset: number, message: string): void => {
   const before = text.slice(0, offset).split("\n")
   problems.push(`${file}:${before.length}:${(before.at(-1)?.length ?? 0) + 1} ${message}`)
 }
 
-/** Finds the fenced `ts` blocks in `text` between two offsets. `margin` matches what precedes the code on each line. */
+/**
+ * Finds the fenced `ts` blocks in `text` between two offsets. `margin` matches what precedes the code on each line. A block that names the
+ * file that it shows is compared with that file, which `tsc` checks.
+ */
 const blocksOf = (file: string, text: string, margin: RegExp, start = 0, end = text.length): Array<Block> => {
-  const blocks: Array<Block> = []
-  const lines = text.slice(start, end).split("\n")
   const firstLine = text.slice(0, start).split("\n").length - 1
-  let open: { readonly line: number; readonly isCode: boolean } | undefined
-  lines.forEach((line, index) => {
-    const fence = /^```+(\w*)/.exec(line.replace(margin, ""))
-    if (fence === null) return
-    if (open === undefined) {
-      open = { line: index, isCode: /^(ts|tsx|typescript)$/.test(fence[1] ?? "") }
-      return
+  const { blocks, isClosed } = fencedBlocks(text.slice(start, end).split("\n"), margin)
+  if (!isClosed) report(file, text, start, "a code block is never closed")
+  return blocks.flatMap(({ body, file: shown, language, line }) => {
+    if (!/^(ts|tsx|typescript)$/.test(language)) return []
+    const code = body.map((codeLine) => codeLine.replace(margin, "")).join("\n")
+    if (shown !== "") {
+      checkExcerpt(file, firstLine + line + 1, code, shown)
+      return []
     }
-    if (open.isCode) {
-      const body = lines.slice(open.line + 1, index)
-      blocks.push({
+    return [
+      {
         file,
-        code: body.map((codeLine) => codeLine.replace(margin, "")).join("\n"),
+        code,
         inPlace:
-          "\n".repeat(firstLine + open.line + 1) +
+          "\n".repeat(firstLine + line + 1) +
           body.map((codeLine) => codeLine.replace(margin, (found) => " ".repeat(found.length))).join("\n")
-      })
-    }
-    open = undefined
+      }
+    ]
   })
-  if (open !== undefined) report(file, text, start, "a code block is never closed")
-  return blocks
+}
+
+/** Reports a block that is no part of the file that it names. The part may be indented. */
+const checkExcerpt = (guide: string, line: number, code: string, shown: string): void => {
+  const file = path.join(path.dirname(guide), shown)
+  if (!fs.existsSync(path.join(root, file))) {
+    problems.push(`${guide}:${line} ${file} does not exist`)
+    return
+  }
+  const lines = read(file).split("\n")
+  const { length } = code.split("\n")
+  if (!lines.some((_, start) => withoutIndent(lines.slice(start, start + length)) === code)) {
+    problems.push(`${guide}:${line} the block is no part of ${file}`)
+  }
+}
+
+const withoutIndent = (lines: ReadonlyArray<string>): string => {
+  const indents = lines.filter((line) => line !== "").map((line) => line.length - line.trimStart().length)
+  const indent = Math.min(...indents)
+  return lines.map((line) => line.slice(indent)).join("\n")
 }
 
 const readmeBlocks = (): Array<Block> => {
@@ -70,20 +88,25 @@ const readmeBlocks = (): Array<Block> => {
   if (blocks.length === 0) problems.push(`${file} has no ts block`)
   else if (!fs.existsSync(path.join(root, quickStart))) problems.push(`${quickStart} is missing`)
   else if (blocks[0]?.code.trim() !== read(quickStart).trim()) {
-    problems.push(`${file}: its first ts block must be the same as ${quickStart}`)
+    problems.push(`${file}: its first ts block must be equal to ${quickStart}`)
   }
   return blocks
 }
 
-const checkLinks = (): void => {
-  const text = read("README.md")
+const checkLinks = (page: string): void => {
+  const text = read(page)
   const { files }: { readonly files: ReadonlyArray<string> } = JSON.parse(read("package.json"))
-  for (const { 1: target = "", index } of text.matchAll(/\]\(([^)#:]+)\)/g)) {
-    if (!fs.existsSync(path.join(root, target))) report("README.md", text, index, `${target} does not exist`)
-    // Sources of tests are for those who work on a clone.
-    const isPackaged = files.some((file) => target === file || target.startsWith(`${file}/`))
-    const isForUsers = !target.startsWith("test/") || /\.(md|svg)$/.test(target)
-    if (isForUsers && !isPackaged) report("README.md", text, index, `${target} is not in the package`)
+  for (const { anchor, index, target } of linksOf(text)) {
+    const file = target === "" ? page : path.join(path.dirname(page), target)
+    if (!fs.existsSync(path.join(root, file))) {
+      report(page, text, index, `${file} does not exist`)
+      continue
+    }
+    if (anchor !== "" && !anchorsOf(read(file)).has(anchor)) report(page, text, index, `${file} has no #${anchor}`)
+    // README.md is always in the package. Sources of tests are for work on a clone.
+    const isPackaged = file === "README.md" || files.some((name) => file === name || file.startsWith(`${name}/`))
+    const isForUsers = !file.startsWith("test/") || /\.(md|svg)$/.test(file)
+    if (isForUsers && !isPackaged) report(page, text, index, `${file} is not in the package`)
   }
 }
 
@@ -188,13 +211,14 @@ const publicModules = sources.filter((file) => /^src\/[^/]+$/.test(file) && file
 
 const inReadme = readmeBlocks()
 const inComments = sources.flatMap(docBlocks)
-checkLinks()
-typeCheck([...inReadme, ...inComments])
+const inGuides = guides.flatMap((guide) => blocksOf(guide, read(guide), /^(?!)/))
+for (const page of ["README.md", ...guides]) checkLinks(page)
+typeCheck([...inReadme, ...inGuides, ...inComments])
 const exported = publicModules.map(checkTags).reduce((sum, count) => sum + count, 0)
 
 for (const problem of problems) console.error(problem)
 console.log(
-  `${inReadme.length} examples in README.md, ${inComments.length} in src, ` +
+  `${inReadme.length} examples in README.md, ${inGuides.length} in guides, ${inComments.length} in src, ` +
     `${exported} exports in ${publicModules.length} modules: ${problems.length} problems`
 )
 process.exitCode = problems.length === 0 ? 0 : 1

@@ -1,4 +1,4 @@
-/** A realistic aggregate of six commands: `hovers.ts` checks what an editor says about it. */
+/** A realistic aggregate of six commands, for which `hovers.ts` checks the texts of an editor. */
 import * as Effect from "effect/Effect"
 import * as Schema from "effect/Schema"
 import { Aggregate } from "effect-maestro"

@@ -1,5 +1,6 @@
 /**
- * Checks what an editor and the compiler say about an aggregate: how long the texts are, what they name, and where the errors are.
+ * Checks the texts that an editor and the compiler show for the aggregate in `hotel.ts`: their length, the names in
+ * them, and the places of errors.
  *
  * `npx tsx test/check/hovers.ts --print` prints the texts.
  */
@@ -8,7 +9,7 @@ import { fileURLToPath } from "node:url"
 import ts from "typescript"
 
 interface Hover {
-  /** The code in `hotel.ts`, up to the name that the pointer is on. */
+  /** The code in `hotel.ts`, up to the name under the pointer. */
   readonly at: string
   /** In characters. */
   readonly atMost: number
@@ -19,7 +20,7 @@ interface Mistake {
   /** A change of `hotel.ts` that must not compile. */
   readonly replace: string
   readonly by: string
-  /** In characters: the first two lines of the message, where an editor shows what is wrong. */
+  /** In characters, for the first two lines of the message, because an editor shows only these. */
   readonly atMost: number
   readonly names: ReadonlyArray<string>
 }
@@ -101,7 +102,7 @@ const service = ts.createLanguageService({
   getDirectories: ts.sys.getDirectories
 })
 
-/** The mistake that the compiler finds, and where it points to. */
+/** Returns the compiler's error in a text, and its position. */
 const errorOf = (text: string): { readonly message: string; readonly start: number } => {
   current = text
   version++

@@ -123,7 +123,7 @@ cyclic.self = cyclic
 
 /** A small value whose text is longer than anything can hold: each level is three times the one below. */
 export const billionLaughs = (): Record<string, unknown> => {
-  let value: unknown = "ha"
+  let value: unknown = "ha".repeat(50)
   for (let level = 0; level < 100; level++) value = [value, value, value]
   return { value }
 }

@@ -241,8 +241,10 @@ export const feedProgressCases: ReadonlyArray<FeedCase> = [
           Effect.scoped(
             Effect.flatMap(subscriptions.lease(leaseOf(name)), (lease) => Effect.as(change(lease), lease.attempts))
           )
-        expect(yield* found((lease) => lease.attempt(attempts))).toEqual(Option.none())
-        expect(yield* found((lease) => lease.attempt({ ...attempts, attempts: 3 }))).toEqual(Option.some(attempts))
+        expect(yield* found((lease) => lease.recordAttempt(attempts))).toEqual(Option.none())
+        expect(yield* found((lease) => lease.recordAttempt({ ...attempts, attempts: 3 }))).toEqual(
+          Option.some(attempts)
+        )
         expect(yield* found((lease) => lease.advanceTo(first.position))).toEqual(
           Option.some({ ...attempts, attempts: 3 })
         )
@@ -251,7 +253,7 @@ export const feedProgressCases: ReadonlyArray<FeedCase> = [
         )
         const ofFailure = { position: second.position, attempts: 5 }
         expect(yield* found((lease) => lease.recordFailure(undefined))).toEqual(Option.some(ofFailure))
-        expect(yield* found((lease) => lease.attempt(ofFailure))).toEqual(Option.none())
+        expect(yield* found((lease) => lease.recordAttempt(ofFailure))).toEqual(Option.none())
         expect(yield* found((lease) => lease.advance(second.position, Effect.void))).toEqual(Option.some(ofFailure))
         expect(yield* found(() => Effect.void)).toEqual(Option.none())
       })

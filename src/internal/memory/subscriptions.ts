@@ -136,7 +136,7 @@ export const makeMemorySubscriptions = (log: MemoryLog): SubscriptionStoreServic
             Effect.sync(
               () => new Set(row.parked.map(({ aggregateId }) => aggregateId).filter((id) => aggregateIds.includes(id)))
             ),
-          attempt: ({ attempts, position }) =>
+          recordAttempt: ({ attempts, position }) =>
             whileHeld(
               Effect.sync(() => {
                 row.attempted = { position, attempts }
@@ -187,7 +187,7 @@ export const makeMemorySubscriptions = (log: MemoryLog): SubscriptionStoreServic
           ? Effect.void
           : Effect.zipRight(change, wait)
       })
-      return Effect.zipRight(checkPosition("SubscriptionStore.reached", position, ["position"]), wait)
+      return Effect.zipRight(checkPosition("SubscriptionStore.awaitPosition", position, ["position"]), wait)
     },
     resume: (name) =>
       each(name, (row) => {

@@ -1,24 +1,27 @@
 /**
- * Finds the objects of the database that hang on tables and would be lost, or would be in the way, when new tables replace them.
+ * Finds objects of the database that would be lost, or would be in the way, when shadow tables replace live ones.
+ * `checkReplacement.ts` and `rehearseStatements.ts` call it.
  *
- * It is no list of kinds. The query lists what belongs to a table, and returns whatever else the catalogue has a dependency for; so an
- * object of a kind that this file does not know is found, too. Only what the catalogue keeps outside of its dependencies is asked for by
- * name: publications of all tables, subscriptions of the server, parents, extensions and event triggers.
+ * The query knows what belongs to a table, and returns each other object that depends on it. So
+ * it finds objects of kinds that this file does not know. It asks by name only for what has no dependency in the
+ * catalogue: publications of all tables, subscriptions of the server, parents, extensions and event triggers.
  */
 import type * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
 import * as Effect from "effect/Effect"
 
-/** The tables that are replaced together. Names are quoted, with their schema. */
+/** The tables that are replaced together. Names are quoted, with the schema. */
 export interface Replaced {
   readonly tables: ReadonlyArray<string>
-  /** The sequences of their columns that stay, so that others may go on using them. */
+  /** The sequences of their columns that stay. Other tables may use them. */
   readonly kept: ReadonlyArray<string>
-  /** Whether the new tables have foreign keys of their own, so that those among the tables may go. */
+  /**
+   * Whether the shadow tables have foreign keys of their own. Then foreign keys among the live tables may be dropped.
+   */
   readonly replacesForeignKeys: boolean
 }
 
-/** What hangs on the tables, each as the database describes it. */
+/** The objects that depend on the tables, as the database describes them. */
 export const dependentsOf = (
   sql: SqlClient.SqlClient,
   { kept, replacesForeignKeys, tables }: Replaced
@@ -57,7 +60,7 @@ export const dependentsOf = (
         where not exists (select 1 from own p where p.classid = d.classid and p.objid = d.objid)
           and not (o.classid = 'pg_class'::regclass
             and o.objid in (select k::regclass::oid from unnest(${[...kept]}::text[]) k))
-          -- They are among the publications below.
+          -- The publications below contain them.
           and d.classid <> 'pg_publication_rel'::regclass
         union all
         select d.refclassid, d.refobjid, 0 from pg_depend d
@@ -83,7 +86,7 @@ export const dependentsOf = (
     (rows) => rows.map(({ text }) => text)
   )
 
-/** What `Rebuild` would leave behind in the schema of the shadow tables, because it belongs to none of them. */
+/** The objects in the schema of the shadow tables that belong to none of them. The swap would drop them. */
 export const leftoversIn = (
   sql: SqlClient.SqlClient,
   schema: string,
@@ -107,7 +110,10 @@ export const leftoversIn = (
     (rows) => rows.map(({ text }) => text)
   )
 
-/** The indexes and sequences of a shadow table whose names are taken, in the schema where it goes, by relations that stay there. */
+/**
+ * The relations in the schema of the live table that stay and have the name of an index or sequence of the shadow
+ * table.
+ */
 export const collisionsOf = (
   sql: SqlClient.SqlClient,
   shadow: string,
@@ -123,15 +129,6 @@ export const collisionsOf = (
           where d.classid = 'pg_class'::regclass and d.refclassid = 'pg_class'::regclass and d.deptype in ('a', 'i')
             and d.objid not in (select k::regclass::oid from unnest(${[...kept]}::text[]) k)
       )
-      select format('type %I', taken.typname) as text
-      from pg_class made join pg_type row_ on row_.oid = made.reltype join pg_type array_ on array_.oid = row_.typarray
-      join pg_class table_ on table_.oid = ${live}::regclass
-      -- The array type of a table moves with it, by its name.
-      join pg_type taken on taken.typname = array_.typname and taken.typnamespace = table_.relnamespace
-      where made.oid = ${shadow}::regclass and taken.oid not in (
-        select old_row.typarray from going join pg_class old on old.oid = going.oid join pg_type old_row on old_row.oid = old.reltype
-      )
-      union all
       select pg_describe_object('pg_class'::regclass, taken.oid, 0) as text
       from parts join pg_class made on made.oid = parts.oid
       join pg_class table_ on table_.oid = ${live}::regclass
@@ -145,7 +142,7 @@ export const collisionsOf = (
 
 // --- internal ---
 
-/** The tags of the statements by which a rebuild makes, changes and drops tables. */
+/** The command tags of the statements of a rebuild. */
 const statementsOfRebuild = [
   "ALTER INDEX",
   "ALTER SEQUENCE",

@@ -1,5 +1,6 @@
 /**
- * The projections that own tables, as one start of the application declares them, and how each stands to the record of its tables.
+ * Collects the projections that own tables, as one start of the application declares them, and compares each with the
+ * record of its tables. `prepareTables.ts` and `checkOwnership.ts` call it.
  */
 import type * as SqlClient from "@effect/sql/SqlClient"
 import * as Effect from "effect/Effect"
@@ -7,28 +8,28 @@ import * as Either from "effect/Either"
 import type { Projection } from "../../Projection.js"
 import { StoreError } from "../../StoreError.js"
 import { fromSqlError } from "../runtime/sqlError.js"
-import { declaredTables, quotedTable, tableStatements, textOfStatement } from "../store/ownedTables.js"
+import { declaredTables, quotedTable, tableStatements, textOfStatement } from "../store/declaredTables.js"
 import { operation, type TableRecord } from "./tableRecords.js"
 
-/** One projection, or the projections of several aggregates that have one name and one declaration. */
+/** One projection, or the projections of several aggregates with one name and one declaration. */
 export interface Owner<E, R> {
   readonly name: string
   readonly version: number
   /** The texts of the statements. */
   readonly statements: ReadonlyArray<string>
-  /** The names of the tables, as they are declared. */
+  /** The declared names of the tables. */
   readonly tables: ReadonlyArray<string>
-  /** Of which aggregates the events are; `*` for all. */
+  /** The names of the aggregates whose events it projects; `*` for all. */
   readonly aggregates: ReadonlyArray<string>
   /** The subscription that keeps the tables, where commits do not. */
   readonly subscription: string | undefined
   readonly projections: ReadonlyArray<Projection.Bound<E, R>>
-  /** Makes the tables in the schema that the search path has first. */
+  /** Creates the tables in the first schema of the search path. */
   readonly create: Effect.Effect<void, StoreError>
 }
 
-/** How a declaration stands to the record. */
-export type Standing =
+/** The record of a declaration, compared with it. */
+export type RecordState =
   /** There is no record. */
   | { readonly _tag: "Missing" }
   /** The tables in place are of this declaration. */
@@ -38,7 +39,10 @@ export type Standing =
   /** They are of a higher version. */
   | { readonly _tag: "Newer"; readonly record: TableRecord }
 
-/** The owners among the projections. Those of a subscription must all be owners, because a rebuild moves the subscription. */
+/**
+ * The owners among the projections. All projections of a subscription must be owners, because a rebuild moves the
+ * position that they share.
+ */
 export const ownersOf = <E, R>(
   projections: ReadonlyArray<Projection.Bound<E, R>>,
   subscription: string | undefined,
@@ -84,11 +88,11 @@ export const ownersOf = <E, R>(
     return [...owners.values()]
   })
 
-/** How an owner stands to the record of its tables. A declaration that differs under the same version is refused. */
-export const standingOf = <E, R>(
+/** Compares an owner with the record of its tables. Fails where the declaration differs under the same version. */
+export const recordStateOf = <E, R>(
   owner: Owner<E, R>,
   record: TableRecord | undefined
-): Either.Either<Standing, StoreError> => {
+): Either.Either<RecordState, StoreError> => {
   if (record === undefined) return Either.right({ _tag: "Missing" })
   if (record.version < owner.version) return Either.right({ _tag: "Outdated", record })
   if (record.version > owner.version) return Either.right({ _tag: "Newer", record })
@@ -106,7 +110,7 @@ export const standingOf = <E, R>(
   }
   if (!sameTexts(record.aggregates, owner.aggregates)) {
     return misconfigured(
-      `${which} hold events of ${listed(record.aggregates)}, and here the projection is of ${listed(owner.aggregates)}. Give the projections of all its aggregates together, or, where they have changed: ${raise}`
+      `${which} hold events of ${aggregatesText(record.aggregates)}, and here the projection is of ${aggregatesText(owner.aggregates)}. Give the projections of all its aggregates together, or, where they have changed: ${raise}`
     )
   }
   if (record.subscription !== owner.subscription) {
@@ -122,9 +126,13 @@ export const misconfigured = (description: string): Either.Either<never, StoreEr
 
 export const quoted = (name: string): string => JSON.stringify(name)
 
-/** What keeps tables, for people to read. */
+/** What keeps tables, as error messages say it. */
 export const keeperOf = (subscription: string | undefined): string =>
   subscription === undefined ? "the commits themselves" : `subscription ${quoted(subscription)}`
+
+/** The names of aggregates, as error messages say them. */
+export const aggregatesText = (aggregates: ReadonlyArray<string>): string =>
+  aggregates.map((name) => (name === "*" ? "all aggregates" : name)).join(", ")
 
 // --- internal ---
 
@@ -183,8 +191,5 @@ const ownerOf = <E, R>(
 
 const sameTexts = (some: ReadonlyArray<string>, others: ReadonlyArray<string>): boolean =>
   some.length === others.length && some.every((text, index) => text === others[index])
-
-const listed = (aggregates: ReadonlyArray<string>): string =>
-  aggregates.map((name) => (name === "*" ? "all aggregates" : name)).join(", ")
 
 const shortened = (text: string): string => (text.length > 300 ? `${text.slice(0, 300)}…` : text)

@@ -1,76 +1,69 @@
 /**
- * The records of the tables that projections own, in a table of the store: which version is in place, what made it, and where it is.
+ * Reads and writes the records of the tables that projections own, in the table `projection_tables` of the store. A
+ * record says which version is in place, which statements made it, and where the tables are. `prepareTables.ts` and
+ * `checkOwnership.ts` work with them.
  */
-import type { SqlError } from "@effect/sql/SqlError"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import type { StoreError } from "../../StoreError.js"
-import { whenInTransaction } from "../runtime/ambientTransaction.js"
-import { fromSqlError } from "../runtime/sqlError.js"
-import type { Home } from "../sql/lease.js"
-import { executeAlone } from "../sql/pg/connection.js"
+import type { StoreTables } from "../sql/storeTables.js"
+import { makeRun } from "./runStatement.js"
 
-/** The tables of one projection, as they are in place. */
+/** The tables of one projection that are in place. */
 export interface TableRecord {
-  /** The projection. */
+  /** The name of the projection. */
   readonly name: string
-  /** 0 while the tables were never filled. */
+  /** 0 until a rebuild has filled the tables for the first time. */
   readonly version: number
-  /** The texts of the statements that made the tables, which tell one declaration from another. */
+  /** The texts of the statements that made the tables. A declaration with other texts is another one. */
   readonly statements: ReadonlyArray<string>
-  /** The declared name of each table, with its schema and its name there. */
+  /** The declared name of each table, and its name with the schema. */
   readonly tables: ReadonlyMap<string, string>
-  /** Of which aggregates the events are. */
+  /** The names of the aggregates whose events the tables contain. */
   readonly aggregates: ReadonlyArray<string>
   /** The subscription that keeps the tables, where commits do not. */
   readonly subscription: string | undefined
 }
 
-/** A table, as a name leads to it. */
+/** A table that was found by a name. */
 export interface FoundTable {
   readonly name: string
-  /** With its schema. */
+  /** Its quoted name, with the schema. */
   readonly live: string
   readonly isOrdinary: boolean
 }
 
 export const operation = "ProjectionTables"
 
-/** Runs a statement in the transaction around it, or on a connection of its own, whose interruption is bounded. */
-export const run = <A>({ sql }: Home, statement: Effect.Effect<A, SqlError>): Effect.Effect<A, StoreError> =>
-  whenInTransaction((inside) =>
-    inside
-      ? Effect.mapError(statement, (error) => fromSqlError(operation, "writing", error))
-      : executeAlone(sql, operation, "writing", statement)
-  )
+export const run = makeRun(operation)
 
 /** All records, by the names of the projections. */
-export const readRecords = (home: Home): Effect.Effect<ReadonlyMap<string, TableRecord>, StoreError> =>
+export const readRecords = (store: StoreTables): Effect.Effect<ReadonlyMap<string, TableRecord>, StoreError> =>
   Effect.map(
     run(
-      home,
-      home.sql<RecordRow>`select '.' || name as name, version, statements::text, tables::text, aggregates::text,
+      store,
+      store.sql<RecordRow>`select '.' || name as name, version, statements::text, tables::text, aggregates::text,
           '.' || subscription as subscription
-        from ${home.schema}.projection_tables`
+        from ${store.schema}.projection_tables`
     ),
     (rows) => new Map(rows.map((row) => [row.name.slice(1), recordOf(row)]))
   )
 
-/** Keeps other processes from creating or replacing records until the end of the transaction. */
-export const lockRecords = (home: Home): Effect.Effect<void, StoreError> =>
+/** Makes other processes that create or replace records wait until the end of the transaction. */
+export const lockRecords = (store: StoreTables): Effect.Effect<void, StoreError> =>
   Effect.asVoid(
     run(
-      home,
-      home.sql`select pg_advisory_xact_lock(hashtextextended(${`effect-maestro/projection_tables/${home.name}`}, 0))`
+      store,
+      store.sql`select pg_advisory_xact_lock(hashtextextended(${`effect-maestro/projection_tables/${store.name}`}, 0))`
     )
   )
 
-/** Writes a record, whether there is one or not. */
-export const writeRecord = (home: Home, record: TableRecord): Effect.Effect<void, StoreError> =>
+/** Inserts a record, or replaces the one of the projection. */
+export const writeRecord = (store: StoreTables, record: TableRecord): Effect.Effect<void, StoreError> =>
   Effect.asVoid(
     run(
-      home,
-      home.sql`insert into ${home.schema}.projection_tables (name, version, statements, tables, aggregates, subscription)
+      store,
+      store.sql`insert into ${store.schema}.projection_tables (name, version, statements, tables, aggregates, subscription)
         values (${record.name}, ${record.version}, ${JSON.stringify(record.statements)}::json,
           ${JSON.stringify(Object.fromEntries(record.tables))}::json, ${JSON.stringify(record.aggregates)}::json, ${record.subscription ?? null})
         on conflict (name) do update set version = excluded.version, statements = excluded.statements,
@@ -79,18 +72,18 @@ export const writeRecord = (home: Home, record: TableRecord): Effect.Effect<void
     )
   )
 
-export const deleteRecord = (home: Home, name: string): Effect.Effect<void, StoreError> =>
-  Effect.asVoid(run(home, home.sql`delete from ${home.schema}.projection_tables where name = ${name}`))
+export const deleteRecord = (store: StoreTables, name: string): Effect.Effect<void, StoreError> =>
+  Effect.asVoid(run(store, store.sql`delete from ${store.schema}.projection_tables where name = ${name}`))
 
-/** The tables that these names lead to, by the search path of the connection. */
+/** Finds tables by their names, in the search path of the connection. */
 export const findTables = (
-  home: Home,
+  store: StoreTables,
   names: ReadonlyArray<string>
 ): Effect.Effect<ReadonlyMap<string, FoundTable>, StoreError> =>
   Effect.map(
     run(
-      home,
-      home.sql<{ name: string; live: string; kind: string }>`select '.' || t.name as name, c.relkind::text as kind,
+      store,
+      store.sql<{ name: string; live: string; kind: string }>`select '.' || t.name as name, c.relkind::text as kind,
           quote_ident(n.nspname) || '.' || quote_ident(c.relname) as live
         from unnest(${[...names]}::text[]) t (name)
         join pg_class c on c.oid = to_regclass(t.name) join pg_namespace n on n.oid = c.relnamespace`
@@ -101,10 +94,10 @@ export const findTables = (
       )
   )
 
-/** The schema in which a table is created that is named without one. */
-export const currentSchema = (home: Home): Effect.Effect<Option.Option<string>, StoreError> =>
+/** The schema in which a statement creates a table that it names without a schema. */
+export const currentSchema = (store: StoreTables): Effect.Effect<Option.Option<string>, StoreError> =>
   Effect.map(
-    run(home, home.sql<{ current: string | null }>`select quote_ident(current_schema()) as current`),
+    run(store, store.sql<{ current: string | null }>`select quote_ident(current_schema()) as current`),
     ([row]) => Option.fromNullable(row?.current)
   )
 

@@ -1,35 +1,39 @@
 /**
- * The statements that give a new table what belongs to the one that it replaces: owner, rights, policies, storage, comments and the like.
+ * Builds the statements that give a shadow table what belongs to its live table: owner, rights, policies, storage,
+ * comments and others. `checkReplacement.ts` runs them on trial, and `replaceTables.ts` in the swap.
  *
- * They are read from the catalogue while the search path is empty, so every name in them is qualified. Each of them sets, and does not add,
- * so they may run again. `tablePicture.ts` shows afterwards whether anything is different all the same.
+ * The catalogue puts them together while the search path is empty, so each name in them is qualified. Each statement
+ * sets a value and adds none, so it may run again. `tableDefinition.ts` shows afterwards whether the tables still
+ * differ.
  */
 import type * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
 import * as Effect from "effect/Effect"
 
-/** Which table gets the settings of which. All names are quoted. */
+/** A live table, and the shadow table that gets its settings. All names are quoted. */
 export interface Settings {
-  /** The table that has the settings, with its schema. */
+  /** The live table, with its schema. */
   readonly live: string
-  /** The new table as the catalogue knows it now. */
+  /** The shadow table under its present name. */
   readonly shadow: string
-  /** The new table as the statements are to call it, and the schema of its indexes and sequences. */
+  /** The shadow table under the name that the statements use, and the schema of its indexes and sequences. */
   readonly target: string
   readonly targetSchema: string
-  /** Whether both have one shape. Otherwise the statements that made the new table decide on its columns, indexes, storage and comments. */
-  readonly isAlike: boolean
-  /** Whether the new table gets row level security and policies of the old one. */
+  /**
+   * Whether both have one shape. Otherwise the statements of `create` decide on columns, indexes, storage and comments.
+   */
+  readonly sameShape: boolean
+  /** Whether the shadow table gets row level security and policies of the live one. */
   readonly withRowSecurity: boolean
 }
 
-/** The statements, in their order. */
+/** All statements, in their order. */
 export const settingsOf = (
   sql: SqlClient.SqlClient,
   settings: Settings
 ): Effect.Effect<ReadonlyArray<string>, SqlError> => selectSettings(sql, settings, false)
 
-/** Those of them that concern how rows are stored, and so have to be set before there are any. */
+/** The statements about the storage of rows. They run before the first row is inserted. */
 export const storageOf = (
   sql: SqlClient.SqlClient,
   settings: Settings
@@ -43,61 +47,10 @@ export const hasRowSecurity = (sql: SqlClient.SqlClient, table: string): Effect.
     (rows) => rows.length > 0
   )
 
-/** The statements that make a shadow table in the shape of the live one. `like` gives its indexes other names. */
-export const createAlike = (
-  sql: SqlClient.SqlClient,
-  live: string,
-  shadow: string
-): Effect.Effect<ReadonlyArray<string>, SqlError> =>
-  textsOf(
-    sql`select format('create %s table %s (like %s including all excluding comments) using %I tablespace %I',
-        case c.relpersistence when 'u' then 'unlogged' else '' end, ${shadow}::text, ${live}::text, m.amname,
-        (select spcname from pg_tablespace where oid = coalesce(nullif(c.reltablespace, 0), b.dattablespace))) as text
-      from pg_class c join pg_am m on m.oid = c.relam join pg_database b on b.datname = current_database()
-      where c.oid = ${live}::regclass
-      union all
-      -- like takes them for validated.
-      select format('alter table %s drop constraint %I, add constraint %2$I %s', ${shadow}::text, conname, pg_get_constraintdef(oid))
-      from pg_constraint where conrelid = ${live}::regclass and contype in ('c', 'n') and not convalidated`
-  )
-
 /**
- * The statements that give the parts of a shadow table, made by `like`, the names of their models: an index or statistics object by its
- * definition, an identity's sequence by its column.
+ * Statements that change nothing, but write the row of each table in the catalogue. A concurrent GRANT or REVOKE then
+ * fails.
  */
-export const renamesOf = (
-  sql: SqlClient.SqlClient,
-  live: string,
-  shadow: string,
-  schema: string
-): Effect.Effect<ReadonlyArray<string>, SqlError> =>
-  Effect.map(Effect.all([partsOf(sql, live), partsOf(sql, shadow)]), ([models, made]) => {
-    const left = [...made]
-    const renames: Array<{ readonly kind: string; readonly from: string; readonly to: string }> = []
-    for (const { definition, kind, name } of models) {
-      const index = left.findIndex((part) => part.kind === kind && part.definition === definition)
-      const [found] = index < 0 ? [] : left.splice(index, 1)
-      if (found !== undefined && found.name !== name) renames.push({ kind, from: found.name, to: name })
-    }
-    // By names that no part has, because a name that is wanted may be that of another part.
-    return [
-      ...renames.map(({ from, kind }, index) => `alter ${kind} ${schema}.${from} rename to rebuilt_${index}`),
-      ...renames.map(({ kind, to }, index) => `alter ${kind} ${schema}.rebuilt_${index} rename to ${to}`)
-    ]
-  })
-
-/** The statements that move statistics objects, which `alter table … set schema` leaves where they are. */
-export const statisticsMoves = (
-  sql: SqlClient.SqlClient,
-  shadow: string,
-  schema: string
-): Effect.Effect<ReadonlyArray<string>, SqlError> =>
-  textsOf(
-    sql`select format('alter statistics %I.%I set schema %s', n.nspname, s.stxname, ${schema}::text) as text
-      from pg_statistic_ext s join pg_namespace n on n.oid = s.stxnamespace where s.stxrelid = ${shadow}::regclass`
-  )
-
-/** Statements that change nothing, but write the row of each table in the catalogue. */
 export const touchesOf = (
   sql: SqlClient.SqlClient,
   tables: ReadonlyArray<string>
@@ -107,90 +60,22 @@ export const touchesOf = (
       from unnest(${[...tables]}::text[]) t join pg_class on oid = t::regclass`
   )
 
-/**
- * The statements that let an identity of the new table go on where that of the old one is, where that is further. Sequences keep their
- * state whatever becomes of the transaction.
- */
-export const identityStates = (
-  sql: SqlClient.SqlClient,
-  live: string,
-  shadow: string
-): Effect.Effect<ReadonlyArray<string>, SqlError> =>
-  textsOf(
-    sql`with identities as (
-        select d.refobjid as of, a.attname, d.objid::regclass::text as sequence, d.objid
-        from pg_depend d join pg_class s on s.oid = d.objid and s.relkind = 'S'
-        join pg_attribute a on a.attrelid = d.refobjid and a.attnum = d.refobjsubid
-        where d.classid = 'pg_class'::regclass and d.refclassid = 'pg_class'::regclass and d.deptype = 'i'
-      )
-      select format('select setval(%L, o.last_value, o.is_called) from %s o, %s n
-          where sign(%s) * (o.last_value::numeric + case when o.is_called then %4$s else 0 end)
-            > sign(%4$s) * (n.last_value::numeric + case when n.is_called then %4$s else 0 end)',
-        made.sequence, old.sequence, made.sequence, '(' || q.seqincrement || ')::numeric') as text
-      from identities old join identities made on made.attname = old.attname and made.of = ${shadow}::regclass
-      join pg_sequence q on q.seqrelid = made.objid
-      where old.of = ${live}::regclass`
-  )
-
-/** The sequences that columns of the old table own, and by which columns of the new one they are used. */
-export const keptSequences = (
-  sql: SqlClient.SqlClient,
-  live: string,
-  shadow: string,
-  isAlike: boolean
-): Effect.Effect<ReadonlyArray<{ readonly sequence: string; readonly column: string }>, SqlError> =>
-  sql<{ sequence: string; column: string }>`select d.objid::regclass::text as sequence, quote_ident(b.attname) as column
-    from pg_depend d
-    join pg_class s on s.oid = d.objid and s.relkind = 'S'
-    join pg_attribute a on a.attrelid = d.refobjid and a.attnum = d.refobjsubid
-    join pg_attribute b on b.attrelid = ${shadow}::regclass and not b.attisdropped and case
-      when ${isAlike}::boolean then b.attname = a.attname
-      else b.attnum = (
-        select min(f.adnum) from pg_attrdef f join pg_depend u on u.classid = 'pg_attrdef'::regclass and u.objid = f.oid
-        where f.adrelid = b.attrelid and u.refclassid = 'pg_class'::regclass and u.refobjid = s.oid
-      ) end
-    where d.refclassid = 'pg_class'::regclass and d.refobjid = ${live}::regclass
-      and d.deptype = 'a' and d.classid = 'pg_class'::regclass`
-
-// --- internal ---
-
-const textsOf = (
+/** The texts of statements that the catalogue has put together. */
+export const textsOf = (
   statement: Effect.Effect<ReadonlyArray<object>, SqlError>
 ): Effect.Effect<ReadonlyArray<string>, SqlError> =>
   Effect.map(statement, (rows) => rows.map((row) => String(Reflect.get(row, "text"))))
 
-interface Part {
-  readonly kind: string
-  readonly name: string
-  readonly definition: string
-}
-
-/** The parts of a table that have names of their own. In their definitions the names of the part and of the table are left out. */
-const partsOf = (sql: SqlClient.SqlClient, table: string): Effect.Effect<ReadonlyArray<Part>, SqlError> =>
-  sql<Part>`select 'index' as kind, quote_ident(c.relname) as name,
-      i.indisprimary::text || i.indisunique || i.indisexclusion || substr(pg_get_indexdef(c.oid), length(concat(
-        'CREATE ', case when i.indisunique then 'UNIQUE ' end, 'INDEX ', quote_ident(c.relname), ' ON ', ${table}::text)) + 1) as definition
-    from pg_index i join pg_class c on c.oid = i.indexrelid where i.indrelid = ${table}::regclass
-    union all
-    select 'statistics', quote_ident(s.stxname), replace(
-      substr(pg_get_statisticsobjdef(s.oid), length(concat('CREATE STATISTICS ', quote_ident(n.nspname), '.', quote_ident(s.stxname))) + 1),
-      ' FROM ' || ${table}::text, '')
-    from pg_statistic_ext s join pg_namespace n on n.oid = s.stxnamespace where s.stxrelid = ${table}::regclass
-    union all
-    select 'sequence', quote_ident(c.relname), quote_ident(a.attname)
-    from pg_depend d join pg_class c on c.oid = d.objid and c.relkind = 'S'
-    join pg_attribute a on a.attrelid = d.refobjid and a.attnum = d.refobjsubid
-    where d.classid = 'pg_class'::regclass and d.refclassid = 'pg_class'::regclass and d.refobjid = ${table}::regclass and d.deptype = 'i'
-    order by 1, 2`
+// --- internal ---
 
 const selectSettings = (
   sql: SqlClient.SqlClient,
-  { isAlike, live, shadow, target, targetSchema, withRowSecurity }: Settings,
+  { sameShape, live, shadow, target, targetSchema, withRowSecurity }: Settings,
   storageOnly: boolean
 ): Effect.Effect<ReadonlyArray<string>, SqlError> =>
   textsOf(
     sql`with p as (
-        select ${target}::text as t, ${targetSchema}::text as n, ${isAlike}::boolean as alike, ${withRowSecurity}::boolean as secures
+        select ${target}::text as t, ${targetSchema}::text as n, ${sameShape}::boolean as alike, ${withRowSecurity}::boolean as secures
       ), c as (
         select * from pg_class where oid = ${live}::regclass
       ), m as (
@@ -201,7 +86,7 @@ const selectSettings = (
       order by step, text`
   )
 
-/** Columns and identities of the old table, and who has or may have rights on the new one. */
+/** Columns and identities of the live table, and the roles that have or may have rights on the shadow table. */
 const models = `columns as (
     select a.*, x.attnum is not null as is_kept from c
     join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
@@ -224,7 +109,7 @@ const to = (acl: string): string =>
   `case ${acl}.grantee when 0 then 'public' else quote_ident(pg_get_userbyid(${acl}.grantee)) end
     || case when ${acl}.is_grantable then ' with grant option' else '' end`
 
-/** Options of storage as they are said in parentheses. */
+/** Storage options, as a statement has them in parentheses. */
 const optionsOf = (options: string, prefix = ""): string =>
   `(select string_agg(format('${prefix}%I = %L', split_part(o, '=', 1), substr(o, strpos(o, '=') + 1)), ', ') from unnest(${options}) o)`
 
@@ -233,13 +118,13 @@ const commented = (what: string, catalogue: string, oid: string, from: string, c
     from p, ${from} join pg_description d
       on d.classoid = '${catalogue}'::regclass and d.objoid = ${oid} and d.objsubid = ${column}`
 
-/** The statements by the step in which they run: the owner first, because it is the owner that grants. */
+/** The statements by the step in which they run. The owner comes first, because grants are the owner's. */
 const statements: ReadonlyArray<readonly [step: number, text: string]> = [
   [
     10,
     `format('alter table %s owner to %I', p.t, pg_get_userbyid(c.relowner)) as text from p, c, m where c.relowner <> m.relowner`
   ],
-  // Default privileges may have granted what the old table's owner has revoked.
+  // Default privileges may have granted what the owner of the live table has revoked.
   [20, `format('revoke all on table %s from %s', p.t, roles.names) from p, roles`],
   [
     30,
@@ -318,7 +203,7 @@ const statements: ReadonlyArray<readonly [step: number, text: string]> = [
     `format('alter statistics %s.%I set statistics %s', p.n, s.stxname, s.stxstattarget)
       from p, c join pg_statistic_ext s on s.stxrelid = c.oid where p.alike and s.stxstattarget >= 0`
   ],
-  // like makes all of them bigint.
+  // `like` makes all of them bigint.
   [
     76,
     `format('alter sequence %s.%I as %s increment %s minvalue %s maxvalue %s start %s cache %s %s', p.n, i.relname, q.seqtypid::regtype,

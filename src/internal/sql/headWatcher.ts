@@ -1,5 +1,9 @@
 /**
- * One look at the end of the log for all who wait for events: woken by commits and notifications, and by the clock anyway.
+ * Watches the head of the feed for all readers that wait for events. `feed.ts` makes one for each store.
+ *
+ * One poll serves all waiting readers. A commit in this process and a notification of the database trigger a poll;
+ * otherwise it polls at the poll interval. After a triggered poll there is a cooldown in proportion to its duration, so
+ * that polls take a small part of the database's time. It uses the live clock, because it waits for a database.
  */
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
@@ -12,53 +16,52 @@ import { boundedInterruption } from "../runtime/interruption.js"
 import { isTransient } from "../runtime/retry.js"
 import type { Notifications } from "./notifications.js"
 
-/** What is new after a position. */
+/** The events that the feed shows after a position. */
 export interface HeadChange {
-  /** The last event that the feed shows. */
+  /** The position of the last one. */
   readonly head: Position
-  /** What kinds of events came; none given means any. */
+  /** Their types and kinds. Undefined where they are not known. */
   readonly contents: { readonly types: ReadonlySet<string>; readonly kinds: ReadonlySet<string> } | undefined
 }
 
 /**
- * Waits in the scope for what `look` finds, and answers everybody who waits for it. Time is that of the machine, whatever clock the
- * program has: it is the database that is waited for.
+ * Starts the watcher in the scope, and returns `EventFeedService.awaitAppend`. `poll` reads what the feed shows after a
+ * position; without one it reads the head.
  */
 export const makeHeadWatcher = (
-  look: (since: Position | undefined) => Effect.Effect<HeadChange, StoreError>,
+  poll: (since: Position | undefined) => Effect.Effect<HeadChange, StoreError>,
   notifications: Notifications,
   pollInterval: number
 ): Effect.Effect<(after: Position, filter?: Filter) => Effect.Effect<Position, StoreError>, never, Scope.Scope> => {
   const waiters = new Set<Waiter>()
   let head: Position | undefined
-  let signalled = false
+  let isSignalled = false
   let wakeWatcher: (() => void) | undefined
 
   const wake = () => {
-    const wakeUp = wakeWatcher
+    const resume = wakeWatcher
     wakeWatcher = undefined
-    wakeUp?.()
+    resume?.()
   }
 
   const signal = () => {
-    signalled = true
+    isSignalled = true
     if (waiters.size > 0) wake()
   }
 
-  const answer = (waiter: Waiter, exit: Exit.Exit<Position, StoreError>) => {
+  const resumeWaiter = (waiter: Waiter, exit: Exit.Exit<Position, StoreError>) => {
     if (waiters.delete(waiter)) waiter.resume(exit)
   }
 
-  /** Until somebody waits. */
-  const somebody = Effect.async<void>((resume) => {
+  const awaitWaiter = Effect.async<void>((resume) => {
     if (waiters.size > 0) return resume(Effect.void)
     wakeWatcher = () => resume(Effect.void)
   })
 
-  /** Until there is a signal, at most for so long. */
-  const signalWithin = (millis: number): Effect.Effect<void> =>
+  /** Waits for a signal, for so many milliseconds at most. */
+  const awaitSignal = (millis: number): Effect.Effect<void> =>
     Effect.async<void>((resume) => {
-      if (signalled) return resume(Effect.void)
+      if (isSignalled) return resume(Effect.void)
       const done = () => {
         clearTimeout(timer)
         wakeWatcher = undefined
@@ -69,67 +72,80 @@ export const makeHeadWatcher = (
       return Effect.sync(() => clearTimeout(timer))
     })
 
-  /** Answers those whom it concerns, and whether there was anybody. */
-  const tell = (news: HeadChange, now: number): boolean => {
+  /** Resumes the waiters that the change may concern, and returns whether there was one. */
+  const notifyWaiters = (change: HeadChange, now: number): boolean => {
     const before = head
-    let answered = false
-    head = news.head
+    let hasNotified = false
+    head = change.head
     for (const waiter of [...waiters]) {
-      if (order(news.head, waiter.after) > 0) {
-        if (before === undefined || order(waiter.after, before) < 0 || mayConcern(news, waiter.filter)) {
-          answer(waiter, Exit.succeed(waiter.after))
-          answered = true
+      if (order(change.head, waiter.after) > 0) {
+        if (before === undefined || order(waiter.after, before) < 0 || mayMatch(change, waiter.filter)) {
+          resumeWaiter(waiter, Exit.succeed(waiter.after))
+          hasNotified = true
           continue
         }
-        waiter.after = news.head
+        waiter.after = change.head
         waiter.movedAt ??= now
       }
-      // So that who keeps a checkpoint moves it on, though nothing was for him.
-      if (waiter.movedAt !== undefined && now - waiter.movedAt >= tellMoved) answer(waiter, Exit.succeed(waiter.after))
+      // A reader with a checkpoint moves it on, though no event is for it.
+      if (waiter.movedAt !== undefined && now - waiter.movedAt >= reportMoveAfter) {
+        resumeWaiter(waiter, Exit.succeed(waiter.after))
+      }
     }
-    return answered
+    return hasNotified
   }
 
+  /**
+   * Polls, resumes waiters, and returns whether the poll found an event for one of them. A permanent failure fails all
+   * waiters.
+   */
+  const pollOnce = Effect.gen(function* () {
+    const exit = yield* Effect.exit(poll(head))
+    if (Exit.isSuccess(exit)) return notifyWaiters(exit.value, yield* Clock.currentTimeMillis)
+    if (exit.cause._tag !== "Fail" || !isTransient(exit.cause.error)) {
+      for (const waiter of [...waiters]) resumeWaiter(waiter, Exit.failCause(exit.cause))
+    }
+    return false
+  })
+
   const watch = Effect.gen(function* () {
-    let patience = firstPatience
-    let restUntil = 0
+    let pollDelay = firstPollDelay
+    let cooldownUntil = 0
     for (;;) {
       if (waiters.size === 0) {
-        yield* somebody
-        patience = firstPatience
+        yield* awaitWaiter
+        pollDelay = firstPollDelay
       }
-      // Soon at first: what was signalled may be committed a little later, or be held back by an older transaction.
-      yield* signalWithin(patience)
-      // Whatever happens, the looks take only a small part of the database's time, and less where what comes is for nobody here; but
-      // after a rest one that is called for need not wait.
-      const rest = restUntil - (yield* Clock.currentTimeMillis) - restAhead
-      if (rest > 0) yield* Effect.sleep(Math.min(rest, mostRest, pollInterval))
-      const calledFor = signalled
-      // What comes from here on may not be found by the look that begins now.
-      signalled = false
+      // Short delays at first, because a signalled event may be committed a little later, or held back by an older
+      // transaction.
+      yield* awaitSignal(pollDelay)
+      const cooldown = cooldownUntil - (yield* Clock.currentTimeMillis) - cooldownCredit
+      if (cooldown > 0) yield* Effect.sleep(Math.min(cooldown, maxCooldown, pollInterval))
+      const isTriggered = isSignalled
+      // Cleared before the poll, because the poll may miss an event that is signalled while it runs.
+      isSignalled = false
       const began = yield* Clock.currentTimeMillis
-      const found = yield* Effect.exit(look(head))
+      const hasNotified = yield* pollOnce
       const ended = yield* Clock.currentTimeMillis
-      let answered = false
-      if (Exit.isSuccess(found)) {
-        answered = tell(found.value, ended)
-      } else if (found.cause._tag !== "Fail" || !isTransient(found.cause.error)) {
-        for (const waiter of [...waiters]) answer(waiter, Exit.failCause(found.cause))
+      if (isTriggered) {
+        const factor = hasNotified ? cooldownFactor : idleCooldownFactor
+        cooldownUntil = Math.max(cooldownUntil, ended) + (ended - began) * factor
       }
-      if (calledFor) {
-        restUntil = Math.max(restUntil, ended) + (ended - began) * (answered ? restPerLook : restPerIdleLook)
-      }
-      patience = calledFor ? firstPatience : Math.min(patience * 3, pollInterval)
+      pollDelay = isTriggered ? firstPollDelay : Math.min(pollDelay * 3, pollInterval)
     }
   })
 
-  const hear = Effect.gen(function* () {
-    let wait = firstReconnect
+  /**
+   * Listens to notifications while a reader waits, and listens again with growing delays where the connection could not
+   * be made.
+   */
+  const listen = Effect.gen(function* () {
+    let delay = firstListenDelay
     for (;;) {
-      while (waiters.size === 0) yield* Effect.sleep(firstReconnect)
-      const heard = yield* boundedInterruption(notifications.listen(signal))
-      wait = heard ? firstReconnect : Math.min(wait * 2, lastReconnect)
-      yield* Effect.sleep(wait)
+      while (waiters.size === 0) yield* Effect.sleep(firstListenDelay)
+      const hasListened = yield* boundedInterruption(notifications.listen(signal))
+      delay = hasListened ? firstListenDelay : Math.min(delay * 2, longestListenDelay)
+      yield* Effect.sleep(delay)
     }
   })
 
@@ -139,14 +155,14 @@ export const makeHeadWatcher = (
       (stop) => Effect.sync(stop)
     )
     yield* Effect.forkScoped(Effect.withTracerEnabled(withLiveClock(boundedInterruption(watch)), false))
-    yield* Effect.forkScoped(withLiveClock(hear))
+    yield* Effect.forkScoped(withLiveClock(listen))
     return (after, filter) =>
       Effect.async<Position, StoreError>((resume) => {
         if (head !== undefined && order(after, head) < 0) return resume(Effect.succeed(after))
         const waiter: Waiter = { after, filter, movedAt: undefined, resume }
         waiters.add(waiter)
-        // What was signalled before has been looked for, or still will be.
-        if (head === undefined) signalled = true
+        // An earlier signal has been polled for, or still will be. Before the first poll there was none.
+        if (head === undefined) isSignalled = true
         wake()
         return Effect.sync(() => waiters.delete(waiter))
       })
@@ -156,27 +172,32 @@ export const makeHeadWatcher = (
 // --- internal ---
 
 interface Waiter {
+  /** The position that is returned. It moves over events that the filter does not let through. */
   after: Position
   readonly filter: Filter | undefined
-  /** Since when there is something behind `after` that was not for this one. */
+  /** When `after` first moved, in milliseconds since 1970. */
   movedAt: number | undefined
   readonly resume: (exit: Exit.Exit<Position, StoreError>) => void
 }
 
-/** How many times as long as a look takes it rests, after one that found something for somebody, and after one that did not. */
-const restPerLook = 20
-const restPerIdleLook = 80
+/**
+ * The cooldown after a triggered poll, as a multiple of its duration: where it found an event for a waiter, and where
+ * it did not.
+ */
+const cooldownFactor = 20
+const idleCooldownFactor = 80
 
 // In milliseconds.
-const firstPatience = 10
-/** So much of the rest may be made up for later. */
-const restAhead = 80
-const mostRest = 100
-const tellMoved = 2000
-const firstReconnect = 250
-const lastReconnect = 60_000
+const firstPollDelay = 10
+/** As much of a cooldown is put off, so that the poll after a rest does not wait. */
+const cooldownCredit = 80
+const maxCooldown = 100
+const reportMoveAfter = 2000
+const firstListenDelay = 250
+const longestListenDelay = 60_000
 
-const mayConcern = ({ contents }: HeadChange, filter: Filter | undefined): boolean =>
+/** Whether the filter may let through one of the events. */
+const mayMatch = ({ contents }: HeadChange, filter: Filter | undefined): boolean =>
   contents === undefined ||
   ((filter?.types === undefined || filter.types.some((type) => contents.types.has(type))) &&
-    (filter?.kinds === undefined || filter.kinds.some((name) => contents.kinds.has(name))))
+    (filter?.kinds === undefined || filter.kinds.some((kind) => contents.kinds.has(kind))))

@@ -1,9 +1,10 @@
 /**
- * Which transaction the feed of the SQL store waits for, and how many committed events wait with it.
+ * The open transaction that the feed waits for, and the committed events that it holds back. `feed.ts` reads them for
+ * `EventFeed.heldBack`.
  *
- * The feed shows keys below the oldest transaction that has an id and is open, in whatever database of the server. `pg_locks` shows that
- * transaction to every role, because each holds a lock on its own id. What else is known of it only some roles see: `pg_stat_activity` hides
- * most of a session from others than its own role, superusers and `pg_read_all_stats`.
+ * The feed shows keys below the oldest open transaction that has an id, in any database of the server. `pg_locks` shows
+ * that transaction to every role, because each transaction holds a lock on its own id. `pg_stat_activity` shows the
+ * rest of a session only to its own role, to superusers and to members of `pg_read_all_stats`.
  */
 import type { Fragment } from "@effect/sql/Statement"
 import * as Option from "effect/Option"
@@ -11,7 +12,7 @@ import type { HeldBack, OpenTransaction } from "../../EventFeed.js"
 import { type Timestamp, toMillis } from "../../Timestamp.js"
 import type { LogTable } from "../store/pageBytes.js"
 
-/** The events of a condition that wait, and the transaction that they wait for. */
+/** The held back events of a condition, and the transaction that they wait for. */
 export const selectHeldBack = ({ schema, sql }: LogTable, condition: Fragment) =>
   sql<HeldBackRow>`with oldest as materialized (
       select pg_snapshot_xmin(pg_current_snapshot()) as id, pg_snapshot_xmax(pg_current_snapshot()) as next
@@ -33,7 +34,7 @@ export const selectHeldBack = ({ schema, sql }: LogTable, condition: Fragment) =
     left join pg_stat_activity a on a.pid = l.pid
     left join pg_prepared_xacts p on p.transaction = l.transactionid and l.pid is null`
 
-/** What the row says; none where no event waits. */
+/** The result of the statement; none where no event is held back. */
 export const heldBackOf = (row: HeldBackRow | undefined): Option.Option<HeldBack> => {
   if (row === undefined || row.first === null) return Option.none()
   const transaction: OpenTransaction = {

@@ -1,152 +1,95 @@
 /**
- * What subscriptions keep, in the tables of the SQL store.
+ * The `SubscriptionStore` of the SQL store, in the tables `subscriptions` and `parked_events`. `SqlStore.layer` makes
+ * it.
  */
-import { SqlError } from "@effect/sql/SqlError"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
-import { StoreError } from "../../StoreError.js"
+import type { Position, StreamPosition } from "../../EventFeed.js"
+import type { StoreError } from "../../StoreError.js"
 import type { EventFailure, ParkedEvent, PartitionState, SubscriptionStoreService } from "../../SubscriptionStore.js"
 import { whenInTransaction } from "../runtime/ambientTransaction.js"
 import { withLiveClock } from "../runtime/clock.js"
-import { fromSqlError } from "../runtime/sqlError.js"
+import { asStoreError } from "../runtime/storeFailure.js"
 import { checkPosition } from "../store/readOptions.js"
-import { type FeedRow, feedColumns, feedEventsOf, type PlaceRow, partsOf, positionOf, sliceOf } from "./feed.js"
-import { type Home, makeLease, subscriptionStatements } from "./lease.js"
+import { sliceOf } from "./feedConditions.js"
+import { type FeedRow, feedColumns, feedEventsOf } from "./feedRows.js"
+import { makeLease } from "./lease.js"
 import type { Notifications } from "./notifications.js"
 import { limitIdle } from "./pg/embedded.js"
 import { withTransaction } from "./pg/transaction.js"
+import { type PositionRow, positionOf, rowValue } from "./position.js"
+import type { StoreTables } from "./storeTables.js"
+import { makeStatements, operation } from "./subscriptionStatements.js"
 
-/** Where a store keeps subscriptions, if it is in such tables. */
-export const homeOf = (store: SubscriptionStoreService): Home | undefined => homes.get(store)
-
-export const makeSqlSubscriptions = (home: Home, notifications: Notifications): SubscriptionStoreService => {
-  const { schema, sql } = home
-  const { reading, writing } = subscriptionStatements(sql)
-  const service: SubscriptionStoreService = {
-    lease: makeLease(home, notifications),
+export const makeSqlSubscriptions = (tables: StoreTables, notifications: Notifications): SubscriptionStoreService => {
+  const { schema, sql } = tables
+  const { execute, query } = makeStatements(sql)
+  return {
+    lease: makeLease(tables, notifications),
     partitions: (name) =>
       Effect.map(
-        reading(
-          sql<StandingRow>`select s.partition, s.partitions, s.feed_key::text, s.position::text, s.stopped,
+        query(
+          sql<PartitionRow>`select s.partition, s.partitions, s.feed_key::text, s.position::text, s.stopped,
               case when s.leased_until > clock_timestamp() then s.holder end as holder, s.last_failure::text,
               (select count(*)::int from ${schema}.parked_events e
                 where e.subscription = s.name and e.partition = s.partition) as parked
             from ${schema}.subscriptions s where s.name = ${name} order by s.partition`
         ),
-        (rows) => rows.map((row) => standingOf(name, row))
+        (rows) => rows.map((row) => partitionOf(name, row))
       ),
-    awaitPosition: (name, position, aggregateId) => {
-      const all = aggregateId === undefined
-      const arrivedAt = ([feedKey, place]: readonly [string, string]) =>
-        Effect.map(
-          reading(
-            sql<{
-              arrived: boolean | null
-            }>`select bool_and((feed_key, position) >= (${feedKey}::xid8, ${place}::bigint))
-              and count(*) = ${all ? sql`min(partitions)` : sql`1`} as arrived
-            from ${schema}.subscriptions
-            where name = ${name} ${all ? sql`` : sql`and partition = ${sliceOf(sql, sql`${aggregateId}::text`, sql`partitions`)}`}`
-          ),
-          ([row]) => row?.arrived === true
+    awaitPosition: (name, position, aggregateId) =>
+      Effect.zipRight(
+        checkPosition("SubscriptionStore.awaitPosition", position, ["position"]),
+        awaitTrue(
+          Effect.suspend(() => hasReached(tables, name, position, aggregateId)),
+          notifications
         )
-      return Effect.flatMap(checkPosition("SubscriptionStore.reached", position, ["position"]), () =>
-        waitUntil(arrivedAt(partsOf(position)), notifications)
-      )
-    },
+      ),
     resume: (name) =>
       Effect.asVoid(
-        writing(
+        execute(
           sql`update ${schema}.subscriptions set stopped = false, last_failure = null, attempted = null
             where name = ${name} and stopped`
         )
       ),
     parked: (name) =>
       Effect.map(
-        reading(
-          sql<SetAsideRow>`select '.' || aggregate_id as aggregate_id, sequence, partition, feed_key::text, position::text,
+        query(
+          sql<ParkedRow>`select '.' || aggregate_id as aggregate_id, sequence, partition, feed_key::text, position::text,
               '.' || type as type, '.' || error as error, attempts, (extract(epoch from parked_at) * 1000)::float8 as since
             from ${schema}.parked_events where subscription = ${name} order by parked_events.feed_key, parked_events.position`
         ),
-        (rows) =>
-          rows.map(
-            (row): ParkedEvent => ({
-              position: positionOf(row),
-              aggregateId: row.aggregate_id.slice(1),
-              sequence: Number(row.sequence),
-              type: row.type.slice(1),
-              error: row.error.slice(1),
-              attempts: Number(row.attempts),
-              partition: Number(row.partition),
-              since: Math.floor(row.since)
-            })
-          )
+        (rows) => rows.map(parkedEventOf)
       ),
-    retryParked: (name, { aggregateId, sequence }, effect) => {
+    retryParked: (name, event, effect) => {
       const transaction = withTransaction(
         sql,
         operation,
         Effect.gen(function* () {
-          const [row] = yield* writing(
-            sql<{ partition: number }>`select partition from ${schema}.parked_events
-              where subscription = ${name} and aggregate_id = ${aggregateId} and sequence = ${sequence}`
-          )
-          if (row === undefined) return false
-          // Who holds the lease waits for this one: not for ever, if this process is stopped.
-          yield* writing(
-            sql`select ${limitIdle(home, patience)} from ${schema}.subscriptions
-              where name = ${name} and partition = ${row.partition} for update`
-          )
-          const deleted = yield* writing(
-            sql`delete from ${schema}.parked_events
-              where subscription = ${name} and aggregate_id = ${aggregateId} and sequence = ${sequence} returning 1 as one`
-          )
-          const [event] = feedEventsOf(
-            yield* reading(
-              sql<FeedRow>`select ${feedColumns(sql)} from ${schema}.event_log
-                where aggregate_id = ${aggregateId} and sequence = ${sequence}`
-            )
-          )
-          if (deleted.length === 0 || event === undefined) return false
-          yield* effect(event)
+          const parked = yield* unpark(tables, name, event)
+          if (parked === undefined) return false
+          yield* effect(parked)
           return true
         })
       )
-      // Its locks are taken in another order than those of who holds the lease, if the handler has some.
-      const again = Effect.retry(transaction, {
-        times: 5,
-        while: isContention
-      })
-      return whenInTransaction((inside) => (inside ? transaction : again)).pipe(Effect.tap(notifications.committed))
+      // Where the handler takes locks, a consumer takes them in another order, so the two may deadlock.
+      const retried = Effect.retry(transaction, { times: 5, while: isContention })
+      return whenInTransaction((inside) => (inside ? transaction : retried)).pipe(Effect.tap(notifications.committed))
     },
-    discardParked: (name, { aggregateId, sequence }) =>
-      Effect.map(
-        writing(
-          sql`delete from ${schema}.parked_events
-            where subscription = ${name} and aggregate_id = ${aggregateId} and sequence = ${sequence} returning 1 as one`
-        ),
-        (rows) => rows.length > 0
-      )
+    discardParked: (name, event) => Effect.map(execute(deleteParked(tables, name, event)), (rows) => rows.length > 0)
   }
-  homes.set(service, home)
-  return service
 }
 
 // --- internal ---
 
-const homes = new WeakMap<SubscriptionStoreService, Home>()
+/** How long `retryParked` may leave its transaction idle, in milliseconds. */
+const maxIdle = 60_000
 
-const operation = "Subscription"
+/** The pauses between two polls of `awaitPosition`, in milliseconds. */
+const firstPollDelay = 5
+const longestPollDelay = 100
 
-/** Whether the database broke off a conflict, in a statement of this library or of the handler's own. */
-const isContention = (error: unknown): boolean => {
-  const told = error instanceof SqlError ? fromSqlError(operation, "writing", error) : error
-  return told instanceof StoreError && told.reason === "Contention"
-}
-
-/** How long one that takes an event back may leave its transaction idle, in milliseconds. */
-const patience = 60_000
-
-interface StandingRow extends PlaceRow {
+interface PartitionRow extends PositionRow {
   readonly partition: number
   readonly partitions: number
   readonly stopped: boolean
@@ -155,17 +98,7 @@ interface StandingRow extends PlaceRow {
   readonly parked: number
 }
 
-interface SetAsideRow extends PlaceRow {
-  readonly aggregate_id: string
-  readonly sequence: number
-  readonly partition: number
-  readonly type: string
-  readonly error: string
-  readonly attempts: number
-  readonly since: number
-}
-
-const standingOf = (name: string, row: StandingRow): PartitionState => ({
+const partitionOf = (name: string, row: PartitionRow): PartitionState => ({
   name,
   partition: Number(row.partition),
   partitions: Number(row.partitions),
@@ -176,31 +109,107 @@ const standingOf = (name: string, row: StandingRow): PartitionState => ({
   parked: Number(row.parked)
 })
 
-/** Looks again and again: whenever a subscription that runs here has come further, and from time to time. */
-const waitUntil = (
-  arrived: Effect.Effect<boolean, StoreError>,
-  notifications: Notifications
-): Effect.Effect<void, StoreError> => {
-  const look = (pause: number): Effect.Effect<void, StoreError> =>
-    Effect.flatMap(arrived, (there) =>
-      there
-        ? Effect.void
-        : Effect.zipRight(
-            Effect.raceFirst(nextProgress(notifications), Effect.sleep(pause)),
-            look(Math.min(pause * 2, slowLook))
-          )
-    )
-  return withLiveClock(look(fastLook))
+/** Texts have a dot in front, as in a `FeedRow`. */
+interface ParkedRow extends PositionRow {
+  readonly aggregate_id: string
+  readonly sequence: number
+  readonly partition: number
+  readonly type: string
+  readonly error: string
+  readonly attempts: number
+  readonly since: number
 }
 
-const fastLook = 5
-const slowLook = 100
+const parkedEventOf = (row: ParkedRow): ParkedEvent => ({
+  position: positionOf(row),
+  aggregateId: row.aggregate_id.slice(1),
+  sequence: Number(row.sequence),
+  type: row.type.slice(1),
+  error: row.error.slice(1),
+  attempts: Number(row.attempts),
+  partition: Number(row.partition),
+  since: Math.floor(row.since)
+})
 
-const nextProgress = (notifications: Notifications): Effect.Effect<void> =>
+/** Whether the database ended a conflict, in a statement of this library or of the handler. */
+const isContention = (error: unknown): boolean => asStoreError(operation, error)?.reason === "Contention"
+
+/** Whether all partitions of a subscription have reached the position, or the partition of one aggregate. */
+const hasReached = (
+  { schema, sql }: StoreTables,
+  name: string,
+  position: Position,
+  aggregateId: string | undefined
+): Effect.Effect<boolean, StoreError> => {
+  const isOfAll = aggregateId === undefined
+  const isOfAggregate = isOfAll
+    ? sql``
+    : sql`and partition = ${sliceOf(sql, sql`${aggregateId}::text`, sql`partitions`)}`
+  return Effect.map(
+    makeStatements(sql).query(
+      sql<{ reached: boolean | null }>`select bool_and((feed_key, position) >= ${rowValue(sql, position)})
+          and count(*) = ${isOfAll ? sql`min(partitions)` : sql`1`} as reached
+        from ${schema}.subscriptions where name = ${name} ${isOfAggregate}`
+    ),
+    ([row]) => row?.reached === true
+  )
+}
+
+/** Polls until it is true: after each progress of a subscription in this process, and at the poll delay. */
+const awaitTrue = (
+  condition: Effect.Effect<boolean, StoreError>,
+  notifications: Notifications
+): Effect.Effect<void, StoreError> => {
+  const poll = (delay: number): Effect.Effect<void, StoreError> =>
+    Effect.flatMap(condition, (isTrue) =>
+      isTrue
+        ? Effect.void
+        : Effect.zipRight(
+            Effect.raceFirst(awaitProgress(notifications), Effect.sleep(delay)),
+            poll(Math.min(delay * 2, longestPollDelay))
+          )
+    )
+  return withLiveClock(poll(firstPollDelay))
+}
+
+const awaitProgress = (notifications: Notifications): Effect.Effect<void> =>
   Effect.async((resume) => {
     const stop = notifications.onProgress(() => {
       stop()
       resume(Effect.void)
     })
     return Effect.sync(stop)
+  })
+
+const deleteParked = ({ schema, sql }: StoreTables, name: string, { aggregateId, sequence }: StreamPosition) =>
+  sql`delete from ${schema}.parked_events
+    where subscription = ${name} and aggregate_id = ${aggregateId} and sequence = ${sequence} returning 1 as one`
+
+/**
+ * Takes an event off the parked ones, and returns it; undefined if it is not parked. The row of its partition stays
+ * locked.
+ */
+const unpark = (tables: StoreTables, name: string, event: StreamPosition) =>
+  Effect.gen(function* () {
+    const { schema, sql } = tables
+    const { aggregateId, sequence } = event
+    const { execute, query } = makeStatements(sql)
+    const [row] = yield* execute(
+      sql<{ partition: number }>`select partition from ${schema}.parked_events
+        where subscription = ${name} and aggregate_id = ${aggregateId} and sequence = ${sequence}`
+    )
+    if (row === undefined) return undefined
+    // The holder of the lease waits for this lock, so the session of a process that is stopped ends after `maxIdle`.
+    yield* execute(
+      sql`select ${limitIdle(tables, maxIdle)} from ${schema}.subscriptions
+        where name = ${name} and partition = ${row.partition} for update`
+    )
+    const deleted = yield* execute(deleteParked(tables, name, event))
+    const found = feedEventsOf(
+      yield* query(
+        sql<FeedRow>`select ${feedColumns(sql)} from ${schema}.event_log
+          where aggregate_id = ${aggregateId} and sequence = ${sequence}`
+      )
+    )
+    return deleted.length === 0 ? undefined : found[0]
   })

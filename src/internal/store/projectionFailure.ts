@@ -10,8 +10,8 @@ import type { Envelope, Event } from "../../Event.js"
 import { StoreError } from "../../StoreError.js"
 import { makeEventCodec, type Tagged, tagOf } from "../codec/eventCodec.js"
 import { fromProjection, fromSqlError, violatedConstraint } from "../runtime/sqlError.js"
+import { quotedTable, type TableOptions } from "./declaredTables.js"
 import { envelopeOf } from "./origin.js"
-import { quotedTable, type TableOptions } from "./ownedTables.js"
 
 /** The refusal that a projection declares for the constraint that a statement has violated. */
 export const refusalFor = <E>(
@@ -46,14 +46,18 @@ export const located = <E>(projection: string, event: Event, error: E): E | Stor
       })
     : error
 
-/** Where a statement has failed because a table that the projection owns is not there, the failure says how it is made. */
+/** Where a statement has failed because a table that the projection owns, or a column of it, is not there, the failure says how it is made. */
 export const withMissingTable = <E>({ tables }: TableOptions, error: E): E | SqlError | StoreError => {
   if (tables === undefined || !(error instanceof SqlError || error instanceof StoreError)) return error
   const { code, description } = error instanceof SqlError ? fromSqlError("", "writing", error) : error
-  if (code !== undefinedTable) return error
+  if (code !== undefinedTable && code !== undefinedColumn) return error
   const table = Object.keys(tables).find((name) => isNamedIn(description, bareName(name)))
-  if (table === undefined) return error
-  const hint = `the projection owns ${table}: provide ProjectionTables.layer, which makes it, below the aggregate or the subscription`
+  // The database does not always name the table of a column.
+  if (table === undefined && code === undefinedTable) return error
+  const hint =
+    code === undefinedTable
+      ? `the projection owns ${table}: provide ProjectionTables.layer, which makes it, below the aggregate or the subscription`
+      : `the projection owns ${table ?? Object.keys(tables).join(", ")}: if that is of another version, provide ProjectionTables.layer, which brings it to this one, below the aggregate or the subscription`
   return error instanceof SqlError
     ? new SqlError({ cause: error.cause, message: `${error.message}; ${hint}` })
     : new StoreError({ ...error, description: `${description}; ${hint}` })
@@ -97,6 +101,9 @@ export const refusalsOf = <A extends Tagged, E>(
 
 /** The `SQLSTATE` of a table that is not there. */
 const undefinedTable = "42P01"
+
+/** The `SQLSTATE` of a column that is not there. */
+const undefinedColumn = "42703"
 
 /** The name of a declared table as the catalogue has it. */
 const bareName = (table: string): string => quotedTable(table).slice(1, -1).replaceAll('""', '"')

@@ -1,11 +1,12 @@
 /**
- * The text of a failure: one line that says what failed and why, and the stack after it.
+ * The text of a failure: a line with the error and its causes, then the stack. The store keeps it, and logs have the
+ * line.
  */
 import * as Cause from "effect/Cause"
 import type { FeedEvent } from "../../EventFeed.js"
 import type { EventFailure } from "../../SubscriptionStore.js"
 
-/** The failure of an event, as a store keeps it. */
+/** The failure of an event, as the store keeps it. */
 export const failureOf = (event: FeedEvent, cause: Cause.Cause<unknown>, attempts: number): EventFailure => ({
   position: event.position,
   aggregateId: event.aggregateId,
@@ -15,7 +16,9 @@ export const failureOf = (event: FeedEvent, cause: Cause.Cause<unknown>, attempt
   attempts
 })
 
-/** The line of a cause, and the stack where it has one. A handler may fail with any value, also with one that is not JSON. */
+/**
+ * The line of a cause, and the stack if it has one. A handler may fail with any value, also with one that has no text.
+ */
 export const textOf = (cause: Cause.Cause<unknown>): string =>
   orUnreadable(() => {
     const pretty = Cause.pretty(cause)
@@ -26,7 +29,7 @@ export const textOf = (cause: Cause.Cause<unknown>): string =>
     return `${head}${reasons}${stack}`
   })
 
-/** What failed and why, in one line. */
+/** The error and its causes, in one line. */
 export const lineOf = (cause: Cause.Cause<unknown>): string =>
   orUnreadable(() => {
     const head = headOf(cause)
@@ -37,14 +40,14 @@ export const lineOf = (cause: Cause.Cause<unknown>): string =>
 
 const maxError = 4000
 
-/** How many errors of a chain of causes are read. */
+/** The length up to which a chain of causes is read. */
 const maxErrors = 6
 
 const orUnreadable = (text: () => string): string => {
   try {
     return text()
   } catch (error) {
-    return `a failure that can't be told as text: ${String(error)}`
+    return `a failure without a text: ${String(error)}`
   }
 }
 
@@ -55,28 +58,28 @@ const headOf = (cause: Cause.Cause<unknown>): string => {
 }
 
 /**
- * The messages of an error's causes, with the codes, tables, columns and constraints of the error and its causes. A driver's `detail` is left
- * out, because that has the values of rows.
+ * The messages of an error's causes, with the codes, tables, columns and constraints of all of them. The `detail` of a
+ * driver's error is left out, because it has the values of rows.
  */
 const reasonsOf = (error: unknown, head: string): string => {
   let text = head
   for (let depth = 0, current = error; depth < maxErrors && isObject(current); depth++) {
     const message = depth === 0 ? undefined : stringOf(current, "message")
-    const told: Array<string> = []
+    const details: Array<string> = []
     for (const field of ["code", "table", "column", "constraint"]) {
       const value = stringOf(current, field)
       if (value === undefined) continue
       const shown = field === "code" ? value : JSON.stringify(value)
-      if (!`${text}: ${message}`.includes(shown)) told.push(field === "code" ? shown : `${field} ${shown}`)
+      if (!`${text}: ${message}`.includes(shown)) details.push(field === "code" ? shown : `${field} ${shown}`)
     }
     if (message !== undefined && !text.includes(message)) text += `: ${message}`
-    if (told.length > 0) text += ` (${told.join(", ")})`
+    if (details.length > 0) text += ` (${details.join(", ")})`
     current = causeOf(current)
   }
   return text.slice(head.length)
 }
 
-/** The cause of an error; of several errors in one, the first. */
+/** The cause of an error, or the first error of an `AggregateError`. */
 const causeOf = (error: unknown): unknown => {
   if (!isObject(error)) return undefined
   const cause: unknown = Reflect.get(error, "cause")
@@ -93,6 +96,6 @@ const stringOf = (error: object, field: string): string | undefined => {
   return typeof value === "string" && value !== "" ? value : undefined
 }
 
-/** Text that a database takes: no NUL, no half of a surrogate pair. */
+/** Text that Postgres stores: without NUL and without lone surrogates. */
 const wellFormed = (text: string): string =>
   text.replaceAll("\0", "").replace(/[\uD800-\uDBFF](?![\uDC00-\uDFFF])|(?<![\uD800-\uDBFF])[\uDC00-\uDFFF]/g, "\uFFFD")

@@ -1,25 +1,25 @@
 /**
- * What subscriptions tell of themselves as metrics.
+ * The metrics of subscriptions. `runner.ts` records what consumers report, and measures the lag.
  */
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as Metric from "effect/Metric"
 import * as Option from "effect/Option"
 import type { HeldBack } from "../../EventFeed.js"
-import type { Happening } from "./consumer.js"
+import type { ConsumerEvent } from "./session.js"
 import { describeHeldBack } from "./status.js"
 
-/** Counts what happens. */
-export const measured =
+/** Counts the events that a consumer reports. */
+export const recordMetrics =
   (name: string) =>
-  (happening: Happening): Effect.Effect<void> =>
-    happening._tag === "Handled"
-      ? Metric.incrementBy(of(handled, name, happening.partition), happening.events)
-      : Metric.increment(of(happening._tag === "Failed" ? failed : parked, name, happening.partition))
+  (event: ConsumerEvent): Effect.Effect<void> =>
+    event._tag === "Handled"
+      ? Metric.incrementBy(of(handled, name, event.partition), event.events)
+      : Metric.increment(of(event._tag === "Failed" ? failed : parked, name, event.partition))
 
 /**
- * Measures from time to time how far a subscription is behind, for ever, and warns when the feed is held back for long: after half a minute,
- * and whenever that time has doubled.
+ * Measures from time to time how far a subscription is behind, without end. It warns when the feed is held back for
+ * half a minute, and again each time that duration has doubled.
  */
 export const measureLag = <E, R>(
   name: string,
@@ -37,41 +37,17 @@ export const measureLag = <E, R>(
   >
 ): Effect.Effect<void, never, R> =>
   Effect.suspend(() => {
-    let warnAfter = firstWarning
-    const tellHeldBack = (heldBack: Option.Option<HeldBack>) =>
-      Effect.gen(function* () {
-        const now = yield* Clock.currentTimeMillis
-        const waited = Option.match(heldBack, { onNone: () => 0, onSome: ({ since }) => Math.max(now - since, 0) })
-        yield* Metric.set(
-          ofAll(heldBackEvents, name),
-          Option.getOrElse(
-            Option.map(heldBack, ({ events }) => events),
-            () => 0
-          )
-        )
-        yield* Metric.set(ofAll(heldBackSeconds, name), waited / 1000)
-        if (waited < firstWarning) warnAfter = firstWarning
-        if (Option.isNone(heldBack) || waited < warnAfter) return
-        warnAfter = waited * 2
-        yield* Effect.logWarning(`subscription ${name}: ${describeHeldBack(heldBack.value, now)}`)
-      })
+    const measureHeldBack = makeHeldBackMeter(name)
+    const measure = Effect.gen(function* () {
+      const { heldBack, partitions } = yield* status
+      for (const { eventsBehind, partition, secondsBehind: seconds } of partitions) {
+        yield* Metric.set(of(events, name, partition), eventsBehind)
+        yield* Metric.set(of(secondsBehind, name, partition), seconds)
+      }
+      yield* measureHeldBack(heldBack)
+    })
     return Effect.sleep(pause).pipe(
-      Effect.zipRight(
-        Effect.flatMap(status, ({ heldBack, partitions }) =>
-          Effect.zipRight(
-            Effect.forEach(
-              partitions,
-              ({ eventsBehind, partition, secondsBehind: seconds }) =>
-                Effect.zipRight(
-                  Metric.set(of(events, name, partition), eventsBehind),
-                  Metric.set(of(secondsBehind, name, partition), seconds)
-                ),
-              { discard: true }
-            ),
-            tellHeldBack(heldBack)
-          )
-        )
-      ),
+      Effect.zipRight(measure),
       Effect.ignore,
       Effect.forever,
       Effect.withTracerEnabled(false)
@@ -80,11 +56,28 @@ export const measureLag = <E, R>(
 
 // --- internal ---
 
-/** Between two measurements of the lag. */
+/** The time between two measurements. */
 const pause = "15 seconds"
 
-/** How long events are held back before it is worth a warning, in milliseconds. */
+/** How long events are held back before the first warning, in milliseconds. */
 const firstWarning = 30_000
+
+/** Sets the gauges of held back events, and warns. */
+const makeHeldBackMeter = (name: string) => {
+  let warnAfter = firstWarning
+  return (heldBack: Option.Option<HeldBack>) =>
+    Effect.gen(function* () {
+      const now = yield* Clock.currentTimeMillis
+      const waited = Option.match(heldBack, { onNone: () => 0, onSome: ({ since }) => Math.max(now - since, 0) })
+      const count = Option.match(heldBack, { onNone: () => 0, onSome: ({ events }) => events })
+      yield* Metric.set(ofAll(heldBackEvents, name), count)
+      yield* Metric.set(ofAll(heldBackSeconds, name), waited / 1000)
+      if (waited < firstWarning) warnAfter = firstWarning
+      if (Option.isNone(heldBack) || waited < warnAfter) return
+      warnAfter = waited * 2
+      yield* Effect.logWarning(`subscription ${name}: ${describeHeldBack(heldBack.value, now)}`)
+    })
+}
 
 const handled = Metric.counter("effect_maestro_subscription_events_handled", {
   description: "Events that a subscription has handled",

@@ -9,7 +9,7 @@ import { type HandlerContext, type HandlerError, makeEventCodec, type Tagged } f
 import { withOwnIds } from "../store/origin.js"
 
 /**
- * What a subscription does with the events of one aggregate. `on` makes one.
+ * The handlers of a subscription for the events of one aggregate. `on` makes them.
  */
 export interface On<out E = never, out R = never> {
   readonly of: Projection.Origin
@@ -20,24 +20,25 @@ export interface On<out E = never, out R = never> {
 
 export declare namespace On {
   /**
-   * Any of them.
+   * Handlers of any types.
    */
   // biome-ignore lint/suspicious/noExplicitAny: the bound of a type parameter that takes all of them
   export type Any = On<any, any>
 
   /**
-   * What its handlers may fail with.
+   * The failures of the handlers.
    */
   export type Error<O> = O extends On<infer E, infer _R> ? E : never
 
   /**
-   * What its handlers need.
+   * The context that the handlers need.
    */
   export type Context<O> = O extends On<infer _E, infer R> ? R : never
 }
 
 /**
- * What `on` takes for each event type: a handler of the decoded event, and of the stored one around it, with the `id` of its aggregate.
+ * The handlers that `on` takes, by event type. Each gets the decoded event, and the stored one with the `id` of its
+ * aggregate.
  */
 export type EventHandlers<A extends Tagged> = {
   readonly [K in A["_tag"]]?: (
@@ -48,8 +49,9 @@ export type EventHandlers<A extends Tagged> = {
 }
 
 /**
- * Typed handlers for events of one aggregate, by their type: what `make` takes as `on`. They are given events of that aggregate only, though
- * others have events of the same type. An event that its schema can't decode fails with `UnreadableEvent`, which is not retried.
+ * Makes typed handlers for the events of one aggregate, for the option `on` of `make`. They get no events of other
+ * aggregates, also not of an equal type. An event that its schema can't decode fails with `UnreadableEvent`, which is
+ * not retried.
  */
 export const on = <A extends Tagged, Handlers extends EventHandlers<A>>(
   aggregate: Source<A>,

@@ -1,62 +1,84 @@
 /**
- * A subscription as its callers run it: all partitions, in the foreground or as a layer, and what can be asked of it.
+ * A subscription as a program runs it: all partitions, in the foreground or as a layer, with its status and its parked
+ * events. `Subscription.make` calls it.
  */
 import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import { maxNameLength } from "../../Event.js"
 import { EventFeed, isPosition, type StreamPosition } from "../../EventFeed.js"
+import type { Projection } from "../../Projection.js"
 import { SubscriptionStore } from "../../SubscriptionStore.js"
 import { HybridClock } from "../../Timestamp.js"
 import { nameProblem } from "../codec/names.js"
 import { validateStreamPosition } from "../store/storedRecord.js"
-import { HasStopped, type Work, work } from "./consumer.js"
+import { HasStopped } from "./batchFailure.js"
+import { runConsumer } from "./consumer.js"
+import { SubscriptionStopped } from "./errors.js"
 import { lineOf } from "./failureText.js"
-import { measured, measureLag } from "./metrics.js"
+import { measureLag, recordMetrics } from "./metrics.js"
+import type { On } from "./on.js"
+import type { ConsumerOptions } from "./session.js"
 import { statusOf } from "./status.js"
 
-/** What a subscription does, but for what is known only when it runs. */
-export interface Plan<E, R> extends Omit<Work<E, R>, "holder" | "observe"> {
+/** The options of a subscription. Its metrics are the runner's. */
+export interface RunnerOptions<E, R> extends Omit<ConsumerOptions<E, R>, "holder" | "observe"> {
   /** A new id by default. */
   readonly holder: string | undefined
 }
 
-/** What `Subscription.make` makes; a plan that can be none is a mistake in the program, and throws. `stoppedAt` says what it fails with when it stops at an event. */
-export const runnable = <E, R, Stopped extends Error>(plan: Plan<E, R>, stoppedAt: (error: HasStopped) => Stopped) => {
-  checkPlan(plan)
-  const { filter, handle, name, partitions } = plan
+/** Makes the parts of a subscription. It throws a `TypeError` for invalid options. */
+export const makeRunner = <E, R>(options: RunnerOptions<E, R>) => {
+  checkOptions(options)
+  const { filter, handle, name, partitions } = options
 
-  const job = Effect.map(
-    plan.holder === undefined ? Effect.flatMap(HybridClock, ({ now }) => now) : Effect.succeed(plan.holder),
-    (holder): Work<E, R> => ({ ...plan, holder, observe: measured(name) })
+  const consumerOptions = Effect.map(
+    options.holder === undefined ? Effect.flatMap(HybridClock, ({ now }) => now) : Effect.succeed(options.holder),
+    (holder): ConsumerOptions<E, R> => ({ ...options, holder, observe: recordMetrics(name) })
   )
 
   const runPartition = (partition: number) =>
     Effect.gen(function* () {
       const feed = yield* EventFeed
       const store = yield* SubscriptionStore
-      return yield* work(yield* job, feed, store, partition)
+      return yield* runConsumer(yield* consumerOptions, feed, store, partition)
     }).pipe(Effect.annotateLogs({ subscription: name, partition }))
 
-  const all = Array.from({ length: partitions }, (_, partition) => partition)
-
-  const handleParked = (place: StreamPosition) =>
-    Effect.flatMap(SubscriptionStore, (store) =>
-      store.retryParked(name, place, (event) => Effect.asVoid(handle([event])))
+  /** Logs the failure, also a defect, and runs again. The end of the layer is an interruption, which is not caught. */
+  const runInBackground = (partition: number) =>
+    Effect.forever(
+      Effect.catchAllCause(runPartition(partition), (cause) => {
+        const error = Cause.squash(cause)
+        const hasStopped = error instanceof HasStopped
+        return Effect.zipRight(
+          Effect.logError(hasStopped ? stoppedError(name, error).message : lineOf(cause)),
+          // A consumer that stopped waits for `resume`. Any other failure is a fault of the program or the database,
+          // and may last.
+          hasStopped ? Effect.void : Effect.sleep("10 seconds")
+        )
+      })
     )
 
-  const retryParked = (place: StreamPosition) =>
-    Effect.zipRight(validateStreamPosition("Subscription.retryParked", place), handleParked(place))
+  const retryOne = (event: StreamPosition) =>
+    Effect.flatMap(SubscriptionStore, (store) =>
+      store.retryParked(name, event, (parked) => Effect.asVoid(handle([parked])))
+    )
+
+  const retryAllParked = Effect.flatMap(
+    Effect.flatMap(SubscriptionStore, (store) => store.parked(name)),
+    (events) =>
+      Effect.reduce(events, 0, (count, event) => Effect.map(retryOne(event), (done) => count + (done ? 1 : 0)))
+  )
 
   const status = statusOf(name, filter, partitions)
 
-  const lag = measureLag(name, status)
+  const indexes = Array.from({ length: partitions }, (_, partition) => partition)
 
-  const inAll = <A, E2, R2>(runOne: (partition: number) => Effect.Effect<A, E2, R2>) =>
+  const runAll = <A, E2, R2>(runOne: (partition: number) => Effect.Effect<A, E2, R2>) =>
     Effect.scoped(
       Effect.zipRight(
-        Effect.forkScoped(lag),
-        Effect.zipRight(Effect.forEach(all, runOne, { concurrency: "unbounded", discard: true }), Effect.never)
+        Effect.forkScoped(measureLag(name, status)),
+        Effect.zipRight(Effect.forEach(indexes, runOne, { concurrency: "unbounded", discard: true }), Effect.never)
       )
     )
 
@@ -64,39 +86,65 @@ export const runnable = <E, R, Stopped extends Error>(plan: Plan<E, R>, stoppedA
     name,
     filter,
     partitions,
-    run: Effect.mapError(inAll(runPartition), (error) => (error instanceof HasStopped ? stoppedAt(error) : error)),
-    layer: Layer.scopedDiscard(
-      Effect.forkScoped(
-        inAll((partition) =>
-          Effect.forever(
-            // A defect too is to be told, and to be tried again. The end of the layer, which interrupts, is not caught.
-            Effect.catchAllCause(runPartition(partition), (cause) => {
-              const error = Cause.squash(cause)
-              const isStopped = error instanceof HasStopped
-              return Effect.zipRight(
-                Effect.logError(isStopped ? stoppedAt(error).message : lineOf(cause)),
-                // Stopped, it waits for `resume`. Anything else is a mistake in the program or the database: not too often.
-                isStopped ? Effect.void : Effect.sleep("10 seconds")
-              )
-            })
-          )
-        )
-      )
+    run: Effect.mapError(runAll(runPartition), (error) =>
+      error instanceof HasStopped ? stoppedError(name, error) : error
     ),
-    retryParked,
-    retryAllParked: Effect.flatMap(
-      Effect.flatMap(SubscriptionStore, (store) => store.parked(name)),
-      (events) =>
-        Effect.reduce(events, 0, (count, event) => Effect.map(handleParked(event), (done) => count + (done ? 1 : 0)))
-    ),
+    layer: Layer.scopedDiscard(Effect.forkScoped(runAll(runInBackground))),
+    retryParked: (event: StreamPosition) =>
+      Effect.zipRight(validateStreamPosition("Subscription.retryParked", event), retryOne(event)),
+    retryAllParked,
     status
+  }
+}
+
+/** Throws a `TypeError` for an aggregate without a handler. */
+export const checkHandlers = (name: string, ons: ReadonlyArray<Pick<On, "events" | "of">>): void => {
+  const empty = ons.find(({ events }) => events.length === 0)
+  if (empty === undefined) return
+  const aggregate = empty.of === "all" ? "any aggregate" : empty.of.name
+  throw new TypeError(`subscription ${name} has no handler for events of ${aggregate}`)
+}
+
+/**
+ * Throws a `TypeError` for projections that a subscription can't run. Callers that circumvent the types may pass them.
+ */
+export const checkProjections = (
+  name: string,
+  projections: ReadonlyArray<Projection.Any>,
+  from: ConsumerOptions<never, never>["from"] | undefined
+): void => {
+  for (const { name: projection, of, tables } of projections) {
+    const refuse = (problem: string) =>
+      new TypeError(`projection ${JSON.stringify(projection)} of subscription ${name} ${problem}`)
+    if (of === undefined) throw refuse("must be of an aggregate, or of all")
+    if (tables !== undefined && from !== undefined && from !== "beginning") {
+      throw refuse('owns tables, whose next version holds all events, so `from` must be "beginning"')
+    }
   }
 }
 
 // --- internal ---
 
-const checkPlan = ({ batchSize, filter, from, lease, name, partitions }: Omit<Plan<never, never>, "handle">): void => {
-  const whole = (value: number, field: string, max: number) => {
+const stoppedError = (name: string, { failure, partition }: HasStopped): SubscriptionStopped =>
+  new SubscriptionStopped({
+    subscription: name,
+    partition,
+    aggregateId: failure.aggregateId,
+    sequence: failure.sequence,
+    type: failure.type,
+    error: failure.error,
+    attempts: failure.attempts
+  })
+
+const checkOptions = ({
+  batchSize,
+  filter,
+  from,
+  lease,
+  name,
+  partitions
+}: Omit<RunnerOptions<never, never>, "handle">): void => {
+  const checkInteger = (value: number, field: string, max: number) => {
     if (!(Number.isInteger(value) && value >= 1 && value <= max)) {
       throw new TypeError(`${field} of subscription ${name} must be a whole number from 1 to ${max}, and is ${value}`)
     }
@@ -105,11 +153,11 @@ const checkPlan = ({ batchSize, filter, from, lease, name, partitions }: Omit<Pl
   if (problem !== undefined) throw new TypeError(`the name of subscription ${JSON.stringify(name)} ${problem}`)
   for (const field of ["types", "kinds"] as const) {
     if (filter?.[field]?.length === 0) {
-      throw new TypeError(`subscription ${name} would handle no events: its settings let through no ${field}`)
+      throw new TypeError(`subscription ${name} would handle no events: its options let through no ${field}`)
     }
   }
-  whole(batchSize, "batchSize", 10_000)
-  whole(partitions, "partitions", 1000)
+  checkInteger(batchSize, "batchSize", 10_000)
+  checkInteger(partitions, "partitions", 1000)
   if (from !== "beginning" && from !== "now" && !isPosition(from)) {
     throw new TypeError(
       `from of subscription ${name} must be "beginning", "now" or a position of the feed, and is ${JSON.stringify(from)}`

@@ -1,5 +1,8 @@
 /**
- * How a subscription stands, and how far it is behind. Events that the feed holds back count, because they are committed and not handled.
+ * The state of a subscription, how far it is behind, and waiting until it reaches a position. `Subscription` and
+ * `runner.ts` use it.
+ *
+ * Held back events count as behind, because they are committed and not handled.
  */
 import * as Clock from "effect/Clock"
 import type * as Duration from "effect/Duration"
@@ -19,32 +22,23 @@ import { type EventFailure, type PartitionState, SubscriptionStore } from "../..
 import { toMillis } from "../../Timestamp.js"
 import { checkPosition, filterOfPartition } from "../store/readOptions.js"
 
-/** `here` is how many partitions the subscription has in this program. */
-export const statusOf = (name: string, filter: Filter | undefined, here: number) =>
+/** The status of a subscription that has so many partitions in this program. */
+export const statusOf = (name: string, filter: Filter | undefined, declared: number) =>
   Effect.gen(function* () {
     const feed = yield* EventFeed
     const store = yield* SubscriptionStore
     const now = yield* Clock.currentTimeMillis
     const heldBack = yield* feed.heldBack(filter)
-    const partitions = yield* Effect.forEach(yield* store.partitions(name), (standing) =>
-      Effect.gen(function* () {
-        const { partition, partitions, position } = standing
-        const own = filterOfPartition(filter, partition, partitions)
-        const shown = yield* feed.count({ after: position, filter: own })
-        const first = shown === 0 ? undefined : yield* firstAfter(feed, position, own)
-        const held = Option.isNone(heldBack) || partitions === 1 ? heldBack : yield* feed.heldBack(own)
-        const oldest =
-          first === undefined ? Option.map(held, ({ since }) => since) : Option.some(toMillis(first.timestamp))
-        return {
-          ...standing,
-          eventsBehind: shown + Option.match(held, { onNone: () => 0, onSome: ({ events }) => events }),
-          secondsBehind: Option.match(oldest, { onNone: () => 0, onSome: (since) => Math.max(now - since, 0) / 1000 })
-        }
-      })
+    const partitions = yield* Effect.forEach(yield* store.partitions(name), (state) =>
+      Effect.map(lagOf(feed, filter, state, heldBack), ({ eventsBehind, oldest }) => ({
+        ...state,
+        eventsBehind,
+        secondsBehind: Option.match(oldest, { onNone: () => 0, onSome: (since) => Math.max(now - since, 0) / 1000 })
+      }))
     )
     const isStopped = partitions.some(({ stopped }) => stopped)
     const isRunning = partitions.some(({ holder }) => Option.isSome(holder))
-    const isMisconfigured = partitions.some(({ partitions }) => partitions !== here)
+    const isMisconfigured = partitions.some(({ partitions }) => partitions !== declared)
     const state = isMisconfigured ? "misconfigured" : isStopped ? "stopped" : isRunning ? "running" : "idle"
     return {
       state: state as typeof state,
@@ -56,42 +50,42 @@ export const statusOf = (name: string, filter: Filter | undefined, here: number)
     }
   })
 
-/** Why a subscription has not come to a position in time. */
+/** Why a subscription has not reached a position in time. */
 export interface Delay {
   readonly position: Position
   readonly reason: "Behind" | "Idle" | "Stopped" | "NeverRun"
-  /** What it stopped at. */
+  /** The failure at which it stopped. */
   readonly failure?: EventFailure
 }
 
-/** Waits until a subscription has come to a place. Where it does not in time, the delay is returned. */
-export const awaitArrival = (
+/** Waits until a subscription has reached an event or a position. After the timeout it returns the delay. */
+export const awaitPosition = (
   name: string,
-  place: StreamPosition | Position,
+  target: StreamPosition | Position,
   timeout: Duration.DurationInput
 ): Effect.Effect<Delay | undefined, ValidationError | StoreError, EventFeed | SubscriptionStore> =>
   Effect.gen(function* () {
     const feed = yield* EventFeed
     const store = yield* SubscriptionStore
-    const isPlace = typeof place === "object" && place !== null
-    if (isPlace && place.sequence === 0) return undefined
-    if (!isPlace) yield* checkPosition(waiting, place, ["position"])
-    const position = isPlace ? Option.getOrUndefined(yield* feed.positionOf(place)) : place
+    const isEvent = typeof target === "object" && target !== null
+    if (isEvent && target.sequence === 0) return undefined
+    if (!isEvent) yield* checkPosition(operation, target, ["position"])
+    const position = isEvent ? Option.getOrUndefined(yield* feed.positionOf(target)) : target
     if (position === undefined) {
       const issue = new ValidationIssue({ path: ["sequence"], message: "must be that of a stored event" })
-      return yield* new ValidationError({ operation: waiting, issues: [issue] })
+      return yield* new ValidationError({ operation, issues: [issue] })
     }
-    const reached = store.awaitPosition(name, position, isPlace ? place.aggregateId : undefined)
+    const reached = store.awaitPosition(name, position, isEvent ? target.aggregateId : undefined)
     if (Option.isSome(yield* Effect.timeoutOption(reached, timeout))) return undefined
-    // A database that does not answer must not keep the caller much longer.
-    const standing = yield* Effect.option(Effect.timeout(Effect.disconnect(store.partitions(name)), "1 second"))
-    return Option.match(standing, {
+    // The states only explain the delay, so a database that does not respond must not add much to it.
+    const states = yield* Effect.option(Effect.timeout(Effect.disconnect(store.partitions(name)), "1 second"))
+    return Option.match(states, {
       onNone: (): Delay => ({ position, reason: "Behind" }),
       onSome: (partitions) => delayOf(partitions, position)
     })
   })
 
-/** What is said of a feed that is held back, for people to read. */
+/** The text of a warning about held back events. */
 export const describeHeldBack = ({ events, transaction: holder, since }: HeldBack, now: number): string => {
   const seconds = (from: number) => Math.round((now - from) / 1000)
   const waiting = `the feed has held back ${events} committed events for ${seconds(since)} seconds`
@@ -113,18 +107,39 @@ export const describeHeldBack = ({ events, transaction: holder, since }: HeldBac
 
 // --- internal ---
 
-const waiting = "Subscription.waitFor"
+const operation = "Subscription.waitFor"
 
-const delayOf = (standing: ReadonlyArray<PartitionState>, position: Position): Delay => {
-  const [first] = standing
+/**
+ * The number of committed events that a partition has not handled, and the time of the oldest one, in milliseconds
+ * since 1970.
+ */
+const lagOf = (
+  feed: EventFeed["Type"],
+  filter: Filter | undefined,
+  { partition, partitions, position }: PartitionState,
+  heldBack: Option.Option<HeldBack>
+) =>
+  Effect.gen(function* () {
+    const own = filterOfPartition(filter, partition, partitions)
+    const shown = yield* feed.count({ after: position, filter: own })
+    const first = shown === 0 ? undefined : yield* firstAfter(feed, position, own)
+    const held = Option.isNone(heldBack) || partitions === 1 ? heldBack : yield* feed.heldBack(own)
+    return {
+      eventsBehind: shown + Option.match(held, { onNone: () => 0, onSome: ({ events }) => events }),
+      oldest: first === undefined ? Option.map(held, ({ since }) => since) : Option.some(toMillis(first.timestamp))
+    }
+  })
+
+const delayOf = (states: ReadonlyArray<PartitionState>, position: Position): Delay => {
+  const [first] = states
   if (first === undefined) return { position, reason: "NeverRun" }
-  const behind = standing.filter((one) => order(one.position, position) < 0)
+  const behind = states.filter((one) => order(one.position, position) < 0)
   const stopped = behind.find((one) => one.stopped)
   if (stopped !== undefined) {
     const failure = Option.getOrUndefined(stopped.lastFailure)
     return { position, reason: "Stopped", ...(failure === undefined ? {} : { failure }) }
   }
-  const isIdle = standing.length < first.partitions || behind.some(({ holder }) => Option.isNone(holder))
+  const isIdle = states.length < first.partitions || behind.some(({ holder }) => Option.isNone(holder))
   return { position, reason: isIdle ? "Idle" : "Behind" }
 }
 

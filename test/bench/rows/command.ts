@@ -1,4 +1,4 @@
-/** Evaluates a command: on new aggregates, on one of each client's own, on one that all want. */
+/** Evaluates a command: on new aggregates, on one aggregate for each client, and on one aggregate for all clients. */
 import { randomUUID } from "node:crypto"
 import {
   CommandHandler,
@@ -68,13 +68,13 @@ export const onOneEnduring: Row = contest({
   ]
 })
 
-/** Every command to an aggregate of its own. */
+/** A new aggregate for each command. */
 export const fresh =
   (evaluate: Evaluate): Work =>
   () =>
     evaluate(randomUUID())
 
-/** Each client's commands all to one aggregate, which is empty when the turn begins. */
+/** One aggregate for each client, which is empty when the turn begins. */
 export const hot = (evaluate: Evaluate): Work => {
   const ids = new Map<number, string>()
   return (client) => {
@@ -89,7 +89,7 @@ export const deposit =
   (id) =>
     run(depositOn(id))
 
-/** Tried once, unless it is said otherwise: that is Emmett's own default. */
+/** One attempt by default, because that is the default of Emmett. */
 export const emmettDeposit = <Store extends EventStore>(store: Store, retry?: CommandHandlerRetryOptions): Evaluate => {
   const options = { ...emmettAccount, ...(retry === undefined ? {} : { retry }) }
   const handle = CommandHandler<Balance, EmmettDeposited>(options)
@@ -102,7 +102,7 @@ type Evaluate = (id: string) => Promise<unknown>
 
 const depositOn = (id: string) => Account.evaluate(id, new Deposit({ amount: 1 }))
 
-/** The same, with another aggregate after every fifty commands. */
+/** One aggregate for each client, and another one after every fifty commands. */
 const short = (evaluate: Evaluate): Work => {
   const done = new Map<number, { readonly id: string; readonly count: number }>()
   return (client) => {
@@ -122,7 +122,9 @@ const emmettOnOne = ({ store }: Stage["emmett"], retry: CommandHandlerRetryOptio
     return state
   })
 
-/** All clients on one aggregate, which is empty when the turn begins, and must hold at its end what was acknowledged. */
+/**
+ * One aggregate for all clients. It is empty when the turn begins, and must have every acknowledged event at its end.
+ */
 const onOneAggregate = (
   name: Contestant["name"],
   evaluate: Evaluate,

@@ -1,4 +1,7 @@
-/** What a command costs beside time: the processors of client and server, and round trips; and round trips of a load. */
+/**
+ * The cost of a command other than time: processor time of client and server, and round trips. Also the round trips of
+ * a load.
+ */
 import { makeLine, type Unit } from "../lines.js"
 import { type Effort, type Measured, median, type Work, workFor } from "../measure.js"
 import { openCountingProxy } from "../roundTrips.js"
@@ -39,7 +42,7 @@ export const cost: Row = {
 
 // --- internal ---
 
-/** A reading that rises with the work, and whose work that is. */
+/** A reading that rises with the work, and the contestant that does the work. */
 interface Meter {
   readonly name: string
   readonly what: string
@@ -48,7 +51,7 @@ interface Meter {
   readonly on: Pick<Stage, "ours" | "emmett">
 }
 
-/** That of the server is known on Linux only. */
+/** The processor time of the server is known on Linux only. */
 const processors = async (stage: Stage): Promise<ReadonlyArray<Meter>> => {
   const server = await serverCpuReader(stage.pool)
   const client: Meter = {
@@ -68,7 +71,7 @@ const clientMicros = (): number => {
   return system + user
 }
 
-/** Both by way of a proxy that counts, with connections of their own. */
+/** Both contestants on new connections through a counting proxy. */
 const openProxied = async (url: string) => {
   const proxy = await openCountingProxy(url)
   const ours = await openOurs(onPostgres(proxy.url))
@@ -84,7 +87,7 @@ const openProxied = async (url: string) => {
   }
 }
 
-/** How far the meter rises for one operation, in turns. */
+/** Measures in turns by how much the meter rises for one operation. */
 const metered = async (
   { read }: Meter,
   { rounds, seconds }: Effort,
@@ -92,7 +95,7 @@ const metered = async (
   contestants: Readonly<Record<"ours" | "emmett", () => Work>>
 ): Promise<Record<"ours" | "emmett", Measured>> => {
   const figures = { ours: [] as number[], emmett: [] as number[] }
-  // The first turn is to warm up.
+  // The first turn is the warm-up.
   for (let turn = 0; turn <= rounds; turn++) {
     for (const name of ["ours", "emmett"] as const) {
       const before = read()

@@ -1,4 +1,7 @@
-/** The feed: how fast a subscription reads what is stored, how soon it hears of what comes, and what it costs those who append. */
+/**
+ * The feed: how fast a subscription reads stored events, the delay of a new event, and what waiting subscriptions cost
+ * appends.
+ */
 import { randomUUID } from "node:crypto"
 import * as PgClient from "@effect/sql-pg/PgClient"
 import * as Deferred from "effect/Deferred"
@@ -34,7 +37,7 @@ const storeIn = ({ url }: Stage, schema: string) =>
     Layer.provideMerge(PgClient.layer({ url: Redacted.make(url), maxConnections: poolSize }))
   )
 
-/** A subscription that counts a million stored events, from the first, beside a cursor that fetches the same rows. */
+/** A subscription that counts a million stored events, beside a cursor that fetches the rows of these events. */
 const count = async (stage: Stage, emit: Emit): Promise<void> => {
   const ours = await openOurs(storeIn(stage, "feed_log"))
   await stage.pool.query(
@@ -84,7 +87,7 @@ const counted = Effect.gen(function* () {
   return seen
 })
 
-/** As text, as the store reads them, and nothing made of them. */
+/** Rows as text, as the store reads them, without decoding. */
 const fetched = async (pool: pg.Pool): Promise<number> => {
   const client = await pool.connect()
   try {
@@ -105,14 +108,14 @@ const fetched = async (pool: pg.Pool): Promise<number> => {
   }
 }
 
-/** From the answer to a commit to the handler of a subscription that waits for it, one commit after the other. */
+/** The delay from the result of a commit to the handler of a waiting subscription, one commit after the other. */
 const hear = async (stage: Stage, emit: Emit): Promise<void> => {
   const heard = new Map<string, () => void>()
   const Live = Subscription.make("live", {
     handle: ({ aggregateId }) => Effect.sync(() => heard.get(aggregateId)?.())
   })
   const ours = await openOurs(Live.layer.pipe(Layer.provideMerge(storeIn(stage, "feed_live"))))
-  // The one that commits is another client, as it would be in another process: it is by the database that this one hears of it.
+  // Another client commits, as in another process, so that the notification arrives through the database.
   const other = await openOurs(storeIn(stage, "feed_live"))
   const once = async (committing: typeof ours): Promise<number> => {
     const id = randomUUID()
@@ -129,7 +132,7 @@ const hear = async (stage: Stage, emit: Emit): Promise<void> => {
       const latencies: Array<number> = []
       for (const end = performance.now() + seconds * 1000; performance.now() < end; ) {
         latencies.push(await once(committing))
-        // Time to fall asleep again.
+        // The subscription becomes idle again.
         await new Promise((resolve) => setTimeout(resolve, 30))
       }
       return { rate: latencies.length / seconds, latencies, failures: 0 }
@@ -159,7 +162,7 @@ const hear = async (stage: Stage, emit: Emit): Promise<void> => {
   await Promise.all([ours.close(), other.close()])
 }
 
-/** Appends where ten subscriptions wait for events that do not come, beside appends where none does. */
+/** Appends beside ten waiting subscriptions whose events never arrive, and appends without subscriptions. */
 const idle = async (stage: Stage, emit: Emit): Promise<void> => {
   const waiting = Array.from({ length: 10 }, (_, index) =>
     Subscription.make(`idle ${index}`, { filter: { types: [`Nothing${index}`] }, handle: () => Effect.void })
@@ -172,7 +175,7 @@ const idle = async (stage: Stage, emit: Emit): Promise<void> => {
     const store = await run(StoreAdapter.StoreAdapter)
     return () => run(appendDeposit(store, stage.clock, randomUUID()))
   }
-  // A difference of some per cent wants many turns.
+  // A difference of a few per cent is visible only over many turns.
   const effort = { rounds: 4 * stage.effort.rounds, seconds: stage.effort.seconds / 2 }
   for (const clients of [1, 16]) {
     const measured = await compete(

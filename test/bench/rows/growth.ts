@@ -1,4 +1,7 @@
-/** Appends to logs of ten thousand, a hundred thousand and a million events, and loads aggregates of a hundred events from them. */
+/**
+ * Appends to logs of ten thousand, a hundred thousand and a million events, and loads aggregates of a hundred events
+ * from them.
+ */
 import { randomInt, randomUUID } from "node:crypto"
 import * as Effect from "effect/Effect"
 import * as Scope from "effect/Scope"
@@ -17,7 +20,7 @@ export const growth: Row = {
     const logs = await Promise.all(sizes.map((size) => openLog(stage, size)))
     for (const { exponent, name } of sizes) await fill(stage.pool, name, 10 ** exponent)
     await stage.pool.query("checkpoint")
-    // Short turns: the smallest log is to stay small.
+    // Turns are short, so that the smallest log stays small.
     const effort = { rounds: 2 * stage.effort.rounds, seconds: stage.effort.seconds / 4 }
 
     const measure = async (kind: Kind): Promise<void> => {
@@ -104,7 +107,7 @@ const kinds: ReadonlyArray<Kind> = [
   }
 ]
 
-/** What a turn adds is taken out before the next, so that the log keeps its size. */
+/** The events of a turn are deleted before the next one, so that the log keeps its size. */
 const appending = (log: Log, newId: Effect.Effect<string>): Contestant<string> =>
   contestant(log.name, async () => {
     await log.pool.query(`delete from ${log.name}.event_log where aggregate_id not like 'Account/a%'`)
@@ -113,21 +116,21 @@ const appending = (log: Log, newId: Effect.Effect<string>): Contestant<string> =
     return () => log.run(append)
   })
 
-/** By a layer of its own, which has never seen the aggregate, and is on this log. */
+/** Loads by a new layer on this log, without a cached state. */
 const loadIn = ({ store }: Log, id: string) =>
   Account.fetch(id).pipe(Effect.provide(Account.layer), Effect.provideService(StoreAdapter.StoreAdapter, store))
 
 const openLog = async ({ clock, ours, pool }: Stage, { exponent, name }: (typeof sizes)[number]): Promise<Log> => ({
   name,
   aggregates: 10 ** exponent / eventsEach,
-  // Open until the process ends.
+  // It stays open until the process ends.
   store: await ours.run(Effect.flatMap(Scope.make(), (scope) => Scope.extend(SqlStore.make({ schema: name }), scope))),
   clock,
   run: ours.run,
   pool
 })
 
-/** Straight into the table, since the store's own way would take minutes. */
+/** Inserts rows directly, because commits through the store would take minutes. */
 const fill = async (pool: pg.Pool, schema: string, size: number): Promise<void> => {
   await pool.query(
     `insert into ${schema}.event_log (aggregate_id, sequence, type, body, metadata, timestamp)

@@ -1,4 +1,4 @@
-/** The memory that an aggregate takes once a command was evaluated on it, and what of that is left when the layer is closed. */
+/** The memory of a cached state after a command, and what remains of it when the layer is closed. */
 import { randomUUID } from "node:crypto"
 import * as v8 from "node:v8"
 import * as vm from "node:vm"
@@ -11,7 +11,7 @@ import type { Row } from "./row.js"
 export const kept: Row = {
   name: "kept",
   run: async ({ url }, emit) => {
-    // The first time is for all that comes once: code, connections, the plans of statements.
+    // The first time includes what is made only once: code, connections, plans of statements.
     await heapAround(url, 2000)
     const turns = [await heapAround(url, aggregates), await heapAround(url, aggregates)]
     for (const [id, work, of] of [
@@ -27,11 +27,11 @@ export const kept: Row = {
 
 // --- internal ---
 
-/** As many as are kept. */
+/** The number of aggregates, all of whose states fit into the cache. */
 const aggregates = 10_000
 const clients = 16
 
-/** Growth of the heap for each aggregate, in bytes. */
+/** The growth of the heap for each aggregate, in bytes. */
 interface Heap {
   readonly open: number
   readonly closed: number
@@ -40,7 +40,7 @@ interface Heap {
 const heapAround = async (url: string, count: number): Promise<Heap> => {
   const ours = await openOurs(onPostgres(url))
   const evaluate = deposit(ours.run)
-  // Opens the connections.
+  // This opens the connections.
   await atOnce(() => evaluate(randomUUID()), 10 * clients)
   const before = heapUsed()
   await atOnce(() => evaluate(randomUUID()), count)
@@ -61,7 +61,7 @@ const heapUsed = (): number => {
   return process.memoryUsage().heapUsed
 }
 
-/** So many operations, by all clients together. */
+/** Runs a number of operations, shared by all clients. */
 const atOnce = async (work: Work, count: number): Promise<void> => {
   let left = count
   await Promise.all(

@@ -1,4 +1,4 @@
-/** Loads an aggregate of ten thousand events, with nothing of it known before. */
+/** Loads an aggregate of ten thousand events, without a cached state or a snapshot. */
 import { randomUUID } from "node:crypto"
 import * as Effect from "effect/Effect"
 import { Account, type Balance, type EmmettDeposited, emmettAccount, emmettDeposited } from "../domain.js"
@@ -11,7 +11,7 @@ export const load: Row = contest({
   work: "load 10 000 events",
   clients: [1],
   unit: "ms",
-  // Short turns, and more of them.
+  // Turns are short, and there are more of them.
   effort: ({ rounds, seconds }) => ({ rounds: 2 * rounds, seconds: seconds / 2 }),
   contestants: async (stage) => {
     const id = await prepareLongStream(stage)
@@ -35,7 +35,7 @@ export const prepareLongStream = async ({ emmett, ours, pool }: Stage): Promise<
   return id
 }
 
-/** By a layer of its own, which has never seen the aggregate. */
+/** Loads by a new layer, without a cached state. */
 export const loadOurs = async ({ run }: Stage["ours"], id: string): Promise<void> =>
   whole((await run(Effect.provide(Account.fetch(id), Account.layer))).balance)
 

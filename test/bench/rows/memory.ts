@@ -1,4 +1,4 @@
-/** Evaluates a command on the stores in memory: what a command costs beside the database. */
+/** Evaluates a command on the stores in memory, which shows the cost of a command without a database. */
 import { getInMemoryEventStore } from "@event-driven-io/emmett"
 import * as Layer from "effect/Layer"
 import { MemoryStore } from "effect-maestro"
@@ -24,7 +24,7 @@ export const inMemoryOnHot: Row = contest({
 
 // --- internal ---
 
-/** With an empty store for each turn, on both sides. */
+/** Each turn has an empty store, for both libraries. */
 const contestants = (on: (evaluate: (id: string) => Promise<unknown>) => Work): ReadonlyArray<Contestant> => [
   {
     name: "ours",

@@ -1,6 +1,6 @@
 /**
- * Evaluates a command whose event is also an upsert into a table, in the same transaction: by an effect, and by SQL and nothing else. Emmett's
- * is the same in both, and sends its statement by the driver, which is the shortest way that it has.
+ * Evaluates a command with a strong projection that upserts into a table: as an effect, and as statements. Emmett has
+ * one form for both, which sends its statement through the driver, because that is its fastest.
  */
 import * as Effect from "effect/Effect"
 import { Deposit, ProjectedAccount, ProjectedBySql } from "../domain.js"
@@ -9,7 +9,7 @@ import type { OnPostgres, Stage } from "../stage.js"
 import { emmettDeposit, fresh, hot } from "./command.js"
 import { contest, type Row } from "./row.js"
 
-/** On new aggregates, or on one for each client. */
+/** The aggregates of a turn: new ones, or one for each client. */
 const row = (name: string, work: string, on: "new" | "hot", evaluate: (id: string) => Evaluated, newId: NewId): Row =>
   contest({
     name,
@@ -27,7 +27,7 @@ const row = (name: string, work: string, on: "new" | "hot", evaluate: (id: strin
 type Evaluated = Effect.Effect<unknown, unknown, OnPostgres>
 type NewId = Effect.Effect<string, never, OnPostgres>
 
-/** Each deposit of one is in the table, on both sides. */
+/** Fails unless the table has each deposit, for both libraries. */
 const projected = async ({ pool }: Pick<Stage, "pool">): Promise<void> => {
   const { rows } = await pool.query<{ ours: boolean; emmett: boolean }>(`select
     (select sum(amount) from balances)

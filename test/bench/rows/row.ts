@@ -1,14 +1,14 @@
-/** What a row of the suite is, and the kind that most of them are: contestants at the same work, by numbers of clients. */
+/** The interface of a row, and the row that most files make: contestants at equal work, by numbers of clients. */
 import { type Line, makeLine, type Unit } from "../lines.js"
 import { type Contestant, compete, type Effort, medianLatency } from "../measure.js"
 import type { Stage } from "../stage.js"
 
 export interface Row {
-  /** Chooses it on the command line. */
+  /** The name of the row on the command line. */
   readonly name: string
-  /** Measures it, and hands over its lines as they come. */
+  /** Measures the row, and reports each line when it is measured. */
   readonly run: (stage: Stage, emit: (line: Line) => void) => Promise<void>
-  /** This library's part of it, for the profiler. */
+  /** The operation of this library, for the profiler. */
   readonly ours?: (stage: Stage) => Promise<Contestant>
 }
 
@@ -19,9 +19,9 @@ export interface Contest {
   /** Operations per second by default, or the median of their times. */
   readonly unit?: Extract<Unit, "per second" | "ms">
   readonly effort?: (effort: Effort) => Effort
-  /** This library first. */
+  /** The contestants, this library first. */
   readonly contestants: (stage: Stage) => ReadonlyArray<Contestant> | Promise<ReadonlyArray<Contestant>>
-  /** Looks, after all of it, whether the work was done. */
+  /** Fails, after the last turn, unless the work was done. */
   readonly verify?: (stage: Stage) => Promise<void>
 }
 
@@ -46,5 +46,5 @@ export const contest = ({ clients, contestants, name, verify, work, ...options }
   }
 })
 
-/** For V8 to compile what the row does: a process that serves has been running for longer than that. */
+/** The warm-up in which V8 compiles the code of the row. A service runs for longer than that. */
 const warmUpSeconds = 2

@@ -1,0 +1,65 @@
+/**
+ * Commands on a bank account: results, refusals, reads, a conflict between two processes, and an expected sequence.
+ *
+ * Run it by `npx tsx examples/aggregates/main.ts`. It uses the store in memory.
+ */
+import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
+import * as Console from "effect/Console"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Stream from "effect/Stream"
+import { Aggregate, MemoryStore } from "effect-maestro"
+import { Account, Deposit, Open, Withdraw } from "./Account.js"
+
+const commands = Effect.gen(function* () {
+  yield* Console.log("Commands")
+  yield* Account.evaluate("ann", new Open({ owner: "Ann" }))
+  yield* Account.evaluate("ann", new Deposit({ amount: 100 }))
+  const { events, sequence, state } = yield* Account.evaluate("ann", new Withdraw({ amount: 30 }))
+  yield* Console.log(`  ${JSON.stringify(events)} leads to ${JSON.stringify(state)} at sequence ${sequence}`)
+  yield* Account.evaluate("ann", new Withdraw({ amount: 300 })).pipe(
+    Effect.catchTag("InsufficientFunds", ({ balance }) => Console.log(`  refused: only ${balance} left`))
+  )
+  yield* Account.evaluateUnknown("ann", { _tag: "Deposit", amount: "all" }).pipe(
+    Effect.catchTag("ValidationError", ({ message }) => Console.log(`  ${message}`))
+  )
+}).pipe(Effect.provideService(Aggregate.Metadata, { user: "teller 7" }))
+
+const reads = Effect.gen(function* () {
+  yield* Console.log("Reads")
+  yield* Console.log(`  fetch:    ${JSON.stringify(yield* Account.fetch("ann"))}`)
+  yield* Console.log(`  root:     ${JSON.stringify(yield* Account.root("ann"))}`)
+  yield* Console.log(`  replay 2: ${JSON.stringify(yield* Account.replay("ann", 2))}`)
+  yield* Stream.runForEach(Account.history("ann"), ({ event, metadata, sequence }) =>
+    Console.log(`  history:  ${sequence} ${event._tag}, by ${metadata.user}`)
+  )
+})
+
+/** Two processes, as far as the store can tell: each has a layer of the aggregate with a state cache of its own. */
+const conflict = Effect.gen(function* () {
+  yield* Console.log("Conflict: two processes withdraw 50 of 70 at the same time")
+  const processes = yield* Effect.replicateEffect(Layer.build(Layer.fresh(Account.layer)), 2)
+  const withdraw = Account.evaluate("ann", new Withdraw({ amount: 50 })).pipe(
+    Effect.map(({ state }) => `accepted: ${state.balance} left`),
+    Effect.catchTag("InsufficientFunds", ({ balance }) => Effect.succeed(`refused: only ${balance} left`))
+  )
+  const results = yield* Effect.forEach(processes, (process) => Effect.provide(withdraw, process), {
+    concurrency: "unbounded"
+  })
+  for (const result of results.sort()) yield* Console.log(`  ${result}`)
+}).pipe(Effect.scoped)
+
+const expectation = Effect.gen(function* () {
+  yield* Console.log("Expected sequence")
+  const seen = (yield* Account.root("ann")).sequence
+  yield* Account.evaluate("ann", new Deposit({ amount: 1 }))
+  yield* Account.evaluate("ann", new Deposit({ amount: 1 })).pipe(
+    Aggregate.withExpectedSequence(seen),
+    Effect.catchTag("UnexpectedSequence", ({ message }) => Console.log(`  ${message}`))
+  )
+})
+
+Effect.all([commands, reads, conflict, expectation], { discard: true }).pipe(
+  Effect.provide(Account.layer.pipe(Layer.provideMerge(MemoryStore.layer))),
+  NodeRuntime.runMain
+)

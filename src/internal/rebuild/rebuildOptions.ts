@@ -1,0 +1,108 @@
+/**
+ * The options of a rebuild, the checks of them before it begins, and the names that follow from the name of the
+ * rebuild.
+ */
+import * as Effect from "effect/Effect"
+import { maxNameLength } from "../../Event.js"
+import type { EventFeed, Filter } from "../../EventFeed.js"
+import type { Projection } from "../../Projection.js"
+import type { Options } from "../../Rebuild.js"
+import { StoreError, ValidationError, ValidationIssue } from "../../StoreError.js"
+import { nameProblem, reservedPrefix } from "../codec/names.js"
+import type { StoreTables } from "../sql/storeTables.js"
+import { makeRun } from "./runStatement.js"
+
+export const operation = "Rebuild"
+
+/** The options of `Rebuild.run`, with further ones for the library itself. */
+export interface RebuildOptions<E, R> extends Options<ReadonlyArray<Projection.Bound<E, R>>, E, R> {
+  /** Whether `ProjectionTables` runs the rebuild, under a name that is reserved for the library. */
+  readonly isOfVersion?: boolean | undefined
+  /** Runs before each attempt. It fails, or returns the options that replace those two. */
+  readonly check?:
+    | ((store: StoreTables) => Effect.Effect<
+        {
+          readonly create: Effect.Effect<unknown, E | StoreError, R> | undefined
+          readonly onSwap: Effect.Effect<void, StoreError>
+        },
+        StoreError
+      >)
+    | undefined
+  /** Runs at the end of the transaction of the swap. A failure rolls the swap back. */
+  readonly onSwap?: Effect.Effect<void, StoreError> | undefined
+}
+
+/** What one attempt of a rebuild works with. */
+export interface RebuildContext<E, R> {
+  readonly options: RebuildOptions<E, R>
+  readonly feed: EventFeed["Type"]
+  /** The events that the rebuild projects. */
+  readonly filter: Filter
+  readonly store: StoreTables
+  /** The schema of the shadow tables. */
+  readonly shadowSchema: string
+}
+
+/** Fails where the name or the batch size is invalid, or where a projection does not say whose events it projects. */
+export const checkOptions = (options: RebuildOptions<unknown, unknown>): Effect.Effect<void, ValidationError> => {
+  const issues: Array<ValidationIssue> = []
+  const refuse = (path: ReadonlyArray<string | number>, message: string) =>
+    issues.push(new ValidationIssue({ path, message }))
+  const problem = options.isOfVersion === true ? undefined : nameProblem(options.name, maxNameLength)
+  if (problem !== undefined) refuse(["name"], problem)
+  for (const [index, { of }] of options.projections.entries()) {
+    if (of === undefined) refuse(["projections", index, "of"], "must be an aggregate, or all")
+  }
+  const { batchSize } = options
+  if (batchSize !== undefined && !(Number.isInteger(batchSize) && batchSize >= 1 && batchSize <= 10_000)) {
+    refuse(["batchSize"], "must be an integer from 1 to 10000")
+  }
+  const [first, ...rest] = issues
+  return first === undefined ? Effect.void : new ValidationError({ operation: "Rebuild.run", issues: [first, ...rest] })
+}
+
+/**
+ * Fails where the subscription has another number of partitions in the store, because each partition has a position of
+ * its own.
+ */
+export const checkPartitions = (
+  store: StoreTables,
+  { subscription }: RebuildOptions<unknown, unknown>
+): Effect.Effect<void, StoreError> =>
+  subscription === undefined
+    ? Effect.void
+    : Effect.flatMap(
+        run(
+          store,
+          store.sql<{ partitions: number }>`select distinct partitions from ${store.schema}.subscriptions
+            where name = ${subscription.name} and partitions <> ${subscription.partitions}`
+        ),
+        ([other]) =>
+          other === undefined
+            ? Effect.void
+            : new StoreError({
+                reason: "Misconfigured",
+                operation,
+                description: `subscription ${JSON.stringify(subscription.name)} has ${other.partitions} partitions in the store, and ${subscription.partitions} here: what is in which would change`
+              })
+      )
+
+export const run = makeRun(operation)
+
+/** The name of the rebuild's lease. No subscription can have it, because the prefix is reserved. */
+export const leaseOf = (name: string): string => `${reservedPrefix}/rebuild/${name}`
+
+/**
+ * The name of the schema of the shadow tables. It is a hash of both names, because a schema's name has at most 63 bytes
+ * and a database may have several stores.
+ */
+export const shadowSchemaOf = (store: StoreTables, name: string): Effect.Effect<string, StoreError> =>
+  Effect.map(
+    run(
+      store,
+      store.sql<{
+        schema: string
+      }>`select 'rebuild_' || left(encode(sha256(convert_to(${JSON.stringify([store.name, name])}, 'UTF8')), 'hex'), 32) as schema`
+    ),
+    ([row]) => row?.schema ?? ""
+  )

@@ -1,0 +1,137 @@
+/**
+ * Ends a rebuild in one transaction: it locks the live tables, projects the events that are left, and puts the shadow
+ * tables in their place. `fillAndSwap.ts` calls it.
+ *
+ * **Strong projections skip no event, and project none twice.** A commit with a strong projection writes the table in
+ * the transaction that stores its events. Once the live tables are locked, each transaction that has written them has
+ * ended, so its events are visible. A transaction that writes them later waits for the lock. Its events are not visible
+ * yet, and its statement finds the new table. So the new tables must contain exactly the visible events, whichever
+ * other transactions are open.
+ *
+ * A waiting statement sees the rows of the new table only with a new snapshot. A transaction with an older snapshot
+ * (REPEATABLE READ) fails in `check_snapshot` (`migrations.ts`) before it projects.
+ *
+ * **A subscription** moves to the position of the rebuild in the same transaction. A consumer that holds its lease
+ * finds the lease lost, and continues from the new checkpoint.
+ */
+import * as Data from "effect/Data"
+import * as Effect from "effect/Effect"
+import type * as Option from "effect/Option"
+import type { FeedEvent, Position } from "../../EventFeed.js"
+import type { StoreError } from "../../StoreError.js"
+import type { Lease, LeaseLost } from "../../SubscriptionStore.js"
+import { selectFittingPage } from "../sql/feedPage.js"
+import { feedEventsOf } from "../sql/feedRows.js"
+import { columnsOf } from "../sql/position.js"
+import type { StoreTables } from "../sql/storeTables.js"
+import { checkDeferred, projectPart } from "./projectBatch.js"
+import { checkPartitions, leaseOf, type RebuildContext, run } from "./rebuildOptions.js"
+import { lockLiveTables, replaceTables } from "./replaceTables.js"
+import type { ShadowTable } from "./resolveTables.js"
+
+export interface SwapLimits {
+  /** How many events a swap may project while the tables are locked. */
+  readonly maxTail: number
+  /** How long it waits for the tables, in milliseconds. */
+  readonly lockWait: number
+}
+
+/**
+ * Returns how many events were left, or none where these are more than `maxTail`. In that case the transaction is
+ * rolled back.
+ */
+export const swapTables = <E, R>(
+  context: RebuildContext<E, R>,
+  lease: Lease,
+  tables: ReadonlyArray<ShadowTable>,
+  position: Position,
+  { lockWait, maxTail }: SwapLimits
+): Effect.Effect<Option.Option<number>, E | LeaseLost | StoreError, R> => {
+  const { options, shadowSchema, store } = context
+  const { schema, sql } = store
+  const sameShape = options.create === undefined
+  let tail = 0
+  const swapping = Effect.gen(function* () {
+    // The tables before the lease, in the order in which consumers and commits lock them.
+    yield* lockLiveTables(sql, schema, tables, { sameShape, lockWait })
+    yield* run(store, sql`select 1 from ${schema}.subscriptions where name = ${leaseOf(options.name)} for update`)
+    yield* lease.checkpoint
+    if (options.subscription === undefined) tail = yield* projectTail(context, position, maxTail)
+    else {
+      yield* checkPartitions(store, options)
+      yield* moveSubscription(store, options.subscription, position)
+    }
+    yield* replaceTables(sql, shadowSchema, tables, sameShape)
+    if (options.onSwap !== undefined) yield* options.onSwap
+    yield* run(
+      store,
+      sql`update ${schema}.rebuilds set finished_at = clock_timestamp(), events_total = events_done where name = ${options.name}`
+    )
+  })
+  // As a checkpoint, because the lease stays valid while its transaction is open. A pool of one connection can't renew
+  // it then.
+  return Effect.matchEffect(lease.advance(position, swapping), {
+    onFailure: (error) => (error instanceof TooManyLeft ? Effect.succeedNone : Effect.fail(error)),
+    onSuccess: () => Effect.succeedSome(tail)
+  })
+}
+
+// --- internal ---
+
+const tailPage = 1000
+
+/** More events are left than the swap may project. */
+class TooManyLeft extends Data.TaggedError("TooManyLeft") {}
+
+/**
+ * Projects all visible events after the position. The feed does not show some of them yet, because an older transaction
+ * is open.
+ */
+const projectTail = <E, R>(
+  context: RebuildContext<E, R>,
+  position: Position,
+  maxTail: number
+): Effect.Effect<number, E | StoreError | TooManyLeft, R> =>
+  Effect.gen(function* () {
+    const { filter, store } = context
+    let count = 0
+    let previous: FeedEvent | undefined
+    for (;;) {
+      const after = previous?.position ?? position
+      const events = feedEventsOf(yield* run(store, selectFittingPage(store, { after, filter, limit: tailPage })))
+      const last = events.at(-1)
+      if (last === undefined) {
+        yield* checkDeferred(context, previous)
+        return count
+      }
+      count += events.length
+      if (count > maxTail) return yield* new TooManyLeft()
+      yield* projectPart(context, events)
+      previous = last
+    }
+  })
+
+/**
+ * Moves the subscription to the position of the rebuild, ends its leases, and forgets its parked events, which the
+ * rebuild has projected.
+ */
+const moveSubscription = (
+  store: StoreTables,
+  { name, partitions }: { readonly name: string; readonly partitions: number },
+  position: Position
+): Effect.Effect<void, StoreError> =>
+  Effect.gen(function* () {
+    const { schema, sql } = store
+    const [feedKey, place] = columnsOf(position)
+    yield* run(
+      store,
+      sql`insert into ${schema}.subscriptions (name, partition, partitions, feed_key, position)
+        select ${name}, partition, ${partitions}::int, ${feedKey}::xid8, ${place}::bigint
+        from generate_series(0, ${partitions}::int - 1) partition
+        on conflict (name, partition) do update set
+          feed_key = excluded.feed_key, position = excluded.position,
+          token = subscriptions.token + 1, holder = null, leased_until = null, stopped = false, last_failure = null,
+          attempted = null`
+    )
+    yield* run(store, sql`delete from ${schema}.parked_events where subscription = ${name}`)
+  })

@@ -1,0 +1,47 @@
+/**
+ * The conditions of statements about the feed: which events are shown, and which a filter lets through.
+ */
+import type * as SqlClient from "@effect/sql/SqlClient"
+import type * as Statement from "@effect/sql/Statement"
+import type { Filter, Position } from "../../EventFeed.js"
+import { rowValue } from "./position.js"
+
+/** An event after the position. */
+export const isAfter = (sql: SqlClient.SqlClient, position: Position): Statement.Fragment =>
+  sql`(feed_key, position) > ${rowValue(sql, position)}`
+
+/** An event that the feed shows: its key is below the oldest open transaction. */
+export const isShown = (sql: SqlClient.SqlClient): Statement.Fragment =>
+  sql.literal("feed_key < pg_snapshot_xmin(pg_current_snapshot())")
+
+/** An event that the filter lets through. */
+export const matches = (sql: SqlClient.SqlClient, filter: Filter): Statement.Fragment =>
+  sql.and([
+    ...(filter.types === undefined ? [] : [sql`type = any(${filter.types as Array<string>}::text[])`]),
+    ...(filter.kinds === undefined ? [] : [sql`${kindOf(sql)} = any(${filter.kinds as Array<string>}::text[])`]),
+    ...(filter.slice === undefined
+      ? []
+      : [sql`${sliceOf(sql, sql`aggregate_id`, sql`${filter.slice.of}::int`)} = ${filter.slice.index}`])
+  ])
+
+/** The condition of a filter behind others; empty without a filter. */
+export const andMatches = (sql: SqlClient.SqlClient, filter: Filter | undefined): Statement.Fragment =>
+  filter === undefined ? sql`` : sql`and ${matches(sql, filter)}`
+
+/**
+ * The kind of an event's aggregate, equal to that of `Event.identityOf`. The index `event_log_kind` has this
+ * expression.
+ */
+export const kindOf = (sql: SqlClient.SqlClient): Statement.Fragment =>
+  sql.literal("left(aggregate_id, greatest(strpos(aggregate_id, '/') - 1, 0))")
+
+/**
+ * The slice of an aggregate, of so many. It is a hash that is equal on every server and in every version, because an
+ * aggregate must stay in its slice.
+ */
+export const sliceOf = (
+  sql: SqlClient.SqlClient,
+  aggregateId: Statement.Fragment,
+  of: Statement.Fragment
+): Statement.Fragment =>
+  sql`('x' || encode(substring(sha256(convert_to(${aggregateId}, 'UTF8')) from 1 for 3), 'hex'))::bit(24)::int % ${of}`

@@ -1,0 +1,93 @@
+/**
+ * The head of the feed, and how it changed since a position. `feed.ts` and its head watcher read it.
+ */
+import type * as SqlClient from "@effect/sql/SqlClient"
+import type { SqlError } from "@effect/sql/SqlError"
+import type * as Statement from "@effect/sql/Statement"
+import * as Effect from "effect/Effect"
+import type { Position } from "../../EventFeed.js"
+import { StoreError } from "../../StoreError.js"
+import type { LogTable } from "../store/pageBytes.js"
+import { isAfter, isShown, kindOf } from "./feedConditions.js"
+import type { HeadChange } from "./headWatcher.js"
+import { type PositionRow, positionOf } from "./position.js"
+
+/** Runs a statement about the feed. */
+type Query = <A>(statement: Effect.Effect<A, SqlError>) => Effect.Effect<A, StoreError>
+
+/** The position of the last event that the feed shows. */
+export const readHead = ({ schema, sql }: LogTable, query: Query): Effect.Effect<Position, StoreError> =>
+  Effect.flatMap(query(selectHead(sql, schema)), ([row]) =>
+    row?.restored ? Effect.fail(restored()) : Effect.succeed(positionOf(row))
+  )
+
+/** The events that the feed shows after a position, up to `changeWindow` of them. */
+export const readHeadChange = (
+  { schema, sql }: LogTable,
+  query: Query,
+  since: Position
+): Effect.Effect<HeadChange, StoreError> =>
+  Effect.flatMap(query(selectHeadChange(sql, schema, since)), ([row]): Effect.Effect<HeadChange, StoreError> => {
+    if (row === undefined) return Effect.succeed({ head: since, contents: undefined })
+    if (row.restored) return Effect.fail(restored())
+    return Effect.succeed({
+      head: Number(row.events) === 0 ? since : positionOf(row),
+      contents: { types: namesOf(row.types), kinds: namesOf(row.kinds) }
+    })
+  })
+
+// --- internal ---
+
+/** How many events one statement reads for a change. Where more have come, the next poll goes on. */
+const changeWindow = 5000
+
+const selectHead = (sql: SqlClient.SqlClient, schema: Statement.Fragment) =>
+  sql<
+    PositionRow & { readonly restored: boolean }
+  >`select h.feed_key::text, h.position::text, ${hasFutureKeys(sql, schema)} as restored
+    from (select 1) one left join lateral (
+      select feed_key, position from ${schema}.event_log where ${isShown(sql)}
+      order by feed_key desc, position desc limit 1
+    ) h on true`
+
+interface HeadChangeRow extends PositionRow {
+  readonly events: number
+  readonly types: string | null
+  readonly kinds: string | null
+  readonly restored: boolean
+}
+
+const selectHeadChange = (sql: SqlClient.SqlClient, schema: Statement.Fragment, since: Position) =>
+  sql<HeadChangeRow>`with change as materialized (
+      select feed_key, position, type, ${kindOf(sql)} as kind from ${schema}.event_log
+      where ${isAfter(sql, since)} and ${isShown(sql)}
+      order by feed_key, position limit ${changeWindow}
+    )
+    select h.feed_key::text, h.position::text, k.events, k.types, k.kinds,
+      ${hasFutureKeys(sql, schema)} as restored
+    from (
+      select count(*)::int as events, json_agg(distinct type)::text as types, json_agg(distinct kind)::text as kinds
+      from change
+    ) k left join lateral (
+      select feed_key, position from change order by feed_key desc, position desc limit 1
+    ) h on true`
+
+/**
+ * Whether an event has the key of a transaction that has not begun. Such events were restored from another database.
+ * The key of the current transaction is excepted, because it sees its own events and may be the newest of all.
+ */
+const hasFutureKeys = (sql: SqlClient.SqlClient, schema: Statement.Fragment) =>
+  sql`exists (
+    select 1 from ${schema}.event_log where feed_key >= pg_snapshot_xmax(pg_current_snapshot())
+      and feed_key is distinct from pg_current_xact_id_if_assigned()
+  )`
+
+const namesOf = (json: string | null): ReadonlySet<string> => new Set(json === null ? [] : JSON.parse(json))
+
+const restored = (): StoreError =>
+  new StoreError({
+    reason: "Misconfigured",
+    operation: "EventFeed",
+    description:
+      "the event log was restored from a dump into a database whose transaction ids start anew, so the feed can't go on: run SqlStore.repairAfterRestore"
+  })

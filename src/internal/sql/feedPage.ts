@@ -1,0 +1,154 @@
+/**
+ * The statements that read a page of the feed, and the page that their rows make. The feed and the rebuilds use it.
+ *
+ * One statement scans at most a window of events for matches of a filter. The row of the last scanned event, which has
+ * nothing but its position, then ends the page, so that a reader goes on behind the window.
+ */
+import * as Effect from "effect/Effect"
+import type { Filter, Page, Position } from "../../EventFeed.js"
+import type { StoreError } from "../../StoreError.js"
+import { type Contents, fitting, isComplete, type LogTable, smallOrNull } from "../store/pageBytes.js"
+import { andMatches, isAfter, isShown, kindOf, matches } from "./feedConditions.js"
+import { type FeedRow, feedColumns, feedEventsOf, positionColumns, positionOfFeedRow } from "./feedRows.js"
+import { rowValue } from "./position.js"
+
+/** The options of a read, with their defaults. */
+export interface PageOptions {
+  readonly after: Position
+  readonly limit: number
+  readonly filter: Filter | undefined
+}
+
+/** Reads a page. `query` runs a statement; a second one runs where the first has left out large values. */
+export const readPage = (
+  log: LogTable,
+  options: PageOptions,
+  query: <A>(statement: ReturnType<typeof log.sql<A & object>>) => Effect.Effect<ReadonlyArray<A>, StoreError>
+): Effect.Effect<Page, StoreError> =>
+  Effect.flatMap(query(selectPage(log, options)), (rows): Effect.Effect<Page, StoreError> => {
+    const windowEnd = rows.findLast(({ scanned }) => scanned !== null && scanned !== undefined)
+    const found = windowEnd === undefined ? rows : rows.filter((row) => row !== windowEnd)
+    const first = found.slice(0, options.limit)
+    if (first.every(isComplete)) {
+      return Effect.succeed(pageOf(options, first, found.length > options.limit, windowEnd))
+    }
+    const last = first.at(-1)
+    const upTo = last === undefined ? undefined : positionOfFeedRow(last)
+    return Effect.map(query(selectFittingPage(log, { ...options, upTo })), (fitting) =>
+      pageOf(options, fitting, fitting.length < found.length, windowEnd)
+    )
+  })
+
+/**
+ * The rows after a position, as many as a page can have in bytes. `upTo` is the last event that the first statement
+ * found; without it, the rows are all that the current transaction can see.
+ */
+export const selectFittingPage = (
+  { measuring, schema, sql }: LogTable,
+  { after, filter, limit, upTo }: PageOptions & { readonly upTo?: Position | undefined }
+) => {
+  const isUpTo = upTo === undefined ? sql`` : sql`and (feed_key, position) <= ${rowValue(sql, upTo)}`
+  const rows = sql`select * from ${schema}.event_log
+    where ${isAfter(sql, after)} ${isUpTo} ${andMatches(sql, filter)}
+    order by feed_key, position limit ${limit}`
+  return sql<FeedRow>`select ${feedColumns(sql)} from ${fitting(sql, measuring, rows, "feed_key, position")} event_log
+    order by event_log.feed_key, event_log.position`
+}
+
+/**
+ * A page of the events of some kinds. The index `event_log_kind` finds them, however many events of other kinds there
+ * are. The statement scans a window of their events, and to the end of the feed where there are fewer.
+ */
+export const selectPageOfKinds = (
+  { measuring, schema, sql }: LogTable,
+  { after, filter, limit }: PageOptions & { readonly filter: Filter & { readonly kinds: ReadonlyArray<string> } }
+) => {
+  // A union of one query for each kind, because the planner merges these in the order of the index and stops early. A
+  // list of kinds would be sorted.
+  const [first, ...others] = new Set(filter.kinds)
+  const ofKind = (kind: string | undefined) =>
+    sql`(select * from ${schema}.event_log
+      where ${kind === undefined ? sql`false` : sql`${kindOf(sql)} = ${kind}`} and ${isAfter(sql, after)} and ${isShown(sql)}
+      order by feed_key, position limit ${window})`
+  const ofKinds = others.reduce((all, kind) => sql`${all} union all ${ofKind(kind)}`, sql`${ofKind(first)}`)
+  const candidates = sql`(select * from (${ofKinds}) kinds order by feed_key, position limit ${window}) event_log`
+  return sql<SmallRow & WindowRow>`with page as materialized (
+      select * from ${candidates} where ${matches(sql, { ...filter, kinds: undefined })}
+      order by feed_key, position limit ${limit + 1}
+    ), last_candidate as materialized (
+      select feed_key, position, scanned from (
+        select feed_key, position, row_number() over (order by feed_key, position) as scanned from ${candidates}
+        where (select count(*) from page) <= ${limit}
+      ) counted order by scanned desc limit 1
+    ), window_end as (
+      select feed_key, position, scanned from last_candidate where scanned = ${window}
+      union all
+      (
+        select feed_key, position, 0 from ${schema}.event_log
+        where ${isAfter(sql, after)} and ${isShown(sql)}
+          and (select count(*) from page) <= ${limit} and not exists (select 1 from last_candidate where scanned = ${window})
+        order by feed_key desc, position desc limit 1
+      )
+    )
+    select ${feedColumns(sql, smallOrNull(sql, measuring, limit))}, null::int as scanned from page event_log
+    union all
+    select ${positionColumns(sql)}, scanned::int from window_end`
+}
+
+// --- internal ---
+
+/** How many events one statement scans for matches of a filter. */
+const window = 10_000
+
+/** A row without the values that exceed their share of a page. */
+type SmallRow = Omit<FeedRow, keyof Contents> & Contents
+
+/** A column that only the row at the end of the window has. */
+interface WindowRow {
+  readonly scanned?: number | null
+}
+
+const selectPage = (log: LogTable, options: PageOptions) => {
+  const { measuring, schema, sql } = log
+  const { after, filter, limit } = options
+  if (filter?.kinds !== undefined)
+    return selectPageOfKinds(log, { ...options, filter: { ...filter, kinds: filter.kinds } })
+  const columns = feedColumns(sql, smallOrNull(sql, measuring, limit))
+  if (filter === undefined) {
+    return sql<SmallRow & WindowRow>`select ${columns} from ${schema}.event_log
+      where ${isAfter(sql, after)} and ${isShown(sql)}
+      order by event_log.feed_key, event_log.position limit ${limit + 1}`
+  }
+  return sql<SmallRow & WindowRow>`with window_end as materialized (
+      select feed_key, position, scanned from (
+        select feed_key, position, row_number() over (order by feed_key, position) as scanned
+        from (
+          select feed_key, position from ${schema}.event_log
+          where ${isAfter(sql, after)} and ${isShown(sql)}
+          order by feed_key, position limit ${window}
+        ) events
+      ) counted order by scanned desc limit 1
+    )
+    (
+      select ${columns}, null::int as scanned from ${schema}.event_log
+      where ${isAfter(sql, after)} and (feed_key, position) <= (select feed_key, position from window_end)
+        and ${matches(sql, filter)}
+      order by event_log.feed_key, event_log.position limit ${limit + 1}
+    )
+    union all
+    select ${positionColumns(sql)}, scanned::int from window_end`
+}
+
+const pageOf = (
+  { after }: PageOptions,
+  rows: ReadonlyArray<FeedRow>,
+  isCut: boolean,
+  windowEnd: (Pick<FeedRow, "position_and_id"> & WindowRow) | undefined
+): Page => {
+  const last = isCut ? rows.at(-1) : (windowEnd ?? rows.at(-1))
+  return {
+    events: feedEventsOf(rows),
+    position: last === undefined ? after : positionOfFeedRow(last),
+    more: isCut || Number(windowEnd?.scanned) === window
+  }
+}

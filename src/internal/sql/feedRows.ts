@@ -1,0 +1,71 @@
+/**
+ * The rows of events that the feed selects, and the events in them. Subscriptions and rebuilds read events so, too.
+ *
+ * Each column costs as much as a small body, so position and id share one. A text that may begin with any character has
+ * a dot in front, because PGlite drops U+FEFF at the start of a text. JSON is selected as text, so that no type parser
+ * of the driver changes it.
+ */
+import type * as SqlClient from "@effect/sql/SqlClient"
+import type * as Statement from "@effect/sql/Statement"
+import { identityOf, type StoredEvent } from "../../Event.js"
+import type { FeedEvent, Position } from "../../EventFeed.js"
+
+export interface FeedRow extends Omit<StoredEvent, "aggregateId"> {
+  /** The position, a dot, and the id of the aggregate. */
+  readonly position_and_id: string
+}
+
+/** The columns of a `FeedRow`. */
+export const feedColumns = (
+  sql: SqlClient.SqlClient,
+  contents = sql.literal("body::text, metadata::text")
+): Statement.Fragment =>
+  sql`feed_key::text || '-' || position::text || '.' || aggregate_id as position_and_id, timestamp::text, sequence, '.' || type as type, ${contents}`
+
+/** The columns of a `FeedRow` that has a position and nothing else. */
+export const positionColumns = (sql: SqlClient.SqlClient): Statement.Fragment =>
+  sql.literal("feed_key::text || '-' || position::text || '.', null, null, null, null, null")
+
+export const positionOfFeedRow = (row: Pick<FeedRow, "position_and_id">): Position =>
+  row.position_and_id.slice(0, row.position_and_id.indexOf(".")) as Position
+
+/** The events of rows. No two of them share an object, because a caller may change what it got. */
+export const feedEventsOf = (rows: ReadonlyArray<FeedRow>): ReadonlyArray<FeedEvent> => {
+  const parseMetadata = makeMetadataParser()
+  return rows.map((row) => {
+    const dot = row.position_and_id.indexOf(".")
+    const aggregateId = row.position_and_id.slice(dot + 1)
+    const { id, kind } = identityOf(aggregateId)
+    return {
+      position: row.position_and_id.slice(0, dot) as Position,
+      timestamp: row.timestamp,
+      aggregateId,
+      kind,
+      id,
+      sequence: Number(row.sequence),
+      type: row.type.slice(1),
+      body: JSON.parse(row.body),
+      metadata: parseMetadata(row.metadata)
+    }
+  })
+}
+
+// --- internal ---
+
+/**
+ * Parses the metadata of one event after another. Most repeat the text before them, and copying a flat object is
+ * cheaper than parsing.
+ */
+const makeMetadataParser = (): ((text: string) => FeedEvent["metadata"]) => {
+  let last: string | undefined
+  let flat: FeedEvent["metadata"] | undefined
+  return (text) => {
+    if (text === last && flat !== undefined) return { ...flat }
+    const metadata: FeedEvent["metadata"] = JSON.parse(text)
+    if (text !== last) {
+      last = text
+      flat = Object.values(metadata).some((value) => typeof value === "object" && value !== null) ? undefined : metadata
+    }
+    return metadata
+  }
+}

@@ -1,0 +1,217 @@
+/**
+ * A lease that this process holds: its operations and its renewal. `lease.ts` makes it when it has taken the lease.
+ *
+ * Each statement has the fencing token in its condition. Where the row has another token, it changes nothing and fails
+ * with `LeaseLost`.
+ */
+import type { SqlError } from "@effect/sql/SqlError"
+import type * as Statement from "@effect/sql/Statement"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import type { Position } from "../../EventFeed.js"
+import type { StoreError } from "../../StoreError.js"
+import { type Attempts, type EventFailure, type Lease, LeaseLost, type LeaseOptions } from "../../SubscriptionStore.js"
+import { liveClock } from "../runtime/clock.js"
+import type { Notifications } from "./notifications.js"
+import { limitIdle } from "./pg/embedded.js"
+import { withTransaction } from "./pg/transaction.js"
+import { columnsOf, type PositionRow, positionOf } from "./position.js"
+import type { StoreTables } from "./storeTables.js"
+import { isOfKey, leaseEnd, makeStatements, operation } from "./subscriptionStatements.js"
+
+/** A lease as it was taken. */
+export interface TakenLease extends Pick<Lease, "position" | "attempts" | "isTakenOver"> {
+  /** The fencing token. */
+  readonly token: string
+}
+
+/** What this process knows of its lease. */
+export interface LeaseState {
+  /** The duration of the lease, in milliseconds. */
+  readonly duration: number
+  /** When the last successful renewal began, by `uptime`. */
+  renewedAt: number
+  /** How many transactions are open that end with a checkpoint. */
+  openTransactions: number
+}
+
+/** Milliseconds by a clock that is never set. */
+export const uptime: Effect.Effect<number> = Effect.map(liveClock.currentTimeNanos, (nanos) =>
+  Number(nanos / 1_000_000n)
+)
+
+export const makeHeldLease = (
+  tables: StoreTables,
+  notifications: Notifications,
+  { duration, key }: LeaseOptions,
+  taken: TakenLease,
+  state: LeaseState,
+  lost: Effect.Effect<void>
+): Lease => {
+  const { schema, sql } = tables
+  const { execute } = makeStatements(sql)
+  const isHeld = sql`${isOfKey(sql, key)} and token = ${taken.token}::bigint`
+  const leaseLost = new LeaseLost({ subscription: key.name, partition: key.partition })
+
+  /** Runs a statement that returns the row of the lease, if it is held. */
+  const whileHeld = <A>(statement: Effect.Effect<ReadonlyArray<A>, SqlError>) =>
+    Effect.flatMap(execute(statement), ([row]) => (row === undefined ? leaseLost : Effect.succeed(row)))
+
+  const moveCheckpoint = (to: Position) => {
+    const [feedKey, position] = columnsOf(to)
+    return whileHeld(
+      sql`update ${schema}.subscriptions
+        set feed_key = ${feedKey}::xid8, position = ${position}::bigint, attempted = null,
+          leased_until = ${leaseEnd(sql, duration)}
+        where ${isHeld} returning token`
+    )
+  }
+
+  /**
+   * Checks the lease, and limits how long the transaction may idle, so that a process that is stopped in it does not
+   * keep its locks.
+   */
+  const begin = whileHeld(sql`select ${limitIdle(tables, duration)} from ${schema}.subscriptions where ${isHeld}`)
+
+  const advance: Lease["advance"] = (to, effect) => {
+    const transaction = withTransaction(
+      sql,
+      operation,
+      Effect.gen(function* () {
+        yield* begin
+        yield* effect
+        const began = yield* uptime
+        yield* moveCheckpoint(to)
+        return began
+      })
+    )
+    return Effect.acquireUseRelease(
+      Effect.sync(() => {
+        state.openTransactions++
+      }),
+      () => {
+        const commitsBefore = notifications.commits()
+        return Effect.flatMap(transaction, (began) => {
+          state.renewedAt = Math.max(state.renewedAt, began)
+          // Commits inside of the transaction can be seen only now, so their readers are signalled again.
+          return notifications.commits() === commitsBefore
+            ? notifications.progressed
+            : Effect.zipRight(notifications.progressed, notifications.committed)
+        })
+      },
+      () =>
+        Effect.sync(() => {
+          state.openTransactions--
+        })
+    )
+  }
+
+  const park = (failure: EventFailure) => {
+    const [feedKey, position] = columnsOf(failure.position)
+    return Effect.asVoid(
+      execute(
+        sql`insert into ${schema}.parked_events
+          (subscription, aggregate_id, sequence, partition, feed_key, position, type, error, attempts)
+          values (${key.name}, ${failure.aggregateId}, ${failure.sequence}, ${key.partition}, ${feedKey}::xid8,
+            ${position}::bigint, ${failure.type}, ${failure.error}, ${failure.attempts})
+          on conflict (subscription, aggregate_id, sequence) do nothing`
+      )
+    )
+  }
+
+  const parkedAggregates = (aggregateIds: ReadonlyArray<string>) =>
+    Effect.gen(function* () {
+      const select = execute(
+        sql<{ aggregate_id: string }>`select distinct '.' || aggregate_id as aggregate_id from ${schema}.parked_events
+          where subscription = ${key.name} and aggregate_id = any(${[...aggregateIds]}::text[])`
+      )
+      if ((yield* select).length === 0) return new Set<string>()
+      // `retryParked` locks the row, too. So either it waits for this transaction, or this one reads again what it has
+      // left.
+      yield* execute(sql`select 1 from ${schema}.subscriptions where ${isOfKey(sql, key)} for update`)
+      return new Set((yield* select).map(({ aggregate_id }) => aggregate_id.slice(1)))
+    })
+
+  const set = (assignments: Statement.Fragment) =>
+    Effect.asVoid(whileHeld(sql`update ${schema}.subscriptions set ${assignments} where ${isHeld} returning token`))
+
+  return {
+    position: taken.position,
+    attempts: taken.attempts,
+    isTakenOver: taken.isTakenOver,
+    lost,
+    checkpoint: Effect.map(
+      whileHeld(sql<PositionRow>`select feed_key::text, position::text from ${schema}.subscriptions where ${isHeld}`),
+      positionOf
+    ),
+    advanceTo: (to) => Effect.zipRight(moveCheckpoint(to), notifications.progressed),
+    advance,
+    park,
+    parkedAggregates,
+    recordAttempt: (attempts) => set(sql`attempted = ${attemptsText(attempts)}::jsonb`),
+    recordFailure: (failure) =>
+      set(
+        failure === undefined
+          ? sql`last_failure = null, attempted = null`
+          : sql`last_failure = ${JSON.stringify(failure)}::jsonb, attempted = ${attemptsText(failure)}::jsonb`
+      ),
+    stop: (failure) => set(sql`stopped = true, last_failure = ${JSON.stringify(failure)}::jsonb`)
+  }
+}
+
+/**
+ * Renews the lease until it is lost, or has certainly run out. While a transaction is open that ends with a checkpoint,
+ * a failed renewal decides nothing, because the pool may have no other connection. The checkpoint then fails if the
+ * lease is lost.
+ */
+export const keepAlive = (
+  tables: StoreTables,
+  { key }: LeaseOptions,
+  { token }: TakenLease,
+  state: LeaseState
+): Effect.Effect<void> =>
+  Effect.gen(function* () {
+    const { duration } = state
+    for (;;) {
+      yield* Effect.sleep(duration / 3)
+      const began = yield* uptime
+      const renewal = yield* Effect.exit(
+        Effect.timeoutFail(Effect.disconnect(renew(tables, key, token, duration)), {
+          // A process that was suspended still asks the database before it gives up.
+          duration: Math.max(state.renewedAt + duration - began, duration / 3),
+          onTimeout: () => "late"
+        })
+      )
+      if (Exit.isSuccess(renewal)) {
+        if (!renewal.value) return
+        state.renewedAt = Math.max(state.renewedAt, began)
+      } else if (state.openTransactions === 0 && (yield* uptime) >= state.renewedAt + duration) return
+    }
+  })
+
+// --- internal ---
+
+/** Renews the lease, and returns whether it is still held. */
+const renew = (
+  { schema, sql }: StoreTables,
+  key: LeaseOptions["key"],
+  token: string,
+  duration: number
+): Effect.Effect<boolean, StoreError> =>
+  Effect.map(
+    makeStatements(sql).execute(
+      sql<{ token: string }>`with renewed as (
+          update ${schema}.subscriptions s set leased_until = ${leaseEnd(sql, duration)}
+          from (
+            select name, partition from ${schema}.subscriptions where ${isOfKey(sql, key)} and token = ${token}::bigint
+            -- A locked row is that of a checkpoint in this process, which renews the lease itself.
+            for update skip locked
+          ) held
+          where s.name = held.name and s.partition = held.partition
+        )
+        select token::text from ${schema}.subscriptions where ${isOfKey(sql, key)}`
+    ),
+    ([row]) => row?.token === token
+  )
+
+const attemptsText = ({ attempts, position }: Attempts): string => JSON.stringify({ position, attempts })

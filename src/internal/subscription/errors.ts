@@ -1,0 +1,64 @@
+/**
+ * The errors of subscriptions. `Subscription` exports them.
+ */
+import * as Schema from "effect/Schema"
+
+/**
+ * A subscription stopped before an event that it could not handle, until `resume`.
+ */
+export class SubscriptionStopped extends Schema.TaggedError<SubscriptionStopped>("effect-maestro/SubscriptionStopped")(
+  "SubscriptionStopped",
+  {
+    subscription: Schema.String,
+    partition: Schema.Number,
+    aggregateId: Schema.String,
+    sequence: Schema.Number,
+    type: Schema.String,
+    /** What the handler failed with, as text. */
+    error: Schema.String,
+    attempts: Schema.Number
+  }
+) {
+  override get message(): string {
+    return `subscription ${JSON.stringify(this.subscription)} stopped at event ${this.sequence} of aggregate ${JSON.stringify(this.aggregateId)}, of type ${JSON.stringify(this.type)}, after ${this.attempts} attempts: ${this.error}`
+  }
+}
+
+/**
+ * A subscription had not reached a position within the timeout of `waitFor`.
+ */
+export class NotReached extends Schema.TaggedError<NotReached>("effect-maestro/NotReached")("NotReached", {
+  subscription: Schema.String,
+  position: Schema.String,
+  /**
+   * - `Behind`: it runs, and needs more time.
+   * - `Idle`: no process runs it, or one of its partitions.
+   * - `Stopped`: it has stopped, at the event of `failure`, and waits for `resume`.
+   * - `NeverRun`: no subscription of that name has run on this store.
+   */
+  reason: Schema.Literal("Behind", "Idle", "Stopped", "NeverRun"),
+  /** The event before which it stopped, and the failure. */
+  failure: Schema.optional(
+    Schema.Struct({
+      aggregateId: Schema.String,
+      sequence: Schema.Number,
+      type: Schema.String,
+      error: Schema.String,
+      attempts: Schema.Number
+    })
+  )
+}) {
+  override get message(): string {
+    const name = JSON.stringify(this.subscription)
+    const why = {
+      Behind: "it is at work",
+      Idle: "no process runs it, or one of its partitions",
+      Stopped:
+        this.failure === undefined
+          ? "it has stopped"
+          : `it has stopped at event ${this.failure.sequence} of aggregate ${JSON.stringify(this.failure.aggregateId)}, of type ${JSON.stringify(this.failure.type)}: ${this.failure.error.split("\n")[0]}`,
+      NeverRun: "no subscription of that name has run"
+    }[this.reason]
+    return `subscription ${name} has not come to position ${this.position} in time: ${why}`
+  }
+}
