@@ -83,8 +83,9 @@ export const expecting = <State, A extends Tagged, C, E>(
 })
 
 /**
- * A context without the aggregate's lock and cached state, for a fiber that is deciding a command already (two such fibers could wait for
- * each other forever), and for one inside a transaction (its reads may be rolled back, and the holder of the lock may wait for its end).
+ * A context without the aggregate's lock and cached state. It is for a fiber that is deciding a command already, because two such fibers
+ * could wait for each other forever. It is also for a fiber inside a transaction: what it reads may be rolled back, and the holder of the
+ * lock may wait for the end of the transaction.
  */
 export const isolated = <State, A extends Tagged, C, E>(
   context: CommandContext<State, A, C, E>,

@@ -35,7 +35,7 @@ export interface CommandBatch<Root, E> {
   /** The state after the last event. */
   root: Root
   readonly events: Array<Event>
-  /** The number of commands, with those that were refused or decided on no event. */
+  /** The number of commands, with the refused ones and the decisions of no events. */
   commands: number
   /** The number of callers that wait for the result. */
   waiting: number
