@@ -1,12 +1,13 @@
 /**
  * The aggregate lock: a process decides the commands on an aggregate one at a time, in order of arrival.
  *
- * `commandHandler.ts` and `idempotentCommand.ts` use it. It joins the fair lock of an aggregate's entry to the command batch that a holder
- * leaves open for the next. The lock is released in one of three ways:
+ * `commandHandler.ts` and `idempotentCommand.ts` use it. It joins the fair lock of an aggregate's entry to the command
+ * batch that a holder leaves open for the next. The lock is released in one of three ways:
  *
  * - Another request waits: it gets the lock, and may join the open batch.
- * - No request waits, and a batch is open: the batch is committed, and the lock is released one macrotask after its commit. By then the
- *   callers have their results, and their next commands can join the next batch instead of missing it.
+ * - No request waits, and a batch is open: the batch is committed, and the lock is released one macrotask after its
+ *   commit. By then the callers have their results, and their next commands can join the next batch instead of missing
+ *   it.
  * - No request waits, and no batch is open: the lock is free, and the state cache may discard the entry.
  */
 import * as Deferred from "effect/Deferred"

@@ -1,8 +1,9 @@
 /**
  * The service that the layer of an aggregate provides: `operations.ts` gets it from the context of a caller.
  *
- * Its operations take the ids that callers know, check them, and work on the streams of these ids. `evaluate` chooses how a command is
- * evaluated: with the aggregate's lock, or isolated; idempotent, or not; under an expected sequence, or not.
+ * Its operations take the ids that callers know, check them, and work on the streams of these ids. `evaluate` chooses
+ * how a command is evaluated: with the aggregate's lock, or isolated; idempotent, or not; under an expected sequence,
+ * or not.
  */
 import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
@@ -35,7 +36,10 @@ import { commitSnapshot } from "./takeSnapshot.js"
 
 /** The operations of an aggregate. */
 export interface Service<State, A extends Tagged, C, E> {
-  /** The definition that the layer was made of. `operations.ts` finds out by it that another aggregate has the same name. */
+  /**
+   * The definition that the layer was made of. `operations.ts` finds out by it that another aggregate has the same
+   * name.
+   */
   readonly definition: AggregateDefinition<State, A, C>
   readonly evaluate: (id: string, command: C) => Effect.Effect<Evaluated<State, A>, CommandFailure<E>>
   readonly exists: (id: string) => Effect.Effect<boolean, ReadFailure>
@@ -155,7 +159,10 @@ const makeReads = <State, A extends Tagged, C, E>(
 ): Omit<Service<State, A, C, E>, "definition" | "evaluate"> => {
   const { streams } = definition
 
-  /** Refreshes the cached state, or loads it. Inside a transaction the cache is left alone, because the state may be rolled back. */
+  /**
+   * Refreshes the cached state, or loads it. Inside a transaction the cache is left alone, because the state may be
+   * rolled back.
+   */
   const fetch = (streamId: string): Effect.Effect<VersionedState<State>, ReadFailure> =>
     Effect.flatMap(insideTransaction, (isInside) =>
       isInside
@@ -230,7 +237,10 @@ const idProblem = (
   return message === undefined ? undefined : badInput(`${name}.${operation}`, "id", message)
 }
 
-/** The nested command would change the state that the handler decides on, so the handler's own events could never be stored. */
+/**
+ * The nested command would change the state that the handler decides on, so the handler's own events could never be
+ * stored.
+ */
 const decidesItself = (name: string): ValidationError =>
   badInput(`${name}.evaluate`, "id", "must not be the aggregate whose command the handler around is deciding")
 
