@@ -7,6 +7,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
+import * as Runtime from "effect/Runtime"
 import type { Event } from "../src/Event.js"
 import * as Batch from "../src/internal/aggregate/groupCommit.js"
 import * as Timestamp from "../src/Timestamp.js"
@@ -180,6 +181,7 @@ it.effect("a batch that stays open is closed after a delay, and one that was clo
 /** An open batch, and its commit, which ends when the test says how. */
 const makeCommit = () =>
   Effect.gen(function* () {
+    const runFork = Runtime.runFork(yield* Effect.runtime())
     const go = yield* Deferred.make<Exit.Exit<void, string>>()
     const batch = Batch.openBatch<number, string>(0)
     const commits: Array<ReadonlyArray<number>> = []
@@ -198,7 +200,7 @@ const makeCommit = () =>
             if (Exit.isSuccess(exit)) log.push("committed")
             else if (Exit.isInterrupted(exit)) log.push("interrupted")
           }),
-        fork: (effect) => Effect.runFork(Effect.uninterruptible(effect))
+        fork: (effect) => runFork(Effect.uninterruptible(effect))
       })
     return { batch, commit, commits, go, log }
   })

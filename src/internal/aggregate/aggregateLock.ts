@@ -1,21 +1,20 @@
 /**
  * The aggregate lock: a process decides the commands on an aggregate one at a time, in order of arrival.
  *
- * `commandHandler.ts` and `idempotentCommand.ts` use it. It joins the fair lock of an aggregate's entry to the command batch that a holder
- * leaves open for the next. The lock is released in one of three ways:
+ * `commandHandler.ts` and `idempotentCommand.ts` use it. It joins the fair lock of an aggregate's entry to the command
+ * batch that a holder leaves open for the next. The lock is released in one of three ways:
  *
  * - Another request waits: it gets the lock, and may join the open batch.
- * - No request waits, and a batch is open: the batch is committed, and the lock is released one macrotask after its commit. By then the
- *   callers have their results, and their next commands can join the next batch instead of missing it.
+ * - No request waits, and a batch is open: the batch is committed, and the lock is released one macrotask after its
+ *   commit. By then the callers have their results, and their next commands can join the next batch instead of missing
+ *   it.
  * - No request waits, and no batch is open: the lock is free, and the state cache may discard the entry.
  */
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
-import type { Event } from "../../Event.js"
 import type { Tagged } from "../codec/eventCodec.js"
 import { macrotask } from "../runtime/macrotask.js"
-import { settleCommit } from "../runtime/retry.js"
 import type { CallContext, CommandContext, CommandFailure } from "./commandContext.js"
 import { grantNext, type Restore, unlock, withLock } from "./fairLock.js"
 import * as Batch from "./groupCommit.js"
@@ -100,13 +99,6 @@ export const closeBatch = <State, A extends Tagged, C, E>(
   if (Batch.isOpen(batch)) commitBatch(context, entry, batch, false)
 }
 
-/** Commits events, and settles a commit of unknown outcome. */
-export const commitEvents = <State, A extends Tagged, C, E>(
-  { commit, definition, isInTransaction }: CommandContext<State, A, C, E>,
-  events: ReadonlyArray<Event>
-): Effect.Effect<void, CommandFailure<E>> =>
-  isInTransaction ? commit(events) : settleCommit(definition.retry, commit(events))
-
 // --- internal ---
 
 /** Commits an open batch, and afterwards releases the lock if the batch holds it. */
@@ -116,10 +108,10 @@ const commitBatch = <State, A extends Tagged, C, E>(
   batch: BatchOf<State, E>,
   holdsLock: boolean
 ): void => {
-  const { definition, forkNeutral, stateCache, store } = context
+  const { commit, definition, forkNeutral, stateCache, store } = context
   entry.batch = batch
   Batch.commitBatch(batch, {
-    commit: (events) => commitEvents(context, events),
+    commit,
     fork: forkNeutral,
     onCommitted: (exit) => {
       entry.batch = undefined

@@ -1,8 +1,8 @@
 /**
  * What commands are evaluated with: `CommandContext` for all commands of a layer, `CallContext` for one call.
  *
- * `service.ts` makes both. `expecting` and `isolated` make variants for commands under a condition, and for commands that must not take their
- * aggregate's lock.
+ * `service.ts` makes both. `expecting` and `isolated` make variants for commands under a condition, and for commands
+ * that must not take their aggregate's lock.
  */
 import type * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
@@ -21,7 +21,10 @@ import type { AggregateDefinition } from "./definition.js"
 import type { VersionedState } from "./loadState.js"
 import { makeDetachedCache, type StateCache } from "./stateCache.js"
 
-/** The failures of a command. The last two come only from a command under a condition. `Aggregate` adds them to the types of those alone. */
+/**
+ * The failures of a command. The last two come only from a command under a condition. `Aggregate` adds them to the
+ * types of those alone.
+ */
 export type CommandFailure<E> = E | Failure | CommandIdReused | UnexpectedSequence
 
 /** What the commands of one layer are evaluated with. */
@@ -30,7 +33,9 @@ export interface CommandContext<State, A extends Tagged, C, E> {
   readonly store: StoreAdapterService
   readonly clock: HybridClockService
   readonly stateCache: StateCache<State, CommandFailure<E>>
-  /** Whether commands are part of a transaction. Then no read and no commit is retried by itself, because it can't succeed any more. */
+  /**
+   * Whether commands are part of a transaction. Then no read is retried by itself, because it can't succeed any more.
+   */
   readonly isInTransaction: boolean
   /** Runs the command's handler, with the services of the layer. */
   readonly decide: (
@@ -39,11 +44,21 @@ export interface CommandContext<State, A extends Tagged, C, E> {
   ) => Effect.Effect<ReadonlyArray<A>, E | ValidationError | UnexpectedSequence>
   /** The schedule of deciding again, after a lost race or a transient failure of a read. */
   readonly retry: Schedule.Schedule<unknown>
-  /** Commits the events with the projections, with the services of the layer. */
+  /**
+   * Commits the events with the projections, with the services of the layer, and settles a commit of unknown outcome.
+   */
   readonly commit: (events: ReadonlyArray<Event>) => Effect.Effect<void, CommandFailure<E>>
-  /** Whether a projection handles one of the events. Such events are a transaction of their own, in their caller's fiber. */
-  readonly isProjected: (events: ReadonlyArray<Event>) => boolean
-  /** Forks a commit for several callers: uninterruptible, and with the context of the layer, because that of no caller is right for all. */
+  /** Commits without settling, for commands in a transaction. */
+  readonly commitOnce: (events: ReadonlyArray<Event>) => Effect.Effect<void, CommandFailure<E>>
+  /**
+   * Whether a projection handles one of the events. Such events are a transaction of their own, in their caller's
+   * fiber. Undefined without projections.
+   */
+  readonly isProjected: ((events: ReadonlyArray<Event>) => boolean) | undefined
+  /**
+   * Forks a commit for several callers: uninterruptible, and with the context of the layer, because that of no caller
+   * is right for all.
+   */
   readonly forkNeutral: <A2>(effect: Effect.Effect<A2>) => Fiber.RuntimeFiber<A2>
 }
 
@@ -53,16 +68,20 @@ export interface CallContext {
   readonly clock: Clock.Clock
 }
 
-/** The streams of the aggregates whose commands the fiber is deciding: a handler may evaluate a command of another aggregate, and so on. */
+/**
+ * The streams of the aggregates whose commands the fiber is deciding: a handler may evaluate a command of another
+ * aggregate, and so on.
+ */
 export class DecidingOn extends Context.Reference<DecidingOn>()("effect-maestro/internal/DecidingOn", {
   defaultValue: (): ReadonlyArray<string> => []
 }) {}
 
 /**
- * A context that decides only while the aggregate is at the expected sequence. A mismatch is a refusal like any other: one on a cached state
- * is checked against the store, and one on events of a batch waits for their commit.
+ * A context that decides only while the aggregate is at the expected sequence. A mismatch is a refusal like any other:
+ * one on a cached state is checked against the store, and one on events of a batch waits for their commit.
  *
- * After a lost race the command is decided again without delay, because the sequence that won shows that the expectation has failed.
+ * After a lost race the command is decided again without delay, because the sequence that won shows that the
+ * expectation has failed.
  */
 export const expecting = <State, A extends Tagged, C, E>(
   context: CommandContext<State, A, C, E>,
@@ -78,13 +97,19 @@ export const expecting = <State, A extends Tagged, C, E>(
 })
 
 /**
- * A context without the aggregate's lock and cached state, for a fiber that is deciding a command already (two such fibers could wait for
- * each other forever), and for one inside a transaction (its reads may be rolled back, and the holder of the lock may wait for its end).
+ * A context without the aggregate's lock and cached state. It is for a fiber that is deciding a command already,
+ * because two such fibers could wait for each other forever. It is also for a fiber inside a transaction: what it reads
+ * may be rolled back, and the holder of the lock may wait for the end of the transaction.
  */
 export const isolated = <State, A extends Tagged, C, E>(
   context: CommandContext<State, A, C, E>,
   isInTransaction: boolean
-): CommandContext<State, A, C, E> => ({ ...context, stateCache: makeDetachedCache(), isInTransaction })
+): CommandContext<State, A, C, E> => ({
+  ...context,
+  stateCache: makeDetachedCache(),
+  isInTransaction,
+  commit: isInTransaction ? context.commitOnce : context.commit
+})
 
 /** The result of a command. */
 export const evaluated = <State, A>(

@@ -1,9 +1,9 @@
 /**
  * Digests of commands: a receipt has one, so that another command of the same id is found. `definition.ts` makes them.
  *
- * A digest is a hash of the command as its schema encodes it, with its keys in order. Two schemas may encode one command differently, for
- * instance before and after a deployment that adds an optional field. So a digest names its schema, and the hashes of two schemas are not
- * compared.
+ * A digest is a hash of the command as its schema encodes it, with its keys in order. Two schemas may encode one
+ * command differently, for instance before and after a deployment that adds an optional field. So a digest names its
+ * schema, and the hashes of two schemas are not compared.
  */
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
@@ -26,7 +26,10 @@ export interface CommandDigest {
   readonly hash: string
 }
 
-/** Makes the digests of an aggregate's commands. A command that its schema can't encode is a `ValidationError` of the operation. */
+/**
+ * Makes the digests of an aggregate's commands. A command that its schema can't encode is a `ValidationError` of the
+ * operation.
+ */
 export const makeCommandDigest = <C extends Tagged, CI>(
   operation: string,
   schema: Schema.Schema<C, CI>
@@ -91,11 +94,12 @@ const canonicalText = (
 }
 
 /**
- * Commands are not stored, so their encoded form may hold values that JSON can't: `undefined`, `NaN`, a `bigint`, a `Date` or bytes. -0 is 0,
- * as in JSON, because a repeated command may have been through JSON. A hole of a list is `undefined`.
+ * Commands are not stored, so their encoded form may hold values that JSON can't: `undefined`, `NaN`, a `bigint`, a
+ * `Date` or bytes. -0 is 0, as in JSON, because a repeated command may have been through JSON. A hole of a list is
+ * `undefined`.
  *
- * Each value has a tag and delimiters, and the text between them has complete pairs of delimiters only. So two different values never have
- * one text.
+ * Each value has a tag and delimiters, and the text between them has complete pairs of delimiters only. So two
+ * different values never have one text.
  */
 const textOf = (value: unknown, report: Report): string => {
   const path: Array<string | number> = []

@@ -11,7 +11,6 @@
  *
  * While other commands wait for the lock, the holder opens a batch and hands the lock over before the commit. The next command is decided on
  * the state after the batch, and committed with it. So twenty commands on one aggregate need two commits instead of twenty.
- *
  * Events that a projection handles are never in a batch with those of another command, because a projection runs in its own caller's fiber.
  */
 import * as Cause from "effect/Cause"
@@ -26,7 +25,6 @@ import { called, flatMapSync, isSettled } from "../runtime/syncEffect.js"
 import {
   type BatchOf,
   closeBatch,
-  commitEvents,
   type EntryOf,
   flushBatch,
   handOverBatch,
@@ -168,7 +166,7 @@ const conclude = <State, A extends Tagged, C, E>(
       : Effect.zipRight(waitWithBatch(context, entry, batch, restore), answer)
   }
   const { events, root } = exit.value
-  const isProjected = context.isProjected(events)
+  const isProjected = context.isProjected?.(events) === true
   if (batch === undefined) {
     return isProjected || !mayJoinBatch || entry.requests.size === 0
       ? commitAlone(context, entry, exit.value, answer, restore)
@@ -192,8 +190,8 @@ const commitAlone = <State, A extends Tagged, C, E>(
   answer: Exit.Exit<Evaluated<State, A>, CommandFailure<E>>,
   restore: Restore
 ): Effect.Effect<Evaluated<State, A>, CommandFailure<E>> => {
-  const { definition, store } = context
-  return Effect.matchCauseEffect(restore(commitEvents(context, events)), {
+  const { commit, definition, store } = context
+  return Effect.matchCauseEffect(restore(commit(events)), {
     onFailure: (cause) => {
       markStale(entry)
       unsafeReleaseLock(context, entry)

@@ -8,8 +8,9 @@ import { decodeInput, type Tagged, tagOf, tagsOf, unknownTag } from "../codec/ev
 import { decodeUnknownEither } from "../codec/fastSchema.js"
 
 /**
- * Decodes a command. With `only`, a command of another tag is refused, and the failure names the allowed tags. The tag is compared before
- * decoding, so that the failure does not list commands that are not allowed, and again afterwards, because a getter may change.
+ * Decodes a command. With `only`, a command of another tag is refused, and the failure names the allowed tags. The tag
+ * is compared before decoding, so that the failure does not list commands that are not allowed, and again afterwards,
+ * because a getter may change.
  */
 export const makeCommandInput = <C extends Tagged, CI>(
   operation: string,

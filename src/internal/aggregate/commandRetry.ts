@@ -1,8 +1,9 @@
 /**
  * The retry loop of commands: `commandHandler.ts` and `idempotentCommand.ts` run every attempt in it.
  *
- * An attempt is repeated in two cases. Another commit came first (`RetryCommand`), so the command must be decided on the new state. Or a read
- * failed for a transient reason. A failed commit is never a reason to decide again, because it may be stored: `settleCommit` finds that out.
+ * An attempt is repeated in two cases. Another commit came first (`RetryCommand`), so the command must be decided on
+ * the new state. Or a read failed for a transient reason. A failed commit is never a reason to decide again, because it
+ * may be stored: `settleCommit` finds that out.
  */
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"

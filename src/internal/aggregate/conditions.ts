@@ -1,8 +1,9 @@
 /**
- * The conditions that a caller sets around one command: the id of the command, and the sequence that the aggregate must be at.
+ * The conditions that a caller sets around one command: the id of the command, and the sequence that the aggregate must
+ * be at.
  *
- * `Aggregate.withCommandId` and `Aggregate.withExpectedSequence` set them, and `service.ts` reads them. The reference is not public, because
- * each condition has a failure that those functions add to the type of the effect.
+ * `Aggregate.withCommandId` and `Aggregate.withExpectedSequence` set them, and `service.ts` reads them. The reference
+ * is not public, because each condition has a failure that those functions add to the type of the effect.
  */
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"

@@ -1,8 +1,8 @@
 /**
  * Compiles the options of `Aggregate.make` to a definition: codecs, handlers by tag, and the names of streams.
  *
- * `Aggregate.ts` calls it once for each aggregate. Options that can't work are a mistake in the program, so `compile` throws a `TypeError`
- * when the aggregate is made, and not when a handler is first needed.
+ * `Aggregate.ts` calls it once for each aggregate. Options that can't work are a mistake in the program, so `compile`
+ * throws a `TypeError` when the aggregate is made, and not when a handler is first needed.
  */
 import * as Arr from "effect/Array"
 import * as Effect from "effect/Effect"
@@ -140,8 +140,8 @@ const checkOptions = <State, StateEncoded>(
 }
 
 /**
- * Why the schema can't encode the value. A schema that must wait to encode, or that names one which is not defined yet, can't be checked
- * here.
+ * Why the schema can't encode the value. A schema that must wait to encode, or that names one which is not defined yet,
+ * can't be checked here.
  */
 const encodingProblem = <A, I>(schema: Schema.Schema<A, I>, value: A): string | undefined => {
   try {

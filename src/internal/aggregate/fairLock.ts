@@ -1,13 +1,14 @@
 /**
  * A lock that is granted in the order of its requests.
  *
- * `stateCache.ts` has one for each aggregate, so that a process decides the commands on an aggregate one at a time. `commandHandler.ts` takes
- * and releases it.
+ * `stateCache.ts` has one for each aggregate, so that a process decides the commands on an aggregate one at a time.
+ * `commandHandler.ts` takes and releases it.
  *
  * - A request is granted once. If it is interrupted when it is granted already, `withLock` releases the lock.
  * - The lock stays locked while it goes from one holder to the next, so no other request can come between them.
  *
- * `Effect.makeSemaphore(1)` is not enough: a holder that leaves an open batch behind must know whether another request follows.
+ * `Effect.makeSemaphore(1)` is not enough: a holder that leaves an open batch behind must know whether another request
+ * follows.
  */
 import * as Effect from "effect/Effect"
 
@@ -28,8 +29,9 @@ export interface LockRequest {
 export type Restore = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
 
 /**
- * Runs `work` with the lock that `find` returns. `work` must release the lock itself, because it may have to wait for a commit afterwards.
- * It is uninterruptible except for what it restores, so that no interruption comes between the grant and the release.
+ * Runs `work` with the lock that `find` returns. `work` must release the lock itself, because it may have to wait for a
+ * commit afterwards. It is uninterruptible except for what it restores, so that no interruption comes between the grant
+ * and the release.
  *
  * `find` runs in the same synchronous step that takes the lock, so a cache can't discard the lock between the two.
  */

@@ -1,9 +1,9 @@
 /**
  * Fresh ids: made by `newId` in this process, and not used yet.
  *
- * `stateCache.ts` takes the initial state of a fresh id for its cached state, so that its first command does not read the store. Another
- * process may have used the id all the same. So that state is only as trusted as every cached state: the store refuses events at a sequence
- * that is taken, and a refusal is checked against the store.
+ * `stateCache.ts` takes the initial state of a fresh id for its cached state, so that its first command does not read
+ * the store. Another process may have used the id all the same. So that state is only as trusted as every cached state:
+ * the store refuses events at a sequence that is taken, and a refusal is checked against the store.
  */
 
 /** The fresh ids of an aggregate. */

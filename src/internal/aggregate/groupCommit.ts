@@ -1,22 +1,25 @@
 /**
  * Group commit: commands on one aggregate that are decided one on the other, and committed together.
  *
- * `commandHandler.ts` opens a batch when other commands wait for the aggregate's lock. This module knows no store: the commit, and what
- * follows it, are given to `commitBatch`.
+ * `commandHandler.ts` opens a batch when other commands wait for the aggregate's lock. This module knows no store: the
+ * commit, and what follows it, are given to `commitBatch`.
  *
  * A batch is in one of three phases:
  *
- * - `Open`: commands join it. It becomes `Closed` when no other command waits for the lock, when it is full, or after `maxBatchDelay`.
- * - `Closed`: a fiber commits it. A command that was decided on it before may still join, to wait for the result. It becomes `Done` with the
- *   result of the commit.
+ * - `Open`: commands join it. It becomes `Closed` when no other command waits for the lock, when it is full, or after
+ *   `maxBatchDelay`.
+ * - `Closed`: a fiber commits it. A command that was decided on it before may still join, to wait for the result. It
+ *   becomes `Done` with the result of the commit.
  * - `Done`: every member has the result.
  *
  * Invariants:
  *
- * - No member gets its result before the commit has ended. A refusal is true only if the state that it was decided on is stored.
- * - The commit runs in a fiber of its own, so that the interruption of one caller does not interrupt the others. When the last member has
- *   left, the commit is interrupted.
- * - If the commit fails by the fault of one command, which one is unknown, so every member is decided again outside of a batch.
+ * - No member gets its result before the commit has ended. A refusal is true only if the state that it was decided on
+ *   is stored.
+ * - The commit runs in a fiber of its own, so that the interruption of one caller does not interrupt the others. When
+ *   the last member has left, the commit is interrupted.
+ * - If the commit fails by the fault of one command, which one is unknown, so every member is decided again outside of
+ *   a batch.
  */
 import type * as Cause from "effect/Cause"
 import * as Data from "effect/Data"
@@ -35,7 +38,7 @@ export interface CommandBatch<Root, E> {
   /** The state after the last event. */
   root: Root
   readonly events: Array<Event>
-  /** The number of commands, with those that were refused or decided on no event. */
+  /** The number of commands, with the refused ones and the decisions of no events. */
   commands: number
   /** The number of callers that wait for the result. */
   waiting: number
@@ -83,8 +86,9 @@ export const isFull = ({ events }: { readonly events: ReadonlyArray<Event> }): b
   events.length >= maxBatchEvents
 
 /**
- * Closes an open batch and commits it in a fiber of its own. A batch that every caller has left is not committed: its result is an
- * interruption. `onCommitted` runs before the members get the result. `fork` must make the fiber uninterruptible.
+ * Closes an open batch and commits it in a fiber of its own. A batch that every caller has left is not committed: its
+ * result is an interruption. `onCommitted` runs before the members get the result. `fork` must make the fiber
+ * uninterruptible.
  */
 export const commitBatch = <Root, E>(
   batch: CommandBatch<Root, E>,
@@ -111,7 +115,10 @@ export interface BatchCommit<E> {
   readonly fork: <A>(effect: Effect.Effect<A>) => Fiber.RuntimeFiber<A>
 }
 
-/** Calls `close` after `maxBatchDelay` if the batch is still open, so that a slow handler delays no command that was decided before it. */
+/**
+ * Calls `close` after `maxBatchDelay` if the batch is still open, so that a slow handler delays no command that was
+ * decided before it.
+ */
 export const closeAfterDelay = (batch: { readonly phase: Phase }, close: () => void): Effect.Effect<void> =>
   Effect.asVoid(
     Effect.forkDaemon(
@@ -122,8 +129,9 @@ export const closeAfterDelay = (batch: { readonly phase: Phase }, close: () => v
   )
 
 /**
- * Waits for the result of a joined batch. An interruption leaves the batch. A failure is that of the command if the command is the only one,
- * or if `failsAll` finds that it concerns every command. Otherwise the failure is `RetryOutsideBatch`.
+ * Waits for the result of a joined batch. An interruption leaves the batch. A failure is that of the command if the
+ * command is the only one, or if `failsAll` finds that it concerns every command. Otherwise the failure is
+ * `RetryOutsideBatch`.
  */
 export const awaitBatch = <Root, E>(
   batch: CommandBatch<Root, E>,
@@ -152,7 +160,10 @@ const open: Phase = { _tag: "Open" }
 
 const done: Phase = { _tag: "Done" }
 
-/** Takes one caller out. The commit is interrupted when no caller waits for it any more, and awaited for the grace period. */
+/**
+ * Takes one caller out. The commit is interrupted when no caller waits for it any more, and awaited for the grace
+ * period.
+ */
 const leaveBatch = <Root, E>(batch: CommandBatch<Root, E>): Effect.Effect<void> =>
   Effect.suspend(() => {
     batch.waiting--

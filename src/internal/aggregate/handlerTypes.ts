@@ -30,19 +30,24 @@ export type RefusalSchemas<C extends Tagged> = {
   readonly [K in C["_tag"]]?: ReadonlyArray<Schema.Schema<any, any>>
 }
 
-/** The failures that a handler may have: any, or the declared refusals with the failures of the library and the database. */
+/**
+ * The failures that a handler may have: any, or the declared refusals with the failures of the library and the
+ * database.
+ */
 export type AllowedError<Declared, Tag> = [Declared] extends [undefined]
   ? // biome-ignore lint/suspicious/noExplicitAny: the bound of a type parameter that takes every handler
     any
   : DeclaredOf<Declared, Tag> | LibraryFailure
 
 /**
- * The state that a step returns. While the compiler infers the state, a step without parameters is checked already, against `unknown`, and
- * its literals would widen to `string` and `number`. The hint keeps them.
+ * The state that a step returns. While the compiler infers the state, a step without parameters is checked already,
+ * against `unknown`, and its literals would widen to `string` and `number`. The hint keeps them.
  */
 export type StateOf<State> = unknown extends State ? Hint | NonNullable<unknown> : State
 
-/** The event that a handler returns. It is checked against any tagged object at first, so the hint keeps its literals. */
+/**
+ * The event that a handler returns. It is checked against any tagged object at first, so the hint keeps its literals.
+ */
 export type EventOf<A extends Tagged> = string extends A["_tag"] ? Hint | A : A
 
 /** The type of handlers under names that the schemas do not have. The compiler shows its text at such a handler. */

@@ -1,5 +1,6 @@
 /**
- * Reads the history of an aggregate: its decoded events, page by page, so that one page at most is in memory. `service.ts` calls it.
+ * Reads the history of an aggregate: its decoded events, page by page, so that one page at most is in memory.
+ * `service.ts` calls it.
  */
 import * as Chunk from "effect/Chunk"
 import * as Effect from "effect/Effect"

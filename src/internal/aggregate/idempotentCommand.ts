@@ -1,9 +1,10 @@
 /**
  * Idempotent commands: one with an id (`Aggregate.withCommandId`) takes effect once. `service.ts` calls it.
  *
- * The command is decided on the stored state, and its events are committed with a receipt. An attempt can fail because the command has taken
- * effect before: by a conflict with the stored receipt, by a refusal on the state that it led to, or by a defect of a handler. So after every
- * failure the receipt is read. If it is stored, the command is a duplicate, and succeeds with the current state.
+ * The command is decided on the stored state, and its events are committed with a receipt. If the command has taken
+ * effect before, the attempt fails: by a conflict with the stored receipt, by a refusal, or by a defect of a handler.
+ * So after every failure the receipt is read. If it is stored, the command is a duplicate, and succeeds with the
+ * current state.
  *
  * Such a command never joins a batch, because a stored receipt would make the commit of the whole batch fail.
  */
@@ -14,7 +15,7 @@ import * as Option from "effect/Option"
 import type { Evaluated } from "../../Aggregate.js"
 import { CommandIdReused, StoreError } from "../../StoreError.js"
 import type { Tagged } from "../codec/eventCodec.js"
-import { commitEvents, type EntryOf, flushBatch, lockAggregate, releaseLock } from "./aggregateLock.js"
+import { type EntryOf, flushBatch, lockAggregate, releaseLock } from "./aggregateLock.js"
 import { type CallContext, type CommandContext, type CommandFailure, evaluated } from "./commandContext.js"
 import { loadEntry } from "./commandHandler.js"
 import { retryableRead, retrying, type TransientReadError } from "./commandRetry.js"
@@ -79,11 +80,11 @@ const decideAndCommit = <State, A extends Tagged, C, E>(
   key: ReceiptKey
 ): Effect.Effect<Handled<State, A>, CommandFailure<E>> =>
   Effect.gen(function* () {
-    const { clock, decide, definition } = context
+    const { clock, commit, decide, definition } = context
     const events = yield* decide(command, root)
     const recorded = yield* recordEvents(definition, clock, call, root, events)
     const receipt = yield* makeReceipt(clock, key, recorded.root.sequence)
-    yield* commitEvents(context, [...recorded.events, receipt])
+    yield* commit([...recorded.events, receipt])
     return { root: recorded.root, events, duplicate: false }
   })
 

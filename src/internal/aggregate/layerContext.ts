@@ -1,8 +1,9 @@
 /**
  * The services that an aggregate's layer was built with, for handlers, projections and commits. `service.ts` calls it.
  *
- * The context of the caller wins over that of the layer: a `Context.Reference` such as a tenant is the caller's, as in `HttpApi` and `Rpc`.
- * Clients of `@effect/sql` and services of this library are always those of the layer, because another client would be another database.
+ * The context of the caller wins over that of the layer: a `Context.Reference` such as a tenant is the caller's, as in
+ * `HttpApi` and `Rpc`. Clients of `@effect/sql` and services of this library are always those of the layer, because
+ * another client would be another database.
  */
 import * as SqlClient from "@effect/sql/SqlClient"
 import * as Context from "effect/Context"
@@ -19,7 +20,9 @@ import { Metadata } from "./metadata.js"
 
 /** Two ways to run an effect with the context of a layer. */
 export interface LayerContext<R> {
-  /** Gives an effect the services of the layer, and the context of its caller. An effect that is settled needs neither. */
+  /**
+   * Gives an effect the services of the layer, and the context of its caller. An effect that is settled needs neither.
+   */
   readonly provide: <A, E>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E>
   /** Forks an effect, uninterruptible, with the context and the fiber refs of the layer alone. */
   readonly forkNeutral: <A>(effect: Effect.Effect<A>) => Fiber.RuntimeFiber<A>

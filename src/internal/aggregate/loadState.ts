@@ -1,8 +1,9 @@
 /**
  * Loads the state of an aggregate: from its snapshot on, from a cached state on, or up to a sequence.
  *
- * `commandHandler.ts` and `service.ts` call it. A state is folded from the events of its stream without a gap: a missing event, or one that
- * can't be decoded, is `UnreadableEvent`. A snapshot is used only if the event that it was made at is stored with the same timestamp.
+ * `commandHandler.ts` and `service.ts` call it. A state is folded from the events of its stream without a gap: a
+ * missing event, or one that can't be decoded, is `UnreadableEvent`. A snapshot is used only if the event that it was
+ * made at is stored with the same timestamp.
  */
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
@@ -74,9 +75,9 @@ export const load = <State, A extends Tagged>(
   })
 
 /**
- * Brings a known state up to date. It reads the last event of that state again, with the events after it. If the store lacks that event, or
- * has another one there, its log was replaced (by a backup, for instance), so the state is loaded from the beginning. If there is no newer
- * event, the result is the known state itself.
+ * Brings a known state up to date. It reads the last event of that state again, with the events after it. If the store
+ * lacks that event, or has another one there, its log was replaced (by a backup, for instance), so the state is loaded
+ * from the beginning. If there is no newer event, the result is the known state itself.
  */
 export const refresh = <State, A extends Tagged>(
   definition: AggregateDefinition<State, A>,
@@ -186,7 +187,10 @@ const foldPage = <State, A extends Tagged>(
   return Either.right(current)
 }
 
-/** Runs both effects, with the first one started in a fiber before the second begins. If the second fails, the first is interrupted. */
+/**
+ * Runs both effects, with the first one started in a fiber before the second begins. If the second fails, the first is
+ * interrupted.
+ */
 const withPrefetch = <A, E1, B, E2>(
   first: Effect.Effect<A, E1>,
   second: Effect.Effect<B, E2>

@@ -1,9 +1,10 @@
 /**
- * The operations of an aggregate: each gets the service of the aggregate's layer from its caller's context, and runs in a span.
- * `Aggregate.ts` gives them their public types.
+ * The operations of an aggregate: each gets the service of the aggregate's layer from its caller's context, and runs in
+ * a span. `Aggregate.ts` gives them their public types.
  *
- * The key of the service is the aggregate's name. If two aggregates have one name, the context has the layer of only one of them, and a
- * command of the other would be decided by the wrong handlers. So each operation compares the definitions, and dies if they differ.
+ * The key of the service is the aggregate's name. If two aggregates have one name, the context has the layer of only
+ * one of them, and a command of the other would be decided by the wrong handlers. So each operation compares the
+ * definitions, and dies if they differ.
  */
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
@@ -24,7 +25,9 @@ export const serviceTag = <Name extends string, State, A extends Tagged, C, E>(
   name: Name
 ): Context.Tag<Instance<Name>, Service<State, A, C, E>> => Context.GenericTag(`effect-maestro/Instance/${name}`)
 
-/** Makes the operations. In their types `evaluate` and `evaluateUnknown` may fail with the refusals of every command. */
+/**
+ * Makes the operations. In their types `evaluate` and `evaluateUnknown` may fail with the refusals of every command.
+ */
 export const makeOperations = <Name extends string, State, A extends Tagged, C extends Tagged, CI, E>(
   tag: Context.Tag<Instance<Name>, Service<State, A, C, E>>,
   definition: AggregateDefinition<State, A, C>,

@@ -1,8 +1,10 @@
 /**
- * Receipts: the records that a command id was handled. `idempotentCommand.ts` commits one with the events of such a command.
+ * Receipts: the records that a command id was handled. `idempotentCommand.ts` commits one with the events of such a
+ * command.
  *
- * A receipt is the first and only event of a stream of its own, and the stream's name is a hash of the command id. A store accepts the first
- * event of a stream once, and a commit as a whole or not at all. No store needs more than that to make a command idempotent.
+ * A receipt is the first and only event of a stream of its own, and the stream's name is a hash of the command id. A
+ * store accepts the first event of a stream once, and a commit as a whole or not at all. No store needs more than that
+ * to make a command idempotent.
  */
 import * as Effect from "effect/Effect"
 import type { Event } from "../../Event.js"

@@ -1,8 +1,8 @@
 /**
  * Makes stored events of a decision: encodes, numbers and stamps them, and folds the state after them.
  *
- * `commandHandler.ts` and `idempotentCommand.ts` call it. The state is folded from the events as they will be read again, so it is the state
- * that every later load returns. An event that could not be read again is refused.
+ * `commandHandler.ts` and `idempotentCommand.ts` call it. The state is folded from the events as they will be read
+ * again, so it is the state that every later load returns. An event that could not be read again is refused.
  */
 import * as Either from "effect/Either"
 import * as Exit from "effect/Exit"

@@ -1,8 +1,9 @@
 /**
  * The service that the layer of an aggregate provides: `operations.ts` gets it from the context of a caller.
  *
- * Its operations take the ids that callers know, check them, and work on the streams of these ids. `evaluate` chooses how a command is
- * evaluated: with the aggregate's lock, or isolated; idempotent, or not; under an expected sequence, or not.
+ * Its operations take the ids that callers know, check them, and work on the streams of these ids. `evaluate` chooses
+ * how a command is evaluated: with the aggregate's lock, or isolated; idempotent, or not; under an expected sequence,
+ * or not.
  */
 import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
@@ -12,12 +13,13 @@ import type * as Fiber from "effect/Fiber"
 import type * as Scope from "effect/Scope"
 import type * as Stream from "effect/Stream"
 import type { Evaluated, Root } from "../../Aggregate.js"
-import { maxSequence } from "../../Event.js"
+import { type Event, maxSequence } from "../../Event.js"
 import { StoreAdapter, type StoreAdapterService } from "../../StoreAdapter.js"
 import { type StoreError, ValidationError, ValidationIssue } from "../../StoreError.js"
 import { HybridClock } from "../../Timestamp.js"
 import type { Tagged } from "../codec/eventCodec.js"
 import { insideTransaction, isInsideTransaction } from "../runtime/ambientTransaction.js"
+import { settleCommit } from "../runtime/retry.js"
 import { withoutReceipts } from "../store/receiptStreams.js"
 import { handles } from "../store/runProjections.js"
 import { type CommandContext, type CommandFailure, DecidingOn, expecting, isolated } from "./commandContext.js"
@@ -34,7 +36,10 @@ import { commitSnapshot } from "./takeSnapshot.js"
 
 /** The operations of an aggregate. */
 export interface Service<State, A extends Tagged, C, E> {
-  /** The definition that the layer was made of. `operations.ts` finds out by it that another aggregate has the same name. */
+  /**
+   * The definition that the layer was made of. `operations.ts` finds out by it that another aggregate has the same
+   * name.
+   */
   readonly definition: AggregateDefinition<State, A, C>
   readonly evaluate: (id: string, command: C) => Effect.Effect<Evaluated<State, A>, CommandFailure<E>>
   readonly exists: (id: string) => Effect.Effect<boolean, ReadFailure>
@@ -97,18 +102,25 @@ const committing = <State, A extends Tagged, C, E, R>(
   definition: AggregateDefinition<State, A, C, E, R>,
   store: StoreAdapterService,
   { provide }: LayerContext<R>
-): Pick<CommandContext<State, A, C, E>, "commit" | "isProjected"> => {
+): Pick<CommandContext<State, A, C, E>, "commit" | "commitOnce" | "isProjected"> => {
   const projections = definition.projections.map(withoutReceipts)
+  const commitAll = (events: ReadonlyArray<Event>): Effect.Effect<void, CommandFailure<E>> =>
+    provide(store.commitAll(events, projections))
   // Without projections a commit needs no services.
-  const noProjections: readonly [] | undefined = projections.length === 0 ? [] : undefined
+  const commitOnly = (events: ReadonlyArray<Event>): Effect.Effect<void, CommandFailure<E>> =>
+    store.commitAll(events, noProjections)
+  const commitOnce = projections.length === 0 ? commitOnly : commitAll
   return {
-    commit: (events) =>
-      noProjections === undefined
-        ? provide(store.commitAll(events, projections))
-        : store.commitAll(events, noProjections),
-    isProjected: (events) => projections.some((projection) => events.some((event) => handles(projection, event)))
+    commitOnce,
+    commit: (events) => settleCommit(definition.retry, commitOnce(events)),
+    isProjected:
+      projections.length === 0
+        ? undefined
+        : (events) => projections.some((projection) => events.some((event) => handles(projection, event)))
   }
 }
+
+const noProjections: readonly [] = []
 
 const evaluating =
   <State, A extends Tagged, C, E>(context: CommandContext<State, A, C, E>): Service<State, A, C, E>["evaluate"] =>
@@ -147,7 +159,10 @@ const makeReads = <State, A extends Tagged, C, E>(
 ): Omit<Service<State, A, C, E>, "definition" | "evaluate"> => {
   const { streams } = definition
 
-  /** Refreshes the cached state, or loads it. Inside a transaction the cache is left alone, because the state may be rolled back. */
+  /**
+   * Refreshes the cached state, or loads it. Inside a transaction the cache is left alone, because the state may be
+   * rolled back.
+   */
   const fetch = (streamId: string): Effect.Effect<VersionedState<State>, ReadFailure> =>
     Effect.flatMap(insideTransaction, (isInside) =>
       isInside
@@ -222,7 +237,10 @@ const idProblem = (
   return message === undefined ? undefined : badInput(`${name}.${operation}`, "id", message)
 }
 
-/** The nested command would change the state that the handler decides on, so the handler's own events could never be stored. */
+/**
+ * The nested command would change the state that the handler decides on, so the handler's own events could never be
+ * stored.
+ */
 const decidesItself = (name: string): ValidationError =>
   badInput(`${name}.evaluate`, "id", "must not be the aggregate whose command the handler around is deciding")
 

@@ -1,7 +1,8 @@
 /**
  * The state cache: for each aggregate in use its lock, its cached state, and its open command batch.
  *
- * `commandHandler.ts` takes entries with their locks. `service.ts` reads and puts cached states. Entries are removed in three ways:
+ * `commandHandler.ts` takes entries with their locks. `service.ts` reads and puts cached states. Entries are removed in
+ * three ways:
  *
  * - When an entry is released and there are more than `capacity`, the one that was not used for the longest time goes.
  * - A timer removes entries that were not used for `idleTimeToLive`.
@@ -55,7 +56,10 @@ export const cacheLimits = (name: string, options: CacheOptions | undefined): Ca
   return { capacity, idleTimeToLive: Duration.decode(options?.idleTimeToLive ?? "10 minutes") }
 }
 
-/** Makes a cache. `firstState` returns the state of an aggregate that no other process can have written to, because its id is fresh. */
+/**
+ * Makes a cache. `firstState` returns the state of an aggregate that no other process can have written to, because its
+ * id is fresh.
+ */
 export const makeStateCache = <State, E>(
   { capacity, idleTimeToLive }: CacheLimits,
   firstState: (streamId: string) => VersionedState<State> | undefined,
@@ -133,8 +137,8 @@ export const makeStateCache = <State, E>(
 }
 
 /**
- * A cache of one entry that no other fiber uses, for a command that must not take the aggregate's lock or its cached state. The entry lives
- * as long as the command, with the state from its first attempt on.
+ * A cache of one entry that no other fiber uses, for a command that must not take the aggregate's lock or its cached
+ * state. The entry lives as long as the command, with the state from its first attempt on.
  */
 export const makeDetachedCache = <State, E>(): StateCache<State, E> => {
   let only: AggregateEntry<State, E> | undefined
@@ -180,8 +184,8 @@ const isInUse = (entry: { readonly isLocked: boolean; readonly batch: unknown })
   entry.isLocked || entry.batch !== undefined
 
 /**
- * Sleeps by a timer that keeps no process alive. It takes the machine's time because it only frees memory: an entry that is too old by the
- * program's own clock is not used in any case.
+ * Sleeps by a timer that keeps no process alive. It takes the machine's time because it only frees memory: an entry
+ * that is too old by the program's own clock is not used in any case.
  */
 const unrefSleep = (millis: number): Effect.Effect<void> =>
   Effect.async((resume) => {

@@ -1,5 +1,6 @@
 /**
- * Maps the ids that callers give to an aggregate to the ids of its streams in the store, and back. `definition.ts` calls it.
+ * Maps the ids that callers give to an aggregate to the ids of its streams in the store, and back. `definition.ts`
+ * calls it.
  */
 import type { StreamIds } from "../../Event.js"
 import { maxNameLength } from "../../Event.js"

@@ -1,6 +1,6 @@
 /**
- * Stores snapshots: after a commit that passes a multiple of `snapshotEvery`, for `commandHandler.ts` and `idempotentCommand.ts`, and for
- * `Aggregate.snapshot`.
+ * Stores snapshots: after a commit that passes a multiple of `snapshotEvery`, for `commandHandler.ts` and
+ * `idempotentCommand.ts`, and for `Aggregate.snapshot`.
  */
 import * as Effect from "effect/Effect"
 import type { StoreAdapterService } from "../../StoreAdapter.js"
