@@ -10,14 +10,14 @@ import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
 import type * as Tracer from "effect/Tracer"
 import type { StoreError } from "../../../StoreError.js"
-import { fromSqlError } from "../../runtime/sqlError.js"
+import { fromSqlError, severityOf } from "../../runtime/sqlError.js"
 import { withEachSpanIfTraced } from "../../runtime/tracing.js"
 import { statementsOf } from "../../store/statements.js"
 import { interruptible, withConnection } from "../pg/connection.js"
 import { type Command, canSendBatch, sendBatch } from "../pg/driver.js"
 import { endedInside, isEndedInside } from "../pg/transaction.js"
+import type { CommitStatements } from "./appendEvents.js"
 import type { Commit } from "./commitQueue.js"
-import type { CommitStatements } from "./commitStatements.js"
 
 export interface StatementCommits {
   /** Whether a connection of this client may be able to send a batch. */
@@ -57,7 +57,7 @@ export const makeStatementCommits = (
             const error = fromSqlError(operation, "committing", cause)
             if (isEndedInside(error)) return Effect.fail(endedInside(operation))
             // An error that the server reports for a statement, with any code, means that it has rolled all of them back.
-            if (isReported(cause) && !serverLeaves.test(error.code ?? "")) return Effect.succeed(false)
+            if (severityOf(cause) !== undefined && !serverLeaves.test(error.code ?? "")) return Effect.succeed(false)
             held.close()
             return error.reason === "CommitUnknown" ? Effect.fail(error) : Effect.succeed(false)
           }
@@ -100,10 +100,6 @@ const duplicate = { code: "MA003", message: "all of it is stored" }
 
 const isRaised = ({ cause }: SqlError, { code, message }: typeof duplicate): boolean =>
   cause instanceof Error && "code" in cause && cause.code === code && cause.message === message
-
-/** Whether the error comes from the server, and not from the driver. */
-const isReported = ({ cause }: SqlError): boolean =>
-  typeof cause === "object" && cause !== null && "severity" in cause && typeof cause.severity === "string"
 
 /** The codes with which the server ends a connection in any state. */
 const serverLeaves = /^57P0[1-5]$/
