@@ -9,40 +9,16 @@
  * A commit with projections never shares a transaction, because its projections would see and lock rows of the others.
  */
 import type * as SqlClient from "@effect/sql/SqlClient"
-import type { SqlError } from "@effect/sql/SqlError"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import type { RetryCommand, StoreError } from "../../../StoreError.js"
 import { whenInTransaction } from "../../runtime/ambientTransaction.js"
 import { withoutInnerSpans } from "../../runtime/tracing.js"
-import type { Command } from "../pg/driver.js"
 import { execute, executeAlone, retryDisturbed } from "../pg/execute.js"
 import { withTransactionFrom } from "../pg/transaction.js"
 import { type AppendResult, makeAppendBatcher } from "./appendBatcher.js"
 import type { Commit } from "./commitQueue.js"
-import { commandsOf, makeStatementCommits } from "./commitWithStatements.js"
-
-/**
- * How commits are stored. With `lockTimeout` the statement waits only 100 ms for a lock of another transaction. With `allOrNothing` it
- * raises if it does not write everything, because more statements follow. With `checksSnapshot` it fails if a rebuild has swapped tables
- * since the transaction took its snapshot, because projections follow.
- */
-export interface AppendMode {
-  readonly lockTimeout?: boolean
-  readonly allOrNothing?: boolean
-  readonly checksSnapshot?: boolean
-}
-
-/** The statements of a commit; `sql/commitStatements.ts` makes them. */
-export interface CommitStatements {
-  /** Stores commits, each independently of the others. */
-  readonly append: (commits: ReadonlyArray<Commit>, mode: AppendMode) => Command
-  readonly runAppend: (commits: ReadonlyArray<Commit>, mode: AppendMode) => Effect.Effect<string | null, SqlError>
-  /** The results of the commits, from what `append` returned. A commit that was written may be left out. */
-  readonly resultsOf: (returned: string | null) => ReadonlyArray<AppendResult>
-  /** Gives the events their place in the feed after their projections. Undefined if there is nothing to do. */
-  readonly end: (events: Commit, options: { readonly isNested: boolean }) => Command | undefined
-}
+import { type CommitStatements, commandsOf, makeStatementCommits } from "./commitWithStatements.js"
 
 export interface AppendEvents {
   /** Stores events. Fails with `RetryCommand` on a conflict. */

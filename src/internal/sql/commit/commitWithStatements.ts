@@ -16,8 +16,30 @@ import { statementsOf } from "../../store/statements.js"
 import { interruptible, withConnection } from "../pg/connection.js"
 import { type Command, canSendBatch, sendBatch } from "../pg/driver.js"
 import { endedInside, isEndedInside } from "../pg/transaction.js"
-import type { CommitStatements } from "./appendEvents.js"
+import type { AppendResult } from "./appendBatcher.js"
 import type { Commit } from "./commitQueue.js"
+
+/**
+ * How commits are stored. With `lockTimeout` the statement waits only 100 ms for a lock of another transaction. With `allOrNothing` it
+ * raises if it does not write everything, because more statements follow. With `checksSnapshot` it fails if a rebuild has swapped tables
+ * since the transaction took its snapshot, because projections follow.
+ */
+export interface AppendMode {
+  readonly lockTimeout?: boolean
+  readonly allOrNothing?: boolean
+  readonly checksSnapshot?: boolean
+}
+
+/** The statements of a commit; `sql/commitStatements.ts` makes them. */
+export interface CommitStatements {
+  /** Stores commits, each independently of the others. */
+  readonly append: (commits: ReadonlyArray<Commit>, mode: AppendMode) => Command
+  readonly runAppend: (commits: ReadonlyArray<Commit>, mode: AppendMode) => Effect.Effect<string | null, SqlError>
+  /** The results of the commits, from what `append` returned. A commit that was written may be left out. */
+  readonly resultsOf: (returned: string | null) => ReadonlyArray<AppendResult>
+  /** Gives the events their place in the feed after their projections. Undefined if there is nothing to do. */
+  readonly end: (events: Commit, options: { readonly isNested: boolean }) => Command | undefined
+}
 
 export interface StatementCommits {
   /** Whether a connection of this client may be able to send a batch. */
