@@ -12,7 +12,7 @@ import type * as Scope from "effect/Scope"
 import { EventFeed } from "./EventFeed.js"
 import { textProblem } from "./internal/codec/json.js"
 import { makeAppendEvents } from "./internal/sql/commit/appendEvents.js"
-import { makeCommitStatements } from "./internal/sql/commit/commitStatements.js"
+import { makeCommitStatements, upsertSnapshot } from "./internal/sql/commitStatements.js"
 import { makeSqlFeed } from "./internal/sql/feed.js"
 import { checkSchema, migrate as migrateSchema } from "./internal/sql/migrations.js"
 import { makeNotifications, type Notifications } from "./internal/sql/notifications.js"
@@ -194,7 +194,7 @@ const makeOn = ({ client, log, notifications }: Prepared): Effect.Effect<StoreAd
         // Outside a transaction the statement is its own commit, and one of unknown outcome does no harm when it is repeated.
         Effect.asVoid(
           retryDisturbed(
-            execute(sql, { operation: "commitSnapshot", phase: "committing" }, statements.putSnapshot(snapshot))
+            execute(sql, { operation: "commitSnapshot", phase: "committing" }, upsertSnapshot(sql, schema, snapshot))
           )
         ),
       ...makeReads(log)

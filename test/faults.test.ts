@@ -99,7 +99,7 @@ layer(Ground.layer, { timeout: "60 seconds", excludeTestServices: true })("fault
             Effect.zipRight(
               admin`create or replace function by_id() returns trigger language plpgsql as
                 $$ begin new.feed_key := pg_current_xact_id(); return new; end $$`,
-              admin`create or replace trigger by_id before insert on maestro.event_log for each row execute function by_id()`
+              admin`create or replace trigger by_id before insert or update on maestro.event_log for each row execute function by_id()`
             ),
             0
           )

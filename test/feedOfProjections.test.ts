@@ -171,47 +171,50 @@ layer(onPostgres, { excludeTestServices: true, timeout: 60_000 })("the feed and 
       })
   )
 
-  it.scoped("hundreds of addresses change hands concurrently, and a rebuild succeeds", () =>
-    Effect.gen(function* () {
-      const guests = yield* makeGuests("")
-      const projections = Object.values(kinds).map((make) => make(guests.table))
-      const pairs = Arr.makeBy(200, (n) => n)
-      const projectionOf = (n: number) => Arr.unsafeGet(projections, n % 2)
-      const idOf = (name: string, n: number) => `${guests.table} ${name} ${n}`
-      yield* Effect.forEach(
-        pairs,
-        (n) => Effect.flatMap(took(idOf("ann", n), 1, `${n}@x`), (events) => commit(projectionOf(n), events)),
-        { concurrency: 10 }
-      )
-      yield* Effect.forEach(
-        pairs,
-        (n) =>
-          Effect.all(
-            [
-              // The address is refused until it is free.
-              Effect.retry(
-                Effect.flatMap(took(idOf("zoe", n), 1, `${n}@x`), (events) =>
-                  n % 3 === 0
-                    ? inTransaction("read committed", Effect.zipRight(writeFirst, commit(projectionOf(n), events)))
-                    : commit(projectionOf(n), events)
+  it.scoped(
+    "hundreds of addresses change hands concurrently, and a rebuild succeeds",
+    () =>
+      Effect.gen(function* () {
+        const guests = yield* makeGuests("")
+        const projections = Object.values(kinds).map((make) => make(guests.table))
+        const pairs = Arr.makeBy(150, (n) => n)
+        const projectionOf = (n: number) => Arr.unsafeGet(projections, n % 2)
+        const idOf = (name: string, n: number) => `${guests.table} ${name} ${n}`
+        yield* Effect.forEach(
+          pairs,
+          (n) => Effect.flatMap(took(idOf("ann", n), 1, `${n}@x`), (events) => commit(projectionOf(n), events)),
+          { concurrency: 10 }
+        )
+        yield* Effect.forEach(
+          pairs,
+          (n) =>
+            Effect.all(
+              [
+                // The address is refused until it is free.
+                Effect.retry(
+                  Effect.flatMap(took(idOf("zoe", n), 1, `${n}@x`), (events) =>
+                    n % 3 === 0
+                      ? inTransaction("read committed", Effect.zipRight(writeFirst, commit(projectionOf(n), events)))
+                      : commit(projectionOf(n), events)
+                  ),
+                  { times: 1000 }
                 ),
-                { times: 1000 }
-              ),
-              Effect.flatMap(took(idOf("ann", n), 2, `${n}@y`), (events) => commit(projectionOf(n + 1), events))
-            ],
-            { concurrency: 2 }
-          ),
-        { concurrency: 8, discard: true }
-      )
-      const order = yield* guests.order
-      const places = new Map(order.map((place, index) => [place, index]))
-      const wrong = pairs.filter(
-        (n) => (places.get(`${idOf("ann", n)} 2`) ?? 0) > (places.get(`${idOf("zoe", n)} 1`) ?? -1)
-      )
-      expect(order).toHaveLength(3 * pairs.length)
-      expect(wrong).toEqual([])
-      yield* guests.expectRebuilt(projectionOf(0), 100)
-    }).pipe(Logger.withMinimumLogLevel(LogLevel.None))
+                Effect.flatMap(took(idOf("ann", n), 2, `${n}@y`), (events) => commit(projectionOf(n + 1), events))
+              ],
+              { concurrency: 2 }
+            ),
+          { concurrency: 8, discard: true }
+        )
+        const order = yield* guests.order
+        const places = new Map(order.map((place, index) => [place, index]))
+        const wrong = pairs.filter(
+          (n) => (places.get(`${idOf("ann", n)} 2`) ?? 0) > (places.get(`${idOf("zoe", n)} 1`) ?? -1)
+        )
+        expect(order).toHaveLength(3 * pairs.length)
+        expect(wrong).toEqual([])
+        yield* guests.expectRebuilt(projectionOf(0), 100)
+      }).pipe(Logger.withMinimumLogLevel(LogLevel.None)),
+    180_000
   )
 })
 

@@ -34,8 +34,8 @@ export class ServerError extends Schema.TaggedError<ServerError>()("ServerError"
 }) {}
 
 /**
- * A started server, with `flags` for `postgres` after those that it has here; stopped, and its folder removed, with the
- * scope. Both happen too when the process that runs the test dies.
+ * A started server, with `flags` for `postgres` after the usual ones. It is stopped, and its folder removed, with the
+ * scope, and when the process that runs the test dies.
  */
 export const makeServer = (flags: ReadonlyArray<string> = []): Effect.Effect<Server, ServerError, Scope.Scope> =>
   Effect.gen(function* () {

@@ -79,6 +79,12 @@ export const transientReasons: ReadonlySet<StoreErrorReason> = new Set([
 export const isStrayCancel = (error: unknown): boolean =>
   error instanceof StoreError && error.code === "57014" && !/timeout/i.test(error.description)
 
+/** The severity that the server reports with an error, if the error comes from the server and not from the driver. */
+export const severityOf = ({ cause }: SqlError): string | undefined =>
+  typeof cause === "object" && cause !== null && "severity" in cause && typeof cause.severity === "string"
+    ? cause.severity
+    : undefined
+
 // --- internal ---
 
 const describe: Record<StoreErrorReason, string> = {

@@ -7,6 +7,7 @@ import * as Context from "effect/Context"
 import * as DefaultServices from "effect/DefaultServices"
 import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
+import * as Option from "effect/Option"
 import * as Tracer from "effect/Tracer"
 
 /** Gives the effect a span, unless the program has the default tracer. */
@@ -38,6 +39,25 @@ export const withEachSpanIfTraced =
             effect
           )
     )
+
+/**
+ * Gives an effect that serves several callers a span, unless the program has the default tracer. For one caller it is part of the caller's
+ * trace. For several it is a root that links to their spans.
+ */
+export const withBatchSpanIfTraced = (
+  name: string,
+  attributes: Record<string, unknown>,
+  callers: ReadonlyArray<Option.Option<Tracer.AnySpan>>
+): (<A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>) => {
+  const spans = callers.flatMap((span) => (Option.isSome(span) ? [span.value] : []))
+  const [first, ...others] = spans
+  return withSpanIfTraced(
+    name,
+    first !== undefined && others.length === 0
+      ? { parent: first, attributes }
+      : { root: true, attributes, links: spans.map((span) => ({ _tag: "SpanLink" as const, span, attributes: {} })) }
+  )
+}
 
 /** Turns off the spans that libraries make inside of the effect, if the program has the default tracer. */
 export const withoutInnerSpans = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>

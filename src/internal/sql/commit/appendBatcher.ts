@@ -38,9 +38,10 @@ import * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
 import * as Tracer from "effect/Tracer"
 import { type RetryCommand, StoreError, type StoreErrorReason } from "../../../StoreError.js"
-import { awaitAtMost, awaitGrace, boundedInterruption } from "../../runtime/interruption.js"
+import { awaitAtMost, awaitFiberAtMost, awaitGrace, boundedInterruption } from "../../runtime/interruption.js"
 import { scheduleMacrotask } from "../../runtime/macrotask.js"
-import { withSpanIfTraced } from "../../runtime/tracing.js"
+import { severityOf } from "../../runtime/sqlError.js"
+import { withBatchSpanIfTraced } from "../../runtime/tracing.js"
 import { sizeOf } from "../../store/storedRecord.js"
 import { aggregatesOf, type Commit, CommitQueue, isLarge, type QueuedCommit } from "./commitQueue.js"
 
@@ -157,10 +158,19 @@ export const makeAppendBatcher = (
             )
           : Effect.sync(() => answer(entries, exit))
       })
-      return Effect.flatMap(Effect.forkDaemon(traced(entries, Effect.exit(sending))), (fiber) => {
-        batch.fiber = fiber
-        return batch.waiting === 0 ? Effect.as(Fiber.interruptFork(fiber), fiber) : Effect.succeed(fiber)
-      })
+      return Effect.flatMap(
+        Effect.forkDaemon(
+          withBatchSpanIfTraced(
+            "SqlStore.sendCommits",
+            { commits: entries.length },
+            entries.map(({ span }) => span)
+          )(Effect.exit(sending))
+        ),
+        (fiber) => {
+          batch.fiber = fiber
+          return batch.waiting === 0 ? Effect.as(Fiber.interruptFork(fiber), fiber) : Effect.succeed(fiber)
+        }
+      )
     })
 
   /** Sends batches one after the other, and goes on to the next after `maxSenderWait` at most. */
@@ -294,40 +304,15 @@ const minBatchSize = 16
 /** Of the queue, in characters. */
 const maxWaitingSize = 64_000_000
 
-const awaitFiberAtMost = (fiber: Fiber.RuntimeFiber<unknown>, millis: number): Effect.Effect<void> =>
-  Effect.async((resume) => {
-    const done = () => {
-      clearTimeout(timer)
-      fiber.removeObserver(done)
-      resume(Effect.void)
-    }
-    const timer = setTimeout(done, millis)
-    fiber.addObserver(done)
-  })
-
-/** A batch of one commit is part of the commit's trace. A batch of several is a root that links to their spans. */
-const traced = <A>(entries: ReadonlyArray<Entry>, effect: Effect.Effect<A>): Effect.Effect<A> => {
-  const spans = entries.flatMap(({ span }) => (Option.isSome(span) ? [span.value] : []))
-  const [first, ...others] = spans
-  const place: Tracer.SpanOptions =
-    first !== undefined && others.length === 0
-      ? { parent: first }
-      : { root: true, links: spans.map((span) => ({ _tag: "SpanLink" as const, span, attributes: {} })) }
-  return withSpanIfTraced("SqlStore.sendCommits", { ...place, attributes: { commits: entries.length } })(effect)
-}
-
 /** Whether one commit may have caused the failure, so that the others are sent again. */
 const mayBeOneCommitsFault = (cause: Cause.Cause<StoreError>): boolean => {
   const failure = Cause.failureOption(cause)
   return Option.isSome(failure)
-    ? !ofTheConnection.has(failure.value.reason) || isReported(failure.value)
+    ? !ofTheConnection.has(failure.value.reason) || isOfStatement(failure.value)
     : !Cause.isInterrupted(cause)
 }
 
 const ofTheConnection: ReadonlySet<StoreErrorReason> = new Set(["CommitUnknown", "ConnectionLost", "Unavailable"])
 
 /** Whether the server reports it as the error of a statement. A trigger may raise one with any code. */
-const isReported = ({ cause }: StoreError): boolean => {
-  const reported = cause instanceof SqlError ? cause.cause : undefined
-  return typeof reported === "object" && reported !== null && "severity" in reported && reported.severity === "ERROR"
-}
+const isOfStatement = ({ cause }: StoreError): boolean => cause instanceof SqlError && severityOf(cause) === "ERROR"

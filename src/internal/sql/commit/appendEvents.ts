@@ -19,8 +19,7 @@ import { execute, executeAlone, retryDisturbed } from "../pg/execute.js"
 import { withTransactionFrom } from "../pg/transaction.js"
 import { type AppendResult, makeAppendBatcher } from "./appendBatcher.js"
 import type { Commit } from "./commitQueue.js"
-import { type CommitStatements, resultsOf } from "./commitStatements.js"
-import { canCompile, compileAll, makeStatementCommits } from "./commitWithStatements.js"
+import { type CommitStatements, canCompile, compileAll, makeStatementCommits } from "./commitWithStatements.js"
 
 export interface AppendEvents {
   /** Stores events. Fails with `RetryCommand` on a conflict. */
@@ -67,7 +66,7 @@ export const makeAppendEvents = ({
         statement: withoutInnerSpans(statements.runAppend([events], { checksSnapshot: true }))
       },
       (returned, isNested) =>
-        Effect.flatMap(accept(resultsOf(returned)[0]), (result) =>
+        Effect.flatMap(accept(statements.resultsOf(returned)[0]), (result) =>
           result === "duplicate" ? Effect.succeed(undefined) : Effect.as(project, statements.end(events, { isNested }))
         )
     )
@@ -90,7 +89,7 @@ export const makeAppendEvents = ({
       retryDisturbed(
         Effect.map(
           executeAlone(sql, "commitEvents", "committing", statements.runAppend(commits, { lockTimeout })),
-          resultsOf
+          statements.resultsOf
         )
       )
     ),
@@ -101,7 +100,7 @@ export const makeAppendEvents = ({
             inside
               ? Effect.map(
                   execute(sql, { operation: "commitEvents", phase: "writing" }, statements.runAppend([events], {})),
-                  (returned) => resultsOf(returned)[0]
+                  (returned) => statements.resultsOf(returned)[0]
                 )
               : appendBatched(events),
             accept

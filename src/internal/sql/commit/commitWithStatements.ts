@@ -10,13 +10,35 @@ import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
 import type * as Tracer from "effect/Tracer"
 import type { StoreError } from "../../../StoreError.js"
-import { fromSqlError } from "../../runtime/sqlError.js"
+import { fromSqlError, severityOf } from "../../runtime/sqlError.js"
 import { withEachSpanIfTraced } from "../../runtime/tracing.js"
 import { interruptible, withConnection } from "../pg/connection.js"
 import { type Command, canSendBatch, sendBatch } from "../pg/driver.js"
 import { endedInside, isEndedInside } from "../pg/transaction.js"
+import type { AppendResult } from "./appendBatcher.js"
 import type { Commit } from "./commitQueue.js"
-import type { CommitStatements } from "./commitStatements.js"
+
+/**
+ * How commits are stored. With `lockTimeout` the statement waits only 100 ms for a lock of another transaction. With `allOrNothing` it
+ * raises if it does not write everything, because more statements follow. With `checksSnapshot` it fails if a rebuild has swapped tables
+ * since the transaction took its snapshot, because projections follow.
+ */
+export interface AppendMode {
+  readonly lockTimeout?: boolean
+  readonly allOrNothing?: boolean
+  readonly checksSnapshot?: boolean
+}
+
+/** The statements of a commit; `sql/commitStatements.ts` makes them. */
+export interface CommitStatements {
+  /** Stores commits, each independently of the others. */
+  readonly append: (commits: ReadonlyArray<Commit>, mode: AppendMode) => Command
+  readonly runAppend: (commits: ReadonlyArray<Commit>, mode: AppendMode) => Effect.Effect<string | null, SqlError>
+  /** The results of the commits, from what `append` returned. A commit that was written may be left out. */
+  readonly resultsOf: (returned: string | null) => ReadonlyArray<AppendResult>
+  /** Gives the events their place in the feed after their projections. Undefined if there is nothing to do. */
+  readonly end: (events: Commit, options: { readonly isNested: boolean }) => Command | undefined
+}
 
 export interface StatementCommits {
   /** Whether a connection of this client may be able to send a batch. */
@@ -56,7 +78,7 @@ export const makeStatementCommits = (
             const error = fromSqlError(operation, "committing", cause)
             if (isEndedInside(error)) return Effect.fail(endedInside(operation))
             // An error that the server reports for a statement, with any code, means that it has rolled all of them back.
-            if (isReported(cause) && !serverLeaves.test(error.code ?? "")) return Effect.succeed(false)
+            if (severityOf(cause) !== undefined && !serverLeaves.test(error.code ?? "")) return Effect.succeed(false)
             held.close()
             return error.reason === "CommitUnknown" ? Effect.fail(error) : Effect.succeed(false)
           }
@@ -96,10 +118,6 @@ const duplicate = { code: "MA003", message: "all of it is stored" }
 
 const isRaised = ({ cause }: SqlError, { code, message }: typeof duplicate): boolean =>
   cause instanceof Error && "code" in cause && cause.code === code && cause.message === message
-
-/** Whether the error comes from the server, and not from the driver. */
-const isReported = ({ cause }: SqlError): boolean =>
-  typeof cause === "object" && cause !== null && "severity" in cause && typeof cause.severity === "string"
 
 /** The codes with which the server ends a connection in any state. */
 const serverLeaves = /^57P0[1-5]$/

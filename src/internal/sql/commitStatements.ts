@@ -4,28 +4,20 @@
 import type * as SqlClient from "@effect/sql/SqlClient"
 import type { Fragment } from "@effect/sql/Statement"
 import * as Effect from "effect/Effect"
-import type { StoredSnapshot } from "../../../Snapshot.js"
-import { RetryCommand } from "../../../StoreError.js"
-import type { Command } from "../pg/driver.js"
-import { checkStillOpen } from "../pg/transaction.js"
-import type { AppendResult } from "./appendBatcher.js"
-import type { Commit } from "./commitQueue.js"
-
-/**
- * How commits are stored. With `lockTimeout` the statement waits only 100 ms for a lock of another transaction. With `allOrNothing` it
- * raises if it does not write everything, because more statements are sent along with it. With `checksSnapshot` it fails if a rebuild has
- * swapped tables since the transaction took its snapshot, because projections follow.
- */
-export interface AppendMode {
-  readonly lockTimeout?: boolean
-  readonly allOrNothing?: boolean
-  readonly checksSnapshot?: boolean
-}
-
-export type CommitStatements = ReturnType<typeof makeCommitStatements>
+import type { StoredSnapshot } from "../../Snapshot.js"
+import { RetryCommand } from "../../StoreError.js"
+import type { AppendResult } from "./commit/appendBatcher.js"
+import type { Commit } from "./commit/commitQueue.js"
+import type { AppendMode, CommitStatements } from "./commit/commitWithStatements.js"
+import type { Command } from "./pg/driver.js"
+import { checkStillOpen } from "./pg/transaction.js"
 
 /** Makes the statements for one schema. Their texts are put together once, because they are the statements that are sent most. */
-export const makeCommitStatements = (sql: SqlClient.SqlClient, schema: Fragment, isEmbedded: boolean) => {
+export const makeCommitStatements = (
+  sql: SqlClient.SqlClient,
+  schema: Fragment,
+  isEmbedded: boolean
+): CommitStatements => {
   const p = ""
   const [text] =
     sql`select ${schema}.commit_events(${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}) as refused`.compile()
@@ -43,34 +35,39 @@ export const makeCommitStatements = (sql: SqlClient.SqlClient, schema: Fragment,
   })
 
   return {
-    /** Stores commits, each independently of the others. Arrays, because a statement has at most 65 535 parameters. */
     append,
-    runAppend: (commits: ReadonlyArray<Commit>, mode: AppendMode) => {
+    runAppend: (commits, mode) => {
       const { text, values } = append(commits, mode)
       return Effect.map(sql.unsafe<{ readonly refused: string | null }>(text, values), ([row]) => row?.refused ?? null)
     },
-    /**
-     * Ends a commit whose projections have run: it gives the events their place in the feed (`place_in_feed`). Undefined if there is nothing
-     * to do. On the embedded database transactions exclude each other, so the place is right from the start.
-     */
-    end: (events: Commit, { isNested }: { readonly isNested: boolean }): Command | undefined => {
+    resultsOf,
+    end: (events, { isNested }) => {
+      // There transactions exclude each other, so the place is right from the start.
       if (isEmbedded) return undefined
       return {
         text: isNested ? `select ${place}` : `select ${checkStillOpen}, ${checkAndPlace}`,
         values: [events.map(({ aggregateId }) => aggregateId), events.map(({ sequence }) => sequence)]
       }
-    },
-    putSnapshot: ({ aggregateId, body, metadata, sequence, timestamp }: StoredSnapshot) =>
-      sql`insert into ${schema}.snapshots as s (aggregate_id, sequence, timestamp, body, metadata)
-        values (${aggregateId}, ${sequence}, ${timestamp}, ${body}, ${metadata})
-        on conflict (aggregate_id) do update
-        set sequence = excluded.sequence, timestamp = excluded.timestamp, body = excluded.body, metadata = excluded.metadata
-        where s.sequence <= excluded.sequence`
+    }
   }
 }
 
+/** Stores a snapshot, unless the stored one has a higher sequence. */
+export const upsertSnapshot = (
+  sql: SqlClient.SqlClient,
+  schema: Fragment,
+  { aggregateId, body, metadata, sequence, timestamp }: StoredSnapshot
+) =>
+  sql`insert into ${schema}.snapshots as s (aggregate_id, sequence, timestamp, body, metadata)
+    values (${aggregateId}, ${sequence}, ${timestamp}, ${body}, ${metadata})
+    on conflict (aggregate_id) do update
+    set sequence = excluded.sequence, timestamp = excluded.timestamp, body = excluded.body, metadata = excluded.metadata
+    where s.sequence <= excluded.sequence`
+
+// --- internal ---
+
 /** The results by the numbers of the commits, from what `commit_events` returned. A commit that was written is left out. */
-export const resultsOf = (returned: string | null): ReadonlyArray<AppendResult> => {
+const resultsOf = (returned: string | null): ReadonlyArray<AppendResult> => {
   if (returned === null) return allAppended
   const results: Array<AppendResult> = []
   const refused: ReadonlyArray<Refused> = JSON.parse(returned)
@@ -79,8 +76,6 @@ export const resultsOf = (returned: string | null): ReadonlyArray<AppendResult> 
   }
   return results
 }
-
-// --- internal ---
 
 const allAppended: ReadonlyArray<AppendResult> = []
 
