@@ -17,7 +17,7 @@ const clients = {
 }
 
 for (const [name, client] of Object.entries(clients)) {
-  layer(client, { excludeTestServices: true, timeout: 60_000 })(`layers on one client of ${name}`, (it) => {
+  layer(client, { excludeTestServices: true, timeout: 180_000 })(`layers on one client of ${name}`, (it) => {
     it.effect("500 of them leave nothing when they are closed", () =>
       Effect.gen(function* () {
         yield* SqlStore.migrate()
