@@ -57,8 +57,8 @@ export const layer: Layer.Layer<StoreAdapter | EventFeed | SubscriptionStore> = 
 const makeOn = (log: MemoryLog): StoreAdapterService => {
   const committed = new Records(undefined, log)
 
-  // The transaction of a fiber. Each store has a tag of its own: a projection of one store may commit to a second one,
-  // whose projection may commit to the first again, which must then find its own transaction.
+  // The transaction of a fiber. Each store has a tag of its own, because a projection of one store may commit to another.
+  // If a projection there commits to the first store again, it must find the transaction of the first.
   const Transaction = Context.GenericTag<Records>(`effect-maestro/MemoryStore/Transaction/${++stores}`)
 
   /** Calls the function with the records of the fiber's transaction, or with the committed ones. */

@@ -55,8 +55,8 @@ export interface StoreAdapterService {
    *   So a second commit settles a commit whose result was lost. Stored and new events in one commit are a conflict.
    * - Inside your own `SqlClient.withTransaction` it is part of that transaction, which stays usable after any failure.
    * - An interrupted commit stores all events or none.
-   * - Every other failure is a `StoreError`. After `CommitUnknown` only a second commit tells whether the events are
-   *   stored.
+   * - Every other failure is a `StoreError`. After `CommitUnknown` only a second commit shows whether the events
+   *   are stored.
    */
   readonly commitEvents: (
     events: ReadonlyArray<Event>
@@ -198,7 +198,7 @@ export class StoreAdapter extends Context.Tag("effect-maestro/StoreAdapter")<Sto
  * reason decides what an aggregate does next:
  *
  * - `Unavailable`, `ConnectionLost` and `Contention`: nothing is stored, and a retry may help;
- * - `CommitUnknown`: only a second commit of the same events tells whether they are stored;
+ * - `CommitUnknown`: only a second commit of the same events shows whether they are stored;
  * - `Constraint` after `work.project` has succeeded: COMMIT found the constraint violated, and `constraint` is its
  *   name;
  * - all other reasons are final.

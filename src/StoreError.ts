@@ -126,8 +126,8 @@ export type StoreErrorReason = typeof StoreErrorReason.Type
 /**
  * A store failed, for the given `reason`.
  *
- * Where a projection failed, `projection`, `type`, `sequence` and `aggregateId` name it and its event, and the message
- * begins with them: `projection "balances", event Deposited 3 of aggregate "Account/42": null value in column
+ * Where a projection failed, `projection`, `type`, `sequence` and `aggregateId` name it and its event. The message then
+ * begins with them. Example: `projection "balances", event Deposited 3 of aggregate "Account/42": null value in column
  * "currency" …`.
  *
  * @since 0.1.0

@@ -34,7 +34,7 @@ describe("FileStore", () => {
   it.scoped("a folder that is opened again has all records unchanged", () =>
     Effect.gen(function* () {
       const folder = yield* makeFolder
-      const [a, b] = [yield* stream("a", 1, 3), yield* stream("b — ✓\n\u2028", 1, 2)]
+      const [a, b] = [yield* stream("a", 1, 3), yield* stream("b ★ ✓\n\u2028", 1, 2)]
       const [old, saved] = [yield* snapshot("a", 2), yield* snapshot("a", 3)]
       const saving: Projection.Projection<unknown, StoreAdapter.StoreAdapter> = {
         name: "saving",
@@ -53,7 +53,7 @@ describe("FileStore", () => {
       )
       for (const _ of [1, 2]) {
         expect(yield* within(folder, read("a"))).toEqual(a)
-        expect(yield* within(folder, read("b — ✓\n\u2028"))).toEqual(b)
+        expect(yield* within(folder, read("b ★ ✓\n\u2028"))).toEqual(b)
         expect(
           yield* within(
             folder,

@@ -1,6 +1,6 @@
 /**
- * What the contract of the feed does not ask: the order of commits that follow each other, load for some time, and what
- * only a store on Postgres shows of transactions that overlap.
+ * Tests of the feed beside its contract: the order of commits that follow each other, and load. On Postgres also
+ * transactions that overlap.
  */
 import * as SqlClient from "@effect/sql/SqlClient"
 import { expect, it, layer } from "@effect/vitest"

@@ -1,6 +1,6 @@
 /**
- * The store on PGlite passes the contract. It runs in a process of its own, because a test runner keeps its layers
- * until the end of a file, and after thousands of random programs the store with its database has a gigabyte.
+ * The store on PGlite passes the contract. It has a file of its own, because a test runner keeps layers until the end
+ * of a file. After thousands of random programs the store with its database has a gigabyte.
  */
 
 import * as Layer from "effect/Layer"

@@ -381,7 +381,7 @@ function suite(name: string, store: Layer.Layer<StoreServices, unknown>, transac
     )
 
     it.scoped.runIf(transactional)(
-      "exactly once: a retry that waits for a lock of the one at work, and the other way round, both come to their end",
+      "exactly once: a retry that waits for a lock of the one at work, and the other way round, both end",
       () =>
         Effect.gen(function* () {
           const [a, kind, by] = [newId("a"), newId("kind"), newId("deadlock")]

@@ -137,8 +137,8 @@ export const Trade = Aggregate.make("Trade", {
 })
 
 /**
- * The tables, and a function that every projection of a balance calls: it leaves a mark of its caller in its transaction, and notes
- * in `felt` each mark and each setting of another caller that it finds there.
+ * The tables, and a function that every projection of a balance calls. It leaves a mark of its caller in its transaction.
+ * Each mark and each setting of another caller that it finds there is noted in `felt`.
  */
 export const createTables = (sql: SqlClient.SqlClient) =>
   Effect.forEach(

@@ -1,6 +1,7 @@
 /**
- * What clients asked and were told, and whether the log agrees: every acknowledged command is there once, every refused one
- * nowhere, every unknown one whole or not at all, every answer true, every projection the fold of the log.
+ * The commands of clients, their answers, and the check of both against the log. Every acknowledged command must be there
+ * once, every refused one nowhere, and every unknown one whole or not at all. Every answer must be true, and every
+ * projection must be the fold of the log.
  */
 
 /** One command, or one commit, of one client. */

@@ -4,8 +4,8 @@ import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 
 /**
- * A moment of a commit: before its request reached the server; when the request is at the server and nothing has been
- * answered; when the server has answered and the client has not heard it.
+ * A moment of a commit: before its request has reached the server, before the server has answered, or before the answer
+ * has reached the client.
  */
 export type Moment = "before" | "during" | "after"
 

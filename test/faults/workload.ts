@@ -1,4 +1,4 @@
-/** Clients on several nodes that move money about, and keep a record of what they asked and were told. */
+/** Clients on several nodes that move money between accounts, and record their commands and the answers. */
 import * as SqlClient from "@effect/sql/SqlClient"
 import { PgClient } from "@effect/sql-pg"
 import * as Arr from "effect/Array"
@@ -342,7 +342,7 @@ const codeOf = (error: unknown): unknown =>
         ? codeOf(error.cause)
         : undefined
 
-/** What a client may conclude from what it was told. */
+/** The outcome that a client concludes from an answer. */
 const outcomeOf = (exit: Exit.Exit<ReadonlyArray<Answer>, unknown>): Outcome => {
   if (Exit.isSuccess(exit)) return { _tag: "Acknowledged", answers: exit.value }
   const failure = Option.getOrUndefined(Cause.failureOption(exit.cause))

@@ -211,7 +211,8 @@ const membersByTag = (ast: AST.AST): Map<string, Array<AST.AST>> => {
       visit(member.f())
     } else {
       const tag = literalTagOf(member)
-      if (tag === undefined) throw new TypeError(`A schema without a literal _tag can't be told from others: ${member}`)
+      if (tag === undefined)
+        throw new TypeError(`A schema without a literal _tag can't be distinguished from others: ${member}`)
       found.set(tag, [...(found.get(tag) ?? []), member])
     }
   }

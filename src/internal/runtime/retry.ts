@@ -7,16 +7,6 @@ import type * as Schedule from "effect/Schedule"
 import { StoreError } from "../../StoreError.js"
 import { isTransientSqlError, transientReasons } from "./sqlError.js"
 
-/** `Effect.retry` without its cost before the first failure. */
-export const retryWhile = <A, E, R>(
-  effect: Effect.Effect<A, E, R>,
-  schedule: Schedule.Schedule<unknown>,
-  isRetryable: (error: E) => boolean
-): Effect.Effect<A, E, R> =>
-  Effect.catchAll(effect, (error) =>
-    isRetryable(error) ? retryAfter(error, effect, schedule, isRetryable) : Effect.fail(error)
-  )
-
 /**
  * Settles a commit of unknown outcome by committing the same events again. If they were stored, that succeeds and writes nothing. Deciding
  * again instead could apply a command twice. If the schedule ends before the outcome is known, the failure is `CommitUnknown`, and not that of

@@ -46,8 +46,8 @@ const writing = (sql: SqlClient.SqlClient, schema: Fragment): Fragment =>
 /**
  * Stores any number of commits in one statement, each independently of the others. `p_commits` has the number of the commit that an event
  * belongs to, and `p_firsts` whether the event is the first of its aggregate in that commit. It returns null if it wrote all commits.
- * Otherwise it returns a JSON list with an entry for each commit that it did not write: its number, whether it is a duplicate, and the
- * aggregate and sequence that refuse it.
+ * Otherwise it returns a JSON list with an entry for each commit that it did not write. An entry has the number of the commit, whether it
+ * is a duplicate, and the aggregate and sequence that refuse it.
  *
  * A conflict is returned and not raised, so it breaks neither a transaction around it nor the other commits of the statement. Rows that a
  * refused commit had inserted are deleted again. Rows are inserted by aggregate and sequence, so that two statements with the same rows
@@ -138,8 +138,8 @@ const commitEvents = ({ schema, sql }: LogTable): Statement<unknown> =>
 /**
  * Stores one commit in a transaction that has written before, and returns what `commit_events` returns for it.
  *
- * Such a transaction has its id from its first write, and transactions with higher ids may have extended a stream since. So the key of these
- * events is the highest of three: the id, the key of the event before each of them in its stream, and the highest key that this
+ * Such a transaction has its id from its first write, and transactions with higher ids may have extended a stream since. The key of these
+ * events is therefore the highest of three. They are the id, the key of the event before each in its stream, and the highest key that this
  * transaction has used. The third part keeps its events in the order in which it wrote them. No reader has passed that key, because it is
  * not below the id of a transaction that is still open. Keys above all transactions, as a restored dump has them, do not count, because a
  * repair orders those.
@@ -357,8 +357,8 @@ const reading = (sql: SqlClient.SqlClient, schema: Fragment): Fragment =>
   set enable_bitmapscan = off`
 
 /**
- * Reads a stream from its newest snapshot up to `p_max`, if there is one: the snapshot as a row without a type, and up to `p_limit` events
- * from the sequence of the snapshot. A body or metadata of more than `p_small` bytes is null.
+ * Reads a stream from its newest snapshot up to `p_max`, if there is one. The snapshot is a row without a type. Up to `p_limit` events
+ * follow, from the sequence of the snapshot. A body or metadata of more than `p_small` bytes is null.
  */
 const readStream = ({ measuring, schema, sql }: LogTable): Statement<unknown> =>
   sql`create or replace function ${schema}.read_stream(p_aggregate_id text, p_max int, p_limit int, p_small int)

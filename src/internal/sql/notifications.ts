@@ -4,8 +4,8 @@
  * `SqlStore.layerWith` builds it once, for the store, its feed and its subscriptions. A signal is a hint and never a promise: the waiters poll,
  * too, so a lost notification costs time and no event.
  *
- * - One notification is sent for all commits within 20 ms, outside of any transaction: a transaction that notifies holds a lock that all
- *   others wait for until it is on the disk.
+ * - One notification is sent for all commits within 20 ms, outside of any transaction. A transaction that notifies would hold a lock that
+ *   all others wait for until it is on the disk.
  * - Stores on one embedded database do not notify each other. Their waiters poll.
  * - When the scope closes, the notification of the last commits is sent, and no fiber is left.
  */

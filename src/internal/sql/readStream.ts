@@ -195,8 +195,8 @@ const selectPage = ({ schema, sql }: LogTable, { aggregateId, minSequence }: Seq
 const maxPageSize = 2_000_000
 
 /**
- * The page of a row. If the row has no lists, rows have to be read: up to the last event of the page if the page is complete and too large,
- * without a bound if a sequence is missing, which the fold then reports.
+ * The page of a row. If the row has no lists, rows have to be read. The bound is the last event of the page if the page is complete and too
+ * large. There is no bound if a sequence is missing, which the fold then reports.
  */
 const pageOfRow = (
   aggregateId: string,

@@ -59,6 +59,6 @@ export class NotReached extends Schema.TaggedError<NotReached>("effect-maestro/N
           : `it has stopped at event ${this.failure.sequence} of aggregate ${JSON.stringify(this.failure.aggregateId)}, of type ${JSON.stringify(this.failure.type)}: ${this.failure.error.split("\n")[0]}`,
       NeverRun: "no subscription of that name has run"
     }[this.reason]
-    return `subscription ${name} has not come to position ${this.position} in time: ${why}`
+    return `subscription ${name} has not reached position ${this.position} in time: ${why}`
   }
 }

@@ -106,7 +106,7 @@ export const checkHandlers = (name: string, ons: ReadonlyArray<Pick<On, "events"
 }
 
 /**
- * Throws a `TypeError` for projections that a subscription can't run. Callers that circumvent the types may pass them.
+ * Throws a `TypeError` for projections that a subscription can't run. Callers that circumvent the types can do so.
  */
 export const checkProjections = (
   name: string,

@@ -67,7 +67,9 @@ export const makeAppendEvents = ({
       },
       (returned, isNested) =>
         Effect.flatMap(accept(statements.resultsOf(returned)[0]), (result) =>
-          result === "duplicate" ? Effect.succeed(undefined) : Effect.as(project, statements.end(events, { isNested }))
+          Effect.map(result === "duplicate" ? Effect.void : project, () =>
+            result === "duplicate" ? undefined : statements.end(events, { isNested })
+          )
         )
     )
 

@@ -98,8 +98,8 @@ export const interruptible = <A>(
   )
 
 /**
- * Sends a statement of a caller inside of a transaction. The statement may be part of a clean-up, such as a ROLLBACK TO SAVEPOINT: then
- * interruption still sends it, waits for it for the grace period at most, and has the connection closed if it has not ended. A connection
+ * Sends a statement of a caller inside of a transaction. The statement may be part of a clean-up, such as a ROLLBACK TO SAVEPOINT.
+ * Interruption then still sends it, and waits for the grace period at most. If it has not ended by then, the connection is closed. A connection
  * that will be closed takes no more statements, because they would queue behind the interrupted statement.
  */
 export const interruptibleInside = <A>(
