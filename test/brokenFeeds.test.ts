@@ -296,7 +296,7 @@ describe("on Postgres", () => {
             new.${sql(key?.name ?? "")} := pg_current_xact_id();
             return new;
           end $$`
-        yield* sql`create trigger order_by_transaction before insert on maestro.event_log
+        yield* sql`create trigger order_by_transaction before insert or update on maestro.event_log
           for each row execute function public.order_by_transaction()`
         const sentences = [order("commitAll"), order("caller's transaction")]
         const run = failing(onPostgres, sentences.map(named), "10 seconds")

@@ -2,7 +2,7 @@
  * A lock that is granted in the order of its requests.
  *
  * `stateCache.ts` has one for each aggregate, so that a process decides the commands on an aggregate one at a time.
- * `commandHandler.ts` takes and releases it.
+ * `aggregateLock.ts` takes and releases it.
  *
  * - A request is granted once. If it is interrupted when it is granted already, `withLock` releases the lock.
  * - The lock stays locked while it goes from one holder to the next, so no other request can come between them.

@@ -3,7 +3,7 @@
  *
  * The command is decided on the stored state, and its events are committed with a receipt. If the command has taken
  * effect before, the attempt fails: by a conflict with the stored receipt, by a refusal, or by a defect of a handler.
- * So after every failure the receipt is read. If it is stored, the command is a duplicate, and succeeds with the
+ * So after a failure the receipt is read, except after a failure of the store and after an interruption. If it is stored, the command is a duplicate, and succeeds with the
  * current state.
  *
  * Such a command never joins a batch, because a stored receipt would make the commit of the whole batch fail.

@@ -40,6 +40,12 @@ export const withEachSpanIfTraced =
           )
     )
 
+/** The span of an SQL statement, as `@effect/sql` makes it. */
+export const statementSpan = (text: string): Tracer.SpanOptions => ({
+  kind: "client",
+  attributes: { "db.system.name": "postgresql", "db.operation.name": "execute", "db.query.text": text }
+})
+
 /**
  * Gives an effect that serves several callers a span, unless the program has the default tracer. For one caller it is part of the caller's
  * trace. For several it is a root that links to their spans.

@@ -74,12 +74,15 @@ const selectHeadChange = (sql: SqlClient.SqlClient, schema: Statement.Fragment, 
 
 /**
  * Whether an event has the key of a transaction that has not begun. Such events were restored from another database.
- * The key of the current transaction is excepted, because it sees its own events and may be the newest of all.
+ * The keys of the current transaction are excepted, because it sees its own events, whose keys may be above its snapshot.
  */
 const hasFutureKeys = (sql: SqlClient.SqlClient, schema: Statement.Fragment) =>
   sql`exists (
     select 1 from ${schema}.event_log where feed_key >= pg_snapshot_xmax(pg_current_snapshot())
-      and feed_key is distinct from pg_current_xact_id_if_assigned()
+      and feed_key > coalesce(
+        greatest(pg_current_xact_id_if_assigned(), nullif(current_setting('effect_maestro.feed_key', true), '')::xid8),
+        '0'::xid8
+      )
   )`
 
 const namesOf = (json: string | null): ReadonlySet<string> => new Set(json === null ? [] : JSON.parse(json))

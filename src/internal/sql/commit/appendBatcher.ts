@@ -18,6 +18,7 @@
  * - Queued: waits for a statement.
  *   - to InFlight, when a sender takes it into a batch
  *   - to Withdrawn, when its caller is interrupted: it is not sent
+ *   - to Answered, when the scope has closed before it was sent
  * - InFlight: part of a batch.
  *   - to InFlight in a batch of its own, when its batch has failed for a reason that may be one commit's fault
  *   - to Abandoned, when its caller is interrupted: a batch that no caller waits for any more is cancelled
@@ -26,21 +27,20 @@
  *   - to Answered, when its batch ends
  */
 import * as SqlClient from "@effect/sql/SqlClient"
-import { SqlError } from "@effect/sql/SqlError"
-import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as FiberId from "effect/FiberId"
-import * as Option from "effect/Option"
+import type * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
 import * as Tracer from "effect/Tracer"
-import { type RetryCommand, StoreError, type StoreErrorReason } from "../../../StoreError.js"
+import { type RetryCommand, StoreError } from "../../../StoreError.js"
+import { makeBackpressure } from "../../runtime/backpressure.js"
 import { awaitAtMost, awaitFiberAtMost, awaitGrace, boundedInterruption } from "../../runtime/interruption.js"
 import { scheduleMacrotask } from "../../runtime/macrotask.js"
-import { severityOf } from "../../runtime/sqlError.js"
+import { isOfStatement } from "../../runtime/storeFailure.js"
 import { withBatchSpanIfTraced } from "../../runtime/tracing.js"
 import { sizeOf } from "../../store/storedRecord.js"
 import { aggregatesOf, type Commit, CommitQueue, isLarge, type QueuedCommit } from "./commitQueue.js"
@@ -64,12 +64,11 @@ export const makeAppendBatcher = (
 ): Effect.Effect<(commit: Commit) => Effect.Effect<AppendResult, StoreError>, never, Scope.Scope> => {
   const queue = new CommitQueue<Entry>()
   let phase: "open" | "closing" | "closed" = "open"
-  let waitingSize = 0
+  const room = makeBackpressure(maxWaitingSize)
   let batchesInFlight = 0
   let recentBatchSize = 1
   let unanswered = 0
   const idleSenders: Array<() => void> = []
-  let backpressure: Deferred.Deferred<void> | undefined
   const drained = Deferred.unsafeMake<void>(FiberId.none)
 
   const move = (entry: Entry, state: State): void => {
@@ -95,16 +94,8 @@ export const makeAppendBatcher = (
     const taken = queue.take({ ...limits, commits })
     if (taken.length > 0) recentBatchSize = Math.max(taken.length, recentBatchSize - 1)
     if (taken.length > 0 && queue.length > 0) wakeSender()
-    leaveQueue(taken.reduce((sum, { size }) => sum + size, 0))
+    room.remove(taken.reduce((sum, { size }) => sum + size, 0))
     return taken.length > 0 ? startBatch(taken) : undefined
-  }
-
-  const leaveQueue = (size: number): void => {
-    waitingSize -= size
-    if (backpressure !== undefined && waitingSize <= maxWaitingSize / 2) {
-      Deferred.unsafeDone(backpressure, Effect.void)
-      backpressure = undefined
-    }
   }
 
   const countAnswered = (count: number): void => {
@@ -150,7 +141,7 @@ export const makeAppendBatcher = (
       const sending = Effect.onExit(Effect.interruptible(send(commits, failFastOnLock)), (exit) => {
         if (failFastOnLock) batchesInFlight--
         // Until then no other commit about their aggregates is sent.
-        return failFastOnLock && Exit.isFailure(exit) && mayBeOneCommitsFault(exit.cause)
+        return failFastOnLock && Exit.isFailure(exit) && isOfStatement(exit.cause)
           ? Effect.forEach(
               entries.map((entry) => startBatch([entry])),
               (one) => sendBatch(one, false),
@@ -198,7 +189,7 @@ export const makeAppendBatcher = (
     if (state._tag === "Queued") {
       move(entry, { _tag: "Withdrawn" })
       queue.dropWithdrawn()
-      leaveQueue(entry.size)
+      room.remove(entry.size)
       countAnswered(1)
       return Effect.void
     }
@@ -216,12 +207,6 @@ export const makeAppendBatcher = (
   const appendUnbatched = (commit: Commit): Effect.Effect<AppendResult, StoreError> =>
     boundedInterruption(Effect.map(send([commit], false), ([result]) => result ?? "appended"))
 
-  const roomInQueue: Effect.Effect<void> = Effect.suspend(() => {
-    if (waitingSize <= maxWaitingSize) return Effect.void
-    if (backpressure === undefined) backpressure = Deferred.unsafeMake(FiberId.none)
-    return Effect.zipRight(Deferred.await(backpressure), roomInQueue)
-  })
-
   const enqueue = (commit: Commit, size: number): Effect.Effect<AppendResult, StoreError> =>
     Effect.contextWithEffect((context: Context.Context<never>) => {
       const queued = Effect.async<AppendResult, StoreError>((resume) => {
@@ -229,12 +214,12 @@ export const makeAppendBatcher = (
         const entry: Entry = { commit, size, aggregates: aggregatesOf(commit), span, resume, state: { _tag: "Queued" } }
         queue.push(entry)
         unanswered++
-        waitingSize += size
+        room.add(size)
         wakeSender()
         return Effect.suspend(() => Effect.asVoid(interrupt(entry)))
       })
       const append = Effect.suspend(() => (phase === "open" ? queued : appendUnbatched(commit)))
-      return waitingSize <= maxWaitingSize ? append : Effect.zipRight(roomInQueue, append)
+      return room.isFull() ? Effect.zipRight(room.awaitRoom, append) : append
     })
 
   return Effect.as(
@@ -303,16 +288,3 @@ const minBatchSize = 16
 
 /** Of the queue, in characters. */
 const maxWaitingSize = 64_000_000
-
-/** Whether one commit may have caused the failure, so that the others are sent again. */
-const mayBeOneCommitsFault = (cause: Cause.Cause<StoreError>): boolean => {
-  const failure = Cause.failureOption(cause)
-  return Option.isSome(failure)
-    ? !ofTheConnection.has(failure.value.reason) || isOfStatement(failure.value)
-    : !Cause.isInterrupted(cause)
-}
-
-const ofTheConnection: ReadonlySet<StoreErrorReason> = new Set(["CommitUnknown", "ConnectionLost", "Unavailable"])
-
-/** Whether the server reports it as the error of a statement. A trigger may raise one with any code. */
-const isOfStatement = ({ cause }: StoreError): boolean => cause instanceof SqlError && severityOf(cause) === "ERROR"

@@ -10,28 +10,16 @@
  */
 import type * as SqlClient from "@effect/sql/SqlClient"
 import * as Effect from "effect/Effect"
-import type * as Scope from "effect/Scope"
 import type { ProjectionWork } from "../../../StoreAdapter.js"
 import type { RetryCommand, StoreError } from "../../../StoreError.js"
 import { whenInTransaction } from "../../runtime/ambientTransaction.js"
 import { withoutInnerSpans } from "../../runtime/tracing.js"
+import { canCompile, compileAll } from "../pg/compileStatements.js"
 import { execute, executeAlone, retryDisturbed } from "../pg/execute.js"
 import { withTransactionFrom } from "../pg/transaction.js"
 import { type AppendResult, makeAppendBatcher } from "./appendBatcher.js"
 import type { Commit } from "./commitQueue.js"
-import { type CommitStatements, canCompile, compileAll, makeStatementCommits } from "./commitWithStatements.js"
-
-export interface AppendEvents {
-  /** Stores events. Fails with `RetryCommand` on a conflict. */
-  readonly append: (events: Commit) => Effect.Effect<Appended, RetryCommand | StoreError>
-  /** Stores events and runs the projections, unless the commit is a duplicate. */
-  readonly appendWith: <E, R>(
-    events: Commit,
-    work: ProjectionWork<E, R>
-  ) => Effect.Effect<void, RetryCommand | StoreError | E, R>
-}
-
-type Appended = Exclude<AppendResult, RetryCommand>
+import { type CommitStatements, makeStatementCommits } from "./commitWithStatements.js"
 
 /** When the scope closes, the commits in flight end first. `committed` runs for each commit that was stored, or will be. */
 export const makeAppendEvents = ({
@@ -46,10 +34,12 @@ export const makeAppendEvents = ({
   readonly sql: SqlClient.SqlClient
   readonly statements: CommitStatements
   readonly committed: Effect.Effect<void>
-}): Effect.Effect<AppendEvents, never, Scope.Scope> => {
+}) => {
   const statementCommits = makeStatementCommits(sql, statements)
 
-  const accept = (result: AppendResult = "appended"): Effect.Effect<Appended, RetryCommand> =>
+  const accept = (
+    result: AppendResult = "appended"
+  ): Effect.Effect<Exclude<AppendResult, RetryCommand>, RetryCommand> =>
     result === "appended"
       ? Effect.as(committed, result)
       : result === "duplicate"
@@ -95,8 +85,9 @@ export const makeAppendEvents = ({
         )
       )
     ),
-    (appendBatched): AppendEvents => ({
-      append: (events) =>
+    (appendBatched) => ({
+      /** Stores events. Fails with `RetryCommand` on a conflict. */
+      append: (events: Commit) =>
         whenInTransaction((inside) =>
           Effect.flatMap(
             inside
@@ -108,7 +99,8 @@ export const makeAppendEvents = ({
             accept
           )
         ),
-      appendWith: (events, work) =>
+      /** Stores events and runs the projections, unless the commit is a duplicate. */
+      appendWith: <E, R>(events: Commit, work: ProjectionWork<E, R>) =>
         whenInTransaction((inside) =>
           inside
             ? appendInTransaction(events, work.project)

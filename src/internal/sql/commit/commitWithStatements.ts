@@ -2,16 +2,12 @@
  * Commits whose projections are all SQL statements: events and statements are one transaction in one round trip. `appendEvents.ts` uses it
  * outside of a transaction, and commits in the general way if it returns false.
  */
-import * as SqlClient from "@effect/sql/SqlClient"
+import type * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
-import * as Statement from "@effect/sql/Statement"
-import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
-import type * as Fiber from "effect/Fiber"
-import type * as Tracer from "effect/Tracer"
 import type { StoreError } from "../../../StoreError.js"
 import { fromSqlError, severityOf } from "../../runtime/sqlError.js"
-import { withEachSpanIfTraced } from "../../runtime/tracing.js"
+import { statementSpan, withEachSpanIfTraced } from "../../runtime/tracing.js"
 import { interruptible, withConnection } from "../pg/connection.js"
 import { type Command, canSendBatch, sendBatch } from "../pg/driver.js"
 import { endedInside, isEndedInside } from "../pg/transaction.js"
@@ -40,24 +36,16 @@ export interface CommitStatements {
   readonly end: (events: Commit, options: { readonly isNested: boolean }) => Command | undefined
 }
 
-export interface StatementCommits {
-  /** Whether a connection of this client may be able to send a batch. */
-  readonly isSupported: () => boolean
-  /**
-   * Commits the events with the statements, and returns whether they are stored. It returns false for a conflict, a statement that fails, or a
-   * connection that can't send a batch.
-   */
-  readonly commit: (events: Commit, statements: ReadonlyArray<Command>) => Effect.Effect<boolean, StoreError>
-}
-
-export const makeStatementCommits = (
-  sql: SqlClient.SqlClient,
-  commitStatements: CommitStatements
-): StatementCommits => {
+export const makeStatementCommits = (sql: SqlClient.SqlClient, commitStatements: CommitStatements) => {
   let supported = true
   return {
+    /** Whether a connection of this client may be able to send a batch. */
     isSupported: () => supported,
-    commit: (events, statements) =>
+    /**
+     * Commits the events with the statements, and returns whether they are stored. It returns false for a conflict, a statement that fails,
+     * or a connection that can't send a batch.
+     */
+    commit: (events: Commit, statements: ReadonlyArray<Command>): Effect.Effect<boolean, StoreError> =>
       withConnection(sql, operation, (held) => {
         if (!canSendBatch(held.connection)) {
           supported = false
@@ -82,31 +70,15 @@ export const makeStatementCommits = (
             held.close()
             return error.reason === "CommitUnknown" ? Effect.fail(error) : Effect.succeed(false)
           }
-        }).pipe(withEachSpanIfTraced("sql.execute", statements.map(spanOf)))
+        }).pipe(
+          withEachSpanIfTraced(
+            "sql.execute",
+            statements.map(({ text }) => statementSpan(text))
+          )
+        )
       })
   }
 }
-
-/** Whether statements of the running fiber can be sent as they compile: they are for this client, and the caller transforms none. */
-export const canCompile = (fiber: Fiber.RuntimeFiber<unknown, unknown>, client: SqlClient.SqlClient): boolean => {
-  if (fiber.getFiberRef(Statement.currentTransformer)._tag === "Some") return false
-  const own = Context.getOption(fiber.currentContext as Context.Context<never>, SqlClient.SqlClient)
-  return own._tag === "Some" && own.value === client
-}
-
-/** The compiled statements of the projections, or undefined if a handler fails. Running the projections gives the reason. */
-export const compileAll = <E, R>(
-  statements: Effect.Effect<ReadonlyArray<Statement.Statement<unknown>>, E, R>
-): Effect.Effect<ReadonlyArray<Command> | undefined, never, R> =>
-  Effect.matchCause(
-    Effect.map(statements, (all) =>
-      all.map((statement): Command => {
-        const [text, values] = statement.compile()
-        return { text, values }
-      })
-    ),
-    { onFailure: () => undefined, onSuccess: (commands) => commands }
-  )
 
 // --- internal ---
 
@@ -121,8 +93,3 @@ const isRaised = ({ cause }: SqlError, { code, message }: typeof duplicate): boo
 
 /** The codes with which the server ends a connection in any state. */
 const serverLeaves = /^57P0[1-5]$/
-
-const spanOf = ({ text }: Command): Tracer.SpanOptions => ({
-  kind: "client",
-  attributes: { "db.system.name": "postgresql", "db.operation.name": "execute", "db.query.text": text }
-})

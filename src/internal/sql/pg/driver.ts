@@ -1,7 +1,7 @@
 /**
  * The objects of the driver behind an `SqlClient`: clients of `pg`, and PGlite.
  *
- * This is the only file that knows them. The other files of this room, `notifications.ts` and `SqlStore.ts` ask it what a connection can do.
+ * This is the only file that knows them, except `PgliteClient.ts`, which makes PGlite. The other files of this room, `notifications.ts` and `SqlStore.ts` ask it what a connection can do.
  *
  * - Every part is looked for before it is used. A client that does not show it, such as PGlite, has the fallback that is named here.
  * - No private field is read or written. A batch is a query object with `submit`, which is how `pg-cursor` extends `pg`, too.

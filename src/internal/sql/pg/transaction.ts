@@ -85,7 +85,9 @@ export const withTransactionFrom = <E, R>(
           Effect.flatMap(
             Effect.flatMap(statement, (value) => next(value, true)),
             (last) =>
-              last === undefined ? Effect.void : writing(withoutInnerSpans(sql.unsafe(last.text, [...last.values])))
+              last === undefined
+                ? Effect.void
+                : Effect.asVoid(writing(withoutInnerSpans(sql.unsafe(last.text, [...last.values]))))
           )
         )
       : Effect.asVoid(
@@ -156,8 +158,8 @@ const meaningOf = (operation: string, error: StoreError): StoreError =>
       ? endedInside(operation)
       : error
 
-/** There is no such savepoint, or no transaction. */
-const noSavepoint = /^(3B001|25P01)$/
+/** There is no such savepoint or no transaction, or the connection is in another state than the batch needs (`driver.ts`). */
+const noSavepoint = /^(3B001|25P01|25001)$/
 
 // A commit must see the commits before it, so the isolation does not depend on the default of the database.
 const beginning = ["BEGIN ISOLATION LEVEL READ COMMITTED", "SET LOCAL effect_maestro.begun = yes"]
