@@ -122,7 +122,7 @@ const makeOn = (log: MemoryLog): StoreAdapterService => {
     appendWith: (events, { project }) =>
       transact("commitAll", (records) =>
         Effect.flatMap(append(records, events), (outcome) =>
-          outcome === "stored" ? Effect.void : Effect.provideService(project, Transaction, records)
+          outcome === "duplicate" ? Effect.void : Effect.provideService(project, Transaction, records)
         )
       ),
     putSnapshot: (snapshot) =>

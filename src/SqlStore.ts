@@ -188,7 +188,7 @@ const makeOn = ({ client, log, notifications }: Prepared): Effect.Effect<StoreAd
     })
     return makeEncoded({
       name: "SqlStore",
-      append: (events) => Effect.map(append(events), (result) => (result === "appended" ? "written" : "stored")),
+      append,
       appendWith,
       putSnapshot: (snapshot) =>
         // Outside a transaction the statement is its own commit, and one of unknown outcome does no harm when it is repeated.

@@ -211,13 +211,13 @@ export interface EncodedStore {
   readonly name: string
 
   /**
-   * Stores the events, all or none, and returns `written`. Returns `stored` if all of them are stored already, with the
+   * Stores the events, all or none, and returns `appended`. Returns `duplicate` if all of them are stored already, with the
    * same timestamps and sequences. `RetryCommand` names the first event that can't be stored. Inside `work.project` of
    * `appendWith` it is part of that transaction.
    */
   readonly append: (
     events: ReadonlyArray<StoredEvent>
-  ) => Effect.Effect<"written" | "stored", RetryCommand | StoreError>
+  ) => Effect.Effect<"appended" | "duplicate", RetryCommand | StoreError>
 
   /**
    * One transaction: appends the events as `append` does, then runs `work.project`, unless the events were stored

@@ -33,7 +33,9 @@ export const makeDatabase = Effect.gen(function* () {
 
 /** The URL of this worker's server. The global setup starts it at the first request. */
 const serverUrl = Effect.promise(async () => {
-  const response = await fetch(`${inject("databaseOfWorker")}/${process.env.VITEST_POOL_ID}`)
+  const response = await fetch(`${inject("databaseOfWorker")}/${process.env.VITEST_POOL_ID}`, {
+    headers: { connection: "close" }
+  })
   const text = await response.text()
   if (!response.ok) throw new Error(text)
   return text

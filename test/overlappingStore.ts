@@ -212,7 +212,7 @@ export const makeOverlapping = (observer?: Observer): Store => {
     appendWith: (events, { project }) =>
       transact("commitAll", (records) =>
         Effect.flatMap(append(records, events, observer), (outcome) =>
-          outcome === "stored" ? Effect.void : Effect.provideService(project, Transaction, records)
+          outcome === "duplicate" ? Effect.void : Effect.provideService(project, Transaction, records)
         )
       ),
     putSnapshot: (snapshot) =>
@@ -276,7 +276,7 @@ const append = (records: Records, events: ReadonlyArray<Event.StoredEvent>, obse
   Effect.suspend(() => {
     const isStored = ({ aggregateId, sequence, timestamp }: Event.StoredEvent) =>
       eventOf(records, aggregateId, sequence)?.timestamp === timestamp
-    if (events.every(isStored)) return Effect.succeed("stored" as const)
+    if (events.every(isStored)) return Effect.succeed("duplicate" as const)
     for (const { aggregateId, events: added } of byAggregate(events)) {
       const sequence = added[0]?.sequence ?? 0
       if (sequence !== headOf(records, aggregateId) + 1) {
@@ -285,7 +285,7 @@ const append = (records: Records, events: ReadonlyArray<Event.StoredEvent>, obse
       records.events.set(aggregateId, [...(records.events.get(aggregateId) ?? []), ...added])
     }
     for (const event of events) observer?.written(records, event)
-    return Effect.succeed("written" as const)
+    return Effect.succeed("appended" as const)
   })
 
 const byAggregate = (events: ReadonlyArray<Event.StoredEvent>) => {

@@ -32,6 +32,8 @@ export default async function setup(project: TestProject): Promise<(() => Promis
   }
   // A server starts at the first request, because a run of one file needs one server at most.
   const requests = createHttpServer(async ({ url = "" }, response) => {
+    // A kept connection can be closed by one side while the other begins a request.
+    response.setHeader("connection", "close")
     try {
       response.end(given === "" ? (await serverOf(url)).url : given)
     } catch (error) {

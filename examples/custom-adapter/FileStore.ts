@@ -79,7 +79,7 @@ export const make = (
       appendWith: (events, { project }) =>
         transact("commitAll", (records) =>
           Effect.flatMap(append(records, events), (outcome) =>
-            outcome === "stored" ? Effect.void : Effect.provideService(project, Transaction, records)
+            outcome === "duplicate" ? Effect.void : Effect.provideService(project, Transaction, records)
           )
         ),
       putSnapshot: (snapshot) =>
@@ -164,11 +164,11 @@ class Records {
 const append = (
   records: Records,
   events: ReadonlyArray<Event.StoredEvent>
-): Effect.Effect<"written" | "stored", StoreError.RetryCommand> =>
+): Effect.Effect<"appended" | "duplicate", StoreError.RetryCommand> =>
   Effect.suspend(() => {
     const isStored = ({ aggregateId, sequence, timestamp }: Event.StoredEvent) =>
       records.read({ aggregateId, minSequence: sequence, maxSequence: sequence })[0]?.timestamp === timestamp
-    if (events.every(isStored)) return Effect.succeed("stored")
+    if (events.every(isStored)) return Effect.succeed("duplicate")
     for (const event of events) {
       const { aggregateId, sequence } = event
       if (sequence !== records.head(aggregateId) + 1) {
@@ -176,7 +176,7 @@ const append = (
       }
       records.add({ events: [event], snapshots: [] })
     }
-    return Effect.succeed("written")
+    return Effect.succeed("appended")
   })
 
 /** The records of the journal. */

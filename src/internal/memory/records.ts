@@ -80,13 +80,13 @@ export class Records {
   }
 }
 
-/** Adds the events, or returns `stored` if all of them are stored already. A conflict changes nothing. */
+/** Adds the events, or returns `duplicate` if all of them are stored already. A conflict changes nothing. */
 export const append = (
   records: Records,
   events: ReadonlyArray<StoredEvent>
-): Effect.Effect<"written" | "stored", RetryCommand> => {
+): Effect.Effect<"appended" | "duplicate", RetryCommand> => {
   if (events.every((event) => records.event(event.aggregateId, event.sequence)?.timestamp === event.timestamp)) {
-    return Effect.succeed("stored")
+    return Effect.succeed("duplicate")
   }
   const heads = new Map<string, number>()
   for (const { aggregateId, sequence } of events) {
@@ -96,5 +96,5 @@ export const append = (
     heads.set(aggregateId, sequence)
   }
   for (const event of events) records.push(event)
-  return Effect.succeed("written")
+  return Effect.succeed("appended")
 }
