@@ -101,7 +101,7 @@ it.layer(onPostgres, { timeout: 60_000 })("Faults inside of commits", (it) => {
     Effect.gen(function* () {
       const sql = yield* SqlClient.SqlClient
       const refused = newId()
-      for (const code of ["42501", "08006", "53300", "57P01"]) {
+      for (const code of ["42501", "08006", "25P02", "53300", "57P01"]) {
         yield* sql.unsafe(`create or replace function refuse() returns trigger language plpgsql as $$ begin
           if new.aggregate_id = '${refused}' then raise exception 'refused' using errcode = '${code}'; end if; return new; end $$`)
         yield* sql`drop trigger if exists refuse on maestro.event_log`

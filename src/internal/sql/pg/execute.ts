@@ -67,7 +67,7 @@ export const executeAlone = <A>(
         const isRefused = Either.isLeft(result) && result.left.code === "25P02"
         if (!isRefused && !isInTransaction(held.connection)) return result
         held.close()
-        return new InTransaction()
+        return new InTransaction({ cause: Either.isLeft(result) ? result.left.cause : undefined })
       }
     )
   )
@@ -79,7 +79,8 @@ export const executeAlone = <A>(
         : new StoreError({
             reason: "Unavailable",
             operation,
-            description: "the pool gives connections that are inside of a transaction; nothing was stored"
+            description: "the pool gives connections that are inside of a transaction; nothing was stored",
+            cause: error.cause
           })
   )
 }
@@ -93,8 +94,11 @@ export const retryDisturbed = <A>(statement: Effect.Effect<A, StoreError>): Effe
 
 // --- internal ---
 
-/** The statement ran in a transaction that is rolled back with its connection. */
-class InTransaction extends Data.TaggedError("InTransaction") {}
+/**
+ * The statement ran in a transaction that is rolled back with its connection. The cause is the server's error, which a trigger can raise, too:
+ * with it the append batcher sends each commit of a batch again by itself.
+ */
+class InTransaction extends Data.TaggedError("InTransaction")<{ readonly cause: unknown }> {}
 
 const isDisturbed = (error: StoreError): boolean => isStrayCancel(error) || error.code === serializationFailure
 
