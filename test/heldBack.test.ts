@@ -16,14 +16,14 @@ import * as TestClock from "effect/TestClock"
 import { EventFeed, MemoryStore, SqlStore, Subscription } from "effect-maestro"
 import { afterAll, beforeAll } from "vitest"
 import { uniqueName } from "./database.js"
-import { startPostgres } from "./postgres.globalSetup.js"
+import { disposable, startPostgres } from "./postgres.globalSetup.js"
 import { commitOf, newId } from "./subscribers.js"
 
 // A server of its own, because the feed waits for the transactions of all databases, and prepared ones are off by
 // default.
 let server: Awaited<ReturnType<typeof startPostgres>> | undefined
 beforeAll(async () => {
-  server = await startPostgres(["-c", "max_prepared_transactions=2"])
+  server = await startPostgres([...disposable, "-c", "max_prepared_transactions=2"])
 }, 60_000)
 afterAll(() => server?.stop())
 

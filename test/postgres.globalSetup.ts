@@ -26,7 +26,7 @@ export default async function setup(project: TestProject): Promise<(() => Promis
   const given = process.env.DATABASE_URL ?? ""
   const servers = new Map<string, ReturnType<typeof startPostgres>>()
   const serverOf = (worker: string) => {
-    const server = servers.get(worker) ?? startPostgres()
+    const server = servers.get(worker) ?? startPostgres(disposable)
     servers.set(worker, server)
     return server
   }
@@ -49,10 +49,9 @@ export default async function setup(project: TestProject): Promise<(() => Promis
 }
 
 /** Settings for a server whose data may be lost. */
-const disposable = ["fsync=off", "full_page_writes=off", "synchronous_commit=off", "jit=off"].flatMap((setting) => [
-  "-c",
-  setting
-])
+export const disposable = ["fsync=off", "full_page_writes=off", "synchronous_commit=off", "jit=off"].flatMap(
+  (setting) => ["-c", setting]
+)
 
 /** Starts a server with a data folder of its own, both gone after `stop`. */
 export const startPostgres = async (
@@ -72,7 +71,7 @@ export const startPostgres = async (
     persistent: false,
     createPostgresUser: userInfo().uid === 0,
     initdbFlags: ["--encoding=UTF8", "--no-sync"],
-    postgresFlags: ["-c", "max_connections=200", ...disposable, ...flags],
+    postgresFlags: ["-c", "max_connections=200", ...flags],
     onLog: (message) => log.push(String(message)),
     onError: (message) => log.push(String(message))
   })
