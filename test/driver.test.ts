@@ -79,6 +79,14 @@ for (const status of ["T", "E"]) {
   )
 }
 
+it.effect("a batch for an open transaction is refused where the transaction has ended", () =>
+  Effect.gen(function* () {
+    const connection = connectionOf(Object.assign(new pg.Client(), { getTransactionStatus: () => "I" }))
+    const error = yield* Effect.flip(sendBatch(connection, [{ text: "COMMIT", values: [] }], ["T", "I"]))
+    expect(error.cause).toMatchObject({ code: "25P01" })
+  })
+)
+
 it("a notification of the own connection or of another channel wakes no waiter", () => {
   const driver = Object.assign(new pg.Client(), { processID: 7 })
   let woken = 0

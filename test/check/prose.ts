@@ -1,6 +1,6 @@
 /**
- * Checks the language of comments, string literals, README.md and guides: no word of `words.ts`, no sentence
- * that is too long, and a comment at the head of each module.
+ * Checks the language of comments, string literals, README.md and guides. It reports words of `words.ts`, sentences
+ * that are too long, modules without a comment at the head, and names of files that do not exist.
  *
  * `npx tsx test/check/prose.ts src/SqlStore.ts test` limits the check to files and folders.
  */
@@ -82,8 +82,19 @@ const checkSentences = (file: string, prose: string): void => {
   }
 }
 
+/** A file that a text names, such as `sql/feed.ts`, with as many folders as the text gives. */
+const checkFiles = (file: string, text: string): void => {
+  for (const found of text.matchAll(/`([\w./-]+\.ts)`/g)) {
+    const name = (found[1] ?? "").replace(/^\.\//, "")
+    if (!all.some((known) => `/${known}`.endsWith(`/${name}`)))
+      report(file, text, found.index, `${name} → there is no such file`)
+  }
+}
+
 const checkMarkdown = (file: string): void => {
-  const prose = withoutCode(fs.readFileSync(file, "utf8"))
+  const text = fs.readFileSync(file, "utf8")
+  const prose = withoutCode(text)
+  if (file === "README.md" || file === "src/README.md") checkFiles(file, text)
   checkWords(file, prose)
   checkSentences(file, prose)
 }
@@ -107,6 +118,7 @@ const checkModule = (file: string): void => {
   // The margin of a comment is no word, and an empty line separates one comment from the next.
   const margins = blankOut(only(text, ranges), /^[ \t]*\*\/?|\/\*\*?|\*\/|\/\//gm)
   const prose = withoutCode(margins)
+  if (file.startsWith("src/")) checkFiles(file, margins)
   checkWords(file, prose)
   checkWords(file, only(text, strings))
   checkSentences(file, prose)
@@ -119,7 +131,8 @@ const isMine = (file: string): boolean =>
   given.length === 0 || given.some((path) => file === path || file.startsWith(`${path}/`))
 const inFolder = (folder: string): ReadonlyArray<string> =>
   fs.readdirSync(folder, { recursive: true, encoding: "utf8" }).map((name) => `${folder}/${name.replaceAll("\\", "/")}`)
-const files = ["README.md", ...["src", "test", "examples"].flatMap(inFolder)].filter(isMine).sort()
+const all = ["README.md", ...["src", "test", "examples"].flatMap(inFolder)].sort()
+const files = all.filter(isMine)
 for (const file of files) {
   // The list names what it forbids.
   if (file.endsWith(".ts") && file !== "test/check/words.ts") checkModule(file)

@@ -27,7 +27,7 @@ import { settingsOf, touchesOf } from "./tableSettings.js"
  * because all later users of a table wait behind a lock request.
  *
  * The row of `rebuild_swaps` is locked first. So a commit in a transaction with an older snapshot fails, and does not
- * lose what it projects (`check_snapshot` in `migrations.ts`).
+ * lose what it projects (`check_snapshot` in `functions.ts`).
  */
 export const lockLiveTables = (
   sql: SqlClient.SqlClient,

@@ -9,7 +9,7 @@
  * other transactions are open.
  *
  * A waiting statement sees the rows of the new table only with a new snapshot. A transaction with an older snapshot
- * (REPEATABLE READ) fails in `check_snapshot` (`migrations.ts`) before it projects.
+ * (REPEATABLE READ) fails in `check_snapshot` (`functions.ts`) before it projects.
  *
  * **A subscription** moves to the position of the rebuild in the same transaction. A consumer that holds its lease
  * finds the lease lost, and continues from the new checkpoint.

@@ -96,10 +96,10 @@ export const sendBatch = (
   Effect.async((resume) => {
     const driver = batchDriverOf(connection)
     if (driver === undefined) return resume(failure(new Error("the driver can't send a batch")))
-    if ((driver.getTransactionStatus() === "I") !== (before === "I")) return resume(failure(leftOpen()))
+    if ((driver.getTransactionStatus() === "I") !== (before === "I")) return resume(failure(wrongStatus(before)))
     const batch = new Batch(driver, commands, (error) => {
       if (error !== undefined && error !== null) resume(failure(error))
-      else if (driver.getTransactionStatus() !== after) resume(failure(leftOpen()))
+      else if (driver.getTransactionStatus() !== after) resume(failure(wrongStatus(after)))
       else resume(Effect.succeed(batch.column))
     })
     driver.query(batch)
@@ -133,8 +133,11 @@ const isEmitter = (u: unknown): u is Emitter => hasMethod(u, "on") && hasMethod(
 const failure = (cause: unknown): Effect.Effect<never, SqlError> =>
   Effect.fail(new SqlError({ cause, message: "Failed to execute statement" }))
 
-const leftOpen = () =>
-  Object.assign(new Error("the connection was inside a transaction of another owner"), { code: "25001" })
+/** The session is not in the status that a batch needs. The codes are those of the server for such a statement. */
+const wrongStatus = (needed: "I" | "T") =>
+  needed === "I"
+    ? Object.assign(new Error("the connection was inside a transaction of another owner"), { code: "25001" })
+    : Object.assign(new Error("the transaction of the connection has ended"), { code: "25P01" })
 
 /** What a batch needs of a client of `pg`. */
 interface BatchDriver {

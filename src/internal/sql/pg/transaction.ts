@@ -158,8 +158,8 @@ const meaningOf = (operation: string, error: StoreError): StoreError =>
       ? endedInside(operation)
       : error
 
-/** There is no such savepoint or no transaction, or the connection is in another state than the batch needs (`driver.ts`). */
-const noSavepoint = /^(3B001|25P01|25001)$/
+/** There is no such savepoint, or no transaction. */
+const noSavepoint = /^(3B001|25P01)$/
 
 // A commit must see the commits before it, so the isolation does not depend on the default of the database.
 const beginning = ["BEGIN ISOLATION LEVEL READ COMMITTED", "SET LOCAL effect_maestro.begun = yes"]
