@@ -173,6 +173,26 @@ it.effect("metadata that is undefined is left out of events, as JSON leaves it o
   }).pipe(Effect.provide(Layer.provideMerge(Shop.layer, MemoryStore.layer)))
 )
 
+for (const [what, evaluate] of Object.entries({
+  metadata: (value: unknown) =>
+    Effect.provideService(Notes.evaluate(newId(), new Note({ value: {} })), Aggregate.Metadata, { value }),
+  "an event": (value: unknown) => Notes.evaluate(newId(), new Note({ value: { value } }))
+})) {
+  it.effect(`a list of four billion holes in ${what} is a ValidationError, and few of its items are read`, () =>
+    Effect.gen(function* () {
+      let reads = 0
+      const list = new Proxy(Object.assign([], { length: 2 ** 32 - 1 }), {
+        get: (target, key) => {
+          if (typeof key === "string" && /^\d+$/.test(key) && ++reads > 100_000) throw new Error("too many reads")
+          return Reflect.get(target, key)
+        }
+      })
+      expect(yield* Effect.flip(evaluate(list))).toMatchObject({ _tag: "ValidationError" })
+      expect(reads).toBeLessThan(100_000)
+    }).pipe(Effect.provide(Layer.provideMerge(Notes.layer, MemoryStore.layer)))
+  )
+}
+
 it.effect("evaluateUnknown of a value that is no command names the tags of commands", () =>
   Effect.gen(function* () {
     const issueOf = (input: unknown) =>

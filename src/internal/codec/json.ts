@@ -32,7 +32,9 @@ export const withoutUndefined = <A extends object>(value: A): A => {
   let left = maxSize / sizeOfValue
   const clean = (current: unknown, depth: number): unknown => {
     if (typeof current !== "object" || current === null) return current
-    if (--left < 0 || depth > maxDepth) throw new TooLarge()
+    // The items of a list count before they are visited: a list of four billion holes takes no memory.
+    left -= 1 + (Array.isArray(current) ? current.length : 0)
+    if (left < 0 || depth > maxDepth) throw new TooLarge()
     if (Array.isArray(current)) {
       const cleaned = Array.from(current, (item) => clean(item, depth + 1))
       return cleaned.every((item, index) => item === current[index]) ? current : cleaned
