@@ -82,6 +82,7 @@ class Pooler {
   private readonly servers = new Set<PooledSession>()
   private opening = 0
   private isClosed = false
+  private lastSweep: Promise<void> = Promise.resolve()
   /** In the order in which they became free, so that a lone client gets another one each time. */
   private readonly free: Array<PooledSession> = []
   private readonly waiting: Array<Waiter> = []
@@ -118,17 +119,10 @@ class Pooler {
     for (const { session } of this.servers) session.socket.destroy()
   }
 
-  async onEach(statement: string): Promise<void> {
-    const held: Array<PooledSession> = []
-    for (let n = 0; n < this.size; n++) {
-      held.push(
-        await new Promise<PooledSession>((resolve, reject) =>
-          this.take({ got: resolve, failed: () => reject(noServer) })
-        )
-      )
-    }
-    await Promise.all(held.map((server) => server.run(statement)))
-    for (const server of held) this.giveBack(server)
+  /** Two at a time would wait for each other's connections. */
+  onEach(statement: string): Promise<void> {
+    this.lastSweep = this.lastSweep.then(() => this.sweep(statement))
+    return this.lastSweep
   }
 
   /** Hands out a free connection, or the next one that becomes free. */
@@ -181,6 +175,15 @@ class Pooler {
       done()
     })
     socket.end(Buffer.concat([int32(16), int32(cancelRequest), server.session.key]))
+  }
+
+  private async sweep(statement: string): Promise<void> {
+    const held: Array<PooledSession> = []
+    for (let n = 0; n < this.size; n++) {
+      held.push(await new Promise((resolve, reject) => this.take({ got: resolve, failed: () => reject(noServer) })))
+    }
+    await Promise.all(held.map((server) => server.run(statement)))
+    for (const server of held) this.giveBack(server)
   }
 
   private handOut(): void {
