@@ -1,6 +1,6 @@
 /**
- * The store on connections that lack, lose or keep for too long what was prepared on them: behind a pooler that gives each transaction
- * another connection, after DISCARD ALL, after a failover, and after functions and tables were replaced.
+ * The store on connections that lack, lose or keep for too long what was prepared on them. They are behind a pooler that gives each
+ * transaction another one. Or they have met DISCARD ALL, a failover, or replaced functions and tables.
  */
 import * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
@@ -364,7 +364,7 @@ for (const [name, connect] of Object.entries(ways)) {
     })
   )
 
-  itOn("functions that are replaced, or made anew with another result type, are used at once", (scene) =>
+  itOn("functions that are replaced, or made anew with another result type, are used immediately", (scene) =>
     Effect.gen(function* () {
       const { admin } = scene
       yield* work(scene)
@@ -390,14 +390,14 @@ for (const [name, connect] of Object.entries(ways)) {
     })
   )
 
-  itOn("a schema that was dropped and made anew is used at once", (scene) =>
+  itOn("a schema that was dropped and made anew is used immediately", (scene) =>
     Effect.gen(function* () {
       const { admin, nodes } = scene
       yield* work(scene)
       const old = newId("old")
       yield* Effect.provide(aggregates.Plain.move(old, 5), nodes[0])
       yield* admin`drop schema maestro cascade`
-      // What is prepared again in between is prepared in vain.
+      // What is prepared in between refers to nothing.
       yield* Effect.flip(Effect.provide(aggregates.Plain.move(newId("a"), 5), nodes[0]))
       yield* Effect.flip(Effect.provide(aggregates.BySql.move(newId("a"), 5), nodes[0]))
       yield* Effect.provideService(SqlStore.migrate(), SqlClient.SqlClient, admin)
@@ -407,7 +407,7 @@ for (const [name, connect] of Object.entries(ways)) {
     })
   )
 
-  itOn("a projection's table whose column gets another type is written at once", ({ admin, nodes }) =>
+  itOn("a projection's table whose column gets another type is written immediately", ({ admin, nodes }) =>
     Effect.gen(function* () {
       const commits = (node: Node) =>
         Effect.forEach(Arr.range(1, 8), () =>

@@ -1,6 +1,6 @@
 /**
- * A connection pooler for tests that behaves as PgBouncer does with `pool_mode = transaction`: a client has a connection of the server
- * for the time of one transaction, and the next transaction of the client goes to another connection, in turns.
+ * A connection pooler for tests that behaves as PgBouncer does with `pool_mode = transaction`. A client has a connection to the server
+ * for the time of one transaction. Its next transaction goes to another connection, in turns.
  *
  * - With `maxPreparedStatements: 0` named statements pass through unchanged. So they are prepared on the connection of one transaction, and
  *   missing, or prepared by another client, in the next one.
@@ -268,7 +268,7 @@ class Client {
     if (this.parameters.has("options")) return this.refuse("unsupported startup parameter: options")
     const known = this.pooler.parameters
     if (known !== undefined) return this.loggedIn(known)
-    // The first client waits for a connection, because it is told the parameters of the server.
+    // The first client waits for a connection, because its login shows the parameters of the server.
     this.isWaiting = true
     this.pooler.take({
       got: (server) => {
