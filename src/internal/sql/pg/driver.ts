@@ -104,8 +104,8 @@ export class BatchSession {
    * afterwards: anything else is a failure. `T` before includes a transaction that has failed, because the server then refuses the
    * statements with the error to report.
    *
-   * If the session has lost a prepared statement, the server has undone the whole batch, and the batch is sent once more. An open transaction
-   * would be lost with it, so there no statement is prepared.
+   * If the session has lost a prepared statement, the server has undone the whole batch, and the batch is sent once more, without names. An
+   * open transaction would be lost with it, so there no statement is prepared.
    */
   submit(
     commands: ReadonlyArray<Command>,
@@ -114,20 +114,20 @@ export class BatchSession {
   ): void {
     const { driver } = this
     if ((driver.getTransactionStatus() === "I") !== (before === "I")) return done(failure(wrongStatus(before)))
-    const send = (all: ReadonlyArray<Command>, isRepeated: boolean): void => {
-      const batch = new Batch(this, all, before === "I", (error) => {
+    const send = (all: ReadonlyArray<Command>, prepares: boolean): void => {
+      const batch = new Batch(this, all, prepares, (error) => {
         if (error === undefined || error === null) {
           const status = driver.getTransactionStatus()
           return done(status === after ? Exit.succeed(batch.rows) : failure(wrongStatus(after)))
         }
-        if (isRepeated || !batch.hasReused || !isLostStatement(error)) return done(failure(error))
+        if (!batch.hasNames || !isLostStatement(error)) return done(failure(error))
         this.names.forgetAll()
         // BEGIN has no name, so the refused statement has left its transaction open.
-        send(after === "T" ? [{ text: "ROLLBACK", values: [] }, ...commands] : commands, true)
+        send(after === "T" ? [{ text: "ROLLBACK", values: [] }, ...commands] : commands, false)
       })
       driver.query(batch)
     }
-    send(commands, false)
+    send(commands, before === "I")
   }
 
   /** A query of the driver, with names of this session. */
@@ -242,8 +242,9 @@ class Batch {
   callback: (error: unknown) => void
   /** The rows of the last statement. */
   rows: Rows = []
-  /** Whether it has sent a statement under a name that the session knew. */
-  hasReused = false
+  /** Whether it has sent a statement under a name. */
+  hasNames = false
+  private hasReused = false
   private next: Array<ReadonlyArray<string | null>> = []
   private parsed: ReadonlyArray<string> = []
 
@@ -275,6 +276,7 @@ class Batch {
     const { names } = this.session
     const name = this.prepares ? names.usable(command) : undefined
     const isKnown = name !== undefined && names.knows(name)
+    this.hasNames ||= name !== undefined
     if (isKnown) this.hasReused ||= !this.parsed.includes(name)
     else if (name !== undefined) {
       // The session may or may not know it. To close a name that does not exist is no error.
