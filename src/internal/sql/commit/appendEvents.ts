@@ -121,7 +121,8 @@ const makeSend = (runner: CommandRunner, statements: CommitStatements): Send => 
     )
   return (commits, failFastOnLock, done) => {
     const [first] = commits
-    const insert = commits.length === 1 && first !== undefined ? statements.insert(first) : undefined
+    const insert =
+      commits.length === 1 && first !== undefined ? statements.insert(first, { orRaise: false }) : undefined
     return runner.start([insert ?? statements.append(commits, { lockTimeout: failFastOnLock })], (result) => {
       if (Exit.isSuccess(result)) {
         if (insert === undefined) return done(Exit.succeed(statements.resultsOf(result.value)))

@@ -283,10 +283,11 @@ class Batch {
       wire.close({ type: "S", name })
       this.parsed = [...this.parsed, name]
     }
-    if (areTexts(values)) {
+    const texts = encodeValues(values)
+    if (texts !== undefined) {
       // The driver's query takes longer than the rest of a short batch.
       if (!isKnown) wire.parse({ name: name ?? "", text })
-      wire.bind({ statement: name ?? "", values })
+      wire.bind({ statement: name ?? "", values: texts })
       wire.execute({})
       if (name !== undefined) names.add(name, text)
       return true
@@ -337,7 +338,32 @@ class Batch {
   handleCopyData(): void {}
 }
 
-const areTexts = (values: ReadonlyArray<unknown>): values is ReadonlyArray<string | null> => {
-  for (const value of values) if (typeof value !== "string" && value !== null) return false
-  return true
+/** The values as the driver would encode them, or undefined if there are others than texts, numbers, booleans and lists of them. */
+const encodeValues = (values: ReadonlyArray<unknown>): ReadonlyArray<string | null> | undefined => {
+  const encoded: Array<string | null> = []
+  for (const value of values) {
+    const text = Array.isArray(value) ? encodeList(value) : encodeValue(value)
+    if (text === undefined) return undefined
+    encoded.push(text)
+  }
+  return encoded
+}
+
+const encodeValue = (value: unknown): string | null | undefined => {
+  if (typeof value === "string") return value
+  if (value === null || value === undefined) return null
+  return typeof value === "number" || typeof value === "boolean" || typeof value === "bigint"
+    ? String(value)
+    : undefined
+}
+
+/** https://www.postgresql.org/docs/current/arrays.html#ARRAYS-INPUT */
+const encodeList = (values: ReadonlyArray<unknown>): string | undefined => {
+  const encoded: Array<string> = []
+  for (const value of values) {
+    const text = encodeValue(value)
+    if (text === undefined) return undefined
+    encoded.push(text === null ? "NULL" : `"${text.replace(/[\\"]/g, "\\$&")}"`)
+  }
+  return `{${encoded.join(",")}}`
 }
