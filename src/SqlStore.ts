@@ -213,7 +213,7 @@ const makeOn = ({
             execute(sql, { operation: "commitSnapshot", phase: "committing" }, upsertSnapshot(sql, schema, snapshot))
           )
         ),
-      ...makeReads(log)
+      ...makeReads(log, runner)
     })
   })
 

@@ -3,7 +3,6 @@
  */
 import type * as SqlClient from "@effect/sql/SqlClient"
 import type { Fragment, Statement } from "@effect/sql/Statement"
-import type { StoredEvent } from "../../Event.js"
 import type { StoredSnapshot } from "../../Snapshot.js"
 import { RetryCommand } from "../../StoreError.js"
 import type { AppendResult } from "./commit/appendBatcher.js"
