@@ -19,7 +19,6 @@ import { makeNotifications, type Notifications } from "./internal/sql/notificati
 import { CommandRunner } from "./internal/sql/pg/commandRunner.js"
 import { isEmbedded } from "./internal/sql/pg/driver.js"
 import { execute, retryDisturbed } from "./internal/sql/pg/execute.js"
-import { prepared, unprepared } from "./internal/sql/pg/preparedStatements.js"
 import { makeReads } from "./internal/sql/readStream.js"
 import { repair } from "./internal/sql/repair.js"
 import { Tables } from "./internal/sql/storeTables.js"
@@ -183,7 +182,7 @@ const findFoundation = (
     const measuring = yield* isMigrating ? migrateSchema(sql, name, schema) : checkSchema(sql, name, schema)
     if (isMigrating) yield* repair(sql, schema)
     const notifications = yield* makeNotifications(client, name)
-    const runner = new CommandRunner(sql, options?.preparedStatements === false ? unprepared : prepared)
+    const runner = new CommandRunner(sql, options?.preparedStatements !== false)
     return { client, name, log: { measuring, schema, sql }, notifications, runner }
   })
 
@@ -195,7 +194,7 @@ const makeOn = ({
 }: Foundation): Effect.Effect<StoreAdapterService, never, Scope.Scope> =>
   Effect.gen(function* () {
     const { schema, sql } = log
-    const statements = makeCommitStatements(sql, schema, isEmbedded(client), runner.prepare)
+    const statements = makeCommitStatements(sql, schema, isEmbedded(client), runner)
     const { append, appendWith } = yield* makeAppendEvents({
       client,
       committed: notifications.committed,

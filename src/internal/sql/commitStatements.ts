@@ -8,8 +8,8 @@ import { RetryCommand } from "../../StoreError.js"
 import type { AppendResult } from "./commit/appendBatcher.js"
 import type { Commit } from "./commit/commitQueue.js"
 import type { CommitStatements } from "./commit/commitWithStatements.js"
+import type { CommandRunner } from "./pg/commandRunner.js"
 import type { Rows } from "./pg/driver.js"
-import type { Prepare } from "./pg/preparedStatements.js"
 import { checkStillOpen } from "./pg/transaction.js"
 
 /** Makes the statements for one schema. Their texts are put together once, because they are the statements that are sent most. */
@@ -17,8 +17,9 @@ export const makeCommitStatements = (
   sql: SqlClient.SqlClient,
   schema: Fragment,
   isEmbedded: boolean,
-  prepare: Prepare
+  runner: CommandRunner
 ): CommitStatements => {
+  const prepare = (text: string) => runner.prepare(text)
   const p = ""
   const textOf = (statement: Statement<unknown>): string => statement.compile()[0]
   const text = textOf(

@@ -104,7 +104,8 @@ export class BatchSession {
    * afterwards: anything else is a failure. `T` before includes a transaction that has failed, because the server then refuses the
    * statements with the error to report.
    *
-   * If the session has lost a prepared statement, the server has undone the whole batch, and the batch is sent once more.
+   * If the session has lost a prepared statement, the server has undone the whole batch, and the batch is sent once more. An open transaction
+   * would be lost with it, so there no statement is prepared.
    */
   submit(
     commands: ReadonlyArray<Command>,
@@ -114,12 +115,12 @@ export class BatchSession {
     const { driver } = this
     if ((driver.getTransactionStatus() === "I") !== (before === "I")) return done(failure(wrongStatus(before)))
     const send = (all: ReadonlyArray<Command>, isRepeated: boolean): void => {
-      const batch = new Batch(this, all, (error) => {
+      const batch = new Batch(this, all, before === "I", (error) => {
         if (error === undefined || error === null) {
           const status = driver.getTransactionStatus()
           return done(status === after ? Exit.succeed(batch.rows) : failure(wrongStatus(after)))
         }
-        if (isRepeated || before !== "I" || !batch.hasReused || !isLostStatement(error)) return done(failure(error))
+        if (isRepeated || !batch.hasReused || !isLostStatement(error)) return done(failure(error))
         this.names.forgetAll()
         // BEGIN has no name, so the refused statement has left its transaction open.
         send(after === "T" ? [{ text: "ROLLBACK", values: [] }, ...commands] : commands, true)
@@ -249,6 +250,7 @@ class Batch {
   constructor(
     private readonly session: BatchSession,
     private readonly commands: ReadonlyArray<Command>,
+    private readonly prepares: boolean,
     callback: (error: unknown) => void
   ) {
     this.callback = callback
@@ -271,7 +273,7 @@ class Batch {
   private send(wire: Wire, command: Command): boolean {
     const { text, values } = command
     const { names } = this.session
-    const name = names.usable(command)
+    const name = this.prepares ? names.usable(command) : undefined
     const isKnown = name !== undefined && names.knows(name)
     if (isKnown) this.hasReused ||= !this.parsed.includes(name)
     else if (name !== undefined) {

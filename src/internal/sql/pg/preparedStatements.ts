@@ -17,17 +17,11 @@ export interface PreparedText {
   readonly name?: string | undefined
 }
 
-/** Gives a text a name, or leaves it without one. */
-export type Prepare = (text: string) => PreparedText
-
-/** Gives each text its name. */
-export const prepared: Prepare = (text) => ({ text, name: nameOf(text) })
-
-/** For those sessions that must not prepare: no text has a name. */
-export const unprepared: Prepare = (text) => ({ text })
+/** Gives a text its name. */
+export const prepared = (text: string): PreparedText => ({ text, name: nameOf(text) })
 
 /** Gives a text its name when it is sent for the second time. */
-export const preparedWhenRepeated: Prepare = (text) => {
+export const preparedWhenRepeated = (text: string): PreparedText => {
   if (text.length > maxTextLength) return { text }
   const known = names.get(text)
   if (known === undefined) remember(text, sentOnce)
