@@ -235,24 +235,14 @@ const commit = (operation: string, held: HeldConnection, last: Command | undefin
     onSuccess: () => Effect.void
   })
 
-/**
- * Sends COMMIT behind the last statement, which checks that the transaction is still open, or behind that check alone. The statement has no
- * name, because a session that has lost it would refuse it after the projections have run. Nothing could be sent again then.
- */
+/** Sends COMMIT behind the last statement, which checks that the transaction is still open, or behind that check alone. */
 const sendCommit = (
   { connection, session }: HeldConnection,
   last: Command | undefined
 ): Effect.Effect<unknown, SqlError> => {
   if (last === undefined) return connection.executeRaw(checkAndCommit, [])
   return session !== undefined
-    ? sendBatch(
-        session,
-        [
-          { text: last.text, values: last.values },
-          { text: "COMMIT", values: [] }
-        ],
-        ["T", "I"]
-      )
+    ? sendBatch(session, [last, { text: "COMMIT", values: [] }], ["T", "I"])
     : Effect.zipRight(valuesOf(connection, last), connection.executeRaw(checkAndCommit, []))
 }
 
