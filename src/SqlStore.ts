@@ -182,7 +182,7 @@ const makeOn = ({ client, log, notifications }: Prepared): Effect.Effect<StoreAd
     const statements = makeCommitStatements(sql, schema, isEmbedded(client))
     const { append, appendWith } = yield* makeAppendEvents({
       client,
-      committed: notifications.committed,
+      signals: notifications,
       sql,
       statements
     })

@@ -194,16 +194,18 @@ const aCountingNode = (client: Context.Context<PgClient.PgClient | SqlClient.Sql
     const tables = Context.get(store, SqlStore.Tables)
     const notifications = yield* makeNotifications(Context.get(client, SqlClient.SqlClient), tables.name)
     let waiters = 0
-    const counting = (subscribe: (wake: () => void) => () => void) => (wake: () => void) => {
-      waiters++
-      const stop = subscribe(wake)
-      let isStopped = false
-      return () => {
-        if (!isStopped) waiters--
-        isStopped = true
-        stop()
+    const counting =
+      <Args extends ReadonlyArray<unknown>>(subscribe: (wake: (...args: Args) => void) => () => void) =>
+      (wake: (...args: Args) => void) => {
+        waiters++
+        const stop = subscribe(wake)
+        let isStopped = false
+        return () => {
+          if (!isStopped) waiters--
+          isStopped = true
+          stop()
+        }
       }
-    }
     const counted = {
       ...notifications,
       onCommit: counting(notifications.onCommit),

@@ -65,18 +65,23 @@ export const makeSqlFeed = (
 
   const poll = (since: Position | undefined): Effect.Effect<HeadChange, StoreError> =>
     since === undefined
-      ? Effect.map(head, (position): HeadChange => ({ head: position, contents: undefined }))
+      ? Effect.map(head, (position): HeadChange => ({ head: position, contents: undefined, more: false }))
       : readHeadChange(log, query, since)
 
   return Effect.map(
     makeHeadWatcher(poll, notifications, pollInterval),
-    (awaitAppend): EventFeedService => ({
+    (watcher): EventFeedService => ({
       read: (options) =>
-        Effect.flatMap(validateFeedRead(options), (page) =>
-          readPage(log, page, query).pipe(
-            withSpanIfTraced("EventFeed.read", { attributes: { after: page.after, limit: page.limit } })
+        Effect.flatMap(validateFeedRead(options), (options) => {
+          const signals = watcher.signals()
+          return readPage(log, options, query).pipe(
+            Effect.tap(({ more, position }) => {
+              if (!more) watcher.endRead(position, signals)
+              return Effect.void
+            }),
+            withSpanIfTraced("EventFeed.read", { attributes: { after: options.after, limit: options.limit } })
           )
-        ),
+        }),
       head: head.pipe(withSpanIfTraced("EventFeed.head", {})),
       count: (options) =>
         Effect.flatMap(validateFeedRead(options), ({ after, filter }) =>
@@ -102,7 +107,8 @@ export const makeSqlFeed = (
             ([row]) => Option.map(Option.fromNullable(row), positionOf)
           )
         ),
-      awaitAppend: (after, filter) => Effect.zipRight(validateFeedRead({ after, filter }), awaitAppend(after, filter))
+      awaitAppend: (after, filter) =>
+        Effect.zipRight(validateFeedRead({ after, filter }), watcher.awaitAppend(after, filter))
     })
   )
 }

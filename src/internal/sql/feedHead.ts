@@ -28,11 +28,12 @@ export const readHeadChange = (
   since: Position
 ): Effect.Effect<HeadChange, StoreError> =>
   Effect.flatMap(query(selectHeadChange(sql, schema, since)), ([row]): Effect.Effect<HeadChange, StoreError> => {
-    if (row === undefined) return Effect.succeed({ head: since, contents: undefined })
+    if (row === undefined) return Effect.succeed({ head: since, contents: undefined, more: false })
     if (row.restored) return Effect.fail(restored())
     return Effect.succeed({
       head: Number(row.events) === 0 ? since : positionOf(row),
-      contents: { types: namesOf(row.types), kinds: namesOf(row.kinds) }
+      contents: { types: namesOf(row.types), kinds: namesOf(row.kinds) },
+      more: Number(row.events) === changeWindow
     })
   })
 
@@ -85,7 +86,7 @@ const hasFutureKeys = (sql: SqlClient.SqlClient, schema: Statement.Fragment) =>
       )
   )`
 
-const namesOf = (json: string | null): ReadonlySet<string> => new Set(json === null ? [] : JSON.parse(json))
+const namesOf = (json: string | null): ReadonlyArray<string> => (json === null ? [] : JSON.parse(json))
 
 const restored = (): StoreError =>
   new StoreError({

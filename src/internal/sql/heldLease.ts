@@ -88,16 +88,11 @@ export const makeHeldLease = (
       Effect.sync(() => {
         state.openTransactions++
       }),
-      () => {
-        const commitsBefore = notifications.commits()
-        return Effect.flatMap(transaction, (began) => {
+      () =>
+        Effect.flatMap(notifications.afterCommit([], transaction), (began) => {
           state.renewedAt = Math.max(state.renewedAt, began)
-          // Commits inside of the transaction can be seen only now, so their readers are signalled again.
-          return notifications.commits() === commitsBefore
-            ? notifications.progressed
-            : Effect.zipRight(notifications.progressed, notifications.committed)
-        })
-      },
+          return notifications.progressed
+        }),
       () =>
         Effect.sync(() => {
           state.openTransactions--

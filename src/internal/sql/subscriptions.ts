@@ -73,7 +73,10 @@ export const makeSqlSubscriptions = (tables: StoreTables, notifications: Notific
       )
       // Where the handler takes locks, a consumer takes them in another order, so the two may deadlock.
       const retried = Effect.retry(transaction, { times: 5, while: isContention })
-      return whenInTransaction((inside) => (inside ? transaction : retried)).pipe(Effect.tap(notifications.committed))
+      return notifications.afterCommit(
+        [],
+        whenInTransaction((inside) => (inside ? transaction : retried))
+      )
     },
     discardParked: (name, event) => Effect.map(execute(deleteParked(tables, name, event)), (rows) => rows.length > 0)
   }
