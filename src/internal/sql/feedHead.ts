@@ -76,15 +76,19 @@ const selectHeadChange = (sql: SqlClient.SqlClient, schema: Statement.Fragment, 
 /**
  * Whether an event has the key of a transaction that has not begun. Such events were restored from another database.
  * The keys of the current transaction are excepted, because it sees its own events, whose keys may be above its snapshot.
+ *
+ * The highest key is read from the index. For `exists (… where feed_key >= …)` the planner scans the whole log while the table has no
+ * statistics, or old ones, because it expects to find a row soon.
  */
 const hasFutureKeys = (sql: SqlClient.SqlClient, schema: Statement.Fragment) =>
-  sql`exists (
-    select 1 from ${schema}.event_log where feed_key >= pg_snapshot_xmax(pg_current_snapshot())
+  sql`coalesce((
+    select feed_key >= pg_snapshot_xmax(pg_current_snapshot())
       and feed_key > coalesce(
         greatest(pg_current_xact_id_if_assigned(), nullif(current_setting('effect_maestro.feed_key', true), '')::xid8),
         '0'::xid8
       )
-  )`
+    from ${schema}.event_log order by feed_key desc, position desc limit 1
+  ), false)`
 
 const namesOf = (json: string | null): ReadonlyArray<string> => (json === null ? [] : JSON.parse(json))
 

@@ -9,11 +9,12 @@ import type * as Statement from "@effect/sql/Statement"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import type { Position } from "../../EventFeed.js"
-import type { StoreError } from "../../StoreError.js"
+import { StoreError } from "../../StoreError.js"
 import { type Attempts, type EventFailure, type Lease, LeaseLost, type LeaseOptions } from "../../SubscriptionStore.js"
 import { liveClock } from "../runtime/clock.js"
 import type { Notifications } from "./notifications.js"
-import { limitIdle, withTransaction } from "./pg/transaction.js"
+import type { Command } from "./pg/driver.js"
+import { checkStillOpen, limitIdle, withTransactionFrom } from "./pg/transaction.js"
 import { columnsOf, type PositionRow, positionOf } from "./position.js"
 import type { StoreTables } from "./storeTables.js"
 import { isOfKey, leaseEnd, makeStatements, operation } from "./subscriptionStatements.js"
@@ -56,40 +57,50 @@ export const makeHeldLease = (
   const whileHeld = <A>(statement: Effect.Effect<ReadonlyArray<A>, SqlError>) =>
     Effect.flatMap(execute(statement), ([row]) => (row === undefined ? leaseLost : Effect.succeed(row)))
 
-  const moveCheckpoint = (to: Position) => {
-    const [feedKey, position] = columnsOf(to)
-    return whileHeld(
-      sql`update ${schema}.subscriptions
-        set feed_key = ${feedKey}::xid8, position = ${position}::bigint, attempted = null,
-          leased_until = ${leaseEnd(sql, duration)}
-        where ${isHeld} returning token`
-    )
-  }
+  // The texts are compiled once, with a placeholder where the values differ.
+  const moving = sql`update ${schema}.subscriptions
+    set feed_key = ${""}::xid8, position = ${""}::bigint, attempted = null, leased_until = ${leaseEnd(sql, duration)}
+    where ${isHeld} returning token`
+  const [moveText, [, , ...moveValues]] = moving.compile()
+  const [moveNestedText] = sql`with moved as (${moving}) select ${sql.literal(checkIsMoved)}`.compile()
+  const [moveLastText] = sql`with moved as (${moving})
+    select ${sql.literal(checkIsMoved)}, ${sql.literal(checkStillOpen)}`.compile()
+  const [beginText, beginValues] =
+    sql`select token::text, ${limitIdle(tables, duration)} from ${schema}.subscriptions where ${isHeld}`.compile()
 
-  /**
-   * Checks the lease, and limits how long the transaction may idle, so that a process that is stopped in it does not
-   * keep its locks.
-   */
-  const begin = whileHeld(sql`select ${limitIdle(tables, duration)} from ${schema}.subscriptions where ${isHeld}`)
+  const moveCheckpoint = (to: Position) => whileHeld(sql.unsafe<object>(moveText, [...columnsOf(to), ...moveValues]))
 
-  const advance: Lease["advance"] = (to, effect) => {
-    const transaction = withTransaction(
+  const advance = <E, R>(
+    to: Position,
+    effect: Effect.Effect<void, E, R>
+  ): Effect.Effect<void, E | LeaseLost | StoreError, R> => {
+    let began = 0
+    const transaction = withTransactionFrom<E | LeaseLost, R>(
       sql,
       operation,
-      Effect.gen(function* () {
-        yield* begin
-        yield* effect
-        const began = yield* uptime
-        yield* moveCheckpoint(to)
-        return began
-      })
-    )
+      {
+        // Checks the lease, and limits how long the transaction may idle, so that a process that is stopped in it does
+        // not keep its locks.
+        command: { text: beginText, values: beginValues },
+        statement: Effect.map(
+          sql.unsafe<{ readonly token: string }>(beginText, beginValues),
+          ([row]) => row?.token ?? null
+        )
+      },
+      (token, isNested): Effect.Effect<Command, E | LeaseLost, R> =>
+        token === null
+          ? leaseLost
+          : Effect.map(Effect.zipRight(effect, uptime), (now) => {
+              began = now
+              return { text: isNested ? moveNestedText : moveLastText, values: [...columnsOf(to), ...moveValues] }
+            })
+    ).pipe(Effect.mapError((error) => (isNotMoved(error) ? leaseLost : error)))
     return Effect.acquireUseRelease(
       Effect.sync(() => {
         state.openTransactions++
       }),
       () =>
-        Effect.flatMap(notifications.afterCommit([], transaction), (began) => {
+        Effect.flatMap(notifications.afterCommit([], transaction), () => {
           state.renewedAt = Math.max(state.renewedAt, began)
           return notifications.progressed
         }),
@@ -184,6 +195,13 @@ export const keepAlive = (
   })
 
 // --- internal ---
+
+const notMoved = "effect-maestro: the lease is lost"
+
+/** A column that fails where the lease is lost, so that the COMMIT that was sent behind it does not run. */
+const checkIsMoved = `(case when exists (select 1 from moved) then 'yes' else '${notMoved}' end)::boolean`
+
+const isNotMoved = (error: unknown): boolean => error instanceof StoreError && error.description.includes(notMoved)
 
 /** Renews the lease, and returns whether it is still held. */
 const renew = (
