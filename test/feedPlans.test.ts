@@ -4,7 +4,9 @@ import { expect, layer } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import { EventFeed, SqlStore } from "effect-maestro"
-import { readHead, readHeadChange } from "../src/internal/sql/feedHead.js"
+import { makeHeadReads } from "../src/internal/sql/feedHead.js"
+import { CommandRunner } from "../src/internal/sql/pg/commandRunner.js"
+import { prepared } from "../src/internal/sql/pg/preparedStatements.js"
 import { layerPg } from "./database.js"
 
 const events = 20_000
@@ -22,18 +24,19 @@ layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg())), { excludeTestServices:
   (it) => {
     it.scoped("is not scanned as a whole for the head of the feed, for a change of it, or for a page", () =>
       Effect.gen(function* () {
-        const { measuring, schema, sql } = yield* SqlStore.Tables
+        const tables = yield* SqlStore.Tables
+        const { sql } = tables
         const feed = yield* EventFeed.EventFeed
         yield* sql`alter table maestro.event_log set (autovacuum_enabled = false)`
         yield* sql`insert into maestro.event_log (aggregate_id, sequence, type, body, metadata, timestamp)
           select 'Account/' || n, 1, 'Deposited', '{}', '{}', gen_random_uuid() from generate_series(1, ${events}::int) n`
         yield* sql.withTransaction(
           Effect.gen(function* () {
-            const log = { measuring, schema, sql }
+            const reads = makeHeadReads(tables, new CommandRunner(sql, prepared))
             const before = yield* fullScans(sql)
-            const head = yield* readHead(log, Effect.orDie)
-            expect((yield* readHeadChange(log, Effect.orDie, EventFeed.beginning)).more).toBe(true)
-            expect((yield* readHeadChange(log, Effect.orDie, head)).head).toBe(head)
+            const head = yield* reads.head
+            expect((yield* reads.changeSince(EventFeed.beginning)).more).toBe(true)
+            expect((yield* reads.changeSince(head)).head).toBe(head)
             for (const filter of [undefined, { types: ["Other"] }, { kinds: ["Account"] }, { kinds: ["Other"] }]) {
               yield* feed.read({ after: head, ...(filter === undefined ? {} : { filter }) })
             }

@@ -4,7 +4,6 @@
  * Each statement has the fencing token in its condition. Where the row has another token, it changes nothing and fails
  * with `LeaseLost`.
  */
-import type { SqlError } from "@effect/sql/SqlError"
 import type * as Statement from "@effect/sql/Statement"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -13,7 +12,9 @@ import { StoreError } from "../../StoreError.js"
 import { type Attempts, type EventFailure, type Lease, LeaseLost, type LeaseOptions } from "../../SubscriptionStore.js"
 import { liveClock } from "../runtime/clock.js"
 import type { Notifications } from "./notifications.js"
+import type { CommandRunner } from "./pg/commandRunner.js"
 import type { Command } from "./pg/driver.js"
+import { executeCommand } from "./pg/execute.js"
 import { checkStillOpen, limitIdle, withTransactionFrom } from "./pg/transaction.js"
 import { columnsOf, type PositionRow, positionOf } from "./position.js"
 import type { StoreTables } from "./storeTables.js"
@@ -42,6 +43,7 @@ export const uptime: Effect.Effect<number> = Effect.map(liveClock.currentTimeNan
 
 export const makeHeldLease = (
   tables: StoreTables,
+  runner: CommandRunner,
   notifications: Notifications,
   { duration, key }: LeaseOptions,
   taken: TakenLease,
@@ -54,21 +56,31 @@ export const makeHeldLease = (
   const leaseLost = new LeaseLost({ subscription: key.name, partition: key.partition })
 
   /** Runs a statement that returns the row of the lease, if it is held. */
-  const whileHeld = <A>(statement: Effect.Effect<ReadonlyArray<A>, SqlError>) =>
-    Effect.flatMap(execute(statement), ([row]) => (row === undefined ? leaseLost : Effect.succeed(row)))
+  const whileHeld = <A>(statement: Effect.Effect<ReadonlyArray<A>, StoreError>) =>
+    Effect.flatMap(statement, ([row]) => (row === undefined ? leaseLost : Effect.succeed(row)))
 
-  // The texts are compiled once, with a placeholder where the values differ.
+  // The texts are put together once, with a placeholder for the position.
   const moving = sql`update ${schema}.subscriptions
     set feed_key = ${""}::xid8, position = ${""}::bigint, attempted = null, leased_until = ${leaseEnd(sql, duration)}
-    where ${isHeld} returning token`
+    where ${isHeld} returning token::text`
   const [moveText, [, , ...moveValues]] = moving.compile()
-  const [moveNestedText] = sql`with moved as (${moving}) select ${sql.literal(checkIsMoved)}`.compile()
-  const [moveLastText] = sql`with moved as (${moving})
-    select ${sql.literal(checkIsMoved)}, ${sql.literal(checkStillOpen)}`.compile()
+  const move = runner.prepare(moveText)
+  const moveNested = { text: sql`with moved as (${moving}) select ${sql.literal(checkIsMoved)}`.compile()[0] }
+  const moveLast = runner.prepare(
+    sql`with moved as (${moving}) select ${sql.literal(checkIsMoved)}, ${sql.literal(checkStillOpen)}`.compile()[0]
+  )
   const [beginText, beginValues] =
-    sql`select token::text, ${limitIdle(tables, duration)} from ${schema}.subscriptions where ${isHeld}`.compile()
+    sql`select token::text, ${limitIdle(tables, duration)}::text from ${schema}.subscriptions where ${isHeld}`.compile()
+  const begin: Command = { ...runner.prepare(beginText), values: beginValues }
 
-  const moveCheckpoint = (to: Position) => whileHeld(sql.unsafe<object>(moveText, [...columnsOf(to), ...moveValues]))
+  const moveCheckpoint = (to: Position) =>
+    whileHeld(
+      executeCommand(
+        runner,
+        { operation, phase: "writing", savepoint: false },
+        { ...move, values: [...columnsOf(to), ...moveValues] }
+      )
+    )
 
   const advance = <E, R>(
     to: Position,
@@ -81,18 +93,15 @@ export const makeHeldLease = (
       {
         // Checks the lease, and limits how long the transaction may idle, so that a process that is stopped in it does
         // not keep its locks.
-        command: { text: beginText, values: beginValues },
-        statement: Effect.map(
-          sql.unsafe<{ readonly token: string }>(beginText, beginValues),
-          ([row]) => row?.token ?? null
-        )
+        own: begin,
+        nested: begin
       },
-      (token, isNested): Effect.Effect<Command, E | LeaseLost, R> =>
-        token === null
+      ([row], isNested): Effect.Effect<Command, E | LeaseLost, R> =>
+        row === undefined
           ? leaseLost
           : Effect.map(Effect.zipRight(effect, uptime), (now) => {
               began = now
-              return { text: isNested ? moveNestedText : moveLastText, values: [...columnsOf(to), ...moveValues] }
+              return { ...(isNested ? moveNested : moveLast), values: [...columnsOf(to), ...moveValues] }
             })
     ).pipe(Effect.mapError((error) => (isNotMoved(error) ? leaseLost : error)))
     return Effect.acquireUseRelease(
@@ -138,7 +147,9 @@ export const makeHeldLease = (
     })
 
   const set = (assignments: Statement.Fragment) =>
-    Effect.asVoid(whileHeld(sql`update ${schema}.subscriptions set ${assignments} where ${isHeld} returning token`))
+    Effect.asVoid(
+      whileHeld(execute(sql`update ${schema}.subscriptions set ${assignments} where ${isHeld} returning token`))
+    )
 
   return {
     position: taken.position,
@@ -146,7 +157,9 @@ export const makeHeldLease = (
     isTakenOver: taken.isTakenOver,
     lost,
     checkpoint: Effect.map(
-      whileHeld(sql<PositionRow>`select feed_key::text, position::text from ${schema}.subscriptions where ${isHeld}`),
+      whileHeld(
+        execute(sql<PositionRow>`select feed_key::text, position::text from ${schema}.subscriptions where ${isHeld}`)
+      ),
       positionOf
     ),
     advanceTo: (to) => Effect.zipRight(moveCheckpoint(to), notifications.progressed),

@@ -15,16 +15,21 @@ import { sliceOf } from "./feedConditions.js"
 import { type FeedRow, feedColumns, feedEventsOf } from "./feedRows.js"
 import { makeLease } from "./lease.js"
 import type { Notifications } from "./notifications.js"
+import type { CommandRunner } from "./pg/commandRunner.js"
 import { limitIdle, withTransaction } from "./pg/transaction.js"
 import { type PositionRow, positionOf, rowValue } from "./position.js"
 import type { StoreTables } from "./storeTables.js"
 import { makeStatements, operation } from "./subscriptionStatements.js"
 
-export const makeSqlSubscriptions = (tables: StoreTables, notifications: Notifications): SubscriptionStoreService => {
+export const makeSqlSubscriptions = (
+  tables: StoreTables,
+  runner: CommandRunner,
+  notifications: Notifications
+): SubscriptionStoreService => {
   const { schema, sql } = tables
   const { execute, query } = makeStatements(sql)
   return {
-    lease: makeLease(tables, notifications),
+    lease: makeLease(tables, runner, notifications),
     partitions: (name) =>
       Effect.map(
         query(
