@@ -64,13 +64,16 @@ export const onEnd = (connection: Connection, ended: () => void): (() => void) |
 export const canListen = (connection: Connection): boolean =>
   isEmitter(driverOf(connection)) && processIdOf(connection) !== undefined && canClose(connection)
 
-/** Calls back for the notifications of a channel that another connection has sent, until the returned function is called. */
-export const onNotification = (connection: Connection, channel: string, wake: () => void): (() => void) => {
+/** Calls back with the payload of each notification of a channel, until the returned function is called. */
+export const onNotification = (
+  connection: Connection,
+  channel: string,
+  notified: (payload: string | undefined) => void
+): (() => void) => {
   const driver = driverOf(connection)
   if (!isEmitter(driver)) return () => {}
-  const own = String(processIdOf(connection))
   const hear = (message: Notification) => {
-    if (message.channel === channel && message.payload !== own) wake()
+    if (message.channel === channel) notified(message.payload)
   }
   driver.on("notification", hear)
   return () => driver.removeListener("notification", hear)
