@@ -19,7 +19,7 @@ import * as Exit from "effect/Exit"
 import type { Evaluated } from "../../Aggregate.js"
 import type { StoreError, ValidationError } from "../../StoreError.js"
 import type { Tagged } from "../codec/eventCodec.js"
-import { called, flatMapSync, isSettled } from "../runtime/syncEffect.js"
+import { called, catchFailure, flatMapSync, isSettled } from "../runtime/syncEffect.js"
 import {
   type BatchOf,
   closeBatch,
@@ -43,8 +43,7 @@ export const evaluate = <State, A extends Tagged, C, E>(
   context: CommandContext<State, A, C, E>,
   call: CommandCall<C>
 ): Effect.Effect<Evaluated<State, A>, CommandFailure<E>> =>
-  // The first attempt sets up nothing for the others.
-  Effect.catchAll(attempt(context, call), (error) => {
+  catchFailure(attempt(context, call), (error) => {
     const again = () => Effect.catchAll(attempt(context, call), outsideBatch)
     const outsideBatch = (error: AttemptFailure<E>): Effect.Effect<Evaluated<State, A>, RetriedFailure<E>> => {
       if (!(error instanceof Batch.RetryOutsideBatch)) return Effect.fail(error)
@@ -102,12 +101,14 @@ const attempt = <State, A extends Tagged, C, E>(
     () => context.stateCache.entry(call.id, call.clock.unsafeCurrentTimeMillis()),
     (entry) => releaseLock(context, entry),
     (entry, restore) => {
-      const proceed = (decided: Exit.Exit<Decision<State, A, E>, RetriedFailure<E>>): Attempt<State, A, E> =>
-        Exit.isSuccess(decided)
-          ? conclude(context, call, entry, decided.value, restore)
-          : Effect.zipRight(releaseLock(context, entry), Effect.failCause(decided.cause))
+      const onSuccess = (decision: Decision<State, A, E>): Attempt<State, A, E> =>
+        conclude(context, call, entry, decision, restore)
       const deciding = called(() => decideOnNewest(context, call, entry))
-      return isSettled(deciding) ? proceed(deciding) : Effect.flatMap(Effect.exit(restore(deciding)), proceed)
+      if (isSettled(deciding) && Exit.isSuccess(deciding)) return onSuccess(deciding.value)
+      return Effect.matchCauseEffect(restore(deciding), {
+        onSuccess,
+        onFailure: (cause) => Effect.zipRight(releaseLock(context, entry), Effect.failCause(cause))
+      })
     }
   )
 

@@ -12,6 +12,7 @@ import * as Option from "effect/Option"
 import type * as Schedule from "effect/Schedule"
 import { RetryCommand, type StoreError, type ValidationError } from "../../StoreError.js"
 import { isTransient, retryAfter } from "../runtime/retry.js"
+import { catchFailure } from "../runtime/syncEffect.js"
 
 /** A transient failure of a read, before anything was decided. */
 export class TransientReadError extends Data.TaggedError("TransientReadError")<{
@@ -22,7 +23,7 @@ export class TransientReadError extends Data.TaggedError("TransientReadError")<{
 export const retryableRead = <A>(
   read: Effect.Effect<A, ValidationError | StoreError>
 ): Effect.Effect<A, ValidationError | StoreError | TransientReadError> =>
-  Effect.mapError(read, (error) => (isTransient(error) ? new TransientReadError({ error }) : error))
+  catchFailure(read, (error) => Effect.fail(isTransient(error) ? new TransientReadError({ error }) : error))
 
 /**
  * Runs attempts by the schedule after a first one, until one succeeds or fails finally. It sets up nothing before the
@@ -33,7 +34,7 @@ export const retrying = <A, E>(
   first: Effect.Effect<A, E | TransientReadError>,
   attempt: () => Effect.Effect<A, E | TransientReadError>
 ): Effect.Effect<A, E | StoreError | ValidationError> =>
-  Effect.catchAll(first, (error) =>
+  catchFailure(first, (error) =>
     isRetryable(error)
       ? Effect.mapError(retryAfter(error, Effect.suspend(attempt), schedule, isRetryable), unwrapped)
       : Effect.fail(unwrapped(error))

@@ -6,7 +6,7 @@
  *
  * - When an entry is released and there are more than `capacity`, the one that was not used for the longest time goes.
  * - A timer removes entries that were not used for `idleTimeToLive`.
- * - When the layer closes, all of them go.
+ * - When the layer closes, all of them go, those in use when they are released.
  *
  * An entry that is locked, or has a batch, is never removed: it would get a second lock.
  */
@@ -17,6 +17,7 @@ import type { CacheOptions } from "../../Aggregate.js"
 import type { FairLock } from "./fairLock.js"
 import type { CommandBatch } from "./groupCommit.js"
 import type { VersionedState } from "./loadState.js"
+import { addNewest, type Linked, makeUseOrder, remove } from "./useOrder.js"
 
 /** The options of a cache, with their defaults. */
 export interface CacheLimits {
@@ -25,7 +26,7 @@ export interface CacheLimits {
 }
 
 /** The entry of one aggregate. It is the aggregate's lock. */
-export interface AggregateEntry<State, E> extends FairLock {
+export interface AggregateEntry<State, E> extends FairLock, Linked<AggregateEntry<State, E>> {
   readonly id: string
   /** The newest state that is known to be stored. For a fresh id it is the initial state. */
   cached: VersionedState<State> | undefined
@@ -67,20 +68,15 @@ export const makeStateCache = <State, E>(
   firstState: (id: string) => VersionedState<State> | undefined,
   currentTimeMillis: Effect.Effect<number>
 ): Effect.Effect<StateCache<State, E>, never, Scope.Scope> => {
-  // In order of use, the longest unused first.
   const entries = new Map<string, AggregateEntry<State, E>>()
+  // The entries that are not in use.
+  const order = makeUseOrder<AggregateEntry<State, E>>()
   const maxIdle = Duration.toMillis(idleTimeToLive)
 
-  // One iterator for all removals: a new one would walk through the gaps that removed entries leave in the Map.
-  let iterator = entries.values()
-  const removeOldest = (): void => {
-    for (let walks = 2; entries.size > capacity; ) {
-      const { done, value: oldest } = iterator.next()
-      if (done === true) {
-        if (--walks === 0) return
-        iterator = entries.values()
-      } else if (!isInUse(oldest)) entries.delete(oldest.id)
-    }
+  let isClosed = false
+  const discard = (unused: AggregateEntry<State, E>): void => {
+    entries.delete(unused.id)
+    remove(order, unused)
   }
 
   const entry = (id: string, now: number): AggregateEntry<State, E> => {
@@ -91,6 +87,7 @@ export const makeStateCache = <State, E>(
       entries.set(id, made)
       return made
     }
+    remove(order, known)
     if (now - known.lastUsedAt > maxIdle && !isInUse(known)) known.cached = undefined
     known.lastUsedAt = now
     return known
@@ -98,15 +95,14 @@ export const makeStateCache = <State, E>(
 
   const release = (used: AggregateEntry<State, E>): void => {
     if (isInUse(used)) return
-    entries.delete(used.id)
-    if (used.cached === undefined || capacity === 0) return
-    entries.set(used.id, used)
-    removeOldest()
+    if (used.cached === undefined || capacity === 0 || isClosed) return discard(used)
+    addNewest(order, used)
+    while (entries.size > capacity && order.oldest !== undefined) discard(order.oldest)
   }
 
   const removeIdle = Effect.map(currentTimeMillis, (now) => {
     for (const each of entries.values()) {
-      if (now - each.lastUsedAt > maxIdle && !isInUse(each)) entries.delete(each.id)
+      if (now - each.lastUsedAt > maxIdle && !isInUse(each)) discard(each)
     }
   })
 
@@ -116,9 +112,8 @@ export const makeStateCache = <State, E>(
   // A program that still holds the service of a closed layer must not hold its states.
   const clearing = Effect.addFinalizer(() =>
     Effect.sync(() => {
-      entries.clear()
-      // The old iterator holds the entries that it has walked through.
-      iterator = entries.values()
+      isClosed = true
+      for (const each of entries.values()) if (!isInUse(each)) discard(each)
     })
   )
   return Effect.as(Effect.zipRight(removing, clearing), {
@@ -181,6 +176,8 @@ const makeEntry = <State, E>(
   lastUsedAt: now,
   isLocked: false,
   requests: undefined,
+  older: undefined,
+  newer: undefined,
   batch: undefined
 })
 
