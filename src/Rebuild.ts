@@ -4,6 +4,7 @@
  *
  * @since 0.1.0
  */
+import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type { EventFeed, Filter } from "./EventFeed.js"
 import { checkOwnership } from "./internal/rebuild/checkOwnership.js"
@@ -60,8 +61,16 @@ export interface Options<Projections extends ReadonlyArray<Projection.AnyBound>,
   readonly subscription?:
     | { readonly name: string; readonly partitions: number; readonly filter: Filter | undefined }
     | undefined
-  /** How many events are projected in one transaction: 1 000 by default, at most 10 000. */
+  /**
+   * How many events are projected in one transaction, at most 10 000. By default it is 1 000, or as many as half a
+   * second is enough for.
+   */
   readonly batchSize?: number | undefined
+  /**
+   * How long users of the tables wait at a time, from 100 milliseconds to 1 minute; 2 seconds by default. See `run` on
+   * when they wait. The statements that swap the tables are not part of this time.
+   */
+  readonly maxHold?: Duration.DurationInput | undefined
   /** Runs after each batch. */
   readonly onProgress?: ((progress: Progress) => Effect.Effect<unknown>) | undefined
 }
@@ -81,6 +90,8 @@ export interface Progress {
   readonly eventsPerSecond: number
   /** The time left by that rate; 0 when the rebuild is finished. */
   readonly secondsLeft: number
+  /** The longest time for which this run has had users of the tables wait, in milliseconds. */
+  readonly longestHoldMillis: number
 }
 
 /**

@@ -170,6 +170,7 @@ interface Wire {
   /** Not every stream can be corked. */
   readonly stream: { readonly cork?: () => void; readonly uncork?: () => void }
   readonly sync: () => void
+  readonly parse: (query: { readonly text: string }) => void
   readonly bind: (config: object) => void
   readonly sendCopyFail: (message: string) => void
 }
@@ -193,8 +194,18 @@ class Batch {
     const notice = (error: unknown) => {
       if (error !== undefined && error !== null) incomplete = true
     }
-    // A query of the driver ends with a Sync. These end with one Sync for all of them.
-    const unsynced = Object.create(wire, { sync: { value: () => {} } })
+    let parsed: string | undefined
+    const unsynced = Object.create(wire, {
+      // A query of the driver ends with a Sync. These end with one Sync for all of them.
+      sync: { value: () => {} },
+      // A statement without a name lasts until the next one is parsed, so equal ones in a row are parsed once.
+      parse: {
+        value: (query: { readonly text: string }) => {
+          if (query.text !== parsed) wire.parse(query)
+          parsed = query.text
+        }
+      }
+    })
     wire.stream.cork?.()
     try {
       for (const { text, values } of this.commands) {

@@ -1,0 +1,161 @@
+/**
+ * Has the writers of the live tables wait for a moment, again and again, where they are faster than a rebuild, so that
+ * the rebuild ends. `fillAndSwap.ts` asks it before and after each batch.
+ *
+ * At intervals the events that are left are counted. Where about as many came in as were projected, the next batch runs
+ * while it holds a lock on the live tables. Reads go on, and each writer waits for the end of that batch. Between two
+ * such batches the writers run, nine times as long at first. The pause is halved as long as the events that are left do
+ * not become fewer.
+ *
+ * Commits that write no live table, such as those of a process of an older version, do not wait for this lock. Where
+ * the shortest pause is not enough for strong projections, the batch locks the log of the events, too.
+ */
+import * as Clock from "effect/Clock"
+import * as Data from "effect/Data"
+import * as Effect from "effect/Effect"
+import type { Position } from "../../EventFeed.js"
+import type { StoreError, ValidationError } from "../../StoreError.js"
+import { withLiveClock } from "../runtime/clock.js"
+import { rowValue } from "../sql/position.js"
+import type { RebuildProgress } from "./progress.js"
+import { maxHoldOf, type RebuildContext, run } from "./rebuildOptions.js"
+import { setLockTimeout } from "./replaceTables.js"
+
+/** The work under a lock was not done in time. */
+export class HoldExpired extends Data.TaggedError("HoldExpired") {}
+
+/** Fails with `HoldExpired` after the time, in milliseconds. The effect is interrupted then. */
+export const withinHold = <A, E, R>(
+  millis: number,
+  effect: Effect.Effect<A, E, R>
+): Effect.Effect<A, E | HoldExpired, R> =>
+  Effect.raceFirst(effect, Effect.zipRight(withLiveClock(Effect.sleep(Math.max(millis, 0))), new HoldExpired()))
+
+export interface WriterHolds {
+  /** Whether writers are faster than the rebuild. */
+  readonly isOutpaced: () => boolean
+  /** Whether the next batch may run while writers wait. */
+  readonly mayHold: Effect.Effect<boolean>
+  /** Locks the tables for a batch, in its transaction. */
+  readonly lock: (lockWait: number) => Effect.Effect<void, StoreError>
+  /** Takes note of a batch up to this position: it was not under the lock, or for so long, in milliseconds. */
+  readonly projected: (
+    position: Position,
+    held: number | undefined
+  ) => Effect.Effect<void, ValidationError | StoreError>
+  /**
+   * Whether the rebuild may end at this position though more events follow. The subscription that keeps the tables is
+   * not further then, and projects them after the swap.
+   */
+  readonly mayEndBehind: (position: Position) => Effect.Effect<boolean, StoreError>
+}
+
+export const makeWriterHolds = <E, R>(
+  context: RebuildContext<E, R>,
+  progress: RebuildProgress,
+  tables: ReadonlyArray<string>
+): WriterHolds => {
+  const { feed, filter, options, store } = context
+  const { schema, sql } = store
+  const maxHold = maxHoldOf(options)
+  let last: Check | undefined
+  let outpacedChecks = 0
+  let nextCheck = 0
+  let notBefore = 0
+  let pauseFactor = firstPauseFactor
+  let locksLog = false
+  let leftAtHold: number | undefined
+
+  const countLeft = (position: Position) =>
+    Effect.gen(function* () {
+      const asked = yield* Clock.currentTimeMillis
+      const left = yield* feed.count({ after: position, filter })
+      const now = yield* Clock.currentTimeMillis
+      nextCheck = now + Math.max(checkEvery, (now - asked) * countFactor)
+      return left
+    })
+
+  const check = (left: number): void => {
+    const events = progress.events()
+    if (last !== undefined) {
+      const projected = events - last.events
+      const added = left - last.left + projected
+      if (left <= progress.eventsIn(maxHold) || added < projected * fewAdded) {
+        outpacedChecks = 0
+        leftAtHold = undefined
+        pauseFactor = firstPauseFactor
+        locksLog = false
+      } else if (added > projected * manyAdded) outpacedChecks++
+    }
+    last = { events, left }
+  }
+
+  /** Shortens the pause where the events that are left are hardly fewer than after the hold before. */
+  const adapt = (left: number, held: number): void => {
+    if (leftAtHold !== undefined && left > leftAtHold - progress.eventsIn(held) / 2) {
+      if (pauseFactor > lastPauseFactor) pauseFactor /= 2
+      else locksLog = options.subscription === undefined
+    }
+    leftAtHold = left
+  }
+
+  return {
+    isOutpaced: () => outpacedChecks >= neededChecks,
+    mayHold: Effect.map(
+      Clock.currentTimeMillis,
+      (now) => outpacedChecks >= neededChecks && !store.isEmbedded && now >= notBefore
+    ),
+    lock: (lockWait) =>
+      Effect.gen(function* () {
+        yield* setLockTimeout(sql, lockWait)
+        // The log before the tables, in the order in which commits lock them.
+        if (locksLog) yield* run(store, sql`lock table ${schema}.event_log in share mode`)
+        yield* run(store, sql`lock table ${sql.literal(tables.join(", "))} in exclusive mode`)
+        yield* setLockTimeout(sql, 0)
+      }),
+    projected: (position, held) =>
+      Effect.gen(function* () {
+        const now = yield* Clock.currentTimeMillis
+        if (held !== undefined) {
+          const left = yield* countLeft(position)
+          adapt(left, held)
+          check(left)
+          notBefore = now + held * pauseFactor
+        } else if (now >= nextCheck) check(yield* countLeft(position))
+      }),
+    mayEndBehind: (position) =>
+      options.subscription === undefined || outpacedChecks < neededChecks
+        ? Effect.succeed(false)
+        : Effect.map(
+            run(
+              store,
+              sql`select 1 from ${schema}.subscriptions
+                where name = ${options.subscription.name} and (feed_key, position) > ${rowValue(sql, position)}`
+            ),
+            (further) => further.length === 0
+          )
+  }
+}
+
+// --- internal ---
+
+/** The events that this run had projected, and those that were left then. */
+interface Check {
+  readonly events: number
+  readonly left: number
+}
+
+/** In milliseconds. A count takes a twentieth of the time at most. */
+const checkEvery = 1000
+const countFactor = 20
+
+// How many events come in for each that is projected: with as few, holds end, and with as many they begin.
+const fewAdded = 0.25
+const manyAdded = 0.75
+
+/** How many checks in a row find the writers faster before the first hold. */
+const neededChecks = 2
+
+// Writers run for so many times as long as they waited.
+const firstPauseFactor = 9
+const lastPauseFactor = 1 / 16
