@@ -60,20 +60,26 @@ export const fillAndSwap = <E, R>(
         feed.read({
           after,
           filter,
-          limit: options.batchSize ?? batchSizeFor(progress.eventsIn(holds.isOutpaced() ? longBatch : shortBatch))
+          limit: options.batchSize ?? Math.min(Math.max(progress.eventsIn(batchMillis), minBatch), maxBatch)
         })
       )
 
     let next: Page | undefined
     /** Projects a page while the next one is read. A failure to read that shows when it is read again. */
-    const projectPage = <E2>(page: Page, projecting: Effect.Effect<void, E | E2 | StoreError, R>) =>
+    const projectPage = <E2>(
+      page: Page,
+      projecting: Effect.Effect<void, E | E2 | StoreError, R>,
+      measured: typeof progress.projected
+    ) =>
       Effect.gen(function* () {
-        const advancing = progress.timed(page.events.length, lease.advance(page.position, projecting))
-        const [, read] = page.more
+        const begun = yield* Clock.currentTimeMillis
+        const advancing = Effect.flatMap(lease.advance(page.position, projecting), () => Clock.currentTimeMillis)
+        const [ended, read] = page.more
           ? yield* Effect.all([advancing, Effect.exit(readAfter(page.position))], { concurrency: 2 })
           : [yield* advancing, undefined]
         next = read !== undefined && Exit.isSuccess(read) ? read.value : undefined
         position = page.position
+        measured(page.events.length, ended - begun)
         count(page.events.length)
       })
 
@@ -81,13 +87,13 @@ export const fillAndSwap = <E, R>(
     const projectHeld = (page: Page) =>
       Effect.gen(function* () {
         const lockWait = backoff.lockWait()
-        const part = beginningOf(page, progress.eventsIn(maxHold - lockWait))
+        const part = beginningOf(page, progress.eventsInHold((maxHold - lockWait) * safety))
         const projecting = Effect.zipRight(
           holds.lock(lockWait),
           withinHold(maxHold - lockWait, projectBatch(context, part.events))
         )
         const begun = yield* Clock.currentTimeMillis
-        const exit = yield* Effect.exit(projectPage(part, projecting))
+        const exit = yield* Effect.exit(projectPage(part, projecting, progress.projectedHeld))
         const held = (yield* Clock.currentTimeMillis) - begun
         progress.held(held)
         if (yield* isDone(exit)) {
@@ -105,7 +111,7 @@ export const fillAndSwap = <E, R>(
       const exit = yield* Effect.exit(
         swapTables(context, lease, tables, position, {
           lockWait,
-          maxTail: progress.eventsIn(maxHold - lockWait),
+          maxTail: progress.eventsInHold((maxHold - lockWait) * safety),
           maxMillis: maxHold - lockWait
         })
       )
@@ -113,7 +119,7 @@ export const fillAndSwap = <E, R>(
       progress.held(held)
       if (yield* isDone(exit)) {
         const tail = Exit.isSuccess(exit) ? exit.value : 0
-        progress.add(tail)
+        progress.projectedHeld(tail, held)
         count(tail)
         return true
       }
@@ -143,13 +149,13 @@ export const fillAndSwap = <E, R>(
             continue
           }
         } else {
-          yield* projectPage(read, projectBatch(context, read.events))
+          yield* projectPage(read, projectBatch(context, read.events), progress.projected)
           yield* holds.projected(position, undefined)
         }
         yield* progress.report
       }
       if (page.more && !(yield* isCaughtUp(page.events)) && !(yield* holds.mayEndBehind(position))) continue
-      if ((yield* holdsBackMuch(progress.eventsIn(maxHold / 4))) || !(yield* backoff.mayTry)) {
+      if ((yield* holdsBackMuch(progress.eventsInHold(maxHold / 4))) || !(yield* backoff.mayTry)) {
         if (!page.more) yield* withLiveClock(Effect.sleep("250 millis"))
         continue
       }
@@ -163,12 +169,15 @@ export const fillAndSwap = <E, R>(
 
 // --- internal ---
 
-/** In milliseconds, how long a batch may take, by the rate of the run: usually, and where writers are faster. */
-const shortBatch = 500
-const longBatch = 2000
+/** How long a batch may take by the rate of the run, in milliseconds. */
+const batchMillis = 500
 
-/** Batches of fewer events spend too much time on the transaction, and more events are too much for the memory. */
-const batchSizeFor = (events: number): number => Math.min(Math.max(events, 1000), 10_000)
+// Batches of fewer events would spend their time on transactions, and more events would need much memory.
+const minBatch = 250
+const maxBatch = 10_000
+
+/** The part of the longest hold that events are planned for, because a rate is a mean. */
+const safety = 0.7
 
 /** The first events of a page, as a page. */
 const beginningOf = (page: Page, events: number): Page => {

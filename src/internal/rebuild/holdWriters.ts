@@ -80,7 +80,7 @@ export const makeWriterHolds = <E, R>(
     if (last !== undefined) {
       const projected = events - last.events
       const added = left - last.left + projected
-      if (left <= progress.eventsIn(maxHold) || added < projected * fewAdded) {
+      if (left <= progress.eventsInHold(maxHold) || added < projected * fewAdded) {
         outpacedChecks = 0
         leftAtHold = undefined
         pauseFactor = firstPauseFactor
@@ -92,9 +92,9 @@ export const makeWriterHolds = <E, R>(
 
   /** Shortens the pause where the events that are left are hardly fewer than after the hold before. */
   const adapt = (left: number, held: number): void => {
-    if (leftAtHold !== undefined && left > leftAtHold - progress.eventsIn(held) / 2) {
-      if (pauseFactor > lastPauseFactor) pauseFactor /= 2
-      else locksLog = options.subscription === undefined
+    if (leftAtHold !== undefined && left > leftAtHold - progress.eventsInHold(held) / 2) {
+      if (pauseFactor === 0) locksLog = options.subscription === undefined
+      pauseFactor = pauseFactor < lastPauseFactor ? 0 : pauseFactor / 2
     }
     leftAtHold = left
   }
@@ -156,6 +156,7 @@ const manyAdded = 0.75
 /** How many checks in a row find the writers faster before the first hold. */
 const neededChecks = 2
 
-// Writers run for so many times as long as they waited.
+// Writers run for so many times as long as they waited. In the end each waiting writer has one turn between two holds,
+// because the database grants locks in the order of the requests.
 const firstPauseFactor = 9
-const lastPauseFactor = 1 / 16
+const lastPauseFactor = 0.25

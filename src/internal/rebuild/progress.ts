@@ -9,13 +9,15 @@ import { type RebuildContext, run } from "./rebuildOptions.js"
 export interface RebuildProgress {
   /** How many events this run has projected. */
   readonly events: () => number
-  /** Runs the projections of so many events, and counts and times them. */
-  readonly timed: <A, E, R>(events: number, projecting: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
-  /** Counts events that are projected, without a time. */
-  readonly add: (events: number) => void
+  /** Takes note of projected events, and of the time that they took, in milliseconds. */
+  readonly projected: (events: number, millis: number) => void
+  /** The same of events that were projected while writers waited. The rate is higher then. */
+  readonly projectedHeld: (events: number, millis: number) => void
   /** How many events can be projected in the time, in milliseconds, by the rate of this run. */
   readonly eventsIn: (millis: number) => number
-  /** Takes note that a projection needed more time than `eventsIn` had allowed for. */
+  /** The same while writers wait. */
+  readonly eventsInHold: (millis: number) => number
+  /** Takes note that a projection needed more time than `eventsInHold` had allowed for. */
   readonly wasSlower: () => void
   /** Takes note that users of the tables waited for so long, in milliseconds. */
   readonly held: (millis: number) => void
@@ -41,22 +43,22 @@ export const makeProgress = <E, R>({ options, store }: RebuildContext<E, R>, lef
     let events = 0
     let longestHold = 0
     const rate = makeRate()
+    const heldRate = makeRate()
 
     const progress: RebuildProgress = {
       events: () => events,
-      add: (more) => {
-        events += more
+      projected: (count, millis) => {
+        events += count
+        rate.measured(count, millis)
       },
-      timed: (count, projecting) =>
-        Effect.gen(function* () {
-          const asked = yield* Clock.currentTimeMillis
-          const result = yield* projecting
-          rate.measured(count, (yield* Clock.currentTimeMillis) - asked)
-          events += count
-          return result
-        }),
+      projectedHeld: (count, millis) => {
+        events += count
+        heldRate.measured(count, millis)
+      },
       eventsIn: rate.eventsIn,
-      wasSlower: rate.wasSlower,
+      eventsInHold: (millis) =>
+        heldRate.isKnown() ? heldRate.eventsIn(millis) : rate.eventsIn(millis * heldRate.scale()),
+      wasSlower: heldRate.wasSlower,
       held: (millis) => {
         longestHold = Math.max(longestHold, millis)
       },
@@ -105,6 +107,9 @@ const makeRate = () => {
       const fitting = millis === 0 ? 0 : Math.floor((events / millis) * time * scale)
       return Math.max(measured < firstEvents ? Math.floor(firstEvents * scale) : 1, fitting, 1)
     },
+    /** Whether enough was measured. */
+    isKnown: (): boolean => measured >= firstEvents / 10,
+    scale: (): number => scale,
     wasSlower: (): void => {
       scale /= 2
     }

@@ -1,24 +1,26 @@
 /**
- * Projects events by projections that are SQL statements: the statements of many events are sent in one round trip.
- * `projectBatch.ts` calls it, inside the transaction of a batch.
+ * Projects events so that the statements of many events are sent in one round trip. `projectBatch.ts` calls it, inside
+ * the transaction of a batch.
  *
- * The statements of the next events are compiled while the database works. All of it runs behind a savepoint. Where a
- * statement fails, or an event can't be decoded, it is rolled back, and the caller projects the events one after the
- * other. That run has the failure, with the names of projection and event.
+ * - Projections that are SQL statements are compiled. That of the next events goes on while the database works.
+ * - Projections that are effects run one after the other, and their writes are deferred (`sql/pg/deferredWrites.ts`).
+ *
+ * All of it runs behind a savepoint. Where a statement fails, or an effect, or an event can't be decoded, it is rolled
+ * back, and each event is projected by itself. That run has the failure, with the names of projection and event.
  */
-import type { SqlError } from "@effect/sql/SqlError"
+import * as Cause from "effect/Cause"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import type { Event } from "../../Event.js"
 import type { Projection, SqlProjection } from "../../Projection.js"
 import { StoreError } from "../../StoreError.js"
-import { fromSqlError, severityOf } from "../runtime/sqlError.js"
 import { withSpanIfTraced } from "../runtime/tracing.js"
 import { canCompile, compileAll } from "../sql/pg/compileStatements.js"
+import { makeDeferredWrites } from "../sql/pg/deferredWrites.js"
 import type { Command } from "../sql/pg/driver.js"
 import { endedInside, type SendInside, sendInside, withTransaction } from "../sql/pg/transaction.js"
 import type { StoreTables } from "../sql/storeTables.js"
-import { handles, isSqlProjection } from "../store/runProjections.js"
+import { handles, isSqlProjection, project } from "../store/runProjections.js"
 import { operation } from "./rebuildOptions.js"
 
 /**
@@ -32,17 +34,20 @@ export const projectStatements = <E, R>(
   oneByOne: Effect.Effect<void, E | StoreError, R>
 ): Effect.Effect<void, E | StoreError, R> =>
   Effect.withFiberRuntime((fiber) => {
-    if (events.length === 0 || !projections.every(isSqlProjection) || !canCompile(fiber, sql)) return oneByOne
-    return Effect.flatMap(sendInside, (send) =>
-      send === undefined
-        ? oneByOne
-        : Effect.catchIf(
-            withTransaction(sql, operation, sendAll(send, projections, events)),
-            (error) => error instanceof NotProjected,
-            // The savepoint shows whether the transaction is still open. A failed batch may have ended it.
-            () => withTransaction(sql, operation, oneByOne)
-          ).pipe(Effect.mapError((error) => (isEnded(error) ? endedInside(operation) : error)))
-    )
+    if (events.length === 0) return Effect.void
+    return Effect.flatMap(sendInside, (send) => {
+      if (send === undefined) return oneByOne
+      const batches =
+        projections.every(isSqlProjection) && canCompile(fiber, sql)
+          ? sendAll(send, projections, events)
+          : runDeferred(projections, events)
+      return Effect.catchIf(
+        withTransaction(sql, operation, batches),
+        (error) => error instanceof NotProjected,
+        // The savepoint shows whether the transaction is still open. A failed batch may have ended it.
+        () => withTransaction(sql, operation, oneByOne)
+      ).pipe(Effect.mapError((error) => (isEnded(error) ? endedInside(operation) : error)))
+    })
   })
 
 // --- internal ---
@@ -52,7 +57,7 @@ const isEnded = (error: unknown): boolean => error instanceof StoreError && erro
 /** The `SQLSTATE` of a savepoint, or of a batch, outside of a transaction. */
 const noTransaction = "25P01"
 
-/** How many events are compiled while the database works on those before. */
+/** How many events are compiled while the database works on those before, and how many writes are kept. */
 const chunkSize = 250
 
 class NotProjected extends Data.TaggedError("NotProjected") {}
@@ -61,17 +66,15 @@ const sendAll = <E, R>(
   send: SendInside,
   projections: ReadonlyArray<SqlProjection<E, R>>,
   events: ReadonlyArray<Event>
-): Effect.Effect<void, NotProjected | StoreError, R> =>
+): Effect.Effect<void, NotProjected, R> =>
   Effect.gen(function* () {
     let next = yield* compile(projections, events.slice(0, chunkSize))
     for (let first = chunkSize; next !== undefined; first += chunkSize) {
       const sending = sendChunk(send, next)
-      if (first >= events.length)
-        return yield* sending
-        // A failure of `compile` must not interrupt the statements, so it is a value.
-      ;[, next] = yield* Effect.all([sending, compile(projections, events.slice(first, first + chunkSize))], {
-        concurrency: 2
-      })
+      if (first >= events.length) return yield* Effect.asVoid(sending)
+      // `compile` does not fail, because its failure would interrupt the statements.
+      const compiling = compile(projections, events.slice(first, first + chunkSize))
+      next = (yield* Effect.all([sending, compiling], { concurrency: 2 }))[1]
     }
     return yield* new NotProjected()
   })
@@ -92,26 +95,48 @@ const compile = <E, R>(
     )
   )
 
-const sendChunk = (
-  send: SendInside,
-  commands: ReadonlyArray<Command>
-): Effect.Effect<void, NotProjected | StoreError> =>
+/** Runs the effects of the events one after the other, and sends what they write when enough is kept. */
+const runDeferred = <E, R>(
+  projections: ReadonlyArray<Projection<E, R>>,
+  events: ReadonlyArray<Event>
+): Effect.Effect<void, NotProjected, R> =>
+  Effect.flatMap(makeDeferredWrites, (deferred) => {
+    if (deferred === undefined) return new NotProjected()
+    const sendKept = Effect.suspend(() => withSpanOfBatch(deferred.kept(), deferred.flush))
+    const work = events.flatMap((event) =>
+      projections.flatMap((projection) => (handles(projection, event) ? [{ event, projection }] : []))
+    )
+    const running = Effect.forEach(
+      work,
+      ({ event, projection }) =>
+        Effect.zipRight(
+          deferred.run(Effect.suspend(() => project(projection, event))),
+          Effect.suspend(() => (deferred.kept() >= chunkSize ? sendKept : Effect.void))
+        ),
+      { discard: true }
+    )
+    return Effect.zipRight(running, sendKept).pipe(
+      Effect.catchAllCause((cause) => (Cause.isInterruptedOnly(cause) ? Effect.interrupt : new NotProjected())),
+      // An effect may have handled the failure of statements that were sent before one of its own.
+      Effect.tap(() => (deferred.hasFailed() ? new NotProjected() : Effect.void)),
+      Effect.ensuring(Effect.sync(deferred.end))
+    )
+  })
+
+const sendChunk = (send: SendInside, commands: ReadonlyArray<Command>): Effect.Effect<unknown, NotProjected> =>
   commands.length === 0
     ? Effect.void
-    : Effect.asVoid(
-        Effect.mapError(send(commands), (error) =>
-          isOfStatement(error) ? new NotProjected() : fromSqlError(operation, "writing", error)
-        )
-      ).pipe(
-        withSpanIfTraced("sql.execute", {
-          kind: "client",
-          attributes: {
-            "db.system.name": "postgresql",
-            "db.operation.name": "execute",
-            "db.operation.batch.size": commands.length
-          }
-        })
+    : withSpanOfBatch(
+        commands.length,
+        Effect.mapError(send(commands), () => new NotProjected())
       )
 
-/** Whether the server has reported the error, and not lost the connection or ended the transaction. */
-const isOfStatement = (error: SqlError): boolean => severityOf(error) !== undefined
+const withSpanOfBatch = <A, E>(statements: number, sending: Effect.Effect<A, E>): Effect.Effect<A, E> =>
+  withSpanIfTraced("sql.execute", {
+    kind: "client",
+    attributes: {
+      "db.system.name": "postgresql",
+      "db.operation.name": "execute",
+      "db.operation.batch.size": statements
+    }
+  })(sending)
