@@ -154,7 +154,7 @@ export const fillAndSwap = <E, R>(
         }
         yield* progress.report
       }
-      if (page.more && !(yield* isCaughtUp(page.events)) && !(yield* holds.mayEndBehind(position))) continue
+      if (page.more && !(yield* isCaughtUp(page.events)) && !(yield* holds.mayEnd(position))) continue
       if ((yield* holdsBackMuch(progress.eventsInHold(maxHold / 4))) || !(yield* backoff.mayTry)) {
         if (!page.more) yield* withLiveClock(Effect.sleep("250 millis"))
         continue

@@ -4,8 +4,8 @@
  *
  * At intervals the events that are left are counted. Where about as many came in as were projected, the next batch runs
  * while it holds a lock on the live tables. Reads go on, and each writer waits for the end of that batch. Between two
- * such batches the writers run, nine times as long at first. The pause is halved as long as the events that are left do
- * not become fewer.
+ * such batches the writers run, nine times as long at first. This pause becomes shorter as long as the events that are
+ * left do not become fewer.
  *
  * Commits that write no live table, such as those of a process of an older version, do not wait for this lock. Where
  * the shortest pause is not enough for strong projections, the batch locks the log of the events, too.
@@ -32,8 +32,6 @@ export const withinHold = <A, E, R>(
   Effect.raceFirst(effect, Effect.zipRight(withLiveClock(Effect.sleep(Math.max(millis, 0))), new HoldExpired()))
 
 export interface WriterHolds {
-  /** Whether writers are faster than the rebuild. */
-  readonly isOutpaced: () => boolean
   /** Whether the next batch may run while writers wait. */
   readonly mayHold: Effect.Effect<boolean>
   /** Locks the tables for a batch, in its transaction. */
@@ -44,10 +42,10 @@ export interface WriterHolds {
     held: number | undefined
   ) => Effect.Effect<void, ValidationError | StoreError>
   /**
-   * Whether the rebuild may end at this position though more events follow. The subscription that keeps the tables is
-   * not further then, and projects them after the swap.
+   * Whether the rebuild may end at this position though more events follow: few of them, or the subscription that keeps
+   * the tables is not further. It projects them after the swap.
    */
-  readonly mayEndBehind: (position: Position) => Effect.Effect<boolean, StoreError>
+  readonly mayEnd: (position: Position) => Effect.Effect<boolean, StoreError>
 }
 
 export const makeWriterHolds = <E, R>(
@@ -64,6 +62,7 @@ export const makeWriterHolds = <E, R>(
   let notBefore = 0
   let pauseFactor = firstPauseFactor
   let locksLog = false
+  let mayFit = false
   let leftAtHold: number | undefined
 
   const countLeft = (position: Position) =>
@@ -77,10 +76,11 @@ export const makeWriterHolds = <E, R>(
 
   const check = (left: number): void => {
     const events = progress.events()
+    mayFit = left <= progress.eventsInHold(maxHold)
     if (last !== undefined) {
       const projected = events - last.events
       const added = left - last.left + projected
-      if (left <= progress.eventsInHold(maxHold) || added < projected * fewAdded) {
+      if (added < projected * fewAdded || mayFit) {
         outpacedChecks = 0
         leftAtHold = undefined
         pauseFactor = firstPauseFactor
@@ -94,13 +94,12 @@ export const makeWriterHolds = <E, R>(
   const adapt = (left: number, held: number): void => {
     if (leftAtHold !== undefined && left > leftAtHold - progress.eventsInHold(held) / 2) {
       if (pauseFactor === 0) locksLog = options.subscription === undefined
-      pauseFactor = pauseFactor < lastPauseFactor ? 0 : pauseFactor / 2
+      pauseFactor = pauseFactor < lastPauseFactor ? 0 : pauseFactor / 4
     }
     leftAtHold = left
   }
 
   return {
-    isOutpaced: () => outpacedChecks >= neededChecks,
     mayHold: Effect.map(
       Clock.currentTimeMillis,
       (now) => outpacedChecks >= neededChecks && !store.isEmbedded && now >= notBefore
@@ -119,21 +118,25 @@ export const makeWriterHolds = <E, R>(
         if (held !== undefined) {
           const left = yield* countLeft(position)
           adapt(left, held)
-          check(left)
+          mayFit = left <= progress.eventsInHold(maxHold)
+          // What a hold does to the counts says nothing of the writers.
+          last = undefined
           notBefore = now + held * pauseFactor
         } else if (now >= nextCheck) check(yield* countLeft(position))
       }),
-    mayEndBehind: (position) =>
-      options.subscription === undefined || outpacedChecks < neededChecks
-        ? Effect.succeed(false)
-        : Effect.map(
-            run(
-              store,
-              sql`select 1 from ${schema}.subscriptions
-                where name = ${options.subscription.name} and (feed_key, position) > ${rowValue(sql, position)}`
-            ),
-            (further) => further.length === 0
-          )
+    mayEnd: (position) =>
+      mayFit
+        ? Effect.succeed(true)
+        : options.subscription === undefined || outpacedChecks < neededChecks
+          ? Effect.succeed(false)
+          : Effect.map(
+              run(
+                store,
+                sql`select 1 from ${schema}.subscriptions
+                  where name = ${options.subscription.name} and (feed_key, position) > ${rowValue(sql, position)}`
+              ),
+              (further) => further.length === 0
+            )
   }
 }
 

@@ -213,4 +213,7 @@ const report = (
 }
 
 /** Whether a rebuild retries after the failure. */
-const isRetried = (error: unknown): boolean => error instanceof StoreError && transientReasons.has(error.reason)
+const isRetried = (error: unknown): boolean =>
+  error instanceof SqlError
+    ? isTransientSqlError(error)
+    : error instanceof StoreError && transientReasons.has(error.reason)
