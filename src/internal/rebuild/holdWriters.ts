@@ -4,11 +4,11 @@
  *
  * At intervals the events that are left are counted. Where about as many came in as were projected, the next batch runs
  * while it holds a lock on the live tables. Reads go on, and each writer waits for the end of that batch. Between two
- * such batches the writers run, nine times as long at first. This pause becomes shorter as long as the events that are
- * left do not become fewer.
+ * such batches the writers run, nine times as long at first. This pause becomes shorter, and ends, as long as the events
+ * that are left do not become fewer.
  *
  * Commits that write no live table, such as those of a process of an older version, do not wait for this lock. Where
- * the shortest pause is not enough for strong projections, the batch locks the log of the events, too.
+ * holds without a pause are not enough for strong projections, the batch locks the log of the events, too.
  */
 import * as Clock from "effect/Clock"
 import * as Data from "effect/Data"
@@ -60,10 +60,9 @@ export const makeWriterHolds = <E, R>(
   let outpacedChecks = 0
   let nextCheck = 0
   let notBefore = 0
-  let pauseFactor = firstPauseFactor
-  let locksLog = false
+  let level = 0
   let mayFit = false
-  let leftAtHold: number | undefined
+  let lastHold: Check | undefined
 
   const countLeft = (position: Position) =>
     Effect.gen(function* () {
@@ -82,21 +81,20 @@ export const makeWriterHolds = <E, R>(
       const added = left - last.left + projected
       if (added < projected * fewAdded || mayFit) {
         outpacedChecks = 0
-        leftAtHold = undefined
-        pauseFactor = firstPauseFactor
-        locksLog = false
+        lastHold = undefined
+        level = 0
       } else if (added > projected * manyAdded) outpacedChecks++
     }
     last = { events, left }
   }
 
-  /** Shortens the pause where the events that are left are hardly fewer than after the hold before. */
-  const adapt = (left: number, held: number): void => {
-    if (leftAtHold !== undefined && left > leftAtHold - progress.eventsInHold(held) / 2) {
-      if (pauseFactor === 0) locksLog = options.subscription === undefined
-      pauseFactor = pauseFactor < lastPauseFactor ? 0 : pauseFactor / 4
+  /** Where the events that are left are hardly fewer than after the hold before, the next one gets stronger. */
+  const adapt = (left: number): void => {
+    const events = progress.events()
+    if (lastHold !== undefined && left > lastHold.left - (events - lastHold.events) / 4) {
+      level = Math.min(level + 1, strengths.length - 1)
     }
-    leftAtHold = left
+    lastHold = { events, left }
   }
 
   return {
@@ -108,21 +106,24 @@ export const makeWriterHolds = <E, R>(
       Effect.gen(function* () {
         yield* setLockTimeout(sql, lockWait)
         // The log before the tables, in the order in which commits lock them.
-        if (locksLog) yield* run(store, sql`lock table ${schema}.event_log in share mode`)
+        if (strengthOf(level).locksLog && options.subscription === undefined)
+          yield* run(store, sql`lock table ${schema}.event_log in share mode`)
         yield* run(store, sql`lock table ${sql.literal(tables.join(", "))} in exclusive mode`)
         yield* setLockTimeout(sql, 0)
       }),
     projected: (position, held) =>
       Effect.gen(function* () {
         const now = yield* Clock.currentTimeMillis
+        if (held !== undefined) notBefore = now + held * strengthOf(level).pauseFactor
+        // Writers run while the rest is counted.
+        if (now < nextCheck) return
         if (held !== undefined) {
           const left = yield* countLeft(position)
-          adapt(left, held)
+          adapt(left)
           mayFit = left <= progress.eventsInHold(maxHold)
           // What a hold does to the counts says nothing of the writers.
           last = undefined
-          notBefore = now + held * pauseFactor
-        } else if (now >= nextCheck) check(yield* countLeft(position))
+        } else check(yield* countLeft(position))
       }),
     mayEnd: (position) =>
       mayFit
@@ -159,7 +160,22 @@ const manyAdded = 0.75
 /** How many checks in a row find the writers faster before the first hold. */
 const neededChecks = 2
 
-// Writers run for so many times as long as they waited. In the end each waiting writer has one turn between two holds,
-// because the database grants locks in the order of the requests.
-const firstPauseFactor = 9
-const lastPauseFactor = 0.25
+/** How strong holds are. */
+interface Strength {
+  /** Writers run for so many times as long as they waited. */
+  readonly pauseFactor: number
+  readonly locksLog: boolean
+}
+
+/**
+ * From the weakest to the strongest. Without a pause, writers still run between two holds, because the database grants
+ * locks in the order of the requests.
+ */
+const strengths: readonly [Strength, ...ReadonlyArray<Strength>] = [
+  { pauseFactor: 9, locksLog: false },
+  { pauseFactor: 1, locksLog: false },
+  { pauseFactor: 0, locksLog: false },
+  { pauseFactor: 0, locksLog: true }
+]
+
+const strengthOf = (level: number): Strength => strengths[level] ?? strengths[0]

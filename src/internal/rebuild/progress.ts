@@ -43,7 +43,6 @@ export const makeProgress = <E, R>({ options, store }: RebuildContext<E, R>, lef
     let events = 0
     let longestHold = 0
     const rate = makeRate()
-    const heldRate = makeRate()
 
     const progress: RebuildProgress = {
       events: () => events,
@@ -53,12 +52,11 @@ export const makeProgress = <E, R>({ options, store }: RebuildContext<E, R>, lef
       },
       projectedHeld: (count, millis) => {
         events += count
-        heldRate.measured(count, millis)
+        rate.measuredHeld(count, millis)
       },
       eventsIn: rate.eventsIn,
-      eventsInHold: (millis) =>
-        heldRate.isKnown() ? heldRate.eventsIn(millis) : rate.eventsIn(millis * heldRate.scale()),
-      wasSlower: heldRate.wasSlower,
+      eventsInHold: rate.eventsInHold,
+      wasSlower: rate.wasSlower,
       held: (millis) => {
         longestHold = Math.max(longestHold, millis)
       },
@@ -87,31 +85,44 @@ export const makeProgress = <E, R>({ options, store }: RebuildContext<E, R>, lef
 /** As long as fewer events are measured, the rate allows at least this many, because small batches tell little. */
 const firstEvents = 500
 
-/** The newest batches decide: what was measured before a batch counts for nine tenths after it. */
+// The newest batches decide: what was measured before a batch counts for this part after it.
 const decay = 0.9
+const heldDecay = 0.5
+
+interface Measured {
+  readonly events: number
+  readonly millis: number
+}
 
 const makeRate = () => {
-  let events = 0
-  let millis = 0
-  let measured = 0
+  let all: Measured = { events: 0, millis: 0 }
+  let held: Measured = all
+  let count = 0
   let scale = 1
   return {
-    measured: (count: number, time: number): void => {
-      if (count === 0) return
-      events = events * decay + count
-      millis = millis * decay + time
-      measured += count
-      scale = Math.min(1, scale * 1.1)
+    measured: (events: number, millis: number): void => {
+      all = added(all, decay, { events, millis })
+      count += events
     },
-    eventsIn: (time: number): number => {
-      const fitting = millis === 0 ? 0 : Math.floor((events / millis) * time * scale)
-      return Math.max(measured < firstEvents ? Math.floor(firstEvents * scale) : 1, fitting, 1)
+    measuredHeld: (events: number, millis: number): void => {
+      held = added(held, heldDecay, { events, millis })
+      count += events
+      scale = Math.min(1, scale * 1.5)
     },
-    /** Whether enough was measured. */
-    isKnown: (): boolean => measured >= firstEvents / 10,
-    scale: (): number => scale,
+    eventsIn: (millis: number): number => Math.max(count < firstEvents ? firstEvents : 1, fitting(all, millis)),
+    eventsInHold: (millis: number): number => {
+      const known = held.events === 0 ? all : held
+      const least = count < firstEvents ? firstEvents : 1
+      return Math.max(1, Math.floor(Math.max(least, fitting(known, millis)) * scale))
+    },
     wasSlower: (): void => {
       scale /= 2
     }
   }
 }
+
+const added = (before: Measured, decay: number, { events, millis }: Measured): Measured =>
+  events === 0 ? before : { events: before.events * decay + events, millis: before.millis * decay + millis }
+
+const fitting = ({ events, millis }: Measured, time: number): number =>
+  millis === 0 ? 0 : Math.floor((events / millis) * time)

@@ -230,10 +230,7 @@ const mustDiscard = (
 ): boolean =>
   isOfVersion === true &&
   !Cause.isInterruptedOnly(cause) &&
-  !Option.exists(
-    Cause.failureOption(cause),
-    (error) => isRetried(error) || error instanceof LeaseLost
-  )
+  !Option.exists(Cause.failureOption(cause), (error) => isRetried(error) || error instanceof LeaseLost)
 
 /** Abandons the rebuild while its lease is still held, so that no other process continues it. */
 const discard = (store: StoreTables, name: string, lease: Lease): Effect.Effect<void> =>
