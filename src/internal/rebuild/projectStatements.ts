@@ -15,7 +15,7 @@ import type { Event } from "../../Event.js"
 import type { Projection, SqlProjection } from "../../Projection.js"
 import { StoreError } from "../../StoreError.js"
 import { withSpanIfTraced } from "../runtime/tracing.js"
-import { canCompile, compileAll } from "../sql/pg/compileStatements.js"
+import { canCompile } from "../sql/pg/compileStatements.js"
 import { makeDeferredWrites } from "../sql/pg/deferredWrites.js"
 import type { Command } from "../sql/pg/driver.js"
 import { endedInside, type SendInside, sendInside, withTransaction } from "../sql/pg/transaction.js"
@@ -79,11 +79,12 @@ const sendAll = <E, R>(
     return yield* new NotProjected()
   })
 
+/** The statements of the events, or undefined where a handler fails. */
 const compile = <E, R>(
   projections: ReadonlyArray<SqlProjection<E, R>>,
   events: ReadonlyArray<Event>
 ): Effect.Effect<ReadonlyArray<Command> | undefined, never, R> =>
-  compileAll(
+  Effect.matchCause(
     Effect.map(
       Effect.forEach(
         events.flatMap((event) =>
@@ -91,8 +92,13 @@ const compile = <E, R>(
         ),
         (statements) => statements
       ),
-      (lists) => lists.flat()
-    )
+      (lists) =>
+        lists.flat().map((statement): Command => {
+          const [text, values] = statement.compile()
+          return { text, values }
+        })
+    ),
+    { onFailure: () => undefined, onSuccess: (commands) => commands }
   )
 
 /** Runs the effects of the events one after the other, and sends what they write when enough is kept. */

@@ -6,7 +6,9 @@ import { feed } from "./feed.js"
 import { growth } from "./growth.js"
 import { kept } from "./kept.js"
 import { load } from "./load.js"
+import { many } from "./many.js"
 import { inMemoryOnHot, inMemoryOnNew } from "./memory.js"
+import { network } from "./network.js"
 import { projections } from "./projection.js"
 import type { Row } from "./row.js"
 
@@ -19,6 +21,8 @@ export const allRows: ReadonlyArray<Row> = [
   onOneEnduring,
   ...projections,
   load,
+  network,
+  many,
   inMemoryOnNew,
   inMemoryOnHot,
   growth,
