@@ -249,11 +249,14 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("the batches 
   it.effect("a projection that ends the transaction fails the rebuild, and says so", () =>
     onDatabase(
       Effect.gen(function* () {
+        yield* commit([1, 2, 3])
         for (const projection of [
           bySql((sql, n) => (n === 2 ? sql`commit` : sql`insert into counts values (${n}, 1)`)),
           byEffect((sql, event) => (event.sequence === 2 ? sql`commit` : insertRow(sql, event)))
         ]) {
-          const error = yield* Effect.flip(rebuildOf([1, 2, 3], projection))
+          const error = yield* Effect.flip(
+            Rebuild.run({ name: "counts", projections: [projection], tables: ["counts"] })
+          )
           expect(`${error}`).toContain("ended the transaction by a COMMIT or ROLLBACK of its own")
           expect(yield* Rebuild.status("counts")).toMatchObject({ value: { finished: false } })
           yield* Rebuild.abandon("counts")
@@ -266,6 +269,7 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("the batches 
     onDatabase(
       Effect.gen(function* () {
         const sql = yield* SqlClient.SqlClient
+        yield* commit(Arr.range(1, 100))
         for (const kind of ["effects", "statements"]) {
           const name = `cut ${kind}`
           let cuts = 0
@@ -277,7 +281,6 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("the batches 
             kind === "effects"
               ? byEffect(cut)
               : bySql((client, sequence, amount) => cut(client, { sequence, body: { amount } }))
-          yield* commit(Arr.range(1, 100))
           const running = Rebuild.run({ name, projections: [projection], tables: ["counts"], batchSize: 50 })
           expect(yield* running).toBe(100)
           expect(cuts).toBeGreaterThan(1)

@@ -108,7 +108,9 @@ const runDeferred = <E, R>(
 ): Effect.Effect<void, NotProjected, R> =>
   Effect.flatMap(makeDeferredWrites, (deferred) => {
     if (deferred === undefined) return new NotProjected()
-    const sendKept = Effect.suspend(() => withSpanOfBatch(deferred.kept(), deferred.flush))
+    const sendKept = Effect.suspend(() =>
+      deferred.kept() === 0 ? Effect.void : withSpanOfBatch(deferred.kept(), deferred.flush)
+    )
     const work = events.flatMap((event) =>
       projections.flatMap((projection) => (handles(projection, event) ? [{ event, projection }] : []))
     )

@@ -347,7 +347,8 @@ const textsOf = (values: ReadonlyArray<unknown>): ReadonlyArray<string | null> |
   const texts: Array<string | null> = []
   for (const value of values) {
     if (typeof value === "string" || value === null) texts.push(value)
-    else if (typeof value === "number" || typeof value === "boolean" || typeof value === "bigint") texts.push(String(value))
+    else if (typeof value === "number" || typeof value === "boolean" || typeof value === "bigint")
+      texts.push(String(value))
     else return undefined
   }
   return texts
