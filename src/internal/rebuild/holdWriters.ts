@@ -143,7 +143,7 @@ export const makeWriterHolds = <E, R>(
 
 // --- internal ---
 
-/** The events that this run had projected, and those that were left then. */
+/** How many events this run had projected, and how many were left then. */
 interface Check {
   readonly events: number
   readonly left: number

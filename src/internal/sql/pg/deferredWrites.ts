@@ -3,7 +3,7 @@
  * Rebuilds use it for projections that are effects.
  *
  * An `insert`, `update` or `delete` without `returning` returns no rows. So its result is known before it is sent: such a
- * statement is kept, and its effect goes on. All other statements are sent at once, behind those that are kept. The
+ * statement is kept, and its effect goes on. All other statements are sent directly, behind the kept statements. The
  * database gets all of them in the order in which they were run, and the effects run one after the other.
  *
  * An effect does not see the failure of a kept statement. So its user runs the effects behind a savepoint, and again
