@@ -250,6 +250,8 @@ class Batch {
   private hasReused = false
   private next: Array<ReadonlyArray<string | null>> = []
   private parsed: ReadonlyArray<string> = []
+  /** A statement without a name lasts until the next one, so equal ones in a row are parsed once. */
+  private unnamed: string | undefined
 
   constructor(
     private readonly session: BatchSession,
@@ -289,12 +291,14 @@ class Batch {
     const texts = encodeValues(values)
     if (texts !== undefined) {
       // The driver's query takes longer than the rest of a short batch.
-      if (!isKnown) wire.parse({ name: name ?? "", text })
+      if (name === undefined ? this.unnamed !== text : !isKnown) wire.parse({ name: name ?? "", text })
+      if (name === undefined) this.unnamed = text
       wire.bind({ statement: name ?? "", values: texts })
       wire.execute({})
       if (name !== undefined) names.add(name, text)
       return true
     }
+    this.unnamed = undefined
     let isSent = true
     const notice = (error: unknown) => {
       if (error !== undefined && error !== null) isSent = false
