@@ -111,7 +111,11 @@ const timed = async (ours: Running, name: string, { projections }: Projected) =>
 /** Runs a rebuild while clients commit to new aggregates, until it has ended. */
 const besideWriters = async (ours: Running, name: string, aggregate: Projected) => {
   let isRunning = true
-  const deposit = Effect.flatMap(aggregate.newId, (id) => aggregate.evaluate(id, new Deposit({ amount: 1 })))
+  const command = new Deposit({ amount: 1 })
+  const deposit: Effect.Effect<unknown, unknown, Layer.Layer.Success<ReturnType<typeof layerOn>>> = aggregate ===
+  ProjectedBySql
+    ? Effect.flatMap(ProjectedBySql.newId, (id) => ProjectedBySql.evaluate(id, command))
+    : Effect.flatMap(ProjectedAccount.newId, (id) => ProjectedAccount.evaluate(id, command))
   const clients = Array.from({ length: writers }, async () => {
     while (isRunning) await ours.run(deposit)
   })
