@@ -64,13 +64,16 @@ export const onEnd = (connection: Connection, ended: () => void): (() => void) |
 export const canListen = (connection: Connection): boolean =>
   isEmitter(driverOf(connection)) && processIdOf(connection) !== undefined && canClose(connection)
 
-/** Calls back for the notifications of a channel that another connection has sent, until the returned function is called. */
-export const onNotification = (connection: Connection, channel: string, wake: () => void): (() => void) => {
+/** Calls back with the payload of each notification of a channel, until the returned function is called. */
+export const onNotification = (
+  connection: Connection,
+  channel: string,
+  notified: (payload: string | undefined) => void
+): (() => void) => {
   const driver = driverOf(connection)
   if (!isEmitter(driver)) return () => {}
-  const own = String(processIdOf(connection))
   const hear = (message: Notification) => {
-    if (message.channel === channel && message.payload !== own) wake()
+    if (message.channel === channel) notified(message.payload)
   }
   driver.on("notification", hear)
   return () => driver.removeListener("notification", hear)
@@ -104,8 +107,8 @@ export class BatchSession {
    * afterwards: anything else is a failure. `T` before includes a transaction that has failed, because the server then refuses the
    * statements with the error to report.
    *
-   * If the session has lost a prepared statement, the server has undone the whole batch, and the batch is sent once more. An open transaction
-   * would be lost with it, so there no statement is prepared.
+   * If the session has lost a prepared statement, the server has undone the whole batch, and the batch is sent once more, without names. An
+   * open transaction would be lost with it, so there no statement is prepared.
    */
   submit(
     commands: ReadonlyArray<Command>,
@@ -114,20 +117,20 @@ export class BatchSession {
   ): void {
     const { driver } = this
     if ((driver.getTransactionStatus() === "I") !== (before === "I")) return done(failure(wrongStatus(before)))
-    const send = (all: ReadonlyArray<Command>, isRepeated: boolean): void => {
-      const batch = new Batch(this, all, before === "I", (error) => {
+    const send = (all: ReadonlyArray<Command>, prepares: boolean): void => {
+      const batch = new Batch(this, all, prepares, (error) => {
         if (error === undefined || error === null) {
           const status = driver.getTransactionStatus()
           return done(status === after ? Exit.succeed(batch.rows) : failure(wrongStatus(after)))
         }
-        if (isRepeated || !batch.hasReused || !isLostStatement(error)) return done(failure(error))
+        if (!batch.hasNames || !isLostStatement(error)) return done(failure(error))
         this.names.forgetAll()
         // BEGIN has no name, so the refused statement has left its transaction open.
-        send(after === "T" ? [{ text: "ROLLBACK", values: [] }, ...commands] : commands, true)
+        send(after === "T" ? [{ text: "ROLLBACK", values: [] }, ...commands] : commands, false)
       })
       driver.query(batch)
     }
-    send(commands, false)
+    send(commands, before === "I")
   }
 
   /** A query of the driver, with names of this session. */
@@ -242,10 +245,13 @@ class Batch {
   callback: (error: unknown) => void
   /** The rows of the last statement. */
   rows: Rows = []
-  /** Whether it has sent a statement under a name that the session knew. */
-  hasReused = false
+  /** Whether it has sent a statement under a name. */
+  hasNames = false
+  private hasReused = false
   private next: Array<ReadonlyArray<string | null>> = []
   private parsed: ReadonlyArray<string> = []
+  /** A statement without a name lasts until the next one, so equal ones in a row are parsed once. */
+  private unnamed: string | undefined
 
   constructor(
     private readonly session: BatchSession,
@@ -275,20 +281,24 @@ class Batch {
     const { names } = this.session
     const name = this.prepares ? names.usable(command) : undefined
     const isKnown = name !== undefined && names.knows(name)
+    this.hasNames ||= name !== undefined
     if (isKnown) this.hasReused ||= !this.parsed.includes(name)
     else if (name !== undefined) {
       // The session may or may not know it. To close a name that does not exist is no error.
       wire.close({ type: "S", name })
       this.parsed = [...this.parsed, name]
     }
-    if (areTexts(values)) {
+    const texts = encodeValues(values)
+    if (texts !== undefined) {
       // The driver's query takes longer than the rest of a short batch.
-      if (!isKnown) wire.parse({ name: name ?? "", text })
-      wire.bind({ statement: name ?? "", values })
+      if (name === undefined ? this.unnamed !== text : !isKnown) wire.parse({ name: name ?? "", text })
+      if (name === undefined) this.unnamed = text
+      wire.bind({ statement: name ?? "", values: texts })
       wire.execute({})
       if (name !== undefined) names.add(name, text)
       return true
     }
+    this.unnamed = undefined
     let isSent = true
     const notice = (error: unknown) => {
       if (error !== undefined && error !== null) isSent = false
@@ -335,7 +345,32 @@ class Batch {
   handleCopyData(): void {}
 }
 
-const areTexts = (values: ReadonlyArray<unknown>): values is ReadonlyArray<string | null> => {
-  for (const value of values) if (typeof value !== "string" && value !== null) return false
-  return true
+/** The values as the driver would encode them, or undefined if there are others than texts, numbers, booleans and lists of them. */
+const encodeValues = (values: ReadonlyArray<unknown>): ReadonlyArray<string | null> | undefined => {
+  const encoded: Array<string | null> = []
+  for (const value of values) {
+    const text = Array.isArray(value) ? encodeList(value) : encodeValue(value)
+    if (text === undefined) return undefined
+    encoded.push(text)
+  }
+  return encoded
+}
+
+const encodeValue = (value: unknown): string | null | undefined => {
+  if (typeof value === "string") return value
+  if (value === null || value === undefined) return null
+  return typeof value === "number" || typeof value === "boolean" || typeof value === "bigint"
+    ? String(value)
+    : undefined
+}
+
+/** https://www.postgresql.org/docs/current/arrays.html#ARRAYS-INPUT */
+const encodeList = (values: ReadonlyArray<unknown>): string | undefined => {
+  const encoded: Array<string> = []
+  for (const value of values) {
+    const text = encodeValue(value)
+    if (text === undefined) return undefined
+    encoded.push(text === null ? "NULL" : `"${text.replace(/[\\"]/g, "\\$&")}"`)
+  }
+  return `{${encoded.join(",")}}`
 }
