@@ -5,6 +5,8 @@
 import * as PgClient from "@effect/sql-pg/PgClient"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import * as Logger from "effect/Logger"
+import * as LogLevel from "effect/LogLevel"
 import * as Redacted from "effect/Redacted"
 import { Rebuild, SqlStore } from "effect-maestro"
 import pg from "pg"
@@ -116,7 +118,7 @@ const timed = async (ours: Running, name: string, { projections }: Kind["aggrega
         Effect.sync(() => {
           hold = longestHoldMillis
         })
-    })
+    }).pipe(Logger.withMinimumLogLevel(LogLevel.Warning))
   )
   return { hold, millis: performance.now() - began, projected }
 }
