@@ -187,8 +187,8 @@ const findFoundation = (
     const isMigrating = options?.migrate !== false
     const measuring = yield* isMigrating ? migrateSchema(sql, name, schema) : checkSchema(sql, name, schema)
     if (isMigrating) yield* repair(sql, schema)
-    const notifications = yield* makeNotifications(client, name)
     const runner = new CommandRunner(sql, options?.preparedStatements === false ? unprepared : prepared)
+    const notifications = yield* makeNotifications(client, name, runner)
     return { client, name, log: { measuring, schema, sql }, notifications, runner }
   })
 
