@@ -19,7 +19,6 @@ import { makeNotifications, type Notifications } from "./internal/sql/notificati
 import { CommandRunner } from "./internal/sql/pg/commandRunner.js"
 import { isEmbedded } from "./internal/sql/pg/driver.js"
 import { execute, retryDisturbed } from "./internal/sql/pg/execute.js"
-import { prepared, unprepared } from "./internal/sql/pg/preparedStatements.js"
 import { makeReads } from "./internal/sql/readStream.js"
 import { repair } from "./internal/sql/repair.js"
 import { Tables } from "./internal/sql/storeTables.js"
@@ -48,8 +47,9 @@ export interface Options {
   readonly migrate?: boolean | undefined
   /**
    * How often, at least, the feed polls for new events while something waits for them: every 500 milliseconds by default. Commits of this
-   * store wake the waiters immediately. Commits of other processes wake them by a notification of the database, if the client is that of
-   * `@effect/sql-pg` and its pool has four connections or more. Polling finds all others, such as the end of your own transaction.
+   * store wake the waiters whose filter may let their events through, immediately or, in a burst, every 15 milliseconds. Commits of other
+   * processes wake them by a notification of the database, if the client is that of `@effect/sql-pg` and its pool has four connections or
+   * more. Polling finds all others, such as the end of your own transaction.
    */
   readonly pollInterval?: Duration.DurationInput | undefined
   /**
@@ -187,7 +187,7 @@ const findFoundation = (
     const isMigrating = options?.migrate !== false
     const measuring = yield* isMigrating ? migrateSchema(sql, name, schema) : checkSchema(sql, name, schema)
     if (isMigrating) yield* repair(sql, schema)
-    const runner = new CommandRunner(sql, options?.preparedStatements === false ? unprepared : prepared)
+    const runner = new CommandRunner(sql, options?.preparedStatements !== false)
     const notifications = yield* makeNotifications(client, name, runner)
     return { client, name, log: { measuring, schema, sql }, notifications, runner }
   })
@@ -200,7 +200,7 @@ const makeOn = ({
 }: Foundation): Effect.Effect<StoreAdapterService, never, Scope.Scope> =>
   Effect.gen(function* () {
     const { schema, sql } = log
-    const statements = makeCommitStatements(sql, schema, isEmbedded(client), runner.prepare)
+    const statements = makeCommitStatements(sql, schema, isEmbedded(client), runner)
     const { append, appendWith } = yield* makeAppendEvents({
       client,
       runner,

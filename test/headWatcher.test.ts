@@ -113,7 +113,7 @@ it.scopedLive("a signal of unknown events causes a poll, which wakes the waiters
   })
 )
 
-it.scopedLive("a signal of an open transaction wakes nobody, and the events are found by a poll", () =>
+it.scopedLive("a signal of an open transaction wakes no waiter, and the events are found by a poll", () =>
   Effect.gen(function* () {
     const watcher = yield* aWatcher(hour)
     const a = yield* watcher.wait(ofA)

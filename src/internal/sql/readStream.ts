@@ -262,9 +262,9 @@ type Columns = [
 ]
 
 /** The texts of the reads that a load needs most, which are put together once. */
-const preparedReads = ({ schema, sql }: LogTable, { prepare }: CommandRunner) => {
+const preparedReads = ({ schema, sql }: LogTable, runner: CommandRunner) => {
   const p = ""
-  const preparedText = (statement: Statement<unknown>): PreparedText => prepare(statement.compile()[0])
+  const preparedText = (statement: Statement<unknown>): PreparedText => runner.prepare(statement.compile()[0])
   return {
     /** The snapshot, if there is one, and the events from its sequence up to a limit and one more. */
     stream: preparedText(

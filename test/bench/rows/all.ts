@@ -10,6 +10,7 @@ import { many } from "./many.js"
 import { inMemoryOnHot, inMemoryOnNew } from "./memory.js"
 import { network } from "./network.js"
 import { projections } from "./projection.js"
+import { rebuild } from "./rebuild.js"
 import type { Row } from "./row.js"
 
 export const allRows: ReadonlyArray<Row> = [
@@ -27,6 +28,7 @@ export const allRows: ReadonlyArray<Row> = [
   inMemoryOnHot,
   growth,
   feed,
+  rebuild,
   cost,
   kept
 ]

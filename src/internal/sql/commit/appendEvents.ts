@@ -83,7 +83,7 @@ export const makeAppendEvents = ({
     Effect.withFiberRuntime<void, RetryCommand | StoreError | E, R>((fiber) =>
       statements === undefined || !statementCommits.isSupported() || !canCompile(fiber, client)
         ? appendInTransaction(events, project)
-        : compileAll(statements).pipe(
+        : compileAll(runner, statements).pipe(
             Effect.flatMap((commands) =>
               commands === undefined ? Effect.succeed(false) : statementCommits.commit(events, commands)
             ),
@@ -131,7 +131,8 @@ const makeSend = (runner: CommandRunner, statements: CommitStatements): Send => 
     )
   return (commits, failFastOnLock, done) => {
     const [first] = commits
-    const insert = commits.length === 1 && first !== undefined ? statements.insert(first) : undefined
+    const insert =
+      commits.length === 1 && first !== undefined ? statements.insert(first, { orRaise: false }) : undefined
     return runner.start([insert ?? statements.append(commits, { lockTimeout: failFastOnLock })], (result) => {
       if (Exit.isSuccess(result)) {
         if (insert === undefined) return done(Exit.succeed(statements.resultsOf(result.value)))

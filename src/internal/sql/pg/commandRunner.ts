@@ -23,7 +23,7 @@ import { awaitGrace } from "../../runtime/interruption.js"
 import { codeOf, isOfSession } from "../../runtime/sqlError.js"
 import { cancel, HeldConnection, valuesOf } from "./connection.js"
 import { type Command, canSpareConnection, close, type Rows } from "./driver.js"
-import type { Prepare } from "./preparedStatements.js"
+import { type PreparedText, prepared, preparedWhenRepeated } from "./preparedStatements.js"
 
 /** The result of commands: the rows of the last one. */
 export type Result = Exit.Exit<Rows, SqlError>
@@ -40,9 +40,19 @@ export class CommandRunner {
 
   constructor(
     readonly sql: SqlClient.SqlClient,
-    readonly prepare: Prepare
+    private readonly preparing: boolean
   ) {
     this.keeps = canSpareConnection(sql)
+  }
+
+  /** The text of a statement of the store. */
+  prepare(text: string): PreparedText {
+    return this.preparing ? prepared(text) : { text }
+  }
+
+  /** The text of a statement of the application. */
+  prepareRepeated(text: string): PreparedText {
+    return this.preparing ? preparedWhenRepeated(text) : { text }
   }
 
   /** Runs the commands as one transaction, and calls back once. */

@@ -107,7 +107,8 @@ export class BatchSession {
    * afterwards: anything else is a failure. `T` before includes a transaction that has failed, because the server then refuses the
    * statements with the error to report.
    *
-   * If the session has lost a prepared statement, the server has undone the whole batch, and the batch is sent once more.
+   * If the session has lost a prepared statement, the server has undone the whole batch, and the batch is sent once more, without names. An
+   * open transaction would be lost with it, so there no statement is prepared.
    */
   submit(
     commands: ReadonlyArray<Command>,
@@ -116,20 +117,20 @@ export class BatchSession {
   ): void {
     const { driver } = this
     if ((driver.getTransactionStatus() === "I") !== (before === "I")) return done(failure(wrongStatus(before)))
-    const send = (all: ReadonlyArray<Command>, isRepeated: boolean): void => {
-      const batch = new Batch(this, all, (error) => {
+    const send = (all: ReadonlyArray<Command>, prepares: boolean): void => {
+      const batch = new Batch(this, all, prepares, (error) => {
         if (error === undefined || error === null) {
           const status = driver.getTransactionStatus()
           return done(status === after ? Exit.succeed(batch.rows) : failure(wrongStatus(after)))
         }
-        if (isRepeated || before !== "I" || !batch.hasReused || !isLostStatement(error)) return done(failure(error))
+        if (!batch.hasNames || !isLostStatement(error)) return done(failure(error))
         this.names.forgetAll()
         // BEGIN has no name, so the refused statement has left its transaction open.
-        send(after === "T" ? [{ text: "ROLLBACK", values: [] }, ...commands] : commands, true)
+        send(after === "T" ? [{ text: "ROLLBACK", values: [] }, ...commands] : commands, false)
       })
       driver.query(batch)
     }
-    send(commands, false)
+    send(commands, before === "I")
   }
 
   /** A query of the driver, with names of this session. */
@@ -244,14 +245,18 @@ class Batch {
   callback: (error: unknown) => void
   /** The rows of the last statement. */
   rows: Rows = []
-  /** Whether it has sent a statement under a name that the session knew. */
-  hasReused = false
+  /** Whether it has sent a statement under a name. */
+  hasNames = false
+  private hasReused = false
   private next: Array<ReadonlyArray<string | null>> = []
   private parsed: ReadonlyArray<string> = []
+  /** A statement without a name lasts until the next one, so equal ones in a row are parsed once. */
+  private unnamed: string | undefined
 
   constructor(
     private readonly session: BatchSession,
     private readonly commands: ReadonlyArray<Command>,
+    private readonly prepares: boolean,
     callback: (error: unknown) => void
   ) {
     this.callback = callback
@@ -274,22 +279,26 @@ class Batch {
   private send(wire: Wire, command: Command): boolean {
     const { text, values } = command
     const { names } = this.session
-    const name = names.usable(command)
+    const name = this.prepares ? names.usable(command) : undefined
     const isKnown = name !== undefined && names.knows(name)
+    this.hasNames ||= name !== undefined
     if (isKnown) this.hasReused ||= !this.parsed.includes(name)
     else if (name !== undefined) {
       // The session may or may not know it. To close a name that does not exist is no error.
       wire.close({ type: "S", name })
       this.parsed = [...this.parsed, name]
     }
-    if (areTexts(values)) {
+    const texts = encodeValues(values)
+    if (texts !== undefined) {
       // The driver's query takes longer than the rest of a short batch.
-      if (!isKnown) wire.parse({ name: name ?? "", text })
-      wire.bind({ statement: name ?? "", values })
+      if (name === undefined ? this.unnamed !== text : !isKnown) wire.parse({ name: name ?? "", text })
+      if (name === undefined) this.unnamed = text
+      wire.bind({ statement: name ?? "", values: texts })
       wire.execute({})
       if (name !== undefined) names.add(name, text)
       return true
     }
+    this.unnamed = undefined
     let isSent = true
     const notice = (error: unknown) => {
       if (error !== undefined && error !== null) isSent = false
@@ -336,7 +345,32 @@ class Batch {
   handleCopyData(): void {}
 }
 
-const areTexts = (values: ReadonlyArray<unknown>): values is ReadonlyArray<string | null> => {
-  for (const value of values) if (typeof value !== "string" && value !== null) return false
-  return true
+/** The values as the driver would encode them, or undefined if there are others than texts, numbers, booleans and lists of them. */
+const encodeValues = (values: ReadonlyArray<unknown>): ReadonlyArray<string | null> | undefined => {
+  const encoded: Array<string | null> = []
+  for (const value of values) {
+    const text = Array.isArray(value) ? encodeList(value) : encodeValue(value)
+    if (text === undefined) return undefined
+    encoded.push(text)
+  }
+  return encoded
+}
+
+const encodeValue = (value: unknown): string | null | undefined => {
+  if (typeof value === "string") return value
+  if (value === null || value === undefined) return null
+  return typeof value === "number" || typeof value === "boolean" || typeof value === "bigint"
+    ? String(value)
+    : undefined
+}
+
+/** https://www.postgresql.org/docs/current/arrays.html#ARRAYS-INPUT */
+const encodeList = (values: ReadonlyArray<unknown>): string | undefined => {
+  const encoded: Array<string> = []
+  for (const value of values) {
+    const text = encodeValue(value)
+    if (text === undefined) return undefined
+    encoded.push(text === null ? "NULL" : `"${text.replace(/[\\"]/g, "\\$&")}"`)
+  }
+  return `{${encoded.join(",")}}`
 }

@@ -7,7 +7,7 @@
  * - The application's statements get a name when their text is sent for the second time. A session keeps a limited number of names, so that
  *   texts that are put together for each use do not fill the memory of the server.
  * - A session may have lost its names: after `DISCARD ALL`, or behind a pooler that hands each transaction another session. The server then
- *   refuses the statement before it does anything, and the batch is sent again with its statements parsed anew (`driver.ts`).
+ *   refuses the statement before it does anything, and the batch is sent again without names (`driver.ts`).
  * - A session that loses its names again and again gets no named statements any more.
  */
 
@@ -17,17 +17,11 @@ export interface PreparedText {
   readonly name?: string | undefined
 }
 
-/** Gives a text a name, or leaves it without one. */
-export type Prepare = (text: string) => PreparedText
-
-/** Gives each text its name. */
-export const prepared: Prepare = (text) => ({ text, name: nameOf(text) })
-
-/** For those sessions that must not prepare: no text has a name. */
-export const unprepared: Prepare = (text) => ({ text })
+/** Gives a text its name. */
+export const prepared = (text: string): PreparedText => ({ text, name: nameOf(text) })
 
 /** Gives a text its name when it is sent for the second time. */
-export const preparedWhenRepeated: Prepare = (text) => {
+export const preparedWhenRepeated = (text: string): PreparedText => {
   if (text.length > maxTextLength) return { text }
   const known = names.get(text)
   if (known === undefined) remember(text, sentOnce)
@@ -84,8 +78,8 @@ export class PreparedNames {
 }
 
 /**
- * Whether the server may have refused a statement because the session has lost it (26000), or because its result has another type since it
- * was prepared (0A000). Both come before the statement has done anything.
+ * Whether the server may have refused a statement because the session has lost it (26000), because a pooler's session has it already (42P05),
+ * or because its result has another type since it was prepared (0A000). All come before the statement has done anything.
  */
 export const isLostStatement = (error: unknown): boolean =>
   typeof error === "object" &&
@@ -96,7 +90,7 @@ export const isLostStatement = (error: unknown): boolean =>
 
 // --- internal ---
 
-const lostStatement = /^(26000|0A000)$/
+const lostStatement = /^(26000|42P05|0A000)$/
 
 const maxNames = 200
 

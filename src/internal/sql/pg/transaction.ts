@@ -120,6 +120,17 @@ export const withSavepoint = <A, E, R>(
     })
   )
 
+/** Sends statements in one round trip, in the transaction around it. Interruption does what it does to a statement. */
+export type SendInside = (commands: ReadonlyArray<Command>) => Effect.Effect<unknown, SqlError>
+
+/** Undefined outside of the transactions of this file, and where their connection can't send a batch. */
+export const sendInside: Effect.Effect<SendInside | undefined> = Effect.contextWith(
+  (context: Context.Context<never>) => {
+    const open = Context.getOption(context, SqlClient.TransactionConnection)
+    return Option.isSome(open) ? (open.value[0] as Connection & Partial<GuardedConnection>).sendInside : undefined
+  }
+)
+
 /**
  * A column of a `select` at the end of a transaction that fails if a statement inside has ended the transaction. The setting that it reads
  * ends with the transaction.
@@ -262,8 +273,8 @@ interface Validity {
 }
 
 /** The connection for the statements inside: it refuses them once the transaction is over. */
-const guarded = (held: HeldConnection, validity: Readonly<Validity>): Connection => {
-  const { connection } = held
+const guarded = (held: HeldConnection, validity: Readonly<Validity>): Connection & GuardedConnection => {
+  const { connection, session } = held
   const run = <A>(statement: Effect.Effect<A, SqlError>): Effect.Effect<A, SqlError> =>
     Effect.suspend(() => (validity.over ? Effect.fail(transactionOver()) : interruptibleInside(held, statement)))
   return {
@@ -274,8 +285,13 @@ const guarded = (held: HeldConnection, validity: Readonly<Validity>): Connection
         validity.over ? Stream.fail(transactionOver()) : interruptibleStream(held, connection.executeStream(...args))
       ),
     executeValues: (...args) => run(connection.executeValues(...args)),
-    executeUnprepared: (...args) => run(connection.executeUnprepared(...args))
+    executeUnprepared: (...args) => run(connection.executeUnprepared(...args)),
+    sendInside: session === undefined ? undefined : (commands) => run(sendBatch(session, commands, ["T", "T"]))
   }
+}
+
+interface GuardedConnection {
+  readonly sendInside: SendInside | undefined
 }
 
 const nested = <A, E, R>(
