@@ -7,6 +7,7 @@
  * @since 0.1.0
  */
 import type * as SqlClient from "@effect/sql/SqlClient"
+import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import type { EventFeed, Filter } from "./EventFeed.js"
@@ -89,8 +90,13 @@ export interface Options {
    * - `"allow"`: new tables are built from the events of the given aggregates.
    */
   readonly onFewerAggregates?: "refuse" | "allow" | undefined
-  /** How many events a rebuild projects in one transaction: 1 000 by default, at most 10 000. */
+  /**
+   * How many events a rebuild projects in one transaction, at most 10 000. By default these are as many as half a second
+   * is enough for, and at least 250.
+   */
   readonly batchSize?: number | undefined
+  /** How long a rebuild has users of the tables wait at a time: 2 seconds by default, see `Rebuild.Options`. */
+  readonly maxHold?: Duration.DurationInput | undefined
   /** Runs after each batch. */
   readonly onProgress?: ((progress: Progress) => Effect.Effect<unknown>) | undefined
 }
@@ -150,6 +156,7 @@ export const prepare = <const S extends Source>(
     onKeeperChange: options.onKeeperChange ?? "refuse",
     onFewerAggregates: options.onFewerAggregates ?? "refuse",
     batchSize: options.batchSize,
+    maxHold: options.maxHold,
     onProgress: options.onProgress
   }).pipe(Effect.withSpan("ProjectionTables.prepare", { captureStackTrace: false }))
 }

@@ -4,6 +4,7 @@
  *
  * @since 0.1.0
  */
+import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type { EventFeed, Filter } from "./EventFeed.js"
 import { checkOwnership } from "./internal/rebuild/checkOwnership.js"
@@ -60,8 +61,16 @@ export interface Options<Projections extends ReadonlyArray<Projection.AnyBound>,
   readonly subscription?:
     | { readonly name: string; readonly partitions: number; readonly filter: Filter | undefined }
     | undefined
-  /** How many events are projected in one transaction: 1 000 by default, at most 10 000. */
+  /**
+   * How many events are projected in one transaction, at most 10 000. By default these are as many as half a second is
+   * enough for, and at least 250.
+   */
   readonly batchSize?: number | undefined
+  /**
+   * How long users of the tables wait at a time, from 100 milliseconds to 1 minute: 2 seconds by default. In the swap
+   * the statements that put the new tables in place come on top. `run` says when they wait.
+   */
+  readonly maxHold?: Duration.DurationInput | undefined
   /** Runs after each batch. */
   readonly onProgress?: ((progress: Progress) => Effect.Effect<unknown>) | undefined
 }
@@ -81,6 +90,8 @@ export interface Progress {
   readonly eventsPerSecond: number
   /** The time left by that rate; 0 when the rebuild is finished. */
   readonly secondsLeft: number
+  /** The longest time for which this run has had users of the tables wait, in milliseconds. */
+  readonly longestHoldMillis: number
 }
 
 /**
@@ -102,7 +113,16 @@ export interface Status {
  * finished before.
  *
  * - Readers and writers of the tables go on meanwhile. At the end they wait until the last few events are projected and
- *   the tables are swapped.
+ *   the tables are swapped. A swap that takes longer than `maxHold` is rolled back, and tried again after a pause. A log
+ *   line and `Progress.longestHoldMillis` say how long they waited at most.
+ * - Where writers are faster than the rebuild, writers of the tables wait during some of its batches, for `maxHold` at
+ *   most. Reads go on. At first this is a tenth of the time, and more where that is not enough. Where commits without
+ *   the projections are faster, too, all writers of the store wait. So the rebuild ends under load, if a batch of
+ *   `maxHold` projects more events than come in between two batches. Otherwise raise `maxHold`.
+ * - The statements of many events are sent together. An effect whose statement is an `insert`, `update` or `delete`
+ *   without `returning` goes on before the statement is sent. Where one fails, the batch is rolled back and each event
+ *   is projected by itself. So what an effect does outside the database may happen more than once, also for events
+ *   after the one that fails.
  * - A transaction that uses a table for long, such as a report, delays the swap and not your commands. The swap gives
  *   up its lock request within half a second, and waits until that transaction has ended. A warning names its session.
  * - An open transaction anywhere on the server may hold back more events than the swap can project quickly

@@ -10,7 +10,7 @@ import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Scope from "effect/Scope"
 import { type Event, SqlStore, StoreAdapter, StoreError, Timestamp } from "effect-maestro"
-import { type AppendResult, makeAppendBatcher } from "../src/internal/sql/commit/appendBatcher.js"
+import { type AppendResult, makeAppendBatcher, type Send } from "../src/internal/sql/commit/appendBatcher.js"
 import type { Commit } from "../src/internal/sql/commit/commitQueue.js"
 import { layerPg } from "./database.js"
 import { macrotask } from "./nodes.js"
@@ -305,13 +305,27 @@ interface Answerable {
   cancelled: boolean
 }
 
+/** Sends by an effect in a fiber, whose interruption cancels the statement. */
+const sendBy =
+  (
+    statement: (
+      commits: ReadonlyArray<Commit>,
+      failFastOnLock: boolean
+    ) => Effect.Effect<ReadonlyArray<AppendResult>, StoreError.StoreError>
+  ): Send =>
+  (commits, failFastOnLock, done) => {
+    const fiber = Effect.runFork(statement(commits, failFastOnLock))
+    fiber.addObserver(done)
+    return () => Effect.asVoid(Fiber.interrupt(fiber))
+  }
+
 /** A database that answers a statement when the test says so, and senders that wait for it so long. */
 const aDatabase = (maxSenderWait = 60_000) =>
   Effect.gen(function* () {
     const statements: Array<Answerable> = []
     let answersImmediately = false
     const commit = yield* makeAppendBatcher(
-      (commits: ReadonlyArray<Commit>, failFastOnLock) =>
+      sendBy((commits, failFastOnLock) =>
         Effect.suspend(() => {
           const statement: Answerable = {
             ids: commits.flatMap((events) => [...new Set(events.map(({ aggregateId }) => aggregateId))]),
@@ -328,7 +342,8 @@ const aDatabase = (maxSenderWait = 60_000) =>
                   statement.cancelled = true
                 })
               )
-        }),
+        })
+      ),
       maxSenderWait
     )
     const answerAll = Effect.suspend(() => {

@@ -5,9 +5,9 @@ import { expect, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import pg from "pg"
 import {
+  batchSessionOf,
   canClose,
   canListen,
-  canSendBatch,
   canSpareConnection,
   close,
   isEmbedded,
@@ -20,6 +20,12 @@ import {
 
 /** A connection that shows this as its driver. */
 const connectionOf = (driver?: unknown) => ({ pg: driver }) as unknown as Connection
+
+const sessionOf = (connection: Connection) => {
+  const session = batchSessionOf(connection)
+  if (session === undefined) throw new Error("the connection can't send a batch")
+  return session
+}
 
 const clientOf = (parts: object) => parts as SqlClient.SqlClient
 
@@ -45,19 +51,17 @@ for (const [name, driver] of Object.entries(strangeDrivers)) {
       expect(processIdOf(connection)).toBeUndefined()
       expect(canClose(connection)).toBe(false)
       expect(canListen(connection)).toBe(false)
-      expect(canSendBatch(connection)).toBe(false)
+      expect(batchSessionOf(connection)).toBeUndefined()
       expect(onEnd(connection, () => {})).toBeUndefined()
       close(connection)
       onNotification(connection, "channel", () => {})()
-      const error = yield* Effect.flip(sendBatch(connection, [{ text: "select 1", values: [] }], ["I", "I"]))
-      expect(error._tag).toBe("SqlError")
     })
   )
 }
 
 it("a client of pg can send a batch, be closed and listened to", () => {
   const connection = connectionOf(new pg.Client())
-  expect(canSendBatch(connection)).toBe(true)
+  expect(batchSessionOf(connection)).toBeDefined()
   expect(canClose(connection)).toBe(true)
   expect(isInTransaction(connection)).toBe(false)
   // It has a process only when it is connected.
@@ -65,7 +69,7 @@ it("a client of pg can send a batch, be closed and listened to", () => {
 })
 
 it("a client of pg that pipelines its statements sends no batch", () => {
-  expect(canSendBatch(connectionOf(Object.assign(new pg.Client(), { pipeline: true })))).toBe(false)
+  expect(batchSessionOf(connectionOf(Object.assign(new pg.Client(), { pipeline: true })))).toBeUndefined()
 })
 
 for (const status of ["T", "E"]) {
@@ -73,7 +77,7 @@ for (const status of ["T", "E"]) {
     Effect.gen(function* () {
       const connection = connectionOf(Object.assign(new pg.Client(), { getTransactionStatus: () => status }))
       expect(isInTransaction(connection)).toBe(true)
-      const error = yield* Effect.flip(sendBatch(connection, [{ text: "select 1", values: [] }], ["I", "I"]))
+      const error = yield* Effect.flip(sendBatch(sessionOf(connection), [{ text: "select 1", values: [] }], ["I", "I"]))
       expect(error.cause).toMatchObject({ code: "25001" })
     })
   )
@@ -82,7 +86,7 @@ for (const status of ["T", "E"]) {
 it.effect("a batch for an open transaction is refused where the transaction has ended", () =>
   Effect.gen(function* () {
     const connection = connectionOf(Object.assign(new pg.Client(), { getTransactionStatus: () => "I" }))
-    const error = yield* Effect.flip(sendBatch(connection, [{ text: "COMMIT", values: [] }], ["T", "I"]))
+    const error = yield* Effect.flip(sendBatch(sessionOf(connection), [{ text: "COMMIT", values: [] }], ["T", "I"]))
     expect(error.cause).toMatchObject({ code: "25P01" })
   })
 )

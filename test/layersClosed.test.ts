@@ -11,8 +11,10 @@ import { SqlStore, StoreAdapter, Timestamp } from "effect-maestro"
 import { layerPg, layerPglite } from "./database.js"
 import { macrotask } from "./nodes.js"
 
+const maxConnections = 6
+
 const clients = {
-  Postgres: Layer.orDie(layerPg({ maxConnections: 6 })),
+  Postgres: Layer.orDie(layerPg({ maxConnections })),
   PGlite: Layer.orDie(layerPglite)
 }
 
@@ -23,6 +25,7 @@ for (const [name, client] of Object.entries(clients)) {
         yield* SqlStore.migrate()
         // The first ones fill caches of the client and of the compiler.
         yield* buildAndClose(50)
+        yield* openAllConnections
         const before = yield* inUse
         yield* buildAndClose(500)
         const after = yield* inUse
@@ -54,6 +57,12 @@ const buildAndClose = (count: number) =>
       }).pipe(Effect.provide(Layer.fresh(SqlStore.layerWith({ migrate: false })))),
     { concurrency: 5, discard: true }
   )
+
+/** The pool opens its connections as they are needed, and each idle one has a timer. */
+const openAllConnections = Effect.gen(function* () {
+  const sql = yield* SqlClient.SqlClient
+  yield* Effect.replicateEffect(sql`select pg_sleep(0.1)`, maxConnections, { concurrency: "unbounded" })
+})
 
 const inUse = Effect.gen(function* () {
   // The pool has given back all connections, and finalizers have run.

@@ -386,7 +386,7 @@ it.layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg({ maxConnections: 4 })))
           const events = [yield* event(newId(), 1)]
           expect(yield* Effect.flip(store.commitEvents(events))).toMatchObject({
             reason: "Misconfigured",
-            code: "3F000"
+            code: "42P01"
           })
           expect(yield* Effect.flip(store.getEvents("a", 1))).toMatchObject({ reason: "Misconfigured", code: "42P01" })
           yield* Effect.provide(SqlStore.migrate(), client)

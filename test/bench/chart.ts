@@ -2,6 +2,7 @@
  * Draws, for `results.ts`, how many times faster than Emmett each line is. The SVG is readable on light and on dark
  * pages.
  */
+import { timesEmmett } from "./goals.js"
 import type { Line } from "./lines.js"
 
 export const chart = (lines: ReadonlyArray<Line>): string => {
@@ -80,8 +81,7 @@ const px = (value: number): string => value.toFixed(1)
 const beside = (end: number, goal: number): number => (goal >= end - 4 && goal < end + 40 ? goal : end) + 6
 
 /** The ratio to Emmett that is the goal, or 0 without a goal. */
-const goalOf = ({ goals }: Line): number =>
-  Number(goals.map(({ goal }) => /^([\d.]+)× Emmett$/.exec(goal)?.[1]).find((factor) => factor !== undefined) ?? 0)
+const goalOf = ({ goals }: Line): number => goals.find(({ unit }) => unit === timesEmmett)?.bound ?? 0
 
 const labelOf = ({ clients, work }: Line): string => `${work}, ${clients} ${clients === 1 ? "client" : "clients"}`
 

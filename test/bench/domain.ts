@@ -2,12 +2,14 @@
  * The domain of the rows, written for both libraries: an account that takes deposits, and a strong projection of the
  * balances.
  */
+import { randomUUID } from "node:crypto"
 import * as SqlClient from "@effect/sql/SqlClient"
 import { type CommandHandlerOptions, type Event as EmmettEvent, projections } from "@event-driven-io/emmett"
 import { postgreSQLProjection } from "@event-driven-io/emmett-postgresql"
 import * as Effect from "effect/Effect"
 import * as Schema from "effect/Schema"
 import { Aggregate, Projection } from "effect-maestro"
+import type pg from "pg"
 
 export interface Balance {
   readonly balance: number
@@ -92,18 +94,28 @@ export const emmettBalances = projections.inline([
   })
 ])
 
+// --- the floor ---
+
+/** A table with the columns, the defaults and the indexes of this library's log, for statements without a library. */
+export const tableOfFloor = "create table bare (like maestro.event_log including all)"
+
+/**
+ * Appends an event on a bare pool, by the least that a store has to send. The statement checks that the event before it is stored, and
+ * that none is stored in its place. It is named, so that a connection parses it once.
+ */
+export const appendBare = async (pool: pg.Pool, aggregateId: string, sequence: number): Promise<void> => {
+  const values = [aggregateId, sequence, "Deposited", '{"amount":1}', "{}", randomUUID()]
+  const { rowCount } = await pool.query({ name: "append", text: guardedInsert, values })
+  if (rowCount !== 1) throw new Error("the event was refused")
+}
+
+const guardedInsert = `insert into bare (aggregate_id, sequence, type, body, metadata, timestamp)
+  select $1, $2::int, $3, $4::json, $5::json, $6::uuid
+  where $2::int = 1 or exists (select 1 from bare where aggregate_id = $1 and sequence = $2::int - 1)
+  on conflict do nothing`
+
 // --- tables ---
 
 export const tables = `
   create table balances (account text primary key, amount bigint not null);
-  create table emmett_balances (account text primary key, amount bigint not null);
-  -- What an event is made of, for inserts that check nothing.
-  create table bare (
-    aggregate_id text collate "C" not null,
-    sequence int not null,
-    type text not null,
-    body jsonb not null,
-    metadata jsonb not null,
-    timestamp uuid not null,
-    primary key (aggregate_id, sequence)
-  );`
+  create table emmett_balances (account text primary key, amount bigint not null);`

@@ -19,7 +19,7 @@ export interface Round {
   readonly failures: number
 }
 
-export type ContestantName = "ours" | "emmett" | "pg" | "pgbench"
+export type ContestantName = "ours" | "emmett" | "floor" | "pg" | "pgbench"
 
 export interface Contestant<Name extends string = ContestantName> {
   readonly name: Name

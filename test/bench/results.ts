@@ -4,13 +4,14 @@
 import { writeFileSync } from "node:fs"
 import { fileURLToPath } from "node:url"
 import { chart } from "./chart.js"
+import { goalText } from "./goals.js"
 import type { Line } from "./lines.js"
 import type { Machine } from "./machine.js"
 import type { ContestantName, Effort } from "./measure.js"
 
 export const tableHead = ({ pgbench }: Machine): string =>
-  `| work | clients | effect-maestro | Emmett | bare \`pg\` | pgbench${pgbench === undefined ? " (not found)" : ""} | goal: measured |
-|---|--:|---|---|---|---|---|`
+  `| work | clients | effect-maestro | Emmett | floor | bare \`pg\` | pgbench${pgbench === undefined ? " (not found)" : ""} | goal: measured |
+|---|--:|---|---|---|---|---|---|`
 
 export const tableRow = (line: Line): string => {
   const unit = line.unit === "per second" || line.unit === "round trips" ? "" : `, ${line.unit}`
@@ -28,7 +29,9 @@ export const tableRow = (line: Line): string => {
     ].flat()
     return `${figure(measured.median)}${details.length === 0 ? "" : ` (${details.join(", ")})`}`
   })
-  const goals = line.goals.map(({ goal, measured, met }) => `${goal}: ${figure(measured)} ${met ? "✓" : "✗"}`)
+  const goals = line.goals.map(
+    (goal) => `${goalText(goal, goal.bound)}: ${figure(goal.measured)} ${goal.met ? "✓" : "✗"}`
+  )
   return `| ${[`${line.work}${unit}`, line.clients, ...cells, goals.join("; ")].join(" | ")} |`
 }
 
@@ -41,7 +44,7 @@ export const write = (lines: ReadonlyArray<Line>, machine: Machine, effort: Effo
 
 // --- internal ---
 
-const columns: ReadonlyArray<ContestantName> = ["ours", "emmett", "pg", "pgbench"]
+const columns: ReadonlyArray<ContestantName> = ["ours", "emmett", "floor", "pg", "pgbench"]
 
 const isColumn = (name: string): boolean => columns.some((column) => column === name)
 

@@ -10,7 +10,7 @@ import * as Runtime from "effect/Runtime"
 import * as Scope from "effect/Scope"
 import { type Aggregate, SqlStore, StoreAdapter, Timestamp } from "effect-maestro"
 import pg from "pg"
-import { Account, emmettBalances, ProjectedAccount, ProjectedBySql, tables } from "./domain.js"
+import { Account, emmettBalances, ProjectedAccount, ProjectedBySql, tableOfFloor, tables } from "./domain.js"
 import type { Effort } from "./measure.js"
 import type { Pgbench } from "./pgbench.js"
 
@@ -52,6 +52,7 @@ export const openStage = async (url: string, effort: Effort, pgbench: Pgbench | 
   const pool = new pg.Pool({ connectionString: url, max: poolSize })
   await pool.query(tables)
   const ours = await openOurs(onPostgres(url))
+  await pool.query(tableOfFloor)
   const emmett = await openEmmett(url)
   const projecting = await openEmmett(url, { projections: emmettBalances })
   return {

@@ -1,10 +1,11 @@
 /**
- * Prints the figures of `results.json` as Markdown rows: `npm run bench:table` has the rows of the front page, and
- * `npm run bench:table -- --all` those of the guide on performance.
+ * Prints the figures of `results.json` as Markdown rows: `npm run bench:table` has the rows of the front page,
+ * `npm run bench:table -- --all` those of the guide on performance, and `npm run bench:table -- --goals` the goals.
  */
-import { readFileSync } from "node:fs"
+import { readFileSync, writeFileSync } from "node:fs"
 import { fileURLToPath } from "node:url"
 import { parseArgs } from "node:util"
+import { goalText, type Judged, judge } from "./goals.js"
 import type { Line } from "./lines.js"
 import type { ContestantName } from "./measure.js"
 
@@ -25,13 +26,15 @@ const frontPage = [
 const columns: ReadonlyArray<readonly [name: ContestantName, title: string]> = [
   ["ours", "effect-maestro"],
   ["emmett", "Emmett"],
+  ["floor", "floor"],
   ["pg", "bare `pg`"],
   ["pgbench", "`pgbench`"]
 ]
 
 const isColumn = (name: string): boolean => columns.some(([column]) => column === name)
 
-const figure = (value: number): string => (value >= 100 ? value.toFixed(0) : value.toFixed(value >= 10 ? 1 : 2))
+const figure = (value: number): string =>
+  Number.isInteger(value) || value >= 100 ? value.toFixed(0) : value.toFixed(value >= 10 ? 1 : 2)
 
 /** The median, with this library's ratio to the contestant in brackets. */
 const cellOf = ({ measured, ratios }: Line, name: ContestantName): string => {
@@ -53,17 +56,80 @@ const cellOf = ({ measured, ratios }: Line, name: ContestantName): string => {
 
 const row = (cells: ReadonlyArray<string>): string => `| ${cells.join(" | ")} |`
 
-const { values } = parseArgs({ options: { all: { type: "boolean", default: false } } })
+/** Goals of one kind, of lines that differ by their number of clients only. */
+interface Goals {
+  readonly work: string
+  readonly clients: ReadonlyArray<number>
+  readonly judged: ReadonlyArray<Judged>
+}
+
+/** The goals are judged anew, so that the figures of a run can be compared with goals that have changed since. */
+const goalsOf = (lines: ReadonlyArray<Line>): ReadonlyArray<Goals> => {
+  const groups = new Map<string, Goals>()
+  for (const { clients, id, measured, ratios, work } of lines) {
+    for (const judged of judge(id, { measured, ratios })) {
+      const key = `${work} ${judged.is} ${judged.unit}`
+      const group = groups.get(key) ?? { work, clients: [], judged: [] }
+      groups.set(key, { work, clients: [...group.clients, clients], judged: [...group.judged, judged] })
+    }
+  }
+  return [...groups.values()]
+}
+
+const verdictOf = (judged: ReadonlyArray<Judged>): string =>
+  judged.every(({ met }) => met)
+    ? "met"
+    : judged.some(({ met }) => met)
+      ? judged.map(({ met }) => (met ? "met" : "**missed**")).join(" / ")
+      : "**missed**"
+
+const goalRow = ({ clients, judged, work }: Goals): string => {
+  const [first] = judged
+  const bounds = judged.map(({ bound }) => bound)
+  // Goals that are the same for every number of clients are written once.
+  const shown = new Set(bounds).size === 1 ? bounds.slice(0, 1) : bounds
+  const unit = first?.unit.startsWith("×") === true ? "×" : ""
+  const measured = judged.map(({ measured }) => `${figure(measured)}${unit}`)
+  const goal = first === undefined ? "" : goalText(first, ...shown)
+  return row([work, clients.join(" / "), goal, measured.join(" / "), verdictOf(judged)])
+}
+
+const { values } = parseArgs({
+  options: {
+    all: { type: "boolean", default: false },
+    goals: { type: "boolean", default: false },
+    /** With `--goals`: into `README.md` instead of the console. */
+    write: { type: "boolean", default: false }
+  }
+})
 const { lines }: { readonly lines: ReadonlyArray<Line> } = JSON.parse(
   readFileSync(fileURLToPath(new URL("results.json", import.meta.url)), "utf8")
 )
-const chosen = values.all
-  ? lines.filter(({ unit }) => unit !== "bytes")
-  : frontPage.flatMap((id) => lines.filter((line) => line.id === id))
-const shown = columns.filter(([name]) => values.all || name !== "pgbench")
 
-console.log(row(["work", "clients", ...shown.map(([, title]) => title)]))
-console.log(row(["---", "--:", ...shown.map(() => "--:")]))
-for (const line of chosen) {
-  console.log(row([`${line.work}, ${line.unit}`, String(line.clients), ...shown.map(([name]) => cellOf(line, name))]))
+const goalTable = (): string =>
+  [row(["work", "clients", "goal", "measured", ""]), row(["---", "--:", "---", "---", "---"])]
+    .concat(goalsOf(lines).map(goalRow))
+    .join("\n")
+
+/** Replaces the table in `README.md`, which stands between two comments. */
+const writeGoals = (): void => {
+  const file = fileURLToPath(new URL("README.md", import.meta.url))
+  const text = readFileSync(file, "utf8")
+  writeFileSync(file, text.replace(/(<!-- goals -->\n)[\s\S]*(<!-- \/goals -->)/, `$1${goalTable()}\n$2`))
 }
+
+const printFigures = (): void => {
+  const chosen = values.all
+    ? lines.filter(({ unit }) => unit !== "bytes")
+    : frontPage.flatMap((id) => lines.filter((line) => line.id === id))
+  const shown = columns.filter(([name]) => values.all || name !== "pgbench")
+  console.log(row(["work", "clients", ...shown.map(([, title]) => title)]))
+  console.log(row(["---", "--:", ...shown.map(() => "--:")]))
+  for (const line of chosen) {
+    console.log(row([`${line.work}, ${line.unit}`, String(line.clients), ...shown.map(([name]) => cellOf(line, name))]))
+  }
+}
+
+if (values.goals && values.write) writeGoals()
+else if (values.goals) console.log(goalTable())
+else printFigures()

@@ -2,27 +2,34 @@
  * Fills the shadow tables with all events, a batch in each transaction, and swaps them when few events are left.
  * `rebuild.ts` calls it while it holds the lease of the rebuild.
  *
- * Commands that use the tables wait during the swap. So a swap begins only when two seconds are enough to project the
- * events that are left. It does not begin while a transaction is known to use the tables (`swapBackoff.ts`).
+ * The next page of events is read while a batch is projected. Batches grow with the rate, unless the options have a
+ * size.
+ *
+ * Users of the tables wait during the swap, for `maxHold` at most. So a swap begins only when that time is enough to
+ * project the events that are left. It does not begin while a transaction is known to use the tables
+ * (`swapBackoff.ts`). Where writers are faster than the rebuild, they wait during some of the batches
+ * (`holdWriters.ts`).
  */
 import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
-import type { FeedEvent } from "../../EventFeed.js"
+import type { FeedEvent, Page } from "../../EventFeed.js"
 import type { StoreError, ValidationError } from "../../StoreError.js"
 import type { Lease, LeaseLost } from "../../SubscriptionStore.js"
 import { toMillis } from "../../Timestamp.js"
 import { withLiveClock } from "../runtime/clock.js"
 import { withTransaction } from "../sql/pg/transaction.js"
 import { describeHeldBack } from "../subscription/status.js"
+import { HoldExpired, makeWriterHolds, withinHold } from "./holdWriters.js"
+import { makeProgress } from "./progress.js"
 import { projectBatch } from "./projectBatch.js"
-import { operation, type RebuildContext, run } from "./rebuildOptions.js"
+import { maxHoldOf, operation, type RebuildContext } from "./rebuildOptions.js"
 import { isLockConflict } from "./replaceTables.js"
 import { makeShadowTables } from "./shadowTables.js"
 import { makeSwapBackoff } from "./swapBackoff.js"
-import { swapTables } from "./swapTables.js"
+import { swapTables, TooManyLeft } from "./swapTables.js"
 
 /**
  * Fills the shadow tables from the checkpoint of the lease on, and swaps them. `count` gets the number of events of
@@ -35,63 +42,151 @@ export const fillAndSwap = <E, R>(
 ): Effect.Effect<void, E | LeaseLost | ValidationError | StoreError, R> =>
   Effect.gen(function* () {
     const { feed, filter, options, shadowSchema, store } = context
-    const limit = options.batchSize ?? 1000
     const tables = yield* withTransaction(
       store.sql,
       operation,
       Effect.zipRight(lease.checkpoint, makeShadowTables(store.sql, shadowSchema, options.tables, options.create))
     )
-    const backoff = makeSwapBackoff(
-      store,
-      options.name,
-      tables.map(({ live }) => live)
-    )
+    const lives = tables.map(({ live }) => live)
+    const maxHold = maxHoldOf(options)
+    const backoff = makeSwapBackoff(store, options.name, lives, maxHold / 4)
     let position = lease.position
     const progress = yield* makeProgress(context, yield* feed.count({ after: position, filter }))
+    const holds = makeWriterHolds(context, progress, lives)
     const holdsBackMuch = makeHeldBackCheck(context)
-    const projected = (events: number) => {
-      progress.add(events)
-      count(events)
-      return progress.report
+
+    const readAfter = (after: Page["position"]) =>
+      Effect.suspend(() =>
+        feed.read({
+          after,
+          filter,
+          limit: options.batchSize ?? Math.min(Math.max(progress.eventsIn(batchMillis), minBatch), maxBatch)
+        })
+      )
+
+    let next: Page | undefined
+    /** Projects a page while the next one is read. A failure to read that shows when it is read again. */
+    const projectPage = <E2>(
+      page: Page,
+      projecting: Effect.Effect<void, E | E2 | StoreError, R>,
+      measured: typeof progress.projected
+    ) =>
+      Effect.gen(function* () {
+        const begun = yield* Clock.currentTimeMillis
+        const advancing = Effect.flatMap(lease.advance(page.position, projecting), () => Clock.currentTimeMillis)
+        const [ended, read] = page.more
+          ? yield* Effect.all([advancing, Effect.exit(readAfter(page.position))], { concurrency: 2 })
+          : [yield* advancing, undefined]
+        next = read !== undefined && Exit.isSuccess(read) ? read.value : undefined
+        position = page.position
+        measured(page.events.length, ended - begun)
+        count(page.events.length)
+      })
+
+    /** Projects as much of a page as fits, while writers wait. Returns what it has projected. */
+    const projectHeld = (page: Page) =>
+      Effect.gen(function* () {
+        const lockWait = backoff.lockWait()
+        const part = beginningOf(page, progress.eventsInHold((maxHold - lockWait) * safety))
+        const projecting = Effect.zipRight(
+          holds.lock(lockWait),
+          withinHold(maxHold - lockWait, projectBatch(context, part.events))
+        )
+        const begun = yield* Clock.currentTimeMillis
+        const exit = yield* Effect.exit(projectPage(part, projecting, progress.projectedHeld))
+        const held = (yield* Clock.currentTimeMillis) - begun
+        progress.held(held)
+        if (yield* isDone(exit)) {
+          yield* holds.projected(position, held)
+          return part
+        }
+        yield* backoff.failed(held)
+        return undefined
+      })
+
+    /** Tries to end the rebuild, and returns whether it has ended. */
+    const swap = Effect.gen(function* () {
+      const lockWait = backoff.lockWait()
+      const begun = yield* Clock.currentTimeMillis
+      const exit = yield* Effect.exit(
+        swapTables(context, lease, tables, position, {
+          lockWait,
+          maxTail: progress.eventsInHold((maxHold - lockWait) * safety),
+          maxMillis: maxHold - lockWait
+        })
+      )
+      const held = (yield* Clock.currentTimeMillis) - begun
+      progress.held(held)
+      if (yield* isDone(exit)) {
+        const tail = Exit.isSuccess(exit) ? exit.value : 0
+        progress.projectedHeld(tail, held)
+        count(tail)
+        return true
+      }
+      yield* backoff.failed(held)
+      return false
+    })
+
+    /** Fails as the exit did, unless another attempt may succeed. Returns whether the exit is a success. */
+    const isDone = <A, E2>(exit: Exit.Exit<A, E2>): Effect.Effect<boolean, Exclude<E2, HoldExpired | TooManyLeft>> => {
+      if (Exit.isSuccess(exit)) return Effect.succeed(true)
+      const error = Option.getOrUndefined(Cause.failureOption(exit.cause))
+      if (error instanceof HoldExpired) progress.wasSlower()
+      return error instanceof HoldExpired || error instanceof TooManyLeft || isLockConflict(error)
+        ? Effect.succeed(false)
+        : Effect.failCause(exit.cause as Cause.Cause<Exclude<E2, HoldExpired | TooManyLeft>>)
     }
 
     for (;;) {
-      const page = yield* feed.read({ after: position, limit, filter })
-      if (page.events.length > 0 || page.position !== position) {
-        yield* progress.timed(lease.advance(page.position, projectBatch(context, page.events)))
-        position = page.position
-        yield* projected(page.events.length)
+      const read: Page = next ?? (yield* readAfter(position))
+      let page: Page | undefined = read
+      next = undefined
+      if (read.events.length > 0 || read.position !== position) {
+        if (read.events.length > 0 && (yield* holds.mayHold) && (yield* backoff.mayTry)) {
+          page = yield* projectHeld(read)
+          if (page === undefined) {
+            next = read
+            continue
+          }
+        } else {
+          yield* projectPage(read, projectBatch(context, read.events), progress.projected)
+          yield* holds.projected(position, undefined)
+        }
+        yield* progress.report
       }
-      if (page.more && !(yield* isCaughtUp(page.events))) continue
-      if ((yield* holdsBackMuch(progress.eventsIn(maxMillisHeldBack))) || !(yield* backoff.mayTry)) {
-        yield* withLiveClock(Effect.sleep("250 millis"))
+      if (page.more && !(yield* isCaughtUp(page.events)) && !(yield* holds.mayEnd(position))) continue
+      if ((yield* holdsBackMuch(progress.eventsInHold(maxHold / 4))) || !(yield* backoff.mayTry)) {
+        if (!page.more) yield* withLiveClock(Effect.sleep("250 millis"))
         continue
       }
-      const begun = yield* Clock.currentTimeMillis
-      const swapped = yield* Effect.exit(
-        swapTables(context, lease, tables, position, {
-          maxTail: progress.eventsIn(maxMillisLocked),
-          lockWait: backoff.lockWait()
-        })
-      )
-      if (Exit.isSuccess(swapped) && Option.isSome(swapped.value)) return yield* projected(swapped.value.value)
-      if (Exit.isFailure(swapped)) {
-        const error = Cause.failureOption(swapped.cause)
-        if (Option.isNone(error) || !isLockConflict(error.value)) return yield* Effect.failCause(swapped.cause)
-      }
-      yield* backoff.failed((yield* Clock.currentTimeMillis) - begun)
+      if (yield* swap) break
     }
+    yield* progress.report
+    yield* Effect.logInfo(
+      `rebuild ${options.name} has swapped ${lives.join(", ")}; users of the tables waited for ${progress.longestHold()} ms at most`
+    )
   })
 
 // --- internal ---
 
-/** A swap projects this many events in any case. */
-const minTail = 500
+/** How long a batch may take by the rate of the run, in milliseconds. */
+const batchMillis = 500
 
-// In milliseconds: how much work the feed may hold back before the swap, and how much a swap may find while the tables
-// are locked.
-const maxMillisHeldBack = 500
-const maxMillisLocked = 2000
+// Batches of fewer events would spend their time on transactions, and more events would need much memory.
+const minBatch = 250
+const maxBatch = 10_000
+
+/** The part of the longest hold that events are planned for, because a rate is a mean. */
+const safety = 0.7
+
+/** The first events of a page, as a page. */
+const beginningOf = (page: Page, events: number): Page => {
+  const last = page.events[events - 1]
+  return page.events.length <= events || last === undefined
+    ? page
+    : { events: page.events.slice(0, events), position: last.position, more: true }
+}
+
 const warnEvery = 30_000
 
 /**
@@ -106,53 +201,6 @@ const isCaughtUp = (events: ReadonlyArray<FeedEvent>): Effect.Effect<boolean> =>
     ? Effect.succeed(false)
     : Effect.map(Clock.currentTimeMillis, (now) => now - toMillis(last.timestamp) < caughtUpWithin)
 }
-
-/** Stores how many events there are to project. Counts and times the events that this run projects. */
-const makeProgress = <E, R>({ options, store }: RebuildContext<E, R>, left: number) =>
-  Effect.gen(function* () {
-    const begun = yield* Clock.currentTimeMillis
-    const [row] = yield* run(
-      store,
-      store.sql<{
-        done: string
-      }>`insert into ${store.schema}.rebuilds as r (name, events_total) values (${options.name}, ${left})
-        on conflict (name) do update set events_total = r.events_done + ${left} returning events_done::text as done`
-    )
-    const doneBefore = Number(row?.done ?? 0)
-    let total = doneBefore + left
-    let events = 0
-    let millisProjecting = 0
-
-    return {
-      add: (more: number): void => {
-        events += more
-      },
-      timed: <A, E2, R2>(projecting: Effect.Effect<A, E2, R2>): Effect.Effect<A, E2, R2> =>
-        Effect.gen(function* () {
-          const asked = yield* Clock.currentTimeMillis
-          const result = yield* projecting
-          millisProjecting += (yield* Clock.currentTimeMillis) - asked
-          return result
-        }),
-      /** How many events can be projected in the time, by the rate of this run. */
-      eventsIn: (millis: number): number =>
-        Math.max(minTail, millisProjecting === 0 ? 0 : (events / millisProjecting) * millis),
-      report: Effect.gen(function* () {
-        const seconds = ((yield* Clock.currentTimeMillis) - begun) / 1000
-        const eventsPerSecond = seconds > 0 ? events / seconds : 0
-        const done = doneBefore + events
-        total = Math.max(total, done)
-        if (options.onProgress !== undefined) {
-          yield* options.onProgress({
-            done,
-            total,
-            eventsPerSecond: Math.round(eventsPerSecond),
-            secondsLeft: eventsPerSecond > 0 ? Math.ceil((total - done) / eventsPerSecond) : 0
-          })
-        }
-      })
-    }
-  })
 
 /**
  * Checks whether the feed holds back more events than the limit, and warns every 30 seconds while it does. The swap of

@@ -10,6 +10,7 @@ import { StoreError } from "../../StoreError.js"
 import { isTransient } from "../runtime/retry.js"
 import { runProjections } from "../store/runProjections.js"
 import { withSearchPathPrefix } from "./catalogStatements.js"
+import { projectStatements } from "./projectStatements.js"
 import { operation, type RebuildContext, run } from "./rebuildOptions.js"
 import { checkedForOtherWrites } from "./shadowTables.js"
 
@@ -48,12 +49,13 @@ export const checkDeferred = <E, R>(
 // --- internal ---
 
 const runAll = <E, R>(
-  { options }: RebuildContext<E, R>,
+  { options, store }: RebuildContext<E, R>,
   events: ReadonlyArray<FeedEvent>
 ): Effect.Effect<void, E | StoreError, R> => {
   // Without their `tables`, because the failure of a statement would advise to provide `ProjectionTables.layer`.
   const projections = options.projections.map((projection) => ({ ...projection, tables: undefined }))
-  return Effect.forEach(events, runProjections(projections, { endsRun: true }), { discard: true })
+  const oneByOne = Effect.forEach(events, runProjections(projections, { endsRun: true }), { discard: true })
+  return projectStatements(store, projections, events, oneByOne)
 }
 
 const projectWith = <E, R>(

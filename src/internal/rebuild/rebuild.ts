@@ -10,6 +10,7 @@
  * pause. Any other failure ends the run. The rebuild itself stays, and the next run continues it, unless it makes a
  * version of tables (`mustDiscard`).
  */
+import { SqlError } from "@effect/sql/SqlError"
 import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -21,6 +22,7 @@ import { type Lease, LeaseLost, SubscriptionStore } from "../../SubscriptionStor
 import { insideTransaction } from "../runtime/ambientTransaction.js"
 import { withLiveClock } from "../runtime/clock.js"
 import { isTransient } from "../runtime/retry.js"
+import { isTransientSqlError } from "../runtime/sqlError.js"
 import { withTransaction } from "../sql/pg/transaction.js"
 import { type StoreTables, Tables } from "../sql/storeTables.js"
 import { bothOf } from "../store/readOptions.js"
@@ -146,6 +148,10 @@ const makeIsFinished = (
   })
 }
 
+/** Whether another attempt may succeed. An effect of a projection may fail with a `SqlError`. */
+const isRetried = (error: unknown): boolean =>
+  isTransient(error) || isLockConflict(error) || (error instanceof SqlError && isTransientSqlError(error))
+
 /** Makes attempts until one succeeds, or fails for a reason that another attempt would not change. */
 const attemptAfterFailures = <E, R>(
   oneRun: Run<E, R>,
@@ -157,7 +163,7 @@ const attemptAfterFailures = <E, R>(
     Effect.suspend(() => attemptAfterFailures(oneRun, Math.min(pause * 2, lastPause)))
   )
   return Effect.catchAll(attempt(oneRun), (error): Effect.Effect<void, E | ValidationError | StoreError, R> => {
-    if (isTransient(error) || isLockConflict(error)) return again
+    if (isRetried(error)) return again
     if (!(error instanceof LeaseLost)) return Effect.fail(error)
     return Effect.matchEffect(statusOf(store, options.name), {
       onFailure: (failed) => (isTransient(failed) ? again : Effect.fail(failed)),
@@ -224,10 +230,7 @@ const mustDiscard = (
 ): boolean =>
   isOfVersion === true &&
   !Cause.isInterruptedOnly(cause) &&
-  !Option.exists(
-    Cause.failureOption(cause),
-    (error) => isTransient(error) || isLockConflict(error) || error instanceof LeaseLost
-  )
+  !Option.exists(Cause.failureOption(cause), (error) => isRetried(error) || error instanceof LeaseLost)
 
 /** Abandons the rebuild while its lease is still held, so that no other process continues it. */
 const discard = (store: StoreTables, name: string, lease: Lease): Effect.Effect<void> =>
@@ -243,7 +246,7 @@ const discard = (store: StoreTables, name: string, lease: Lease): Effect.Effect<
 
 /** Whether the rebuild is finished or abandoned. Waiting for its lease may have created the row of the lease again. */
 const mayLeaveLeaseRow = (exit: Exit.Exit<void, unknown>): boolean =>
-  Exit.isSuccess(exit) || Option.exists(Cause.failureOption(exit.cause), (error) => !isTransient(error))
+  Exit.isSuccess(exit) || Option.exists(Cause.failureOption(exit.cause), (error) => !isRetried(error))
 
 /** Deletes the row of the lease where no process holds it and the rebuild is finished or abandoned. */
 const deleteLeaseRow = (store: StoreTables, name: string) =>

@@ -2,7 +2,9 @@
  * The options of a rebuild, the checks of them before it begins, and the names that follow from the name of the
  * rebuild.
  */
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
 import { maxNameLength } from "../../Event.js"
 import type { EventFeed, Filter } from "../../EventFeed.js"
 import type { Projection } from "../../Projection.js"
@@ -43,7 +45,11 @@ export interface RebuildContext<E, R> {
   readonly shadowSchema: string
 }
 
-/** Fails where the name or the batch size is invalid, or where a projection does not say whose events it projects. */
+/** How long users of the tables may wait at a time, in milliseconds. */
+export const maxHoldOf = ({ maxHold }: Pick<RebuildOptions<unknown, unknown>, "maxHold">): number =>
+  Duration.toMillis(maxHold ?? "2 seconds")
+
+/** Fails where the name, the batch size or the longest hold is invalid, or where a projection does not say whose events it projects. */
 export const checkOptions = (options: RebuildOptions<unknown, unknown>): Effect.Effect<void, ValidationError> => {
   const issues: Array<ValidationIssue> = []
   const refuse = (path: ReadonlyArray<string | number>, message: string) =>
@@ -56,6 +62,10 @@ export const checkOptions = (options: RebuildOptions<unknown, unknown>): Effect.
   const { batchSize } = options
   if (batchSize !== undefined && !(Number.isInteger(batchSize) && batchSize >= 1 && batchSize <= 10_000)) {
     refuse(["batchSize"], "must be an integer from 1 to 10000")
+  }
+  const maxHold = Option.map(Duration.decodeUnknown(options.maxHold ?? "2 seconds"), Duration.toMillis)
+  if (!Option.exists(maxHold, (millis) => millis >= shortestHold && millis <= longestHold)) {
+    refuse(["maxHold"], "must be a duration from 100 milliseconds to 1 minute")
   }
   const [first, ...rest] = issues
   return first === undefined ? Effect.void : new ValidationError({ operation: "Rebuild.run", issues: [first, ...rest] })
@@ -88,6 +98,10 @@ export const checkPartitions = (
       )
 
 export const run = makeRun(operation)
+
+// In milliseconds.
+const shortestHold = 100
+const longestHold = 60_000
 
 /** The name of the rebuild's lease. No subscription can have it, because the prefix is reserved. */
 export const leaseOf = (name: string): string => `${reservedPrefix}/rebuild/${name}`

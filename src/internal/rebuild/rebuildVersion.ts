@@ -48,6 +48,7 @@ export const rebuildVersion = <E, R>(
       create: Effect.forEach(group, ({ create }) => create, { discard: true }),
       subscription: options.subscription,
       batchSize: options.batchSize,
+      maxHold: options.maxHold,
       onProgress: options.onProgress,
       onSwap: recordSwap(store, group, registered)
     })

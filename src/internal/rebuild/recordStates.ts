@@ -14,7 +14,7 @@ import { findTables, readRecords, type TableRecord } from "./tableRecords.js"
 
 /** The options of `ProjectionTables.prepare`, with their defaults, and its source. */
 export interface PrepareOptions<E, R>
-  extends Pick<Options, "batchSize" | "onProgress">,
+  extends Pick<Options, "batchSize" | "maxHold" | "onProgress">,
     Required<{ readonly [K in "onExisting" | "onFewerAggregates" | "onKeeperChange"]: NonNullable<Options[K]> }> {
   readonly projections: ReadonlyArray<Projection.Bound<E, R>>
   readonly subscription: RebuildOptions<E, R>["subscription"]

@@ -51,6 +51,10 @@ export const lockLiveTables = (
     yield* withEmptySearchPath(sql, checkDependents(sql, tables, options.sameShape))
   })
 
+/** Limits the wait for each lock of the transaction; 0 is no limit. */
+export const setLockTimeout = (sql: SqlClient.SqlClient, millis: number): Effect.Effect<unknown, StoreError> =>
+  runInside(sql`select set_config('lock_timeout', ${`${millis}ms`}, true)`)
+
 /** Whether other transactions had locks that the swap needs, so that a later attempt may succeed. */
 export const isLockConflict = (error: unknown): boolean =>
   error instanceof StoreError &&
@@ -102,9 +106,6 @@ const isCatalogueRace = /tuple concurrently (updated|deleted)|could not open rel
 
 /** In milliseconds. */
 const sequenceLockWait = 500
-
-const setLockTimeout = (sql: SqlClient.SqlClient, millis: number): Effect.Effect<unknown, StoreError> =>
-  runInside(sql`select set_config('lock_timeout', ${`${millis}ms`}, true)`)
 
 /** What is read of a live table before it is dropped, and the statements that follow from it. */
 interface Move {

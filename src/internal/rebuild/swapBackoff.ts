@@ -28,14 +28,20 @@ export interface SwapBackoff {
   readonly mayTry: Effect.Effect<boolean, StoreError>
 }
 
-export const makeSwapBackoff = (store: StoreTables, rebuild: string, tables: ReadonlyArray<string>): SwapBackoff => {
+/** `maxLockWait` is in milliseconds. */
+export const makeSwapBackoff = (
+  store: StoreTables,
+  rebuild: string,
+  tables: ReadonlyArray<string>,
+  maxLockWait: number
+): SwapBackoff => {
   let failures = 0
   let notBefore = 0
   let nextWarning = 0
   let inTheWay: ReadonlySet<string> = new Set()
 
   return {
-    lockWait: () => Math.min(firstLockWait * 2 ** failures, lastLockWait),
+    lockWait: () => Math.min(firstLockWait * 2 ** failures, lastLockWait, Math.ceil(maxLockWait)),
     failed: (heldUp) =>
       Effect.gen(function* () {
         failures++

@@ -16,14 +16,15 @@
  */
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
-import type * as Option from "effect/Option"
 import type { FeedEvent, Position } from "../../EventFeed.js"
 import type { StoreError } from "../../StoreError.js"
 import type { Lease, LeaseLost } from "../../SubscriptionStore.js"
+import { andMatches, isAfter } from "../sql/feedConditions.js"
 import { selectFittingPage } from "../sql/feedPage.js"
 import { feedEventsOf } from "../sql/feedRows.js"
 import { columnsOf } from "../sql/position.js"
 import type { StoreTables } from "../sql/storeTables.js"
+import { type HoldExpired, withinHold } from "./holdWriters.js"
 import { checkDeferred, projectPart } from "./projectBatch.js"
 import { checkPartitions, leaseOf, type RebuildContext, run } from "./rebuildOptions.js"
 import { lockLiveTables, replaceTables } from "./replaceTables.js"
@@ -32,21 +33,26 @@ import type { ShadowTable } from "./resolveTables.js"
 export interface SwapLimits {
   /** How many events a swap may project while the tables are locked. */
   readonly maxTail: number
+  /** How long it may take for these, in milliseconds. */
+  readonly maxMillis: number
   /** How long it waits for the tables, in milliseconds. */
   readonly lockWait: number
 }
 
+/** More events are left than the swap may project. */
+export class TooManyLeft extends Data.TaggedError("TooManyLeft") {}
+
 /**
- * Returns how many events were left, or none where these are more than `maxTail`. In that case the transaction is
- * rolled back.
+ * Returns how many events were left. Fails with `TooManyLeft` where these are more than `maxTail`, and with
+ * `HoldExpired` where they take longer than `maxMillis`. The transaction is rolled back then.
  */
 export const swapTables = <E, R>(
   context: RebuildContext<E, R>,
   lease: Lease,
   tables: ReadonlyArray<ShadowTable>,
   position: Position,
-  { lockWait, maxTail }: SwapLimits
-): Effect.Effect<Option.Option<number>, E | LeaseLost | StoreError, R> => {
+  { lockWait, maxMillis, maxTail }: SwapLimits
+): Effect.Effect<number, E | HoldExpired | LeaseLost | StoreError | TooManyLeft, R> => {
   const { options, shadowSchema, store } = context
   const { schema, sql } = store
   const sameShape = options.create === undefined
@@ -56,8 +62,9 @@ export const swapTables = <E, R>(
     yield* lockLiveTables(sql, schema, tables, { sameShape, lockWait })
     yield* run(store, sql`select 1 from ${schema}.subscriptions where name = ${leaseOf(options.name)} for update`)
     yield* lease.checkpoint
-    if (options.subscription === undefined) tail = yield* projectTail(context, position, maxTail)
-    else {
+    if (options.subscription === undefined) {
+      tail = yield* withinHold(maxMillis, projectTail(context, position, maxTail))
+    } else {
       yield* checkPartitions(store, options)
       yield* moveSubscription(store, options.subscription, position)
     }
@@ -70,18 +77,12 @@ export const swapTables = <E, R>(
   })
   // As a checkpoint, because the lease stays valid while its transaction is open. A pool of one connection can't renew
   // it then.
-  return Effect.matchEffect(lease.advance(position, swapping), {
-    onFailure: (error) => (error instanceof TooManyLeft ? Effect.succeedNone : Effect.fail(error)),
-    onSuccess: () => Effect.succeedSome(tail)
-  })
+  return Effect.map(lease.advance(position, swapping), () => tail)
 }
 
 // --- internal ---
 
 const tailPage = 1000
-
-/** More events are left than the swap may project. */
-class TooManyLeft extends Data.TaggedError("TooManyLeft") {}
 
 /**
  * Projects all visible events after the position. The feed does not show some of them yet, because an older transaction
@@ -94,6 +95,8 @@ const projectTail = <E, R>(
 ): Effect.Effect<number, E | StoreError | TooManyLeft, R> =>
   Effect.gen(function* () {
     const { filter, store } = context
+    // Counted first, so that a swap which can't succeed is short.
+    if ((yield* countTail(context, position, maxTail + 1)) > maxTail) return yield* new TooManyLeft()
     let count = 0
     let previous: FeedEvent | undefined
     for (;;) {
@@ -110,6 +113,23 @@ const projectTail = <E, R>(
       previous = last
     }
   })
+
+/** How many visible events follow the position. It counts up to the limit. */
+const countTail = <E, R>(
+  { filter, store }: RebuildContext<E, R>,
+  after: Position,
+  limit: number
+): Effect.Effect<number, StoreError> =>
+  Effect.map(
+    run(
+      store,
+      store.sql<{ count: number }>`select count(*)::int as count from (
+          select 1 from ${store.schema}.event_log where ${isAfter(store.sql, after)} ${andMatches(store.sql, filter)}
+          limit ${limit}
+        ) events`
+    ),
+    ([row]) => row?.count ?? 0
+  )
 
 /**
  * Moves the subscription to the position of the rebuild, ends its leases, and forgets its parked events, which the

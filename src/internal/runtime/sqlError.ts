@@ -85,7 +85,17 @@ export const severityOf = ({ cause }: SqlError): string | undefined =>
     ? cause.severity
     : undefined
 
+/** The code of the server or of the system. */
+export const codeOf = (error: SqlError | undefined): string | undefined => findCode(error?.cause)
+
+/** Whether a failure may have left the session in any state: the driver reports it, or the server ends the session. */
+export const isOfSession = (error: SqlError): boolean =>
+  severityOf(error) === undefined || serverLeaves.test(codeOf(error) ?? "")
+
 // --- internal ---
+
+/** The codes with which the server ends a connection in any state. */
+const serverLeaves = /^57P0[1-5]$/
 
 const describe: Record<StoreErrorReason, string> = {
   Unavailable: "no connection to the database; nothing was sent",

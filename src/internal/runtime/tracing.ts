@@ -7,7 +7,9 @@ import * as Context from "effect/Context"
 import * as DefaultServices from "effect/DefaultServices"
 import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
+import * as FiberRefs from "effect/FiberRefs"
 import * as Option from "effect/Option"
+import type * as Runtime from "effect/Runtime"
 import * as Tracer from "effect/Tracer"
 
 /** Gives the effect a span, unless the program has the default tracer. */
@@ -79,6 +81,10 @@ export const withBatchSpanIfTraced = (
       : { root: true, attributes, links: spans.map((span) => ({ _tag: "SpanLink" as const, span, attributes: {} })) }
   )
 }
+
+/** Whether the program of the runtime has a tracer of its own. */
+export const isTraced = ({ fiberRefs }: Runtime.Runtime<never>): boolean =>
+  Context.get(FiberRefs.getOrDefault(fiberRefs, DefaultServices.currentServices), Tracer.Tracer) !== defaultTracer
 
 /** Turns off the spans that libraries make inside of the effect, if the program has the default tracer. */
 export const withoutInnerSpans = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>

@@ -2,50 +2,63 @@
  * The statements that write: commits, their place in the feed, and snapshots. All values are parameters; the schema's name is an identifier.
  */
 import type * as SqlClient from "@effect/sql/SqlClient"
-import type { Fragment } from "@effect/sql/Statement"
-import * as Effect from "effect/Effect"
+import type { Fragment, Statement } from "@effect/sql/Statement"
 import type { StoredSnapshot } from "../../Snapshot.js"
 import { RetryCommand } from "../../StoreError.js"
 import type { AppendResult } from "./commit/appendBatcher.js"
 import type { Commit } from "./commit/commitQueue.js"
-import type { AppendMode, CommitStatements } from "./commit/commitWithStatements.js"
-import type { Command } from "./pg/driver.js"
+import { type CommitStatements, otherIsolation } from "./commit/commitWithStatements.js"
+import type { CommandRunner } from "./pg/commandRunner.js"
+import type { Rows } from "./pg/driver.js"
 import { checkStillOpen } from "./pg/transaction.js"
 
 /** Makes the statements for one schema. Their texts are put together once, because they are the statements that are sent most. */
 export const makeCommitStatements = (
   sql: SqlClient.SqlClient,
   schema: Fragment,
-  isEmbedded: boolean
+  isEmbedded: boolean,
+  runner: CommandRunner
 ): CommitStatements => {
+  const prepare = (text: string) => runner.prepare(text)
   const p = ""
-  const [text] =
-    sql`select ${schema}.commit_events(${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}) as refused`.compile()
+  const textOf = (statement: Statement<unknown>): string => statement.compile()[0]
+  const text = textOf(
+    sql`select ${schema}.commit_events(${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}) as refused`
+  )
+  const appending = prepare(text)
   // A function in `from` is called before those of the list.
-  const [checked] = sql`${sql.literal(text)} from ${schema}.check_snapshot()`.compile()
-  const [place] = sql`${schema}.place_in_feed(${p}, ${p})`.compile()
-  const [checkAndPlace] = sql`${schema}.check_constraints(), ${schema}.place_in_feed(${p}, ${p})`.compile()
-
-  const append = (
-    commits: ReadonlyArray<Commit>,
-    { allOrNothing, checksSnapshot, lockTimeout }: AppendMode
-  ): Command => ({
-    text: checksSnapshot === true ? checked : text,
-    values: [lockTimeout === true ? "100ms" : null, allOrNothing === true, ...columnsOf(commits)]
-  })
+  const checked = prepare(textOf(sql`${sql.literal(text)} from ${schema}.check_snapshot()`))
+  const place = textOf(sql`${schema}.place_in_feed(${p}, ${p})`)
+  const placing = prepare(`select ${place}`)
+  const checkAndPlace = prepare(
+    `select ${checkStillOpen}, ${textOf(sql`${schema}.check_constraints(), ${schema}.place_in_feed(${p}, ${p})`)}`
+  )
+  const [table] = sql`${schema}.event_log`.compile()
+  const inserts = Array.from({ length: maxInserted }, (_, index) => prepare(insertText(table, index + 1)))
+  const insertsOrRaises = Array.from({ length: maxInserted }, (_, index) =>
+    prepare(insertOrRaiseText(table, index + 1))
+  )
 
   return {
-    append,
-    runAppend: (commits, mode) => {
-      const { text, values } = append(commits, mode)
-      return Effect.map(sql.unsafe<{ readonly refused: string | null }>(text, values), ([row]) => row?.refused ?? null)
+    append: (commits, { allOrNothing, checksSnapshot, lockTimeout }) => ({
+      ...(checksSnapshot === true ? checked : appending),
+      values: [lockTimeout === true ? "100ms" : null, allOrNothing === true, ...columnsOf(commits)]
+    }),
+    insert: (events, { orRaise }) => {
+      const [first] = events
+      const insert = (orRaise ? insertsOrRaises : inserts)[events.length - 1]
+      if (insert === undefined || first === undefined) return undefined
+      if (events.some(({ aggregateId }) => aggregateId !== first.aggregateId)) return undefined
+      const values: Array<string> = [first.aggregateId, String(first.sequence)]
+      for (const { body, metadata, timestamp, type } of events) values.push(type, body, metadata, timestamp)
+      return { text: insert.text, name: insert.name, values }
     },
     resultsOf,
     end: (events, { isNested }) => {
       // There transactions exclude each other, so the place is right from the start.
       if (isEmbedded) return undefined
       return {
-        text: isNested ? `select ${place}` : `select ${checkStillOpen}, ${checkAndPlace}`,
+        ...(isNested ? placing : checkAndPlace),
         values: [events.map(({ aggregateId }) => aggregateId), events.map(({ sequence }) => sequence)]
       }
     }
@@ -66,8 +79,54 @@ export const upsertSnapshot = (
 
 // --- internal ---
 
+/** How many events of one aggregate `insert` takes. */
+const maxInserted = 8
+
+const insertText = (table: string, events: number): string =>
+  events === 1 ? insertFirst(table) : `with first as (${insertFirst(table)}) ${insertOthers(table, events - 1)}`
+
+/**
+ * Fails if it does not insert all events, or if the isolation is not that of the store's transactions, because a text that is no boolean can't
+ * be cast to one. More statements may follow in the same round trip, so it records that the transaction has begun.
+ */
+const insertOrRaiseText = (table: string, events: number): string => {
+  const others = events === 1 ? "" : `, others as (${insertOthers(table, events - 1)})`
+  const written = `(select count(*) from first)${events === 1 ? "" : " + (select count(*) from others)"}`
+  return `with first as (${insertFirst(table)})${others}
+    select set_config('effect_maestro.begun', 'yes', true), (case
+      when current_setting('transaction_isolation') <> 'read committed' then 'effect-maestro: ${otherIsolation}'
+      when ${written} = ${events} then 'yes' else 'effect-maestro: not all of it was written' end)::boolean`
+}
+
+/**
+ * Inserts the first of several events, if the one before it is stored and it is not.
+ *
+ * The feed key is right by its default: it is the id of the transaction, which gets it during the insert, after the snapshot of the statement.
+ */
+const insertFirst = (table: string): string =>
+  `${insertInto(table)}
+    select $1, $2::int, $3, $4::json, $5::json, $6::uuid
+    where $2::int = 1 or exists (select 1 from ${table} where aggregate_id = $1 and sequence = $2::int - 1)
+    on conflict (aggregate_id, sequence) do nothing returning sequence`
+
+/** The others follow if the first was inserted. Their conflict, which only a stream with a gap can have, fails the statement. */
+const insertOthers = (table: string, events: number): string => {
+  const others = Array.from({ length: events }, (_, index) => {
+    const [type, body, metadata, timestamp] = [7, 8, 9, 10].map((column) => `$${column + 4 * index}`)
+    return `(${index + 1}, ${type}, ${body}::json, ${metadata}::json, ${timestamp}::uuid)`
+  })
+  return `${insertInto(table)}
+    select $1, first.sequence + other.place, other.type, other.body, other.metadata, other."timestamp"
+    from first, (values ${others.join(", ")}) as other (place, type, body, metadata, "timestamp")
+    order by other.place returning sequence`
+}
+
+const insertInto = (table: string): string =>
+  `insert into ${table} (aggregate_id, sequence, type, body, metadata, "timestamp")`
+
 /** The results by the numbers of the commits, from what `commit_events` returned. A commit that was written is left out. */
-const resultsOf = (returned: string | null): ReadonlyArray<AppendResult> => {
+const resultsOf = ([row]: Rows): ReadonlyArray<AppendResult> => {
+  const returned = row?.[0] ?? null
   if (returned === null) return allAppended
   const results: Array<AppendResult> = []
   const refused: ReadonlyArray<Refused> = JSON.parse(returned)

@@ -8,6 +8,7 @@
  */
 import type * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
+import type { Statement } from "@effect/sql/Statement"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import { type Event, maxSequence, type StoredEvent } from "../../Event.js"
@@ -18,10 +19,16 @@ import type { Timestamp } from "../../Timestamp.js"
 import { type Contents, fitting, isComplete, type LogTable, shareOf, smallOrNull } from "../store/pageBytes.js"
 import { decodeSnapshot } from "../store/storedRecord.js"
 import { eventPage } from "../store/streamReader.js"
-import { execute, retryDisturbed } from "./pg/execute.js"
+import type { CommandRunner } from "./pg/commandRunner.js"
+import type { Rows } from "./pg/driver.js"
+import { execute, executeCommand, retryDisturbed } from "./pg/execute.js"
+import type { PreparedText } from "./pg/preparedStatements.js"
 
 /** The reads of the port. */
-export const makeReads = (log: LogTable): Pick<EncodedStore, "readEvents" | "readSnapshot" | "readStream"> => ({
+export const makeReads = (
+  log: LogTable,
+  runner: CommandRunner
+): Pick<EncodedStore, "readEvents" | "readSnapshot" | "readStream"> => ({
   readEvents: (range) =>
     Effect.map(query(log, "getEvents", selectEvents(log, range)), (rows) =>
       rows.map((row) => eventOf(range.aggregateId, row))
@@ -34,34 +41,50 @@ export const makeReads = (log: LogTable): Pick<EncodedStore, "readEvents" | "rea
         aggregateId: range.aggregateId
       }))
     ),
-  readStream: makeStreamReads(log)
+  readStream: makeStreamReads(log, runner)
 })
 
 /** The reads of an aggregate that loads. */
-const makeStreamReads = (log: LogTable): StreamReads<StoreError> => {
-  const read = <A>(statement: Effect.Effect<A, SqlError>) => query(log, "getEvents", statement)
+const makeStreamReads = (log: LogTable, runner: CommandRunner): StreamReads<StoreError> => {
+  const statements = preparedReads(log, runner)
+  const read = (statement: PreparedText, ...values: ReadonlyArray<string | number>) =>
+    retryDisturbed(
+      executeCommand(
+        runner,
+        { operation: "getEvents", phase: "reading" },
+        { ...statement, values: values.map((value) => String(value)) }
+      )
+    )
 
   /** As many events as a page can have, where some of them are large. */
   const measured = (range: SequenceRange, limit: number) =>
-    Effect.map(read(selectFittingEvents(log, range, limit)), (rows) => pageOfMeasured(range.aggregateId, rows))
+    Effect.map(query(log, "getEvents", selectFittingEvents(log, range, limit)), (rows) =>
+      pageOfMeasured(range.aggregateId, rows)
+    )
 
   return {
     page: (aggregateId, minSequence, limit) => {
       const range = { aggregateId, minSequence, maxSequence }
       if (limit < longPage) {
-        const small = Effect.map(read(selectSmallEvents(log, range, limit)), (rows) => pageOf(aggregateId, rows, limit))
+        const small = Effect.map(query(log, "getEvents", selectSmallEvents(log, range, limit)), (rows) =>
+          pageOf(aggregateId, rows, limit)
+        )
         return Effect.flatMap(small, (page) =>
           "measureFrom" in page ? measured({ ...range, minSequence: page.measureFrom }, limit) : Effect.succeed(page)
         )
       }
-      const inOneRow = Effect.map(read(selectPage(log, range, limit)), ([row]) => pageOfRow(aggregateId, row, limit))
+      const last = Math.min(minSequence + limit, maxSequence)
+      const inOneRow = Effect.map(read(statements.page, aggregateId, minSequence, last, maxPageSize), ([row]) =>
+        pageOfRow(aggregateId, row && pageRow(row), limit)
+      )
       return Effect.flatMap(inOneRow, (page) =>
         "rowsUpTo" in page ? measured({ ...range, maxSequence: page.rowsUpTo }, limit) : Effect.succeed(page)
       )
     },
     fromSnapshot: (aggregateId, upTo, limit) => {
       const range = { aggregateId, minSequence: 1, maxSequence: upTo }
-      return Effect.flatMap(read(selectStream(log, range, limit)), (rows) => {
+      return Effect.flatMap(read(statements.stream, aggregateId, upTo, limit + 1, shareOf(limit)), (found) => {
+        const rows = found.map(smallRow)
         const snapshot = Option.map(Option.fromNullable(rows.find(isSnapshot)), (row) =>
           decodeSnapshot({ ...row, sequence: Number(row.sequence), aggregateId })
         )
@@ -186,11 +209,6 @@ interface PageRow {
   readonly metadata: string
 }
 
-/** The events up to a limit and one more, in one row. */
-const selectPage = ({ schema, sql }: LogTable, { aggregateId, minSequence }: SequenceRange, limit: number) =>
-  sql<PageRow>`select events::int as found, first, last, timestamps, types, bodies, metadata
-    from ${schema}.read_page(${aggregateId}, ${minSequence}, ${Math.min(minSequence + limit, maxSequence)}, ${maxPageSize})`
-
 /** In bytes, stored and as text. Less than a page of rows may have, because the server takes time to make the row. */
 const maxPageSize = 2_000_000
 
@@ -243,9 +261,27 @@ type Columns = [
   ReadonlyArray<Event["metadata"]>
 ]
 
-/** The snapshot, if there is one, and the events from its sequence up to a limit and one more. */
-const selectStream = ({ schema, sql }: LogTable, { aggregateId, maxSequence }: SequenceRange, limit: number) =>
-  sql<SmallRow>`select * from ${schema}.read_stream(${aggregateId}, ${maxSequence}, ${limit + 1}, ${shareOf(limit)})`
+/** The texts of the reads that a load needs most, which are put together once. */
+const preparedReads = ({ schema, sql }: LogTable, runner: CommandRunner) => {
+  const p = ""
+  const preparedText = (statement: Statement<unknown>): PreparedText => runner.prepare(statement.compile()[0])
+  return {
+    /** The snapshot, if there is one, and the events from its sequence up to a limit and one more. */
+    stream: preparedText(
+      sql`select timestamp, sequence, type, body, metadata from ${schema}.read_stream(${p}, ${p}, ${p}, ${p})`
+    ),
+    /** The events up to a limit and one more, in one row. */
+    page: preparedText(
+      sql`select events, first, last, timestamps, types, bodies, metadata from ${schema}.read_page(${p}, ${p}, ${p}, ${p})`
+    )
+  }
+}
+
+const smallRow = ([timestamp, sequence, type, body, metadata]: Rows[number]): SmallRow =>
+  ({ timestamp, sequence, type, body, metadata }) as unknown as SmallRow
+
+const pageRow = ([found, first, last, timestamps, types, bodies, metadata]: Rows[number]): PageRow =>
+  ({ found, first, last, timestamps, types, bodies, metadata }) as unknown as PageRow
 
 const selectSnapshot = ({ schema, sql }: LogTable, range: SequenceRange) =>
   sql<Omit<StoredSnapshot, "aggregateId">>`select timestamp::text, sequence, body::text, metadata::text

@@ -138,10 +138,11 @@ export const atCommit = <E, E2>(
   return others.length === 0 ? located(name, event, error) : new StoreError({ ...error, projection: name })
 }
 
-// --- internal ---
-
-const isSqlProjection = <E, R>(projection: Projection<E, R>): projection is SqlProjection<E, R> =>
+/** Whether the projection is statements and nothing else. */
+export const isSqlProjection = <E, R>(projection: Projection<E, R>): projection is SqlProjection<E, R> =>
   projection.statements !== undefined
+
+// --- internal ---
 
 const runStatements = <E, R>(
   { name, refusalOf, statements }: SqlProjection<E, R>,
@@ -212,4 +213,7 @@ const report = (
 }
 
 /** Whether a rebuild retries after the failure. */
-const isRetried = (error: unknown): boolean => error instanceof StoreError && transientReasons.has(error.reason)
+const isRetried = (error: unknown): boolean =>
+  error instanceof SqlError
+    ? isTransientSqlError(error)
+    : error instanceof StoreError && transientReasons.has(error.reason)

@@ -6,8 +6,11 @@ import { feed } from "./feed.js"
 import { growth } from "./growth.js"
 import { kept } from "./kept.js"
 import { load } from "./load.js"
+import { many } from "./many.js"
 import { inMemoryOnHot, inMemoryOnNew } from "./memory.js"
+import { network } from "./network.js"
 import { projections } from "./projection.js"
+import { rebuild } from "./rebuild.js"
 import type { Row } from "./row.js"
 
 export const allRows: ReadonlyArray<Row> = [
@@ -19,10 +22,13 @@ export const allRows: ReadonlyArray<Row> = [
   onOneEnduring,
   ...projections,
   load,
+  network,
+  many,
   inMemoryOnNew,
   inMemoryOnHot,
   growth,
   feed,
+  rebuild,
   cost,
   kept
 ]

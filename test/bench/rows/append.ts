@@ -3,7 +3,7 @@ import { randomUUID } from "node:crypto"
 import { STREAM_DOES_NOT_EXIST } from "@event-driven-io/emmett"
 import * as Effect from "effect/Effect"
 import type { StoreAdapter, Timestamp } from "effect-maestro"
-import { type EmmettDeposited, emmettDeposited } from "../domain.js"
+import { appendBare, type EmmettDeposited, emmettDeposited } from "../domain.js"
 import { contestant } from "../measure.js"
 import { pgbenchContestant } from "../pgbench.js"
 import { contest, type Row } from "./row.js"
@@ -21,11 +21,7 @@ export const append: Row = contest({
           expectedStreamVersion: STREAM_DOES_NOT_EXIST
         })
     ),
-    contestant(
-      "pg",
-      () => () =>
-        pool.query({ name: "append", text: insert, values: [randomUUID(), '{"amount":1}', "{}", randomUUID()] })
-    ),
+    { ...contestant("floor", () => () => appendBare(pool, randomUUID(), 1)), maxClients: 64 },
     ...(pgbench === undefined ? [] : [pgbenchContestant(pgbench, url, insertByItself)])
   ]
 })
@@ -41,6 +37,5 @@ export const appendDeposit = (
 
 // --- internal ---
 
-const insert = "insert into bare values ($1, 1, 'Deposited', $2, $3, $4)"
-
-const insertByItself = `insert into bare values (gen_random_uuid()::text, 1, 'Deposited', '{"amount":1}', '{}', gen_random_uuid())`
+const insertByItself = `insert into bare (aggregate_id, sequence, type, body, metadata, timestamp)
+  values (gen_random_uuid()::text, 1, 'Deposited', '{"amount":1}', '{}', gen_random_uuid())`

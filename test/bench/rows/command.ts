@@ -11,7 +11,7 @@ import type { Aggregate } from "effect-maestro"
 import { Account, type Balance, Deposit, type EmmettDeposited, emmettAccount, emmettDeposited } from "../domain.js"
 import { type Contestant, contestant, type Work, workFor } from "../measure.js"
 import type { Ours, Stage } from "../stage.js"
-import { contest, type Row } from "./row.js"
+import { contest, fewer, type Row } from "./row.js"
 
 export const onNew: Row = contest({
   name: "new",
@@ -37,6 +37,7 @@ export const onShort: Row = contest({
   name: "hot-short",
   work: "command on an aggregate per client, 50 on each",
   clients: [1, 16],
+  effort: fewer,
   contestants: ({ emmett, ours }) => [
     contestant("ours", () => short(deposit(ours.run))),
     contestant("emmett", () => short(emmettDeposit(emmett.store)))
@@ -53,7 +54,8 @@ export const onOne: Row = contest({
 export const onOneEnduring: Row = contest({
   name: "hot-one-enduring",
   work: "the same, Emmett retrying until it succeeds",
-  clients: [16, 64],
+  clients: [16],
+  effort: fewer,
   contestants: ({ emmett, ours }) => [
     oursOnOne(ours),
     emmettOnOne(emmett, {

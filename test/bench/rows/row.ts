@@ -46,5 +46,8 @@ export const contest = ({ clients, contestants, name, verify, work, ...options }
   }
 })
 
+/** For rows that explain others and have no goal. */
+export const fewer = ({ rounds, seconds }: Effort): Effort => ({ rounds: Math.min(rounds, 3), seconds })
+
 /** The warm-up in which V8 compiles the code of the row. A service runs for longer than that. */
 const warmUpSeconds = 2

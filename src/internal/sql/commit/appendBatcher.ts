@@ -13,7 +13,7 @@
  * - The queue holds a limited number of characters. A commit that arrives when it is full waits before it enters the queue.
  * - When the scope closes, accepted commits are sent and answered first. A later commit has a statement of its own.
  *
- * A commit is in one of these states, and only `move` changes it:
+ * A commit is in one of these states:
  *
  * - Queued: waits for a statement.
  *   - to InFlight, when a sender takes it into a batch
@@ -31,17 +31,19 @@ import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
-import * as Fiber from "effect/Fiber"
+import type * as Fiber from "effect/Fiber"
 import * as FiberId from "effect/FiberId"
 import type * as Option from "effect/Option"
+import * as Runtime from "effect/Runtime"
 import type * as Scope from "effect/Scope"
 import * as Tracer from "effect/Tracer"
 import { type RetryCommand, StoreError } from "../../../StoreError.js"
 import { makeBackpressure } from "../../runtime/backpressure.js"
-import { awaitAtMost, awaitFiberAtMost, awaitGrace, boundedInterruption } from "../../runtime/interruption.js"
+import { awaitAtMost, awaitGrace } from "../../runtime/interruption.js"
 import { scheduleMacrotask } from "../../runtime/macrotask.js"
 import { isOfStatement } from "../../runtime/storeFailure.js"
-import { withBatchSpanIfTraced } from "../../runtime/tracing.js"
+import { isSettled } from "../../runtime/syncEffect.js"
+import { isTraced, withBatchSpanIfTraced } from "../../runtime/tracing.js"
 import { sizeOf } from "../../store/storedRecord.js"
 import { aggregatesOf, type Commit, CommitQueue, isLarge, type QueuedCommit } from "./commitQueue.js"
 
@@ -49,196 +51,248 @@ import { aggregatesOf, type Commit, CommitQueue, isLarge, type QueuedCommit } fr
 export type AppendResult = "appended" | "duplicate" | RetryCommand
 
 /**
- * Sends commits in one statement and returns the result of each, in their order; a result that is left out is `appended`. With
- * `failFastOnLock` it fails soon where it would wait for a lock, and nothing is stored.
+ * Sends commits in one statement and calls back with the result of each, in their order. A result that is left out is `appended`. With
+ * `failFastOnLock` it fails soon where it would wait for a lock, and nothing is stored. What it returns cancels the statement.
  */
 export type Send = (
   commits: ReadonlyArray<Commit>,
-  failFastOnLock: boolean
-) => Effect.Effect<ReadonlyArray<AppendResult>, StoreError>
+  failFastOnLock: boolean,
+  done: (results: Results) => void
+) => () => Effect.Effect<void>
+
+/** The results, or an effect that finds them out. */
+export type Results = Effect.Effect<ReadonlyArray<AppendResult>, StoreError>
 
 /** Makes the function that commits, on a `send` that takes many commits. */
 export const makeAppendBatcher = (
   send: Send,
   maxSenderWait = usualSenderWait
-): Effect.Effect<(commit: Commit) => Effect.Effect<AppendResult, StoreError>, never, Scope.Scope> => {
-  const queue = new CommitQueue<Entry>()
-  let phase: "open" | "closing" | "closed" = "open"
-  const room = makeBackpressure(maxWaitingSize)
-  let batchesInFlight = 0
-  let recentBatchSize = 1
-  let unanswered = 0
-  const idleSenders: Array<() => void> = []
-  const drained = Deferred.unsafeMake<void>(FiberId.none)
+): Effect.Effect<(commit: Commit) => Effect.Effect<AppendResult, StoreError>, never, Scope.Scope> =>
+  Effect.flatMap(ofNoCaller, (runtime) => {
+    const batcher = new AppendBatcher(send, maxSenderWait, runtime)
+    return Effect.as(
+      Effect.addFinalizer(() => batcher.close),
+      batcher.append
+    )
+  })
 
-  const move = (entry: Entry, state: State): void => {
-    entry.state = state
+// --- internal ---
+
+class AppendBatcher {
+  private readonly queue = new CommitQueue<Entry>()
+  private readonly room = makeBackpressure(maxWaitingSize)
+  private readonly drained = Deferred.unsafeMake<void>(FiberId.none)
+  private phase: "open" | "closing" | "closed" = "open"
+  private unanswered = 0
+  /** The batches in flight that were sent from the queue, without lone ones that are slow. */
+  private batchesInFlight = 0
+  /** Those of them that later commits wait for. */
+  private readonly awaited: Array<Batch> = []
+  private recentBatchSize = 1
+  private isPumpDue = false
+  private timer: NodeJS.Timeout | undefined
+
+  constructor(
+    private readonly send: Send,
+    private readonly maxSenderWait: number,
+    private readonly runtime: Runtime.Runtime<never>
+  ) {}
+
+  readonly append = (commit: Commit): Effect.Effect<AppendResult, StoreError> => {
+    const size = sizeOf(commit)
+    if (isLarge(commit, size)) return this.appendUnbatched(commit)
+    const append = Effect.withFiberRuntime<AppendResult, StoreError>((fiber) =>
+      this.phase === "open" ? this.enqueue(commit, size, fiber) : this.appendUnbatched(commit)
+    )
+    return this.room.isFull() ? Effect.zipRight(this.room.awaitRoom, append) : append
   }
 
-  const startBatch = (entries: ReadonlyArray<Entry>): Batch => {
-    const batch: Batch = { entries, waiting: 0, fiber: undefined }
+  /** Accepted commits are sent and answered first. */
+  readonly close = Effect.suspend(() => {
+    this.phase = "closing"
+    this.countAnswered(0)
+    return Effect.map(awaitAtMost(maxDrain, Deferred.await(this.drained)), () => {
+      this.phase = "closed"
+      clearTimeout(this.timer)
+      this.refuseUnsent()
+    })
+  })
+
+  private enqueue(commit: Commit, size: number, fiber: Fiber.RuntimeFiber<unknown, unknown>) {
+    return Effect.async<AppendResult, StoreError>((resume) => {
+      const span = Context.getOption(fiber.currentContext as Context.Context<never>, Tracer.ParentSpan)
+      const entry: Entry = { commit, size, aggregates: aggregatesOf(commit), span, resume, state: { _tag: "Queued" } }
+      this.queue.push(entry)
+      this.unanswered++
+      this.room.add(size)
+      this.pumpSoon()
+      return Effect.suspend(() => this.interrupt(entry))
+    })
+  }
+
+  private appendUnbatched(commit: Commit): Effect.Effect<AppendResult, StoreError> {
+    return Effect.async((resume) => {
+      const cancel = this.send([commit], false, (results) =>
+        resume(Effect.map(results, ([result]) => result ?? "appended"))
+      )
+      return Effect.suspend(cancel)
+    })
+  }
+
+  /** Sends what is queued, as far as batches may be in flight. */
+  private pump(): void {
+    while (this.queue.length > 0 && this.awaited.length < senders && this.batchesInFlight < maxBatchesInFlight) {
+      // Half of the queue for each free sender: then one batch is in the database while the results of the other are handed out.
+      const free = Math.max(1, senders - this.batchesInFlight)
+      const commits = Math.min(limits.commits, Math.max(minBatchSize, Math.ceil(this.queue.length / free)))
+      const entries = this.queue.take({ ...limits, commits })
+      if (entries.length === 0) return
+      this.recentBatchSize = Math.max(entries.length, this.recentBatchSize - 1)
+      for (const { size } of entries) this.room.remove(size)
+      const batch = this.startBatch(entries)
+      this.batchesInFlight++
+      batch.isCounted = true
+      this.awaited.push(batch)
+      this.sendBatch(batch, true)
+    }
+    if (this.queue.length > 0) this.limitWait()
+  }
+
+  /** Where callers share batches, others may commit in this macrotask, too, and share the next one. */
+  private pumpSoon(): void {
+    if (this.queue.length === 0 || this.isPumpDue) return
+    if (this.recentBatchSize <= 1) return this.pump()
+    this.isPumpDue = true
+    scheduleMacrotask(() => {
+      this.isPumpDue = false
+      this.pump()
+    })
+  }
+
+  /** While commits wait for the batches in flight, they wait for a time at most. */
+  private limitWait(): void {
+    const [first] = this.awaited
+    if (this.timer !== undefined || first === undefined) return
+    const wait = Math.max(1, first.sentAt + this.maxSenderWait - performance.now())
+    this.timer = setTimeout(() => {
+      this.timer = undefined
+      const slow = performance.now() - this.maxSenderWait + 1
+      for (const batch of this.awaited.filter(({ sentAt }) => sentAt <= slow)) this.stopAwaiting(batch)
+      this.pump()
+    }, wait)
+  }
+
+  /** Later commits do not wait for the batch any more. A slow lone commit waits for a lock, as a rule, so it is not counted either. */
+  private stopAwaiting(batch: Batch): void {
+    this.awaited.splice(this.awaited.indexOf(batch), 1)
+    if (batch.entries.length === 1) this.uncount(batch)
+  }
+
+  private uncount(batch: Batch): void {
+    if (!batch.isCounted) return
+    batch.isCounted = false
+    this.batchesInFlight--
+  }
+
+  private startBatch(entries: ReadonlyArray<Entry>): Batch {
+    const batch: Batch = { entries, waiting: 0, cancel: undefined, isCounted: false, sentAt: performance.now() }
     for (const entry of entries) {
       if (entry.state._tag === "Abandoned") continue
-      move(entry, { _tag: "InFlight", batch })
+      entry.state = { _tag: "InFlight", batch }
       batch.waiting++
     }
     return batch
   }
 
-  /** Takes the commits of one statement out of the queue. */
-  const takeBatch = (): Batch | undefined => {
-    if (batchesInFlight >= maxBatchesInFlight) return undefined
-    // Half of the queue for each free sender: then one batch is in the database while the results of the other are handed out.
-    const free = Math.max(1, senders - batchesInFlight)
-    const commits = Math.min(limits.commits, Math.max(minBatchSize, Math.ceil(queue.length / free)))
-    const taken = queue.take({ ...limits, commits })
-    if (taken.length > 0) recentBatchSize = Math.max(taken.length, recentBatchSize - 1)
-    if (taken.length > 0 && queue.length > 0) wakeSender()
-    room.remove(taken.reduce((sum, { size }) => sum + size, 0))
-    return taken.length > 0 ? startBatch(taken) : undefined
+  private sendBatch(batch: Batch, failFastOnLock: boolean): void {
+    const commits = batch.entries.map(({ commit }) => commit)
+    const ended = (exit: Exit.Exit<ReadonlyArray<AppendResult>, StoreError>) =>
+      this.batchEnded(batch, failFastOnLock, exit)
+    const run = (effect: Results) => {
+      const fiber = Runtime.runFork(this.runtime, effect)
+      batch.cancel = () => fiber.unsafeInterruptAsFork(FiberId.none)
+      fiber.addObserver(ended)
+    }
+    if (isTraced(this.runtime)) {
+      const spans = batch.entries.map(({ span }) => span)
+      const sending = Effect.async<ReadonlyArray<AppendResult>, StoreError>((resume) => {
+        const cancel = this.send(commits, failFastOnLock, resume)
+        return Effect.suspend(cancel)
+      })
+      run(withBatchSpanIfTraced("SqlStore.sendCommits", { commits: commits.length }, spans)(sending))
+    } else {
+      const cancel = this.send(commits, failFastOnLock, (results) =>
+        isSettled(results) ? ended(results) : run(results)
+      )
+      batch.cancel = () => void Runtime.runFork(this.runtime, Effect.suspend(cancel))
+    }
+    if (batch.waiting === 0) batch.cancel?.()
   }
 
-  const countAnswered = (count: number): void => {
-    unanswered -= count
-    if (phase === "closing" && unanswered === 0) Deferred.unsafeDone(drained, Effect.void)
+  private batchEnded(
+    batch: Batch,
+    failFastOnLock: boolean,
+    exit: Exit.Exit<ReadonlyArray<AppendResult>, StoreError>
+  ): void {
+    this.uncount(batch)
+    if (this.awaited.includes(batch)) this.stopAwaiting(batch)
+    if (!failFastOnLock || !Exit.isFailure(exit) || !isOfStatement(exit.cause)) return this.answer(batch.entries, exit)
+    // Until they are answered no other commit about their aggregates is sent.
+    for (const entry of batch.entries) this.sendBatch(this.startBatch([entry]), false)
+    this.pumpSoon()
   }
 
-  const answer = (entries: ReadonlyArray<Entry>, exit: Exit.Exit<ReadonlyArray<AppendResult>, StoreError>): void => {
-    countAnswered(entries.length)
+  private answer(entries: ReadonlyArray<Entry>, exit: Exit.Exit<ReadonlyArray<AppendResult>, StoreError>): void {
+    this.countAnswered(entries.length)
     for (const [index, entry] of entries.entries()) {
-      queue.done(entry)
+      this.queue.done(entry)
       const { state } = entry
-      move(entry, { _tag: "Answered" })
+      entry.state = { _tag: "Answered" }
       if (state._tag === "Abandoned") Deferred.unsafeDone(state.ended, Effect.void)
       else entry.resume(Exit.map(exit, (results) => results[index] ?? "appended"))
     }
-    if (phase === "closed") refuseUnsent()
-    wakeSender()
+    if (this.phase === "closed") this.refuseUnsent()
+    this.pumpSoon()
+  }
+
+  private countAnswered(count: number): void {
+    this.unanswered -= count
+    if (this.phase === "closing" && this.unanswered === 0) Deferred.unsafeDone(this.drained, Effect.void)
   }
 
   /** Nothing is sent any more, so commits in the queue are not stored. */
-  const refuseUnsent = (): void => {
-    for (let unsent = queue.take(limits); unsent.length > 0; unsent = queue.take(limits)) {
-      answer(unsent, Exit.fail(closed()))
+  private refuseUnsent(): void {
+    for (let unsent = this.queue.take(limits); unsent.length > 0; unsent = this.queue.take(limits)) {
+      this.answer(unsent, Exit.fail(closed()))
     }
   }
 
-  const close = Effect.suspend(() => {
-    phase = "closing"
-    countAnswered(0)
-    return Effect.map(awaitAtMost(maxDrain, Deferred.await(drained)), () => {
-      phase = "closed"
-      refuseUnsent()
-    })
-  })
-
-  /** Sends a batch. The fiber ends when its commits are answered, or each is in flight in a batch of its own. */
-  const sendBatch = (batch: Batch, failFastOnLock: boolean): Effect.Effect<Fiber.RuntimeFiber<unknown>> =>
-    Effect.suspend(() => {
-      const { entries } = batch
-      if (failFastOnLock) batchesInFlight++
-      const commits = entries.map(({ commit }) => commit)
-      const sending = Effect.onExit(Effect.interruptible(send(commits, failFastOnLock)), (exit) => {
-        if (failFastOnLock) batchesInFlight--
-        // Until then no other commit about their aggregates is sent.
-        return failFastOnLock && Exit.isFailure(exit) && isOfStatement(exit.cause)
-          ? Effect.forEach(
-              entries.map((entry) => startBatch([entry])),
-              (one) => sendBatch(one, false),
-              { discard: true }
-            )
-          : Effect.sync(() => answer(entries, exit))
-      })
-      return Effect.flatMap(
-        Effect.forkDaemon(
-          withBatchSpanIfTraced(
-            "SqlStore.sendCommits",
-            { commits: entries.length },
-            entries.map(({ span }) => span)
-          )(Effect.exit(sending))
-        ),
-        (fiber) => {
-          batch.fiber = fiber
-          return batch.waiting === 0 ? Effect.as(Fiber.interruptFork(fiber), fiber) : Effect.succeed(fiber)
-        }
-      )
-    })
-
-  /** Sends batches one after the other, and goes on to the next after `maxSenderWait` at most. */
-  const sender: Effect.Effect<never> = Effect.forever(
-    Effect.suspend(() => {
-      const batch = takeBatch()
-      return batch !== undefined
-        ? Effect.flatMap(sendBatch(batch, true), (fiber) => awaitFiberAtMost(fiber, maxSenderWait))
-        : Effect.async<void>((resume) => {
-            idleSenders.push(() => resume(Effect.void))
-          })
-    })
-  )
-
-  const wakeSender = (): void => {
-    const wake = queue.length > 0 ? idleSenders.pop() : undefined
-    if (wake === undefined) return
-    // Callers that the last batch answered may commit again in this macrotask, and share the next batch.
-    if (recentBatchSize > 1) scheduleMacrotask(wake)
-    else wake()
-  }
-
-  const interrupt = (entry: Entry): Effect.Effect<unknown> => {
+  private interrupt(entry: Entry): Effect.Effect<void> {
     const { state } = entry
     if (state._tag === "Queued") {
-      move(entry, { _tag: "Withdrawn" })
-      queue.dropWithdrawn()
-      room.remove(entry.size)
-      countAnswered(1)
+      entry.state = { _tag: "Withdrawn" }
+      this.queue.dropWithdrawn()
+      this.room.remove(entry.size)
+      this.countAnswered(1)
       return Effect.void
     }
     if (state._tag !== "InFlight") return Effect.void
     const { batch } = state
     const ended = Deferred.unsafeMake<void>(FiberId.none)
-    move(entry, { _tag: "Abandoned", ended })
+    entry.state = { _tag: "Abandoned", ended }
     batch.waiting--
-    return Effect.zipRight(
-      batch.waiting === 0 && batch.fiber !== undefined ? Fiber.interruptFork(batch.fiber) : Effect.void,
-      awaitGrace(Deferred.await(ended))
-    )
+    if (batch.waiting === 0) batch.cancel?.()
+    return Effect.asVoid(awaitGrace(Deferred.await(ended)))
   }
-
-  const appendUnbatched = (commit: Commit): Effect.Effect<AppendResult, StoreError> =>
-    boundedInterruption(Effect.map(send([commit], false), ([result]) => result ?? "appended"))
-
-  const enqueue = (commit: Commit, size: number): Effect.Effect<AppendResult, StoreError> =>
-    Effect.contextWithEffect((context: Context.Context<never>) => {
-      const queued = Effect.async<AppendResult, StoreError>((resume) => {
-        const span = Context.getOption(context, Tracer.ParentSpan)
-        const entry: Entry = { commit, size, aggregates: aggregatesOf(commit), span, resume, state: { _tag: "Queued" } }
-        queue.push(entry)
-        unanswered++
-        room.add(size)
-        wakeSender()
-        return Effect.suspend(() => Effect.asVoid(interrupt(entry)))
-      })
-      const append = Effect.suspend(() => (phase === "open" ? queued : appendUnbatched(commit)))
-      return room.isFull() ? Effect.zipRight(room.awaitRoom, append) : append
-    })
-
-  return Effect.as(
-    // The senders belong to no caller, so they have neither its span nor its transaction.
-    Effect.replicateEffect(Effect.forkScoped(sender), senders).pipe(
-      Effect.mapInputContext(
-        (context: Context.Context<Scope.Scope>) =>
-          Context.omit(Tracer.ParentSpan, SqlClient.TransactionConnection)(context) as Context.Context<Scope.Scope>
-      ),
-      Effect.zipRight(Effect.addFinalizer(() => close))
-    ),
-    (commit) => {
-      const size = sizeOf(commit)
-      return isLarge(commit, size) ? appendUnbatched(commit) : enqueue(commit, size)
-    }
-  )
 }
 
-// --- internal ---
+/** The runtime of the batches: they belong to no caller, so they have neither its span nor its transaction. */
+const ofNoCaller: Effect.Effect<Runtime.Runtime<never>> = Effect.runtime<never>().pipe(
+  Effect.mapInputContext(
+    (context: Context.Context<never>) =>
+      Context.omit(Tracer.ParentSpan, SqlClient.TransactionConnection)(context) as Context.Context<never>
+  )
+)
 
 interface Entry extends QueuedCommit {
   readonly span: Option.Option<Tracer.AnySpan>
@@ -258,7 +312,11 @@ interface Batch {
   readonly entries: ReadonlyArray<Entry>
   /** How many callers wait for it. */
   waiting: number
-  fiber: Fiber.RuntimeFiber<unknown> | undefined
+  cancel: (() => void) | undefined
+  /** Whether it counts among the batches in flight. */
+  isCounted: boolean
+  /** By the clock of the process, in milliseconds. */
+  readonly sentAt: number
 }
 
 /** While the database works on one batch, the other is made ready, or its results are handed out. */

@@ -9,39 +9,52 @@
  * A commit with projections never shares a transaction, because its projections would see and lock rows of the others.
  */
 import type * as SqlClient from "@effect/sql/SqlClient"
+import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import type { ProjectionWork } from "../../../StoreAdapter.js"
 import type { RetryCommand, StoreError } from "../../../StoreError.js"
 import { whenInTransaction } from "../../runtime/ambientTransaction.js"
-import { withoutInnerSpans } from "../../runtime/tracing.js"
+import type { CommandRunner } from "../pg/commandRunner.js"
 import { canCompile, compileAll } from "../pg/compileStatements.js"
-import { execute, executeAlone, retryDisturbed } from "../pg/execute.js"
+import { executeAlone, executeCommand, failureOf, isDisturbed, retryDisturbed } from "../pg/execute.js"
 import { withTransactionFrom } from "../pg/transaction.js"
-import { type AppendResult, makeAppendBatcher } from "./appendBatcher.js"
+import { type AppendResult, makeAppendBatcher, type Send } from "./appendBatcher.js"
 import type { Commit } from "./commitQueue.js"
 import { type CommitStatements, makeStatementCommits } from "./commitWithStatements.js"
 
-/** When the scope closes, the commits in flight end first. `committed` runs for each commit that was stored, or will be. */
+/** Signals of stored events, for readers that wait. */
+export interface CommitSignals {
+  /** Events were committed. */
+  readonly committed: (events: Commit) => Effect.Effect<void>
+  /** Events were inserted in a transaction that is still open. */
+  readonly inserted: (events: Commit) => Effect.Effect<void>
+  /** Runs a transaction that commits the events, and signals these and all that were inserted in it once it has succeeded. */
+  readonly afterCommit: <A, E, R>(events: Commit, transaction: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
+}
+
+/** When the scope closes, the commits in flight end first. Each stored commit is signalled, and each insert into an open transaction. */
 export const makeAppendEvents = ({
   client,
-  committed,
-  sql,
+  runner,
+  signals,
   statements
 }: {
   /** The client of the application, which projections use. */
   readonly client: SqlClient.SqlClient
-  /** The client without transforms, which the store uses. */
-  readonly sql: SqlClient.SqlClient
+  /** Of the client without transforms, which the store uses. */
+  readonly runner: CommandRunner
   readonly statements: CommitStatements
-  readonly committed: Effect.Effect<void>
+  readonly signals: CommitSignals
 }) => {
-  const statementCommits = makeStatementCommits(sql, statements)
+  const statementCommits = makeStatementCommits(runner, statements)
 
   const accept = (
-    result: AppendResult = "appended"
+    result: AppendResult = "appended",
+    signal: Effect.Effect<void> = Effect.void
   ): Effect.Effect<Exclude<AppendResult, RetryCommand>, RetryCommand> =>
     result === "appended"
-      ? Effect.as(committed, result)
+      ? Effect.as(signal, result)
       : result === "duplicate"
         ? Effect.succeed(result)
         : Effect.fail(result)
@@ -49,17 +62,19 @@ export const makeAppendEvents = ({
   /** A transaction of its own, or part of the transaction around it. */
   const appendInTransaction = <E, R>(events: Commit, project: Effect.Effect<void, E, R>) =>
     withTransactionFrom(
-      sql,
+      runner.sql,
       "commitAll",
       {
-        command: statements.append([events], {}),
-        statement: withoutInnerSpans(statements.runAppend([events], { checksSnapshot: true }))
+        own: statements.append([events], {}),
+        nested: statements.append([events], { checksSnapshot: true })
       },
-      (returned, isNested) =>
-        Effect.flatMap(accept(statements.resultsOf(returned)[0]), (result) =>
-          Effect.map(result === "duplicate" ? Effect.void : project, () =>
-            result === "duplicate" ? undefined : statements.end(events, { isNested })
-          )
+      (rows, isNested) =>
+        Effect.flatMap(
+          accept(statements.resultsOf(rows)[0], isNested ? signals.inserted(events) : Effect.void),
+          (result) =>
+            Effect.map(result === "duplicate" ? Effect.void : project, () =>
+              result === "duplicate" ? undefined : statements.end(events, { isNested })
+            )
         )
     )
 
@@ -68,7 +83,7 @@ export const makeAppendEvents = ({
     Effect.withFiberRuntime<void, RetryCommand | StoreError | E, R>((fiber) =>
       statements === undefined || !statementCommits.isSupported() || !canCompile(fiber, client)
         ? appendInTransaction(events, project)
-        : compileAll(statements).pipe(
+        : compileAll(runner, statements).pipe(
             Effect.flatMap((commands) =>
               commands === undefined ? Effect.succeed(false) : statementCommits.commit(events, commands)
             ),
@@ -76,37 +91,61 @@ export const makeAppendEvents = ({
           )
     )
 
-  return Effect.map(
-    makeAppendBatcher((commits, lockTimeout) =>
-      retryDisturbed(
-        Effect.map(
-          executeAlone(sql, "commitEvents", "committing", statements.runAppend(commits, { lockTimeout })),
-          statements.resultsOf
-        )
-      )
-    ),
-    (appendBatched) => ({
-      /** Stores events. Fails with `RetryCommand` on a conflict. */
-      append: (events: Commit) =>
-        whenInTransaction((inside) =>
-          Effect.flatMap(
-            inside
-              ? Effect.map(
-                  execute(sql, { operation: "commitEvents", phase: "writing" }, statements.runAppend([events], {})),
-                  (returned) => statements.resultsOf(returned)[0]
-                )
-              : appendBatched(events),
-            accept
-          )
-        ),
-      /** Stores events and runs the projections, unless the commit is a duplicate. */
-      appendWith: <E, R>(events: Commit, work: ProjectionWork<E, R>) =>
-        whenInTransaction((inside) =>
+  return Effect.map(makeAppendBatcher(makeSend(runner, statements)), (appendBatched) => ({
+    /** Stores events. Fails with `RetryCommand` on a conflict. */
+    append: (events: Commit) =>
+      whenInTransaction((inside) =>
+        Effect.flatMap(
           inside
-            ? appendInTransaction(events, work.project)
-            : // The events were accepted before COMMIT, so the waiters are woken again.
-              Effect.tap(appendOutside(events, work), committed)
+            ? Effect.map(
+                executeCommand(runner, { operation, phase: "writing" }, statements.append([events], {})),
+                (rows) => statements.resultsOf(rows)[0]
+              )
+            : appendBatched(events),
+          (result) => accept(result, inside ? signals.inserted(events) : signals.committed(events))
         )
+      ),
+    /** Stores events and runs the projections, unless the commit is a duplicate. */
+    appendWith: <E, R>(events: Commit, work: ProjectionWork<E, R>) =>
+      whenInTransaction((inside) =>
+        inside ? appendInTransaction(events, work.project) : signals.afterCommit(events, appendOutside(events, work))
+      )
+  }))
+}
+
+// --- internal ---
+
+const operation = "commitEvents"
+
+/** No result stands for `appended`. */
+const written = Exit.succeed<ReadonlyArray<AppendResult>>([])
+
+/** Sends commits outside of transactions. A lone commit of few events is a plain insert. `commit_events` finds out why it did not insert. */
+const makeSend = (runner: CommandRunner, statements: CommitStatements): Send => {
+  const commitEvents = (commits: ReadonlyArray<Commit>, lockTimeout: boolean) =>
+    retryDisturbed(
+      Effect.map(
+        executeAlone(runner, operation, "committing", statements.append(commits, { lockTimeout })),
+        statements.resultsOf
+      )
+    )
+  return (commits, failFastOnLock, done) => {
+    const [first] = commits
+    const insert =
+      commits.length === 1 && first !== undefined ? statements.insert(first, { orRaise: false }) : undefined
+    return runner.start([insert ?? statements.append(commits, { lockTimeout: failFastOnLock })], (result) => {
+      if (Exit.isSuccess(result)) {
+        if (insert === undefined) return done(Exit.succeed(statements.resultsOf(result.value)))
+        return done(result.value.length > 0 ? written : commitEvents(commits, false))
+      }
+      const cause = Cause.map(result.cause, (error) => failureOf(operation, "committing", error))
+      const error = cause._tag === "Fail" ? cause.error : undefined
+      const isOfInsert = insert !== undefined && error?.reason === "Constraint"
+      done(
+        isOfInsert || isDisturbed(error)
+          ? commitEvents(commits, failFastOnLock && insert === undefined)
+          : Exit.failCause(cause)
+      )
     })
-  )
+  }
 }

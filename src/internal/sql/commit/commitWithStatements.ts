@@ -2,14 +2,13 @@
  * Commits whose projections are all SQL statements: events and statements are one transaction in one round trip. `appendEvents.ts` uses it
  * outside of a transaction, and commits in the general way if it returns false.
  */
-import type * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
 import * as Effect from "effect/Effect"
 import type { StoreError } from "../../../StoreError.js"
-import { fromSqlError, severityOf } from "../../runtime/sqlError.js"
+import { fromSqlError, isOfSession } from "../../runtime/sqlError.js"
 import { statementSpan, withEachSpanIfTraced } from "../../runtime/tracing.js"
-import { interruptible, withConnection } from "../pg/connection.js"
-import { type Command, canSendBatch, sendBatch } from "../pg/driver.js"
+import { type CommandRunner, isUnbatched } from "../pg/commandRunner.js"
+import type { Command, Rows } from "../pg/driver.js"
 import { endedInside, isEndedInside } from "../pg/transaction.js"
 import type { AppendResult } from "./appendBatcher.js"
 import type { Commit } from "./commitQueue.js"
@@ -25,58 +24,59 @@ export interface AppendMode {
   readonly checksSnapshot?: boolean
 }
 
+/** What `insert` and `append` say where they must store all and the isolation of the transaction is stricter than READ COMMITTED. */
+export const otherIsolation = "the transaction is not READ COMMITTED"
+
 /** The statements of a commit; `sql/commitStatements.ts` makes them. */
 export interface CommitStatements {
   /** Stores commits, each independently of the others. */
   readonly append: (commits: ReadonlyArray<Commit>, mode: AppendMode) => Command
-  readonly runAppend: (commits: ReadonlyArray<Commit>, mode: AppendMode) => Effect.Effect<string | null, SqlError>
+  /**
+   * Stores the events of one aggregate, if there are few, by a plain insert, all or none. Outside of a transaction only. It returns a row
+   * if it did, and fails with `orRaise` if it did not. Otherwise `append` finds out why not. Undefined for other events.
+   */
+  readonly insert: (events: Commit, options: { readonly orRaise: boolean }) => Command | undefined
   /** The results of the commits, from what `append` returned. A commit that was written may be left out. */
-  readonly resultsOf: (returned: string | null) => ReadonlyArray<AppendResult>
+  readonly resultsOf: (rows: Rows) => ReadonlyArray<AppendResult>
   /** Gives the events their place in the feed after their projections. Undefined if there is nothing to do. */
   readonly end: (events: Commit, options: { readonly isNested: boolean }) => Command | undefined
 }
 
-export const makeStatementCommits = (sql: SqlClient.SqlClient, commitStatements: CommitStatements) => {
+export const makeStatementCommits = (runner: CommandRunner, commitStatements: CommitStatements) => {
   let supported = true
   return {
     /** Whether a connection of this client may be able to send a batch. */
-    isSupported: () => supported,
+    isSupported: () => supported && runner.canBatch,
     /**
      * Commits the events with the statements, and returns whether they are stored. It returns false for a conflict, a statement that fails,
      * or a connection that can't send a batch.
      */
-    commit: (events: Commit, statements: ReadonlyArray<Command>): Effect.Effect<boolean, StoreError> =>
-      withConnection(sql, operation, (held) => {
-        if (!canSendBatch(held.connection)) {
-          supported = false
-          return Effect.succeed(false)
+    commit: (events: Commit, statements: ReadonlyArray<Command>): Effect.Effect<boolean, StoreError> => {
+      const end = commitStatements.end(events, { isNested: false })
+      const commands = [
+        commitStatements.insert(events, { orRaise: true }) ?? commitStatements.append([events], { allOrNothing: true }),
+        ...statements,
+        ...(end === undefined ? [] : [end])
+      ]
+      return Effect.matchEffect(runner.run(commands), {
+        onSuccess: () => Effect.succeed(true),
+        onFailure: (cause) => {
+          if (isUnbatched(cause)) return Effect.succeed(false)
+          if (isDuplicate(cause)) return Effect.succeed(true)
+          const error = fromSqlError(operation, "committing", cause)
+          // The default of the database is stricter, so it would raise each time.
+          if (error.description.includes(otherIsolation)) supported = false
+          if (isEndedInside(error)) return Effect.fail(endedInside(operation))
+          // An error that the server reports for a statement, with any code, means that it has rolled all of them back.
+          return isOfSession(cause) && error.reason === "CommitUnknown" ? Effect.fail(error) : Effect.succeed(false)
         }
-        const end = commitStatements.end(events, { isNested: false })
-        const commands = [
-          commitStatements.append([events], { allOrNothing: true }),
-          ...statements,
-          ...(end === undefined ? [] : [end])
-        ]
-        return Effect.matchEffect(interruptible(held, sendBatch(held.connection, commands, ["I", "I"])), {
-          onSuccess: () => Effect.succeed(true),
-          onFailure: (cause) => {
-            if (isRaised(cause, duplicate)) return Effect.succeed(true)
-            // The default of the database is stricter, so it would raise each time.
-            if (isRaised(cause, otherIsolation)) supported = false
-            const error = fromSqlError(operation, "committing", cause)
-            if (isEndedInside(error)) return Effect.fail(endedInside(operation))
-            // An error that the server reports for a statement, with any code, means that it has rolled all of them back.
-            if (severityOf(cause) !== undefined && !serverLeaves.test(error.code ?? "")) return Effect.succeed(false)
-            held.close()
-            return error.reason === "CommitUnknown" ? Effect.fail(error) : Effect.succeed(false)
-          }
-        }).pipe(
-          withEachSpanIfTraced(
-            "sql.execute",
-            statements.map(({ text }) => statementSpan(text))
-          )
+      }).pipe(
+        withEachSpanIfTraced(
+          "sql.execute",
+          statements.map(({ text }) => statementSpan(text))
         )
-      })
+      )
+    }
   }
 }
 
@@ -85,11 +85,5 @@ export const makeStatementCommits = (sql: SqlClient.SqlClient, commitStatements:
 const operation = "commitAll"
 
 // What `commit_events` raises. The message is compared, too, because a projection's trigger may raise the same code.
-const otherIsolation = { code: "MA002", message: "the transaction is not READ COMMITTED" }
-const duplicate = { code: "MA003", message: "all of it is stored" }
-
-const isRaised = ({ cause }: SqlError, { code, message }: typeof duplicate): boolean =>
-  cause instanceof Error && "code" in cause && cause.code === code && cause.message === message
-
-/** The codes with which the server ends a connection in any state. */
-const serverLeaves = /^57P0[1-5]$/
+const isDuplicate = ({ cause }: SqlError): boolean =>
+  cause instanceof Error && "code" in cause && cause.code === "MA003" && cause.message === "all of it is stored"

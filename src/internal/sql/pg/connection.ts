@@ -17,12 +17,24 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as FiberId from "effect/FiberId"
 import * as Option from "effect/Option"
+import * as Runtime from "effect/Runtime"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import type { StoreError } from "../../../StoreError.js"
 import { awaitAtMost, awaitGrace } from "../../runtime/interruption.js"
 import { fromSqlError } from "../../runtime/sqlError.js"
-import { canClose, close, isInTransaction, onEnd, processIdOf } from "./driver.js"
+import {
+  type BatchSession,
+  batchSessionOf,
+  type Command,
+  canClose,
+  close,
+  isInTransaction,
+  onEnd,
+  processIdOf,
+  type Rows,
+  type Status
+} from "./driver.js"
 
 /** A transaction, as `SqlClient` knows it. A connection without one has depth 0, too. */
 export type Open = readonly [connection: Connection, depth: number]
@@ -33,11 +45,15 @@ export class HeldConnection {
   isClosing = false
   /** Whether it is known to have ended. */
   isLost = false
+  /** How it sends batches, if it can. */
+  readonly session: BatchSession | undefined
 
   constructor(
     readonly sql: SqlClient.SqlClient,
     readonly connection: Connection
-  ) {}
+  ) {
+    this.session = batchSessionOf(connection)
+  }
 
   /** Has the connection closed on its release. The embedded database can't close its one, but cancels no statement either. */
   readonly close = (): void => {
@@ -55,27 +71,12 @@ export const withConnection = <A, E, R>(
   use: (held: HeldConnection) => Effect.Effect<A, E, R>
 ): Effect.Effect<A, E | StoreError, R> =>
   Effect.uninterruptibleMask((restore) =>
-    Effect.flatMap(Scope.make(), (scope) => {
-      const reserving = Effect.mapError(Scope.extend(sql.reserve, scope), (error) =>
-        fromSqlError(operation, "reading", error)
-      )
-      return Effect.flatMap(Effect.forkDaemon(reserving), (fiber) =>
-        Effect.flatMap(
-          Effect.onInterrupt(restore(Fiber.join(fiber)), () =>
-            Effect.forkDaemon(Effect.zipRight(Fiber.await(fiber), Scope.close(scope, Exit.void)))
-          ),
-          (connection): Effect.Effect<A, E | StoreError, R> => {
-            const held = new HeldConnection(sql, connection)
-            if (isInTransaction(connection)) {
-              held.close()
-              return Effect.zipRight(release(held, scope), restore(withConnection(sql, operation, use)))
-            }
-            return Effect.flatMap(Effect.exit(restore(use(held))), (exit) =>
-              Effect.zipRight(release(held, scope), exit)
-            )
-          }
-        )
-      )
+    Effect.flatMap(restore(reserve(sql, operation)), ({ held, scope }): Effect.Effect<A, E | StoreError, R> => {
+      if (isInTransaction(held.connection)) {
+        held.close()
+        return Effect.zipRight(release(held, scope), restore(withConnection(sql, operation, use)))
+      }
+      return Effect.flatMap(Effect.exit(restore(use(held))), (exit) => Effect.zipRight(release(held, scope), exit))
     })
   )
 
@@ -96,6 +97,40 @@ export const interruptible = <A>(
       Effect.onInterrupt(restore(Fiber.join(fiber)), () => cancelAndClose(held, fiber))
     )
   )
+
+/**
+ * Sends commands on a held connection, in one round trip if the driver can, and returns the rows of the last one. Interruption does what it
+ * does to `interruptible`, without a fiber of its own for the commands.
+ */
+export const sendCommands = (
+  held: HeldConnection,
+  commands: ReadonlyArray<Command>,
+  statuses: readonly [before: Status, after: Status]
+): Effect.Effect<Rows, SqlError> => {
+  const { session } = held
+  return session !== undefined
+    ? Effect.async((resume) => {
+        let ended: (() => void) | undefined
+        let isPending = true
+        session.submit(commands, statuses, (result) => {
+          isPending = false
+          resume(result)
+          ended?.()
+        })
+        return Effect.suspend(() => {
+          held.close()
+          const waiting = Effect.async<void>((stop) => {
+            if (!isPending) return stop(Effect.void)
+            ended = () => stop(Effect.void)
+          })
+          return Effect.zipRight(Effect.forkDaemon(cancel(held)), awaitGrace(waiting))
+        })
+      })
+    : interruptible(
+        held,
+        Effect.reduce(commands, none, (_, command) => valuesOf(held.connection, command))
+      )
+}
 
 /**
  * Sends a statement of a caller inside of a transaction. The statement may be part of a clean-up, such as a ROLLBACK TO SAVEPOINT.
@@ -175,7 +210,63 @@ export const connectionEnd = (
         )
   })
 
+/** Sends one command without preparing it. */
+export const valuesOf = (connection: Connection, { text, values }: Command): Effect.Effect<Rows, SqlError> =>
+  connection.executeValues(text, values) as Effect.Effect<Rows, SqlError>
+
+/** Cancels the statement of the server process, through another connection of the pool. */
+export const cancel = ({ connection, sql }: HeldConnection): Effect.Effect<void> => {
+  const id = processIdOf(connection)
+  return id === undefined
+    ? Effect.void
+    : Effect.ignore(sql.unsafe("select pg_cancel_backend($1)", [id])).pipe(
+        Effect.withTracerEnabled(false),
+        Effect.mapInputContext((context: Context.Context<never>) =>
+          Context.omit(SqlClient.TransactionConnection)(context as Context.Context<SqlClient.TransactionConnection>)
+        )
+      )
+}
+
 // --- internal ---
+
+const none: Rows = []
+
+/** A connection that the pool has handed out, and the scope that gives it back. */
+interface Reserved {
+  readonly held: HeldConnection
+  readonly scope: Scope.CloseableScope
+}
+
+/** Waits for a connection. The fiber that waits for the pool is not the caller's, because the pool can't take a request back. */
+const reserve = (sql: SqlClient.SqlClient, operation: string): Effect.Effect<Reserved, StoreError> =>
+  Effect.withFiberRuntime((caller) =>
+    Effect.async((resume) => {
+      let isAbandoned = false
+      const reserving = Effect.flatMap(Scope.make(), (scope) =>
+        Effect.map(Scope.extend(sql.reserve, scope), (connection) => ({ connection, scope }))
+      )
+      const fiber = Runtime.runFork(neutral, reserving, { scheduler: caller.currentScheduler })
+      const giveBack = (exit: Exit.Exit<{ readonly scope: Scope.CloseableScope }, unknown>) =>
+        Exit.isSuccess(exit) ? Scope.close(exit.value.scope, Exit.void) : Effect.void
+      fiber.addObserver((exit) => {
+        if (isAbandoned) return void Runtime.runFork(neutral, giveBack(exit))
+        resume(
+          Exit.mapBoth(exit, {
+            onFailure: (error) => fromSqlError(operation, "reading", error),
+            onSuccess: ({ connection, scope }) => ({ held: new HeldConnection(sql, connection), scope })
+          })
+        )
+      })
+      return Effect.suspend(() => {
+        isAbandoned = true
+        // An interruption may come between the connection and its user.
+        const exit = fiber.unsafePoll()
+        return exit === null ? Effect.void : giveBack(exit)
+      })
+    })
+  )
+
+const neutral = Runtime.defaultRuntime
 
 const release = (held: HeldConnection, scope: Scope.CloseableScope): Effect.Effect<void> =>
   Effect.suspend(() => {
@@ -197,16 +288,3 @@ const closing = (): SqlError =>
 
 /** Limits the wait for the end of a cursor, which is one round trip. */
 const maxCursorClose = "5 seconds"
-
-/** Cancels the statement of the server process, through another connection of the pool. */
-const cancel = ({ connection, sql }: HeldConnection): Effect.Effect<void> => {
-  const id = processIdOf(connection)
-  return id === undefined
-    ? Effect.void
-    : Effect.ignore(sql.unsafe("select pg_cancel_backend($1)", [id])).pipe(
-        Effect.withTracerEnabled(false),
-        Effect.mapInputContext((context: Context.Context<never>) =>
-          Context.omit(SqlClient.TransactionConnection)(context as Context.Context<SqlClient.TransactionConnection>)
-        )
-      )
-}

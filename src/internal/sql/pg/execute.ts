@@ -14,9 +14,10 @@ import { StoreError } from "../../../StoreError.js"
 import { whenInTransaction } from "../../runtime/ambientTransaction.js"
 import { boundedInterruption } from "../../runtime/interruption.js"
 import { fromSqlError, isStrayCancel, type Phase } from "../../runtime/sqlError.js"
-import { withoutInnerSpans } from "../../runtime/tracing.js"
-import { interruptible, onConnection, withConnection } from "./connection.js"
-import { isInTransaction } from "./driver.js"
+import { statementSpan, withoutInnerSpans, withSpanIfTraced } from "../../runtime/tracing.js"
+import { type CommandRunner, isRefusedInside } from "./commandRunner.js"
+import { type HeldConnection, interruptible, onConnection, withConnection } from "./connection.js"
+import { type Command, isInTransaction, type Rows } from "./driver.js"
 import { withSavepoint } from "./transaction.js"
 
 /** What a statement is for, and how it fails. */
@@ -34,56 +35,57 @@ export const execute = <A>(
   statement: Effect.Effect<A, SqlError>
 ): Effect.Effect<A, StoreError> =>
   whenInTransaction((inside) => {
-    if (!inside) return executeAlone(sql, operation, phase, statement)
+    if (!inside) {
+      return withoutInnerSpans(
+        outsideTransactions(sql, operation, phase, (held) =>
+          interruptible(held, onConnection([held.connection, 0], statement))
+        )
+      )
+    }
     const mapped = Effect.mapError(statement, (error) =>
       fromSqlError(operation, phase === "committing" ? "writing" : phase, error)
     )
     return savepoint ? withSavepoint(operation, mapped) : withoutInnerSpans(mapped)
   })
 
+/**
+ * Runs a command, prepared if it has a name: on a connection of its own, or in the transaction around it, where it is not prepared. Returns
+ * the rows as lists of texts.
+ */
+export const executeCommand = (
+  runner: CommandRunner,
+  { operation, phase, savepoint = true }: Execution,
+  command: Command
+): Effect.Effect<Rows, StoreError> =>
+  whenInTransaction((inside) =>
+    inside
+      ? execute(
+          runner.sql,
+          { operation, phase, savepoint },
+          runner.sql.unsafe(command.text, command.values).values as Effect.Effect<Rows, SqlError>
+        )
+      : executeAlone(runner, operation, phase, command)
+  )
+
+/** Runs one command on a connection of its own. */
+export const executeAlone = (
+  runner: CommandRunner,
+  operation: string,
+  phase: Phase,
+  command: Command
+): Effect.Effect<Rows, StoreError> =>
+  withSpanIfTraced(
+    "sql.execute",
+    statementSpan(command.text)
+  )(Effect.mapError(runner.run([command]), (error) => failureOf(operation, phase, error)))
+
+/** The failure of a command that has run on connections of its own. */
+export const failureOf = (operation: string, phase: Phase, error: SqlError): StoreError =>
+  isRefusedInside(error) ? insideTransaction(operation, error) : fromSqlError(operation, phase, error)
+
 /** Runs an effect in the transaction around it, or outside of one with bounded interruption. */
 export const boundedOutside = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
   whenInTransaction((inside) => (inside ? effect : boundedInterruption(effect)))
-
-/**
- * Runs one statement on a connection of its own. If the application had left a transaction on that connection, nothing is stored, the
- * connection is closed, and the statement runs on another one.
- */
-export const executeAlone = <A>(
-  sql: SqlClient.SqlClient,
-  operation: string,
-  phase: Phase,
-  statement: Effect.Effect<A, SqlError>,
-  attempts = 3
-): Effect.Effect<A, StoreError> => {
-  const attempt = withConnection(sql, operation, (held) =>
-    Effect.flatMap(
-      Effect.either(
-        Effect.mapError(interruptible(held, onConnection([held.connection, 0], statement)), (error) =>
-          fromSqlError(operation, phase, error)
-        )
-      ),
-      (result): Effect.Effect<A, StoreError | InTransaction> => {
-        const isRefused = Either.isLeft(result) && result.left.code === "25P02"
-        if (!isRefused && !isInTransaction(held.connection)) return result
-        held.close()
-        return new InTransaction({ cause: Either.isLeft(result) ? result.left.cause : undefined })
-      }
-    )
-  )
-  return Effect.catchAll(withoutInnerSpans(attempt), (error) =>
-    !(error instanceof InTransaction)
-      ? Effect.fail(error)
-      : attempts > 1
-        ? executeAlone(sql, operation, phase, statement, attempts - 1)
-        : new StoreError({
-            reason: "Unavailable",
-            operation,
-            description: "the pool gives connections that are inside of a transaction; nothing was stored",
-            cause: error.cause
-          })
-  )
-}
 
 /**
  * Retries a statement that another owner of its connection cancelled, or that failed to serialize because the default isolation of the
@@ -92,14 +94,53 @@ export const executeAlone = <A>(
 export const retryDisturbed = <A>(statement: Effect.Effect<A, StoreError>): Effect.Effect<A, StoreError> =>
   Effect.catchIf(statement, isDisturbed, () => Effect.retry(statement, { times: 10, while: isDisturbed }))
 
+/** Whether `retryDisturbed` retries after the failure. */
+export const isDisturbed = (error: StoreError | undefined): boolean =>
+  isStrayCancel(error) || error?.code === serializationFailure
+
 // --- internal ---
+
+/**
+ * Runs a statement on a connection of its own. If the application had left a transaction on that connection, nothing is stored, the
+ * connection is closed, and the statement runs on another one.
+ */
+const outsideTransactions = <A>(
+  sql: SqlClient.SqlClient,
+  operation: string,
+  phase: Phase,
+  run: (held: HeldConnection) => Effect.Effect<A, SqlError>,
+  attempts = 3
+): Effect.Effect<A, StoreError> =>
+  Effect.catchAll(
+    withConnection(sql, operation, (held) =>
+      Effect.flatMap(Effect.either(run(held)), (result): Effect.Effect<A, StoreError | InTransaction> => {
+        const mapped = Either.mapLeft(result, (error) => fromSqlError(operation, phase, error))
+        const isRefused = Either.isLeft(mapped) && mapped.left.code === "25P02"
+        if (!isRefused && !isInTransaction(held.connection)) return mapped
+        held.close()
+        return new InTransaction({ cause: Either.isLeft(mapped) ? mapped.left.cause : undefined })
+      })
+    ),
+    (error) =>
+      !(error instanceof InTransaction)
+        ? Effect.fail(error)
+        : attempts > 1
+          ? outsideTransactions(sql, operation, phase, run, attempts - 1)
+          : Effect.fail(insideTransaction(operation, error.cause))
+  )
+
+const insideTransaction = (operation: string, cause: unknown): StoreError =>
+  new StoreError({
+    reason: "Unavailable",
+    operation,
+    description: "the pool gives connections that are inside of a transaction; nothing was stored",
+    cause
+  })
 
 /**
  * The statement ran in a transaction that is rolled back with its connection. The cause is the server's error, which a trigger can raise, too:
  * with it the append batcher sends each commit of a batch again by itself.
  */
 class InTransaction extends Data.TaggedError("InTransaction")<{ readonly cause: unknown }> {}
-
-const isDisturbed = (error: StoreError): boolean => isStrayCancel(error) || error.code === serializationFailure
 
 const serializationFailure = "40001"

@@ -26,7 +26,7 @@ import * as Stream from "effect/Stream"
 import { StoreError } from "../../../StoreError.js"
 import { joinBounded } from "../../runtime/interruption.js"
 import { fromSqlError } from "../../runtime/sqlError.js"
-import { withoutInnerSpans, withSpanIfTraced } from "../../runtime/tracing.js"
+import { statementSpan, withoutInnerSpans, withSpanIfTraced } from "../../runtime/tracing.js"
 import {
   type HeldConnection,
   interruptible,
@@ -34,9 +34,11 @@ import {
   interruptibleStream,
   type Open,
   onConnection,
+  sendCommands,
+  valuesOf,
   withConnection
 } from "./connection.js"
-import { type Command, canSendBatch, sendBatch } from "./driver.js"
+import { type Command, type Rows, sendBatch } from "./driver.js"
 
 /**
  * Runs an effect in a transaction: the caller's, with a savepoint, or one of its own. Failures of the effect stay as they are. A failure of
@@ -60,34 +62,33 @@ export const withTransaction = <A, E, R>(
   })
 
 /**
- * Runs a statement that returns one value in a transaction, then the effect that follows from it, then the statement that the effect returns,
- * if any. If the driver can, BEGIN and the first statement are one round trip, and the last statement and COMMIT another.
+ * Runs a command in a transaction, then the effect that follows from its rows, then the command that the effect returns, if any. If the driver
+ * can, BEGIN and the first command are one round trip, and the last command and COMMIT another.
  */
 export const withTransactionFrom = <E, R>(
   sql: SqlClient.SqlClient,
   operation: string,
   first: {
-    readonly command: Command
-    /** The statement as an effect of the client, for a connection that can't send a batch. */
-    readonly statement: Effect.Effect<string | null, SqlError>
+    readonly own: Command
+    /** The command in a transaction that has begun before. */
+    readonly nested: Command
   },
-  next: (value: string | null, isNested: boolean) => Effect.Effect<Command | undefined, E, R>
+  next: (rows: Rows, isNested: boolean) => Effect.Effect<Command | undefined, E, R>
 ): Effect.Effect<void, E | StoreError, R> =>
   Effect.contextWithEffect((context: Context.Context<never>) => {
     const outer = Context.getOption(context, SqlClient.TransactionConnection)
-    const writing = <A>(statement: Effect.Effect<A, SqlError>) =>
-      Effect.mapError(statement, (error) => fromSqlError(operation, "writing", error))
-    const statement = writing(first.statement)
+    const run = (command: Command) =>
+      Effect.mapError(
+        withoutInnerSpans(sql.unsafe(command.text, command.values).values as Effect.Effect<Rows, SqlError>),
+        (error) => fromSqlError(operation, "writing", error)
+      )
     return Option.isSome(outer)
       ? nested(
           operation,
           outer.value,
           Effect.flatMap(
-            Effect.flatMap(statement, (value) => next(value, true)),
-            (last) =>
-              last === undefined
-                ? Effect.void
-                : Effect.asVoid(writing(withoutInnerSpans(sql.unsafe(last.text, [...last.values]))))
+            Effect.flatMap(run(first.nested), (rows) => next(rows, true)),
+            (last) => (last === undefined ? Effect.void : Effect.asVoid(run(last)))
           )
         )
       : Effect.asVoid(
@@ -95,10 +96,13 @@ export const withTransactionFrom = <E, R>(
             sql,
             operation,
             (held) =>
-              canSendBatch(held.connection)
-                ? beginWith(operation, held, first.command)
-                : Effect.zipRight(begin(operation, held), onConnection([guarded(held, { over: false }), 0], statement)),
-            (value) => next(value, false),
+              held.session !== undefined
+                ? beginWith(operation, held, first.own)
+                : Effect.zipRight(
+                    begin(operation, held),
+                    onConnection([guarded(held, { over: false }), 0], run(first.nested))
+                  ),
+            (rows) => next(rows, false),
             (last) => last
           )
         )
@@ -115,6 +119,17 @@ export const withSavepoint = <A, E, R>(
       onSome: (outer) => nested(operation, outer, statement)
     })
   )
+
+/** Sends statements in one round trip, in the transaction around it. Interruption does what it does to a statement. */
+export type SendInside = (commands: ReadonlyArray<Command>) => Effect.Effect<unknown, SqlError>
+
+/** Undefined outside of the transactions of this file, and where their connection can't send a batch. */
+export const sendInside: Effect.Effect<SendInside | undefined> = Effect.contextWith(
+  (context: Context.Context<never>) => {
+    const open = Context.getOption(context, SqlClient.TransactionConnection)
+    return Option.isSome(open) ? (open.value[0] as Connection & Partial<GuardedConnection>).sendInside : undefined
+  }
+)
 
 /**
  * A column of a `select` at the end of a transaction that fails if a statement inside has ended the transaction. The setting that it reads
@@ -170,21 +185,11 @@ const begin = (operation: string, held: HeldConnection): Effect.Effect<void, Sto
     (error) => fromSqlError(operation, "writing", error)
   )
 
-const beginWith = (
-  operation: string,
-  held: HeldConnection,
-  command: Command
-): Effect.Effect<string | null, StoreError> => {
+const beginWith = (operation: string, held: HeldConnection, command: Command): Effect.Effect<Rows, StoreError> => {
   const commands = [...beginning.map((text) => ({ text, values: [] })), command]
-  return Effect.mapBoth(interruptible(held, sendBatch(held.connection, commands, ["I", "T"])), {
-    onFailure: (error) => fromSqlError(operation, "writing", error),
-    onSuccess: ([value]) => value ?? null
-  }).pipe(
-    withSpanIfTraced("sql.execute", {
-      kind: "client",
-      attributes: { "db.system.name": "postgresql", "db.query.text": command.text }
-    })
-  )
+  return Effect.mapError(sendCommands(held, commands, ["I", "T"]), (error) =>
+    fromSqlError(operation, "writing", error)
+  ).pipe(withSpanIfTraced("sql.execute", statementSpan(command.text)))
 }
 
 const topLevel = <A, E, B, E2, R>(
@@ -242,14 +247,14 @@ const commit = (operation: string, held: HeldConnection, last: Command | undefin
   })
 
 /** Sends COMMIT behind the last statement, which checks that the transaction is still open, or behind that check alone. */
-const sendCommit = ({ connection }: HeldConnection, last: Command | undefined): Effect.Effect<unknown, SqlError> => {
+const sendCommit = (
+  { connection, session }: HeldConnection,
+  last: Command | undefined
+): Effect.Effect<unknown, SqlError> => {
   if (last === undefined) return connection.executeRaw(checkAndCommit, [])
-  return canSendBatch(connection)
-    ? sendBatch(connection, [last, { text: "COMMIT", values: [] }], ["T", "I"])
-    : Effect.zipRight(
-        connection.execute(last.text, [...last.values], undefined),
-        connection.executeRaw(checkAndCommit, [])
-      )
+  return session !== undefined
+    ? sendBatch(session, [last, { text: "COMMIT", values: [] }], ["T", "I"])
+    : Effect.zipRight(valuesOf(connection, last), connection.executeRaw(checkAndCommit, []))
 }
 
 const checkAndCommit = `select ${checkStillOpen}; COMMIT`
@@ -268,8 +273,8 @@ interface Validity {
 }
 
 /** The connection for the statements inside: it refuses them once the transaction is over. */
-const guarded = (held: HeldConnection, validity: Readonly<Validity>): Connection => {
-  const { connection } = held
+const guarded = (held: HeldConnection, validity: Readonly<Validity>): Connection & GuardedConnection => {
+  const { connection, session } = held
   const run = <A>(statement: Effect.Effect<A, SqlError>): Effect.Effect<A, SqlError> =>
     Effect.suspend(() => (validity.over ? Effect.fail(transactionOver()) : interruptibleInside(held, statement)))
   return {
@@ -280,8 +285,13 @@ const guarded = (held: HeldConnection, validity: Readonly<Validity>): Connection
         validity.over ? Stream.fail(transactionOver()) : interruptibleStream(held, connection.executeStream(...args))
       ),
     executeValues: (...args) => run(connection.executeValues(...args)),
-    executeUnprepared: (...args) => run(connection.executeUnprepared(...args))
+    executeUnprepared: (...args) => run(connection.executeUnprepared(...args)),
+    sendInside: session === undefined ? undefined : (commands) => run(sendBatch(session, commands, ["T", "T"]))
   }
+}
+
+interface GuardedConnection {
+  readonly sendInside: SendInside | undefined
 }
 
 const nested = <A, E, R>(

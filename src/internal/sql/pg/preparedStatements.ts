@@ -1,0 +1,127 @@
+/**
+ * Prepared statements: which statements get a name, and which names a session of the server knows. `driver.ts` sends by it.
+ *
+ * A named statement is parsed and planned once in each session. That saves a third of the time of a short statement.
+ *
+ * - A name belongs to one text and to one process, so a session never runs the statement of another program under it.
+ * - The application's statements get a name when their text is sent for the second time. A session keeps a limited number of names, so that
+ *   texts that are put together for each use do not fill the memory of the server.
+ * - A session may have lost its names: after `DISCARD ALL`, or behind a pooler that hands each transaction another session. The server then
+ *   refuses the statement before it does anything, and the batch is sent again without names (`driver.ts`).
+ * - A session that loses its names again and again gets no named statements any more.
+ */
+
+/** A statement's text, and the name under which sessions keep it prepared. */
+export interface PreparedText {
+  readonly text: string
+  readonly name?: string | undefined
+}
+
+/** Gives a text its name. */
+export const prepared = (text: string): PreparedText => ({ text, name: nameOf(text) })
+
+/** Gives a text its name when it is sent for the second time. */
+export const preparedWhenRepeated = (text: string): PreparedText => {
+  if (text.length > maxTextLength) return { text }
+  const known = names.get(text)
+  if (known === undefined) remember(text, sentOnce)
+  return known === undefined ? { text } : { text, name: nameOf(text) }
+}
+
+/** The names that one session knows, as far as this process can tell. */
+export class PreparedNames {
+  /** The text of each name. The driver's query looks a name up here before it parses the text. */
+  readonly texts: Record<string, string> = Object.create(null)
+  private count = 0
+  private reused = 0
+  private lost = 0
+
+  /** The name under which a text can be sent, or nothing. */
+  usable({ name, text }: PreparedText): string | undefined {
+    if (name === undefined || this.isGivenUp()) return undefined
+    if (this.texts[name] !== undefined) return this.texts[name] === text ? name : undefined
+    return this.count < maxNames ? name : undefined
+  }
+
+  knows(name: string): boolean {
+    return this.texts[name] !== undefined
+  }
+
+  countReused(): void {
+    this.reused++
+  }
+
+  add(name: string, text: string): void {
+    if (this.texts[name] === undefined) this.count++
+    this.texts[name] = text
+  }
+
+  /** The session may or may not know these names. They are closed before they are parsed again. */
+  forget(names: ReadonlyArray<string>): void {
+    for (const name of names) {
+      if (this.texts[name] === undefined) continue
+      delete this.texts[name]
+      this.count--
+    }
+  }
+
+  /** The session has lost names that it knew. */
+  forgetAll(): void {
+    this.lost++
+    this.forget(Object.keys(this.texts))
+  }
+
+  /** One loss is an accident. Several, in more than a fiftieth of the uses, are the way of this session. */
+  private isGivenUp(): boolean {
+    return this.lost >= 3 && this.lost * 50 > this.reused
+  }
+}
+
+/**
+ * Whether the server may have refused a statement because the session has lost it (26000), because a pooler's session has it already (42P05),
+ * or because its result has another type since it was prepared (0A000). All come before the statement has done anything.
+ */
+export const isLostStatement = (error: unknown): boolean =>
+  typeof error === "object" &&
+  error !== null &&
+  "code" in error &&
+  typeof error.code === "string" &&
+  lostStatement.test(error.code)
+
+// --- internal ---
+
+const lostStatement = /^(26000|42P05|0A000)$/
+
+const maxNames = 200
+
+const maxTextLength = 10_000
+
+/** The names of texts in this process. */
+const names = new Map<string, string>()
+
+const maxTexts = 1000
+
+/** The mark of a text that was sent once. */
+const sentOnce = ""
+
+const nameOf = (text: string): string => {
+  const known = names.get(text)
+  if (known !== undefined && known !== sentOnce) return known
+  const name = `effect-maestro/${processId()}/${++named}`
+  remember(text, name)
+  return name
+}
+
+const remember = (text: string, name: string): void => {
+  if (names.size >= maxTexts) names.clear()
+  names.set(text, name)
+}
+
+let named = 0
+let processIdText: string | undefined
+
+/** Random, because several processes may share the sessions of a pooler. */
+const processId = (): string => {
+  processIdText ??= [...crypto.getRandomValues(new Uint32Array(3))].map((part) => part.toString(36)).join("")
+  return processIdText
+}
