@@ -120,21 +120,18 @@ it.scopedLive("the answer to a command leaves in the macrotask in which the stor
   Effect.gen(function* () {
     const order: Array<string> = []
     const memory = yield* MemoryStore.make
-    // It commits in a macrotask of its own, and the next macrotask is planned before the command goes on.
-    const slow = Layer.succeed(StoreAdapter.StoreAdapter, {
-      ...memory,
-      commitAll: (events, projections) =>
-        Effect.zipRight(
-          Effect.async<void>((resume) => {
-            setImmediate(() => {
-              setImmediate(() => order.push("next macrotask"))
-              resume(Effect.void)
-            })
-          }),
-          memory.commitAll(events, projections)
-        )
+    // The store commits in a macrotask of its own, and the next one is planned before the command goes on.
+    const pause = Effect.async<void>((resume) => {
+      setImmediate(() => {
+        setImmediate(() => order.push("next macrotask"))
+        resume(Effect.void)
+      })
     })
-    const runtime = yield* Layer.toRuntime(Layer.provide(Counter.layer, slow))
+    const slow: StoreAdapter.StoreAdapterService = {
+      ...memory,
+      commitAll: (events, projections) => Effect.zipRight(pause, memory.commitAll(events, projections))
+    }
+    const runtime = yield* Layer.toRuntime(Layer.provide(Counter.layer, Layer.succeed(StoreAdapter.StoreAdapter, slow)))
     const run = Runtime.runPromise(runtime)
     // The first command loads the aggregate; the second finds its state in the cache.
     yield* Effect.promise(() => run(Counter.evaluate("a", new Grew())))
