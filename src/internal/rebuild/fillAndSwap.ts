@@ -93,8 +93,15 @@ export const fillAndSwap = <E, R>(
           withinHold(maxHold - lockWait, projectBatch(context, part.events))
         )
         const begun = yield* Clock.currentTimeMillis
-        const exit = yield* Effect.exit(projectPage(part, projecting, progress.projectedHeld))
-        const held = (yield* Clock.currentTimeMillis) - begun
+        let held: number | undefined
+        const exit = yield* Effect.exit(
+          projectPage(part, projecting, (events, millis) => {
+            held = millis
+            progress.projectedHeld(events, millis)
+          })
+        )
+        // The next page may take longer to read than the batch to fail.
+        held ??= (yield* Clock.currentTimeMillis) - begun
         progress.held(held)
         if (yield* isDone(exit)) {
           yield* holds.projected(position, held)

@@ -4,7 +4,7 @@
  *
  * At intervals the events that are left are counted. Where about as many came in as were projected, the next batch runs
  * while it holds a lock on the live tables. Reads go on, and each writer waits for the end of that batch. Between two
- * such batches the writers run, nine times as long at first. This pause becomes shorter, and ends, as long as the events
+ * such batches the writers run, four times as long at first. This pause becomes shorter, and ends, as long as the events
  * that are left do not become fewer.
  *
  * Commits that write no live table, such as those of a process of an older version, do not wait for this lock. Where
@@ -172,7 +172,7 @@ interface Strength {
  * locks in the order of the requests.
  */
 const strengths: readonly [Strength, ...ReadonlyArray<Strength>] = [
-  { pauseFactor: 9, locksLog: false },
+  { pauseFactor: 4, locksLog: false },
   { pauseFactor: 1, locksLog: false },
   { pauseFactor: 0, locksLog: false },
   { pauseFactor: 0, locksLog: true }
