@@ -30,19 +30,21 @@ export const rebuild: Row = {
         )
 
       for (const { kind } of kinds) await fill(own, kind, events)
-      for (const { aggregate, id, kind, work } of kinds) {
+      for (const each of kinds) {
+        const { id, kind, work } = each
         // The first run compiles the code of the rebuild.
-        await timed(ours, `${id}-warm-up`, aggregate)
+        await timed(ours, `${id}-warm-up`, each)
         const rates: Array<number> = []
         for (let round = 0; round < Math.min(effort.rounds, 3); round++) {
-          const { millis, projected } = await timed(ours, `${id}-${round}`, aggregate)
+          const { millis, projected } = await timed(ours, `${id}-${round}`, each)
           rates.push((projected / millis) * 1000)
         }
         await verify(own, kind)
         line(id, `rebuild of ${events} events, ${work}`, "per second", rates, 1)
       }
-      for (const { aggregate, id, kind, work } of kinds) {
-        const { hold, millis } = await besideWriters(ours, `${id}-writers`, aggregate)
+      for (const each of kinds) {
+        const { id, kind, work } = each
+        const { hold, millis } = await besideWriters(ours, `${id}-writers`, each)
         await verify(own, kind)
         line(`${id}/time`, `rebuild beside clients that commit, ${work}: time until its end`, "ms", [millis], writers)
         line(
@@ -65,12 +67,26 @@ export const rebuild: Row = {
 const events = 20_000
 const writers = 16
 
+const deposit = new Deposit({ amount: 1 })
+
 const kinds = [
-  { id: "sql", work: "projection that is SQL", aggregate: ProjectedBySql, kind: "ProjectedBySql" },
-  { id: "effect", work: "projection by an effect", aggregate: ProjectedAccount, kind: "ProjectedAccount" }
+  {
+    id: "sql",
+    kind: "ProjectedBySql",
+    work: "projection that is SQL",
+    projections: ProjectedBySql.projections,
+    depositOnNew: Effect.asVoid(Effect.flatMap(ProjectedBySql.newId, (id) => ProjectedBySql.evaluate(id, deposit)))
+  },
+  {
+    id: "effect",
+    kind: "ProjectedAccount",
+    work: "projection by an effect",
+    projections: ProjectedAccount.projections,
+    depositOnNew: Effect.asVoid(Effect.flatMap(ProjectedAccount.newId, (id) => ProjectedAccount.evaluate(id, deposit)))
+  }
 ] as const
 
-type Projected = (typeof kinds)[number]["aggregate"]
+type Kind = (typeof kinds)[number]
 
 const layerOn = (url: string) =>
   Layer.mergeAll(ProjectedAccount.layer, ProjectedBySql.layer).pipe(
@@ -91,7 +107,7 @@ const fill = async (pool: pg.Pool, kind: string, size: number): Promise<void> =>
   await pool.query("vacuum analyze maestro.event_log")
 }
 
-const timed = async (ours: Running, name: string, { projections }: Projected) => {
+const timed = async (ours: Running, name: string, { projections }: Pick<Kind, "projections">) => {
   let hold = 0
   const began = performance.now()
   const projected = await ours.run(
@@ -109,13 +125,12 @@ const timed = async (ours: Running, name: string, { projections }: Projected) =>
 }
 
 /** Runs a rebuild while clients commit to new aggregates, until it has ended. */
-const besideWriters = async (ours: Running, name: string, aggregate: Projected) => {
+const besideWriters = async (ours: Running, name: string, kind: Kind) => {
   let isRunning = true
-  const deposit = Effect.flatMap(aggregate.newId, (id) => aggregate.evaluate(id, new Deposit({ amount: 1 })))
   const clients = Array.from({ length: writers }, async () => {
-    while (isRunning) await ours.run(deposit)
+    while (isRunning) await ours.run(kind.depositOnNew)
   })
-  const result = await timed(ours, name, aggregate)
+  const result = await timed(ours, name, kind)
   isRunning = false
   await Promise.all(clients)
   return result
