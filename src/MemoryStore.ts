@@ -8,11 +8,14 @@
  */
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import type * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import { maxSequence as lastSequence } from "./Event.js"
 import { EventFeed } from "./EventFeed.js"
-import { MemoryLog, makeMemoryFeed, pageFrom } from "./internal/memory/feed.js"
+import { makeMemoryFeed, pageFrom } from "./internal/memory/feed.js"
+import { MemoryLog } from "./internal/memory/log.js"
 import { append, Records } from "./internal/memory/records.js"
 import { makeMemorySubscriptions } from "./internal/memory/subscriptions.js"
 import { yieldWhenDue } from "./internal/runtime/macrotask.js"
@@ -61,12 +64,17 @@ const makeOn = (log: MemoryLog): StoreAdapterService => {
   // If a projection there commits to the first store again, it must find the transaction of the first.
   const Transaction = Context.GenericTag<Records>(`effect-maestro/MemoryStore/Transaction/${++stores}`)
 
-  /** Calls the function with the records of the fiber's transaction, or with the committed ones. */
-  const withVisible = <A, E, R>(use: (records: Records) => Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
+  /** The records of the fiber's transaction, or the committed ones. */
+  const recordsOf = (fiber: Fiber.RuntimeFiber<unknown, unknown>): Records =>
+    Option.getOrElse(Context.getOption(fiber.currentContext, Transaction), () => committed)
+
+  /**
+   * Reads the records that the fiber sees. Without an open transaction these are the committed ones, also in a fiber
+   * that a transaction left running.
+   */
+  const readVisible = <A>(read: (records: Records) => A): Effect.Effect<A> =>
     Effect.withFiberRuntime((fiber) =>
-      yieldWhenDue(fiber, () =>
-        use(Option.getOrElse(Context.getOption(fiber.currentContext, Transaction), () => committed))
-      )
+      yieldWhenDue(fiber, () => Exit.succeed(read(committed.transactions === 0 ? committed : recordsOf(fiber))))
     )
 
   /**
@@ -93,28 +101,34 @@ const makeOn = (log: MemoryLog): StoreAdapterService => {
     operation: string,
     body: (records: Records) => Effect.Effect<A, E, R>
   ): Effect.Effect<A, E | StoreError, R> =>
-    withVisible((outer) => {
-      const transaction = Effect.suspend(() => {
-        const records = new Records(outer)
-        return body(records).pipe(
-          Effect.tap(() => (outer.closed ? Effect.fail(transactionEnded(operation)) : Effect.void)),
-          // In `onExit`, because no interruption can come between the success of the body and its commit.
-          Effect.onExit((exit) => Effect.sync(() => records.close(exit._tag === "Success" ? outer : undefined)))
-        )
-      })
-      // One after the other, also the commits of one projection, because a sequence that the body finds free must be
-      // free when its records move. Other commits wait meanwhile, as they wait for the row locks of a database.
-      return Effect.acquireUseRelease(
-        Effect.sync(() => {
-          outer.transactions++
-        }),
-        () => outer.lock.withPermits(1)(transaction),
-        () =>
-          Effect.sync(() => {
-            outer.transactions--
-          })
+    Effect.withFiberRuntime((fiber) => yieldWhenDue(fiber, () => transactIn(recordsOf(fiber), operation, body)))
+
+  const transactIn = <A, E, R>(
+    outer: Records,
+    operation: string,
+    body: (records: Records) => Effect.Effect<A, E, R>
+  ): Effect.Effect<A, E | StoreError, R> => {
+    const transaction = Effect.suspend(() => {
+      const records = new Records(outer)
+      return body(records).pipe(
+        Effect.tap(() => (outer.closed ? Effect.fail(transactionEnded(operation)) : Effect.void)),
+        // In `onExit`, because no interruption can come between the success of the body and its commit.
+        Effect.onExit((exit) => Effect.sync(() => records.close(exit._tag === "Success" ? outer : undefined)))
       )
     })
+    // One after the other, also the commits of one projection, because a sequence that the body finds free must be
+    // free when its records move. Other commits wait meanwhile, as they wait for the row locks of a database.
+    return Effect.acquireUseRelease(
+      Effect.sync(() => {
+        outer.transactions++
+      }),
+      () => outer.lock.withPermits(1)(transaction),
+      () =>
+        Effect.sync(() => {
+          outer.transactions--
+        })
+    )
+  }
 
   return makeEncoded({
     name: "MemoryStore",
@@ -130,30 +144,26 @@ const makeOn = (log: MemoryLog): StoreAdapterService => {
         records.putSnapshot(snapshot)
         return Effect.void
       }),
-    readEvents: (range) => withVisible((records) => Effect.succeed(records.read(range))),
+    readEvents: (range) => readVisible((records) => records.read(range)),
     readSnapshot: ({ aggregateId, maxSequence, minSequence }) =>
-      withVisible((records) =>
-        Effect.succeed(
-          Option.filter(
-            Option.fromNullable(records.snapshot(aggregateId)),
-            ({ sequence }) => sequence >= minSequence && sequence <= maxSequence
-          )
+      readVisible((records) =>
+        Option.filter(
+          Option.fromNullable(records.snapshot(aggregateId)),
+          ({ sequence }) => sequence >= minSequence && sequence <= maxSequence
         )
       ),
     readStream: {
       page: (aggregateId, minSequence, limit) =>
-        withVisible((records) =>
-          Effect.succeed(pageOf(records, { aggregateId, minSequence, maxSequence: lastSequence }, limit))
-        ),
+        readVisible((records) => pageOf(records, { aggregateId, minSequence, maxSequence: lastSequence }, limit)),
       fromSnapshot: (aggregateId, maxSequence, limit) =>
-        withVisible((records) => {
+        readVisible((records) => {
           const found = records.snapshot(aggregateId)
           const snapshot = found !== undefined && found.sequence <= maxSequence ? found : undefined
           const range = { aggregateId, minSequence: snapshot?.sequence ?? 1, maxSequence }
-          return Effect.succeed({
+          return {
             ...pageOf(records, range, limit),
             snapshot: Option.map(Option.fromNullable(snapshot), decodeSnapshot)
-          })
+          }
         })
     }
   })

@@ -120,13 +120,18 @@ export const layerWith = (
   Layer.scopedContext(
     Effect.gen(function* () {
       const foundation = yield* findFoundation(options)
-      const { client, log, name, notifications } = foundation
+      const { client, log, name, notifications, runner } = foundation
       const tables = { ...log, name, isEmbedded: isEmbedded(client) }
       const store = yield* makeOn(foundation)
-      const feed = yield* makeSqlFeed(log, notifications, Duration.toMillis(options.pollInterval ?? usualPollInterval))
+      const feed = yield* makeSqlFeed(
+        log,
+        runner,
+        notifications,
+        Duration.toMillis(options.pollInterval ?? usualPollInterval)
+      )
       return Context.make(StoreAdapter, store).pipe(
         Context.add(EventFeed, feed),
-        Context.add(SubscriptionStore, makeSqlSubscriptions(tables, notifications)),
+        Context.add(SubscriptionStore, makeSqlSubscriptions(tables, runner, notifications)),
         Context.add(Tables, tables)
       )
     })
@@ -197,8 +202,8 @@ const makeOn = ({
     const statements = makeCommitStatements(sql, schema, isEmbedded(client), runner)
     const { append, appendWith } = yield* makeAppendEvents({
       client,
-      committed: notifications.committed,
       runner,
+      signals: notifications,
       statements
     })
     return makeEncoded({

@@ -191,23 +191,29 @@ export const make = (options?: Options): HybridClockService => {
   const lineOf = (clock: Clock.Clock): TimeLine => {
     const known = lines.get(clock)
     if (known !== undefined) return known
-    const line: TimeLine = { millis: 0, counter: -1, node: formatNode(options?.node ?? randomNode()) }
+    const line: TimeLine = {
+      millis: 0,
+      counter: -1,
+      node: formatNode(options?.node ?? randomNode()),
+      prefix: "",
+      last: ""
+    }
     lines.set(clock, line)
     return line
   }
   const unsafeNow = (clock: Clock.Clock): Timestamp => tick(lineOf(clock), clock.unsafeCurrentTimeMillis())
   const unsafeReceive = (timestamp: Timestamp, clock: Clock.Clock): StoreError | ValidationError | undefined => {
-    const wall = clock.unsafeCurrentTimeMillis()
     // A bad timestamp would leave this clock without a time.
     if (!isTimestamp(timestamp)) return noTimestamp
     const line = lineOf(clock)
+    if (timestamp <= line.last) return undefined
+    const wall = clock.unsafeCurrentTimeMillis()
     const millis = millisOf(timestamp)
     const counter = counterOf(timestamp)
     // A timestamp behind this clock is accepted, so a node whose wall clock jumped back still accepts its own events.
     if (millis < line.millis || (millis === line.millis && counter <= line.counter)) return undefined
     if (millis - wall > maxDrift) return clockDrift(timestamp, millis - wall, maxDrift, clock)
-    line.millis = millis
-    line.counter = counter
+    moveTo(line, millis, counter)
     return undefined
   }
   return {
@@ -246,6 +252,10 @@ interface TimeLine {
   millis: number
   counter: number
   readonly node: string
+  /** The text of `millis`, as timestamps begin. Empty before the first timestamp and after a received one. */
+  prefix: string
+  /** The last timestamp of this line, or an empty text before the first. Timestamps sort as text. */
+  last: string
 }
 
 const pattern = /^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$/
@@ -255,24 +265,34 @@ const nodeMask = (1n << 62n) - 1n
 
 const tick = (line: TimeLine, wall: number): Timestamp => {
   const now = clamp(wall, maxMillis)
-  if (now > line.millis) {
-    line.millis = now
-    line.counter = 0
-  } else if (line.counter < maxCounter) {
-    line.counter++
-  } else {
-    line.millis++
-    line.counter = 0
-  }
-  return format(line.millis, line.counter, line.node)
+  if (now > line.millis) moveTo(line, now, 0)
+  else if (line.counter < maxCounter) line.counter++
+  else moveTo(line, line.millis + 1, 0)
+  if (line.prefix === "") line.prefix = formatMillis(line.millis)
+  const timestamp = `${line.prefix}${formatCounter(line.counter)}-${line.node}` as Timestamp
+  line.last = timestamp
+  return timestamp
+}
+
+const moveTo = (line: TimeLine, millis: number, counter: number): void => {
+  line.millis = millis
+  line.counter = counter
+  line.prefix = ""
 }
 
 const clamp = (value: number, max: number): number => Math.min(Math.max(Math.trunc(value) || 0, 0), max)
 
-const format = (millis: number, counter: number, node: string): Timestamp => {
+const format = (millis: number, counter: number, node: string): Timestamp =>
+  `${formatMillis(millis)}${formatCounter(counter)}-${node}` as Timestamp
+
+/** The first two groups of the UUID. */
+const formatMillis = (millis: number): string => {
   const time = millis.toString(16).padStart(12, "0")
-  return `${time.slice(0, 8)}-${time.slice(8)}-7${counter.toString(16).padStart(3, "0")}-${node}` as Timestamp
+  return `${time.slice(0, 8)}-${time.slice(8)}-`
 }
+
+/** The third group of the UUID: version 7, then the counter. */
+const formatCounter = (counter: number): string => (0x7000 + counter).toString(16)
 
 /** The last two groups of the UUID: variant `10`, then the 62 bits. */
 const formatNode = (node: bigint): string => {

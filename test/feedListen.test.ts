@@ -14,6 +14,8 @@ import * as Stream from "effect/Stream"
 import { EventFeed, SqlStore, StoreAdapter, Subscription, SubscriptionStore } from "effect-maestro"
 import { makeSqlFeed } from "../src/internal/sql/feed.js"
 import { makeNotifications } from "../src/internal/sql/notifications.js"
+import { CommandRunner } from "../src/internal/sql/pg/commandRunner.js"
+import { prepared } from "../src/internal/sql/pg/preparedStatements.js"
 import { makeSqlSubscriptions } from "../src/internal/sql/subscriptions.js"
 import { makeDatabase } from "./database.js"
 import { commitOf, eventually, newId, shortly } from "./subscribers.js"
@@ -194,28 +196,31 @@ const aCountingNode = (client: Context.Context<PgClient.PgClient | SqlClient.Sql
     const tables = Context.get(store, SqlStore.Tables)
     const notifications = yield* makeNotifications(Context.get(client, SqlClient.SqlClient), tables.name)
     let waiters = 0
-    const counting = (subscribe: (wake: () => void) => () => void) => (wake: () => void) => {
-      waiters++
-      const stop = subscribe(wake)
-      let isStopped = false
-      return () => {
-        if (!isStopped) waiters--
-        isStopped = true
-        stop()
+    const counting =
+      <Args extends ReadonlyArray<unknown>>(subscribe: (wake: (...args: Args) => void) => () => void) =>
+      (wake: (...args: Args) => void) => {
+        waiters++
+        const stop = subscribe(wake)
+        let isStopped = false
+        return () => {
+          if (!isStopped) waiters--
+          isStopped = true
+          stop()
+        }
       }
-    }
     const counted = {
       ...notifications,
       onCommit: counting(notifications.onCommit),
       onProgress: counting(notifications.onProgress)
     }
-    const feed = yield* makeSqlFeed(tables, counted, 500)
+    const runner = new CommandRunner(tables.sql, prepared)
+    const feed = yield* makeSqlFeed(tables, runner, counted, 500)
     return {
       waiters: () => waiters,
       node: Context.add(
         Context.add(store, EventFeed.EventFeed, feed),
         SubscriptionStore.SubscriptionStore,
-        makeSqlSubscriptions(tables, counted)
+        makeSqlSubscriptions(tables, runner, counted)
       )
     }
   })

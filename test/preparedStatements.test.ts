@@ -181,9 +181,9 @@ const names: ReadonlyArray<Name> = ["Plain", "BySql", "ByEffect"]
 
 // --- the scene ---
 
-const layerOf = ({ connections, url }: Way) =>
+const layerOf = ({ connections, url }: Way, options?: SqlStore.Options) =>
   Layer.mergeAll(Plain.layer, BySql.layer, ByEffect.layer).pipe(
-    Layer.provideMerge(Layer.merge(SqlStore.layerWith({ pollInterval: "20 millis" }), Ledger.layerSql)),
+    Layer.provideMerge(Layer.merge(SqlStore.layerWith({ pollInterval: "20 millis", ...options }), Ledger.layerSql)),
     Layer.provideMerge(
       PgClient.layer({ url: Redacted.make(url), maxConnections: connections, applicationName: "node" })
     )
@@ -199,7 +199,8 @@ interface Scene {
 }
 
 const aScene = (
-  connect: (typeof ways)[string]
+  connect: (typeof ways)[string],
+  options?: SqlStore.Options
 ): Effect.Effect<Scene, SqlError | StoreError.StoreError | ConfigError.ConfigError, Scope.Scope> =>
   Effect.gen(function* () {
     const url = yield* makeDatabase
@@ -208,7 +209,7 @@ const aScene = (
     const admin = yield* Effect.provide(SqlClient.SqlClient, client)
     yield* admin`create table balances (id text primary key, amount int not null)`
     yield* admin`create table notes (id text, sequence int, primary key (id, sequence))`
-    const aNode = Effect.suspend(() => Layer.build(Layer.fresh(layerOf(way))))
+    const aNode = Effect.suspend(() => Layer.build(Layer.fresh(layerOf(way, options))))
     return { way, admin, nodes: [yield* aNode, yield* aNode] as const }
   })
 
@@ -443,5 +444,34 @@ for (const [name, connect] of Object.entries(ways)) {
       yield* work(scene, interrupting)
       yield* work(scene)
     })
+  )
+}
+
+for (const maxPreparedStatements of [0, 100]) {
+  it.scopedLive(`what the store sends most has a name, or nothing with the switch off (${maxPreparedStatements})`, () =>
+    Effect.gen(function* () {
+      const namedWith = (options: SqlStore.Options) =>
+        Effect.gen(function* () {
+          let named: ReadonlySet<string> = new Set()
+          const scene = yield* aScene(
+            (url) =>
+              Effect.map(makeTransactionPooler(url, { maxPreparedStatements }), (pooler) => {
+                named = pooler.named()
+                return { ...pooler, connections: 6, drop: pooler.dropServers }
+              }),
+            options
+          )
+          const ledger = Subscription.make("ledger", { handle: write("ledger") })
+          yield* Effect.provide(start(ledger), scene.nodes[0])
+          const accepted = yield* work(scene)
+          yield* eventually(Effect.provide(written("ledger"), scene.nodes[0]), ({ length }) => length >= accepted)
+          return [...named]
+        })
+      expect(yield* namedWith({ preparedStatements: false })).toEqual([])
+      const texts = yield* namedWith({})
+      for (const part of [/insert into .*event_log/s, /commit_events/, /read_stream/, /insert into balances/]) {
+        expect(texts).toContainEqual(expect.stringMatching(part))
+      }
+    }).pipe(Logger.withMinimumLogLevel(LogLevel.Error))
   )
 }

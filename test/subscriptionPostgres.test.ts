@@ -90,7 +90,7 @@ layer(storeLayer, { excludeTestServices: true, timeout: 60_000 })("nodes", (it) 
       const [a, by] = [newId("a"), newId("stateless")]
       const sql = yield* SqlClient.SqlClient
       const node = yield* aNode()
-      yield* Effect.provide(start(writing(by, a, { lease: "600 millis", batchSize: 1, holder: "node" })), node)
+      yield* Effect.provide(start(writing(by, a, { lease: "3 seconds", batchSize: 1, holder: "node" })), node)
       const token = Effect.map(sql`select token from maestro.subscriptions where name = ${by}`, ([row]) => row?.token)
       yield* eventually(holderOf(by), (holder) => holder === "node")
       const before = yield* token

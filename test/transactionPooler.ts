@@ -31,6 +31,8 @@ export interface TransactionPooler {
   /** Closes every connection to the server. Clients inside a transaction lose theirs, too. */
   readonly dropServers: Effect.Effect<void>
   readonly counts: () => Counts
+  /** The texts of the statements that clients have prepared under a name. */
+  readonly named: () => ReadonlySet<string>
 }
 
 export interface Counts {
@@ -38,8 +40,6 @@ export interface Counts {
   readonly transactions: number
   /** The transactions that were on another connection than the one before of the same client. */
   readonly moves: number
-  /** The named statements that clients have asked to prepare. */
-  readonly named: number
   /** The statements that the pooler prepared itself, because the connection had not seen them. */
   readonly prepared: number
   /** The connections of clients that the pooler closed for a misuse of names. */
@@ -64,7 +64,8 @@ export const makeTransactionPooler = (
         url: url.href,
         onEach: (statement) => Effect.promise(() => pooler.onEach(statement)),
         dropServers: Effect.sync(() => pooler.dropServers()),
-        counts: () => ({ ...pooler.counts })
+        counts: () => ({ ...pooler.counts }),
+        named: () => pooler.named
       }
     }
   )
@@ -74,7 +75,8 @@ export const makeTransactionPooler = (
 type Mutable<A> = { -readonly [K in keyof A]: A[K] }
 
 class Pooler {
-  readonly counts: Mutable<Counts> = { transactions: 0, moves: 0, named: 0, prepared: 0, refused: 0 }
+  readonly counts: Mutable<Counts> = { transactions: 0, moves: 0, prepared: 0, refused: 0 }
+  readonly named = new Set<string>()
   readonly clients = new Set<Client>()
   readonly maxPreparedStatements: number
   readonly target: URL
@@ -345,7 +347,7 @@ class Client {
     for (const frame of this.inbox.splice(0)) {
       if (!this.pooler.clients.has(this)) return
       const { body, type } = frame
-      if (type === "P" && textAt(body, 0) !== "") this.pooler.counts.named++
+      if (type === "P" && body[0] !== 0) this.pooler.named.add(textAt(body, body.indexOf(0) + 1))
       if (this.pooler.maxPreparedStatements === 0 || !this.forwardNamed(server, frame)) {
         server.request(type, "forward", message(type, body))
       }

@@ -433,7 +433,8 @@ const mayCommit = (message: Buffer): boolean => commits(message, "T") || commits
 const commits = (message: Buffer, status: string): boolean => {
   const type = typeOf(message)
   if (type === "Q") return status === "T" && isCommit(message.toString("utf8", 5, message.length - 1))
-  if (type !== "P" || status !== "I") return false
-  const text = message.indexOf(0, 5) + 1
-  return isDurableStatement(message.toString("utf8", text, message.indexOf(0, text)))
+  if (type !== "P") return false
+  const start = message.indexOf(0, 5) + 1
+  const text = message.toString("utf8", start, message.indexOf(0, start))
+  return status === "T" ? isCommit(text) : status === "I" && isDurableStatement(text)
 }

@@ -1,7 +1,8 @@
 /**
  * The aggregate lock: a process decides the commands on an aggregate one at a time, in order of arrival.
  *
- * `commandHandler.ts` and `idempotentCommand.ts` use it. It joins the fair lock of an aggregate's entry to the command
+ * `commandHandler.ts` and `idempotentCommand.ts` take the lock by `withLock` of `fairLock.ts`, and release it here. This
+ * module joins the fair lock of an aggregate's entry to the command
  * batch that a holder leaves open for the next. The lock is released in one of three ways:
  *
  * - Another request waits: it gets the lock, and may join the open batch.
@@ -15,8 +16,8 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import type { Tagged } from "../codec/eventCodec.js"
 import { macrotask } from "../runtime/macrotask.js"
-import type { CallContext, CommandContext, CommandFailure } from "./commandContext.js"
-import { grantNext, type Restore, unlock, withLock } from "./fairLock.js"
+import type { CommandContext, CommandFailure } from "./commandContext.js"
+import { grantNext, unlock } from "./fairLock.js"
 import * as Batch from "./groupCommit.js"
 import type { VersionedState } from "./loadState.js"
 import { type AggregateEntry, cacheState, markStale } from "./stateCache.js"
@@ -27,19 +28,6 @@ export type EntryOf<State, E> = AggregateEntry<State, CommandFailure<E>>
 
 /** The command batch of an aggregate. */
 export type BatchOf<State, E> = Batch.CommandBatch<VersionedState<State>, CommandFailure<E>>
-
-/** Runs `work` with the aggregate's lock. `work` must release the lock, or hand it over with a batch. */
-export const lockAggregate = <State, A extends Tagged, C, E, B, E2>(
-  context: CommandContext<State, A, C, E>,
-  { clock }: CallContext,
-  streamId: string,
-  work: (entry: EntryOf<State, E>, restore: Restore) => Effect.Effect<B, E2>
-): Effect.Effect<B, E2> =>
-  withLock(
-    () => context.stateCache.entry(streamId, clock.unsafeCurrentTimeMillis()),
-    (entry) => releaseLock(context, entry),
-    work
-  )
 
 /** Releases the lock, as the head of this module says. */
 export const releaseLock = <State, A extends Tagged, C, E>(

@@ -1,5 +1,5 @@
 /**
- * What commands are evaluated with: `CommandContext` for all commands of a layer, `CallContext` for one call.
+ * What commands are evaluated with: `CommandContext` for all commands of a layer, `CommandCall` for one call.
  *
  * `service.ts` makes both. `expecting` and `isolated` make variants for commands under a condition, and for commands
  * that must not take their aggregate's lock.
@@ -10,15 +10,17 @@ import type * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import type * as Fiber from "effect/Fiber"
 import * as Schedule from "effect/Schedule"
-import type { Evaluated, Failure } from "../../Aggregate.js"
+import type { Failure } from "../../Aggregate.js"
 import type { Event } from "../../Event.js"
 import type { StoreAdapterService } from "../../StoreAdapter.js"
 import type { CommandIdReused, UnexpectedSequence, ValidationError } from "../../StoreError.js"
 import type { HybridClockService } from "../../Timestamp.js"
 import type { Tagged } from "../codec/eventCodec.js"
-import { unexpected } from "./conditions.js"
+import { isInsideTransaction } from "../runtime/ambientTransaction.js"
+import { Conditions, type ConditionValues, unexpected } from "./conditions.js"
 import type { AggregateDefinition } from "./definition.js"
 import type { VersionedState } from "./loadState.js"
+import { Metadata } from "./metadata.js"
 import { makeDetachedCache, type StateCache } from "./stateCache.js"
 
 /**
@@ -62,10 +64,44 @@ export interface CommandContext<State, A extends Tagged, C, E> {
   readonly forkNeutral: <A2>(effect: Effect.Effect<A2>) => Fiber.RuntimeFiber<A2>
 }
 
-/** What one call brings with it. */
-export interface CallContext {
+/** One call of `evaluate`. */
+export interface CommandCall<out C> {
+  /** The valid id of the aggregate. */
+  readonly id: string
+  readonly command: C
   readonly metadata: Readonly<Record<string, unknown>>
   readonly clock: Clock.Clock
+  /** Whether the command may join a batch. After a batch failed by the fault of one command, each is committed alone. */
+  mayJoinBatch: boolean
+}
+
+/** What the context of a caller says about its commands. */
+export interface Caller {
+  readonly context: Context.Context<never>
+  readonly metadata: Readonly<Record<string, unknown>>
+  readonly conditions: ConditionValues
+  readonly decidingOn: ReadonlyArray<string>
+  readonly isInTransaction: boolean
+}
+
+/**
+ * Makes a function that reads the context of a caller. Contexts never change, and most calls have the context of the
+ * call before, so what was read last is kept.
+ */
+export const makeCallerReader = (): ((context: Context.Context<never>) => Caller) => {
+  let last: Caller | undefined
+  return (context) => {
+    if (last?.context !== context) {
+      last = {
+        context,
+        metadata: Context.get(context, Metadata),
+        conditions: Context.get(context, Conditions),
+        decidingOn: Context.get(context, DecidingOn),
+        isInTransaction: isInsideTransaction(context)
+      }
+    }
+    return last
+  }
 }
 
 /**
@@ -109,17 +145,4 @@ export const isolated = <State, A extends Tagged, C, E>(
   stateCache: makeDetachedCache(),
   isInTransaction,
   commit: isInTransaction ? context.commitOnce : context.commit
-})
-
-/** The result of a command. */
-export const evaluated = <State, A>(
-  { sequence, state, streamId }: VersionedState<State>,
-  events: ReadonlyArray<A>,
-  duplicate: boolean
-): Evaluated<State, A> => ({
-  state,
-  sequence,
-  events,
-  position: { aggregateId: streamId, sequence },
-  duplicate
 })

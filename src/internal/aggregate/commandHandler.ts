@@ -1,7 +1,7 @@
 /**
  * The command handler: from a command to stored events. `service.ts` calls it; `idempotentCommand.ts` uses its lock, its loop and its steps.
  *
- * Each attempt has five steps, and `retrying` repeats them:
+ * Each attempt has five steps, and `retrying` repeats it:
  *
  * 1. Lock: the aggregate's lock is acquired, so the process decides the commands on an aggregate one at a time, in order of arrival.
  * 2. Load: the state after the open batch, or the cached state, or the state of the store.
@@ -16,25 +16,22 @@
 import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
-import * as Option from "effect/Option"
 import type { Evaluated } from "../../Aggregate.js"
-import { RetryCommand, type StoreError, type ValidationError } from "../../StoreError.js"
+import type { StoreError, ValidationError } from "../../StoreError.js"
 import type { Tagged } from "../codec/eventCodec.js"
-import { isTransient } from "../runtime/retry.js"
-import { called, flatMapSync, isSettled } from "../runtime/syncEffect.js"
+import { called, catchFailure, flatMapSync, isSettled } from "../runtime/syncEffect.js"
 import {
   type BatchOf,
   closeBatch,
   type EntryOf,
   flushBatch,
   handOverBatch,
-  lockAggregate,
   releaseLock,
   unsafeReleaseLock
 } from "./aggregateLock.js"
-import { type CallContext, type CommandContext, type CommandFailure, evaluated } from "./commandContext.js"
-import { retryableRead, retrying, type TransientReadError } from "./commandRetry.js"
-import type { Restore } from "./fairLock.js"
+import type { CommandCall, CommandContext, CommandFailure } from "./commandContext.js"
+import { failsWholeBatch, retryableRead, retrying, type TransientReadError } from "./commandRetry.js"
+import { isAwaited, type Restore, withLock } from "./fairLock.js"
 import * as Batch from "./groupCommit.js"
 import { load, refresh, type VersionedState } from "./loadState.js"
 import { type RecordedEvents, recordEvents } from "./recordEvents.js"
@@ -44,19 +41,17 @@ import { isSnapshotDue, snapshotWhenDue } from "./takeSnapshot.js"
 /** Evaluates a command, and repeats that by the `retry` schedule after a lost race or a transient failure of a read. */
 export const evaluate = <State, A extends Tagged, C, E>(
   context: CommandContext<State, A, C, E>,
-  call: CallContext,
-  streamId: string,
-  command: C
-): Effect.Effect<Evaluated<State, A>, CommandFailure<E>> => {
-  let mayJoinBatch = true
-  const attempt = (): Effect.Effect<Evaluated<State, A>, CommandFailure<E> | TransientReadError> =>
-    Effect.catchAll(attemptOnce(context, call, streamId, command, mayJoinBatch), (error) => {
+  call: CommandCall<C>
+): Effect.Effect<Evaluated<State, A>, CommandFailure<E>> =>
+  catchFailure(attempt(context, call), (error) => {
+    const again = () => Effect.catchAll(attempt(context, call), outsideBatch)
+    const outsideBatch = (error: AttemptFailure<E>): Effect.Effect<Evaluated<State, A>, RetriedFailure<E>> => {
       if (!(error instanceof Batch.RetryOutsideBatch)) return Effect.fail(error)
-      mayJoinBatch = false
-      return attempt()
-    })
-  return retrying(context.retry, attempt)
-}
+      call.mayJoinBatch = false
+      return again()
+    }
+    return retrying(context.retry, outsideBatch(error), again)
+  })
 
 /** Step 2, from the store: loads the state, or refreshes the cached one. */
 export const loadEntry = <State, A extends Tagged, C, E>(
@@ -64,83 +59,88 @@ export const loadEntry = <State, A extends Tagged, C, E>(
   entry: EntryOf<State, E>
 ): Effect.Effect<VersionedState<State>, StoreError | ValidationError | TransientReadError> => {
   const { cached } = entry
-  const read = cached === undefined ? load(definition, store, entry.streamId) : refresh(definition, store, cached)
+  const read = cached === undefined ? load(definition, store, entry.id) : refresh(definition, store, cached)
   return Effect.map(isInTransaction ? read : retryableRead(read), (root) => {
     cacheState(entry, root)
     return root
   })
 }
 
+/** Step 5: the result of a command. */
+export const answerOf = <State, A>(
+  { decided, root: { sequence, state, streamId } }: Pick<RecordedEvents<State, A>, "decided" | "root">,
+  duplicate = false
+): Evaluated<State, A> => ({
+  state,
+  sequence,
+  events: decided,
+  position: { aggregateId: streamId, sequence },
+  duplicate
+})
+
 // --- internal ---
+
+type RetriedFailure<E> = CommandFailure<E> | TransientReadError
+
+type AttemptFailure<E> = RetriedFailure<E> | Batch.RetryOutsideBatch
+
+type Attempt<State, A, E> = Effect.Effect<Evaluated<State, A>, AttemptFailure<E>>
 
 /** The result of steps 2 and 3, and the batch whose events lead to the state that was decided on. */
 interface Decision<State, A, E> {
   readonly batch: BatchOf<State, E> | undefined
-  readonly exit: Exit.Exit<RecordedEvents<State> & { readonly decided: ReadonlyArray<A> }, CommandFailure<E>>
+  readonly exit: Exit.Exit<RecordedEvents<State, A>, CommandFailure<E>>
 }
 
 /** One attempt. It is interruptible where it waits for the lock, the handler, a batch or the store. */
-const attemptOnce = <State, A extends Tagged, C, E>(
+const attempt = <State, A extends Tagged, C, E>(
   context: CommandContext<State, A, C, E>,
-  call: CallContext,
-  streamId: string,
-  command: C,
-  mayJoinBatch: boolean
-): Effect.Effect<Evaluated<State, A>, CommandFailure<E> | TransientReadError | Batch.RetryOutsideBatch> =>
-  lockAggregate(context, call, streamId, (entry, restore) => {
-    const proceed = (
-      decided: Exit.Exit<Decision<State, A, E>, CommandFailure<E> | TransientReadError>
-    ): Effect.Effect<Evaluated<State, A>, CommandFailure<E> | TransientReadError | Batch.RetryOutsideBatch> =>
-      Exit.isSuccess(decided)
-        ? conclude(context, entry, decided.value, mayJoinBatch, restore)
-        : Effect.zipRight(releaseLock(context, entry), Effect.failCause(decided.cause))
-    const deciding = called(() => decideOnNewest(context, call, entry, command, mayJoinBatch))
-    return isSettled(deciding) ? proceed(deciding) : Effect.flatMap(Effect.exit(restore(deciding)), proceed)
-  })
+  call: CommandCall<C>
+): Attempt<State, A, E> =>
+  withLock(
+    () => context.stateCache.entry(call.id, call.clock.unsafeCurrentTimeMillis()),
+    (entry) => releaseLock(context, entry),
+    (entry, restore) => {
+      const onSuccess = (decision: Decision<State, A, E>): Attempt<State, A, E> =>
+        conclude(context, call, entry, decision, restore)
+      const deciding = called(() => decideOnNewest(context, call, entry))
+      if (isSettled(deciding) && Exit.isSuccess(deciding)) return onSuccess(deciding.value)
+      return Effect.matchCauseEffect(restore(deciding), {
+        onSuccess,
+        onFailure: (cause) => Effect.zipRight(releaseLock(context, entry), Effect.failCause(cause))
+      })
+    }
+  )
 
 /** Steps 2 and 3. It is one synchronous step if the state is cached and the handler waits for nothing. */
 const decideOnNewest = <State, A extends Tagged, C, E>(
   context: CommandContext<State, A, C, E>,
-  call: CallContext,
-  entry: EntryOf<State, E>,
-  command: C,
-  mayJoinBatch: boolean
-): Effect.Effect<Decision<State, A, E>, CommandFailure<E> | TransientReadError> => {
-  const again = Effect.suspend(() => decideOnNewest(context, call, entry, command, mayJoinBatch))
+  call: CommandCall<C>,
+  entry: EntryOf<State, E>
+): Effect.Effect<Decision<State, A, E>, RetriedFailure<E>> => {
   const { batch, cached } = entry
-  if (batch !== undefined) {
-    return mayJoinBatch
-      ? decideOn(context, call, batch.root, batch, command)
-      : Effect.zipRight(flushBatch(context, entry), again)
-  }
+  const again = () => decideOnNewest(context, call, entry)
+  if (batch !== undefined && call.mayJoinBatch) return decideOn(context, call, batch.root, batch)
+  if (batch !== undefined) return Effect.flatMap(flushBatch(context, entry), again)
   if (cached === undefined || entry.isStale) {
-    return Effect.flatMap(loadEntry(context, entry), (root) => decideOn(context, call, root, undefined, command))
+    return Effect.flatMap(loadEntry(context, entry), (root) => decideOn(context, call, root, undefined))
   }
-  return flatMapSync(decideOn(context, call, cached, undefined, command), (decision) =>
+  return flatMapSync(decideOn(context, call, cached, undefined), (decision) =>
     // The store refuses events on an outdated state, but it does not see a refusal.
     storesNothing(decision.exit)
-      ? Effect.flatMap(loadEntry(context, entry), (root) => (root === cached ? Exit.succeed(decision) : again))
+      ? Effect.flatMap(loadEntry(context, entry), (root) => (root === cached ? Exit.succeed(decision) : again()))
       : Exit.succeed(decision)
   )
 }
 
 const decideOn = <State, A extends Tagged, C, E>(
   { clock, decide, definition }: CommandContext<State, A, C, E>,
-  call: CallContext,
+  call: CommandCall<C>,
   root: VersionedState<State>,
-  batch: BatchOf<State, E> | undefined,
-  command: C
+  batch: BatchOf<State, E> | undefined
 ): Effect.Effect<Decision<State, A, E>> => {
   const recorded = called(() =>
-    flatMapSync(decide(command, root), (decided) =>
-      decided.length === 0
-        ? Exit.succeed({ decided, root, events: [] })
-        : Exit.map(recordEvents(definition, clock, call, root, decided), ({ events, root }) => ({
-            decided,
-            events,
-            root
-          }))
-    )
+    flatMapSync(decide(call.command, root), (decided) => recordEvents(definition, clock, call, root, decided))
   )
   return isSettled(recorded)
     ? Exit.succeed({ batch, exit: recorded })
@@ -154,31 +154,31 @@ const storesNothing = (exit: Exit.Exit<{ readonly events: ReadonlyArray<unknown>
 /** Steps 4 and 5. */
 const conclude = <State, A extends Tagged, C, E>(
   context: CommandContext<State, A, C, E>,
+  call: CommandCall<C>,
   entry: EntryOf<State, E>,
   { batch, exit }: Decision<State, A, E>,
-  mayJoinBatch: boolean,
   restore: Restore
 ): Effect.Effect<Evaluated<State, A>, CommandFailure<E> | Batch.RetryOutsideBatch> => {
-  const answer = Exit.map(exit, ({ decided, root }) => evaluated(root, decided, false))
   if (Exit.isFailure(exit) || exit.value.events.length === 0) {
-    return batch === undefined || !storesNothing(exit)
-      ? Effect.zipRight(releaseLock(context, entry), answer)
-      : Effect.zipRight(waitWithBatch(context, entry, batch, restore), answer)
+    return Effect.zipRight(
+      batch === undefined || !storesNothing(exit)
+        ? releaseLock(context, entry)
+        : waitWithBatch(context, entry, batch, restore),
+      Exit.map(exit, (recorded) => answerOf(recorded))
+    )
   }
-  const { events, root } = exit.value
-  const isProjected = context.isProjected?.(events) === true
-  if (batch === undefined) {
-    return isProjected || !mayJoinBatch || entry.requests.size === 0
-      ? commitAlone(context, entry, exit.value, answer, restore)
-      : Effect.zipRight(commitWithBatch(context, entry, Batch.openBatch(root), exit.value, restore), answer)
+  const recorded = exit.value
+  const isProjected = context.isProjected?.(recorded.events) === true
+  if (batch === undefined && (isProjected || !call.mayJoinBatch || !isAwaited(entry))) {
+    return commitAlone(context, entry, recorded, restore)
   }
-  if (Batch.isOpen(batch) && !isProjected) {
-    return Effect.zipRight(commitWithBatch(context, entry, batch, exit.value, restore), answer)
+  if (batch === undefined || (Batch.isOpen(batch) && !isProjected)) {
+    return commitWithBatch(context, entry, batch ?? Batch.openBatch(recorded.root), recorded, restore)
   }
   return Effect.flatMap(Effect.exit(waitForBasis(context, entry, batch, restore)), (stored) =>
     Exit.isFailure(stored)
       ? Effect.zipRight(releaseLock(context, entry), Effect.failCause(stored.cause))
-      : conclude(context, entry, { batch: undefined, exit }, mayJoinBatch, restore)
+      : conclude(context, call, entry, { batch: undefined, exit }, restore)
   )
 }
 
@@ -186,11 +186,11 @@ const conclude = <State, A extends Tagged, C, E>(
 const commitAlone = <State, A extends Tagged, C, E>(
   context: CommandContext<State, A, C, E>,
   entry: EntryOf<State, E>,
-  { events, root }: RecordedEvents<State>,
-  answer: Exit.Exit<Evaluated<State, A>, CommandFailure<E>>,
+  recorded: RecordedEvents<State, A>,
   restore: Restore
 ): Effect.Effect<Evaluated<State, A>, CommandFailure<E>> => {
   const { commit, definition, store } = context
+  const { events, root } = recorded
   return Effect.matchCauseEffect(restore(commit(events)), {
     onFailure: (cause) => {
       markStale(entry)
@@ -200,6 +200,7 @@ const commitAlone = <State, A extends Tagged, C, E>(
     onSuccess: () => {
       cacheState(entry, root)
       unsafeReleaseLock(context, entry)
+      const answer = Exit.succeed(answerOf(recorded))
       return isSnapshotDue(definition, root, events.length)
         ? Effect.zipRight(restore(snapshotWhenDue(definition, store, root, events.length)), answer)
         : answer
@@ -212,14 +213,17 @@ const commitWithBatch = <State, A extends Tagged, C, E>(
   context: CommandContext<State, A, C, E>,
   entry: EntryOf<State, E>,
   batch: BatchOf<State, E>,
-  { events, root }: RecordedEvents<State>,
+  recorded: RecordedEvents<State, A>,
   restore: Restore
-): Effect.Effect<void, CommandFailure<E> | Batch.RetryOutsideBatch> => {
-  Batch.joinBatch(batch, events, root)
-  return Effect.zipRight(handOverBatch(context, entry, batch), Batch.awaitBatch(batch, failsWholeBatch, restore))
+): Effect.Effect<Evaluated<State, A>, CommandFailure<E> | Batch.RetryOutsideBatch> => {
+  Batch.joinBatch(batch, recorded.events, recorded.root)
+  return Effect.zipRight(
+    handOverBatch(context, entry, batch),
+    Effect.map(Batch.awaitBatch(batch, failsWholeBatch, restore), () => answerOf(recorded))
+  )
 }
 
-/** A command that stores nothing was decided on events of the batch: it hands the lock over, and waits until they are stored. */
+/** A command that stores nothing hands the lock over, and waits until the events that it was decided on are stored. */
 const waitWithBatch = <State, A extends Tagged, C, E>(
   context: CommandContext<State, A, C, E>,
   entry: EntryOf<State, E>,
@@ -233,7 +237,7 @@ const waitWithBatch = <State, A extends Tagged, C, E>(
   )
 }
 
-/** The events can't join the batch that they were decided on. The command keeps the lock, and waits until the batch is stored. */
+/** The events can't join the batch that they were decided on: the command keeps the lock, and waits for the batch. */
 const waitForBasis = <State, A extends Tagged, C, E>(
   context: CommandContext<State, A, C, E>,
   entry: EntryOf<State, E>,
@@ -244,7 +248,3 @@ const waitForBasis = <State, A extends Tagged, C, E>(
   closeBatch(context, entry, batch)
   return Batch.awaitBatch(batch, failsWholeBatch, restore)
 }
-
-/** Whether the failure of a batch is that of each of its commands: a lost race, or a store that can't be reached. */
-const failsWholeBatch = (cause: Cause.Cause<unknown>): boolean =>
-  Option.exists(Cause.failureOption(cause), (error) => error instanceof RetryCommand || isTransient(error))

@@ -5,11 +5,14 @@
  * the new state. Or a read failed for a transient reason. A failed commit is never a reason to decide again, because it
  * may be stored: `settleCommit` finds that out.
  */
+import * as Cause from "effect/Cause"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
 import type * as Schedule from "effect/Schedule"
 import { RetryCommand, type StoreError, type ValidationError } from "../../StoreError.js"
 import { isTransient, retryAfter } from "../runtime/retry.js"
+import { catchFailure } from "../runtime/syncEffect.js"
 
 /** A transient failure of a read, before anything was decided. */
 export class TransientReadError extends Data.TaggedError("TransientReadError")<{
@@ -20,18 +23,26 @@ export class TransientReadError extends Data.TaggedError("TransientReadError")<{
 export const retryableRead = <A>(
   read: Effect.Effect<A, ValidationError | StoreError>
 ): Effect.Effect<A, ValidationError | StoreError | TransientReadError> =>
-  Effect.mapError(read, (error) => (isTransient(error) ? new TransientReadError({ error }) : error))
+  catchFailure(read, (error) => Effect.fail(isTransient(error) ? new TransientReadError({ error }) : error))
 
-/** Runs attempts by the schedule, until one succeeds or fails finally. It sets up nothing before the first failure. */
+/**
+ * Runs attempts by the schedule after a first one, until one succeeds or fails finally. It sets up nothing before the
+ * first one has failed.
+ */
 export const retrying = <A, E>(
   schedule: Schedule.Schedule<unknown>,
+  first: Effect.Effect<A, E | TransientReadError>,
   attempt: () => Effect.Effect<A, E | TransientReadError>
 ): Effect.Effect<A, E | StoreError | ValidationError> =>
-  Effect.catchAll(attempt(), (error) =>
+  catchFailure(first, (error) =>
     isRetryable(error)
       ? Effect.mapError(retryAfter(error, Effect.suspend(attempt), schedule, isRetryable), unwrapped)
       : Effect.fail(unwrapped(error))
   )
+
+/** Whether the failure of a batch is that of each of its commands: a lost race, or a store that can't be reached. */
+export const failsWholeBatch = (cause: Cause.Cause<unknown>): boolean =>
+  Option.exists(Cause.failureOption(cause), (error) => error instanceof RetryCommand || isTransient(error))
 
 // --- internal ---
 

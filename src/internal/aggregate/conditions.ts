@@ -10,18 +10,19 @@ import * as Effect from "effect/Effect"
 import { maxSequence } from "../../Event.js"
 import { UnexpectedSequence, ValidationError, ValidationIssue } from "../../StoreError.js"
 
-interface Values {
+/** The conditions of a call. */
+export interface ConditionValues {
   readonly commandId?: string
   readonly expectedSequence?: number
 }
 
 export class Conditions extends Context.Reference<Conditions>()("effect-maestro/internal/Conditions", {
-  defaultValue: (): Values => none
+  defaultValue: (): ConditionValues => none
 }) {}
 
 /** Adds conditions to the ones that are set already. */
 export const withConditions =
-  (values: Values) =>
+  (values: ConditionValues) =>
   <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
     Effect.mapInputContext(effect, (context: Context.Context<R>) =>
       Context.add(context, Conditions, { ...Context.get(context, Conditions), ...values })
@@ -32,10 +33,13 @@ export const withoutConditions = <A, E, R>(effect: Effect.Effect<A, E, R>): Effe
   Effect.provideService(effect, Conditions, none)
 
 /** Whether a caller has set any. */
-export const hasConditions = (values: Values): boolean => values !== none
+export const hasConditions = (values: ConditionValues): boolean => values !== none
 
 /** The sequence that the caller expects, if one is set. An invalid one is refused, and so is `undefined`. */
-export const expectedOf = (kind: string, values: Values): Effect.Effect<number | undefined, ValidationError> =>
+export const expectedOf = (
+  kind: string,
+  values: ConditionValues
+): Effect.Effect<number | undefined, ValidationError> =>
   "expectedSequence" in values && !isSequence(values.expectedSequence)
     ? new ValidationError({
         operation: `${kind}.evaluate`,
@@ -53,7 +57,7 @@ export const unexpected = (kind: string, id: string, expected: number, actual: n
 
 // --- internal ---
 
-const none: Values = {}
+const none: ConditionValues = {}
 
 const isSequence = (value: unknown): boolean =>
   typeof value === "number" && Number.isInteger(value) && value >= 0 && value <= maxSequence

@@ -18,6 +18,7 @@ import {
   type EventCodec,
   lossyMembers,
   makeEventCodec,
+  refusedInput,
   refusingBadInput,
   type Tagged,
   tagOf,
@@ -26,9 +27,11 @@ import {
 } from "../codec/eventCodec.js"
 import { reservedPrefix } from "../codec/names.js"
 import { makeStateCodec, type StateCodec } from "../codec/stateCodec.js"
+import { isSettled } from "../runtime/syncEffect.js"
 import { type CommandDigest, makeCommandDigest } from "./commandDigest.js"
 import { type FreshIds, makeFreshIds } from "./freshIds.js"
 import type { Steps } from "./handlerTypes.js"
+import type { VersionedState } from "./loadState.js"
 import { makeStreams, type Streams } from "./streamIds.js"
 
 /** An aggregate's options, compiled. Modules that only load and fold leave out the last three types. */
@@ -40,8 +43,12 @@ export interface AggregateDefinition<State, A extends Tagged, in C = never, out 
   readonly state: StateCodec<State>
   /** The state after an event. */
   readonly evolve: (state: State, event: A) => State
-  /** Runs the handler of the command. */
-  readonly decide: (command: C, root: Root<State>) => Effect.Effect<ReadonlyArray<A>, E | ValidationError, R>
+  /**
+   * Makes the function that runs the handler of a command. A decision that is an effect and no exit is run by `run`.
+   */
+  readonly decider: (
+    run: RunDecision<R>
+  ) => (command: C, root: VersionedState<State>) => Effect.Effect<ReadonlyArray<A>, E | ValidationError>
   /** What a receipt says of the command. */
   readonly digest: (command: C) => Effect.Effect<CommandDigest, ValidationError>
   readonly projections: ReadonlyArray<Projection.Projection.Bound<E, R>>
@@ -49,6 +56,9 @@ export interface AggregateDefinition<State, A extends Tagged, in C = never, out 
   readonly snapshotEvery: number | undefined
   readonly retry: Schedule.Schedule<unknown>
 }
+
+/** Runs a decision on the state of a stream. */
+export type RunDecision<in R> = <A, E>(decision: Effect.Effect<A, E, R>, streamId: string) => Effect.Effect<A, E>
 
 /** The handlers of commands by their tags, as `compile` takes them: callers have checked the types of the commands. */
 export type AnyDecide<State, A, E, R> = Readonly<
@@ -86,7 +96,7 @@ export const compile = <State, StateEncoded, A extends Tagged, I extends Tagged,
     state: makeStateCodec(name, options.stateVersion ?? 1, options.state, defaults.streams),
     // The compiler can't tell that `StateOf` of a type parameter is that type.
     evolve: evolveBy(handlersOf(`evolve of ${name}`, tagsOf(options.events), options.evolve as Steps<State>)),
-    decide: decideBy(name, handlersOf(`decide of ${name}`, tagsOf(options.commands), options.decide)),
+    decider: deciderBy(name, handlersOf(`decide of ${name}`, tagsOf(options.commands), options.decide)),
     digest: makeCommandDigest(`${name}.evaluate`, options.commands),
     projections: (options.projections ?? []).map((projection) =>
       projection.of === "all"
@@ -179,17 +189,24 @@ const evolveBy =
     return step === undefined ? state : step(state, event as never)
   }
 
-const decideBy =
+const deciderBy =
   <State, A, C, E, R>(
     name: string,
     handlers: ReadonlyMap<string, (command: never, root: Root<State>) => Effect.Effect<ReadonlyArray<A>, E, R>>
   ) =>
-  (command: C, root: Root<State>): Effect.Effect<ReadonlyArray<A>, E | ValidationError, R> => {
+  (run: RunDecision<R>) =>
+  (command: C, root: VersionedState<State>): Effect.Effect<ReadonlyArray<A>, E | ValidationError> => {
     const handler = handlers.get(tagOf(command) ?? "")
-    return handler === undefined
-      ? unknownCommand(name, [...handlers.keys()], command)
-      : // biome-ignore lint/plugin: the handler under a tag takes the member of that tag, which a `Map` can't say
-        refusingBadInput(`${name}.evaluate`, () => handler(command as never, root))
+    if (handler === undefined) return unknownCommand(name, [...handlers.keys()], command)
+    const operation = `${name}.evaluate`
+    try {
+      // biome-ignore lint/plugin: the handler under a tag takes the member of that tag, which a `Map` can't say
+      const decision = handler(command as never, root)
+      // An exit needs no services, and can't throw.
+      return isSettled(decision) ? decision : run(refusingBadInput(operation, decision), root.streamId)
+    } catch (thrown) {
+      return refusedInput(operation, thrown)
+    }
   }
 
 const unknownCommand = (

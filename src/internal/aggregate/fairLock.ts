@@ -15,8 +15,8 @@ import * as Effect from "effect/Effect"
 /** The state of a lock. */
 export interface FairLock {
   isLocked: boolean
-  /** The requests that wait, the oldest first. */
-  readonly requests: Set<LockRequest>
+  /** The requests that wait, the oldest first. Most locks never have one, so the first request makes the set. */
+  requests: Set<LockRequest> | undefined
 }
 
 /** A request that waits for the lock. */
@@ -56,6 +56,7 @@ export const withLock = <Lock extends FairLock, A, E>(
 
 /** Grants a held lock to the oldest request. Returns `false` if there is none: then the caller still holds the lock. */
 export const grantNext = ({ requests }: FairLock): boolean => {
+  if (requests === undefined) return false
   for (const next of requests) {
     requests.delete(next)
     next.isGranted = true
@@ -65,16 +66,22 @@ export const grantNext = ({ requests }: FairLock): boolean => {
   return false
 }
 
+/** Whether a request waits for the lock. */
+export const isAwaited = ({ requests }: FairLock): boolean => requests !== undefined && requests.size > 0
+
 /** Frees a lock that `grantNext` found no request for. */
 export const unlock = (lock: FairLock): void => {
   lock.isLocked = false
+  lock.requests = undefined
 }
 
 // --- internal ---
 
-const awaitGrant = ({ requests }: FairLock, request: LockRequest): Effect.Effect<void> =>
+const awaitGrant = (lock: FairLock, request: LockRequest): Effect.Effect<void> =>
   Effect.async((resume) => {
     request.resume = () => resume(Effect.void)
+    const requests = lock.requests ?? new Set()
+    lock.requests = requests
     requests.add(request)
     return Effect.sync(() => {
       requests.delete(request)

@@ -15,10 +15,11 @@ import * as Option from "effect/Option"
 import type { Evaluated } from "../../Aggregate.js"
 import { CommandIdReused, StoreError } from "../../StoreError.js"
 import type { Tagged } from "../codec/eventCodec.js"
-import { type EntryOf, flushBatch, lockAggregate, releaseLock } from "./aggregateLock.js"
-import { type CallContext, type CommandContext, type CommandFailure, evaluated } from "./commandContext.js"
-import { loadEntry } from "./commandHandler.js"
+import { type EntryOf, flushBatch, releaseLock } from "./aggregateLock.js"
+import type { CommandCall, CommandContext, CommandFailure } from "./commandContext.js"
+import { answerOf, loadEntry } from "./commandHandler.js"
 import { retryableRead, retrying, type TransientReadError } from "./commandRetry.js"
+import { withLock } from "./fairLock.js"
 import type { VersionedState } from "./loadState.js"
 import { isReceiptOfAnother, makeReceipt, type ReceiptKey, receiptKey } from "./receipt.js"
 import { recordEvents } from "./recordEvents.js"
@@ -28,24 +29,26 @@ import { snapshotWhenDue } from "./takeSnapshot.js"
 /** Evaluates a command with an id. A `commandId` that is no valid id fails with a `ValidationError`. */
 export const evaluateIdempotent = <State, A extends Tagged, C, E>(
   context: CommandContext<State, A, C, E>,
-  call: CallContext,
-  streamId: string,
-  command: C,
+  call: CommandCall<C>,
   commandId: unknown
 ): Effect.Effect<Evaluated<State, A>, CommandFailure<E>> => {
   const { definition, retry, store } = context
   const attempt = (key: ReceiptKey) =>
-    lockAggregate(context, call, streamId, (entry, restore) =>
-      Effect.flatMap(Effect.exit(restore(attemptOnce(context, call, entry, command, key))), (exit) => {
-        if (Exit.isSuccess(exit)) cacheState(entry, exit.value.root)
-        else markStale(entry)
-        return Effect.zipRight(releaseLock(context, entry), exit)
-      })
+    withLock(
+      () => context.stateCache.entry(call.id, call.clock.unsafeCurrentTimeMillis()),
+      (entry) => releaseLock(context, entry),
+      (entry, restore) =>
+        Effect.flatMap(Effect.exit(restore(attemptOnce(context, call, entry, key))), (exit) => {
+          if (Exit.isSuccess(exit)) cacheState(entry, exit.value.root)
+          else markStale(entry)
+          return Effect.zipRight(releaseLock(context, entry), exit)
+        })
     )
-  return receiptKey(definition.name, streamId, commandId, definition.digest(command)).pipe(
-    Effect.flatMap((key) => retrying(retry, () => attempt(key))),
-    Effect.tap(({ events, root }) => snapshotWhenDue(definition, store, root, events.length)),
-    Effect.map(({ duplicate, events, root }) => evaluated(root, events, duplicate))
+  const streamId = definition.streams.streamId(call.id)
+  return receiptKey(definition.name, streamId, commandId, definition.digest(call.command)).pipe(
+    Effect.flatMap((key) => retrying(retry, attempt(key), () => attempt(key))),
+    Effect.tap(({ decided, root }) => snapshotWhenDue(definition, store, root, decided.length)),
+    Effect.map((handled) => answerOf(handled, handled.duplicate))
   )
 }
 
@@ -53,39 +56,37 @@ export const evaluateIdempotent = <State, A extends Tagged, C, E>(
 
 interface Handled<State, A> {
   readonly root: VersionedState<State>
-  readonly events: ReadonlyArray<A>
+  readonly decided: ReadonlyArray<A>
   readonly duplicate: boolean
 }
 
 const attemptOnce = <State, A extends Tagged, C, E>(
   context: CommandContext<State, A, C, E>,
-  call: CallContext,
+  call: CommandCall<C>,
   entry: EntryOf<State, E>,
-  command: C,
   key: ReceiptKey
 ): Effect.Effect<Handled<State, A>, CommandFailure<E> | TransientReadError> =>
   Effect.gen(function* () {
     yield* flushBatch(context, entry)
     const root = yield* loadEntry(context, entry)
-    return yield* Effect.catchAllCause(decideAndCommit(context, call, root, command, key), (cause) =>
+    return yield* Effect.catchAllCause(decideAndCommit(context, call, root, key), (cause) =>
       resolveDuplicate(context, entry, root, key, cause)
     )
   })
 
 const decideAndCommit = <State, A extends Tagged, C, E>(
   context: CommandContext<State, A, C, E>,
-  call: CallContext,
+  call: CommandCall<C>,
   root: VersionedState<State>,
-  command: C,
   key: ReceiptKey
 ): Effect.Effect<Handled<State, A>, CommandFailure<E>> =>
   Effect.gen(function* () {
     const { clock, commit, decide, definition } = context
-    const events = yield* decide(command, root)
-    const recorded = yield* recordEvents(definition, clock, call, root, events)
+    const decided = yield* decide(call.command, root)
+    const recorded = yield* recordEvents(definition, clock, call, root, decided)
     const receipt = yield* makeReceipt(clock, key, recorded.root.sequence)
     yield* commit([...recorded.events, receipt])
-    return { root: recorded.root, events, duplicate: false }
+    return { decided, root: recorded.root, duplicate: false }
   })
 
 /** Finds out what a failed attempt means: a duplicate, an id that belongs to another command, or the failure itself. */
@@ -110,7 +111,7 @@ const resolveDuplicate = <State, A extends Tagged, C, E>(
       if (isReceiptOfAnother(key, receipt)) {
         return new CommandIdReused({ kind: key.aggregate, id: root.id, commandId: key.commandId })
       }
-      return Effect.map(loadEntry(context, entry), (current) => ({ root: current, events: [], duplicate: true }))
+      return Effect.map(loadEntry(context, entry), (current) => ({ decided: [], root: current, duplicate: true }))
     }
   )
 }

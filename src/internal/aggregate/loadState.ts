@@ -32,10 +32,10 @@ export interface VersionedState<out State> extends Root<State> {
 /** The state before the first event. */
 export const initial = <State, A extends Tagged>(
   { initialState, streams }: AggregateDefinition<State, A>,
-  streamId: string
+  id: string
 ): VersionedState<State> => ({
-  streamId,
-  id: streams.idOf(streamId),
+  streamId: streams.streamId(id),
+  id,
   sequence: 0,
   state: initialState,
   timestamp: undefined
@@ -45,11 +45,11 @@ export const initial = <State, A extends Tagged>(
 export const load = <State, A extends Tagged>(
   definition: AggregateDefinition<State, A>,
   store: StoreAdapterService,
-  streamId: string,
+  id: string,
   upTo: number = maxSequence
-): Effect.Effect<VersionedState<State>, ValidationError | StoreError> =>
-  Effect.flatMap(streamReaderOf(store).fromSnapshot(streamId, upTo, firstPage), (stream) => {
-    const root = initial(definition, streamId)
+): Effect.Effect<VersionedState<State>, ValidationError | StoreError> => {
+  const root = initial(definition, id)
+  return Effect.flatMap(streamReaderOf(store).fromSnapshot(root.streamId, upTo, firstPage), (stream) => {
     if (Option.isNone(stream.snapshot)) return foldPages(definition, store, root, stream, upTo)
     const snapshot = stream.snapshot.value
     // The page begins with the event that the snapshot was made at.
@@ -73,6 +73,7 @@ export const load = <State, A extends Tagged>(
         )
     })
   })
+}
 
 /**
  * Brings a known state up to date. It reads the last event of that state again, with the events after it. If the store
@@ -85,12 +86,12 @@ export const refresh = <State, A extends Tagged>(
   known: VersionedState<State>
 ): Effect.Effect<VersionedState<State>, ValidationError | StoreError> =>
   known.sequence === 0
-    ? Effect.map(load(definition, store, known.streamId), (root) => (root.sequence === 0 ? known : root))
+    ? Effect.map(load(definition, store, known.id), (root) => (root.sequence === 0 ? known : root))
     : Effect.flatMap(streamReaderOf(store).page(known.streamId, known.sequence, firstPage), (stream) => {
         const [last, ...news] = stream.events()
         return last !== undefined && last.sequence === known.sequence && last.timestamp === known.timestamp
           ? foldPages(definition, store, known, { ...stream, events: () => news }, maxSequence)
-          : load(definition, store, known.streamId)
+          : load(definition, store, known.id)
       })
 
 /** The state after a stored event. */

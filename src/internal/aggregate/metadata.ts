@@ -3,6 +3,9 @@
  */
 import * as Context from "effect/Context"
 
+/** What the reference has where the application sets nothing. */
+export const noMetadata: Readonly<Record<string, unknown>> = Object.freeze({})
+
 export class Metadata extends Context.Reference<Metadata>()("effect-maestro/Aggregate/Metadata", {
-  defaultValue: (): Readonly<Record<string, unknown>> => ({})
+  defaultValue: () => noMetadata
 }) {}

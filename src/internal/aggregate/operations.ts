@@ -8,13 +8,14 @@
  */
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import type { RuntimeFiber } from "effect/Fiber"
 import type * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
 import type { Evaluated, Instance } from "../../Aggregate.js"
 import type { ValidationError } from "../../StoreError.js"
 import { HybridClock } from "../../Timestamp.js"
 import { type Tagged, tagOf } from "../codec/eventCodec.js"
-import { withSpanIfTracedIn } from "../runtime/tracing.js"
+import { makeInSpanIfTraced } from "../runtime/tracing.js"
 import type { CommandFailure } from "./commandContext.js"
 import { makeCommandInput } from "./commandInput.js"
 import type { AggregateDefinition } from "./definition.js"
@@ -42,19 +43,21 @@ export const makeOperations = <Name extends string, State, A extends Tagged, C e
     return service
   }
 
+  type Fiber = RuntimeFiber<unknown, unknown>
+
   const operate = <B, E2>(
     operation: string,
     id: string,
-    run: (service: Operations) => Effect.Effect<B, E2>,
+    run: (service: Operations, fiber: Fiber) => Effect.Effect<B, E2>,
     attributes?: () => object
   ): Effect.Effect<B, E2, Instance<Name>> =>
     Effect.withFiberRuntime((fiber) =>
-      withSpanIfTracedIn(
+      makeInSpanIfTraced(
         fiber,
         `Aggregate.${operation}`,
         () => ({ attributes: { "aggregate.name": name, "aggregate.id": id, ...attributes?.() } }),
         // The type of the operation requires the service.
-        run(checked(Context.unsafeGet(fiber.currentContext, tag)))
+        (fiber) => run(checked(Context.unsafeGet(fiber.currentContext, tag)), fiber)
       )
     )
 
@@ -62,7 +65,7 @@ export const makeOperations = <Name extends string, State, A extends Tagged, C e
     newId: Effect.map(
       Effect.flatMap(HybridClock, ({ now }) => now),
       (id) => {
-        definition.freshIds.add(definition.streams.streamId(id))
+        definition.freshIds.add(id)
         return id
       }
     ),
@@ -70,7 +73,7 @@ export const makeOperations = <Name extends string, State, A extends Tagged, C e
       operate(
         "evaluate",
         id,
-        (service) => service.evaluate(id, command),
+        (service, fiber) => service.evaluate(fiber, id, command),
         () => ({ command: tagOf(command) })
       ),
     evaluateUnknown: (
@@ -78,8 +81,8 @@ export const makeOperations = <Name extends string, State, A extends Tagged, C e
       command: unknown,
       only: ReadonlyArray<string> | undefined
     ): Effect.Effect<Evaluated<State, A>, CommandFailure<E> | ValidationError, Instance<Name>> =>
-      operate("evaluateUnknown", id, (service) =>
-        Effect.flatMap(decodeCommand(command, only), (decoded) => service.evaluate(id, decoded))
+      operate("evaluateUnknown", id, (service, fiber) =>
+        Effect.flatMap(decodeCommand(command, only), (decoded) => service.evaluate(fiber, id, decoded))
       ),
     exists: (id: string) => operate("exists", id, (service) => service.exists(id)),
     get: (id: string) => operate("get", id, (service) => service.get(id)),

@@ -11,12 +11,14 @@ import { type StoreError, ValidationError, ValidationIssue } from "../../StoreEr
 import type { HybridClockService, Timestamp } from "../../Timestamp.js"
 import type { Tagged } from "../codec/eventCodec.js"
 import { isPlain, withoutUndefined } from "../codec/json.js"
-import type { CallContext } from "./commandContext.js"
+import type { CommandCall } from "./commandContext.js"
 import type { AggregateDefinition } from "./definition.js"
 import type { VersionedState } from "./loadState.js"
+import { noMetadata } from "./metadata.js"
 
-/** The events to store, and the state after them. */
-export interface RecordedEvents<State> {
+/** What was decided, the events to store, and the state after them. */
+export interface RecordedEvents<State, A> {
+  readonly decided: ReadonlyArray<A>
   readonly events: ReadonlyArray<Event>
   readonly root: VersionedState<State>
 }
@@ -25,10 +27,11 @@ export interface RecordedEvents<State> {
 export const recordEvents = <State, A extends Tagged>(
   definition: AggregateDefinition<State, A>,
   hybrid: HybridClockService,
-  { clock, metadata }: CallContext,
+  { clock, metadata }: Pick<CommandCall<unknown>, "clock" | "metadata">,
   root: VersionedState<State>,
   decided: ReadonlyArray<A>
-): Exit.Exit<RecordedEvents<State>, ValidationError | StoreError> => {
+): Exit.Exit<RecordedEvents<State, A>, ValidationError | StoreError> => {
+  if (decided.length === 0) return Exit.succeed({ decided, events: [], root })
   // Timestamps must rise along an aggregate, whichever node wrote its last event.
   const refused = root.timestamp === undefined ? undefined : hybrid.unsafeReceive(root.timestamp, clock)
   return refused === undefined
@@ -44,40 +47,31 @@ const encodeAndFold = <State, A extends Tagged>(
   root: VersionedState<State>,
   decided: ReadonlyArray<A>,
   now: () => Timestamp
-): Exit.Exit<RecordedEvents<State>, ValidationError> => {
+): Exit.Exit<RecordedEvents<State, A>, ValidationError> => {
+  const { id, streamId } = root
   const metadata = readMetadata(given)
   const issues: Array<ValidationIssue> = Either.isLeft(metadata) ? [metadata.left] : []
   const events: Array<Event> = []
   let { sequence, state, timestamp } = root
   for (const [index, event] of decided.entries()) {
-    const body = codec.encode(event, index)
+    const recorded = codec.record(event, index)
     timestamp = now()
     sequence++
-    if (Either.isLeft(body)) issues.push(...body.left)
-    if (Either.isLeft(body) || Either.isLeft(metadata)) continue
-    const { streamId: aggregateId } = root
-    const recorded: Event = {
-      timestamp,
-      aggregateId,
-      sequence,
-      type: event._tag,
-      body: body.right,
-      metadata: metadata.right
-    }
-    events.push(recorded)
-    if (issues.length > 0) continue
-    const decoded = codec.decode(name, recorded)
-    if (Either.isRight(decoded)) state = evolve(state, decoded.right)
-    else issues.push(new ValidationIssue({ index, path: [], message: decoded.left.description }))
+    if (Either.isLeft(recorded)) issues.push(...recorded.left)
+    if (Either.isLeft(recorded) || Either.isLeft(metadata)) continue
+    const { body, decoded } = recorded.right
+    events.push({ timestamp, aggregateId: streamId, sequence, type: event._tag, body, metadata: metadata.right })
+    if (issues.length === 0) state = evolve(state, decoded)
   }
   const [first, ...rest] = issues
   return first === undefined
-    ? Exit.succeed({ events, root: { streamId: root.streamId, id: root.id, sequence, state, timestamp } })
+    ? Exit.succeed({ decided, events, root: { streamId, id, sequence, state, timestamp } })
     : Exit.fail(new ValidationError({ operation: `${name}.evaluate`, issues: [first, ...rest] }))
 }
 
 /** `Aggregate.Metadata` comes from the application, so it may be any value. */
 const readMetadata = (metadata: unknown): Either.Either<Event["metadata"], ValidationIssue> => {
+  if (metadata === noMetadata) return Either.right({})
   try {
     if (typeof metadata === "object" && metadata !== null && !Array.isArray(metadata) && isPlain(metadata)) {
       return Either.right(withoutUndefined({ ...metadata }))

@@ -8,7 +8,6 @@
 import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
-import * as Exit from "effect/Exit"
 import type * as Fiber from "effect/Fiber"
 import type * as Scope from "effect/Scope"
 import type * as Stream from "effect/Stream"
@@ -18,19 +17,26 @@ import { StoreAdapter, type StoreAdapterService } from "../../StoreAdapter.js"
 import { type StoreError, ValidationError, ValidationIssue } from "../../StoreError.js"
 import { HybridClock } from "../../Timestamp.js"
 import type { Tagged } from "../codec/eventCodec.js"
-import { insideTransaction, isInsideTransaction } from "../runtime/ambientTransaction.js"
+import { insideTransaction } from "../runtime/ambientTransaction.js"
 import { settleCommit } from "../runtime/retry.js"
 import { withoutReceipts } from "../store/receiptStreams.js"
 import { handles } from "../store/runProjections.js"
-import { type CommandContext, type CommandFailure, DecidingOn, expecting, isolated } from "./commandContext.js"
+import {
+  type CommandCall,
+  type CommandContext,
+  type CommandFailure,
+  DecidingOn,
+  expecting,
+  isolated,
+  makeCallerReader
+} from "./commandContext.js"
 import { evaluate } from "./commandHandler.js"
-import { Conditions, expectedOf, hasConditions, withoutConditions } from "./conditions.js"
-import type { AggregateDefinition } from "./definition.js"
+import { type ConditionValues, expectedOf, hasConditions, withoutConditions } from "./conditions.js"
+import type { AggregateDefinition, RunDecision } from "./definition.js"
 import { type HistoricEvent, history } from "./history.js"
 import { evaluateIdempotent } from "./idempotentCommand.js"
 import { captureLayerContext, type LayerContext } from "./layerContext.js"
 import { initial, load, refresh, type VersionedState } from "./loadState.js"
-import { Metadata } from "./metadata.js"
 import { type CacheLimits, makeStateCache, type StateCache } from "./stateCache.js"
 import { commitSnapshot } from "./takeSnapshot.js"
 
@@ -41,7 +47,12 @@ export interface Service<State, A extends Tagged, C, E> {
    * name.
    */
   readonly definition: AggregateDefinition<State, A, C>
-  readonly evaluate: (id: string, command: C) => Effect.Effect<Evaluated<State, A>, CommandFailure<E>>
+  /** Evaluates a command in the context of its caller's fiber. */
+  readonly evaluate: (
+    fiber: Fiber.RuntimeFiber<unknown, unknown>,
+    id: string,
+    command: C
+  ) => Effect.Effect<Evaluated<State, A>, CommandFailure<E>>
   readonly exists: (id: string) => Effect.Effect<boolean, ReadFailure>
   readonly get: (id: string) => Effect.Effect<State, ReadFailure>
   readonly fetch: (id: string) => Effect.Effect<State, ReadFailure>
@@ -60,7 +71,7 @@ export const makeService = <State, A extends Tagged, C, E, R>(
     const layerContext = yield* captureLayerContext<R>()
     const stateCache = yield* makeStateCache<State, CommandFailure<E>>(
       limits,
-      (streamId) => (definition.freshIds.consume(streamId) ? initial(definition, streamId) : undefined),
+      (id) => (definition.freshIds.consume(id) ? initial(definition, id) : undefined),
       Clock.currentTimeMillis
     )
     const context: CommandContext<State, A, C, E> = {
@@ -70,7 +81,7 @@ export const makeService = <State, A extends Tagged, C, E, R>(
       clock: yield* HybridClock,
       isInTransaction: false,
       retry: definition.retry,
-      decide: deciding(definition, layerContext),
+      decide: definition.decider(deciding(layerContext)),
       forkNeutral: layerContext.forkNeutral,
       ...committing(definition, store, layerContext)
     }
@@ -81,22 +92,15 @@ export const makeService = <State, A extends Tagged, C, E, R>(
 
 type ReadFailure = ValidationError | StoreError
 
-/** Runs a handler with the services of the layer, and notes for nested commands which aggregate it decides on. */
+/** Runs a decision with the services of the layer, and notes for nested commands which aggregate it decides on. */
 const deciding =
-  <State, A extends Tagged, C, E, R>(
-    { decide }: AggregateDefinition<State, A, C, E, R>,
-    { provide }: LayerContext<R>
-  ): CommandContext<State, A, C, E>["decide"] =>
-  (command, root) => {
-    const decision = decide(command, root)
-    return Exit.isExit(decision)
-      ? (decision as Effect.Effect<ReadonlyArray<A>, E | ValidationError>)
-      : provide(
-          Effect.mapInputContext(decision, (context: Context.Context<R>) =>
-            Context.add(context, DecidingOn, [...Context.get(context, DecidingOn), root.streamId])
-          )
-        )
-  }
+  <R>({ provide }: LayerContext<R>): RunDecision<R> =>
+  (decision, streamId) =>
+    provide(
+      Effect.mapInputContext(decision, (context: Context.Context<R>) =>
+        Context.add(context, DecidingOn, [...Context.get(context, DecidingOn), streamId])
+      )
+    )
 
 const committing = <State, A extends Tagged, C, E, R>(
   definition: AggregateDefinition<State, A, C, E, R>,
@@ -122,96 +126,101 @@ const committing = <State, A extends Tagged, C, E, R>(
 
 const noProjections: readonly [] = []
 
-const evaluating =
-  <State, A extends Tagged, C, E>(context: CommandContext<State, A, C, E>): Service<State, A, C, E>["evaluate"] =>
-  (id, command) =>
-    Effect.withFiberRuntime((fiber) => {
-      const { name, streams } = context.definition
-      const refused = idProblem(context.definition, "evaluate", id)
-      if (refused !== undefined) return Effect.fail(refused)
-      const streamId = streams.streamId(id)
-      const caller = fiber.currentContext
-      const isInTransaction = isInsideTransaction(caller)
-      const decidingOn = Context.get(caller, DecidingOn)
-      if (decidingOn.includes(streamId)) return Effect.fail(decidesItself(name))
-      const own = isInTransaction || decidingOn.length > 0 ? isolated(context, isInTransaction) : context
-      const conditions = Context.get(caller, Conditions)
-      if (!hasConditions(conditions)) return evaluate(own, callContext(fiber), streamId, command)
-      return Effect.flatMap(expectedOf(name, conditions), (expected) => {
-        const conditional = expected === undefined ? own : expecting(own, id, expected)
-        return withoutConditions(
-          "commandId" in conditions
-            ? evaluateIdempotent(conditional, callContext(fiber), streamId, command, conditions.commandId)
-            : evaluate(conditional, callContext(fiber), streamId, command)
-        )
-      })
-    })
+const evaluating = <State, A extends Tagged, C, E>(
+  context: CommandContext<State, A, C, E>
+): Service<State, A, C, E>["evaluate"] => {
+  const { definition, stateCache } = context
+  const callerOf = makeCallerReader()
+  return (fiber, id, command) => {
+    const refused = stateCache.has(id) ? undefined : idProblem(definition, "evaluate", id)
+    if (refused !== undefined) return Effect.fail(refused)
+    const { conditions, decidingOn, isInTransaction, metadata } = callerOf(fiber.currentContext)
+    const clock = Context.get(fiber.currentDefaultServices, Clock.Clock)
+    const call: CommandCall<C> = { id, command, metadata, clock, mayJoinBatch: true }
+    const isNested = decidingOn.length > 0
+    if (isNested && decidingOn.includes(definition.streams.streamId(id))) {
+      return Effect.fail(decidesItself(definition.name))
+    }
+    const own = isInTransaction || isNested ? isolated(context, isInTransaction) : context
+    return hasConditions(conditions) ? evaluateUnder(conditions, own, call) : evaluate(own, call)
+  }
+}
 
-const callContext = (fiber: Fiber.RuntimeFiber<unknown, unknown>) => ({
-  metadata: Context.get(fiber.currentContext, Metadata),
-  clock: Context.get(fiber.currentDefaultServices, Clock.Clock)
-})
+/** Evaluates a command under the conditions of its caller. */
+const evaluateUnder = <State, A extends Tagged, C, E>(
+  conditions: ConditionValues,
+  context: CommandContext<State, A, C, E>,
+  call: CommandCall<C>
+): Effect.Effect<Evaluated<State, A>, CommandFailure<E>> =>
+  Effect.flatMap(expectedOf(context.definition.name, conditions), (expected) => {
+    const conditional = expected === undefined ? context : expecting(context, call.id, expected)
+    return withoutConditions(
+      "commandId" in conditions
+        ? evaluateIdempotent(conditional, call, conditions.commandId)
+        : evaluate(conditional, call)
+    )
+  })
 
 const makeReads = <State, A extends Tagged, C, E>(
   definition: AggregateDefinition<State, A>,
   store: StoreAdapterService,
   stateCache: StateCache<State, CommandFailure<E>>
 ): Omit<Service<State, A, C, E>, "definition" | "evaluate"> => {
-  const { streams } = definition
-
   /**
    * Refreshes the cached state, or loads it. Inside a transaction the cache is left alone, because the state may be
    * rolled back.
    */
-  const fetch = (streamId: string): Effect.Effect<VersionedState<State>, ReadFailure> =>
+  const fetch = (id: string): Effect.Effect<VersionedState<State>, ReadFailure> =>
     Effect.flatMap(insideTransaction, (isInside) =>
       isInside
-        ? load(definition, store, streamId)
+        ? load(definition, store, id)
         : Effect.flatMap(Clock.currentTimeMillis, (now) => {
-            const cached = stateCache.peek(streamId, now)
-            const read = cached === undefined ? load(definition, store, streamId) : refresh(definition, store, cached)
+            const cached = stateCache.peek(id, now)
+            const read = cached === undefined ? load(definition, store, id) : refresh(definition, store, cached)
             return Effect.tap(read, (root) => stateCache.put(root, cached, now))
           })
     )
 
-  const get = (streamId: string): Effect.Effect<VersionedState<State>, ReadFailure> =>
+  const get = (id: string): Effect.Effect<VersionedState<State>, ReadFailure> =>
     Effect.flatMap(insideTransaction, (isInside) =>
       Effect.flatMap(Clock.currentTimeMillis, (now) => {
-        const cached = isInside ? undefined : stateCache.peek(streamId, now)
-        return cached === undefined ? fetch(streamId) : Effect.succeed(cached)
+        const cached = isInside ? undefined : stateCache.peek(id, now)
+        return cached === undefined ? fetch(id) : Effect.succeed(cached)
       })
     )
 
-  const onStream = <B, E2>(
+  const onValid = <B, E2>(
     operation: string,
     id: string,
-    work: (streamId: string) => Effect.Effect<B, E2>
-  ): Effect.Effect<B, E2 | ValidationError> => idProblem(definition, operation, id) ?? work(streams.streamId(id))
+    work: () => Effect.Effect<B, E2>
+  ): Effect.Effect<B, E2 | ValidationError> => idProblem(definition, operation, id) ?? work()
+
+  const streamIdOf = (id: string): string => definition.streams.streamId(id)
 
   return {
     exists: (id) =>
-      onStream("exists", id, (streamId) =>
-        Effect.map(store.getEvents(streamId, 1, { maxSequence: 1 }), ({ length }) => length > 0)
+      onValid("exists", id, () =>
+        Effect.map(store.getEvents(streamIdOf(id), 1, { maxSequence: 1 }), ({ length }) => length > 0)
       ),
-    get: (id) => onStream("get", id, (streamId) => Effect.map(get(streamId), stateOf)),
-    fetch: (id) => onStream("fetch", id, (streamId) => Effect.map(fetch(streamId), stateOf)),
-    root: (id) =>
-      onStream("root", id, (streamId) =>
-        Effect.map(fetch(streamId), ({ sequence, state }) => ({ id, sequence, state }))
-      ),
-    replay: (id, sequence) => onStream("replay", id, (streamId) => replay(definition, store, streamId, sequence)),
+    get: (id) => onValid("get", id, () => Effect.map(get(id), stateOf)),
+    fetch: (id) => onValid("fetch", id, () => Effect.map(fetch(id), stateOf)),
+    root: (id) => onValid("root", id, () => Effect.map(fetch(id), ({ sequence, state }) => ({ id, sequence, state }))),
+    replay: (id, sequence) => onValid("replay", id, () => replay(definition, store, id, sequence)),
     snapshot: (id) =>
-      onStream("snapshot", id, (streamId) =>
-        Effect.flatMap(fetch(streamId), (root) => commitSnapshot(definition, store, root))
-      ),
-    history: (id) => history(definition, store, onStream("history", id, Effect.succeed))
+      onValid("snapshot", id, () => Effect.flatMap(fetch(id), (root) => commitSnapshot(definition, store, root))),
+    history: (id) =>
+      history(
+        definition,
+        store,
+        onValid("history", id, () => Effect.succeed(streamIdOf(id)))
+      )
   }
 }
 
 const replay = <State, A extends Tagged>(
   definition: AggregateDefinition<State, A>,
   store: StoreAdapterService,
-  streamId: string,
+  id: string,
   sequence: number
 ): Effect.Effect<State, ReadFailure> => {
   const refused = (message: string) => badInput(`${definition.name}.replay`, "sequence", message)
@@ -219,7 +228,7 @@ const replay = <State, A extends Tagged>(
     return refused(`must be an integer from 0 to ${maxSequence}`)
   }
   return Effect.flatMap(
-    load(definition, store, streamId, sequence),
+    load(definition, store, id, sequence),
     (root): Effect.Effect<State, ValidationError> =>
       root.sequence === sequence
         ? Effect.succeed(root.state)

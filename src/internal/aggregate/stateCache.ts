@@ -6,7 +6,7 @@
  *
  * - When an entry is released and there are more than `capacity`, the one that was not used for the longest time goes.
  * - A timer removes entries that were not used for `idleTimeToLive`.
- * - When the layer closes, all of them go.
+ * - When the layer closes, all of them go, those in use when they are released.
  *
  * An entry that is locked, or has a batch, is never removed: it would get a second lock.
  */
@@ -14,9 +14,10 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import type { CacheOptions } from "../../Aggregate.js"
-import type { FairLock, LockRequest } from "./fairLock.js"
+import type { FairLock } from "./fairLock.js"
 import type { CommandBatch } from "./groupCommit.js"
 import type { VersionedState } from "./loadState.js"
+import { addNewest, type Linked, makeUseOrder, remove } from "./useOrder.js"
 
 /** The options of a cache, with their defaults. */
 export interface CacheLimits {
@@ -25,8 +26,8 @@ export interface CacheLimits {
 }
 
 /** The entry of one aggregate. It is the aggregate's lock. */
-export interface AggregateEntry<State, E> extends FairLock {
-  readonly streamId: string
+export interface AggregateEntry<State, E> extends FairLock, Linked<AggregateEntry<State, E>> {
+  readonly id: string
   /** The newest state that is known to be stored. For a fresh id it is the initial state. */
   cached: VersionedState<State> | undefined
   /** Whether the store may have events after the cached state, so that it must be refreshed first. */
@@ -37,10 +38,12 @@ export interface AggregateEntry<State, E> extends FairLock {
 }
 
 export interface StateCache<State, E> {
+  /** Whether the aggregate has an entry. Only valid ids have one. */
+  readonly has: (id: string) => boolean
   /** The entry of the aggregate, made if there is none. The caller must lock it or release it. */
-  readonly entry: (streamId: string, now: number) => AggregateEntry<State, E>
+  readonly entry: (id: string, now: number) => AggregateEntry<State, E>
   /** The cached state, if there is one. */
-  readonly peek: (streamId: string, now: number) => VersionedState<State> | undefined
+  readonly peek: (id: string, now: number) => VersionedState<State> | undefined
   /** Caches a state that was read without the lock, unless a newer one than `previous` is cached meanwhile. */
   readonly put: (root: VersionedState<State>, previous: VersionedState<State> | undefined, now: number) => void
   /** Ends a use of the entry. */
@@ -62,33 +65,29 @@ export const cacheLimits = (name: string, options: CacheOptions | undefined): Ca
  */
 export const makeStateCache = <State, E>(
   { capacity, idleTimeToLive }: CacheLimits,
-  firstState: (streamId: string) => VersionedState<State> | undefined,
+  firstState: (id: string) => VersionedState<State> | undefined,
   currentTimeMillis: Effect.Effect<number>
 ): Effect.Effect<StateCache<State, E>, never, Scope.Scope> => {
-  // In order of use, the longest unused first.
   const entries = new Map<string, AggregateEntry<State, E>>()
+  // The entries that are not in use.
+  const order = makeUseOrder<AggregateEntry<State, E>>()
   const maxIdle = Duration.toMillis(idleTimeToLive)
 
-  // One iterator for all removals: a new one would walk through the gaps that removed entries leave in the Map.
-  let iterator = entries.values()
-  const removeOldest = (): void => {
-    for (let walks = 2; entries.size > capacity; ) {
-      const { done, value: oldest } = iterator.next()
-      if (done === true) {
-        if (--walks === 0) return
-        iterator = entries.values()
-      } else if (!isInUse(oldest)) entries.delete(oldest.streamId)
-    }
+  let isClosed = false
+  const discard = (unused: AggregateEntry<State, E>): void => {
+    entries.delete(unused.id)
+    remove(order, unused)
   }
 
-  const entry = (streamId: string, now: number): AggregateEntry<State, E> => {
-    const known = entries.get(streamId)
+  const entry = (id: string, now: number): AggregateEntry<State, E> => {
+    const known = entries.get(id)
     if (known === undefined) {
       // Without a cache a fresh id is not trusted either.
-      const made = makeEntry<State, E>(streamId, capacity === 0 ? undefined : firstState(streamId), now)
-      entries.set(streamId, made)
+      const made = makeEntry<State, E>(id, capacity === 0 ? undefined : firstState(id), now)
+      entries.set(id, made)
       return made
     }
+    remove(order, known)
     if (now - known.lastUsedAt > maxIdle && !isInUse(known)) known.cached = undefined
     known.lastUsedAt = now
     return known
@@ -96,15 +95,14 @@ export const makeStateCache = <State, E>(
 
   const release = (used: AggregateEntry<State, E>): void => {
     if (isInUse(used)) return
-    entries.delete(used.streamId)
-    if (used.cached === undefined || capacity === 0) return
-    entries.set(used.streamId, used)
-    removeOldest()
+    if (used.cached === undefined || capacity === 0 || isClosed) return discard(used)
+    addNewest(order, used)
+    while (entries.size > capacity && order.oldest !== undefined) discard(order.oldest)
   }
 
   const removeIdle = Effect.map(currentTimeMillis, (now) => {
     for (const each of entries.values()) {
-      if (now - each.lastUsedAt > maxIdle && !isInUse(each)) entries.delete(each.streamId)
+      if (now - each.lastUsedAt > maxIdle && !isInUse(each)) discard(each)
     }
   })
 
@@ -114,20 +112,20 @@ export const makeStateCache = <State, E>(
   // A program that still holds the service of a closed layer must not hold its states.
   const clearing = Effect.addFinalizer(() =>
     Effect.sync(() => {
-      entries.clear()
-      // The old iterator holds the entries that it has walked through.
-      iterator = entries.values()
+      isClosed = true
+      for (const each of entries.values()) if (!isInUse(each)) discard(each)
     })
   )
   return Effect.as(Effect.zipRight(removing, clearing), {
+    has: (id) => entries.has(id),
     entry,
     release,
-    peek: (streamId, now) => {
-      const known = entries.get(streamId)
+    peek: (id, now) => {
+      const known = entries.get(id)
       return known === undefined || now - known.lastUsedAt > maxIdle ? undefined : known.cached
     },
     put: (root, previous, now) => {
-      const known = entry(root.streamId, now)
+      const known = entry(root.id, now)
       if (known.cached === previous || known.cached === undefined || known.cached.sequence < root.sequence) {
         cacheState(known, root)
       }
@@ -143,8 +141,9 @@ export const makeStateCache = <State, E>(
 export const makeDetachedCache = <State, E>(): StateCache<State, E> => {
   let only: AggregateEntry<State, E> | undefined
   return {
-    entry: (streamId, now) => {
-      only ??= makeEntry(streamId, undefined, now)
+    has: () => false,
+    entry: (id, now) => {
+      only ??= makeEntry(id, undefined, now)
       return only
     },
     release: () => {},
@@ -167,16 +166,18 @@ export const markStale = <State, E>(entry: AggregateEntry<State, E>): void => {
 // --- internal ---
 
 const makeEntry = <State, E>(
-  streamId: string,
+  id: string,
   cached: VersionedState<State> | undefined,
   now: number
 ): AggregateEntry<State, E> => ({
-  streamId,
+  id,
   cached,
   isStale: false,
   lastUsedAt: now,
   isLocked: false,
-  requests: new Set<LockRequest>(),
+  requests: undefined,
+  older: undefined,
+  newer: undefined,
   batch: undefined
 })
 

@@ -1,6 +1,5 @@
 /**
- * Maps the ids that callers give to an aggregate to the ids of its streams in the store, and back. `definition.ts`
- * calls it.
+ * Maps the ids that callers give to an aggregate to the ids of its streams in the store. `definition.ts` calls it.
  */
 import type { StreamIds } from "../../Event.js"
 import { maxNameLength } from "../../Event.js"
@@ -10,8 +9,6 @@ import { isLongerThan, nameProblem } from "../codec/names.js"
 /** The streams of one aggregate. */
 export interface Streams {
   readonly streamId: (id: string) => string
-  /** The id of a stream id that `streamId` made. */
-  readonly idOf: (streamId: string) => string
   /** Why the value is no valid id, or `undefined`. */
   readonly problemOf: (id: unknown) => string | undefined
 }
@@ -24,13 +21,12 @@ export const makeStreams = (name: string, ids: StreamIds): Streams => {
     throw new TypeError(`streams of ${name} must be "byKind" or "plain", and is ${JSON.stringify(ids)}`)
   }
   if (ids === "plain") {
-    return { streamId: (id) => id, idOf: (streamId) => streamId, problemOf: (id) => nameProblem(id, maxNameLength) }
+    return { streamId: (id) => id, problemOf: (id) => nameProblem(id, maxNameLength) }
   }
   const prefix = `${name}/`
   const longest = maxNameLength - Array.from(prefix).length
   return {
     streamId: (id) => prefix + id,
-    idOf: (streamId) => streamId.slice(prefix.length),
     problemOf: (id) => {
       if (typeof id !== "string") return "must be a text"
       if (id === "") return "must not be empty"

@@ -4,7 +4,6 @@
  */
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
-import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
 import * as ParseResult from "effect/ParseResult"
 import * as Schema from "effect/Schema"
@@ -29,8 +28,17 @@ export type HandlerContext<F> = F extends (...args: infer _A) => Effect.Effect<i
 export interface EventCodec<A extends Tagged> {
   /** Returns the stored event. `UnreadableEvent` names aggregate, sequence and type. */
   readonly decode: (operation: string, stored: Event) => Either.Either<A, StoreError>
-  /** Returns the body to store, or the issues of the event. */
-  readonly encode: (event: A, index: number) => Either.Either<Record<string, unknown>, ReadonlyArray<ValidationIssue>>
+  /**
+   * Encodes an event, and decodes it again. Returns the body to store and the event as every later load will return it,
+   * or the issues of an event that can't be stored or read again.
+   */
+  readonly record: (event: A, index: number) => Either.Either<Recorded<A>, ReadonlyArray<ValidationIssue>>
+}
+
+/** An event that can be stored. */
+export interface Recorded<A> {
+  readonly body: Record<string, unknown>
+  readonly decoded: A
 }
 
 export const makeEventCodec = <A extends Tagged, I>(schema: Schema.Schema<A, I>): EventCodec<A> => {
@@ -49,13 +57,18 @@ export const makeEventCodec = <A extends Tagged, I>(schema: Schema.Schema<A, I>)
         unreadable(operation, stored, error.message, error)
       )
     },
-    encode: (event, index) => {
+    record: (event, index) => {
       const member = members.get(event?._tag)
       if (member === undefined) return Either.left([unknownTag([...members.keys()], event, index)])
-      return Either.mapBoth(member.encode(event), {
-        onLeft: (error) => parseIssues(error, index),
-        onRight: ({ _tag, ...body }) => withoutUndefined(body)
-      })
+      const encoded = member.encode(event)
+      if (Either.isLeft(encoded)) return Either.left(parseIssues(encoded.left, index))
+      const { _tag, ...fields } = encoded.right
+      const body = isFlat(fields) ? fields : withoutUndefined(fields)
+      // Without a change, the encoded event is what a load decodes.
+      const decoded = member.decode(body === fields ? encoded.right : taggedWith(event._tag, body))
+      return Either.isLeft(decoded)
+        ? Either.left([new ValidationIssue({ index, path: [], message: notDecoded(decoded.left.message) })])
+        : Either.right({ body, decoded: decoded.right })
     }
   }
 }
@@ -147,25 +160,22 @@ export const decodeInput = <A>(
   }).pipe(Effect.flatMap(Either.mapLeft((error) => new ValidationError({ operation, issues: parseIssues(error) }))))
 
 /**
- * Runs a decision, and maps the defect of a schema's class to `ValidationError`. The constructor of such a class throws
- * for values that the schema forbids, and in a decision these come from the command.
+ * Maps the defect of a schema's class in a decision to `ValidationError`. The constructor of such a class throws for
+ * values that the schema forbids, and in a decision these come from the command.
  */
 export const refusingBadInput = <A, E, R>(
   operation: string,
-  decide: () => Effect.Effect<A, E, R>
-): Effect.Effect<A, E | ValidationError, R> => {
-  const refused = (defect: unknown) =>
-    ParseResult.isParseError(defect)
-      ? Option.some(Effect.fail(new ValidationError({ operation, issues: parseIssues(defect) })))
-      : Option.none()
-  try {
-    const decision = decide()
-    // An exit can't throw.
-    return Exit.isExit(decision) ? decision : Effect.catchSomeDefect(decision, refused)
-  } catch (thrown) {
-    return Option.getOrElse(refused(thrown), () => Effect.die(thrown))
-  }
-}
+  decision: Effect.Effect<A, E, R>
+): Effect.Effect<A, E | ValidationError, R> =>
+  Effect.catchSomeDefect(decision, (defect) =>
+    ParseResult.isParseError(defect) ? Option.some(refusedInput(operation, defect)) : Option.none()
+  )
+
+/** The failure of a handler that threw: a `ValidationError` for the exception of a schema's class, else a defect. */
+export const refusedInput = (operation: string, thrown: unknown): Effect.Effect<never, ValidationError> =>
+  ParseResult.isParseError(thrown)
+    ? Effect.fail(new ValidationError({ operation, issues: parseIssues(thrown) }))
+    : Effect.die(thrown)
 
 /** Maps an exception of a schema's transformation to a `ParseError`. */
 export const guarded =
@@ -256,6 +266,15 @@ const fieldsOf = (ast: AST.AST): ReadonlyArray<AST.PropertySignature> | undefine
 const taggedWith = (tag: string, body: object): object =>
   "_tag" in body ? { ...body, _tag: tag } : { _tag: tag, ...body }
 
+/** Whether all values are defined, and none is a container. */
+const isFlat = (fields: Readonly<Record<string, unknown>>): boolean => {
+  for (const key of Object.keys(fields)) {
+    const value = fields[key]
+    if (value === undefined || (typeof value === "object" && value !== null)) return false
+  }
+  return true
+}
+
 const literalTagOf = (ast: AST.AST): string | undefined => {
   const encoded = AST.encodedAST(ast)
   if (!AST.isTypeLiteral(encoded)) return undefined
@@ -263,11 +282,13 @@ const literalTagOf = (ast: AST.AST): string | undefined => {
   return tag !== undefined && AST.isLiteral(tag) && typeof tag.literal === "string" ? tag.literal : undefined
 }
 
+const notDecoded = (why: string): string => `it can't be decoded: ${why}`
+
 const unreadable = (operation: string, stored: Event, why: string, cause?: unknown): StoreError =>
   new StoreError({
     reason: "UnreadableEvent",
     operation,
-    description: `it can't be decoded: ${why}`,
+    description: notDecoded(why),
     aggregateId: stored.aggregateId,
     sequence: stored.sequence,
     type: stored.type,

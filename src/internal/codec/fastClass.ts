@@ -1,6 +1,6 @@
 /**
- * Makes instances of simple `Schema.Class` and `Schema.TaggedClass` classes without their constructors. `fastSchema`
- * calls it when it decodes.
+ * Makes instances of simple `Schema.Class` and `Schema.TaggedClass` classes without their constructors, and recognizes
+ * their instances. `fastSchema` calls it when it decodes and encodes.
  *
  * The constructors are nine tenths of the time that decoding an event takes. Measured on Node 22 and two shared cores:
  * 10 000 events of a `Schema.TaggedClass` with four fields decode in 25 ms here. By the constructors it is 195 ms, and by
@@ -26,6 +26,41 @@ export type Fields = Readonly<Record<PropertyKey, unknown>>
  * constructor.
  */
 export const constructLike = (ast: AST.Transformation, fields: unknown, example: unknown): Construct | undefined => {
+  const found = simpleClassOf(ast, example)
+  if (found === undefined) return undefined
+  const { defaulted, isTagged, prototype } = found
+  if (isTagged) defaulted.delete("_tag")
+  const needed = [...defaulted]
+  const tag = isTagged ? { _tag: Reflect.get(found.example, "_tag") } : undefined
+  const construct: Construct = (fields) => {
+    for (const key of needed) if (fields[key] === undefined) return undefined
+    const instance = Object.create(prototype)
+    if (tag === undefined) return Object.assign(instance, fields)
+    const { _tag, ...rest } = fields
+    return Object.assign(instance, rest, tag)
+  }
+  const copy = construct(fields as Fields)
+  return copy !== undefined && isEqual(copy, found.example) ? construct : undefined
+}
+
+/**
+ * The prototype of the class of an example. An instance of that prototype is encoded by its fields alone, because the
+ * class lets its instances through as they are.
+ */
+export const prototypeOfClass = (ast: AST.Transformation, example: unknown): object | undefined =>
+  simpleClassOf(ast, example)?.prototype
+
+// --- internal ---
+
+interface SimpleClass {
+  readonly example: object
+  readonly prototype: object
+  readonly defaulted: Set<PropertyKey>
+  readonly isTagged: boolean
+}
+
+/** The class of an example, if nothing but the constructors of Effect's classes runs for its instances. */
+const simpleClassOf = (ast: AST.Transformation, example: unknown): SimpleClass | undefined => {
   if (typeof example !== "object" || example === null) return undefined
   const prototype: unknown = Object.getPrototypeOf(example)
   const made = (prototype as { readonly constructor?: unknown } | null)?.constructor
@@ -40,21 +75,8 @@ export const constructLike = (ast: AST.Transformation, fields: unknown, example:
     isTagged ||= text === textOfTaggedClass
     if (text === textOfClass) for (const key of defaultedIn(above)) defaulted.add(key)
   }
-  if (isTagged) defaulted.delete("_tag")
-  const needed = [...defaulted]
-  const tag = isTagged ? { _tag: Reflect.get(example, "_tag") } : undefined
-  const construct: Construct = (fields) => {
-    for (const key of needed) if (fields[key] === undefined) return undefined
-    const instance = Object.create(prototype as object)
-    if (tag === undefined) return Object.assign(instance, fields)
-    const { _tag, ...rest } = fields
-    return Object.assign(instance, rest, tag)
-  }
-  const copy = construct(fields as Fields)
-  return copy !== undefined && isEqual(copy, example) ? construct : undefined
+  return { example, prototype: made.prototype, defaulted, isTagged }
 }
-
-// --- internal ---
 
 const isSameClass = (made: unknown, ast: AST.Transformation): boolean => {
   const found = Schema.isSchema(made) ? made.ast : undefined

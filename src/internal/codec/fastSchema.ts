@@ -12,7 +12,7 @@ import * as Option from "effect/Option"
 import * as ParseResult from "effect/ParseResult"
 import * as Schema from "effect/Schema"
 import * as AST from "effect/SchemaAST"
-import { type Construct, constructLike, type Fields } from "./fastClass.js"
+import { type Construct, constructLike, type Fields, prototypeOfClass } from "./fastClass.js"
 import { countProtoKeys, protoKey, setProperty, takesProtoKey } from "./protoKey.js"
 
 type Parse<A> = (u: unknown) => Either.Either<A, ParseResult.ParseError>
@@ -236,9 +236,39 @@ const ofTransformation = (ast: AST.Transformation, direction: Direction): FastPa
     const transformed = transform(value, AST.defaultParseOption, ast, u)
     return Either.isEither(transformed) && Either.isRight(transformed) ? to(transformed.right) : fallback
   }
-  // The first instance shows how further ones are made.
+  const parse: FastParse = (u) => {
+    const value = from(u)
+    return value === fallback ? fallback : finish(value, u)
+  }
+  return AST.isDeclaration(ast.to) ? ofClass(ast, direction, { from, to, finish, parse }) : parse
+}
+
+/** The parts of a transformation. */
+interface Steps {
+  readonly from: FastParse
+  readonly to: FastParse
+  readonly finish: (value: unknown, u: unknown) => unknown
+  readonly parse: FastParse
+}
+
+/** The transformation of a class. An instance shows how further ones are made or recognized. */
+const ofClass = (ast: AST.Transformation, direction: Direction, { finish, from, parse, to }: Steps): FastParse => {
+  if (direction === "encoding") {
+    let tried: object | undefined
+    let known: object | undefined
+    return (u) => {
+      const prototype = Object.getPrototypeOf(u)
+      if (prototype === known && known !== undefined) return to(u)
+      const parsed = parse(u)
+      if (prototype !== tried && parsed !== fallback) {
+        tried = prototype
+        known = prototypeOfClass(ast, u)
+      }
+      return parsed
+    }
+  }
   let construct: Construct | undefined
-  let isKnown = direction === "encoding" || !AST.isDeclaration(ast.to)
+  let isKnown = false
   return (u) => {
     const value = from(u)
     if (value === fallback) return fallback

@@ -96,30 +96,55 @@ export const thrownMessage = (thrown: unknown): string => {
 const flatText = (value: unknown): string | undefined => {
   try {
     if (typeof value !== "object" || value === null || !isPlain(value)) return undefined
-    let written = "{"
+    let written = ""
     for (const key of Object.keys(value)) {
-      const current = value[key]
-      const isSimple =
-        typeof current === "string"
-          ? textProblem(current) === undefined
-          : typeof current === "number"
-            ? Number.isFinite(current)
-            : typeof current === "boolean" || current === null
-      if (!isSimple || textProblem(key) !== undefined || written.length > maxFlat) return undefined
-      written += `${written === "{" ? "" : ","}${JSON.stringify(key)}:${scalarText(current)}`
+      const [name, text] = [keyText(key), simpleText(value[key])]
+      if (name === undefined || text === undefined || written.length > maxFlat) return undefined
+      written += written === "" ? name + text : `,${name}${text}`
     }
-    return Object.getOwnPropertySymbols(value).length === 0 && written.length <= maxFlat ? `${written}}` : undefined
+    return Object.getOwnPropertySymbols(value).length === 0 && written.length <= maxFlat ? `{${written}}` : undefined
   } catch {
     // A getter or a proxy that throws.
     return undefined
   }
 }
 
+/** The text of a value that is no container, or undefined if it can't be stored. */
+const simpleText = (value: unknown): string | undefined => {
+  switch (typeof value) {
+    case "string":
+      return textProblem(value) === undefined ? JSON.stringify(value) : undefined
+    case "number":
+      return Number.isFinite(value) ? scalarText(value) : undefined
+    case "boolean":
+      return value ? "true" : "false"
+    default:
+      return value === null ? "null" : undefined
+  }
+}
+
+/** The text of a key and its colon, or undefined if the key can't be stored. */
+const keyText = (key: string): string | undefined => {
+  const known = keyTexts.get(key)
+  if (known !== undefined) return known
+  if (textProblem(key) !== undefined) return undefined
+  const text = `${JSON.stringify(key)}:`
+  if (keyTexts.size < maxKeys && key.length <= maxKeyLength) keyTexts.set(key, text)
+  return text
+}
+
+/** The texts of the first keys that were written. The fields of all events of a program are few. */
+const keyTexts = new Map<string, string>()
+
+const maxKeys = 1000
+
+const maxKeyLength = 50
+
 /** The maximum text of the fast path, in characters. */
 const maxFlat = 10_000
 
-/** The text of a value that is no container. `JSON.stringify` drops the sign of -0. */
-const scalarText = (value: unknown): string => (Object.is(value, -0) ? "-0" : JSON.stringify(value))
+/** The text of a finite number. `JSON.stringify` drops the sign of -0. */
+const scalarText = (value: number): string => (Object.is(value, -0) ? "-0" : String(value))
 
 const checkedText = (value: unknown, report: Report): string | undefined => {
   let problems = 0

@@ -18,50 +18,7 @@ import { yieldWhenDue } from "../runtime/macrotask.js"
 import { maxPageBytes } from "../store/pageBytes.js"
 import { validateFeedRead } from "../store/readOptions.js"
 import { decodeEvent, sizeOf, validateStreamPosition } from "../store/storedRecord.js"
-
-/**
- * The log: all committed events in their order. `MemoryStore` appends to it, and the feed and the subscriptions read
- * it.
- */
-export class MemoryLog {
-  private readonly events: Array<StoredEvent> = []
-  /** The indexes of the events of each aggregate, whose sequences begin with 1. */
-  private readonly places = new Map<string, Array<number>>()
-  private readonly waiting = new Set<() => void>()
-
-  get length(): number {
-    return this.events.length
-  }
-
-  at(index: number): StoredEvent | undefined {
-    return this.events[index]
-  }
-
-  push(event: StoredEvent): void {
-    const places = this.places.get(event.aggregateId)
-    if (places === undefined) this.places.set(event.aggregateId, [this.events.length])
-    else places.push(this.events.length)
-    this.events.push(event)
-    for (const wake of this.waiting) wake()
-  }
-
-  indexOf(aggregateId: string, sequence: number): number | undefined {
-    return this.places.get(aggregateId)?.[sequence - 1]
-  }
-
-  /** Waits until the log has more events. */
-  longerThan(length: number): Effect.Effect<void> {
-    return Effect.async((resume) => {
-      if (this.events.length > length) return resume(Effect.void)
-      const wake = () => {
-        this.waiting.delete(wake)
-        resume(Effect.void)
-      }
-      this.waiting.add(wake)
-      return Effect.sync(() => this.waiting.delete(wake))
-    })
-  }
-}
+import type { MemoryLog } from "./log.js"
 
 /** The first events of a list that fit into a page, at least one. */
 export const pageFrom = (events: ReadonlyArray<StoredEvent>): ReadonlyArray<StoredEvent> => {

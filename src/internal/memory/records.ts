@@ -6,7 +6,7 @@ import type { StoredEvent } from "../../Event.js"
 import type { StoredSnapshot } from "../../Snapshot.js"
 import type { SequenceRange } from "../../StoreAdapter.js"
 import { RetryCommand } from "../../StoreError.js"
-import type { MemoryLog } from "./feed.js"
+import { MemoryLog } from "./log.js"
 
 /** The committed records, or the records that an open transaction adds to the ones around it. */
 export class Records {
@@ -15,42 +15,31 @@ export class Records {
   /** How many transactions hold the lock or wait for it. */
   transactions = 0
   closed = false
-  private readonly events = new Map<string, Array<StoredEvent>>()
-  /** The events of a transaction in the order in which it wrote them, which is their order in the feed. */
-  private readonly written: Array<StoredEvent> = []
   private readonly snapshots = new Map<string, StoredSnapshot>()
 
   constructor(
     private readonly outer?: Records,
-    /** The log of the feed; only the committed records have it. */
-    private readonly log?: MemoryLog
+    /** The events, in the order in which they were written, which is their order in the feed. */
+    private readonly log: MemoryLog = new MemoryLog()
   ) {}
 
   /** The highest sequence of an aggregate; 0 without events. */
   head(aggregateId: string): number {
-    return this.events.get(aggregateId)?.at(-1)?.sequence ?? this.outer?.head(aggregateId) ?? 0
+    return this.log.last(aggregateId)?.sequence ?? this.outer?.head(aggregateId) ?? 0
   }
 
   event(aggregateId: string, sequence: number): StoredEvent | undefined {
-    const own = this.events.get(aggregateId)
-    const first = own?.[0]?.sequence ?? 1
-    return own !== undefined && sequence >= first ? own[sequence - first] : this.outer?.event(aggregateId, sequence)
+    const index = this.log.indexOf(aggregateId, sequence)
+    return index === undefined ? this.outer?.event(aggregateId, sequence) : this.log.at(index)
   }
 
   read(range: SequenceRange): ReadonlyArray<StoredEvent> {
-    const own = this.events.get(range.aggregateId) ?? []
-    // Sequences have no gaps, so the index of an event follows from the first sequence.
-    const first = own[0]?.sequence ?? 1
-    const found = own.slice(Math.max(range.minSequence - first, 0), Math.max(range.maxSequence - first + 1, 0))
+    const found = this.log.between(range.aggregateId, range.minSequence, range.maxSequence)
     return this.outer === undefined ? found : [...this.outer.read(range), ...found]
   }
 
   push(event: StoredEvent): void {
-    const stream = this.events.get(event.aggregateId)
-    if (stream === undefined) this.events.set(event.aggregateId, [event])
-    else stream.push(event)
-    if (this.outer === undefined) this.log?.push(event)
-    else this.written.push(event)
+    this.log.push(event)
   }
 
   snapshot(aggregateId: string): StoredSnapshot | undefined {
@@ -70,12 +59,11 @@ export class Records {
    */
   close(into: Records | undefined): void {
     if (into !== undefined) {
-      for (const event of this.written) into.push(event)
+      for (const event of this.log.all()) into.push(event)
       for (const snapshot of this.snapshots.values()) into.putSnapshot(snapshot)
     }
     this.closed = true
-    this.events.clear()
-    this.written.length = 0
+    this.log.clear()
     this.snapshots.clear()
   }
 }
@@ -85,16 +73,34 @@ export const append = (
   records: Records,
   events: ReadonlyArray<StoredEvent>
 ): Effect.Effect<"appended" | "duplicate", RetryCommand> => {
-  if (events.every((event) => records.event(event.aggregateId, event.sequence)?.timestamp === event.timestamp)) {
-    return Effect.succeed("duplicate")
+  const conflict = conflictOf(records, events)
+  if (conflict === undefined) {
+    for (const event of events) records.push(event)
+    return appended
+  }
+  const { aggregateId, sequence } = conflict
+  return events.every((event) => records.event(event.aggregateId, event.sequence)?.timestamp === event.timestamp)
+    ? duplicate
+    : Effect.fail(new RetryCommand({ aggregateId, sequence }))
+}
+
+// --- internal ---
+
+const appended = Effect.succeed("appended" as const)
+
+const duplicate = Effect.succeed("duplicate" as const)
+
+/** The first event whose sequence does not follow the head of its stream. */
+const conflictOf = (records: Records, events: ReadonlyArray<StoredEvent>): StoredEvent | undefined => {
+  const [only, ...others] = events
+  // The usual commit has one event, and needs no map of heads.
+  if (only !== undefined && others.length === 0) {
+    return only.sequence === records.head(only.aggregateId) + 1 ? undefined : only
   }
   const heads = new Map<string, number>()
-  for (const { aggregateId, sequence } of events) {
-    if (sequence !== (heads.get(aggregateId) ?? records.head(aggregateId)) + 1) {
-      return Effect.fail(new RetryCommand({ aggregateId, sequence }))
-    }
+  return events.find(({ aggregateId, sequence }) => {
+    const head = heads.get(aggregateId) ?? records.head(aggregateId)
     heads.set(aggregateId, sequence)
-  }
-  for (const event of events) records.push(event)
-  return Effect.succeed("appended")
+    return sequence !== head + 1
+  })
 }

@@ -18,7 +18,8 @@ import {
   type SubscriptionStoreService
 } from "../../SubscriptionStore.js"
 import { checkPosition } from "../store/readOptions.js"
-import { feedEventAt, type MemoryLog, sliceOf } from "./feed.js"
+import { feedEventAt, sliceOf } from "./feed.js"
+import type { MemoryLog } from "./log.js"
 
 export const makeMemorySubscriptions = (log: MemoryLog): SubscriptionStoreService => {
   const rows = new Map<string, Array<Row>>()

@@ -6,6 +6,7 @@ import * as Effect from "effect/Effect"
 import type * as Schedule from "effect/Schedule"
 import { StoreError } from "../../StoreError.js"
 import { isTransientSqlError, transientReasons } from "./sqlError.js"
+import { catchFailure } from "./syncEffect.js"
 
 /**
  * Settles a commit of unknown outcome by committing the same events again. If they were stored, that succeeds and writes nothing. Deciding
@@ -19,7 +20,7 @@ export const settleCommit = <E, R>(
   schedule: Schedule.Schedule<unknown>,
   commit: Effect.Effect<void, E | StoreError, R>
 ): Effect.Effect<void, E | StoreError, R> =>
-  Effect.catchAll(commit, (error) => {
+  catchFailure(commit, (error) => {
     if (!isRetryableCommit(error)) return Effect.fail(error)
     let unknown: StoreError | undefined
     const remember = (error: E | StoreError): E | StoreError => {

@@ -29,6 +29,21 @@ export const withSpanIfTracedIn = <A, E, R>(
     ? effect
     : (Effect.withSpan(effect, name, { ...options(), captureStackTrace: false }) as Effect.Effect<A, E, R>)
 
+/** Makes an effect of this fiber, and gives it a span unless the program has the default tracer. */
+export const makeInSpanIfTraced = <A, E, R>(
+  fiber: Fiber.RuntimeFiber<unknown, unknown>,
+  name: string,
+  options: () => Tracer.SpanOptions,
+  make: (fiber: Fiber.RuntimeFiber<unknown, unknown>) => Effect.Effect<A, E, R>
+): Effect.Effect<A, E, R> =>
+  Context.get(fiber.currentDefaultServices, Tracer.Tracer) === defaultTracer
+    ? make(fiber)
+    : // The effect is made inside of the span, so that it reads a context with the span.
+      (Effect.withSpan(Effect.withFiberRuntime<A, E, R>(make), name, {
+        ...options(),
+        captureStackTrace: false
+      }) as Effect.Effect<A, E, R>)
+
 /** Gives the effect several spans, one for each statement of a batch, unless the program has the default tracer. */
 export const withEachSpanIfTraced =
   (name: string, options: ReadonlyArray<Tracer.SpanOptions>) =>

@@ -7,7 +7,7 @@ import type { StoredSnapshot } from "../../Snapshot.js"
 import { RetryCommand } from "../../StoreError.js"
 import type { AppendResult } from "./commit/appendBatcher.js"
 import type { Commit } from "./commit/commitQueue.js"
-import type { CommitStatements } from "./commit/commitWithStatements.js"
+import { type CommitStatements, otherIsolation } from "./commit/commitWithStatements.js"
 import type { CommandRunner } from "./pg/commandRunner.js"
 import type { Rows } from "./pg/driver.js"
 import { checkStillOpen } from "./pg/transaction.js"
@@ -34,22 +34,21 @@ export const makeCommitStatements = (
     `select ${checkStillOpen}, ${textOf(sql`${schema}.check_constraints(), ${schema}.place_in_feed(${p}, ${p})`)}`
   )
   const [table] = sql`${schema}.event_log`.compile()
-  const lone = Array.from({ length: maxLone }, (_, index) => prepare(insertText(table, index + 1)))
+  const inserts = Array.from({ length: maxInserted }, (_, index) => prepare(insertText(table, index + 1)))
+  const insertsOrRaises = Array.from({ length: maxInserted }, (_, index) =>
+    prepare(insertOrRaiseText(table, index + 1))
+  )
 
   return {
     append: (commits, { allOrNothing, checksSnapshot, lockTimeout }) => ({
       ...(checksSnapshot === true ? checked : appending),
       values: [lockTimeout === true ? "100ms" : null, allOrNothing === true, ...columnsOf(commits)]
     }),
-    insert: (events) => {
-      const insert = lone[events.length - 1]
+    insert: (events, { orRaise }) => {
       const [first] = events
-      if (
-        insert === undefined ||
-        first === undefined ||
-        events.some((event) => event.aggregateId !== first.aggregateId)
-      )
-        return undefined
+      const insert = (orRaise ? insertsOrRaises : inserts)[events.length - 1]
+      if (insert === undefined || first === undefined) return undefined
+      if (events.some(({ aggregateId }) => aggregateId !== first.aggregateId)) return undefined
       const values: Array<string> = [first.aggregateId, String(first.sequence)]
       for (const { body, metadata, timestamp, type } of events) values.push(type, body, metadata, timestamp)
       return { text: insert.text, name: insert.name, values }
@@ -81,31 +80,49 @@ export const upsertSnapshot = (
 // --- internal ---
 
 /** How many events of one aggregate `insert` takes. */
-const maxLone = 8
+const maxInserted = 8
+
+const insertText = (table: string, events: number): string =>
+  events === 1 ? insertFirst(table) : `with first as (${insertFirst(table)}) ${insertOthers(table, events - 1)}`
 
 /**
- * Inserts events of one aggregate, all or none, and returns a row if it did. The first event is inserted if the one before it is stored and
- * it is not. The others follow if it was, and their conflict, which only a stream with a gap can have, fails the statement.
+ * Fails if it does not insert all events, or if the isolation is not that of the store's transactions, because a text that is no boolean can't
+ * be cast to one. More statements may follow in the same round trip, so it records that the transaction has begun.
+ */
+const insertOrRaiseText = (table: string, events: number): string => {
+  const others = events === 1 ? "" : `, others as (${insertOthers(table, events - 1)})`
+  const written = `(select count(*) from first)${events === 1 ? "" : " + (select count(*) from others)"}`
+  return `with first as (${insertFirst(table)})${others}
+    select set_config('effect_maestro.begun', 'yes', true), (case
+      when current_setting('transaction_isolation') <> 'read committed' then 'effect-maestro: ${otherIsolation}'
+      when ${written} = ${events} then 'yes' else 'effect-maestro: not all of it was written' end)::boolean`
+}
+
+/**
+ * Inserts the first of several events, if the one before it is stored and it is not.
  *
  * The feed key is right by its default: it is the id of the transaction, which gets it during the insert, after the snapshot of the statement.
  */
-const insertText = (table: string, events: number): string => {
-  const columns = `insert into ${table} (aggregate_id, sequence, type, body, metadata, "timestamp")`
-  const first = `${columns}
+const insertFirst = (table: string): string =>
+  `${insertInto(table)}
     select $1, $2::int, $3, $4::json, $5::json, $6::uuid
     where $2::int = 1 or exists (select 1 from ${table} where aggregate_id = $1 and sequence = $2::int - 1)
     on conflict (aggregate_id, sequence) do nothing returning sequence`
-  if (events === 1) return first
-  const others = Array.from({ length: events - 1 }, (_, index) => {
+
+/** The others follow if the first was inserted. Their conflict, which only a stream with a gap can have, fails the statement. */
+const insertOthers = (table: string, events: number): string => {
+  const others = Array.from({ length: events }, (_, index) => {
     const [type, body, metadata, timestamp] = [7, 8, 9, 10].map((column) => `$${column + 4 * index}`)
     return `(${index + 1}, ${type}, ${body}::json, ${metadata}::json, ${timestamp}::uuid)`
   })
-  return `with first as (${first})
-    ${columns}
+  return `${insertInto(table)}
     select $1, first.sequence + other.place, other.type, other.body, other.metadata, other."timestamp"
     from first, (values ${others.join(", ")}) as other (place, type, body, metadata, "timestamp")
     order by other.place returning sequence`
 }
+
+const insertInto = (table: string): string =>
+  `insert into ${table} (aggregate_id, sequence, type, body, metadata, "timestamp")`
 
 /** The results by the numbers of the commits, from what `commit_events` returned. A commit that was written is left out. */
 const resultsOf = ([row]: Rows): ReadonlyArray<AppendResult> => {

@@ -42,16 +42,18 @@ import type { LogTable } from "../store/pageBytes.js"
 import { validateFeedRead } from "../store/readOptions.js"
 import { validateStreamPosition } from "../store/storedRecord.js"
 import { andMatches, isAfter, isShown } from "./feedConditions.js"
-import { readHead, readHeadChange } from "./feedHead.js"
-import { readPage } from "./feedPage.js"
+import { makeHeadReads } from "./feedHead.js"
+import { makePageReader } from "./feedPage.js"
 import { type HeadChange, makeHeadWatcher } from "./headWatcher.js"
 import { heldBackOf, selectHeldBack } from "./heldBack.js"
 import type { Notifications } from "./notifications.js"
+import type { CommandRunner } from "./pg/commandRunner.js"
 import { execute } from "./pg/execute.js"
 import { type PositionRow, positionOf } from "./position.js"
 
 export const makeSqlFeed = (
   log: LogTable,
+  runner: CommandRunner,
   notifications: Notifications,
   pollInterval: number
 ): Effect.Effect<EventFeedService, never, Scope.Scope> => {
@@ -61,22 +63,28 @@ export const makeSqlFeed = (
   const query = <A>(statement: Effect.Effect<A, SqlError>): Effect.Effect<A, StoreError> =>
     execute(sql, { operation, phase: "reading" }, statement)
 
-  const head = readHead(log, query)
+  const readPage = makePageReader(log, runner, query)
+  const { changeSince, head } = makeHeadReads(log, runner)
 
   const poll = (since: Position | undefined): Effect.Effect<HeadChange, StoreError> =>
     since === undefined
-      ? Effect.map(head, (position): HeadChange => ({ head: position, contents: undefined }))
-      : readHeadChange(log, query, since)
+      ? Effect.map(head, (position): HeadChange => ({ head: position, contents: undefined, more: false }))
+      : changeSince(since)
 
   return Effect.map(
     makeHeadWatcher(poll, notifications, pollInterval),
-    (awaitAppend): EventFeedService => ({
+    (watcher): EventFeedService => ({
       read: (options) =>
-        Effect.flatMap(validateFeedRead(options), (page) =>
-          readPage(log, page, query).pipe(
-            withSpanIfTraced("EventFeed.read", { attributes: { after: page.after, limit: page.limit } })
+        Effect.flatMap(validateFeedRead(options), (options) => {
+          const signals = watcher.signals()
+          return readPage(options).pipe(
+            Effect.tap(({ more, position }) => {
+              if (!more) watcher.endRead(position, signals)
+              return Effect.void
+            }),
+            withSpanIfTraced("EventFeed.read", { attributes: { after: options.after, limit: options.limit } })
           )
-        ),
+        }),
       head: head.pipe(withSpanIfTraced("EventFeed.head", {})),
       count: (options) =>
         Effect.flatMap(validateFeedRead(options), ({ after, filter }) =>
@@ -102,7 +110,8 @@ export const makeSqlFeed = (
             ([row]) => Option.map(Option.fromNullable(row), positionOf)
           )
         ),
-      awaitAppend: (after, filter) => Effect.zipRight(validateFeedRead({ after, filter }), awaitAppend(after, filter))
+      awaitAppend: (after, filter) =>
+        Effect.zipRight(validateFeedRead({ after, filter }), watcher.awaitAppend(after, filter))
     })
   )
 }

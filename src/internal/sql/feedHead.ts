@@ -2,39 +2,46 @@
  * The head of the feed, and how it changed since a position. `feed.ts` and its head watcher read it.
  */
 import type * as SqlClient from "@effect/sql/SqlClient"
-import type { SqlError } from "@effect/sql/SqlError"
 import type * as Statement from "@effect/sql/Statement"
 import * as Effect from "effect/Effect"
-import type { Position } from "../../EventFeed.js"
+import { beginning, type Position } from "../../EventFeed.js"
 import { StoreError } from "../../StoreError.js"
 import type { LogTable } from "../store/pageBytes.js"
 import { isAfter, isShown, kindOf } from "./feedConditions.js"
 import type { HeadChange } from "./headWatcher.js"
-import { type PositionRow, positionOf } from "./position.js"
+import type { CommandRunner } from "./pg/commandRunner.js"
+import type { Command } from "./pg/driver.js"
+import { executeCommand } from "./pg/execute.js"
+import { columnsOf, positionOf } from "./position.js"
 
-/** Runs a statement about the feed. */
-type Query = <A>(statement: Effect.Effect<A, SqlError>) => Effect.Effect<A, StoreError>
-
-/** The position of the last event that the feed shows. */
-export const readHead = ({ schema, sql }: LogTable, query: Query): Effect.Effect<Position, StoreError> =>
-  Effect.flatMap(query(selectHead(sql, schema)), ([row]) =>
-    row?.restored ? Effect.fail(restored()) : Effect.succeed(positionOf(row))
-  )
-
-/** The events that the feed shows after a position, up to `changeWindow` of them. */
-export const readHeadChange = (
-  { schema, sql }: LogTable,
-  query: Query,
-  since: Position
-): Effect.Effect<HeadChange, StoreError> =>
-  Effect.flatMap(query(selectHeadChange(sql, schema, since)), ([row]): Effect.Effect<HeadChange, StoreError> => {
-    if (row === undefined) return Effect.succeed({ head: since, contents: undefined })
-    if (row.restored) return Effect.fail(restored())
-    return Effect.succeed({
-      head: Number(row.events) === 0 ? since : positionOf(row),
-      contents: { types: namesOf(row.types), kinds: namesOf(row.kinds) }
-    })
-  })
+/** The reads of the head. Their texts are put together once, and are prepared. */
+export const makeHeadReads = ({ schema, sql }: LogTable, runner: CommandRunner) => {
+  const head = runner.prepare(selectHead(sql, schema).compile()[0])
+  const [changeText, [, , ...changeValues]] = selectHeadChange(sql, schema).compile()
+  const change = runner.prepare(changeText)
+  const run = (command: Command) => executeCommand(runner, { operation: "EventFeed", phase: "reading" }, command)
+  return {
+    /** The position of the last event that the feed shows. */
+    head: Effect.flatMap(run({ ...head, values: [] }), ([row]): Effect.Effect<Position, StoreError> => {
+      const [feed_key = null, position = null, isRestored] = row ?? []
+      return isRestored === "true" ? Effect.fail(restored()) : Effect.succeed(positionOf({ feed_key, position }))
+    }),
+    /** The events that the feed shows after a position, up to `changeWindow` of them. */
+    changeSince: (since: Position): Effect.Effect<HeadChange, StoreError> =>
+      Effect.flatMap(
+        run({ ...change, values: [...columnsOf(since), ...changeValues] }),
+        ([row]): Effect.Effect<HeadChange, StoreError> => {
+          const [feed_key = null, position = null, events, types = null, kinds = null, isRestored] = row ?? []
+          if (isRestored === "true") return Effect.fail(restored())
+          return Effect.succeed({
+            head: Number(events ?? 0) === 0 ? since : positionOf({ feed_key, position }),
+            contents: { types: namesOf(types), kinds: namesOf(kinds) },
+            more: Number(events) === changeWindow
+          })
+        }
+      )
+  }
+}
 
 // --- internal ---
 
@@ -42,31 +49,23 @@ export const readHeadChange = (
 const changeWindow = 5000
 
 const selectHead = (sql: SqlClient.SqlClient, schema: Statement.Fragment) =>
-  sql<
-    PositionRow & { readonly restored: boolean }
-  >`select h.feed_key::text, h.position::text, ${hasFutureKeys(sql, schema)} as restored
+  sql`select h.feed_key::text, h.position::text, (${hasFutureKeys(sql, schema)})::text as restored
     from (select 1) one left join lateral (
       select feed_key, position from ${schema}.event_log where ${isShown(sql)}
       order by feed_key desc, position desc limit 1
     ) h on true`
 
-interface HeadChangeRow extends PositionRow {
-  readonly events: number
-  readonly types: string | null
-  readonly kinds: string | null
-  readonly restored: boolean
-}
-
-const selectHeadChange = (sql: SqlClient.SqlClient, schema: Statement.Fragment, since: Position) =>
-  sql<HeadChangeRow>`with change as materialized (
+/** Its first two parameters are the position. */
+const selectHeadChange = (sql: SqlClient.SqlClient, schema: Statement.Fragment) =>
+  sql`with change as materialized (
       select feed_key, position, type, ${kindOf(sql)} as kind from ${schema}.event_log
-      where ${isAfter(sql, since)} and ${isShown(sql)}
+      where ${isAfter(sql, beginning)} and ${isShown(sql)}
       order by feed_key, position limit ${changeWindow}
     )
     select h.feed_key::text, h.position::text, k.events, k.types, k.kinds,
-      ${hasFutureKeys(sql, schema)} as restored
+      (${hasFutureKeys(sql, schema)})::text as restored
     from (
-      select count(*)::int as events, json_agg(distinct type)::text as types, json_agg(distinct kind)::text as kinds
+      select count(*)::text as events, json_agg(distinct type)::text as types, json_agg(distinct kind)::text as kinds
       from change
     ) k left join lateral (
       select feed_key, position from change order by feed_key desc, position desc limit 1
@@ -75,17 +74,21 @@ const selectHeadChange = (sql: SqlClient.SqlClient, schema: Statement.Fragment, 
 /**
  * Whether an event has the key of a transaction that has not begun. Such events were restored from another database.
  * The keys of the current transaction are excepted, because it sees its own events, whose keys may be above its snapshot.
+ *
+ * The highest key is read from the index. For `exists (… where feed_key >= …)` the planner scans the whole log while the table has no
+ * statistics, or old ones, because it expects to find a row soon.
  */
 const hasFutureKeys = (sql: SqlClient.SqlClient, schema: Statement.Fragment) =>
-  sql`exists (
-    select 1 from ${schema}.event_log where feed_key >= pg_snapshot_xmax(pg_current_snapshot())
+  sql`coalesce((
+    select feed_key >= pg_snapshot_xmax(pg_current_snapshot())
       and feed_key > coalesce(
         greatest(pg_current_xact_id_if_assigned(), nullif(current_setting('effect_maestro.feed_key', true), '')::xid8),
         '0'::xid8
       )
-  )`
+    from ${schema}.event_log order by feed_key desc, position desc limit 1
+  ), false)`
 
-const namesOf = (json: string | null): ReadonlySet<string> => new Set(json === null ? [] : JSON.parse(json))
+const namesOf = (json: string | null): ReadonlyArray<string> => (json === null ? [] : JSON.parse(json))
 
 const restored = (): StoreError =>
   new StoreError({

@@ -11,7 +11,10 @@ import type { StoreError } from "../../StoreError.js"
 import { type Contents, fitting, isComplete, type LogTable, smallOrNull } from "../store/pageBytes.js"
 import { andMatches, isAfter, isShown, kindOf, matches } from "./feedConditions.js"
 import { type FeedRow, feedColumns, feedEventsOf, positionColumns, positionOfFeedRow } from "./feedRows.js"
-import { rowValue } from "./position.js"
+import type { CommandRunner } from "./pg/commandRunner.js"
+import type { Command, Rows } from "./pg/driver.js"
+import { executeCommand } from "./pg/execute.js"
+import { columnsOf, rowValue } from "./position.js"
 
 /** The options of a read, with their defaults. */
 export interface PageOptions {
@@ -20,25 +23,55 @@ export interface PageOptions {
   readonly filter: Filter | undefined
 }
 
-/** Reads a page. `query` runs a statement; a second one runs where the first has left out large values. */
-export const readPage = (
+/**
+ * Reads pages. The text for a filter and a limit is put together once, and is prepared. A second statement runs where the
+ * first has left out large values.
+ */
+export const makePageReader = (
   log: LogTable,
-  options: PageOptions,
+  runner: CommandRunner,
   query: <A>(statement: Effect.Effect<A, SqlError>) => Effect.Effect<A, StoreError>
-): Effect.Effect<Page, StoreError> =>
-  Effect.flatMap(query(selectPage(log, options)), (rows): Effect.Effect<Page, StoreError> => {
-    const windowEnd = rows.findLast(({ scanned }) => scanned !== null && scanned !== undefined)
-    const found = windowEnd === undefined ? rows : rows.filter((row) => row !== windowEnd)
-    const first = found.slice(0, options.limit)
-    if (first.every(isComplete)) {
-      return Effect.succeed(pageOf(options, first, found.length > options.limit, windowEnd))
+) => {
+  const known = new Map<string, Command>()
+
+  const commandFor = ({ filter, limit }: PageOptions): Command => {
+    const key = JSON.stringify([limit, filter])
+    const command = known.get(key)
+    if (command !== undefined) return command
+    const [text, values] = selectPage(log, { after: placeholder, filter, limit }).compile()
+    if (known.size >= maxKnown) return { text, values }
+    const prepared = { ...runner.prepare(text), values }
+    known.set(key, prepared)
+    return prepared
+  }
+
+  const readRows = (options: PageOptions) => {
+    const { values, ...text } = commandFor(options)
+    const [feedKey, position] = columnsOf(options.after)
+    const command = {
+      ...text,
+      values: values.map((value) => (value === feedKeyValue ? feedKey : value === positionValue ? position : value))
     }
-    const last = first.at(-1)
-    const upTo = last === undefined ? undefined : positionOfFeedRow(last)
-    return Effect.map(query(selectFittingPage(log, { ...options, upTo })), (fitting) =>
-      pageOf(options, fitting, fitting.length < found.length, windowEnd)
+    return Effect.map(executeCommand(runner, { operation: "EventFeed", phase: "reading" }, command), (rows) =>
+      rows.map(smallRowOf)
     )
-  })
+  }
+
+  return (options: PageOptions): Effect.Effect<Page, StoreError> =>
+    Effect.flatMap(readRows(options), (rows): Effect.Effect<Page, StoreError> => {
+      const windowEnd = rows.findLast(({ scanned }) => scanned !== null && scanned !== undefined)
+      const found = windowEnd === undefined ? rows : rows.filter((row) => row !== windowEnd)
+      const first = found.slice(0, options.limit)
+      if (first.every(isComplete)) {
+        return Effect.succeed(pageOf(options, first, found.length > options.limit, windowEnd))
+      }
+      const last = first.at(-1)
+      const upTo = last === undefined ? undefined : positionOfFeedRow(last)
+      return Effect.map(query(selectFittingPage(log, { ...options, upTo })), (fitting) =>
+        pageOf(options, fitting, fitting.length < found.length, windowEnd)
+      )
+    })
+}
 
 /**
  * The rows after a position, as many as a page can have in bytes. `upTo` is the last event that the first statement
@@ -91,12 +124,20 @@ export const selectPageOfKinds = (
         order by feed_key desc, position desc limit 1
       )
     )
-    select ${feedColumns(sql, smallOrNull(sql, measuring, limit))}, null::int as scanned from page event_log
+    select ${feedColumns(sql, smallOrNull(sql, measuring, limit))}, null::text as scanned from page event_log
     union all
-    select ${positionColumns(sql)}, scanned::int from window_end`
+    select ${positionColumns(sql)}, scanned::text from window_end`
 }
 
 // --- internal ---
+
+/** For how many filters and limits the text is kept. */
+const maxKnown = 100
+
+// Values that stand for the position that the page begins after. No filter has them, because names have no NUL.
+const feedKeyValue = "\0feed_key"
+const positionValue = "\0position"
+const placeholder = `${feedKeyValue}-${positionValue}` as Position
 
 /** How many events one statement scans for matches of a filter. */
 const window = 10_000
@@ -106,8 +147,11 @@ type SmallRow = Omit<FeedRow, keyof Contents> & Contents
 
 /** A column that only the row at the end of the window has. */
 interface WindowRow {
-  readonly scanned?: number | null
+  readonly scanned?: string | null | undefined
 }
+
+const smallRowOf = ([position_and_id, timestamp, sequence, type, body, metadata, scanned]: Rows[number]) =>
+  ({ position_and_id, timestamp, sequence, type, body, metadata, scanned }) as unknown as SmallRow & WindowRow
 
 const selectPage = (log: LogTable, options: PageOptions) => {
   const { measuring, schema, sql } = log
@@ -131,13 +175,13 @@ const selectPage = (log: LogTable, options: PageOptions) => {
       ) counted order by scanned desc limit 1
     )
     (
-      select ${columns}, null::int as scanned from ${schema}.event_log
+      select ${columns}, null::text as scanned from ${schema}.event_log
       where ${isAfter(sql, after)} and (feed_key, position) <= (select feed_key, position from window_end)
         and ${matches(sql, filter)}
       order by event_log.feed_key, event_log.position limit ${limit + 1}
     )
     union all
-    select ${positionColumns(sql)}, scanned::int from window_end`
+    select ${positionColumns(sql)}, scanned::text from window_end`
 }
 
 const pageOf = (

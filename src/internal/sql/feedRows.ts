@@ -20,7 +20,7 @@ export const feedColumns = (
   sql: SqlClient.SqlClient,
   contents = sql.literal("body::text, metadata::text")
 ): Statement.Fragment =>
-  sql`feed_key::text || '-' || position::text || '.' || aggregate_id as position_and_id, timestamp::text, sequence, '.' || type as type, ${contents}`
+  sql`feed_key::text || '-' || position::text || '.' || aggregate_id as position_and_id, timestamp::text, sequence::text, '.' || type as type, ${contents}`
 
 /** The columns of a `FeedRow` that has a position and nothing else. */
 export const positionColumns = (sql: SqlClient.SqlClient): Statement.Fragment =>

@@ -1,9 +1,14 @@
 /**
  * Watches the head of the feed for all readers that wait for events. `feed.ts` makes one for each store.
  *
- * One poll serves all waiting readers. A commit in this process and a notification of the database trigger a poll;
- * otherwise it polls at the poll interval. After a triggered poll there is a cooldown in proportion to its duration, so
- * that polls take a small part of the database's time. It uses the live clock, because it waits for a database.
+ * A signal has the types and kinds of its events. It wakes the waiters whose filter may let one of them through, and these read their page
+ * themselves: the watcher would only find out what the signal has said. Other waiters sleep on, so they cost a commit no statement.
+ *
+ * A signal is a hint. So the watcher also polls the head for all waiters at the poll interval, and with growing delays after it has woken one,
+ * because the event of a signal may be held back, or be committed a little later. A signal of unknown events triggers a poll.
+ *
+ * Wake-ups are paced: a burst of signals wakes in batches, and those that come after a rest wake immediately. The watcher uses the live clock,
+ * because it waits for a database.
  */
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
@@ -15,27 +20,49 @@ import { withLiveClock } from "../runtime/clock.js"
 import { boundedInterruption } from "../runtime/interruption.js"
 import { isTransient } from "../runtime/retry.js"
 import type { Notifications } from "./notifications.js"
+import { type Contents, mayMatch, type Signal, SignalLog } from "./signal.js"
 
 /** The events that the feed shows after a position. */
 export interface HeadChange {
   /** The position of the last one. */
   readonly head: Position
-  /** Their types and kinds. Undefined where they are not known. */
-  readonly contents: { readonly types: ReadonlySet<string>; readonly kinds: ReadonlySet<string> } | undefined
+  readonly contents: Contents
+  /** Whether there may be more of them. */
+  readonly more: boolean
+}
+
+/** How readers wait. */
+export interface HeadWatcher {
+  /** `EventFeedService.awaitAppend`. */
+  readonly awaitAppend: (after: Position, filter?: Filter) => Effect.Effect<Position, StoreError>
+  /** The number of signals until now. */
+  readonly signals: () => number
+  /** A read that began after so many signals has found the end of the feed at the position. */
+  readonly endRead: (position: Position, signals: number) => void
 }
 
 /**
- * Starts the watcher in the scope, and returns `EventFeedService.awaitAppend`. `poll` reads what the feed shows after a
- * position; without one it reads the head.
+ * Starts the watcher in the scope. `poll` reads what the feed shows after a position; without one it reads the head.
  */
 export const makeHeadWatcher = (
   poll: (since: Position | undefined) => Effect.Effect<HeadChange, StoreError>,
-  notifications: Notifications,
+  notifications: Pick<Notifications, "listen" | "onCommit">,
   pollInterval: number
-): Effect.Effect<(after: Position, filter?: Filter) => Effect.Effect<Position, StoreError>, never, Scope.Scope> => {
+): Effect.Effect<HeadWatcher, never, Scope.Scope> => {
   const waiters = new Set<Waiter>()
+  const signals = new SignalLog()
+  /** For the ends of recent reads, how many signals had come when they began. */
+  const reads = new Map<Position, number>()
   let head: Position | undefined
-  let isSignalled = false
+  let isPollDue = false
+  /** Whether a waiter is to be resumed without a poll. */
+  let isWakeDue = false
+  let pollDelay = firstPollDelay
+  let polledAt = 0
+  /** When the next poll without a signal is due, by `performance.now`. */
+  let pollAt = 0
+  /** When the next wake-up by a signal is due at its pace. It may come earlier by `paceCredit`. */
+  let nextWake = 0
   let wakeWatcher: (() => void) | undefined
 
   const wake = () => {
@@ -44,13 +71,39 @@ export const makeHeadWatcher = (
     resume?.()
   }
 
-  const signal = () => {
-    isSignalled = true
-    if (waiters.size > 0) wake()
+  /** Begins with short delays again, because the event of a signal may be held back, or be committed a little later. */
+  const pollSoon = () => {
+    pollDelay = firstPollDelay
+    pollAt = Math.min(pollAt, Math.max(performance.now() + firstPollDelay, polledAt + shortestPollPause))
   }
 
   const resumeWaiter = (waiter: Waiter, exit: Exit.Exit<Position, StoreError>) => {
     if (waiters.delete(waiter)) waiter.resume(exit)
+  }
+
+  const resumeSignalled = () => {
+    isWakeDue = false
+    nextWake = Math.max(nextWake, performance.now()) + wakePause
+    for (const waiter of [...waiters]) if (waiter.isSignalled) resumeWaiter(waiter, Exit.succeed(waiter.after))
+    pollSoon()
+  }
+
+  const signal = ({ contents, isOpen }: Signal) => {
+    // The first waiter polls for all that has come before.
+    if (head === undefined && waiters.size === 0) return
+    signals.add(contents)
+    let concernsAny = false
+    for (const waiter of waiters) {
+      if (!mayMatch(contents, waiter.filter)) continue
+      concernsAny = true
+      if (contents === undefined) isPollDue = true
+      else if (!isOpen) waiter.isSignalled = isWakeDue = true
+    }
+    if (!concernsAny) return
+    pollSoon()
+    // Not by the watcher, which may be waiting for a poll.
+    if (isWakeDue && performance.now() >= nextWake - paceCredit) resumeSignalled()
+    wake()
   }
 
   const awaitWaiter = Effect.async<void>((resume) => {
@@ -58,30 +111,27 @@ export const makeHeadWatcher = (
     wakeWatcher = () => resume(Effect.void)
   })
 
-  /** Waits for a signal, for so many milliseconds at most. */
-  const awaitSignal = (millis: number): Effect.Effect<void> =>
-    Effect.async<void>((resume) => {
-      if (isSignalled) return resume(Effect.void)
-      const done = () => {
-        clearTimeout(timer)
-        wakeWatcher = undefined
-        resume(Effect.void)
-      }
-      const timer = setTimeout(done, millis)
-      wakeWatcher = done
-      return Effect.sync(() => clearTimeout(timer))
-    })
+  /** Waits until a poll or a wake-up is due, and returns whether a signal is the reason. */
+  const awaitDue: Effect.Effect<boolean> = Effect.async<boolean>((resume) => {
+    if (isPollDue || isWakeDue) return resume(Effect.succeed(true))
+    const millis = pollAt - performance.now()
+    if (millis <= 0) return resume(Effect.succeed(false))
+    const timer = setTimeout(wake, millis)
+    wakeWatcher = () => {
+      clearTimeout(timer)
+      resume(awaitDue)
+    }
+    return Effect.sync(() => clearTimeout(timer))
+  })
 
-  /** Resumes the waiters that the change may concern, and returns whether there was one. */
-  const notifyWaiters = (change: HeadChange, now: number): boolean => {
+  /** Resumes the waiters that the change may concern. */
+  const notifyWaiters = (change: HeadChange, now: number): void => {
     const before = head
-    let hasNotified = false
     head = change.head
     for (const waiter of [...waiters]) {
       if (order(change.head, waiter.after) > 0) {
-        if (before === undefined || order(waiter.after, before) < 0 || mayMatch(change, waiter.filter)) {
+        if (before === undefined || order(waiter.after, before) < 0 || mayMatch(change.contents, waiter.filter)) {
           resumeWaiter(waiter, Exit.succeed(waiter.after))
-          hasNotified = true
           continue
         }
         waiter.after = change.head
@@ -92,16 +142,15 @@ export const makeHeadWatcher = (
         resumeWaiter(waiter, Exit.succeed(waiter.after))
       }
     }
-    return hasNotified
   }
 
-  /**
-   * Polls, resumes waiters, and returns whether the poll found an event for one of them. A permanent failure fails all
-   * waiters.
-   */
+  /** Polls, resumes waiters, and returns whether there is more to poll for. A permanent failure fails all waiters. */
   const pollOnce = Effect.gen(function* () {
     const exit = yield* Effect.exit(poll(head))
-    if (Exit.isSuccess(exit)) return notifyWaiters(exit.value, yield* Clock.currentTimeMillis)
+    if (Exit.isSuccess(exit)) {
+      notifyWaiters(exit.value, yield* Clock.currentTimeMillis)
+      return exit.value.more
+    }
     if (exit.cause._tag !== "Fail" || !isTransient(exit.cause.error)) {
       for (const waiter of [...waiters]) resumeWaiter(waiter, Exit.failCause(exit.cause))
     }
@@ -109,29 +158,26 @@ export const makeHeadWatcher = (
   })
 
   const watch = Effect.gen(function* () {
-    let pollDelay = firstPollDelay
-    let cooldownUntil = 0
     for (;;) {
       if (waiters.size === 0) {
         yield* awaitWaiter
-        pollDelay = firstPollDelay
+        pollSoon()
       }
-      // Short delays at first, because a signalled event may be committed a little later, or held back by an older
-      // transaction.
-      yield* awaitSignal(pollDelay)
-      const cooldown = cooldownUntil - (yield* Clock.currentTimeMillis) - cooldownCredit
-      if (cooldown > 0) yield* Effect.sleep(Math.min(cooldown, maxCooldown, pollInterval))
-      const isTriggered = isSignalled
-      // Cleared before the poll, because the poll may miss an event that is signalled while it runs.
-      isSignalled = false
-      const began = yield* Clock.currentTimeMillis
-      const hasNotified = yield* pollOnce
-      const ended = yield* Clock.currentTimeMillis
-      if (isTriggered) {
-        const factor = hasNotified ? cooldownFactor : idleCooldownFactor
-        cooldownUntil = Math.max(cooldownUntil, ended) + (ended - began) * factor
+      const isTriggered = yield* awaitDue
+      const early = isTriggered ? nextWake - paceCredit - performance.now() : 0
+      if (early > 0) yield* Effect.sleep(Math.min(early, pollInterval))
+      const began = performance.now()
+      if (isWakeDue) resumeSignalled()
+      if (isPollDue || began >= pollAt) {
+        // Cleared before the poll, because the poll may miss an event that is signalled while it runs.
+        isPollDue = false
+        const more = yield* pollOnce
+        polledAt = performance.now()
+        pollDelay = isTriggered || more ? firstPollDelay : Math.min(pollDelay * 3, pollInterval)
+        pollAt = polledAt + pollDelay
+        const pause = Math.min(Math.max((polledAt - began) * pollPauseFactor, wakePause), maxPause)
+        if (isTriggered) nextWake = Math.max(nextWake, began) + pause
       }
-      pollDelay = isTriggered ? firstPollDelay : Math.min(pollDelay * 3, pollInterval)
     }
   })
 
@@ -156,16 +202,31 @@ export const makeHeadWatcher = (
     )
     yield* Effect.forkScoped(Effect.withTracerEnabled(withLiveClock(boundedInterruption(watch)), false))
     yield* Effect.forkScoped(withLiveClock(listen))
-    return (after, filter) =>
-      Effect.async<Position, StoreError>((resume) => {
-        if (head !== undefined && order(after, head) < 0) return resume(Effect.succeed(after))
-        const waiter: Waiter = { after, filter, movedAt: undefined, resume }
-        waiters.add(waiter)
-        // An earlier signal has been polled for, or still will be. Before the first poll there was none.
-        if (head === undefined) isSignalled = true
-        wake()
-        return Effect.sync(() => waiters.delete(waiter))
-      })
+    return {
+      awaitAppend: (after, filter) =>
+        Effect.async<Position, StoreError>((resume) => {
+          if (head !== undefined && order(after, head) < 0) return resume(Effect.succeed(after))
+          const waiter: Waiter = { after, filter, movedAt: undefined, isSignalled: false, resume }
+          waiters.add(waiter)
+          // A signal since the read began may be of an event that the read did not see.
+          const read = reads.get(after)
+          if (head === undefined || (read === undefined && signals.mayMatchSince(0, filter))) isPollDue = true
+          else if (read !== undefined && signals.mayMatchSince(read, filter)) waiter.isSignalled = isWakeDue = true
+          wake()
+          return Effect.sync(() => waiters.delete(waiter))
+        }),
+      signals: () => signals.count,
+      endRead: (position, before) => {
+        // As the last one, so that the oldest is the first.
+        reads.delete(position)
+        reads.set(position, before)
+        if (reads.size <= maxReads) return
+        for (const oldest of reads.keys()) {
+          reads.delete(oldest)
+          break
+        }
+      }
+    }
   })
 }
 
@@ -177,27 +238,24 @@ interface Waiter {
   readonly filter: Filter | undefined
   /** When `after` first moved, in milliseconds since 1970. */
   movedAt: number | undefined
+  /** Whether it is resumed without a poll. */
+  isSignalled: boolean
   readonly resume: (exit: Exit.Exit<Position, StoreError>) => void
 }
 
-/**
- * The cooldown after a triggered poll, as a multiple of its duration: where it found an event for a waiter, and where
- * it did not.
- */
-const cooldownFactor = 20
-const idleCooldownFactor = 80
+/** How many ends of reads are remembered: one for each partition that may run here. */
+const maxReads = 1000
 
 // In milliseconds.
 const firstPollDelay = 10
-/** As much of a cooldown is put off, so that the poll after a rest does not wait. */
-const cooldownCredit = 80
-const maxCooldown = 100
+/** Between two polls that follow wake-ups. */
+const shortestPollPause = 30
+/** The pace of wake-ups by signals, and how much of it a rest puts off. */
+const wakePause = 15
+const paceCredit = 75
+/** After a poll that a signal triggered, the pause is in proportion to the duration of the poll. */
+const pollPauseFactor = 10
+const maxPause = 100
 const reportMoveAfter = 2000
 const firstListenDelay = 250
 const longestListenDelay = 60_000
-
-/** Whether the filter may let through one of the events. */
-const mayMatch = ({ contents }: HeadChange, filter: Filter | undefined): boolean =>
-  contents === undefined ||
-  ((filter?.types === undefined || filter.types.some((type) => contents.types.has(type))) &&
-    (filter?.kinds === undefined || filter.kinds.some((kind) => contents.kinds.has(kind))))

@@ -4,16 +4,18 @@
  * Each statement has the fencing token in its condition. Where the row has another token, it changes nothing and fails
  * with `LeaseLost`.
  */
-import type { SqlError } from "@effect/sql/SqlError"
 import type * as Statement from "@effect/sql/Statement"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import type { Position } from "../../EventFeed.js"
-import type { StoreError } from "../../StoreError.js"
+import { StoreError } from "../../StoreError.js"
 import { type Attempts, type EventFailure, type Lease, LeaseLost, type LeaseOptions } from "../../SubscriptionStore.js"
 import { liveClock } from "../runtime/clock.js"
 import type { Notifications } from "./notifications.js"
-import { limitIdle, withTransaction } from "./pg/transaction.js"
+import type { CommandRunner } from "./pg/commandRunner.js"
+import type { Command } from "./pg/driver.js"
+import { executeCommand } from "./pg/execute.js"
+import { checkStillOpen, limitIdle, withTransactionFrom } from "./pg/transaction.js"
 import { columnsOf, type PositionRow, positionOf } from "./position.js"
 import type { StoreTables } from "./storeTables.js"
 import { isOfKey, leaseEnd, makeStatements, operation } from "./subscriptionStatements.js"
@@ -41,6 +43,7 @@ export const uptime: Effect.Effect<number> = Effect.map(liveClock.currentTimeNan
 
 export const makeHeldLease = (
   tables: StoreTables,
+  runner: CommandRunner,
   notifications: Notifications,
   { duration, key }: LeaseOptions,
   taken: TakenLease,
@@ -53,51 +56,63 @@ export const makeHeldLease = (
   const leaseLost = new LeaseLost({ subscription: key.name, partition: key.partition })
 
   /** Runs a statement that returns the row of the lease, if it is held. */
-  const whileHeld = <A>(statement: Effect.Effect<ReadonlyArray<A>, SqlError>) =>
-    Effect.flatMap(execute(statement), ([row]) => (row === undefined ? leaseLost : Effect.succeed(row)))
+  const whileHeld = <A>(statement: Effect.Effect<ReadonlyArray<A>, StoreError>) =>
+    Effect.flatMap(statement, ([row]) => (row === undefined ? leaseLost : Effect.succeed(row)))
 
-  const moveCheckpoint = (to: Position) => {
-    const [feedKey, position] = columnsOf(to)
-    return whileHeld(
-      sql`update ${schema}.subscriptions
-        set feed_key = ${feedKey}::xid8, position = ${position}::bigint, attempted = null,
-          leased_until = ${leaseEnd(sql, duration)}
-        where ${isHeld} returning token`
+  // The texts are put together once, with a placeholder for the position.
+  const moving = sql`update ${schema}.subscriptions
+    set feed_key = ${""}::xid8, position = ${""}::bigint, attempted = null, leased_until = ${leaseEnd(sql, duration)}
+    where ${isHeld} returning token::text`
+  const [moveText, [, , ...moveValues]] = moving.compile()
+  const move = runner.prepare(moveText)
+  const moveNested = { text: sql`with moved as (${moving}) select ${sql.literal(checkIsMoved)}`.compile()[0] }
+  const moveLast = runner.prepare(
+    sql`with moved as (${moving}) select ${sql.literal(checkIsMoved)}, ${sql.literal(checkStillOpen)}`.compile()[0]
+  )
+  const [beginText, beginValues] =
+    sql`select token::text, ${limitIdle(tables, duration)}::text from ${schema}.subscriptions where ${isHeld}`.compile()
+  const begin: Command = { ...runner.prepare(beginText), values: beginValues }
+
+  const moveCheckpoint = (to: Position) =>
+    whileHeld(
+      executeCommand(
+        runner,
+        { operation, phase: "writing", savepoint: false },
+        { ...move, values: [...columnsOf(to), ...moveValues] }
+      )
     )
-  }
 
-  /**
-   * Checks the lease, and limits how long the transaction may idle, so that a process that is stopped in it does not
-   * keep its locks.
-   */
-  const begin = whileHeld(sql`select ${limitIdle(tables, duration)} from ${schema}.subscriptions where ${isHeld}`)
-
-  const advance: Lease["advance"] = (to, effect) => {
-    const transaction = withTransaction(
+  const advance = <E, R>(
+    to: Position,
+    effect: Effect.Effect<void, E, R>
+  ): Effect.Effect<void, E | LeaseLost | StoreError, R> => {
+    let began = 0
+    const transaction = withTransactionFrom<E | LeaseLost, R>(
       sql,
       operation,
-      Effect.gen(function* () {
-        yield* begin
-        yield* effect
-        const began = yield* uptime
-        yield* moveCheckpoint(to)
-        return began
-      })
-    )
+      {
+        // Checks the lease, and limits how long the transaction may idle, so that a process that is stopped in it does
+        // not keep its locks.
+        own: begin,
+        nested: begin
+      },
+      ([row], isNested): Effect.Effect<Command, E | LeaseLost, R> =>
+        row === undefined
+          ? leaseLost
+          : Effect.map(Effect.zipRight(effect, uptime), (now) => {
+              began = now
+              return { ...(isNested ? moveNested : moveLast), values: [...columnsOf(to), ...moveValues] }
+            })
+    ).pipe(Effect.mapError((error) => (isNotMoved(error) ? leaseLost : error)))
     return Effect.acquireUseRelease(
       Effect.sync(() => {
         state.openTransactions++
       }),
-      () => {
-        const commitsBefore = notifications.commits()
-        return Effect.flatMap(transaction, (began) => {
+      () =>
+        Effect.flatMap(notifications.afterCommit([], transaction), () => {
           state.renewedAt = Math.max(state.renewedAt, began)
-          // Commits inside of the transaction can be seen only now, so their readers are signalled again.
-          return notifications.commits() === commitsBefore
-            ? notifications.progressed
-            : Effect.zipRight(notifications.progressed, notifications.committed)
-        })
-      },
+          return notifications.progressed
+        }),
       () =>
         Effect.sync(() => {
           state.openTransactions--
@@ -132,7 +147,9 @@ export const makeHeldLease = (
     })
 
   const set = (assignments: Statement.Fragment) =>
-    Effect.asVoid(whileHeld(sql`update ${schema}.subscriptions set ${assignments} where ${isHeld} returning token`))
+    Effect.asVoid(
+      whileHeld(execute(sql`update ${schema}.subscriptions set ${assignments} where ${isHeld} returning token`))
+    )
 
   return {
     position: taken.position,
@@ -140,7 +157,9 @@ export const makeHeldLease = (
     isTakenOver: taken.isTakenOver,
     lost,
     checkpoint: Effect.map(
-      whileHeld(sql<PositionRow>`select feed_key::text, position::text from ${schema}.subscriptions where ${isHeld}`),
+      whileHeld(
+        execute(sql<PositionRow>`select feed_key::text, position::text from ${schema}.subscriptions where ${isHeld}`)
+      ),
       positionOf
     ),
     advanceTo: (to) => Effect.zipRight(moveCheckpoint(to), notifications.progressed),
@@ -189,6 +208,13 @@ export const keepAlive = (
   })
 
 // --- internal ---
+
+const notMoved = "effect-maestro: the lease is lost"
+
+/** A column that fails where the lease is lost, so that the COMMIT that was sent behind it does not run. */
+const checkIsMoved = `(case when exists (select 1 from moved) then 'yes' else '${notMoved}' end)::boolean`
+
+const isNotMoved = (error: unknown): boolean => error instanceof StoreError && error.description.includes(notMoved)
 
 /** Renews the lease, and returns whether it is still held. */
 const renew = (

@@ -19,12 +19,13 @@ import { isTransient } from "../runtime/retry.js"
 import { checkPosition } from "../store/readOptions.js"
 import { keepAlive, type LeaseState, makeHeldLease, type TakenLease, uptime } from "./heldLease.js"
 import type { Notifications } from "./notifications.js"
+import type { CommandRunner } from "./pg/commandRunner.js"
 import { columnsOf, type PositionRow, positionOf } from "./position.js"
 import type { StoreTables } from "./storeTables.js"
 import { isOfKey, leaseEnd, makeStatements, operation } from "./subscriptionStatements.js"
 
 export const makeLease =
-  (tables: StoreTables, notifications: Notifications): SubscriptionStoreService["lease"] =>
+  (tables: StoreTables, runner: CommandRunner, notifications: Notifications): SubscriptionStoreService["lease"] =>
   (options) =>
     Effect.gen(function* () {
       const { duration, from } = options
@@ -36,7 +37,7 @@ export const makeLease =
       yield* Effect.forkScoped(
         keepAlive(tables, options, taken, state).pipe(withLiveClock, Effect.zipRight(Deferred.succeed(lost, undefined)))
       )
-      return makeHeldLease(tables, notifications, options, taken, state, Deferred.await(lost))
+      return makeHeldLease(tables, runner, notifications, options, taken, state, Deferred.await(lost))
     })
 
 // --- internal ---

@@ -19,23 +19,22 @@ import type * as Scope from "effect/Scope"
 import * as Tracer from "effect/Tracer"
 import { withLiveClock } from "../runtime/clock.js"
 import { awaitGrace } from "../runtime/interruption.js"
+import { macrotask } from "../runtime/macrotask.js"
+import type { CommitSignals } from "./commit/appendEvents.js"
 import { connectionEnd } from "./pg/connection.js"
 import { canListen, canSpareConnection, close, isEmbedded, onNotification, processIdOf } from "./pg/driver.js"
+import { contentsOf, PendingSignals, type Signal, signalOf } from "./signal.js"
 
 /** The signals of one store. */
-export interface Notifications {
-  /** Something was committed, or will be: wakes the waiters here, and notifies other stores. */
-  readonly committed: Effect.Effect<void>
-  /** How often `committed` has run. */
-  readonly commits: () => number
-  /** Calls back for every commit made here, until the returned function is called. */
-  readonly onCommit: (wake: () => void) => () => void
+export interface Notifications extends CommitSignals {
+  /** Calls back for all events that are stored here, until the returned function is called. */
+  readonly onCommit: (wake: (signal: Signal) => void) => () => void
   /** A subscription that runs here has advanced. */
   readonly progressed: Effect.Effect<void>
   /** Calls back for every advance of a subscription that runs here, until the returned function is called. */
   readonly onProgress: (wake: () => void) => () => void
   /** Calls back for notifications of commits made elsewhere. Ends when it can't listen any more, and returns whether it ever could. */
-  readonly listen: (wake: () => void) => Effect.Effect<boolean>
+  readonly listen: (wake: (signal: Signal) => void) => Effect.Effect<boolean>
 }
 
 export const makeNotifications = (
@@ -43,17 +42,19 @@ export const makeNotifications = (
   schema: string
 ): Effect.Effect<Notifications, never, Scope.Scope> => {
   const channel = channelOf(schema)
-  const commits = makeSignal()
-  const progress = makeSignal()
+  const commits = makeCallbacks<Signal>()
+  const progress = makeCallbacks<void>()
   const listener: LocalListener = { id: "" }
+  let insertions = 0
   let notifier: Fiber.RuntimeFiber<void> | "starting" | undefined
-  let isDue = false
+  let due: PendingSignals | undefined
 
   // The payload keeps the listener of this store from hearing what it knows already. Polling makes up for a failure.
-  const send = Effect.suspend(() => {
-    isDue = false
-    return Effect.catchAllCause(sql`select pg_notify(${channel}, ${listener.id})`, () => Effect.void)
-  })
+  const send = (signals: PendingSignals) =>
+    Effect.suspend(() => {
+      due = undefined
+      return Effect.catchAllCause(sql`select pg_notify(${channel}, ${signals.payload(listener.id)})`, () => Effect.void)
+    })
   const outsideOfCommits = <A>(effect: Effect.Effect<A>): Effect.Effect<A> =>
     effect.pipe(
       Effect.withTracerEnabled(false),
@@ -65,25 +66,42 @@ export const makeNotifications = (
     )
   // The fiber ends when no notification is due.
   const notify: Effect.Effect<void> = Effect.suspend(() => {
-    if (isDue) return Effect.zipRight(Effect.zipRight(send, Effect.sleep(pause)), notify)
+    if (due !== undefined) return Effect.zipRight(Effect.zipRight(send(due), Effect.sleep(pause)), notify)
     notifier = undefined
     return Effect.void
   })
 
+  const signal = (signal: Signal): Effect.Effect<void> => {
+    commits.call(signal)
+    if (isEmbedded(sql)) return Effect.void
+    due ??= new PendingSignals()
+    due.add(signal)
+    if (notifier !== undefined) return Effect.void
+    notifier = "starting"
+    // The waiters here and the caller go on first.
+    return Effect.map(Effect.forkDaemon(outsideOfCommits(Effect.zipRight(macrotask, notify))), (fiber) => {
+      if (notifier === "starting") notifier = fiber
+    })
+  }
+
   const notifications: Notifications = {
-    committed: Effect.suspend(() => {
-      commits.emit()
-      if (isEmbedded(sql)) return Effect.void
-      isDue = true
-      if (notifier !== undefined) return Effect.void
-      notifier = "starting"
-      return Effect.map(Effect.forkDaemon(outsideOfCommits(notify)), (fiber) => {
-        if (notifier === "starting") notifier = fiber
-      })
-    }),
-    commits: commits.count,
+    committed: (events) => Effect.suspend(() => signal({ contents: contentsOf(events), isOpen: false })),
+    inserted: (events) =>
+      Effect.suspend(() => {
+        insertions++
+        return signal({ contents: contentsOf(events), isOpen: true })
+      }),
+    afterCommit: (events, transaction) =>
+      Effect.suspend(() => {
+        const before = insertions
+        return Effect.tap(transaction, () => {
+          // Other transactions may have inserted meanwhile, so it is not known what this one did.
+          if (insertions !== before) return signal({ contents: undefined, isOpen: false })
+          return events.length === 0 ? Effect.void : signal({ contents: contentsOf(events), isOpen: false })
+        })
+      }),
     onCommit: commits.add,
-    progressed: Effect.sync(progress.emit),
+    progressed: Effect.sync(progress.call),
     onProgress: progress.add,
     listen: (wake) => listen(sql, channel, listener, wake)
   }
@@ -92,7 +110,7 @@ export const makeNotifications = (
     notifier = undefined
     return Effect.zipRight(
       stopping,
-      Effect.suspend(() => (isDue ? awaitGrace(outsideOfCommits(send)) : Effect.void))
+      Effect.suspend(() => (due === undefined ? Effect.void : awaitGrace(outsideOfCommits(send(due)))))
     )
   })
   return Effect.as(
@@ -108,19 +126,15 @@ interface LocalListener {
   id: string
 }
 
-/** Calls back all waiters. */
-const makeSignal = () => {
-  const waiters = new Set<() => void>()
-  let count = 0
+const makeCallbacks = <A>() => {
+  const callbacks = new Set<(a: A) => void>()
   return {
-    emit: (): void => {
-      count++
-      for (const wake of waiters) wake()
+    call: (a: A): void => {
+      for (const callback of callbacks) callback(a)
     },
-    count: (): number => count,
-    add: (wake: () => void) => {
-      waiters.add(wake)
-      return () => waiters.delete(wake)
+    add: (callback: (a: A) => void) => {
+      callbacks.add(callback)
+      return () => callbacks.delete(callback)
     }
   }
 }
@@ -139,7 +153,7 @@ const listen = (
   sql: SqlClient.SqlClient,
   channel: string,
   listener: LocalListener,
-  wake: () => void
+  wake: (signal: Signal) => void
 ): Effect.Effect<boolean> =>
   !canSpareConnection(sql)
     ? Effect.succeed(false)
@@ -161,13 +175,16 @@ const listen = (
             Effect.acquireUseRelease(
               Effect.sync(() => {
                 listener.id = own
-                return onNotification(connection, channel, wake)
+                return onNotification(connection, channel, (payload) => {
+                  const { contents, from, isOpen } = signalOf(payload)
+                  if (from !== own) wake({ contents, isOpen })
+                })
               }),
               () =>
                 Effect.flatMap(listening, (listens) =>
                   // Something may have been committed before it listened.
                   Effect.zipRight(
-                    Effect.sync(wake),
+                    Effect.sync(() => wake({ contents: undefined, isOpen: false })),
                     listens
                       ? Effect.as(Effect.raceFirst(Effect.ignore(ended), Effect.ignore(silent)), true)
                       : Effect.succeed(false)

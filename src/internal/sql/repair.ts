@@ -22,9 +22,10 @@ export const repair = (sql: SqlClient.SqlClient, schema: Statement.Fragment): Ef
   const run = <A>(statement: Effect.Effect<A, SqlError>) =>
     Effect.mapError(statement, (error) => fromSqlError(operation, "writing", error))
 
-  const selectNeeded = sql<NeededRow>`select now::text, exists (
-      select 1 from ${schema}.event_log where feed_key >= now
-    ) or exists (
+  // The highest key of the log is read from the index. For `exists` the planner may scan the log.
+  const selectNeeded = sql<NeededRow>`select now::text, coalesce((
+      select feed_key >= now from ${schema}.event_log order by feed_key desc, position desc limit 1
+    ), false) or exists (
       select 1 from ${schema}.subscriptions where feed_key >= now
     ) as needed from pg_snapshot_xmax(pg_current_snapshot()) now`
   const needed = Effect.map(run(selectNeeded), firstNeeded)

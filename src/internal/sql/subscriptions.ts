@@ -15,16 +15,21 @@ import { sliceOf } from "./feedConditions.js"
 import { type FeedRow, feedColumns, feedEventsOf } from "./feedRows.js"
 import { makeLease } from "./lease.js"
 import type { Notifications } from "./notifications.js"
+import type { CommandRunner } from "./pg/commandRunner.js"
 import { limitIdle, withTransaction } from "./pg/transaction.js"
 import { type PositionRow, positionOf, rowValue } from "./position.js"
 import type { StoreTables } from "./storeTables.js"
 import { makeStatements, operation } from "./subscriptionStatements.js"
 
-export const makeSqlSubscriptions = (tables: StoreTables, notifications: Notifications): SubscriptionStoreService => {
+export const makeSqlSubscriptions = (
+  tables: StoreTables,
+  runner: CommandRunner,
+  notifications: Notifications
+): SubscriptionStoreService => {
   const { schema, sql } = tables
   const { execute, query } = makeStatements(sql)
   return {
-    lease: makeLease(tables, notifications),
+    lease: makeLease(tables, runner, notifications),
     partitions: (name) =>
       Effect.map(
         query(
@@ -73,7 +78,10 @@ export const makeSqlSubscriptions = (tables: StoreTables, notifications: Notific
       )
       // Where the handler takes locks, a consumer takes them in another order, so the two may deadlock.
       const retried = Effect.retry(transaction, { times: 5, while: isContention })
-      return whenInTransaction((inside) => (inside ? transaction : retried)).pipe(Effect.tap(notifications.committed))
+      return notifications.afterCommit(
+        [],
+        whenInTransaction((inside) => (inside ? transaction : retried))
+      )
     },
     discardParked: (name, event) => Effect.map(execute(deleteParked(tables, name, event)), (rows) => rows.length > 0)
   }

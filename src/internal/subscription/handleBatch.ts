@@ -43,7 +43,12 @@ export const handleBatch = <R>(
     const park = Effect.suspend(() => Effect.forEach(parkedWithAggregate, lease.park, { discard: true }))
     const work = options.transactional
       ? lease.advance(position, Effect.zipRight(handled, park))
-      : Effect.zipRight(handled, lease.advance(position, park))
+      : Effect.zipRight(
+          handled,
+          Effect.suspend(() =>
+            parkedWithAggregate.length === 0 ? lease.advanceTo(position) : lease.advance(position, park)
+          )
+        )
     return Effect.map(moveCheckpoint(session, position, work), () => parkedWithAggregate)
   })
 

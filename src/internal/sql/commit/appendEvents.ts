@@ -23,11 +23,21 @@ import { type AppendResult, makeAppendBatcher, type Send } from "./appendBatcher
 import type { Commit } from "./commitQueue.js"
 import { type CommitStatements, makeStatementCommits } from "./commitWithStatements.js"
 
-/** When the scope closes, the commits in flight end first. `committed` runs for each commit that was stored, or will be. */
+/** Signals of stored events, for readers that wait. */
+export interface CommitSignals {
+  /** Events were committed. */
+  readonly committed: (events: Commit) => Effect.Effect<void>
+  /** Events were inserted in a transaction that is still open. */
+  readonly inserted: (events: Commit) => Effect.Effect<void>
+  /** Runs a transaction that commits the events, and signals these and all that were inserted in it once it has succeeded. */
+  readonly afterCommit: <A, E, R>(events: Commit, transaction: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
+}
+
+/** When the scope closes, the commits in flight end first. Each stored commit is signalled, and each insert into an open transaction. */
 export const makeAppendEvents = ({
   client,
-  committed,
   runner,
+  signals,
   statements
 }: {
   /** The client of the application, which projections use. */
@@ -35,15 +45,16 @@ export const makeAppendEvents = ({
   /** Of the client without transforms, which the store uses. */
   readonly runner: CommandRunner
   readonly statements: CommitStatements
-  readonly committed: Effect.Effect<void>
+  readonly signals: CommitSignals
 }) => {
   const statementCommits = makeStatementCommits(runner, statements)
 
   const accept = (
-    result: AppendResult = "appended"
+    result: AppendResult = "appended",
+    signal: Effect.Effect<void> = Effect.void
   ): Effect.Effect<Exclude<AppendResult, RetryCommand>, RetryCommand> =>
     result === "appended"
-      ? Effect.as(committed, result)
+      ? Effect.as(signal, result)
       : result === "duplicate"
         ? Effect.succeed(result)
         : Effect.fail(result)
@@ -58,10 +69,12 @@ export const makeAppendEvents = ({
         nested: statements.append([events], { checksSnapshot: true })
       },
       (rows, isNested) =>
-        Effect.flatMap(accept(statements.resultsOf(rows)[0]), (result) =>
-          Effect.map(result === "duplicate" ? Effect.void : project, () =>
-            result === "duplicate" ? undefined : statements.end(events, { isNested })
-          )
+        Effect.flatMap(
+          accept(statements.resultsOf(rows)[0], isNested ? signals.inserted(events) : Effect.void),
+          (result) =>
+            Effect.map(result === "duplicate" ? Effect.void : project, () =>
+              result === "duplicate" ? undefined : statements.end(events, { isNested })
+            )
         )
     )
 
@@ -89,16 +102,13 @@ export const makeAppendEvents = ({
                 (rows) => statements.resultsOf(rows)[0]
               )
             : appendBatched(events),
-          accept
+          (result) => accept(result, inside ? signals.inserted(events) : signals.committed(events))
         )
       ),
     /** Stores events and runs the projections, unless the commit is a duplicate. */
     appendWith: <E, R>(events: Commit, work: ProjectionWork<E, R>) =>
       whenInTransaction((inside) =>
-        inside
-          ? appendInTransaction(events, work.project)
-          : // The events were accepted before COMMIT, so the waiters are woken again.
-            Effect.tap(appendOutside(events, work), committed)
+        inside ? appendInTransaction(events, work.project) : signals.afterCommit(events, appendOutside(events, work))
       )
   }))
 }
@@ -121,7 +131,8 @@ const makeSend = (runner: CommandRunner, statements: CommitStatements): Send => 
     )
   return (commits, failFastOnLock, done) => {
     const [first] = commits
-    const insert = commits.length === 1 && first !== undefined ? statements.insert(first) : undefined
+    const insert =
+      commits.length === 1 && first !== undefined ? statements.insert(first, { orRaise: false }) : undefined
     return runner.start([insert ?? statements.append(commits, { lockTimeout: failFastOnLock })], (result) => {
       if (Exit.isSuccess(result)) {
         if (insert === undefined) return done(Exit.succeed(statements.resultsOf(result.value)))

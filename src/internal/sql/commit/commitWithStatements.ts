@@ -24,15 +24,18 @@ export interface AppendMode {
   readonly checksSnapshot?: boolean
 }
 
+/** What `insert` and `append` say where they must store all and the isolation of the transaction is stricter than READ COMMITTED. */
+export const otherIsolation = "the transaction is not READ COMMITTED"
+
 /** The statements of a commit; `sql/commitStatements.ts` makes them. */
 export interface CommitStatements {
   /** Stores commits, each independently of the others. */
   readonly append: (commits: ReadonlyArray<Commit>, mode: AppendMode) => Command
   /**
    * Stores the events of one aggregate, if there are few, by a plain insert, all or none. Outside of a transaction only. It returns a row
-   * if it did. Otherwise `append` finds out why not. Undefined for other events.
+   * if it did, and fails with `orRaise` if it did not. Otherwise `append` finds out why not. Undefined for other events.
    */
-  readonly insert: (events: Commit) => Command | undefined
+  readonly insert: (events: Commit, options: { readonly orRaise: boolean }) => Command | undefined
   /** The results of the commits, from what `append` returned. A commit that was written may be left out. */
   readonly resultsOf: (rows: Rows) => ReadonlyArray<AppendResult>
   /** Gives the events their place in the feed after their projections. Undefined if there is nothing to do. */
@@ -51,7 +54,7 @@ export const makeStatementCommits = (runner: CommandRunner, commitStatements: Co
     commit: (events: Commit, statements: ReadonlyArray<Command>): Effect.Effect<boolean, StoreError> => {
       const end = commitStatements.end(events, { isNested: false })
       const commands = [
-        commitStatements.append([events], { allOrNothing: true }),
+        commitStatements.insert(events, { orRaise: true }) ?? commitStatements.append([events], { allOrNothing: true }),
         ...statements,
         ...(end === undefined ? [] : [end])
       ]
@@ -59,10 +62,10 @@ export const makeStatementCommits = (runner: CommandRunner, commitStatements: Co
         onSuccess: () => Effect.succeed(true),
         onFailure: (cause) => {
           if (isUnbatched(cause)) return Effect.succeed(false)
-          if (isRaised(cause, duplicate)) return Effect.succeed(true)
-          // The default of the database is stricter, so it would raise each time.
-          if (isRaised(cause, otherIsolation)) supported = false
+          if (isDuplicate(cause)) return Effect.succeed(true)
           const error = fromSqlError(operation, "committing", cause)
+          // The default of the database is stricter, so it would raise each time.
+          if (error.description.includes(otherIsolation)) supported = false
           if (isEndedInside(error)) return Effect.fail(endedInside(operation))
           // An error that the server reports for a statement, with any code, means that it has rolled all of them back.
           return isOfSession(cause) && error.reason === "CommitUnknown" ? Effect.fail(error) : Effect.succeed(false)
@@ -82,8 +85,5 @@ export const makeStatementCommits = (runner: CommandRunner, commitStatements: Co
 const operation = "commitAll"
 
 // What `commit_events` raises. The message is compared, too, because a projection's trigger may raise the same code.
-const otherIsolation = { code: "MA002", message: "the transaction is not READ COMMITTED" }
-const duplicate = { code: "MA003", message: "all of it is stored" }
-
-const isRaised = ({ cause }: SqlError, { code, message }: typeof duplicate): boolean =>
-  cause instanceof Error && "code" in cause && cause.code === code && cause.message === message
+const isDuplicate = ({ cause }: SqlError): boolean =>
+  cause instanceof Error && "code" in cause && cause.code === "MA003" && cause.message === "all of it is stored"

@@ -64,13 +64,16 @@ export const onEnd = (connection: Connection, ended: () => void): (() => void) |
 export const canListen = (connection: Connection): boolean =>
   isEmitter(driverOf(connection)) && processIdOf(connection) !== undefined && canClose(connection)
 
-/** Calls back for the notifications of a channel that another connection has sent, until the returned function is called. */
-export const onNotification = (connection: Connection, channel: string, wake: () => void): (() => void) => {
+/** Calls back with the payload of each notification of a channel, until the returned function is called. */
+export const onNotification = (
+  connection: Connection,
+  channel: string,
+  notified: (payload: string | undefined) => void
+): (() => void) => {
   const driver = driverOf(connection)
   if (!isEmitter(driver)) return () => {}
-  const own = String(processIdOf(connection))
   const hear = (message: Notification) => {
-    if (message.channel === channel && message.payload !== own) wake()
+    if (message.channel === channel) notified(message.payload)
   }
   driver.on("notification", hear)
   return () => driver.removeListener("notification", hear)
@@ -285,7 +288,7 @@ class Batch {
       wire.close({ type: "S", name })
       this.parsed = [...this.parsed, name]
     }
-    const texts = textsOf(values)
+    const texts = encodeValues(values)
     if (texts !== undefined) {
       // The driver's query takes longer than the rest of a short batch.
       if (name === undefined ? this.unnamed !== text : !isKnown) wire.parse({ name: name ?? "", text })
@@ -342,14 +345,32 @@ class Batch {
   handleCopyData(): void {}
 }
 
-/** The values as the driver sends them. Undefined where one of them is no text, number or boolean. */
-const textsOf = (values: ReadonlyArray<unknown>): ReadonlyArray<string | null> | undefined => {
-  const texts: Array<string | null> = []
+/** The values as the driver would encode them, or undefined if there are others than texts, numbers, booleans and lists of them. */
+const encodeValues = (values: ReadonlyArray<unknown>): ReadonlyArray<string | null> | undefined => {
+  const encoded: Array<string | null> = []
   for (const value of values) {
-    if (typeof value === "string" || value === null) texts.push(value)
-    else if (typeof value === "number" || typeof value === "boolean" || typeof value === "bigint")
-      texts.push(String(value))
-    else return undefined
+    const text = Array.isArray(value) ? encodeList(value) : encodeValue(value)
+    if (text === undefined) return undefined
+    encoded.push(text)
   }
-  return texts
+  return encoded
+}
+
+const encodeValue = (value: unknown): string | null | undefined => {
+  if (typeof value === "string") return value
+  if (value === null || value === undefined) return null
+  return typeof value === "number" || typeof value === "boolean" || typeof value === "bigint"
+    ? String(value)
+    : undefined
+}
+
+/** https://www.postgresql.org/docs/current/arrays.html#ARRAYS-INPUT */
+const encodeList = (values: ReadonlyArray<unknown>): string | undefined => {
+  const encoded: Array<string> = []
+  for (const value of values) {
+    const text = encodeValue(value)
+    if (text === undefined) return undefined
+    encoded.push(text === null ? "NULL" : `"${text.replace(/[\\"]/g, "\\$&")}"`)
+  }
+  return `{${encoded.join(",")}}`
 }

@@ -1,0 +1,53 @@
+/** The statements about the feed read a large log by its indexes, also while the table has no statistics. */
+import type * as SqlClient from "@effect/sql/SqlClient"
+import { expect, layer } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import { EventFeed, SqlStore } from "effect-maestro"
+import { makeHeadReads } from "../src/internal/sql/feedHead.js"
+import { CommandRunner } from "../src/internal/sql/pg/commandRunner.js"
+import { prepared } from "../src/internal/sql/pg/preparedStatements.js"
+import { layerPg } from "./database.js"
+
+const events = 20_000
+
+/** How often a statement has scanned the whole log in the current transaction. */
+const fullScans = (sql: SqlClient.SqlClient) =>
+  Effect.map(
+    sql<{ scans: number }>`select seq_scan::int as scans from pg_stat_xact_user_tables
+      where relname = 'event_log' and schemaname = 'maestro'`,
+    ([row]) => row?.scans
+  )
+
+layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg())), { excludeTestServices: true, timeout: 60_000 })(
+  "a log without statistics",
+  (it) => {
+    it.scoped("is not scanned as a whole for the head of the feed, for a change of it, or for a page", () =>
+      Effect.gen(function* () {
+        const tables = yield* SqlStore.Tables
+        const { sql } = tables
+        const feed = yield* EventFeed.EventFeed
+        yield* sql`alter table maestro.event_log set (autovacuum_enabled = false)`
+        yield* sql`insert into maestro.event_log (aggregate_id, sequence, type, body, metadata, timestamp)
+          select 'Account/' || n, 1, 'Deposited', '{}', '{}', gen_random_uuid() from generate_series(1, ${events}::int) n`
+        yield* sql.withTransaction(
+          Effect.gen(function* () {
+            const reads = makeHeadReads(tables, new CommandRunner(sql, prepared))
+            const before = yield* fullScans(sql)
+            const head = yield* reads.head
+            expect((yield* reads.changeSince(EventFeed.beginning)).more).toBe(true)
+            expect((yield* reads.changeSince(head)).head).toBe(head)
+            for (const filter of [undefined, { types: ["Other"] }, { kinds: ["Account"] }, { kinds: ["Other"] }]) {
+              yield* feed.read({ after: head, ...(filter === undefined ? {} : { filter }) })
+            }
+            expect(yield* feed.heldBack()).toMatchObject({ _tag: "None" })
+            expect(yield* fullScans(sql)).toBe(before)
+            // The statistics do count a scan of this transaction.
+            yield* sql`select count(*) from maestro.event_log where body::text = ''`
+            expect(yield* fullScans(sql)).toBe((before ?? 0) + 1)
+          })
+        )
+      })
+    )
+  }
+)
