@@ -86,7 +86,7 @@ const outpacing = (
       Effect.iterate(1, {
         while: () => going.on,
         body: (first) =>
-          written.events > 1.2 * projected.events + 600
+          written.events > 1.2 * projected.events + 400
             ? Effect.as(shortly, first)
             : Effect.as(
                 Effect.tap(commitTo(`writer-${writer}`, first, projections), () => {
