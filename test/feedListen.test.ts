@@ -15,7 +15,6 @@ import { EventFeed, SqlStore, StoreAdapter, Subscription, SubscriptionStore } fr
 import { makeSqlFeed } from "../src/internal/sql/feed.js"
 import { makeNotifications } from "../src/internal/sql/notifications.js"
 import { CommandRunner } from "../src/internal/sql/pg/commandRunner.js"
-import { prepared } from "../src/internal/sql/pg/preparedStatements.js"
 import { makeSqlSubscriptions } from "../src/internal/sql/subscriptions.js"
 import { makeDatabase } from "./database.js"
 import { commitOf, eventually, newId, shortly } from "./subscribers.js"
@@ -213,7 +212,7 @@ const aCountingNode = (client: Context.Context<PgClient.PgClient | SqlClient.Sql
       onCommit: counting(notifications.onCommit),
       onProgress: counting(notifications.onProgress)
     }
-    const runner = new CommandRunner(tables.sql, prepared)
+    const runner = new CommandRunner(tables.sql, true)
     const feed = yield* makeSqlFeed(tables, runner, counted, 500)
     return {
       waiters: () => waiters,

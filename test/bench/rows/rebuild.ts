@@ -5,6 +5,9 @@
 import * as PgClient from "@effect/sql-pg/PgClient"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import * as Logger from "effect/Logger"
+import * as Logger from "effect/Logger"
+import * as LogLevel from "effect/LogLevel"
 import * as Redacted from "effect/Redacted"
 import { Rebuild, SqlStore } from "effect-maestro"
 import pg from "pg"
@@ -30,13 +33,12 @@ export const rebuild: Row = {
         )
 
       for (const { kind } of kinds) await fill(own, kind, events)
-      for (const each of kinds) {
-        const { id, kind, work } = each
+      for (const { aggregate, id, kind, work } of kinds) {
         // The first run compiles the code of the rebuild.
-        await timed(ours, `${id}-warm-up`, each)
+        await timed(ours, `${id}-warm-up`, aggregate)
         const rates: Array<number> = []
         for (let round = 0; round < Math.min(effort.rounds, 3); round++) {
-          const { millis, projected } = await timed(ours, `${id}-${round}`, each)
+          const { millis, projected } = await timed(ours, `${id}-${round}`, aggregate)
           rates.push((projected / millis) * 1000)
         }
         await verify(own, kind)
@@ -67,22 +69,20 @@ export const rebuild: Row = {
 const events = 20_000
 const writers = 16
 
-const deposit = new Deposit({ amount: 1 })
-
 const kinds = [
   {
     id: "sql",
-    kind: "ProjectedBySql",
     work: "projection that is SQL",
-    projections: ProjectedBySql.projections,
-    depositOnNew: Effect.asVoid(Effect.flatMap(ProjectedBySql.newId, (id) => ProjectedBySql.evaluate(id, deposit)))
+    aggregate: ProjectedBySql,
+    kind: "ProjectedBySql",
+    deposit: Effect.flatMap(ProjectedBySql.newId, (id) => ProjectedBySql.evaluate(id, new Deposit({ amount: 1 })))
   },
   {
     id: "effect",
-    kind: "ProjectedAccount",
     work: "projection by an effect",
-    projections: ProjectedAccount.projections,
-    depositOnNew: Effect.asVoid(Effect.flatMap(ProjectedAccount.newId, (id) => ProjectedAccount.evaluate(id, deposit)))
+    aggregate: ProjectedAccount,
+    kind: "ProjectedAccount",
+    deposit: Effect.flatMap(ProjectedAccount.newId, (id) => ProjectedAccount.evaluate(id, new Deposit({ amount: 1 })))
   }
 ] as const
 
@@ -91,7 +91,9 @@ type Kind = (typeof kinds)[number]
 const layerOn = (url: string) =>
   Layer.mergeAll(ProjectedAccount.layer, ProjectedBySql.layer).pipe(
     Layer.provideMerge(SqlStore.layer),
-    Layer.provideMerge(PgClient.layer({ url: Redacted.make(url), maxConnections: poolSize }))
+    Layer.provideMerge(PgClient.layer({ url: Redacted.make(url), maxConnections: poolSize })),
+    // The lines of the log would come between those of the table.
+    Layer.provideMerge(Logger.remove(Logger.defaultLogger))
   )
 
 type Running = Ours<Layer.Layer.Success<ReturnType<typeof layerOn>>>
@@ -107,7 +109,7 @@ const fill = async (pool: pg.Pool, kind: string, size: number): Promise<void> =>
   await pool.query("vacuum analyze maestro.event_log")
 }
 
-const timed = async (ours: Running, name: string, { projections }: Pick<Kind, "projections">) => {
+const timed = async (ours: Running, name: string, { projections }: Kind["aggregate"]) => {
   let hold = 0
   const began = performance.now()
   const projected = await ours.run(
@@ -119,18 +121,18 @@ const timed = async (ours: Running, name: string, { projections }: Pick<Kind, "p
         Effect.sync(() => {
           hold = longestHoldMillis
         })
-    })
+    }).pipe(Logger.withMinimumLogLevel(LogLevel.Warning))
   )
   return { hold, millis: performance.now() - began, projected }
 }
 
 /** Runs a rebuild while clients commit to new aggregates, until it has ended. */
-const besideWriters = async (ours: Running, name: string, kind: Kind) => {
+const besideWriters = async (ours: Running, name: string, { aggregate, deposit }: Kind) => {
   let isRunning = true
   const clients = Array.from({ length: writers }, async () => {
-    while (isRunning) await ours.run(kind.depositOnNew)
+    while (isRunning) await ours.run<unknown, unknown>(deposit)
   })
-  const result = await timed(ours, name, kind)
+  const result = await timed(ours, name, aggregate)
   isRunning = false
   await Promise.all(clients)
   return result
