@@ -18,18 +18,6 @@ export const awaitAtMost = <A>(time: Duration.DurationInput, cleanUp: Effect.Eff
     Fiber.await
   )
 
-/** Waits for the end of a fiber for so many milliseconds at most, with no fiber of its own. */
-export const awaitFiberAtMost = (fiber: Fiber.RuntimeFiber<unknown>, millis: number): Effect.Effect<void> =>
-  Effect.async((resume) => {
-    const done = () => {
-      clearTimeout(timer)
-      fiber.removeObserver(done)
-      resume(Effect.void)
-    }
-    const timer = setTimeout(done, millis)
-    fiber.addObserver(done)
-  })
-
 /**
  * Runs the effect with bounded interruption. A clean-up (cancelling a statement, rolling back, giving back a connection) that takes longer than
  * the grace period goes on in the background. The connection stays out of the pool until it has ended.

@@ -86,8 +86,8 @@ const insertText = (table: string, events: number): string =>
   events === 1 ? insertFirst(table) : `with first as (${insertFirst(table)}) ${insertOthers(table, events - 1)}`
 
 /**
- * Fails if it does not insert all events, or if the isolation is not that of the store's transactions, because a text that is no boolean can't
- * be cast to one. More statements may follow in the same round trip, so it records that the transaction has begun.
+ * Fails if it does not insert all events, or if the isolation is not that of the store's transactions: it casts a text to boolean that is
+ * none. It records that the transaction has begun, because more statements follow in the same round trip.
  */
 const insertOrRaiseText = (table: string, events: number): string => {
   const others = events === 1 ? "" : `, others as (${insertOthers(table, events - 1)})`

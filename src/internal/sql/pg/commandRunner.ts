@@ -6,7 +6,7 @@
  * lone commit.
  *
  * - A connection that has answered stays here for the rest of the macrotask, so a command that follows needs not ask the pool. It goes
- *   back to the pool after five milliseconds in any case, so that those who wait for the pool have their turn. From a pool of few
+ *   back to the pool after five milliseconds in any case, so that callers that wait for the pool get their turn. From a pool of few
  *   connections each command takes its own.
  * - After a failure a connection goes back immediately. It is closed where its session is not known to be idle.
  * - A connection that the application has left in a transaction is closed, and the commands run on another one.
@@ -90,7 +90,7 @@ export const isUnbatched = (error: SqlError): boolean => error === unbatched
 
 /**
  * Whether commands failed because their connections were inside of transactions that the application had left there. Nothing is stored.
- * A trigger that raises 25P02 can't be told from that.
+ * A trigger that raises 25P02 looks like it.
  */
 export const isRefusedInside = (error: SqlError | undefined): boolean => /^(25001|25P02)$/.test(codeOf(error) ?? "")
 

@@ -78,8 +78,8 @@ export class PreparedNames {
 }
 
 /**
- * Whether the server may have refused a statement because the session has lost it (26000), because a pooler's session has it already (42P05),
- * or because its result has another type since it was prepared (0A000). All come before the statement has done anything.
+ * Whether the server may have refused a prepared statement before it did anything. The session has lost it (26000), the session of a pooler has
+ * it already (42P05), or its result has another type by now (0A000).
  */
 export const isLostStatement = (error: unknown): boolean =>
   typeof error === "object" &&
