@@ -78,7 +78,7 @@ layer(storeLayer, { excludeTestServices: true, timeout: 60_000 })("waiting reade
       const sql = yield* SqlClient.SqlClient
       const client = Context.get(yield* aClient(), SqlClient.SqlClient)
       let heard = 0
-      const { listen } = yield* makeNotifications(client, "maestro")
+      const { listen } = yield* makeNotifications(client, "maestro", new CommandRunner(client, true))
       const listening = yield* Effect.fork(listen(() => void heard++))
       // Once for the commits before it listened.
       yield* eventually(
@@ -193,7 +193,8 @@ const aCountingNode = (client: Context.Context<PgClient.PgClient | SqlClient.Sql
   Effect.gen(function* () {
     const store = yield* Layer.build(Layer.fresh(SqlStore.layer).pipe(Layer.provideMerge(Layer.succeedContext(client))))
     const tables = Context.get(store, SqlStore.Tables)
-    const notifications = yield* makeNotifications(Context.get(client, SqlClient.SqlClient), tables.name)
+    const runner = new CommandRunner(tables.sql, true)
+    const notifications = yield* makeNotifications(Context.get(client, SqlClient.SqlClient), tables.name, runner)
     let waiters = 0
     const counting =
       <Args extends ReadonlyArray<unknown>>(subscribe: (wake: (...args: Args) => void) => () => void) =>
@@ -212,7 +213,6 @@ const aCountingNode = (client: Context.Context<PgClient.PgClient | SqlClient.Sql
       onCommit: counting(notifications.onCommit),
       onProgress: counting(notifications.onProgress)
     }
-    const runner = new CommandRunner(tables.sql, true)
     const feed = yield* makeSqlFeed(tables, runner, counted, 500)
     return {
       waiters: () => waiters,
