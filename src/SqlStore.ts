@@ -21,6 +21,7 @@ import { isEmbedded } from "./internal/sql/pg/driver.js"
 import { execute, retryDisturbed } from "./internal/sql/pg/execute.js"
 import { makeReads } from "./internal/sql/readStream.js"
 import { repair } from "./internal/sql/repair.js"
+import { makeSend } from "./internal/sql/sendCommits.js"
 import { Tables } from "./internal/sql/storeTables.js"
 import { makeSqlSubscriptions } from "./internal/sql/subscriptions.js"
 import type { LogTable } from "./internal/store/pageBytes.js"
@@ -204,6 +205,7 @@ const makeOn = ({
     const { append, appendWith } = yield* makeAppendEvents({
       client,
       runner,
+      send: yield* makeSend(runner, statements),
       signals: notifications,
       statements
     })
