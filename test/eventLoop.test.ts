@@ -4,6 +4,7 @@ import * as Arr from "effect/Array"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import * as Runtime from "effect/Runtime"
 import * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
 import { Aggregate, type Event, EventFeed, MemoryStore, StoreAdapter, Subscription, Timestamp } from "effect-maestro"
@@ -114,3 +115,32 @@ it("a program that can't wait, as in runSync, runs on the store in memory", () =
   )
   expect(count).toBe(0)
 })
+
+it.scopedLive("the answer to a command leaves in the macrotask in which the store has committed its events", () =>
+  Effect.gen(function* () {
+    const order: Array<string> = []
+    const memory = yield* MemoryStore.make
+    // The store commits in a macrotask of its own, and the next one is planned before the command goes on.
+    const pause = Effect.async<void>((resume) => {
+      setImmediate(() => {
+        setImmediate(() => order.push("next macrotask"))
+        resume(Effect.void)
+      })
+    })
+    const slow: StoreAdapter.StoreAdapterService = {
+      ...memory,
+      commitAll: (events, projections) => Effect.zipRight(pause, memory.commitAll(events, projections))
+    }
+    const runtime = yield* Layer.toRuntime(Layer.provide(Counter.layer, Layer.succeed(StoreAdapter.StoreAdapter, slow)))
+    const run = Runtime.runPromise(runtime)
+    // The first command loads the aggregate; the second finds its state in the cache.
+    yield* Effect.promise(() => run(Counter.evaluate("a", new Grew())))
+    yield* nextMacrotask
+    order.length = 0
+    yield* Effect.promise(() => run(Counter.evaluate("a", new Grew())).then(() => order.push("answer")))
+    yield* nextMacrotask
+    expect(order).toEqual(["answer", "next macrotask"])
+  })
+)
+
+const nextMacrotask = Effect.promise(() => new Promise<void>((resolve) => setImmediate(resolve)))

@@ -277,6 +277,26 @@ it("only instances of simple classes are made without their constructors", () =>
   create.mockRestore()
 })
 
+it("instances that were changed, or made without a constructor, are encoded as effect/Schema does", () => {
+  const compare = (schema: Schema.Schema.AnyNoContext, tag: string): void => {
+    const [fast, slow] = [encodeUnknownEither(schema), Schema.encodeUnknownEither(schema)]
+    const fields = { _tag: tag, amount: 1, low: 1, high: 2, note: "a", was: "b" }
+    const instance: object = Either.getOrThrow(decodeUnknownEither(schema)(fields))
+    const copyWith = (fields: object): object =>
+      Object.assign(Object.create(Object.getPrototypeOf(instance)), instance, fields)
+    const inputs = [
+      instance,
+      copyWith({ amount: "1", low: 3 }),
+      copyWith({ more: 1 }),
+      Object.create(instance),
+      { ...instance }
+    ]
+    // Twice, because the first instance decides how further ones are encoded.
+    for (const input of [...inputs, null, 1, "", ...inputs]) same(ended(fast, input), ended(slow, input))
+  }
+  for (const made of [Plain, WithMembers, Filtered, WithDefaults]) compare(made, made.identifier)
+})
+
 it("a constructor of the application runs for every instance", () => {
   const seen: Array<number> = []
   class Seen extends Schema.TaggedClass<Seen>()("Seen", { amount: Schema.Number }) {

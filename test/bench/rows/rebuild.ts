@@ -6,6 +6,7 @@ import * as PgClient from "@effect/sql-pg/PgClient"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
+import * as Logger from "effect/Logger"
 import * as LogLevel from "effect/LogLevel"
 import * as Redacted from "effect/Redacted"
 import { Rebuild, SqlStore } from "effect-maestro"
@@ -90,7 +91,9 @@ type Kind = (typeof kinds)[number]
 const layerOn = (url: string) =>
   Layer.mergeAll(ProjectedAccount.layer, ProjectedBySql.layer).pipe(
     Layer.provideMerge(SqlStore.layer),
-    Layer.provideMerge(PgClient.layer({ url: Redacted.make(url), maxConnections: poolSize }))
+    Layer.provideMerge(PgClient.layer({ url: Redacted.make(url), maxConnections: poolSize })),
+    // The lines of the log would come between those of the table.
+    Layer.provideMerge(Logger.remove(Logger.defaultLogger))
   )
 
 type Running = Ours<Layer.Layer.Success<ReturnType<typeof layerOn>>>
