@@ -116,7 +116,7 @@ export interface Status {
  *   the tables are swapped. A swap that takes longer than `maxHold` is rolled back, and tried again after a pause. A log
  *   line and `Progress.longestHoldMillis` say how long they waited at most.
  * - Where writers are faster than the rebuild, writers of the tables wait during some of its batches, for `maxHold` at
- *   most. Reads go on. At first this is a tenth of the time, and more where that is not enough. Where commits without
+ *   most. Reads go on. At first this is a fifth of the time, and more where that is not enough. Where commits without
  *   the projections are faster, too, all writers of the store wait. So the rebuild ends under load, if a batch of
  *   `maxHold` projects more events than come in between two batches. Otherwise raise `maxHold`.
  * - The statements of many events are sent together. An effect whose statement is an `insert`, `update` or `delete`

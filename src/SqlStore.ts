@@ -21,6 +21,7 @@ import { isEmbedded } from "./internal/sql/pg/driver.js"
 import { execute, retryDisturbed } from "./internal/sql/pg/execute.js"
 import { makeReads } from "./internal/sql/readStream.js"
 import { repair } from "./internal/sql/repair.js"
+import { makeSend } from "./internal/sql/sendCommits.js"
 import { Tables } from "./internal/sql/storeTables.js"
 import { makeSqlSubscriptions } from "./internal/sql/subscriptions.js"
 import type { LogTable } from "./internal/store/pageBytes.js"
@@ -47,8 +48,9 @@ export interface Options {
   readonly migrate?: boolean | undefined
   /**
    * How often, at least, the feed polls for new events while something waits for them: every 500 milliseconds by default. Commits of this
-   * store wake the waiters immediately. Commits of other processes wake them by a notification of the database, if the client is that of
-   * `@effect/sql-pg` and its pool has four connections or more. Polling finds all others, such as the end of your own transaction.
+   * store wake the waiters whose filter may let their events through, immediately or, in a burst, every 15 milliseconds. Commits of other
+   * processes wake them by a notification of the database, if the client is that of `@effect/sql-pg` and its pool has four connections or
+   * more. Polling finds all others, such as the end of your own transaction.
    */
   readonly pollInterval?: Duration.DurationInput | undefined
   /**
@@ -186,8 +188,8 @@ const findFoundation = (
     const isMigrating = options?.migrate !== false
     const measuring = yield* isMigrating ? migrateSchema(sql, name, schema) : checkSchema(sql, name, schema)
     if (isMigrating) yield* repair(sql, schema)
-    const notifications = yield* makeNotifications(client, name)
     const runner = new CommandRunner(sql, options?.preparedStatements !== false)
+    const notifications = yield* makeNotifications(client, name, runner)
     return { client, name, log: { measuring, schema, sql }, notifications, runner }
   })
 
@@ -203,6 +205,7 @@ const makeOn = ({
     const { append, appendWith } = yield* makeAppendEvents({
       client,
       runner,
+      send: yield* makeSend(runner, statements),
       signals: notifications,
       statements
     })

@@ -313,10 +313,10 @@ const sendBy =
       failFastOnLock: boolean
     ) => Effect.Effect<ReadonlyArray<AppendResult>, StoreError.StoreError>
   ): Send =>
-  (commits, failFastOnLock, done) => {
+  (commits, { failFastOnLock }, done) => {
     const fiber = Effect.runFork(statement(commits, failFastOnLock))
     fiber.addObserver(done)
-    return () => Effect.asVoid(Fiber.interrupt(fiber))
+    return Effect.asVoid(Fiber.interrupt(fiber))
   }
 
 /** A database that answers a statement when the test says so, and senders that wait for it so long. */

@@ -15,7 +15,6 @@ import { EventFeed, SqlStore, StoreAdapter, Subscription, SubscriptionStore } fr
 import { makeSqlFeed } from "../src/internal/sql/feed.js"
 import { makeNotifications } from "../src/internal/sql/notifications.js"
 import { CommandRunner } from "../src/internal/sql/pg/commandRunner.js"
-import { prepared } from "../src/internal/sql/pg/preparedStatements.js"
 import { makeSqlSubscriptions } from "../src/internal/sql/subscriptions.js"
 import { makeDatabase } from "./database.js"
 import { commitOf, eventually, newId, shortly } from "./subscribers.js"
@@ -79,7 +78,7 @@ layer(storeLayer, { excludeTestServices: true, timeout: 60_000 })("waiting reade
       const sql = yield* SqlClient.SqlClient
       const client = Context.get(yield* aClient(), SqlClient.SqlClient)
       let heard = 0
-      const { listen } = yield* makeNotifications(client, "maestro")
+      const { listen } = yield* makeNotifications(client, "maestro", new CommandRunner(client, true))
       const listening = yield* Effect.fork(listen(() => void heard++))
       // Once for the commits before it listened.
       yield* eventually(
@@ -194,7 +193,8 @@ const aCountingNode = (client: Context.Context<PgClient.PgClient | SqlClient.Sql
   Effect.gen(function* () {
     const store = yield* Layer.build(Layer.fresh(SqlStore.layer).pipe(Layer.provideMerge(Layer.succeedContext(client))))
     const tables = Context.get(store, SqlStore.Tables)
-    const notifications = yield* makeNotifications(Context.get(client, SqlClient.SqlClient), tables.name)
+    const runner = new CommandRunner(tables.sql, true)
+    const notifications = yield* makeNotifications(Context.get(client, SqlClient.SqlClient), tables.name, runner)
     let waiters = 0
     const counting =
       <Args extends ReadonlyArray<unknown>>(subscribe: (wake: (...args: Args) => void) => () => void) =>
@@ -213,7 +213,6 @@ const aCountingNode = (client: Context.Context<PgClient.PgClient | SqlClient.Sql
       onCommit: counting(notifications.onCommit),
       onProgress: counting(notifications.onProgress)
     }
-    const runner = new CommandRunner(tables.sql, prepared)
     const feed = yield* makeSqlFeed(tables, runner, counted, 500)
     return {
       waiters: () => waiters,

@@ -6,7 +6,6 @@ import * as Layer from "effect/Layer"
 import { EventFeed, SqlStore } from "effect-maestro"
 import { makeHeadReads } from "../src/internal/sql/feedHead.js"
 import { CommandRunner } from "../src/internal/sql/pg/commandRunner.js"
-import { prepared } from "../src/internal/sql/pg/preparedStatements.js"
 import { layerPg } from "./database.js"
 
 const events = 20_000
@@ -32,7 +31,7 @@ layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg())), { excludeTestServices:
           select 'Account/' || n, 1, 'Deposited', '{}', '{}', gen_random_uuid() from generate_series(1, ${events}::int) n`
         yield* sql.withTransaction(
           Effect.gen(function* () {
-            const reads = makeHeadReads(tables, new CommandRunner(sql, prepared))
+            const reads = makeHeadReads(tables, new CommandRunner(sql, true))
             const before = yield* fullScans(sql)
             const head = yield* reads.head
             expect((yield* reads.changeSince(EventFeed.beginning)).more).toBe(true)

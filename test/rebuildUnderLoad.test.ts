@@ -39,7 +39,7 @@ const cheap: Projection.Projection.Bound<unknown, SqlClient.SqlClient> = {
       : Effect.void
 }
 
-/** Counts each event by itself, after a read. `projected` counts the events, too. */
+/** Counts each event by itself, and takes some time. `projected` counts the events, too. */
 const makeCostly = () => {
   const projected = { events: 0 }
   const projection: typeof cheap = {
@@ -48,7 +48,7 @@ const makeCostly = () => {
     project: ({ aggregateId }) =>
       Effect.flatMap(SqlClient.SqlClient, (sql) =>
         Effect.zipRight(
-          sql`select n from counts where id = ${aggregateId}`,
+          sql`select pg_sleep(0.002)`,
           Effect.tap(
             sql`insert into counts as c values (${aggregateId}, 1) on conflict (id) do update set n = c.n + 1`,
             () => {
@@ -86,7 +86,7 @@ const outpacing = (
       Effect.iterate(1, {
         while: () => going.on,
         body: (first) =>
-          written.events > 1.2 * projected.events + 1000
+          written.events > 1.2 * projected.events + 400
             ? Effect.as(shortly, first)
             : Effect.as(
                 Effect.tap(commitTo(`writer-${writer}`, first, projections), () => {

@@ -13,6 +13,7 @@ import { profile, profilingFlags } from "./profile.js"
 import { tableHead, tableRow, write } from "./results.js"
 import { allRows } from "./rows/all.js"
 import { openStage } from "./stage.js"
+import { tail } from "./tail.js"
 import { warmUp } from "./warmUp.js"
 
 const { positionals, values } = parseArgs({
@@ -21,14 +22,18 @@ const { positionals, values } = parseArgs({
     seconds: { type: "string", default: "0.8" },
     rounds: { type: "string", default: "5" },
     /** The number of clients with which the rows are profiled instead of measured. */
-    profile: { type: "string" }
+    profile: { type: "string" },
+    /** Shows what slow operations coincide with. */
+    tail: { type: "boolean", default: false }
   }
 })
 
 const effort = { seconds: Number(values.seconds), rounds: Number(values.rounds) }
 const unknown = positionals.filter((name) => !allRows.some((row) => row.name === name))
 if (unknown.length > 0 || !(effort.seconds > 0) || !(effort.rounds >= 1)) {
-  console.error(`rows: ${allRows.map(({ name }) => name).join(" ")}\noptions: --seconds S --rounds N --profile CLIENTS`)
+  console.error(
+    `rows: ${allRows.map(({ name }) => name).join(" ")}\noptions: --seconds S --rounds N --profile CLIENTS --tail`
+  )
   process.exit(2)
 }
 const rows = positionals.length === 0 ? allRows : allRows.filter(({ name }) => positionals.includes(name))
@@ -41,20 +46,26 @@ try {
   try {
     const machine = await describeMachine(stage.pool, pgbench)
     console.log(`${machineInWords(machine)}\n${effort.rounds} rounds of ${effort.seconds} s each\n`)
-    if (values.profile !== undefined) {
+    if (values.tail) {
+      for (const row of rows) await tail(row, stage)
+    } else if (values.profile !== undefined) {
       for (const row of rows) await profile(row, stage, Number(values.profile))
     } else {
       await warmUp(stage)
       const lines: Array<Line> = []
       console.log(tableHead(machine))
+      const times: Array<string> = []
       for (const row of rows) {
+        const began = performance.now()
         await row.run(stage, (line) => {
           lines.push(line)
           console.log(tableRow(line))
         })
+        times.push(`${row.name} ${((performance.now() - began) / 1000).toFixed(0)} s`)
       }
       const goals = lines.flatMap((line) => line.goals)
-      console.log(`\n${goals.filter(({ met }) => met).length} of ${goals.length} goals met`)
+      console.log(`\n${times.join(", ")}`)
+      console.log(`${goals.filter(({ met }) => met).length} of ${goals.length} goals met`)
       if (rows.length === allRows.length) write(lines, machine, effort)
       else console.log("Some rows only: results.json and results.svg stay as they are.")
     }

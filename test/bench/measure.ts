@@ -25,6 +25,8 @@ export interface Contestant<Name extends string = ContestantName> {
   readonly name: Name
   /** The largest number of clients that it is measured with. */
   readonly maxClients?: number
+  /** Makes the operation of a turn, so that each turn can have new aggregates. */
+  readonly start?: () => Work | Promise<Work>
   /** Runs one turn: a number of clients, each with one operation after the other, for a fixed time. */
   readonly round: (clients: number, seconds: number) => Promise<Round>
 }
@@ -46,9 +48,10 @@ export interface Effort {
   readonly seconds: number
 }
 
-/** A contestant in JavaScript. `start` makes the operation of a turn, so that each turn can have new aggregates. */
+/** A contestant in JavaScript. */
 export const contestant = <Name extends string>(name: Name, start: () => Work | Promise<Work>): Contestant<Name> => ({
   name,
+  start,
   round: async (clients, seconds) => workFor(await start(), clients, seconds)
 })
 
@@ -121,6 +124,9 @@ export const summarize = (rounds: ReadonlyArray<Round>, of: (round: Round) => nu
   }
 }
 
+export const quantile = (sorted: ReadonlyArray<number>, q: number): number =>
+  sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * q))] ?? Number.NaN
+
 // --- internal ---
 
 const reported = new Set<string>()
@@ -133,9 +139,6 @@ const report = (error: unknown): void => {
 }
 
 const ascending = (values: ReadonlyArray<number>): ReadonlyArray<number> => [...values].sort((a, b) => a - b)
-
-const quantile = (sorted: ReadonlyArray<number>, q: number): number =>
-  sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * q))] ?? Number.NaN
 
 const rotated = <A>(values: ReadonlyArray<A>, by: number): ReadonlyArray<A> => {
   const start = values.length === 0 ? 0 : by % values.length

@@ -13,8 +13,8 @@ import type { Stage } from "./stage.js"
 export const profilingFlags: ReadonlyArray<string> = ["-c", "shared_preload_libraries=pg_stat_statements"]
 
 export const profile = async (row: Row, stage: Stage, clients: number): Promise<void> => {
-  if (row.ours === undefined) return console.log(`${row.name} has no profile`)
-  const contestant = await row.ours(stage)
+  const [contestant] = (await row.contestants?.(stage)) ?? []
+  if (contestant === undefined) return console.log(`${row.name} has no profile`)
   const seconds = stage.effort.seconds * stage.effort.rounds
   const serverCpu = await serverCpuReader(stage.pool)
   const hasStatements = await statementStatistics(stage.pool)

@@ -93,14 +93,21 @@ export const fillAndSwap = <E, R>(
           withinHold(maxHold - lockWait, projectBatch(context, part.events))
         )
         const begun = yield* Clock.currentTimeMillis
-        const exit = yield* Effect.exit(projectPage(part, projecting, progress.projectedHeld))
-        const held = (yield* Clock.currentTimeMillis) - begun
+        let held: number | undefined
+        const exit = yield* Effect.exit(
+          projectPage(part, projecting, (events, millis) => {
+            held = millis
+            progress.projectedHeld(events, millis)
+          })
+        )
+        // The next page may take longer to read than the batch to fail.
+        held ??= (yield* Clock.currentTimeMillis) - begun
         progress.held(held)
         if (yield* isDone(exit)) {
           yield* holds.projected(position, held)
           return part
         }
-        yield* backoff.failed(held)
+        yield* failureOf(exit) instanceof HoldExpired ? holds.expired(held) : backoff.failed(held)
         return undefined
       })
 
@@ -111,6 +118,7 @@ export const fillAndSwap = <E, R>(
       const exit = yield* Effect.exit(
         swapTables(context, lease, tables, position, {
           lockWait,
+          locksLog: holds.locksLog(),
           maxTail: progress.eventsInHold((maxHold - lockWait) * safety),
           maxMillis: maxHold - lockWait
         })
@@ -123,14 +131,14 @@ export const fillAndSwap = <E, R>(
         count(tail)
         return true
       }
-      yield* backoff.failed(held)
+      yield* holds.isOutpaced() && !isLockConflict(failureOf(exit)) ? holds.expired(held) : backoff.failed(held)
       return false
     })
 
     /** Fails as the exit did, unless another attempt may succeed. Returns whether the exit is a success. */
     const isDone = <A, E2>(exit: Exit.Exit<A, E2>): Effect.Effect<boolean, Exclude<E2, HoldExpired | TooManyLeft>> => {
       if (Exit.isSuccess(exit)) return Effect.succeed(true)
-      const error = Option.getOrUndefined(Cause.failureOption(exit.cause))
+      const error = failureOf(exit)
       if (error instanceof HoldExpired) progress.wasSlower()
       return error instanceof HoldExpired || error instanceof TooManyLeft || isLockConflict(error)
         ? Effect.succeed(false)
@@ -154,7 +162,8 @@ export const fillAndSwap = <E, R>(
         }
         yield* progress.report
       }
-      if (page.more && !(yield* isCaughtUp(page.events)) && !(yield* holds.mayEnd(position))) continue
+      const isNearEnd = !page.more || (!holds.isOutpaced() && (yield* isCaughtUp(page.events)))
+      if (!isNearEnd && !(yield* holds.mayEnd(position))) continue
       if ((yield* holdsBackMuch(progress.eventsInHold(maxHold / 4))) || !(yield* backoff.mayTry)) {
         if (!page.more) yield* withLiveClock(Effect.sleep("250 millis"))
         continue
@@ -178,6 +187,9 @@ const maxBatch = 10_000
 
 /** The part of the longest hold that events are planned for, because a rate is a mean. */
 const safety = 0.7
+
+const failureOf = (exit: Exit.Exit<unknown, unknown>): unknown =>
+  Exit.isFailure(exit) ? Option.getOrUndefined(Cause.failureOption(exit.cause)) : undefined
 
 /** The first events of a page, as a page. */
 const beginningOf = (page: Page, events: number): Page => {

@@ -4,7 +4,7 @@
  *
  * At intervals the events that are left are counted. Where about as many came in as were projected, the next batch runs
  * while it holds a lock on the live tables. Reads go on, and each writer waits for the end of that batch. Between two
- * such batches the writers run, nine times as long at first. This pause becomes shorter, and ends, as long as the events
+ * such batches the writers run, four times as long at first. This pause becomes shorter, and ends, as long as the events
  * that are left do not become fewer.
  *
  * Commits that write no live table, such as those of a process of an older version, do not wait for this lock. Where
@@ -17,6 +17,7 @@ import type { Position } from "../../EventFeed.js"
 import type { StoreError, ValidationError } from "../../StoreError.js"
 import { withLiveClock } from "../runtime/clock.js"
 import { rowValue } from "../sql/position.js"
+import type { StoreTables } from "../sql/storeTables.js"
 import type { RebuildProgress } from "./progress.js"
 import { maxHoldOf, type RebuildContext, run } from "./rebuildOptions.js"
 import { setLockTimeout } from "./replaceTables.js"
@@ -32,6 +33,10 @@ export const withinHold = <A, E, R>(
   Effect.raceFirst(effect, Effect.zipRight(withLiveClock(Effect.sleep(Math.max(millis, 0))), new HoldExpired()))
 
 export interface WriterHolds {
+  /** Whether writers are faster than the rebuild. */
+  readonly isOutpaced: () => boolean
+  /** Whether the swap must lock the log of the events, too. */
+  readonly locksLog: () => boolean
   /** Whether the next batch may run while writers wait. */
   readonly mayHold: Effect.Effect<boolean>
   /** Locks the tables for a batch, in its transaction. */
@@ -41,6 +46,8 @@ export interface WriterHolds {
     position: Position,
     held: number | undefined
   ) => Effect.Effect<void, ValidationError | StoreError>
+  /** Takes note of a hold that has expired after so long, in milliseconds. */
+  readonly expired: (held: number) => Effect.Effect<void>
   /**
    * Whether the rebuild may end at this position though more events follow: few of them, or the subscription that keeps
    * the tables is not further. It projects them after the swap.
@@ -75,11 +82,11 @@ export const makeWriterHolds = <E, R>(
 
   const check = (left: number): void => {
     const events = progress.events()
-    mayFit = left <= progress.eventsInHold(maxHold)
+    mayFit = left <= progress.eventsInHold(maxHold) / 3
     if (last !== undefined) {
       const projected = events - last.events
       const added = left - last.left + projected
-      if (added < projected * fewAdded || mayFit) {
+      if (added < projected * fewAdded) {
         outpacedChecks = 0
         lastHold = undefined
         level = 0
@@ -97,38 +104,44 @@ export const makeWriterHolds = <E, R>(
     lastHold = { events, left }
   }
 
+  const isOutpaced = () => outpacedChecks >= neededChecks
+  const locksLog = () => strengthOf(level).locksLog && options.subscription === undefined
+
   return {
-    mayHold: Effect.map(
-      Clock.currentTimeMillis,
-      (now) => outpacedChecks >= neededChecks && !store.isEmbedded && now >= notBefore
-    ),
+    isOutpaced,
+    locksLog,
+    mayHold: Effect.map(Clock.currentTimeMillis, (now) => isOutpaced() && !store.isEmbedded && now >= notBefore),
     lock: (lockWait) =>
       Effect.gen(function* () {
         yield* setLockTimeout(sql, lockWait)
         // The log before the tables, in the order in which commits lock them.
-        if (strengthOf(level).locksLog && options.subscription === undefined)
-          yield* run(store, sql`lock table ${schema}.event_log in share mode`)
+        if (locksLog()) yield* lockLog(store)
         yield* run(store, sql`lock table ${sql.literal(tables.join(", "))} in exclusive mode`)
         yield* setLockTimeout(sql, 0)
       }),
     projected: (position, held) =>
       Effect.gen(function* () {
         const now = yield* Clock.currentTimeMillis
-        if (held !== undefined) notBefore = now + held * strengthOf(level).pauseFactor
-        // Writers run while the rest is counted.
-        if (now < nextCheck) return
+        const { pauseFactor } = strengthOf(level)
+        if (held !== undefined) notBefore = now + held * pauseFactor
+        // Between holds without a pause no time is lost by counting, because writers run meanwhile.
+        if (now < nextCheck && (held === undefined || pauseFactor === 0)) return
         if (held !== undefined) {
           const left = yield* countLeft(position)
           adapt(left)
-          mayFit = left <= progress.eventsInHold(maxHold)
+          mayFit = left <= progress.eventsInHold(maxHold) / 3
           // What a hold does to the counts says nothing of the writers.
           last = undefined
         } else check(yield* countLeft(position))
       }),
+    expired: (held) =>
+      Effect.map(Clock.currentTimeMillis, (now) => {
+        notBefore = now + held * strengthOf(level).pauseFactor
+      }),
     mayEnd: (position) =>
       mayFit
         ? Effect.succeed(true)
-        : options.subscription === undefined || outpacedChecks < neededChecks
+        : options.subscription === undefined || !isOutpaced()
           ? Effect.succeed(false)
           : Effect.map(
               run(
@@ -140,6 +153,10 @@ export const makeWriterHolds = <E, R>(
             )
   }
 }
+
+/** Has all commits wait until the end of the transaction. */
+export const lockLog = (store: StoreTables): Effect.Effect<unknown, StoreError> =>
+  run(store, store.sql`lock table ${store.schema}.event_log in share mode`)
 
 // --- internal ---
 
@@ -172,7 +189,7 @@ interface Strength {
  * locks in the order of the requests.
  */
 const strengths: readonly [Strength, ...ReadonlyArray<Strength>] = [
-  { pauseFactor: 9, locksLog: false },
+  { pauseFactor: 4, locksLog: false },
   { pauseFactor: 1, locksLog: false },
   { pauseFactor: 0, locksLog: false },
   { pauseFactor: 0, locksLog: true }

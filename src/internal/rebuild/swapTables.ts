@@ -24,16 +24,18 @@ import { selectFittingPage } from "../sql/feedPage.js"
 import { feedEventsOf } from "../sql/feedRows.js"
 import { columnsOf } from "../sql/position.js"
 import type { StoreTables } from "../sql/storeTables.js"
-import { type HoldExpired, withinHold } from "./holdWriters.js"
+import { type HoldExpired, lockLog, withinHold } from "./holdWriters.js"
 import { checkDeferred, projectPart } from "./projectBatch.js"
 import { checkPartitions, leaseOf, type RebuildContext, run } from "./rebuildOptions.js"
-import { lockLiveTables, replaceTables } from "./replaceTables.js"
+import { lockLiveTables, replaceTables, setLockTimeout } from "./replaceTables.js"
 import type { ShadowTable } from "./resolveTables.js"
 
 export interface SwapLimits {
   /** How many events a swap may project while the tables are locked. */
   readonly maxTail: number
-  /** How long it may take for these, in milliseconds. */
+  /** Whether commits that write none of the tables wait, too. */
+  readonly locksLog: boolean
+  /** How long it may take for these events, in milliseconds. */
   readonly maxMillis: number
   /** How long it waits for the tables, in milliseconds. */
   readonly lockWait: number
@@ -51,13 +53,14 @@ export const swapTables = <E, R>(
   lease: Lease,
   tables: ReadonlyArray<ShadowTable>,
   position: Position,
-  { lockWait, maxMillis, maxTail }: SwapLimits
+  { lockWait, locksLog, maxMillis, maxTail }: SwapLimits
 ): Effect.Effect<number, E | HoldExpired | LeaseLost | StoreError | TooManyLeft, R> => {
   const { options, shadowSchema, store } = context
   const { schema, sql } = store
   const sameShape = options.create === undefined
   let tail = 0
   const swapping = Effect.gen(function* () {
+    if (locksLog) yield* Effect.zipRight(setLockTimeout(sql, lockWait), lockLog(store))
     // The tables before the lease, in the order in which consumers and commits lock them.
     yield* lockLiveTables(sql, schema, tables, { sameShape, lockWait })
     yield* run(store, sql`select 1 from ${schema}.subscriptions where name = ${leaseOf(options.name)} for update`)

@@ -1,13 +1,13 @@
 /**
  * Watches the head of the feed for all readers that wait for events. `feed.ts` makes one for each store.
  *
- * A signal has the types and kinds of its events. It wakes the waiters whose filter may let one of them through, and these read their page
- * themselves: the watcher would only find out what the signal has said. Other waiters sleep on, so they cost a commit no statement.
+ * A signal has the types and kinds of its events. It wakes the waiters whose filter may let one of them through. These read their page
+ * without a poll before it, which would only find what the signal has said. Other waiters sleep on, so they cost a commit no statement.
  *
- * A signal is a hint. So the watcher also polls the head for all waiters at the poll interval, and with growing delays after it has woken one,
- * because the event of a signal may be held back, or be committed a little later. A signal of unknown events triggers a poll.
+ * A signal is a hint, so the watcher also polls the head at the poll interval. After a wake-up it polls with short delays that grow, because the
+ * event of a signal may be held back, or be committed a little later. A signal of unknown events triggers a poll.
  *
- * Wake-ups are paced: a burst of signals wakes in batches, and those that come after a rest wake immediately. The watcher uses the live clock,
+ * Wake-ups are paced: a burst of signals wakes in batches, and a signal after a rest wakes immediately. The watcher uses the live clock,
  * because it waits for a database.
  */
 import * as Clock from "effect/Clock"

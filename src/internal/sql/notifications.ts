@@ -21,6 +21,7 @@ import { withLiveClock } from "../runtime/clock.js"
 import { awaitGrace } from "../runtime/interruption.js"
 import { macrotask } from "../runtime/macrotask.js"
 import type { CommitSignals } from "./commit/appendEvents.js"
+import type { CommandRunner } from "./pg/commandRunner.js"
 import { connectionEnd } from "./pg/connection.js"
 import { canListen, canSpareConnection, close, isEmbedded, onNotification, processIdOf } from "./pg/driver.js"
 import { contentsOf, PendingSignals, type Signal, signalOf } from "./signal.js"
@@ -39,9 +40,11 @@ export interface Notifications extends CommitSignals {
 
 export const makeNotifications = (
   sql: SqlClient.SqlClient,
-  schema: string
+  schema: string,
+  runner: CommandRunner
 ): Effect.Effect<Notifications, never, Scope.Scope> => {
   const channel = channelOf(schema)
+  const notification = runner.prepare("select pg_notify($1, $2)")
   const commits = makeCallbacks<Signal>()
   const progress = makeCallbacks<void>()
   const listener: LocalListener = { id: "" }
@@ -53,7 +56,8 @@ export const makeNotifications = (
   const send = (signals: PendingSignals) =>
     Effect.suspend(() => {
       due = undefined
-      return Effect.catchAllCause(sql`select pg_notify(${channel}, ${signals.payload(listener.id)})`, () => Effect.void)
+      const command = { ...notification, values: [channel, signals.payload(listener.id)] }
+      return Effect.catchAllCause(runner.run([command]), () => Effect.void)
     })
   const outsideOfCommits = <A>(effect: Effect.Effect<A>): Effect.Effect<A> =>
     effect.pipe(

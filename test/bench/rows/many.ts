@@ -47,7 +47,7 @@ export const many: Row = {
 // --- internal ---
 
 const aggregates = 100_000
-const eventsEach = 5
+const eventsEach = 3
 const clients = 16
 
 const randomId = (): string => `a${randomInt(aggregates)}`

@@ -5,6 +5,9 @@
 import * as PgClient from "@effect/sql-pg/PgClient"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import * as Logger from "effect/Logger"
+import * as Logger from "effect/Logger"
+import * as LogLevel from "effect/LogLevel"
 import * as Redacted from "effect/Redacted"
 import { Rebuild, SqlStore } from "effect-maestro"
 import pg from "pg"
@@ -41,8 +44,9 @@ export const rebuild: Row = {
         await verify(own, kind)
         line(id, `rebuild of ${events} events, ${work}`, "per second", rates, 1)
       }
-      for (const { aggregate, id, kind, work } of kinds) {
-        const { hold, millis } = await besideWriters(ours, `${id}-writers`, aggregate)
+      for (const each of kinds) {
+        const { id, kind, work } = each
+        const { hold, millis } = await besideWriters(ours, `${id}-writers`, each)
         await verify(own, kind)
         line(`${id}/time`, `rebuild beside clients that commit, ${work}: time until its end`, "ms", [millis], writers)
         line(
@@ -66,16 +70,30 @@ const events = 20_000
 const writers = 16
 
 const kinds = [
-  { id: "sql", work: "projection that is SQL", aggregate: ProjectedBySql, kind: "ProjectedBySql" },
-  { id: "effect", work: "projection by an effect", aggregate: ProjectedAccount, kind: "ProjectedAccount" }
+  {
+    id: "sql",
+    work: "projection that is SQL",
+    aggregate: ProjectedBySql,
+    kind: "ProjectedBySql",
+    deposit: Effect.flatMap(ProjectedBySql.newId, (id) => ProjectedBySql.evaluate(id, new Deposit({ amount: 1 })))
+  },
+  {
+    id: "effect",
+    work: "projection by an effect",
+    aggregate: ProjectedAccount,
+    kind: "ProjectedAccount",
+    deposit: Effect.flatMap(ProjectedAccount.newId, (id) => ProjectedAccount.evaluate(id, new Deposit({ amount: 1 })))
+  }
 ] as const
 
-type Projected = (typeof kinds)[number]["aggregate"]
+type Kind = (typeof kinds)[number]
 
 const layerOn = (url: string) =>
   Layer.mergeAll(ProjectedAccount.layer, ProjectedBySql.layer).pipe(
     Layer.provideMerge(SqlStore.layer),
-    Layer.provideMerge(PgClient.layer({ url: Redacted.make(url), maxConnections: poolSize }))
+    Layer.provideMerge(PgClient.layer({ url: Redacted.make(url), maxConnections: poolSize })),
+    // The lines of the log would come between those of the table.
+    Layer.provideMerge(Logger.remove(Logger.defaultLogger))
   )
 
 type Running = Ours<Layer.Layer.Success<ReturnType<typeof layerOn>>>
@@ -91,7 +109,7 @@ const fill = async (pool: pg.Pool, kind: string, size: number): Promise<void> =>
   await pool.query("vacuum analyze maestro.event_log")
 }
 
-const timed = async (ours: Running, name: string, { projections }: Projected) => {
+const timed = async (ours: Running, name: string, { projections }: Kind["aggregate"]) => {
   let hold = 0
   const began = performance.now()
   const projected = await ours.run(
@@ -103,17 +121,16 @@ const timed = async (ours: Running, name: string, { projections }: Projected) =>
         Effect.sync(() => {
           hold = longestHoldMillis
         })
-    })
+    }).pipe(Logger.withMinimumLogLevel(LogLevel.Warning))
   )
   return { hold, millis: performance.now() - began, projected }
 }
 
 /** Runs a rebuild while clients commit to new aggregates, until it has ended. */
-const besideWriters = async (ours: Running, name: string, aggregate: Projected) => {
+const besideWriters = async (ours: Running, name: string, { aggregate, deposit }: Kind) => {
   let isRunning = true
-  const deposit = Effect.flatMap(aggregate.newId, (id) => aggregate.evaluate(id, new Deposit({ amount: 1 })))
   const clients = Array.from({ length: writers }, async () => {
-    while (isRunning) await ours.run(deposit)
+    while (isRunning) await ours.run<unknown, unknown>(deposit)
   })
   const result = await timed(ours, name, aggregate)
   isRunning = false

@@ -8,8 +8,8 @@ export interface Row {
   readonly name: string
   /** Measures the row, and reports each line when it is measured. */
   readonly run: (stage: Stage, emit: (line: Line) => void) => Promise<void>
-  /** The operation of this library, for the profiler. */
-  readonly ours?: (stage: Stage) => Promise<Contestant>
+  /** The contestants, this library first, for the profiler and for `tail.ts`. */
+  readonly contestants?: (stage: Stage) => Promise<ReadonlyArray<Contestant>>
 }
 
 export interface Contest {
@@ -39,11 +39,7 @@ export const contest = ({ clients, contestants, name, verify, work, ...options }
     }
     await verify?.(stage)
   },
-  ours: async (stage) => {
-    const [ours] = await contestants(stage)
-    if (ours === undefined) throw new Error(`${name} has no contestants`)
-    return ours
-  }
+  contestants: async (stage) => contestants(stage)
 })
 
 /** For rows that explain others and have no goal. */

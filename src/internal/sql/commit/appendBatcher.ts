@@ -26,24 +26,20 @@
  * - Abandoned: part of a batch, while its caller waits for the end for the grace period at most.
  *   - to Answered, when its batch ends
  */
-import * as SqlClient from "@effect/sql/SqlClient"
 import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
-import type * as Fiber from "effect/Fiber"
 import * as FiberId from "effect/FiberId"
 import type * as Option from "effect/Option"
-import * as Runtime from "effect/Runtime"
 import type * as Scope from "effect/Scope"
 import * as Tracer from "effect/Tracer"
 import { type RetryCommand, StoreError } from "../../../StoreError.js"
 import { makeBackpressure } from "../../runtime/backpressure.js"
-import { awaitAtMost, awaitGrace } from "../../runtime/interruption.js"
+import { Drain } from "../../runtime/drain.js"
+import { awaitGrace } from "../../runtime/interruption.js"
 import { scheduleMacrotask } from "../../runtime/macrotask.js"
 import { isOfStatement } from "../../runtime/storeFailure.js"
-import { isSettled } from "../../runtime/syncEffect.js"
-import { isTraced, withBatchSpanIfTraced } from "../../runtime/tracing.js"
 import { sizeOf } from "../../store/storedRecord.js"
 import { aggregatesOf, type Commit, CommitQueue, isLarge, type QueuedCommit } from "./commitQueue.js"
 
@@ -52,24 +48,23 @@ export type AppendResult = "appended" | "duplicate" | RetryCommand
 
 /**
  * Sends commits in one statement and calls back with the result of each, in their order. A result that is left out is `appended`. With
- * `failFastOnLock` it fails soon where it would wait for a lock, and nothing is stored. What it returns cancels the statement.
+ * `failFastOnLock` it fails soon where it would wait for a lock, and nothing is stored. The effect that it returns cancels the statement.
  */
 export type Send = (
   commits: ReadonlyArray<Commit>,
-  failFastOnLock: boolean,
+  options: { readonly failFastOnLock: boolean; readonly callers: ReadonlyArray<Option.Option<Tracer.AnySpan>> },
   done: (results: Results) => void
-) => () => Effect.Effect<void>
+) => Effect.Effect<void>
 
-/** The results, or an effect that finds them out. */
-export type Results = Effect.Effect<ReadonlyArray<AppendResult>, StoreError>
+export type Results = Exit.Exit<ReadonlyArray<AppendResult>, StoreError>
 
 /** Makes the function that commits, on a `send` that takes many commits. */
 export const makeAppendBatcher = (
   send: Send,
   maxSenderWait = usualSenderWait
 ): Effect.Effect<(commit: Commit) => Effect.Effect<AppendResult, StoreError>, never, Scope.Scope> =>
-  Effect.flatMap(ofNoCaller, (runtime) => {
-    const batcher = new AppendBatcher(send, maxSenderWait, runtime)
+  Effect.suspend(() => {
+    const batcher = new AppendBatcher(send, maxSenderWait)
     return Effect.as(
       Effect.addFinalizer(() => batcher.close),
       batcher.append
@@ -81,11 +76,10 @@ export const makeAppendBatcher = (
 class AppendBatcher {
   private readonly queue = new CommitQueue<Entry>()
   private readonly room = makeBackpressure(maxWaitingSize)
-  private readonly drained = Deferred.unsafeMake<void>(FiberId.none)
-  private phase: "open" | "closing" | "closed" = "open"
-  private unanswered = 0
+  /** The commits that have no result yet. */
+  private readonly accepted = new Drain()
   /** The batches in flight that were sent from the queue, without lone ones that are slow. */
-  private batchesInFlight = 0
+  private readonly inFlight = new Set<Batch>()
   /** Those of them that later commits wait for. */
   private readonly awaited: Array<Batch> = []
   private recentBatchSize = 1
@@ -94,64 +88,52 @@ class AppendBatcher {
 
   constructor(
     private readonly send: Send,
-    private readonly maxSenderWait: number,
-    private readonly runtime: Runtime.Runtime<never>
+    private readonly maxSenderWait: number
   ) {}
 
   readonly append = (commit: Commit): Effect.Effect<AppendResult, StoreError> => {
     const size = sizeOf(commit)
-    if (isLarge(commit, size)) return this.appendUnbatched(commit)
-    const append = Effect.withFiberRuntime<AppendResult, StoreError>((fiber) =>
-      this.phase === "open" ? this.enqueue(commit, size, fiber) : this.appendUnbatched(commit)
-    )
+    const append = Effect.withFiberRuntime<AppendResult, StoreError>((fiber) => {
+      const span = Context.getOption(fiber.currentContext as Context.Context<never>, Tracer.ParentSpan)
+      return Effect.async((resume) =>
+        this.accepted.phase === "open" && !isLarge(commit, size)
+          ? this.enqueue({ commit, size, aggregates: aggregatesOf(commit), span, resume, state: { _tag: "Queued" } })
+          : this.send([commit], { failFastOnLock: false, callers: [span] }, (results) =>
+              resume(Exit.map(results, ([result]) => result ?? "appended"))
+            )
+      )
+    })
     return this.room.isFull() ? Effect.zipRight(this.room.awaitRoom, append) : append
   }
 
   /** Accepted commits are sent and answered first. */
-  readonly close = Effect.suspend(() => {
-    this.phase = "closing"
-    this.countAnswered(0)
-    return Effect.map(awaitAtMost(maxDrain, Deferred.await(this.drained)), () => {
-      this.phase = "closed"
+  readonly close = Effect.suspend(() =>
+    Effect.map(this.accepted.close(maxDrain), () => {
       clearTimeout(this.timer)
       this.refuseUnsent()
     })
-  })
+  )
 
-  private enqueue(commit: Commit, size: number, fiber: Fiber.RuntimeFiber<unknown, unknown>) {
-    return Effect.async<AppendResult, StoreError>((resume) => {
-      const span = Context.getOption(fiber.currentContext as Context.Context<never>, Tracer.ParentSpan)
-      const entry: Entry = { commit, size, aggregates: aggregatesOf(commit), span, resume, state: { _tag: "Queued" } }
-      this.queue.push(entry)
-      this.unanswered++
-      this.room.add(size)
-      this.pumpSoon()
-      return Effect.suspend(() => this.interrupt(entry))
-    })
-  }
-
-  private appendUnbatched(commit: Commit): Effect.Effect<AppendResult, StoreError> {
-    return Effect.async((resume) => {
-      const cancel = this.send([commit], false, (results) =>
-        resume(Effect.map(results, ([result]) => result ?? "appended"))
-      )
-      return Effect.suspend(cancel)
-    })
+  private enqueue(entry: Entry): Effect.Effect<void> {
+    this.queue.push(entry)
+    this.accepted.begin()
+    this.room.add(entry.size)
+    this.pumpSoon()
+    return Effect.suspend(() => this.interrupt(entry))
   }
 
   /** Sends what is queued, as far as batches may be in flight. */
   private pump(): void {
-    while (this.queue.length > 0 && this.awaited.length < senders && this.batchesInFlight < maxBatchesInFlight) {
+    while (this.queue.length > 0 && this.awaited.length < senders && this.inFlight.size < maxBatchesInFlight) {
       // Half of the queue for each free sender: then one batch is in the database while the results of the other are handed out.
-      const free = Math.max(1, senders - this.batchesInFlight)
+      const free = Math.max(1, senders - this.inFlight.size)
       const commits = Math.min(limits.commits, Math.max(minBatchSize, Math.ceil(this.queue.length / free)))
       const entries = this.queue.take({ ...limits, commits })
       if (entries.length === 0) return
       this.recentBatchSize = Math.max(entries.length, this.recentBatchSize - 1)
       for (const { size } of entries) this.room.remove(size)
       const batch = this.startBatch(entries)
-      this.batchesInFlight++
-      batch.isCounted = true
+      this.inFlight.add(batch)
       this.awaited.push(batch)
       this.sendBatch(batch, true)
     }
@@ -185,17 +167,11 @@ class AppendBatcher {
   /** Later commits do not wait for the batch any more. A slow lone commit waits for a lock, as a rule, so it is not counted either. */
   private stopAwaiting(batch: Batch): void {
     this.awaited.splice(this.awaited.indexOf(batch), 1)
-    if (batch.entries.length === 1) this.uncount(batch)
-  }
-
-  private uncount(batch: Batch): void {
-    if (!batch.isCounted) return
-    batch.isCounted = false
-    this.batchesInFlight--
+    if (batch.entries.length === 1) this.inFlight.delete(batch)
   }
 
   private startBatch(entries: ReadonlyArray<Entry>): Batch {
-    const batch: Batch = { entries, waiting: 0, cancel: undefined, isCounted: false, sentAt: performance.now() }
+    const batch: Batch = { entries, waiting: 0, cancel: Effect.void, sentAt: performance.now() }
     for (const entry of entries) {
       if (entry.state._tag === "Abandoned") continue
       entry.state = { _tag: "InFlight", batch }
@@ -206,35 +182,15 @@ class AppendBatcher {
 
   private sendBatch(batch: Batch, failFastOnLock: boolean): void {
     const commits = batch.entries.map(({ commit }) => commit)
-    const ended = (exit: Exit.Exit<ReadonlyArray<AppendResult>, StoreError>) =>
-      this.batchEnded(batch, failFastOnLock, exit)
-    const run = (effect: Results) => {
-      const fiber = Runtime.runFork(this.runtime, effect)
-      batch.cancel = () => fiber.unsafeInterruptAsFork(FiberId.none)
-      fiber.addObserver(ended)
-    }
-    if (isTraced(this.runtime)) {
-      const spans = batch.entries.map(({ span }) => span)
-      const sending = Effect.async<ReadonlyArray<AppendResult>, StoreError>((resume) => {
-        const cancel = this.send(commits, failFastOnLock, resume)
-        return Effect.suspend(cancel)
-      })
-      run(withBatchSpanIfTraced("SqlStore.sendCommits", { commits: commits.length }, spans)(sending))
-    } else {
-      const cancel = this.send(commits, failFastOnLock, (results) =>
-        isSettled(results) ? ended(results) : run(results)
-      )
-      batch.cancel = () => void Runtime.runFork(this.runtime, Effect.suspend(cancel))
-    }
-    if (batch.waiting === 0) batch.cancel?.()
+    const callers = batch.entries.map(({ span }) => span)
+    batch.cancel = this.send(commits, { failFastOnLock, callers }, (results) =>
+      this.batchEnded(batch, failFastOnLock, results)
+    )
+    if (batch.waiting === 0) Effect.runFork(batch.cancel)
   }
 
-  private batchEnded(
-    batch: Batch,
-    failFastOnLock: boolean,
-    exit: Exit.Exit<ReadonlyArray<AppendResult>, StoreError>
-  ): void {
-    this.uncount(batch)
+  private batchEnded(batch: Batch, failFastOnLock: boolean, exit: Results): void {
+    this.inFlight.delete(batch)
     if (this.awaited.includes(batch)) this.stopAwaiting(batch)
     if (!failFastOnLock || !Exit.isFailure(exit) || !isOfStatement(exit.cause)) return this.answer(batch.entries, exit)
     // Until they are answered no other commit about their aggregates is sent.
@@ -242,8 +198,8 @@ class AppendBatcher {
     this.pumpSoon()
   }
 
-  private answer(entries: ReadonlyArray<Entry>, exit: Exit.Exit<ReadonlyArray<AppendResult>, StoreError>): void {
-    this.countAnswered(entries.length)
+  private answer(entries: ReadonlyArray<Entry>, exit: Results): void {
+    this.accepted.end(entries.length)
     for (const [index, entry] of entries.entries()) {
       this.queue.done(entry)
       const { state } = entry
@@ -251,13 +207,8 @@ class AppendBatcher {
       if (state._tag === "Abandoned") Deferred.unsafeDone(state.ended, Effect.void)
       else entry.resume(Exit.map(exit, (results) => results[index] ?? "appended"))
     }
-    if (this.phase === "closed") this.refuseUnsent()
+    if (this.accepted.phase === "closed") this.refuseUnsent()
     this.pumpSoon()
-  }
-
-  private countAnswered(count: number): void {
-    this.unanswered -= count
-    if (this.phase === "closing" && this.unanswered === 0) Deferred.unsafeDone(this.drained, Effect.void)
   }
 
   /** Nothing is sent any more, so commits in the queue are not stored. */
@@ -273,7 +224,7 @@ class AppendBatcher {
       entry.state = { _tag: "Withdrawn" }
       this.queue.dropWithdrawn()
       this.room.remove(entry.size)
-      this.countAnswered(1)
+      this.accepted.end()
       return Effect.void
     }
     if (state._tag !== "InFlight") return Effect.void
@@ -281,18 +232,10 @@ class AppendBatcher {
     const ended = Deferred.unsafeMake<void>(FiberId.none)
     entry.state = { _tag: "Abandoned", ended }
     batch.waiting--
-    if (batch.waiting === 0) batch.cancel?.()
+    if (batch.waiting === 0) Effect.runFork(batch.cancel)
     return Effect.asVoid(awaitGrace(Deferred.await(ended)))
   }
 }
-
-/** The runtime of the batches: they belong to no caller, so they have neither its span nor its transaction. */
-const ofNoCaller: Effect.Effect<Runtime.Runtime<never>> = Effect.runtime<never>().pipe(
-  Effect.mapInputContext(
-    (context: Context.Context<never>) =>
-      Context.omit(Tracer.ParentSpan, SqlClient.TransactionConnection)(context) as Context.Context<never>
-  )
-)
 
 interface Entry extends QueuedCommit {
   readonly span: Option.Option<Tracer.AnySpan>
@@ -312,9 +255,7 @@ interface Batch {
   readonly entries: ReadonlyArray<Entry>
   /** How many callers wait for it. */
   waiting: number
-  cancel: (() => void) | undefined
-  /** Whether it counts among the batches in flight. */
-  isCounted: boolean
+  cancel: Effect.Effect<void>
   /** By the clock of the process, in milliseconds. */
   readonly sentAt: number
 }

@@ -9,15 +9,13 @@
  * A commit with projections never shares a transaction, because its projections would see and lock rows of the others.
  */
 import type * as SqlClient from "@effect/sql/SqlClient"
-import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
-import * as Exit from "effect/Exit"
 import type { ProjectionWork } from "../../../StoreAdapter.js"
 import type { RetryCommand, StoreError } from "../../../StoreError.js"
 import { whenInTransaction } from "../../runtime/ambientTransaction.js"
 import type { CommandRunner } from "../pg/commandRunner.js"
 import { canCompile, compileAll } from "../pg/compileStatements.js"
-import { executeAlone, executeCommand, failureOf, isDisturbed, retryDisturbed } from "../pg/execute.js"
+import { executeCommand } from "../pg/execute.js"
 import { withTransactionFrom } from "../pg/transaction.js"
 import { type AppendResult, makeAppendBatcher, type Send } from "./appendBatcher.js"
 import type { Commit } from "./commitQueue.js"
@@ -37,6 +35,7 @@ export interface CommitSignals {
 export const makeAppendEvents = ({
   client,
   runner,
+  send,
   signals,
   statements
 }: {
@@ -44,6 +43,8 @@ export const makeAppendEvents = ({
   readonly client: SqlClient.SqlClient
   /** Of the client without transforms, which the store uses. */
   readonly runner: CommandRunner
+  /** Sends commits of events alone. */
+  readonly send: Send
   readonly statements: CommitStatements
   readonly signals: CommitSignals
 }) => {
@@ -91,7 +92,7 @@ export const makeAppendEvents = ({
           )
     )
 
-  return Effect.map(makeAppendBatcher(makeSend(runner, statements)), (appendBatched) => ({
+  return Effect.map(makeAppendBatcher(send), (appendBatched) => ({
     /** Stores events. Fails with `RetryCommand` on a conflict. */
     append: (events: Commit) =>
       whenInTransaction((inside) =>
@@ -116,36 +117,3 @@ export const makeAppendEvents = ({
 // --- internal ---
 
 const operation = "commitEvents"
-
-/** No result stands for `appended`. */
-const written = Exit.succeed<ReadonlyArray<AppendResult>>([])
-
-/** Sends commits outside of transactions. A lone commit of few events is a plain insert. `commit_events` finds out why it did not insert. */
-const makeSend = (runner: CommandRunner, statements: CommitStatements): Send => {
-  const commitEvents = (commits: ReadonlyArray<Commit>, lockTimeout: boolean) =>
-    retryDisturbed(
-      Effect.map(
-        executeAlone(runner, operation, "committing", statements.append(commits, { lockTimeout })),
-        statements.resultsOf
-      )
-    )
-  return (commits, failFastOnLock, done) => {
-    const [first] = commits
-    const insert =
-      commits.length === 1 && first !== undefined ? statements.insert(first, { orRaise: false }) : undefined
-    return runner.start([insert ?? statements.append(commits, { lockTimeout: failFastOnLock })], (result) => {
-      if (Exit.isSuccess(result)) {
-        if (insert === undefined) return done(Exit.succeed(statements.resultsOf(result.value)))
-        return done(result.value.length > 0 ? written : commitEvents(commits, false))
-      }
-      const cause = Cause.map(result.cause, (error) => failureOf(operation, "committing", error))
-      const error = cause._tag === "Fail" ? cause.error : undefined
-      const isOfInsert = insert !== undefined && error?.reason === "Constraint"
-      done(
-        isOfInsert || isDisturbed(error)
-          ? commitEvents(commits, failFastOnLock && insert === undefined)
-          : Exit.failCause(cause)
-      )
-    })
-  }
-}
