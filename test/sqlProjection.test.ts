@@ -1,4 +1,5 @@
 /** Projections that are SQL statements and nothing else: the result is that of running the statements one after the other. */
+import { inspect } from "node:util"
 import * as Reactivity from "@effect/experimental/Reactivity"
 import * as SqlClient from "@effect/sql/SqlClient"
 import * as Statement from "@effect/sql/Statement"
@@ -428,10 +429,12 @@ it.scoped("events and statements are one round trip, on a connection that is in 
       const events = yield* noted("a", 1, "one", "two")
       sent.length = 0
       yield* commit(events, projection)
-      expect(sent.filter((statement) => typeof statement === "object")).toHaveLength(1)
-      expect(sent.filter((statement) => statement === "COMMIT" || String(statement).startsWith("BEGIN"))).toEqual([])
-      // A duplicate, which is rare, is found out in a transaction.
+      // A duplicate takes one round trip, too.
       yield* commit(events, projection)
+      const isOfCommit = (statement: unknown) =>
+        typeof statement === "object" && !inspect(statement, { depth: 4 }).includes("pg_notify")
+      expect(sent.filter(isOfCommit)).toHaveLength(2)
+      expect(sent.filter((statement) => statement === "COMMIT" || String(statement).startsWith("BEGIN"))).toEqual([])
       const sql = yield* SqlClient.SqlClient
       yield* sql`begin`
       yield* commit(yield* noted("b", 1, "three"), projection)

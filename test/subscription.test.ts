@@ -41,7 +41,8 @@ function suite(name: string, store: Layer.Layer<StoreServices, unknown>) {
         yield* start(all)
         yield* caughtUp(all)
         for (const sequence of Arr.range(2, 12)) yield* commit(event(a, sequence))
-        yield* caughtUp(all)
+        // The transaction of a handler may hold the last events back, so the head of the feed may be before them.
+        yield* Subscription.waitFor(by, { aggregateId: a, sequence: 12 }, "30 seconds")
         const { events } = yield* EventFeed.read()
         expect(yield* written(by)).toEqual(events.map(placeOf))
         expect((yield* written(by)).slice(-14)).toEqual([`${b}/1`, `${a}/1`, `${b}/2`, ...placesOf(a, 2, 12)])

@@ -154,6 +154,7 @@ class Link {
   /** The commit whose request is being forwarded. */
   private commit: { readonly mishap: Mishap | undefined } | undefined
   /** Whether the request that is being forwarded begins a transaction, so that it commits nothing. */
+  private readonly prepared = new Map<string, string>()
   private begins = false
   private holdsRequests = false
   private holdsAnswers = false
@@ -281,10 +282,14 @@ class Link {
       const message = this.requests[0]
       if (message === undefined) break
       if (beginsTransaction(message)) this.begins = true
-      if (this.commit === undefined && !this.begins && mayCommit(message)) {
+      if (typeOf(message) === "P") {
+        const { name, text } = parsedOf(message)
+        if (name !== "") this.prepared.set(name, text)
+      }
+      if (this.commit === undefined && !this.begins && mayCommit(message, this.prepared)) {
         // The status is that in which the request finds the session only when all before it is answered.
         if (this.unanswered.length > 0) break
-        if (commits(message, this.status)) {
+        if (commits(message, this.status, this.prepared)) {
           this.desk.counts.commits++
           const mishap = this.desk.onCommit()
           this.commit = { mishap }
@@ -422,19 +427,42 @@ const endsRequest = (message: Buffer): boolean => isOpening(message) || "QSF".in
 const isCommit = (text: string): boolean => /(?:^|;)\s*commit\s*;?\s*$/i.test(text)
 
 const isDurableStatement = (text: string): boolean =>
-  text.includes(".commit_events(") || /insert\s+into\s[\s\S]*\."?snapshots\b/i.test(text)
+  text.includes(".commit_events(") || /insert\s+into\s[\s\S]*\."?(snapshots|event_log)\b/i.test(text)
 
 const beginsTransaction = (message: Buffer): boolean =>
   typeOf(message) === "P" && /^begin\b/i.test(message.toString("utf8", 6, Math.min(message.length, 32)))
 
-/** Whether the message is a commit in some state of the session. */
-const mayCommit = (message: Buffer): boolean => commits(message, "T") || commits(message, "I")
+/** The texts of the prepared statements of a session. */
+type Prepared = ReadonlyMap<string, string>
 
-const commits = (message: Buffer, status: string): boolean => {
+/** Whether the message is a commit in some state of the session. */
+const mayCommit = (message: Buffer, prepared: Prepared): boolean =>
+  commits(message, "T", prepared) || commits(message, "I", prepared)
+
+const commits = (message: Buffer, status: string, prepared: Prepared): boolean => {
   const type = typeOf(message)
   if (type === "Q") return status === "T" && isCommit(message.toString("utf8", 5, message.length - 1))
-  if (type !== "P") return false
-  const start = message.indexOf(0, 5) + 1
-  const text = message.toString("utf8", start, message.indexOf(0, start))
+  const text = type === "P" ? unnamedText(message) : type === "B" ? prepared.get(statementOf(message)) : undefined
+  if (text === undefined) return false
   return status === "T" ? isCommit(text) : status === "I" && isDurableStatement(text)
+}
+
+/** The text of a Parse without a name. A statement with a name commits when it is bound. */
+const unnamedText = (message: Buffer): string | undefined => {
+  const { name, text } = parsedOf(message)
+  return name === "" ? text : undefined
+}
+
+const parsedOf = (message: Buffer): { readonly name: string; readonly text: string } => {
+  const end = message.indexOf(0, 5)
+  return {
+    name: message.toString("utf8", 5, end),
+    text: message.toString("utf8", end + 1, message.indexOf(0, end + 1))
+  }
+}
+
+/** The name of the statement that a Bind is for. */
+const statementOf = (message: Buffer): string => {
+  const start = message.indexOf(0, 5) + 1
+  return message.toString("utf8", start, message.indexOf(0, start))
 }

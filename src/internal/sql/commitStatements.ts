@@ -7,7 +7,7 @@ import type { StoredSnapshot } from "../../Snapshot.js"
 import { RetryCommand } from "../../StoreError.js"
 import type { AppendResult } from "./commit/appendBatcher.js"
 import type { Commit } from "./commit/commitQueue.js"
-import { type CommitStatements, otherIsolation } from "./commit/commitWithStatements.js"
+import { allStored, type CommitStatements, otherIsolation } from "./commit/commitWithStatements.js"
 import type { CommandRunner } from "./pg/commandRunner.js"
 import type { Rows } from "./pg/driver.js"
 import { checkStillOpen } from "./pg/transaction.js"
@@ -92,10 +92,15 @@ const insertText = (table: string, events: number): string =>
 const insertOrRaiseText = (table: string, events: number): string => {
   const others = events === 1 ? "" : `, others as (${insertOthers(table, events - 1)})`
   const written = `(select count(*) from first)${events === 1 ? "" : " + (select count(*) from others)"}`
+  const timestamps = Array.from({ length: events }, (_, index) => `(${index}, $${6 + 4 * index}::uuid)`)
+  const stored = `(select count(*) from ${table} l join (values ${timestamps.join(", ")}) as e (place, "timestamp")
+    on l.aggregate_id = $1 and l.sequence = $2::int + e.place and l."timestamp" = e."timestamp")`
   return `with first as (${insertFirst(table)})${others}
     select set_config('effect_maestro.begun', 'yes', true), (case
       when current_setting('transaction_isolation') <> 'read committed' then 'effect-maestro: ${otherIsolation}'
-      when ${written} = ${events} then 'yes' else 'effect-maestro: not all of it was written' end)::boolean`
+      when ${written} = ${events} then 'yes'
+      when ${stored} = ${events} then 'effect-maestro: ${allStored}'
+      else 'effect-maestro: not all of it was written' end)::boolean`
 }
 
 /**

@@ -5,7 +5,7 @@
 import type { SqlError } from "@effect/sql/SqlError"
 import * as Effect from "effect/Effect"
 import type { StoreError } from "../../../StoreError.js"
-import { fromSqlError, isOfSession } from "../../runtime/sqlError.js"
+import { codeOf, fromSqlError, isOfSession } from "../../runtime/sqlError.js"
 import { statementSpan, withEachSpanIfTraced } from "../../runtime/tracing.js"
 import { type CommandRunner, isUnbatched } from "../pg/commandRunner.js"
 import type { Command, Rows } from "../pg/driver.js"
@@ -26,6 +26,8 @@ export interface AppendMode {
 
 /** What `insert` and `append` say where they must store all and the isolation of the transaction is stricter than READ COMMITTED. */
 export const otherIsolation = "the transaction is not READ COMMITTED"
+/** What they say about a duplicate. */
+export const allStored = "all of it is stored"
 
 /** The statements of a commit; `sql/commitStatements.ts` makes them. */
 export interface CommitStatements {
@@ -55,8 +57,7 @@ export const makeStatementCommits = (runner: CommandRunner, commitStatements: Co
       const end = commitStatements.end(events, { isNested: false })
       const commands = [
         commitStatements.insert(events, { orRaise: true }) ?? commitStatements.append([events], { allOrNothing: true }),
-        ...statements,
-        ...(end === undefined ? [] : [end])
+        ...statements.concat(end ?? [])
       ]
       return Effect.matchEffect(runner.run(commands), {
         onSuccess: () => Effect.succeed(true),
@@ -84,6 +85,6 @@ export const makeStatementCommits = (runner: CommandRunner, commitStatements: Co
 
 const operation = "commitAll"
 
-// What `commit_events` raises. The message is compared, too, because a projection's trigger may raise the same code.
-const isDuplicate = ({ cause }: SqlError): boolean =>
-  cause instanceof Error && "code" in cause && cause.code === "MA003" && cause.message === "all of it is stored"
+/** The codes of what `append` and `insert` raise. The message is compared, too, because a projection's trigger may raise the same codes. */
+const isDuplicate = (error: SqlError): boolean =>
+  /^(MA003|22P02)$/.test(codeOf(error) ?? "") && error.cause instanceof Error && error.cause.message.includes(allStored)
