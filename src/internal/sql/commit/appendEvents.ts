@@ -31,7 +31,7 @@ export interface CommitSignals {
   readonly afterCommit: <A, E, R>(events: Commit, transaction: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
 }
 
-/** When the scope closes, the commits in flight end first. Each stored commit is signalled, and each insert into an open transaction. */
+/** When the scope closes, the commits in flight end first. Stored commits and inserts into open transactions are signalled. */
 export const makeAppendEvents = ({
   client,
   runner,
@@ -65,10 +65,7 @@ export const makeAppendEvents = ({
     withTransactionFrom(
       runner.sql,
       "commitAll",
-      {
-        own: statements.append([events], {}),
-        nested: statements.append([events], { checksSnapshot: true })
-      },
+      { own: statements.append([events], {}), nested: statements.append([events], { checksSnapshot: true }) },
       (rows, isNested) =>
         Effect.flatMap(
           accept(statements.resultsOf(rows)[0], isNested ? signals.inserted(events) : Effect.void),
