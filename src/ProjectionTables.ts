@@ -95,7 +95,10 @@ export interface Options {
    * is enough for, and at least 250.
    */
   readonly batchSize?: number | undefined
-  /** How long a rebuild has users of the tables wait at a time: 2 seconds by default, see `Rebuild.Options`. */
+  /**
+   * How long a rebuild has users of the tables wait at a time, from 100 milliseconds to 1 minute: 2 seconds by default,
+   * see `Rebuild.Options`.
+   */
   readonly maxHold?: Duration.DurationInput | undefined
   /** Runs after each batch. */
   readonly onProgress?: ((progress: Progress) => Effect.Effect<unknown>) | undefined
@@ -133,7 +136,8 @@ export interface Options {
  * A subscription whose projections own tables begins at the beginning: `Subscription.fromProjections` refuses another
  * `from`, because new tables are made out of all events.
  *
- * It needs the SQL store (`SqlStore.Tables`), and fails with `Misconfigured` inside of a transaction.
+ * It needs the SQL store (`SqlStore.Tables`), and fails with `Misconfigured` inside of a transaction. An invalid option
+ * fails with a `ValidationError`, also where the tables are in place.
  *
  * @since 0.1.0
  * @category constructors

@@ -110,11 +110,11 @@ export interface Status {
 
 /**
  * Rebuilds the tables of projections, and returns how many events this run has projected: 0 when the rebuild was
- * finished before.
+ * finished before. Then a log line says so, and the tables stay as they are.
  *
  * - Readers and writers of the tables go on meanwhile. At the end they wait until the last few events are projected and
- *   the tables are swapped. A swap that takes longer than `maxHold` is rolled back, and tried again after a pause. A log
- *   line and `Progress.longestHoldMillis` say how long they waited at most.
+ *   the tables are swapped. A swap that takes longer than `maxHold` is rolled back, and tried again after a pause.
+ *   `Progress.longestHoldMillis` and a log line of level Debug say how long they waited at most.
  * - Where writers are faster than the rebuild, writers of the tables wait during some of its batches, for `maxHold` at
  *   most. Reads go on. At first this is a fifth of the time, and more where that is not enough. Where commits without
  *   the projections are faster, too, all writers of the store wait. So the rebuild ends under load, if a batch of
@@ -137,7 +137,8 @@ export interface Status {
  * - A deferred constraint is checked at the end of each batch. Its failure is a `StoreError` that names the rebuild and
  *   its projections. Where the events of one commit violate it in between, a greater `batchSize` may keep them
  *   together.
- * - A projection that writes other tables than those named is refused, and its batch is rolled back.
+ * - A projection that declares tables is refused before the first event, unless `tables` names all of them. Any other
+ *   projection that writes a table that is not named is refused when it does, and its batch is rolled back.
  *
  * To make strong projections eventual, or eventual ones strong, end all processes that run them the old way. Then
  * rebuild with `subscription`, or without it.

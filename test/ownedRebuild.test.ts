@@ -3,6 +3,7 @@ import * as SqlClient from "@effect/sql/SqlClient"
 import { expect, layer } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
 import { Projection, ProjectionTables, Rebuild, Subscription } from "effect-maestro"
 import { makeDatabase } from "./database.js"
 import { amounts, balances, balancesTwo, createOne, deposit, makeAccount, nodeAt } from "./projectionTables.js"
@@ -117,6 +118,44 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("a rebuild of
           expect(yield* Rebuild.run(all)).toBe(5)
           expect(yield* amounts).toEqual({ ann: 5 })
           expect(yield* counted).toEqual([{ events: 5 }])
+        })
+      )
+  )
+
+  it.effect(
+    "is refused before the first event without a table that a projection declares, and the table is named",
+    () =>
+      onDatabase(
+        Effect.gen(function* () {
+          const sql = yield* SqlClient.SqlClient
+          yield* sql`create table other (account text primary key)`
+          yield* sql`create table "Counter" (events int)`
+          const Account = makeAccount([balances(1), counter()])
+          const refused = (tables: readonly [string, ...ReadonlyArray<string>]) =>
+            refusalOf(Rebuild.run({ name: "again", projections: Account.projections, tables }))
+          const expectRefusals = (where: string) =>
+            Effect.gen(function* () {
+              for (const tables of [["other"], ["blances"], ["other", "Counter"]] as const) {
+                const text = yield* refused(tables)
+                expect(text).toContain("Misconfigured")
+                expect(text).toContain(
+                  `"balances" owns ${where}balances, which the rebuild of ${tables.join(", ")} leaves out`
+                )
+              }
+              expect(yield* refused(["balances"])).toContain(`"counter" owns ${where}counter, which the rebuild of`)
+              expect(yield* Rebuild.status("again")).toEqual(Option.none())
+            })
+          // The tables are those of the application, and have no record.
+          yield* Effect.forEach(createOne(sql), (statement) => statement)
+          yield* sql`create table counter (events int not null)`
+          yield* sql`insert into counter values (0)`
+          yield* Effect.provide(Effect.replicateEffect(deposit(Account, "ann"), 5), Account.layer)
+          yield* expectRefusals("")
+          const all = { projections: Account.projections, tables: ["public.balances", "counter"] } as const
+          expect(yield* Rebuild.run({ ...all, name: "all" })).toBe(5)
+          yield* ProjectionTables.prepare(Account.projections, { onExisting: "adopt" })
+          yield* expectRefusals("public.")
+          expect(yield* amounts).toEqual({ ann: 5 })
         })
       )
   )

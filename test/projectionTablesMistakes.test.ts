@@ -101,6 +101,36 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("tables of pr
     )
   )
 
+  it.effect("an invalid option is refused at each start, also while the tables are in place", () =>
+    onDatabase(() =>
+      Effect.gen(function* () {
+        const { projections } = makeAccount([balances(1)])
+        const invalid = {
+          maxHold: "99 millis",
+          batchSize: 0,
+          onExisting: "replace",
+          onKeeperChange: "yes",
+          onFewerAggregates: "yes"
+        }
+        const expectRefusal = Effect.forEach(Object.entries(invalid), ([option, value]) =>
+          Effect.gen(function* () {
+            const options = { [option]: value } as ProjectionTables.Options
+            const error = yield* Effect.flip(ProjectionTables.prepare(projections, options))
+            expect(error).toMatchObject({ _tag: "ValidationError", issues: [{ path: [option] }] })
+            expect(`${error}`).toContain("ProjectionTables.prepare refused its input")
+            const built = Effect.scoped(Layer.build(ProjectionTables.layer(projections, options)))
+            expect(yield* Effect.flip(built)).toEqual(error)
+          })
+        )
+        yield* expectRefusal
+        expect(yield* records).toEqual([])
+        yield* ProjectionTables.prepare(projections)
+        yield* expectRefusal
+        yield* ProjectionTables.prepare(projections, { maxHold: "100 millis", batchSize: 10_000 })
+      })
+    )
+  )
+
   it.effect("a rebuild that projects into an unknown column does not say to provide ProjectionTables.layer", () =>
     onDatabase(() =>
       Effect.gen(function* () {

@@ -120,7 +120,13 @@ layer(Layer.fresh(onPostgres), { excludeTestServices: true, timeout: 60_000 })("
       expect(yield* table).toEqual(yield* folded)
       expect(yield* Rebuild.status("puts right")).toEqual(Option.some({ done: 5, total: 5, finished: true }))
       yield* sql`update balances set amount = 77 where account = 'wrong'`
-      expect(yield* Rebuild.run({ ...strong, name: "puts right" })).toBe(0)
+      const lines: Array<string> = []
+      const logger = Logger.make(({ logLevel, message }) => void lines.push(`${logLevel.label} ${String(message)}`))
+      const again = Rebuild.run({ ...strong, name: "puts right" })
+      expect(yield* Effect.provide(again, Logger.replace(Logger.defaultLogger, logger))).toBe(0)
+      expect(lines).toEqual([
+        expect.stringMatching(/^INFO rebuild "puts right" was done before under this name.*use another name/)
+      ])
       expect(yield* table).toMatchObject({ wrong: 77 })
       yield* Rebuild.abandon("puts right")
       expect(yield* Rebuild.run({ ...strong, name: "puts right" })).toBe(5)

@@ -5,10 +5,14 @@
  * A record says which projection and version a table is of, and what keeps it. A rebuild that does not fit the record
  * is refused, because it would skip events or project them twice. The check runs before each attempt, and again in the
  * transaction of the swap, because another process may change the record meanwhile.
+ *
+ * A projection that declares tables, with a record or without one, is rebuilt with all of them. It would write to the
+ * live table where the rebuild leaves one out.
  */
 import * as Effect from "effect/Effect"
 import { StoreError } from "../../StoreError.js"
 import type { StoreTables } from "../sql/storeTables.js"
+import { quotedTable } from "../store/declaredTables.js"
 import { operation, type RebuildOptions } from "./rebuildOptions.js"
 import { type Owner, ownersOf, quoted, recordStateOf } from "./tableOwners.js"
 import { findTables, lockRecords, readRecords, run, type TableRecord } from "./tableRecords.js"
@@ -67,7 +71,10 @@ const ownersConcerned = <E, R>(
         locations.some((location) => lives.has(location)) ||
         (subscription !== undefined && record.subscription === subscription.name)
     )
-    if (concerned.length === 0) return []
+    if (concerned.length === 0) {
+      yield* checkDeclared(options, located, lives)
+      return []
+    }
 
     yield* checkKeepers(options, concerned, lives)
     const owners = yield* ownersOf(projections, subscription?.name, store.sql)
@@ -79,8 +86,36 @@ const ownersConcerned = <E, R>(
         `no projection owns ${other}, and ${quoted(chosen[0]?.name ?? "")} owns others: rebuild it by itself`
       )
     }
+    yield* checkDeclared(options, located, lives)
     return chosen
   })
+
+/** Fails where a projection declares a table that is not rebuilt. */
+const checkDeclared = <E, R>(
+  { projections, tables }: Checked<E, R>,
+  located: ReadonlyArray<LocatedRecord>,
+  lives: ReadonlySet<string>
+): Effect.Effect<void, StoreError> => {
+  // A projection names its tables without a schema. The names of live tables are quoted where SQL needs it.
+  const isRebuilt = (table: string) => {
+    const name = quotedTable(table)
+    return [...lives].some((live) => live.endsWith(`.${name}`) || live.endsWith(`.${name.slice(1, -1)}`))
+  }
+  for (const { name, tables: declared } of projections) {
+    if (declared === undefined) continue
+    const recorded = located.find(({ record }) => record.name === name)
+    const missing =
+      recorded === undefined
+        ? Object.keys(declared).filter((table) => !isRebuilt(table))
+        : recorded.locations.filter((location) => !lives.has(location))
+    if (missing.length > 0) {
+      return misconfigured(
+        `projection ${quoted(name)} owns ${missing.join(", ")}, which the rebuild of ${tables.join(", ")} leaves out: name all tables of the projection in \`tables\``
+      )
+    }
+  }
+  return Effect.void
+}
 
 /** Fails where commits keep the tables and the rebuild is of a subscription, or the other way round. */
 const checkKeepers = <E, R>(

@@ -171,7 +171,7 @@ export const fillAndSwap = <E, R>(
       if (yield* swap) break
     }
     yield* progress.report
-    yield* Effect.logInfo(
+    yield* Effect.logDebug(
       `rebuild ${options.name} has swapped ${lives.join(", ")}; users of the tables waited for ${progress.longestHold()} ms at most`
     )
   })

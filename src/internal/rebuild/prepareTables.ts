@@ -24,6 +24,7 @@ import { insideTransaction } from "../runtime/ambientTransaction.js"
 import { boundedInterruption } from "../runtime/interruption.js"
 import { withTransaction } from "../sql/pg/transaction.js"
 import { type StoreTables, Tables } from "../sql/storeTables.js"
+import { failWith, issueAt, paceIssues } from "./rebuildOptions.js"
 import { dropSuperseded, forgetRebuilds, rebuildVersion } from "./rebuildVersion.js"
 import { confirm, type Group, isSettled, type PrepareOptions, statesOf } from "./recordStates.js"
 import { registerTables } from "./registerTables.js"
@@ -39,6 +40,7 @@ export const prepareTables = <E, R>(
   EventFeed | SubscriptionStore | Tables | SqlClient.SqlClient | R
 > =>
   Effect.gen(function* () {
+    yield* checkPrepareOptions(options)
     const store = yield* outsideTransaction
     const owners = yield* ownersOf(options.projections, options.subscription?.name, yield* SqlClient.SqlClient)
     const groups = options.subscription === undefined ? owners.map((owner) => [owner]) : [owners]
@@ -64,6 +66,22 @@ export const forgetTables = (name: string): Effect.Effect<boolean, StoreError, T
   })
 
 // --- internal ---
+
+/** Fails where an option is invalid, also while the tables are in place and no rebuild begins. */
+const checkPrepareOptions = (options: PrepareOptions<unknown, unknown>): Effect.Effect<void, ValidationError> => {
+  const choices = Object.entries({
+    onExisting: ["refuse", "rebuild", "adopt"],
+    onKeeperChange: ["refuse", "allow"],
+    onFewerAggregates: ["refuse", "allow"]
+  } satisfies {
+    readonly [K in keyof PrepareOptions<unknown, unknown>]?: ReadonlyArray<PrepareOptions<unknown, unknown>[K]>
+  })
+  const given: Readonly<Record<string, unknown>> = { ...options }
+  const unknown = choices.flatMap(([option, allowed]) =>
+    allowed.some((one) => one === given[option]) ? [] : [issueAt([option], `must be one of ${allowed.join(", ")}`)]
+  )
+  return failWith("ProjectionTables.prepare", [...unknown, ...paceIssues(options)])
+}
 
 const outsideTransaction: Effect.Effect<StoreTables, StoreError, Tables> = Effect.gen(function* () {
   if (yield* insideTransaction) {

@@ -116,6 +116,9 @@ const abandoned = (name: string) =>
     description: `rebuild ${JSON.stringify(name)} was abandoned while it was under way`
   })
 
+const finishedBefore = (name: string) =>
+  `rebuild ${JSON.stringify(name)} was done before under this name, so it projects nothing now: to rebuild again use another name, or \`Rebuild.abandon\` first`
+
 const statusOf = (store: StoreTables, name: string): Effect.Effect<Option.Option<Status>, StoreError> =>
   Effect.map(
     run(
@@ -139,12 +142,15 @@ const makeIsFinished = (
   store: StoreTables,
   { isOfVersion, name }: RebuildOptions<unknown, unknown>
 ): Effect.Effect<boolean, StoreError> => {
-  let wasBegun = false
+  let [wasBegun, isFirst] = [false, true]
   return Effect.flatMap(statusOf(store, name), (status) => {
     // A process discards the rebuild of a version when its projection fails.
     if (wasBegun && Option.isNone(status) && isOfVersion !== true) return Effect.fail(abandoned(name))
     wasBegun = Option.isSome(status)
-    return Effect.succeed(Option.exists(status, ({ finished }) => finished))
+    const isFinished = Option.exists(status, ({ finished }) => finished)
+    const wasFinishedBefore = isFinished && isFirst && isOfVersion !== true
+    isFirst = false
+    return Effect.as(wasFinishedBefore ? Effect.logInfo(finishedBefore(name)) : Effect.void, isFinished)
   })
 }
 

@@ -52,24 +52,40 @@ export const maxHoldOf = ({ maxHold }: Pick<RebuildOptions<unknown, unknown>, "m
 /** Fails where the name, the batch size or the longest hold is invalid, or where a projection does not say whose events it projects. */
 export const checkOptions = (options: RebuildOptions<unknown, unknown>): Effect.Effect<void, ValidationError> => {
   const issues: Array<ValidationIssue> = []
-  const refuse = (path: ReadonlyArray<string | number>, message: string) =>
-    issues.push(new ValidationIssue({ path, message }))
+  const refuse = (path: ReadonlyArray<string | number>, message: string) => issues.push(issueAt(path, message))
   const problem = options.isOfVersion === true ? undefined : nameProblem(options.name, maxNameLength)
   if (problem !== undefined) refuse(["name"], problem)
   for (const [index, { of }] of options.projections.entries()) {
     if (of === undefined) refuse(["projections", index, "of"], "must be an aggregate, or all")
   }
+  return failWith("Rebuild.run", [...issues, ...paceIssues(options)])
+}
+
+/** The invalid ones among the options that `Rebuild` and `ProjectionTables` share. */
+export const paceIssues = (
+  options: Pick<RebuildOptions<unknown, unknown>, "batchSize" | "maxHold">
+): ReadonlyArray<ValidationIssue> => {
+  const issues: Array<ValidationIssue> = []
   const { batchSize } = options
   if (batchSize !== undefined && !(Number.isInteger(batchSize) && batchSize >= 1 && batchSize <= 10_000)) {
-    refuse(["batchSize"], "must be an integer from 1 to 10000")
+    issues.push(issueAt(["batchSize"], "must be an integer from 1 to 10000"))
   }
   const maxHold = Option.map(Duration.decodeUnknown(options.maxHold ?? "2 seconds"), Duration.toMillis)
   if (!Option.exists(maxHold, (millis) => millis >= shortestHold && millis <= longestHold)) {
-    refuse(["maxHold"], "must be a duration from 100 milliseconds to 1 minute")
+    issues.push(issueAt(["maxHold"], "must be a duration from 100 milliseconds to 1 minute"))
   }
-  const [first, ...rest] = issues
-  return first === undefined ? Effect.void : new ValidationError({ operation: "Rebuild.run", issues: [first, ...rest] })
+  return issues
 }
+
+export const issueAt = (path: ReadonlyArray<string | number>, message: string): ValidationIssue =>
+  new ValidationIssue({ path, message })
+
+/** Fails where there are issues. */
+export const failWith = (
+  operation: string,
+  [first, ...rest]: ReadonlyArray<ValidationIssue>
+): Effect.Effect<void, ValidationError> =>
+  first === undefined ? Effect.void : new ValidationError({ operation, issues: [first, ...rest] })
 
 /**
  * Fails where the subscription has another number of partitions in the store, because each partition has a position of
