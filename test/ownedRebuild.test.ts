@@ -135,7 +135,7 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("a rebuild of
             refusalOf(Rebuild.run({ name: "again", projections: Account.projections, tables }))
           const expectRefusals = (where: string) =>
             Effect.gen(function* () {
-              for (const tables of [["other"], ["blances"], ["other", "Counter"]] as const) {
+              for (const tables of [["other"], ["blances"], ["other", '"Counter"']] as const) {
                 const text = yield* refused(tables)
                 expect(text).toContain("Misconfigured")
                 expect(text).toContain(

@@ -79,6 +79,7 @@ const ownersConcerned = <E, R>(
     yield* checkKeepers(options, concerned, lives)
     const owners = yield* ownersOf(projections, subscription?.name, store.sql)
     const chosen = yield* Effect.forEach(concerned, (one) => ownerOfRecord(options, one, owners, lives))
+    yield* checkDeclared(options, located, lives)
     const owned = new Set(concerned.flatMap(({ locations }) => locations))
     const other = [...lives].find((live) => !owned.has(live))
     if (other !== undefined) {
@@ -86,7 +87,6 @@ const ownersConcerned = <E, R>(
         `no projection owns ${other}, and ${quoted(chosen[0]?.name ?? "")} owns others: rebuild it by itself`
       )
     }
-    yield* checkDeclared(options, located, lives)
     return chosen
   })
 
