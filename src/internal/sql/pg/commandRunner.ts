@@ -156,14 +156,16 @@ class Run {
       })
       return Effect.forkDaemon(cancel(borrowed.held)).pipe(
         Effect.zipRight(awaitGrace(ended)),
-        Effect.map(() => {
-          if (this.isEnded) return
-          // To close the connection ends the statement.
-          giveBack(borrowed)
-          this.end(Exit.interrupt(FiberId.none))
-        })
+        Effect.zipRight(Effect.sync(() => this.abandon(borrowed)))
       )
     })
+
+  /** To close the connection ends the statement. */
+  private abandon(borrowed: Borrowed): void {
+    if (this.isEnded) return
+    giveBack(borrowed)
+    this.end(Exit.interrupt(FiberId.none))
+  }
 
   private answered(borrowed: Borrowed, result: Result): void {
     if (this.isEnded) return
