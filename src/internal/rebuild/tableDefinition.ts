@@ -160,9 +160,10 @@ const parts: ReadonlyArray<string> = [
   `select 'row type', (to_jsonb(y) - ${without("oid", "typnamespace", "typrelid", "typarray", "typacl")})
       || ${rights("coalesce(y.typacl, acldefault('T', y.typowner))")} || ${notes("pg_type", "y.oid")}
     from pg_type y where y.typrelid = (select oid from t)`,
-  // By their order, because dropped columns leave gaps in the numbers.
+  // By their order, because dropped columns leave gaps in the numbers. Without the number of dimensions of a list, which means nothing, and
+  // which `create table … (like …)` of Postgres 18.4 does not copy.
   `select 'column ' || quote_ident(a.attname),
-      (to_jsonb(a) - ${without("attrelid", "attnum", "attcacheoff", "attacl", "atthasmissing", "attmissingval")})
+      (to_jsonb(a) - ${without("attrelid", "attnum", "attcacheoff", "attndims", "attacl", "atthasmissing", "attmissingval")})
       || jsonb_build_object('place', row_number() over (order by a.attnum), 'default', pg_get_expr(d.adbin, d.adrelid))
       || ${rights("a.attacl")} || ${notes("pg_class", "a.attrelid", "a.attnum")}
     from pg_attribute a left join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum

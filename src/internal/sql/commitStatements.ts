@@ -33,10 +33,10 @@ export const makeCommitStatements = (
   const checkAndPlace = prepare(
     `select ${checkStillOpen}, ${textOf(sql`${schema}.check_constraints(), ${schema}.place_in_feed(${p}, ${p})`)}`
   )
-  const [table] = sql`${schema}.event_log`.compile()
-  const inserts = Array.from({ length: maxInserted }, (_, index) => prepare(insertText(table, index + 1)))
+  const [schemaName] = sql`${schema}`.compile()
+  const inserts = Array.from({ length: maxInserted }, (_, index) => prepare(insertText(schemaName, index + 1)))
   const insertsOrRaises = Array.from({ length: maxInserted }, (_, index) =>
-    prepare(insertOrRaiseText(table, index + 1))
+    prepare(insertOrRaiseText(schemaName, index + 1))
   )
 
   return {
@@ -82,20 +82,20 @@ export const upsertSnapshot = (
 /** How many events of one aggregate `insert` takes. */
 const maxInserted = 8
 
-const insertText = (table: string, events: number): string =>
-  events === 1 ? insertFirst(table) : `with first as (${insertFirst(table)}) ${insertOthers(table, events - 1)}`
+const insertText = (schema: string, events: number): string =>
+  events === 1 ? insertFirst(schema) : `with first as (${insertFirst(schema)}) ${insertOthers(schema, events - 1)}`
 
 /**
  * Fails if it does not insert all events, or if the isolation is not that of the store's transactions: it casts a text to boolean that is
  * none. It records that the transaction has begun, because more statements follow in the same round trip.
  */
-const insertOrRaiseText = (table: string, events: number): string => {
-  const others = events === 1 ? "" : `, others as (${insertOthers(table, events - 1)})`
+const insertOrRaiseText = (schema: string, events: number): string => {
+  const others = events === 1 ? "" : `, others as (${insertOthers(schema, events - 1)})`
   const written = `(select count(*) from first)${events === 1 ? "" : " + (select count(*) from others)"}`
   const timestamps = Array.from({ length: events }, (_, index) => `(${index}, $${6 + 4 * index}::uuid)`)
-  const stored = `(select count(*) from ${table} l join (values ${timestamps.join(", ")}) as e (place, "timestamp")
+  const stored = `(select count(*) from ${schema}.event_log l join (values ${timestamps.join(", ")}) as e (place, "timestamp")
     on l.aggregate_id = $1 and l.sequence = $2::int + e.place and l."timestamp" = e."timestamp")`
-  return `with first as (${insertFirst(table)})${others}
+  return `with first as (${insertFirst(schema)})${others}
     select set_config('effect_maestro.begun', 'yes', true), (case
       when current_setting('transaction_isolation') <> 'read committed' then 'effect-maestro: ${otherIsolation}'
       when ${written} = ${events} then 'yes'
@@ -108,26 +108,26 @@ const insertOrRaiseText = (table: string, events: number): string => {
  *
  * The feed key is right by its default: it is the id of the transaction, which gets it during the insert, after the snapshot of the statement.
  */
-const insertFirst = (table: string): string =>
-  `${insertInto(table)}
+const insertFirst = (schema: string): string =>
+  `${insertInto(schema)}
     select $1, $2::int, $3, $4::json, $5::json, $6::uuid
-    where $2::int = 1 or exists (select 1 from ${table} where aggregate_id = $1 and sequence = $2::int - 1)
+    where $2::int = 1 or ${schema}.has_event($1, $2::int - 1)
     on conflict (aggregate_id, sequence) do nothing returning sequence`
 
 /** The others follow if the first was inserted. Their conflict, which only a stream with a gap can have, fails the statement. */
-const insertOthers = (table: string, events: number): string => {
+const insertOthers = (schema: string, events: number): string => {
   const others = Array.from({ length: events }, (_, index) => {
     const [type, body, metadata, timestamp] = [7, 8, 9, 10].map((column) => `$${column + 4 * index}`)
     return `(${index + 1}, ${type}, ${body}::json, ${metadata}::json, ${timestamp}::uuid)`
   })
-  return `${insertInto(table)}
+  return `${insertInto(schema)}
     select $1, first.sequence + other.place, other.type, other.body, other.metadata, other."timestamp"
     from first, (values ${others.join(", ")}) as other (place, type, body, metadata, "timestamp")
     order by other.place returning sequence`
 }
 
-const insertInto = (table: string): string =>
-  `insert into ${table} (aggregate_id, sequence, type, body, metadata, "timestamp")`
+const insertInto = (schema: string): string =>
+  `insert into ${schema}.event_log (aggregate_id, sequence, type, body, metadata, "timestamp")`
 
 /** The results by the numbers of the commits, from what `commit_events` returned. A commit that was written is left out. */
 const resultsOf = ([row]: Rows): ReadonlyArray<AppendResult> => {

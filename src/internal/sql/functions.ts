@@ -10,6 +10,7 @@ import { type LogTable, smallText } from "../store/pageBytes.js"
 
 /** The statements that create all functions. */
 export const functions = (log: LogTable): ReadonlyArray<Statement<unknown>> => [
+  hasEvent(log),
   commitInTransaction(log),
   commitEvents(log),
   placeInFeed(log),
@@ -21,6 +22,7 @@ export const functions = (log: LogTable): ReadonlyArray<Statement<unknown>> => [
 
 /** The functions that work on the tables of their schema, and so have to have it as their search path. */
 export const functionNames = [
+  "has_event",
   "commit_in_transaction",
   "commit_events",
   "place_in_feed",
@@ -42,6 +44,19 @@ const writing = (sql: SqlClient.SqlClient, schema: Fragment): Fragment =>
   set enable_seqscan = off
   set enable_hashjoin = off
   set enable_mergejoin = off`
+
+/**
+ * Whether an event is stored. The insert of a lone commit asks it of the event before its first. As a function it always uses the index: a
+ * session that had planned the insert while the log was small would scan a log that has grown.
+ */
+const hasEvent = ({ schema, sql }: LogTable): Statement<unknown> =>
+  sql`create or replace function ${schema}.has_event(p_aggregate_id text, p_sequence int) returns boolean
+  ${reading(sql, schema)}
+  as $function$
+  begin
+    return exists (select from event_log where aggregate_id = p_aggregate_id and sequence = p_sequence);
+  end
+  $function$`
 
 /**
  * Stores any number of commits in one statement, each independently of the others. `p_commits` has the number of the commit that an event

@@ -5,11 +5,13 @@
  * `commit_events` finds out what is in the way.
  */
 import * as SqlClient from "@effect/sql/SqlClient"
+import type { SqlError } from "@effect/sql/SqlError"
 import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
+import * as FiberId from "effect/FiberId"
 import * as Runtime from "effect/Runtime"
 import * as Tracer from "effect/Tracer"
 import type { StoreError } from "../../StoreError.js"
@@ -66,20 +68,30 @@ const start = (
   const [first] = commits
   const insert = commits.length === 1 && first !== undefined ? statements.insert(first, { orRaise: false }) : undefined
   const command = insert ?? statements.append(commits, { lockTimeout: failFastOnLock })
+  let isCancelled = false
   const cancel = runner.start([command], (result) => {
+    // Its caller does not wait any more, so nothing is sent again.
+    if (isCancelled)
+      return done(Exit.isSuccess(result) ? Exit.interrupt(FiberId.none) : Exit.failCause(causeOf(result)))
     if (Exit.isSuccess(result)) {
       if (insert === undefined) return done(Exit.succeed(statements.resultsOf(result.value)))
       return done(result.value.length > 0 ? written : commitEvents(false))
     }
-    const cause = Cause.map(result.cause, (error) => failureOf(operation, "committing", error))
+    const cause = causeOf(result)
     const error = cause._tag === "Fail" ? cause.error : undefined
     const isOfInsert = insert !== undefined && error?.reason === "Constraint"
     done(
       isOfInsert || isDisturbed(error) ? commitEvents(failFastOnLock && insert === undefined) : Exit.failCause(cause)
     )
   })
-  return Effect.suspend(cancel)
+  return Effect.suspend(() => {
+    isCancelled = true
+    return cancel()
+  })
 }
+
+const causeOf = (failed: Exit.Failure<unknown, SqlError>): Cause.Cause<StoreError> =>
+  Cause.map(failed.cause, (error) => failureOf(operation, "committing", error))
 
 /** The runtime of the batches: they belong to no caller, so they have neither its span nor its transaction. */
 const ofNoCaller: Effect.Effect<Runtime.Runtime<never>> = Effect.runtime<never>().pipe(

@@ -192,7 +192,8 @@ class AppendBatcher {
   private batchEnded(batch: Batch, failFastOnLock: boolean, exit: Results): void {
     this.inFlight.delete(batch)
     if (this.awaited.includes(batch)) this.stopAwaiting(batch)
-    if (!failFastOnLock || !Exit.isFailure(exit) || !isOfStatement(exit.cause)) return this.answer(batch.entries, exit)
+    const isFinal = !failFastOnLock || batch.waiting === 0 || Exit.isSuccess(exit) || !isOfStatement(exit.cause)
+    if (isFinal) return this.answer(batch.entries, exit)
     // Until they are answered no other commit about their aggregates is sent.
     for (const entry of batch.entries) this.sendBatch(this.startBatch([entry]), false)
     this.pumpSoon()

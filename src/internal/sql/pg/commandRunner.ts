@@ -23,7 +23,7 @@ import { awaitGrace } from "../../runtime/interruption.js"
 import { codeOf, isOfSession } from "../../runtime/sqlError.js"
 import { cancel, HeldConnection, valuesOf } from "./connection.js"
 import { type Command, canSpareConnection, close, type Rows } from "./driver.js"
-import { type PreparedText, prepared, preparedWhenRepeated } from "./preparedStatements.js"
+import { type PreparedText, prepared } from "./preparedStatements.js"
 
 /** The result of commands: the rows of the last one. */
 export type Result = Exit.Exit<Rows, SqlError>
@@ -48,11 +48,6 @@ export class CommandRunner {
   /** The text of a statement of the store. */
   prepare(text: string): PreparedText {
     return this.preparing ? prepared(text) : { text }
-  }
-
-  /** The text of a statement of the application. */
-  prepareRepeated(text: string): PreparedText {
-    return this.preparing ? preparedWhenRepeated(text) : { text }
   }
 
   /** Runs the commands as one transaction, and calls back once. */
@@ -154,15 +149,26 @@ class Run {
         this.end(Exit.interrupt(FiberId.none))
         return Effect.void
       }
-      const { held } = this.borrowed
-      held.close()
+      const borrowed = this.borrowed
+      borrowed.held.close()
       const ended = Effect.async<void>((resume) => {
         this.onEnd = () => resume(Effect.void)
       })
-      return Effect.zipRight(Effect.forkDaemon(cancel(held)), Effect.asVoid(awaitGrace(ended)))
+      return Effect.forkDaemon(cancel(borrowed.held)).pipe(
+        Effect.zipRight(awaitGrace(ended)),
+        Effect.zipRight(Effect.sync(() => this.abandon(borrowed)))
+      )
     })
 
+  /** To close the connection ends the statement. */
+  private abandon(borrowed: Borrowed): void {
+    if (this.isEnded) return
+    giveBack(borrowed)
+    this.end(Exit.interrupt(FiberId.none))
+  }
+
   private answered(borrowed: Borrowed, result: Result): void {
+    if (this.isEnded) return
     const { held } = borrowed
     if (Exit.isSuccess(result) && !held.isClosing && !isInTransaction(held)) {
       this.runner.keep(borrowed)

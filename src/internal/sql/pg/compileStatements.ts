@@ -6,7 +6,6 @@ import * as Statement from "@effect/sql/Statement"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
-import type { CommandRunner } from "./commandRunner.js"
 import type { Command } from "./driver.js"
 
 /** Whether statements of the running fiber can be sent as they compile: they are for this client, and the caller transforms none. */
@@ -18,14 +17,13 @@ export const canCompile = (fiber: Fiber.RuntimeFiber<unknown, unknown>, client: 
 
 /** The compiled statements of the projections, or undefined if a handler fails. Running the projections gives the reason. */
 export const compileAll = <E, R>(
-  runner: CommandRunner,
   statements: Effect.Effect<ReadonlyArray<Statement.Statement<unknown>>, E, R>
 ): Effect.Effect<ReadonlyArray<Command> | undefined, never, R> =>
   Effect.matchCause(
     Effect.map(statements, (all) =>
       all.map((statement): Command => {
         const [text, values] = statement.compile()
-        return { ...runner.prepareRepeated(text), values }
+        return { text, values }
       })
     ),
     { onFailure: () => undefined, onSuccess: (commands) => commands }

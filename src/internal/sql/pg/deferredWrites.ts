@@ -61,6 +61,18 @@ const returnsNothing = (text: string): boolean => writes.test(text) && !mayRetur
 const writes = /^\s*(insert|update|delete)\s/i
 const mayReturn = /returning/i
 
+/** A copy, because the effect may use a value again before it is sent. Undefined where a value can't be copied. */
+const copyOf = (values: ReadonlyArray<unknown>): ReadonlyArray<unknown> | undefined => {
+  const copied: Array<unknown> = []
+  for (const value of values) {
+    if (typeof value !== "object" || value === null) copied.push(value)
+    else if (value instanceof Date) copied.push(new Date(value))
+    else if (value instanceof Uint8Array) copied.push(Buffer.from(value))
+    else return undefined
+  }
+  return copied
+}
+
 class Deferring implements Connection {
   kept: Array<Command> = []
   failure: SqlError | undefined
@@ -88,10 +100,9 @@ class Deferring implements Connection {
   readonly execute: Connection["execute"] = (text, values, transformRows) =>
     Effect.suspend(() => {
       if (this.failure !== undefined) return this.failure
-      if (this.hasEnded || !returnsNothing(text)) {
-        return this.behindKept(this.connection.execute(text, values, transformRows))
-      }
-      this.kept.push({ text, values })
+      const copied = this.hasEnded || !returnsNothing(text) ? undefined : copyOf(values)
+      if (copied === undefined) return this.behindKept(this.connection.execute(text, values, transformRows))
+      this.kept.push({ text, values: copied })
       return Effect.succeed([])
     })
 

@@ -123,7 +123,7 @@ export class BatchSession {
           const status = driver.getTransactionStatus()
           return done(status === after ? Exit.succeed(batch.rows) : failure(wrongStatus(after)))
         }
-        if (!batch.hasNames || !isLostStatement(error)) return done(failure(error))
+        if (!batch.hasNames || !isLostStatement(error)) return this.whenReady(() => done(failure(error)))
         this.names.forgetAll()
         // BEGIN has no name, so the refused statement has left its transaction open.
         send(after === "T" ? [{ text: "ROLLBACK", values: [] }, ...commands] : commands, false)
@@ -131,6 +131,14 @@ export class BatchSession {
       driver.query(batch)
     }
     send(commands, before === "I")
+  }
+
+  /**
+   * Calls back when the session is ready again after a failure. The driver reports a failure before that, when it does not know yet whether
+   * the statements have left a transaction open.
+   */
+  private whenReady(done: () => void): void {
+    this.driver.query(new Batch(this, [], false, done))
   }
 
   /** A query of the driver, with names of this session. */

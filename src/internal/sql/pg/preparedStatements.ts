@@ -4,8 +4,8 @@
  * A named statement is parsed and planned once in each session. That saves a third of the time of a short statement.
  *
  * - A name belongs to one text and to one process, so a session never runs the statement of another program under it.
- * - The application's statements get a name when their text is sent for the second time. A session keeps a limited number of names, so that
- *   texts that are put together for each use do not fill the memory of the server.
+ * - Only statements of the store are prepared. A session keeps the types of their parameters, and the tables that their names meant. For a
+ *   statement of a projection both may change: a column gets another type, or a table is made earlier in the search path.
  * - A session may have lost its names: after `DISCARD ALL`, or behind a pooler that hands each transaction another session. The server then
  *   refuses the statement before it does anything, and the batch is sent again without names (`driver.ts`).
  * - A session that loses its names again and again gets no named statements any more.
@@ -19,14 +19,6 @@ export interface PreparedText {
 
 /** Gives a text its name. */
 export const prepared = (text: string): PreparedText => ({ text, name: nameOf(text) })
-
-/** Gives a text its name when it is sent for the second time. */
-export const preparedWhenRepeated = (text: string): PreparedText => {
-  if (text.length > maxTextLength) return { text }
-  const known = names.get(text)
-  if (known === undefined) remember(text, sentOnce)
-  return known === undefined ? { text } : { text, name: nameOf(text) }
-}
 
 /** The names that one session knows, as far as this process can tell. */
 export class PreparedNames {
@@ -94,27 +86,18 @@ const lostStatement = /^(26000|42P05|0A000)$/
 
 const maxNames = 200
 
-const maxTextLength = 10_000
-
 /** The names of texts in this process. */
 const names = new Map<string, string>()
 
 const maxTexts = 1000
 
-/** The mark of a text that was sent once. */
-const sentOnce = ""
-
 const nameOf = (text: string): string => {
   const known = names.get(text)
-  if (known !== undefined && known !== sentOnce) return known
+  if (known !== undefined) return known
   const name = `effect-maestro/${processId()}/${++named}`
-  remember(text, name)
-  return name
-}
-
-const remember = (text: string, name: string): void => {
   if (names.size >= maxTexts) names.clear()
   names.set(text, name)
+  return name
 }
 
 let named = 0
