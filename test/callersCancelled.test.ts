@@ -23,6 +23,7 @@ import {
   onPool,
   onPostgres,
   open,
+  Pool,
   poolState,
   saidBy,
   styles,
@@ -47,6 +48,44 @@ it.layer(onPostgres, { timeout: 60_000 })("Callers that are interrupted", (it) =
       expect(describe(exit)).toBe("fails with TimeoutException")
       expect([yield* poolState(2), yield* eventsOf(id)]).toEqual([intact, 0])
     }).pipe((program) => onPool(2, program))
+  )
+
+  it.scoped(
+    "commits that are interrupted while they wait for a lock are not sent again, and the pool stays whole",
+    () =>
+      Effect.gen(function* () {
+        const { admin } = yield* Pool
+        const ids = Arr.makeBy(4, newId)
+        // Each waits for the transaction that has inserted the same event, until that is rolled back.
+        const [inserted, over] = [yield* Deferred.make<void>(), yield* Deferred.make<void>()]
+        const holder = yield* Effect.gen(function* () {
+          for (const id of ids) {
+            yield* admin`insert into maestro.event_log (aggregate_id, sequence, type, body, metadata, "timestamp")
+            values (${id}, 1, 'Said', '{}', '{}', gen_random_uuid())`
+          }
+          yield* Deferred.succeed(inserted, undefined)
+          yield* Deferred.await(over)
+          return yield* Effect.fail("roll back")
+        }).pipe(admin.withTransaction, Effect.fork)
+        yield* Deferred.await(inserted)
+        const waiting = yield* Effect.forEach(ids, (id, index) =>
+          Effect.fork(index === 0 ? commit(id, [styles.statements((sql) => [sql`select 1`])]) : commitPlainly(id))
+        )
+        yield* untilActive(4, "wait_event_type = 'Lock'")
+        yield* Fiber.interruptAll(waiting)
+        expect(yield* poolState(4)).toBe(intact)
+        yield* Deferred.succeed(over, undefined)
+        yield* Fiber.await(holder)
+        expect(yield* Effect.forEach(ids, eventsOf)).toEqual([0, 0, 0, 0])
+      }).pipe((program) => onPool(5, program))
+  )
+
+  it.scoped("a session that a projection leaves in a failed transaction does not go back to the pool", () =>
+    Effect.gen(function* () {
+      const leaves = styles.statements((sql) => [sql`rollback`, sql`begin`, sql`select nonsense`])
+      expect(describe(yield* Effect.exit(commit(newId(), [leaves])))).toMatch("fails with StoreError")
+      expect(yield* poolState(1)).toBe(intact)
+    }).pipe((program) => onPool(1, program))
   )
 
   it.scoped("a commit on a connection that the application left in a transaction is stored all the same", () =>
