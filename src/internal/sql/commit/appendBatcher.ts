@@ -3,7 +3,7 @@
  *
  * While the database works on statements, commits that arrive wait, and then share the next statement. No timer delays a commit, and a lone
  * commit is sent immediately. A statement for each commit would be simpler, but its cost is the round trip and the parsing. With 64 clients
- * the batches make 5 times as many commits a second as Emmett, which sends each alone (`test/bench/README.md`).
+ * the batches make 5.8 times as many commits a second as Emmett, which sends each alone (`test/bench/README.md`).
  *
  * - Whether a commit is accepted never depends on the others of its statement, because no two in flight concern the same aggregate.
  *   Commits about one aggregate are sent in the order in which they came.
