@@ -17,6 +17,7 @@ import {
   processIdOf,
   sendBatch
 } from "../src/internal/sql/pg/driver.js"
+import { PreparedNames } from "../src/internal/sql/pg/preparedStatements.js"
 
 /** A connection that shows this as its driver. */
 const connectionOf = (driver?: unknown) => ({ pg: driver }) as unknown as Connection
@@ -66,6 +67,17 @@ it("a client of pg can send a batch, be closed and listened to", () => {
   expect(isInTransaction(connection)).toBe(false)
   // It has a process only when it is connected.
   expect(canListen(connection)).toBe(typeof processIdOf(connection) === "number")
+})
+
+it("a session parses a statement anew after five seconds, so that its plan follows the size of the tables", () => {
+  let now = 0
+  const names = new PreparedNames(() => now)
+  const statement = { name: "a", text: "select 1" }
+  names.add("a", "select 1")
+  now = 5000
+  expect([names.usable(statement), names.knows("a")]).toEqual(["a", true])
+  now = 5001
+  expect([names.usable(statement), names.knows("a")]).toEqual(["a", false])
 })
 
 it("a client of pg that pipelines its statements sends no batch", () => {

@@ -125,7 +125,7 @@ it.scopedLive("a signal of an open transaction wakes no waiter, and the events a
   })
 )
 
-it.scopedLive("a waiter whose read began before a signal is woken, and one whose read began after it waits", () =>
+it.scopedLive("a signal wakes a waiter whose read began before it, and no waiter whose read began after it", () =>
   Effect.gen(function* () {
     const watcher = yield* aWatcher(hour)
     const first = yield* watcher.wait(ofA)

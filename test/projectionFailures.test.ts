@@ -14,9 +14,9 @@ import * as Logger from "effect/Logger"
 import * as LogLevel from "effect/LogLevel"
 import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
-import * as Tracer from "effect/Tracer"
 import { type Event, MemoryStore, Projection, StoreAdapter, StoreError, Subscription, Timestamp } from "effect-maestro"
 import { settleCommit } from "../src/internal/runtime/retry.js"
+import { collectSpans } from "./spans.js"
 import { eventually, start } from "./subscribers.js"
 
 class Deposited extends Schema.TaggedClass<Deposited>()("Deposited", { amount: Schema.Int }) {}
@@ -44,16 +44,7 @@ const observed = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
     const logger = Logger.make(({ annotations, logLevel, message }) => {
       lines.push({ level: logLevel.label, annotations: Object.fromEntries(HashMap.toEntries(annotations)), message })
     })
-    const spans: Array<Tracer.Span> = []
-    const { span: makeSpan } = yield* Effect.tracer
-    const tracer = Tracer.make({
-      span: (...args) => {
-        const span = makeSpan(...args)
-        spans.push(span)
-        return span
-      },
-      context: (run) => run()
-    })
+    const { spans, tracer } = yield* collectSpans
     const exit = yield* Effect.exit(effect).pipe(
       Effect.withSpan("request"),
       Effect.withTracer(tracer),

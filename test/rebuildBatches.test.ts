@@ -10,9 +10,9 @@ import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as Schema from "effect/Schema"
-import * as Tracer from "effect/Tracer"
 import { type Event, Projection, Rebuild, SqlStore, StoreAdapter, Timestamp } from "effect-maestro"
 import { layerPg } from "./database.js"
+import { collectSpans } from "./spans.js"
 import { eventually } from "./subscribers.js"
 
 class Counted extends Schema.TaggedClass<Counted>()("Counted", { amount: Schema.Int }) {}
@@ -36,20 +36,6 @@ const commit = (amounts: ReadonlyArray<number>, aggregateId = "a") =>
     )
     yield* Effect.flatMap(StoreAdapter.StoreAdapter, (store) => store.commitEvents(events))
   })
-
-/** A tracer that keeps its spans. */
-const collectSpans = Effect.map(Effect.tracer, ({ span: makeSpan }) => {
-  const spans: Array<Tracer.Span> = []
-  const tracer = Tracer.make({
-    span: (...args) => {
-      const span = makeSpan(...args)
-      spans.push(span)
-      return span
-    },
-    context: (run) => run()
-  })
-  return { spans, tracer }
-})
 
 type AnyProjection = Projection.Projection.Bound<unknown, SqlClient.SqlClient>
 
@@ -113,6 +99,32 @@ const onDatabase = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
   )
 
 layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("the batches of a rebuild", (it) => {
+  for (const kind of ["effects", "statements"]) {
+    it.effect(`a value that a handler uses again is stored as it was at its event: ${kind}`, () =>
+      onDatabase(
+        Effect.gen(function* () {
+          const sql = yield* SqlClient.SqlClient
+          yield* sql`create table notes (n int primary key, bytes bytea, at timestamptz)`
+          const [bytes, at] = [new Uint8Array(1), new Date(0)]
+          const insertNote = (n: number, amount: number) => {
+            bytes[0] = amount
+            at.setTime(amount * 1000)
+            return sql`insert into notes values (${n}, ${bytes}, ${at})`
+          }
+          const projection =
+            kind === "effects"
+              ? byEffect((_, { body, sequence }) => insertNote(sequence, Number(body.amount)))
+              : bySql((_, n, amount) => insertNote(n, amount))
+          yield* commit([1, 2, 3])
+          yield* Rebuild.run({ name: "notes", projections: [projection], tables: ["notes"] })
+          expect(
+            yield* sql`select get_byte(bytes, 0) as byte, extract(epoch from at)::int as at from notes order by n`
+          ).toEqual([1, 2, 3].map((n) => ({ byte: n, at: n })))
+        })
+      )
+    )
+  }
+
   for (const [kind, projection] of [
     ["effects", byEffect(insertRow)],
     ["statements", bySql()]

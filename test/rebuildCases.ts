@@ -98,6 +98,7 @@ export const carried: Record<string, Case> = {
       "alter table T add note text compression pglz collate \"C\" default upper('x'), add twice int generated always as (amount * 2) stored"
     ]
   },
+  lists: { statements: ["alter table T add numbers int[], add texts text[][]"] },
   "dropped columns": { statements: ["alter table T add gone int, add note text", "alter table T drop gone"] },
   constraints: {
     statements: [

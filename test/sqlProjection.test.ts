@@ -16,11 +16,12 @@ import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import * as Schema from "effect/Schema"
-import * as Tracer from "effect/Tracer"
+import type * as Tracer from "effect/Tracer"
 import { type Event, Projection, SqlStore, StoreAdapter, StoreError, Timestamp } from "effect-maestro"
 import pg from "pg"
 import { layerPg, layerPglite, makeDatabase } from "./database.js"
 import { macrotask } from "./nodes.js"
+import { collectSpans } from "./spans.js"
 
 const stores = {
   Postgres: SqlStore.layer.pipe(Layer.provideMerge(layerPg()), Layer.orDie),
@@ -379,19 +380,10 @@ it.layer(stores.Postgres, { timeout: 60_000 })("SQL projections", (it) => {
   it.effect("a tracer sees each statement inside of the span of the commit", () =>
     Effect.gen(function* () {
       const { name, projection } = yield* aTable
-      const spans: Array<Tracer.Span> = []
-      const { span: makeSpan } = yield* Effect.tracer
-      const seeing = Tracer.make({
-        span: (...args) => {
-          const span = makeSpan(...args)
-          spans.push(span)
-          return span
-        },
-        context: (run) => run()
-      })
+      const { spans, tracer } = yield* collectSpans
       yield* Effect.flatMap(noted(crypto.randomUUID(), 1, "one"), (events) => commit(events, projection)).pipe(
         Effect.withSpan("request"),
-        Effect.withTracer(seeing)
+        Effect.withTracer(tracer)
       )
       const text = (span: Tracer.Span) => String(span.attributes.get("db.query.text"))
       const own = spans.filter((span) => text(span).includes(name))

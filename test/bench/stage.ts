@@ -73,6 +73,14 @@ export const openStage = async (url: string, effort: Effort, pgbench: Pgbench | 
   }
 }
 
+/** A database of its own for a row, so that the tables of the other rows keep their size. */
+export const makeDatabase = async ({ pool, url }: Pick<Stage, "pool" | "url">, name: string) => {
+  await pool.query(`create database ${name}`)
+  const own = new URL(url)
+  own.pathname = `/${name}`
+  return { url: own.href, pool: new pg.Pool({ connectionString: own.href, max: 1 }) }
+}
+
 export const onPostgres = (url: string): Layer.Layer<OnPostgres, unknown> =>
   Layer.mergeAll(Account.layer, ProjectedAccount.layer, ProjectedBySql.layer).pipe(
     Layer.provideMerge(SqlStore.layer),

@@ -15,7 +15,7 @@ import type { Event } from "../../Event.js"
 import type { Projection, SqlProjection } from "../../Projection.js"
 import { StoreError } from "../../StoreError.js"
 import { withSpanIfTraced } from "../runtime/tracing.js"
-import { canCompile } from "../sql/pg/compileStatements.js"
+import { canCompile, compileAll } from "../sql/pg/compileStatements.js"
 import { makeDeferredWrites } from "../sql/pg/deferredWrites.js"
 import type { Command } from "../sql/pg/driver.js"
 import { endedInside, type SendInside, sendInside, withTransaction } from "../sql/pg/transaction.js"
@@ -84,21 +84,10 @@ const compile = <E, R>(
   projections: ReadonlyArray<SqlProjection<E, R>>,
   events: ReadonlyArray<Event>
 ): Effect.Effect<ReadonlyArray<Command> | undefined, never, R> =>
-  Effect.matchCause(
-    Effect.map(
-      Effect.forEach(
-        events.flatMap((event) =>
-          projections.flatMap((projection) => (handles(projection, event) ? [projection.statements(event)] : []))
-        ),
-        (statements) => statements
-      ),
-      (lists) =>
-        lists.flat().map((statement): Command => {
-          const [text, values] = statement.compile()
-          return { text, values }
-        })
-    ),
-    { onFailure: () => undefined, onSuccess: (commands) => commands }
+  compileAll(
+    events.flatMap((event) =>
+      projections.flatMap((projection) => (handles(projection, event) ? [projection.statements(event)] : []))
+    )
   )
 
 /** Runs the effects of the events one after the other, and sends what they write when enough is kept. */

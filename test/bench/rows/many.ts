@@ -1,23 +1,20 @@
 /** Commands on a hundred thousand aggregates, touched at random, where a tenth of their states fits into the cache. */
 import { randomInt } from "node:crypto"
-import pg from "pg"
+import type pg from "pg"
 import { Account, type Balance, type EmmettDeposited, emmettAccount, emmettDeposited } from "../domain.js"
 import { makeLine } from "../lines.js"
 import { compete, contestant } from "../measure.js"
-import { onPostgres, openEmmett, openOurs } from "../stage.js"
+import { makeDatabase, onPostgres, openEmmett, openOurs } from "../stage.js"
 import { deposit, emmettDeposit } from "./command.js"
 import { fewer, type Row } from "./row.js"
 
 export const many: Row = {
   name: "many-aggregates",
-  run: async ({ effort, pool, url }, emit) => {
-    // A database of its own, so that the tables of the other rows keep their size.
-    await pool.query("create database many")
-    const own = new URL(url)
-    own.pathname = "/many"
-    const setup = new pg.Pool({ connectionString: own.href, max: 1 })
-    const ours = await openOurs(onPostgres(own.href))
-    const emmett = await openEmmett(own.href)
+  run: async (stage, emit) => {
+    const { effort } = stage
+    const { pool: setup, url } = await makeDatabase(stage, "many")
+    const ours = await openOurs(onPostgres(url))
+    const emmett = await openEmmett(url)
     try {
       await fill(setup)
       const sample = Array.from({ length: eventsEach }, () => emmettDeposited)

@@ -9,22 +9,20 @@ import * as Logger from "effect/Logger"
 import * as LogLevel from "effect/LogLevel"
 import * as Redacted from "effect/Redacted"
 import { Rebuild, SqlStore } from "effect-maestro"
-import pg from "pg"
+import type pg from "pg"
 import { Deposit, ProjectedAccount, ProjectedBySql, tables } from "../domain.js"
 import { makeLine, type Unit } from "../lines.js"
 import { median } from "../measure.js"
-import { type Ours, openOurs, poolSize } from "../stage.js"
+import { makeDatabase, type Ours, openOurs, poolSize } from "../stage.js"
 import type { Row } from "./row.js"
 
 export const rebuild: Row = {
   name: "rebuild",
-  run: async ({ effort, pool, url }, emit) => {
-    await pool.query("create database rebuild")
-    const address = new URL(url)
-    address.pathname = "/rebuild"
-    const own = new pg.Pool({ connectionString: address.href, max: 1 })
+  run: async (stage, emit) => {
+    const { effort } = stage
+    const { pool: own, url } = await makeDatabase(stage, "rebuild")
     await own.query(tables)
-    const ours = await openOurs(layerOn(address.href))
+    const ours = await openOurs(layerOn(url))
     try {
       const line = (id: string, work: string, unit: Unit, rounds: ReadonlyArray<number>, clients: number) =>
         emit(

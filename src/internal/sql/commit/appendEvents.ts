@@ -81,7 +81,7 @@ export const makeAppendEvents = ({
     Effect.withFiberRuntime<void, RetryCommand | StoreError | E, R>((fiber) =>
       statements === undefined || !statementCommits.isSupported() || !canCompile(fiber, client)
         ? appendInTransaction(events, project)
-        : compileAll(statements).pipe(
+        : compileAll([statements]).pipe(
             Effect.flatMap((commands) =>
               commands === undefined ? Effect.succeed(false) : statementCommits.commit(events, commands)
             ),

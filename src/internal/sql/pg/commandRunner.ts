@@ -1,11 +1,11 @@
 /**
- * Runs commands outside of transactions, each list of them in one round trip: what the store sends most. `execute.ts`, `commit/appendEvents.ts`
- * and `commit/commitWithStatements.ts` use it.
+ * Runs commands outside of transactions, each list of them in one round trip: what the store sends most. `execute.ts`, `sendCommits.ts`,
+ * `commit/commitWithStatements.ts` and `notifications.ts` use it.
  *
  * It calls back instead of running in fibers, because a fiber, a scope and a deferred for each statement took three quarters of the time of a
  * lone commit.
  *
- * - A connection that has answered stays here for the rest of the macrotask, so a command that follows needs not ask the pool. It goes
+ * - A connection that has answered stays here for the rest of the macrotask, so a command that follows does not ask the pool. It goes
  *   back to the pool after five milliseconds in any case, so that callers that wait for the pool get their turn. From a pool of few
  *   connections each command takes its own.
  * - After a failure a connection goes back immediately. It is closed where its session is not known to be idle.
@@ -18,11 +18,11 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as FiberId from "effect/FiberId"
 import * as Runtime from "effect/Runtime"
-import * as Scope from "effect/Scope"
 import { awaitGrace } from "../../runtime/interruption.js"
+import { scheduleMacrotask } from "../../runtime/macrotask.js"
 import { codeOf, isOfSession } from "../../runtime/sqlError.js"
-import { cancel, HeldConnection, valuesOf } from "./connection.js"
-import { type Command, canSpareConnection, close, type Rows } from "./driver.js"
+import { cancel, giveBack, type HeldConnection, type Reserved, reserve, valuesOf } from "./connection.js"
+import { type Command, canSpareConnection, type Rows } from "./driver.js"
 import { type PreparedText, prepared } from "./preparedStatements.js"
 
 /** The result of commands: the rows of the last one. */
@@ -73,7 +73,7 @@ export class CommandRunner {
     this.idle.push(borrowed)
     if (this.isGivingBack) return
     this.isGivingBack = true
-    setImmediate(() => {
+    scheduleMacrotask(() => {
       this.isGivingBack = false
       for (const one of this.idle.splice(0)) giveBack(one)
     })
@@ -91,10 +91,7 @@ export const isRefusedInside = (error: SqlError | undefined): boolean => /^(2500
 
 // --- internal ---
 
-/** A connection of the pool. */
-interface Borrowed {
-  readonly held: HeldConnection
-  readonly scope: Scope.CloseableScope
+interface Borrowed extends Reserved {
   /** When it goes back to the pool, by the clock of the process. */
   readonly until: number
 }
@@ -113,18 +110,10 @@ class Run {
   ) {}
 
   reserve(): void {
-    const { sql } = this.runner
-    const reserving = Effect.flatMap(Scope.make(), (scope) =>
-      Effect.map(Scope.extend(sql.reserve, scope), (connection) => ({
-        held: new HeldConnection(sql, connection),
-        scope
-      }))
-    )
-    runFork(reserving).addObserver((exit) => {
+    reserve(this.runner.sql, (exit) => {
       if (Exit.isFailure(exit)) return this.end(Exit.failCause(exit.cause))
-      const borrowed = { ...exit.value, until: performance.now() + maxKept }
-      if (this.isEnded) giveBack(borrowed)
-      else this.send(borrowed)
+      if (this.isEnded) return giveBack(exit.value)
+      this.send({ ...exit.value, until: performance.now() + maxKept })
     })
   }
 
@@ -160,16 +149,19 @@ class Run {
       )
     })
 
-  /** To close the connection ends the statement. */
+  /** To close the connection ends the statement. One that can't be closed goes back when the statement has ended. */
   private abandon(borrowed: Borrowed): void {
     if (this.isEnded) return
-    giveBack(borrowed)
+    if (borrowed.held.isClosing) giveBack(borrowed)
     this.end(Exit.interrupt(FiberId.none))
   }
 
   private answered(borrowed: Borrowed, result: Result): void {
-    if (this.isEnded) return
     const { held } = borrowed
+    if (this.isEnded) {
+      if (!held.isClosing) giveBack(borrowed)
+      return
+    }
     if (Exit.isSuccess(result) && !held.isClosing && !isInTransaction(held)) {
       this.runner.keep(borrowed)
       return this.end(result)
@@ -216,10 +208,5 @@ const unbatched = new SqlError({
 })
 
 const isInTransaction = ({ session }: HeldConnection): boolean => session?.isInTransaction() === true
-
-const giveBack = ({ held, scope }: Borrowed): void => {
-  if (held.isClosing) close(held.connection)
-  runFork(Scope.close(scope, Exit.void))
-}
 
 const runFork = Runtime.runFork(Runtime.defaultRuntime)

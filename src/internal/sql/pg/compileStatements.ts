@@ -15,16 +15,25 @@ export const canCompile = (fiber: Fiber.RuntimeFiber<unknown, unknown>, client: 
   return own._tag === "Some" && own.value === client
 }
 
-/** The compiled statements of the projections, or undefined if a handler fails. Running the projections gives the reason. */
+/**
+ * The compiled statements of several handlers, or undefined if one fails. Running the projections gives the reason. Those of each handler are
+ * compiled before the next one runs.
+ */
 export const compileAll = <E, R>(
-  statements: Effect.Effect<ReadonlyArray<Statement.Statement<unknown>>, E, R>
+  handlers: ReadonlyArray<Effect.Effect<ReadonlyArray<Statement.Statement<unknown>>, E, R>>
 ): Effect.Effect<ReadonlyArray<Command> | undefined, never, R> =>
   Effect.matchCause(
-    Effect.map(statements, (all) =>
-      all.map((statement): Command => {
-        const [text, values] = statement.compile()
-        return { text, values }
-      })
-    ),
-    { onFailure: () => undefined, onSuccess: (commands) => commands }
+    Effect.forEach(handlers, (statements) => Effect.map(statements, (all) => all.map(compile))),
+    { onFailure: () => undefined, onSuccess: (lists) => lists.flat() }
   )
+
+/** A copy of bytes and of a date, because a handler may use the object again before the statement is sent. */
+export const copyOf = (value: unknown): unknown =>
+  value instanceof Date ? new Date(value) : value instanceof Uint8Array ? Uint8Array.from(value) : value
+
+// --- internal ---
+
+const compile = (statement: Statement.Statement<unknown>): Command => {
+  const [text, values] = statement.compile()
+  return { text, values: values.map(copyOf) }
+}

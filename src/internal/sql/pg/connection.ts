@@ -71,14 +71,48 @@ export const withConnection = <A, E, R>(
   use: (held: HeldConnection) => Effect.Effect<A, E, R>
 ): Effect.Effect<A, E | StoreError, R> =>
   Effect.uninterruptibleMask((restore) =>
-    Effect.flatMap(restore(reserve(sql, operation)), ({ held, scope }): Effect.Effect<A, E | StoreError, R> => {
+    Effect.flatMap(restore(awaitReserved(sql, operation)), (reserved): Effect.Effect<A, E | StoreError, R> => {
+      const { held } = reserved
       if (isInTransaction(held.connection)) {
         held.close()
-        return Effect.zipRight(release(held, scope), restore(withConnection(sql, operation, use)))
+        giveBack(reserved)
+        return restore(withConnection(sql, operation, use))
       }
-      return Effect.flatMap(Effect.exit(restore(use(held))), (exit) => Effect.zipRight(release(held, scope), exit))
+      return Effect.flatMap(Effect.exit(restore(use(held))), (exit) => {
+        giveBack(reserved)
+        return exit
+      })
     })
   )
+
+/** A connection that the pool has handed out, and the scope that gives it back. */
+export interface Reserved {
+  readonly held: HeldConnection
+  readonly scope: Scope.CloseableScope
+}
+
+/** Asks the pool for a connection, in a fiber of its own, because the pool can't take a request back. */
+export const reserve = (
+  sql: SqlClient.SqlClient,
+  done: (reserved: Exit.Exit<Reserved, SqlError>) => void
+): Fiber.RuntimeFiber<Reserved, SqlError> => {
+  const fiber = runFork(
+    Effect.flatMap(Scope.make(), (scope) =>
+      Effect.map(Scope.extend(sql.reserve, scope), (connection) => ({
+        held: new HeldConnection(sql, connection),
+        scope
+      }))
+    )
+  )
+  fiber.addObserver(done)
+  return fiber
+}
+
+/** Gives a connection back to the pool, or ends it. */
+export const giveBack = ({ held, scope }: Reserved): void => {
+  if (held.isClosing) close(held.connection)
+  runFork(Scope.close(scope, Exit.void))
+}
 
 /** Runs an effect whose statements go to this connection. */
 export const onConnection = <A, E, R>(open: Open, effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
@@ -231,48 +265,24 @@ export const cancel = ({ connection, sql }: HeldConnection): Effect.Effect<void>
 
 const none: Rows = []
 
-/** A connection that the pool has handed out, and the scope that gives it back. */
-interface Reserved {
-  readonly held: HeldConnection
-  readonly scope: Scope.CloseableScope
-}
-
-/** Waits for a connection. The fiber that waits for the pool is not the caller's, because the pool can't take a request back. */
-const reserve = (sql: SqlClient.SqlClient, operation: string): Effect.Effect<Reserved, StoreError> =>
-  Effect.withFiberRuntime((caller) =>
-    Effect.async((resume) => {
-      let isAbandoned = false
-      const reserving = Effect.flatMap(Scope.make(), (scope) =>
-        Effect.map(Scope.extend(sql.reserve, scope), (connection) => ({ connection, scope }))
-      )
-      const fiber = Runtime.runFork(neutral, reserving, { scheduler: caller.currentScheduler })
-      const giveBack = (exit: Exit.Exit<{ readonly scope: Scope.CloseableScope }, unknown>) =>
-        Exit.isSuccess(exit) ? Scope.close(exit.value.scope, Exit.void) : Effect.void
-      fiber.addObserver((exit) => {
-        if (isAbandoned) return void Runtime.runFork(neutral, giveBack(exit))
-        resume(
-          Exit.mapBoth(exit, {
-            onFailure: (error) => fromSqlError(operation, "reading", error),
-            onSuccess: ({ connection, scope }) => ({ held: new HeldConnection(sql, connection), scope })
-          })
-        )
-      })
-      return Effect.suspend(() => {
-        isAbandoned = true
-        // An interruption may come between the connection and its user.
-        const exit = fiber.unsafePoll()
-        return exit === null ? Effect.void : giveBack(exit)
-      })
+/** Waits for a connection. One that the pool hands out after an interruption goes straight back. */
+const awaitReserved = (sql: SqlClient.SqlClient, operation: string): Effect.Effect<Reserved, StoreError> =>
+  Effect.async((resume) => {
+    let isAbandoned = false
+    const fiber = reserve(sql, (exit) => {
+      if (!isAbandoned) resume(Exit.mapError(exit, (error) => fromSqlError(operation, "reading", error)))
+      else if (Exit.isSuccess(exit)) giveBack(exit.value)
     })
-  )
-
-const neutral = Runtime.defaultRuntime
-
-const release = (held: HeldConnection, scope: Scope.CloseableScope): Effect.Effect<void> =>
-  Effect.suspend(() => {
-    if (held.isClosing) close(held.connection)
-    return Scope.close(scope, Exit.void)
+    return Effect.sync(() => {
+      isAbandoned = true
+      // An interruption may come between the connection and its user.
+      const exit = fiber.unsafePoll()
+      if (exit !== null && Exit.isSuccess(exit)) giveBack(exit.value)
+    })
   })
+
+/** The pool's fibers belong to no caller. */
+const runFork = Runtime.runFork(Runtime.defaultRuntime)
 
 /** Cancels a statement, waits for its end for the grace period at most, and has the connection closed on its release. */
 const cancelAndClose = (held: HeldConnection, fiber: Fiber.RuntimeFiber<unknown, unknown>): Effect.Effect<unknown> => {

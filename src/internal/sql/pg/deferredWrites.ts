@@ -16,6 +16,7 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import * as Stream from "effect/Stream"
+import { copyOf } from "./compileStatements.js"
 import { type Open, onConnection } from "./connection.js"
 import type { Command } from "./driver.js"
 import { type SendInside, sendInside } from "./transaction.js"
@@ -61,16 +62,12 @@ const returnsNothing = (text: string): boolean => writes.test(text) && !mayRetur
 const writes = /^\s*(insert|update|delete)\s/i
 const mayReturn = /returning/i
 
-/** A copy, because the effect may use a value again before it is sent. Undefined where a value can't be copied. */
-const copyOf = (values: ReadonlyArray<unknown>): ReadonlyArray<unknown> | undefined => {
-  const copied: Array<unknown> = []
-  for (const value of values) {
-    if (typeof value !== "object" || value === null) copied.push(value)
-    else if (value instanceof Date) copied.push(new Date(value))
-    else if (value instanceof Uint8Array) copied.push(Buffer.from(value))
-    else return undefined
-  }
-  return copied
+/** Undefined where a value may change before it is sent. */
+const copiesOf = (values: ReadonlyArray<unknown>): ReadonlyArray<unknown> | undefined => {
+  const copies = values.map(copyOf)
+  return copies.some((copy, index) => typeof copy === "object" && copy !== null && copy === values[index])
+    ? undefined
+    : copies
 }
 
 class Deferring implements Connection {
@@ -100,7 +97,7 @@ class Deferring implements Connection {
   readonly execute: Connection["execute"] = (text, values, transformRows) =>
     Effect.suspend(() => {
       if (this.failure !== undefined) return this.failure
-      const copied = this.hasEnded || !returnsNothing(text) ? undefined : copyOf(values)
+      const copied = this.hasEnded || !returnsNothing(text) ? undefined : copiesOf(values)
       if (copied === undefined) return this.behindKept(this.connection.execute(text, values, transformRows))
       this.kept.push({ text, values: copied })
       return Effect.succeed([])

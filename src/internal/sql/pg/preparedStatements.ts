@@ -9,6 +9,8 @@
  * - A session may have lost its names: after `DISCARD ALL`, or behind a pooler that hands each transaction another session. The server then
  *   refuses the statement before it does anything, and the batch is sent again without names (`driver.ts`).
  * - A session that loses its names again and again gets no named statements any more.
+ * - A name is parsed anew after five seconds. A session keeps the plan of a statement, and one that was made for a small table scans it when it
+ *   has grown, until the server has analyzed it.
  */
 
 /** A statement's text, and the name under which sessions keep it prepared. */
@@ -24,13 +26,18 @@ export const prepared = (text: string): PreparedText => ({ text, name: nameOf(te
 export class PreparedNames {
   /** The text of each name. The driver's query looks a name up here before it parses the text. */
   readonly texts: Record<string, string> = Object.create(null)
+  private readonly parsedAt = new Map<string, number>()
   private count = 0
   private reused = 0
   private lost = 0
 
+  /** `now` returns milliseconds. */
+  constructor(private readonly now: () => number = () => performance.now()) {}
+
   /** The name under which a text can be sent, or nothing. */
   usable({ name, text }: PreparedText): string | undefined {
     if (name === undefined || this.isGivenUp()) return undefined
+    if (this.isOld(name)) this.forget([name])
     if (this.texts[name] !== undefined) return this.texts[name] === text ? name : undefined
     return this.count < maxNames ? name : undefined
   }
@@ -44,8 +51,10 @@ export class PreparedNames {
   }
 
   add(name: string, text: string): void {
-    if (this.texts[name] === undefined) this.count++
+    if (this.texts[name] !== undefined) return
+    this.count++
     this.texts[name] = text
+    this.parsedAt.set(name, this.now())
   }
 
   /** The session may or may not know these names. They are closed before they are parsed again. */
@@ -53,6 +62,7 @@ export class PreparedNames {
     for (const name of names) {
       if (this.texts[name] === undefined) continue
       delete this.texts[name]
+      this.parsedAt.delete(name)
       this.count--
     }
   }
@@ -61,6 +71,11 @@ export class PreparedNames {
   forgetAll(): void {
     this.lost++
     this.forget(Object.keys(this.texts))
+  }
+
+  private isOld(name: string): boolean {
+    const parsedAt = this.parsedAt.get(name)
+    return parsedAt !== undefined && this.now() - parsedAt > maxAge
   }
 
   /** One loss is an accident. Several, in more than a fiftieth of the uses, are the way of this session. */
@@ -85,6 +100,9 @@ export const isLostStatement = (error: unknown): boolean =>
 const lostStatement = /^(26000|42P05|0A000)$/
 
 const maxNames = 200
+
+/** In milliseconds. To parse takes a tenth of a millisecond. */
+const maxAge = 5000
 
 /** The names of texts in this process. */
 const names = new Map<string, string>()

@@ -19,6 +19,7 @@ import type { Connection } from "@effect/sql/SqlConnection"
 import { SqlError } from "@effect/sql/SqlError"
 import type { Fragment } from "@effect/sql/Statement"
 import * as Context from "effect/Context"
+import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
@@ -177,35 +178,60 @@ const meaningOf = (operation: string, error: StoreError): StoreError =>
 const noSavepoint = /^(3B001|25P01)$/
 
 // A commit must see the commits before it, so the isolation does not depend on the default of the database.
-const beginning = ["BEGIN ISOLATION LEVEL READ COMMITTED", "SET LOCAL effect_maestro.begun = yes"]
+const beginStatements = ["BEGIN ISOLATION LEVEL READ COMMITTED", "SET LOCAL effect_maestro.begun = yes"]
 
 const begin = (operation: string, held: HeldConnection): Effect.Effect<void, StoreError> =>
   Effect.mapError(
-    Effect.asVoid(interruptible(held, held.connection.executeUnprepared(beginning.join("; "), [], undefined))),
+    Effect.asVoid(interruptible(held, held.connection.executeUnprepared(beginStatements.join("; "), [], undefined))),
     (error) => fromSqlError(operation, "writing", error)
   )
 
 const beginWith = (operation: string, held: HeldConnection, command: Command): Effect.Effect<Rows, StoreError> => {
-  const commands = [...beginning.map((text) => ({ text, values: [] })), command]
+  const commands = [...beginStatements.map((text) => ({ text, values: [] })), command]
   return Effect.mapError(sendCommands(held, commands, ["I", "T"]), (error) =>
     fromSqlError(operation, "writing", error)
   ).pipe(withSpanIfTraced("sql.execute", statementSpan(command.text)))
 }
 
-const topLevel = <A, E, B, E2, R>(
+/**
+ * If BEGIN finds a transaction that has failed, the application has given the connection back before the driver knew its status. The
+ * transaction then begins on another connection.
+ */
+const topLevel = <A, B, E, R>(
   sql: SqlClient.SqlClient,
   operation: string,
-  first: (held: HeldConnection) => Effect.Effect<A, E>,
-  next: (a: A) => Effect.Effect<B, E2, R>,
-  last: (b: B) => Command | undefined = () => undefined
-): Effect.Effect<B, E | E2 | StoreError, R> =>
+  first: (held: HeldConnection) => Effect.Effect<A, StoreError>,
+  next: (a: A) => Effect.Effect<B, E, R>,
+  last: (b: B) => Command | undefined = () => undefined,
+  attempts = 3
+): Effect.Effect<B, E | StoreError, R> =>
+  Effect.catchIf(
+    beginning(sql, operation, first, next, last),
+    (error) => error instanceof NotBegun,
+    ({ reason }) => (attempts > 1 ? topLevel(sql, operation, first, next, last, attempts - 1) : Effect.fail(reason))
+  ).pipe(withSpanIfTraced("sql.transaction", { kind: "client" }))
+
+class NotBegun extends Data.TaggedError("NotBegun")<{ readonly reason: StoreError }> {}
+
+const beginning = <A, B, E, R>(
+  sql: SqlClient.SqlClient,
+  operation: string,
+  first: (held: HeldConnection) => Effect.Effect<A, StoreError>,
+  next: (a: A) => Effect.Effect<B, E, R>,
+  last: (b: B) => Command | undefined
+): Effect.Effect<B, E | StoreError | NotBegun, R> =>
   withConnection(sql, operation, (held) => {
+    const begun = Effect.mapError(first(held), (reason) => {
+      if (reason.code !== "25P02") return reason
+      held.close()
+      return new NotBegun({ reason })
+    })
     const validity: Validity = { over: false }
     const open: Open = [guarded(held, validity), 0]
     return Effect.uninterruptibleMask((restore) =>
       Effect.flatMap(
-        Effect.exit(restore(Effect.flatMap(first(held), (a) => onConnection(open, next(a))))),
-        (exit): Effect.Effect<B, E | E2 | StoreError> => {
+        Effect.exit(restore(Effect.flatMap(begun, (a) => onConnection(open, next(a))))),
+        (exit): Effect.Effect<B, E | StoreError | NotBegun> => {
           validity.over = true
           if (Exit.isFailure(exit)) return Effect.zipRight(Effect.exit(finish(held, restore, rollback(held))), exit)
           return held.isClosing
@@ -214,7 +240,7 @@ const topLevel = <A, E, B, E2, R>(
         }
       )
     )
-  }).pipe(withSpanIfTraced("sql.transaction", { kind: "client" })) as Effect.Effect<B, E | E2 | StoreError, R>
+  })
 
 /**
  * Runs COMMIT or ROLLBACK. If it is interrupted and has not succeeded within the grace period, the end of the transaction is unknown, and
