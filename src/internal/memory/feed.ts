@@ -95,10 +95,11 @@ const headOf = (log: MemoryLog): Position => (log.length === 0 ? beginning : pos
 
 const matcher = (filter: Filter | undefined): ((event: StoredEvent) => boolean) => {
   if (filter === undefined) return () => true
-  const { kinds, slice, types } = filter
+  const { correlationId, kinds, slice, types } = filter
   return (event) =>
     (types === undefined || types.includes(event.type)) &&
     (kinds === undefined || kinds.includes(identityOf(event.aggregateId).kind)) &&
+    (correlationId === undefined || event.correlationId === correlationId) &&
     (slice === undefined || sliceOf(event.aggregateId, slice.of) === slice.index)
 }
 

@@ -19,6 +19,7 @@ export const matches = (sql: SqlClient.SqlClient, filter: Filter): Statement.Fra
   sql.and([
     ...(filter.types === undefined ? [] : [sql`type = any(${filter.types as Array<string>}::text[])`]),
     ...(filter.kinds === undefined ? [] : [sql`${kindOf(sql)} = any(${filter.kinds as Array<string>}::text[])`]),
+    ...(filter.correlationId === undefined ? [] : [sql`correlation_id = ${filter.correlationId}`]),
     ...(filter.slice === undefined
       ? []
       : [sql`${sliceOf(sql, sql`aggregate_id`, sql`${filter.slice.of}::int`)} = ${filter.slice.index}`])

@@ -5,6 +5,7 @@
  * nothing but its position, then ends the page, so that a reader goes on after the window.
  */
 import type { SqlError } from "@effect/sql/SqlError"
+import type * as Statement from "@effect/sql/Statement"
 import * as Effect from "effect/Effect"
 import type { Filter, Page, Position } from "../../EventFeed.js"
 import type { StoreError } from "../../StoreError.js"
@@ -35,10 +36,12 @@ export const makePageReader = (
   const known = new Map<string, Command>()
 
   const commandFor = ({ filter, limit }: PageOptions): Command => {
-    const key = JSON.stringify([limit, filter])
+    // Programs ask for many chains, and one text serves all of them.
+    const general = filter?.correlationId === undefined ? filter : { ...filter, correlationId: correlationValue }
+    const key = JSON.stringify([limit, general])
     const command = known.get(key)
     if (command !== undefined) return command
-    const [text, values] = selectPage(log, { after: placeholder, filter, limit }).compile()
+    const [text, values] = selectPage(log, { after: placeholder, filter: general, limit }).compile()
     if (known.size >= maxKnown) return { text, values }
     const prepared = { ...runner.prepare(text), values }
     known.set(key, prepared)
@@ -48,10 +51,12 @@ export const makePageReader = (
   const readRows = (options: PageOptions) => {
     const { values, ...text } = commandFor(options)
     const [feedKey, position] = columnsOf(options.after)
-    const command = {
-      ...text,
-      values: values.map((value) => (value === feedKeyValue ? feedKey : value === positionValue ? position : value))
-    }
+    const actual = new Map<unknown, string | undefined>([
+      [feedKeyValue, feedKey],
+      [positionValue, position],
+      [correlationValue, options.filter?.correlationId]
+    ])
+    const command = { ...text, values: values.map((value) => actual.get(value) ?? value) }
     return Effect.map(executeCommand(runner, { operation: "EventFeed", phase: "reading" }, command), (rows) =>
       rows.map(smallRowOf)
     )
@@ -89,25 +94,70 @@ export const selectFittingPage = (
     order by event_log.feed_key, event_log.position`
 }
 
-/**
- * A page of the events of some kinds. The index `event_log_kind` finds them, however many events of other kinds there
- * are. The statement scans a window of their events, and to the end of the feed where there are fewer.
- */
+/** A page of the events of some kinds, which the index `event_log_kind` finds. */
 export const selectPageOfKinds = (
-  { measuring, schema, sql }: LogTable,
-  { after, filter, limit }: PageOptions & { readonly filter: Filter & { readonly kinds: ReadonlyArray<string> } }
+  log: LogTable,
+  options: PageOptions & { readonly filter: Filter & { readonly kinds: ReadonlyArray<string> } }
 ) => {
+  const { schema, sql } = log
   // A union of one query for each kind, because the planner merges these in the order of the index and stops early. A
   // list of kinds would be sorted.
-  const [first, ...others] = new Set(filter.kinds)
+  const [first, ...others] = new Set(options.filter.kinds)
   const ofKind = (kind: string | undefined) =>
     sql`(select * from ${schema}.event_log
-      where ${kind === undefined ? sql`false` : sql`${kindOf(sql)} = ${kind}`} and ${isAfter(sql, after)} and ${isShown(sql)}
+      where ${kind === undefined ? sql`false` : sql`${kindOf(sql)} = ${kind}`} and ${isAfter(sql, options.after)} and ${isShown(sql)}
       order by feed_key, position limit ${window})`
   const ofKinds = others.reduce((all, kind) => sql`${all} union all ${ofKind(kind)}`, sql`${ofKind(first)}`)
   const candidates = sql`(select * from (${ofKinds}) kinds order by feed_key, position limit ${window}) event_log`
-  return sql<SmallRow & WindowRow>`with page as materialized (
-      select * from ${candidates} where ${matches(sql, { ...filter, kinds: undefined })}
+  return selectPageOfCandidates(log, { ...options, filter: { ...options.filter, kinds: undefined } }, candidates)
+}
+
+// --- internal ---
+
+/** For how many filters and limits the text is kept. */
+const maxKnown = 100
+
+// Values that stand for the position that the page begins after, and for the chain. No filter has them, because names have no NUL.
+const feedKeyValue = "\0feed_key"
+const positionValue = "\0position"
+const correlationValue = "\0correlation_id"
+const placeholder = `${feedKeyValue}-${positionValue}` as Position
+
+/** How many events one statement scans for matches of a filter. */
+const window = 10_000
+
+/** A row without the values that exceed their share of a page. */
+type SmallRow = Omit<FeedRow, keyof Contents> & Contents
+
+/** A column that only the row at the end of the window has. */
+interface WindowRow {
+  readonly scanned?: string | null | undefined
+}
+
+const smallRowOf = ([position_and_id, timestamp, sequence, type, body, metadata, scanned]: Rows[number]) =>
+  ({ position_and_id, timestamp, sequence, type, body, metadata, scanned }) as unknown as SmallRow & WindowRow
+
+/** A page of the events of a chain, which the index `event_log_correlation` finds. */
+const selectPageOfChain = (log: LogTable, options: PageOptions & { readonly filter: Filter }) => {
+  const { schema, sql } = log
+  const { correlationId, ...others } = options.filter
+  const candidates = sql`(select * from ${schema}.event_log
+    where correlation_id = ${correlationId} and ${isAfter(sql, options.after)} and ${isShown(sql)}
+    order by feed_key, position limit ${window}) event_log`
+  return selectPageOfCandidates(log, { ...options, filter: others }, candidates)
+}
+
+/**
+ * A page of events that an index finds, however many other events there are. The statement scans a window of them for
+ * matches of the rest of the filter, and to the end of the feed where there are fewer.
+ */
+const selectPageOfCandidates = (
+  { measuring, schema, sql }: LogTable,
+  { after, filter, limit }: PageOptions & { readonly filter: Filter },
+  candidates: Statement.Fragment
+) =>
+  sql<SmallRow & WindowRow>`with page as materialized (
+      select * from ${candidates} where ${matches(sql, filter)}
       order by feed_key, position limit ${limit + 1}
     ), last_candidate as materialized (
       select feed_key, position, scanned from (
@@ -127,37 +177,14 @@ export const selectPageOfKinds = (
     select ${feedColumns(sql, smallOrNull(sql, measuring, limit))}, null::text as scanned from page event_log
     union all
     select ${positionColumns(sql)}, scanned::text from window_end`
-}
-
-// --- internal ---
-
-/** For how many filters and limits the text is kept. */
-const maxKnown = 100
-
-// Values that stand for the position that the page begins after. No filter has them, because names have no NUL.
-const feedKeyValue = "\0feed_key"
-const positionValue = "\0position"
-const placeholder = `${feedKeyValue}-${positionValue}` as Position
-
-/** How many events one statement scans for matches of a filter. */
-const window = 10_000
-
-/** A row without the values that exceed their share of a page. */
-type SmallRow = Omit<FeedRow, keyof Contents> & Contents
-
-/** A column that only the row at the end of the window has. */
-interface WindowRow {
-  readonly scanned?: string | null | undefined
-}
-
-const smallRowOf = ([position_and_id, timestamp, sequence, type, body, metadata, scanned]: Rows[number]) =>
-  ({ position_and_id, timestamp, sequence, type, body, metadata, scanned }) as unknown as SmallRow & WindowRow
 
 const selectPage = (log: LogTable, options: PageOptions) => {
   const { measuring, schema, sql } = log
   const { after, filter, limit } = options
-  if (filter?.kinds !== undefined)
+  if (filter?.correlationId !== undefined) return selectPageOfChain(log, { ...options, filter })
+  if (filter?.kinds !== undefined) {
     return selectPageOfKinds(log, { ...options, filter: { ...filter, kinds: filter.kinds } })
+  }
   const columns = feedColumns(sql, smallOrNull(sql, measuring, limit))
   if (filter === undefined) {
     return sql<SmallRow & WindowRow>`select ${columns} from ${schema}.event_log

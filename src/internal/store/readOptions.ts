@@ -4,6 +4,7 @@
 import * as Effect from "effect/Effect"
 import { beginning, type Filter, isPosition, type Position, type ReadOptions } from "../../EventFeed.js"
 import { ValidationError, ValidationIssue } from "../../StoreError.js"
+import { correlationProblem } from "../codec/names.js"
 
 /** Validates a read and fills in its defaults. A filter that restricts nothing becomes `undefined`. */
 export const validateFeedRead = (
@@ -37,10 +38,11 @@ export const filterOfPartition = (
   partitions: number
 ): Filter | undefined => (partitions === 1 ? filter : { ...filter, slice: { index: partition, of: partitions } })
 
-/** The filter for events that match both filters. At most one of them has a slice. */
+/** The filter for events that match both filters. At most one of them has a slice, and at most one a correlation id. */
 export const bothOf = (one: Filter | undefined, other: Filter | undefined): Filter => ({
   types: common(one?.types, other?.types),
   kinds: common(one?.kinds, other?.kinds),
+  correlationId: one?.correlationId ?? other?.correlationId,
   slice: one?.slice ?? other?.slice
 })
 
@@ -82,6 +84,11 @@ const checkFilter = (filter: unknown, path: ReadonlyArray<string>, issues: Array
       issues.push(issue([...path, field], "must be a list of names"))
     }
   }
+  const correlationId: unknown = Reflect.get(filter, "correlationId")
+  if (correlationId !== undefined) {
+    const problem = correlationProblem(correlationId)
+    if (problem !== undefined) issues.push(issue([...path, "correlationId"], problem))
+  }
   const slice: unknown = Reflect.get(filter, "slice")
   if (slice === undefined) return
   const { index, of } = (typeof slice === "object" && slice !== null ? slice : {}) as Record<string, unknown>
@@ -97,4 +104,9 @@ const isWhole = (value: unknown, min: number, max: number): value is number =>
 
 // A value that is no filter is refused before.
 const restricting = (filter: Filter | undefined): Filter | undefined =>
-  filter?.types === undefined && filter?.kinds === undefined && filter?.slice === undefined ? undefined : filter
+  filter?.types === undefined &&
+  filter?.kinds === undefined &&
+  filter?.correlationId === undefined &&
+  filter?.slice === undefined
+    ? undefined
+    : filter
