@@ -69,6 +69,7 @@ export const makeReceipt = (
     aggregateId: id,
     sequence: 1,
     type: "effect-maestro/CommandHandled",
+    version: 1,
     body: { commandId, command, aggregate, aggregateId, sequence },
     metadata: {},
     ...provenance(timestamp)

@@ -92,6 +92,7 @@ const encodeAndFold = <State, A extends Tagged>(
       aggregateId: streamId,
       sequence,
       type: event._tag,
+      version: 1,
       body,
       metadata: metadata.right,
       ...provenance

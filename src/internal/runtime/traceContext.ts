@@ -18,7 +18,7 @@ export const traceparentOf = (
   if (exported === undefined) return undefined
   const { sampled, spanId, traceId } = exported
   const traceparent = `00-${traceId.toLowerCase()}-${spanId.toLowerCase()}-${sampled ? "01" : "00"}`
-  return partsOf(traceparent) === undefined ? undefined : traceparent
+  return isTraceparent(traceparent) ? traceparent : undefined
 }
 
 /**
@@ -38,6 +38,9 @@ export const linksOf = (
   }
   return [...links.values()]
 }
+
+/** Whether a value is a `traceparent` of version 00. */
+export const isTraceparent = (value: unknown): value is string => partsOf(value) !== undefined
 
 // --- internal ---
 

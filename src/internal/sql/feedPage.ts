@@ -134,8 +134,18 @@ interface WindowRow {
   readonly scanned?: string | null | undefined
 }
 
-const smallRowOf = ([position_and_id, timestamp, sequence, type, body, metadata, scanned]: Rows[number]) =>
-  ({ position_and_id, timestamp, sequence, type, body, metadata, scanned }) as unknown as SmallRow & WindowRow
+const smallRowOf = ([
+  position_and_id,
+  timestamp,
+  sequence,
+  versioned_type,
+  body,
+  metadata,
+  cause,
+  scanned
+]: Rows[number]) =>
+  ({ position_and_id, timestamp, sequence, versioned_type, body, metadata, cause, scanned }) as unknown as SmallRow &
+    WindowRow
 
 /** A page of the events of a chain, which the index `event_log_correlation` finds. */
 const selectPageOfChain = (log: LogTable, options: PageOptions & { readonly filter: Filter }) => {
