@@ -131,6 +131,12 @@ const caught: ReadonlyArray<readonly [breaking: Broken.Breaking, sentences: Read
   ...[Broken.ignoresTheCorrelationId, Broken.comparesCorrelationIdsLoosely].map(
     (breaking) =>
       [breaking, ["filter: a correlation id shows the events of its chain, on all aggregates, and no others"]] as const
+  ...[Broken.losesVersions, Broken.losesCorrelationIds, Broken.losesCausationIds, Broken.losesTraceparents].map(
+    (breaking) =>
+      [
+        breaking,
+        ["read: an event has the version, correlationId, causationId and traceparent that were committed"]
+      ] as const
   ),
   [Broken.ignoresTheSlice, ["filter: the slices partition the feed, and an aggregate is always in the same one"]],
   [Broken.takesAnyPartOfTheFilter, ["filter: an event must match all its parts"]],
