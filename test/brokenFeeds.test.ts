@@ -131,6 +131,7 @@ const caught: ReadonlyArray<readonly [breaking: Broken.Breaking, sentences: Read
   ...[Broken.ignoresTheCorrelationId, Broken.comparesCorrelationIdsLoosely].map(
     (breaking) =>
       [breaking, ["filter: a correlation id shows the events of its chain, on all aggregates, and no others"]] as const
+  ),
   ...[Broken.losesVersions, Broken.losesCorrelationIds, Broken.losesCausationIds, Broken.losesTraceparents].map(
     (breaking) =>
       [
