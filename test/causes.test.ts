@@ -109,7 +109,7 @@ describe("commands that a handler of an aggregate evaluates", () => {
           (lists) => lists.flat()
         )
         expect(events).toHaveLength(7)
-        const [{ correlationId }] = events as [Event.Event]
+        const correlationId = events[0]?.correlationId
         expect(events.map(({ timestamp }) => timestamp)).toContain(correlationId)
         expect(causes(events)).toEqual(events.map(() => ({ causationId: undefined, correlationId })))
         // The next command begins another chain.
@@ -237,7 +237,15 @@ describe("commands that a subscription evaluates", () => {
         filter,
         onFailure: "park",
         retry: Schedule.stop,
-        handle: (event) => (fails ? Effect.fail("not now") : follow(event))
+        handle: (event) =>
+          Effect.zipRight(
+            Effect.filterOrFail(
+              Effect.succeed(event),
+              () => !fails,
+              () => "not now"
+            ),
+            follow(event)
+          )
       })
       yield* Branch.evaluate("b", new Ask({ ids: [] }))
       yield* Effect.scoped(Effect.zipRight(start(parking), caughtUp(parking)))

@@ -66,7 +66,7 @@ test("a value that the schema can't encode is a ValidationError with its path, a
     const run = Effect.sync(() => {
       ran = true
     })
-    const bad = ["x", 7, undefined] as ReadonlyArray<typeof userId>
+    const bad = ["x", 7, undefined] as ReadonlyArray<unknown> as ReadonlyArray<typeof userId>
     for (const userId of bad) {
       const error = yield* Effect.flip(Audit.provide({ userId })(run))
       expect(error).toMatchObject({ operation: "Aggregate.metadata", issues: [{ path: ["metadata", "userId"] }] })
