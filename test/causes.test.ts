@@ -14,6 +14,7 @@ import {
   EventFeed,
   MemoryStore,
   Projection,
+  Rebuild,
   SqlStore,
   StoreAdapter,
   StoreError,
@@ -434,6 +435,30 @@ layer(Chain.layer.pipe(Layer.provideMerge(SqlStore.layer), Layer.provideMerge(la
       yield* Leaf.evaluate("back", once)
       const own = yield* firstOf("Leaf/back")
       expect(cause(own)).toEqual({ causationId: undefined, correlationId: own.timestamp })
+    })
+  )
+
+  it.scoped("a command that a projection evaluates in a rebuild follows from the projected event", () =>
+    Effect.gen(function* () {
+      const sql = yield* SqlClient.SqlClient
+      yield* sql`create table seen (event text primary key)`
+      yield* Effect.forEach(["r", "s"], (id) => Branch.evaluate(id, new Ask({ ids: [] })), { discard: true })
+      const Seen = Projection.make({
+        name: "seen",
+        of: Branch,
+        project: {
+          Done: (_, { id, timestamp }) =>
+            Effect.zipRight(
+              sql`insert into seen values (${timestamp})`,
+              Leaf.evaluate(`rebuilt ${id}`, once).pipe(Aggregate.withCommandId("once"))
+            )
+        }
+      })
+      yield* Rebuild.run({ name: "rebuild", projections: [Seen], tables: ["seen"] })
+      for (const id of ["r", "s"]) {
+        const event = yield* firstOf(`Branch/${id}`)
+        expect(causes(yield* eventsOf(`Leaf/rebuilt ${id}`))).toEqual([followerOf(event)])
+      }
     })
   )
 })
