@@ -97,7 +97,9 @@ const decoderOf = <A extends Tagged>(
 ): ((stored: Event) => Either.Either<A, StoreError>) => {
   const { name, of } = options
   const decode = decodingFor(name, schemaOf(options))
-  return typeof of === "object" ? checkingIds(of, `Projection ${name}`, decode) : decode
+  return typeof of === "object"
+    ? checkingIds(of, { operation: `Projection ${name}`, projection: name }, decode)
+    : decode
 }
 
 interface AnyOptions<Handlers, A extends Tagged, Types extends A["_tag"], Refusals>

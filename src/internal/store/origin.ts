@@ -61,7 +61,7 @@ export const originOf = ({ kind, name, streams }: Exclude<Projection.Origin, "al
  */
 export const checkingIds = <A>(
   { id: schema, name, streams }: { readonly id: IdSchema; readonly name: string; readonly streams: StreamIds },
-  operation: string,
+  where: { readonly operation: string; readonly projection?: string },
   decode: (stored: Event) => Either.Either<A, StoreError>
 ): ((stored: Event) => Either.Either<A, StoreError>) => {
   const idProblem = idProblemBy(schema)
@@ -69,16 +69,20 @@ export const checkingIds = <A>(
   return (stored) => {
     const id = streams === "plain" ? stored.aggregateId : identityOf(stored.aggregateId).id
     const problem = idProblem(id)
-    return problem === undefined ? decode(stored) : Either.left(badId(operation, stored, `${name}: ${problem}`))
+    return problem === undefined ? decode(stored) : Either.left(badId(where, stored, `${name}: ${problem}`))
   }
 }
 
 // --- internal ---
 
-const badId = (operation: string, { aggregateId, sequence, type }: Event, why: string): StoreError =>
+const badId = (
+  where: { readonly operation: string; readonly projection?: string },
+  { aggregateId, sequence, type }: Event,
+  why: string
+): StoreError =>
   new StoreError({
+    ...where,
     reason: "UnreadableEvent",
-    operation,
     description: `the id of its aggregate is no id of ${why}`,
     aggregateId,
     sequence,

@@ -60,7 +60,7 @@ export const on = <A extends Tagged, Handlers extends EventHandlers<A, Id>, Id e
   type E = HandlerError<Handlers[keyof Handlers]>
   type R = HandlerContext<Handlers[keyof Handlers]>
   const codec = makeEventCodec(aggregate.events)
-  const decode = checkingIds(aggregate, operation, (stored) => codec.decode(operation, stored))
+  const decode = checkingIds(aggregate, { operation }, (stored) => codec.decode(operation, stored))
   const byType = new Map<string, (event: A, envelope: FeedEvent) => Effect.Effect<unknown, E, R>>(
     Object.entries(handlers)
   )
