@@ -21,6 +21,7 @@ import { insideTransaction } from "../runtime/ambientTransaction.js"
 import { settleCommit } from "../runtime/retry.js"
 import { withoutReceipts } from "../store/receiptStreams.js"
 import { handles } from "../store/runProjections.js"
+import { streamReaderOf } from "../store/streamReader.js"
 import {
   type CommandCall,
   type CommandContext,
@@ -199,10 +200,7 @@ const makeReads = <State, A extends Tagged, C, E>(
   const streamIdOf = (id: string): string => definition.streams.streamId(id)
 
   return {
-    exists: (id) =>
-      onValid("exists", id, () =>
-        Effect.map(store.getEvents(streamIdOf(id), 1, { maxSequence: 1 }), ({ length }) => length > 0)
-      ),
+    exists: (id) => onValid("exists", id, () => streamReaderOf(store).exists(streamIdOf(id))),
     get: (id) => onValid("get", id, () => Effect.map(get(id), stateOf)),
     fetch: (id) => onValid("fetch", id, () => Effect.map(fetch(id), stateOf)),
     root: (id) => onValid("root", id, () => Effect.map(fetch(id), ({ sequence, state }) => ({ id, sequence, state }))),
