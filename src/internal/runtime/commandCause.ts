@@ -59,7 +59,11 @@ export const withChain =
   <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
     Effect.withFiberRuntime((fiber) => {
       const decision = Context.get(fiber.currentContext, DecidingOn)
-      return withCause({ decision, event: undefined, chain: chain(chainOf(fiber, decision)) }, effect)
+      return Effect.locally(effect, CommandCause, {
+        decision,
+        event: undefined,
+        chain: chain(chainOf(fiber, decision))
+      })
     })
 
 /**
@@ -75,7 +79,7 @@ export const followingEvents = <A, E, R>(
       cause.event = event
       cause.chain = undefined
     }
-    return withCause(cause, handling(follow))
+    return Effect.locally(handling(follow), CommandCause, cause)
   })
 
 // --- internal ---
@@ -101,20 +105,3 @@ const CommandCause = FiberRef.unsafeMake<Cause | undefined>(undefined, {
     cause?.event === undefined ? cause : { decision: cause.decision, event: undefined, chain: chainOfCause(cause) },
   join: (parent) => parent
 })
-
-/** `Effect.locally`, in a third of its steps, because each commit with a projection takes them. */
-const withCause = <A, E, R>(cause: Cause, effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
-  Effect.uninterruptibleMask((restore) =>
-    Effect.withFiberRuntime((fiber) => {
-      const outer = fiber.getFiberRef(CommandCause)
-      const reset = <B>(exit: B): B => {
-        fiber.setFiberRef(CommandCause, outer)
-        return exit
-      }
-      fiber.setFiberRef(CommandCause, cause)
-      return Effect.matchCauseEffect(restore(effect), {
-        onFailure: (failure) => reset(Effect.failCause(failure)),
-        onSuccess: (value) => reset(Effect.succeed(value))
-      })
-    })
-  )

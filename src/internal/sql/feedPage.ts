@@ -7,9 +7,10 @@
 import type { SqlError } from "@effect/sql/SqlError"
 import type * as Statement from "@effect/sql/Statement"
 import * as Effect from "effect/Effect"
-import type { Filter, Page, Position } from "../../EventFeed.js"
+import type { Page, Position } from "../../EventFeed.js"
 import type { StoreError } from "../../StoreError.js"
 import { type Contents, fitting, isComplete, type LogTable, smallOrNull } from "../store/pageBytes.js"
+import type { ReadFilter } from "../store/readOptions.js"
 import { andMatches, isAfter, isShown, kindOf, matches } from "./feedConditions.js"
 import { type FeedRow, feedColumns, feedEventsOf, positionColumns, positionOfFeedRow } from "./feedRows.js"
 import type { CommandRunner } from "./pg/commandRunner.js"
@@ -21,7 +22,7 @@ import { columnsOf, rowValue } from "./position.js"
 export interface PageOptions {
   readonly after: Position
   readonly limit: number
-  readonly filter: Filter | undefined
+  readonly filter: ReadFilter | undefined
 }
 
 /**
@@ -35,13 +36,17 @@ export const makePageReader = (
 ) => {
   const known = new Map<string, Command>()
 
-  const commandFor = ({ filter, limit }: PageOptions): Command => {
-    // Programs ask for many chains, and one text serves all of them.
-    const general = filter?.correlationId === undefined ? filter : { ...filter, correlationId: correlationValue }
-    const key = JSON.stringify([limit, general])
+  const commandFor = ({ filter: given, limit }: PageOptions): Command => {
+    // Reads of any chain, and as of any time, have one text.
+    const filter = given && {
+      ...given,
+      ...(given.correlationId !== undefined && { correlationId: correlationValue }),
+      ...(given.madeBy !== undefined && { madeBy: madeByValue })
+    }
+    const key = JSON.stringify([limit, filter])
     const command = known.get(key)
     if (command !== undefined) return command
-    const [text, values] = selectPage(log, { after: placeholder, filter: general, limit }).compile()
+    const [text, values] = selectPage(log, { after: placeholder, filter, limit }).compile()
     if (known.size >= maxKnown) return { text, values }
     const prepared = { ...runner.prepare(text), values }
     known.set(key, prepared)
@@ -54,7 +59,8 @@ export const makePageReader = (
     const actual = new Map<unknown, string | undefined>([
       [feedKeyValue, feedKey],
       [positionValue, position],
-      [correlationValue, options.filter?.correlationId]
+      [correlationValue, options.filter?.correlationId],
+      [madeByValue, options.filter?.madeBy]
     ])
     const command = { ...text, values: values.map((value) => actual.get(value) ?? value) }
     return Effect.map(executeCommand(runner, { operation: "EventFeed", phase: "reading" }, command), (rows) =>
@@ -97,7 +103,7 @@ export const selectFittingPage = (
 /** A page of the events of some kinds, which the index `event_log_kind` finds. */
 export const selectPageOfKinds = (
   log: LogTable,
-  options: PageOptions & { readonly filter: Filter & { readonly kinds: ReadonlyArray<string> } }
+  options: PageOptions & { readonly filter: ReadFilter & { readonly kinds: ReadonlyArray<string> } }
 ) => {
   const { schema, sql } = log
   // A union of one query for each kind, because the planner merges these in the order of the index and stops early. A
@@ -117,10 +123,12 @@ export const selectPageOfKinds = (
 /** For how many filters and limits the text is kept. */
 const maxKnown = 100
 
-// Values that stand for the position that the page begins after, and for the chain. No filter has them, because names have no NUL.
+// Values that stand for the position that the page begins after, for the chain, and for the time that the read is of. No filter has them,
+// because names have no NUL.
 const feedKeyValue = "\0feed_key"
 const positionValue = "\0position"
 const correlationValue = "\0correlation_id"
+const madeByValue = "\0made_by"
 const placeholder = `${feedKeyValue}-${positionValue}` as Position
 
 /** How many events one statement scans for matches of a filter. */
@@ -148,7 +156,7 @@ const smallRowOf = ([
     WindowRow
 
 /** A page of the events of a chain, which the index `event_log_correlation` finds. */
-const selectPageOfChain = (log: LogTable, options: PageOptions & { readonly filter: Filter }) => {
+const selectPageOfChain = (log: LogTable, options: PageOptions & { readonly filter: ReadFilter }) => {
   const { schema, sql } = log
   const { correlationId, ...others } = options.filter
   const candidates = sql`(select * from ${schema}.event_log
@@ -163,7 +171,7 @@ const selectPageOfChain = (log: LogTable, options: PageOptions & { readonly filt
  */
 const selectPageOfCandidates = (
   { measuring, schema, sql }: LogTable,
-  { after, filter, limit }: PageOptions & { readonly filter: Filter },
+  { after, filter, limit }: PageOptions & { readonly filter: ReadFilter },
   candidates: Statement.Fragment
 ) =>
   sql<SmallRow & WindowRow>`with page as materialized (
