@@ -21,6 +21,7 @@ import {
   Subscription,
   Timestamp
 } from "effect-maestro"
+import { expectTypeOf } from "vitest"
 import * as Chain from "./chain.js"
 import { Ask, AskThrough, Branch, Do, DoLater, Done, eventsOf, firstOf, Leaf, Tree } from "./chain.js"
 import { layerPg } from "./database.js"
@@ -319,6 +320,53 @@ describe("commands that a subscription evaluates", () => {
       const event = yield* firstOf("Branch/b")
       expect(cause(yield* firstOf("Leaf/b-1"))).toEqual({ causationId: event.timestamp, correlationId: "another" })
     }))
+})
+
+describe("a subscription to a chain", () => {
+  test("handles the events of the chain and no others, also with handlers for the events of one aggregate", () =>
+    Effect.gen(function* () {
+      const handled: Array<string> = []
+      const handle = (event: EventFeed.FeedEvent) =>
+        Effect.sync(() => handled.push(`${event.aggregateId} ${event.sequence}`))
+      const filter = { correlationId: "request" }
+      const all = Subscription.make("all", { filter, handle })
+      const leaves = Subscription.make("leaves", {
+        filter,
+        on: Subscription.on(Leaf, { Done: (_, event) => handle(event) })
+      })
+      yield* Leaf.evaluate("a", once)
+      yield* Branch.evaluate("b", new Ask({ ids: ["a"] })).pipe(Aggregate.withCorrelationId("request"))
+      yield* Leaf.evaluate("a", once).pipe(Aggregate.withCorrelationId("another"))
+      yield* Effect.scoped(Effect.zipRight(start(all), caughtUp(all)))
+      expect(handled).toEqual(["Leaf/a 2", "Leaf/a 3", "Branch/b 1"])
+      handled.length = 0
+      yield* Effect.scoped(Effect.zipRight(start(leaves), caughtUp(leaves)))
+      expect(handled).toEqual(["Leaf/a 2", "Leaf/a 3"])
+    }))
+
+  it("throws a TypeError for an id that no event can have", () => {
+    for (const correlationId of ["", "\0", "x".repeat(256)]) {
+      expect(() => Subscription.make("bad", { filter: { correlationId }, handle: () => Effect.void })).toThrow(
+        /^correlationId of subscription bad /
+      )
+    }
+  })
+})
+
+it("the types of effects with a cause have a ValidationError more", () => {
+  const evaluate = Leaf.evaluate("a", once)
+  expectTypeOf(Aggregate.withCorrelationId("request")(evaluate)).toEqualTypeOf(evaluate)
+  expectTypeOf(Aggregate.withCorrelationId("request")(Effect.succeed(1))).toEqualTypeOf<
+    Effect.Effect<number, StoreError.ValidationError>
+  >()
+  const historic: Aggregate.HistoricEvent<Done> = {
+    event: new Done({ text: "" }),
+    sequence: 1,
+    timestamp: "" as Timestamp.Timestamp,
+    metadata: {}
+  }
+  expectTypeOf(Aggregate.causedBy(historic)(evaluate)).toEqualTypeOf(evaluate)
+  expectTypeOf(historic.causationId).toEqualTypeOf<Timestamp.Timestamp | undefined>()
 })
 
 describe("withCorrelationId, causedBy", () => {
