@@ -140,7 +140,7 @@ export const showsATransactionItsOwnEvents: Breaking = ({ feed, store, ...rest }
         events,
         projections.map(Projection.toEffect).map((projection) => ({
           ...projection,
-          project: (event) => Effect.provideService(projection.project(event), Own, events)
+          project: (event) => Effect.provideService(projection.project(event), Own, events.map(Event.make))
         }))
       )
   },
@@ -426,8 +426,8 @@ class Own extends Context.Reference<Own>()("brokenFeeds/Own", {
   defaultValue: (): ReadonlyArray<Event.Event> => []
 }) {}
 
-const feedEvent = (event: Event.Event, position: EventFeed.Position): EventFeed.FeedEvent => ({
-  ...event,
+const feedEvent = (event: Event.NewEvent, position: EventFeed.Position): EventFeed.FeedEvent => ({
+  ...Event.make(event),
   ...Event.identityOf(event.aggregateId),
   position
 })
