@@ -199,6 +199,22 @@ export const losesByteOrderMarks: Breaking = withFeed((feed) => ({
     }))
 }))
 
+/** Events lose a field. */
+const loses = (lost: Partial<EventFeed.FeedEvent>): Breaking =>
+  withFeed((feed) => ({
+    ...feed,
+    read: (options) =>
+      Effect.map(feed.read(options), (page) => ({
+        ...page,
+        events: page.events.map((event) => ({ ...event, ...lost }))
+      }))
+  }))
+
+export const losesVersions = loses({ version: 1 })
+export const losesCorrelationIds = loses({ correlationId: undefined })
+export const losesCausationIds = loses({ causationId: undefined })
+export const losesTraceparents = loses({ traceparent: undefined })
+
 export const ignoresTheSlice: Breaking = withFeed((feed) => ({
   ...feed,
   read: (options) => feed.read({ ...options, filter: { ...options?.filter, slice: undefined } })

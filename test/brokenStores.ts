@@ -449,6 +449,21 @@ export const projectsFiftyEventsAtMost = (store: Store): Store => ({
 })
 
 /** Bodies are read with their keys sorted, as `jsonb` sorts them. */
+/** Events lose a field between commit and read. */
+const loses = (store: Store, lost: Partial<Event.Event>): Store => ({
+  ...store,
+  getEvents: (id, min, options) =>
+    Effect.map(store.getEvents(id, min, options), (events) => events.map((event) => ({ ...event, ...lost })))
+})
+
+export const losesVersions = (store: Store): Store => loses(store, { version: 1 })
+
+export const losesCorrelationIds = (store: Store): Store => loses(store, { correlationId: undefined })
+
+export const losesCausationIds = (store: Store): Store => loses(store, { causationId: undefined })
+
+export const losesTraceparents = (store: Store): Store => loses(store, { traceparent: undefined })
+
 export const sortsKeys = (store: Store): Store => changesBodies(store, sorted)
 
 /** Bodies are read with 0 instead of -0. */

@@ -64,9 +64,9 @@ const makeStreamReads = (log: LogTable, runner: CommandRunner): StreamReads<Stor
     )
 
   return {
-    page: (aggregateId, minSequence, limit) => {
+    page: (aggregateId, minSequence, limit, options) => {
       const range = { aggregateId, minSequence, maxSequence }
-      if (limit < longPage) {
+      if (limit < longPage || options?.withCause === true) {
         const small = Effect.map(query(log, "getEvents", selectSmallEvents(log, range, limit)), (rows) =>
           pageOf(aggregateId, rows, limit)
         )
