@@ -4,7 +4,7 @@ import type * as Schema from "effect/Schema"
 import { Aggregate, Projection, Subscription, Upcast } from "effect-maestro"
 import { expectTypeOf, it } from "vitest"
 import type { Checked } from "../src/internal/codec/upcastTypes.js"
-import { Deposited, definition, Events, Today, V1, V2, Withdrawn } from "./releases.js"
+import { Account, Deposited, definition, Events, Today, V1, V2, Withdrawn } from "./releases.js"
 
 const toV2 = Upcast.from(1, V1).pipe(Upcast.to(2, V2, (old) => ({ ...old, currency: "EUR" })))
 
@@ -19,10 +19,7 @@ it("a schema with a history has the type of the schema without it", () => {
   const types = () => [
     Aggregate.make("Account", { ...definition, events: Events }),
     Projection.make({ name: "p", events: Events, project: { Deposited: () => Effect.void } }),
-    Subscription.on(
-      { name: "Account", streams: "byKind", events: Events },
-      { Withdrawn: ({ amount }) => Effect.succeed(amount.toFixed()) }
-    ),
+    Subscription.on(Account, { Withdrawn: ({ amount }) => Effect.succeed(amount.toFixed()) }),
     // @ts-expect-error the names of old types have no handlers
     Projection.make({ name: "p", events: Events, project: { PaidIn: () => Effect.void } })
   ]

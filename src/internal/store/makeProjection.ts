@@ -4,8 +4,9 @@
 import * as SqlClient from "@effect/sql/SqlClient"
 import type { Statement } from "@effect/sql/Statement"
 import * as Effect from "effect/Effect"
+import type * as Either from "effect/Either"
 import type * as Schema from "effect/Schema"
-import type { Envelope } from "../../Event.js"
+import type { Envelope, Event } from "../../Event.js"
 import type {
   ConstraintHandlers,
   EffectProjection,
@@ -22,7 +23,7 @@ import { storedTypesOf } from "../codec/eventHistory.js"
 import { Parts } from "../codec/storedVersions.js"
 import { declaredTables } from "./declaredTables.js"
 import { handledParts, runHandlers } from "./handledParts.js"
-import { bindTo, envelopeOf } from "./origin.js"
+import { bindTo, checkingIds, envelopeOf } from "./origin.js"
 import { decodingFor, type RefusalOfPart, refusalFor, refusalOfPart, refusalsOf } from "./projectionFailure.js"
 import type { Handled, HandlersContext, HandlersError, Refusal, SqlHandler } from "./projectionTypes.js"
 
@@ -42,7 +43,7 @@ export const makeEffectProjection = <
     Object.entries(options.project)
   )
   const schema = schemaOf(options)
-  const decode = decodingFor(name, schema)
+  const decode = decoderOf(options, schema)
   const handled = new Set(storedTypesOf(schema, [...handlers.keys()]))
   const refusalOf = refusalOfPart<A, Refusal<Refusals>>(name, options.onConstraint)
   const running = refusalOf === undefined ? handlers : withRefusals(handlers, refusalOf)
@@ -71,7 +72,7 @@ export const makeSqlProjection = <
   const { name } = options
   const handlers = new Map<string, SqlHandler<A>>(Object.entries(options.project))
   const schema = schemaOf(options)
-  const decode = decodingFor(name, schema)
+  const decode = decoderOf(options, schema)
   const handled = new Set(storedTypesOf(schema, [...handlers.keys()]))
   const refusalOf = refusalOfPart<A, Refusal<Refusals>>(name, options.onConstraint)
   const projection: SqlProjection<Refusal<Refusals> | StoreError, SqlClient.SqlClient> = {
@@ -90,6 +91,17 @@ export const makeSqlProjection = <
 }
 
 // --- internal ---
+
+const decoderOf = <A extends Tagged>(
+  { name, of }: AnyOptions<unknown, A, A["_tag"], unknown>,
+  // biome-ignore lint/suspicious/noExplicitAny: stored events have any encoded form
+  schema: Schema.Schema<A, any>
+): ((stored: Event) => Either.Either<A | Parts<A>, StoreError>) => {
+  const decode = decodingFor(name, schema)
+  return typeof of === "object"
+    ? checkingIds(of, { operation: `Projection ${name}`, projection: name }, decode)
+    : decode
+}
 
 interface AnyOptions<Handlers, A extends Tagged, Types extends A["_tag"], Refusals>
   extends Options<Handlers, A, Types, Refusals> {

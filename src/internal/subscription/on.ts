@@ -8,7 +8,7 @@ import type { StoreError } from "../../StoreError.js"
 import { type HandlerContext, type HandlerError, makeEventCodec, type Tagged } from "../codec/eventCodec.js"
 import { storedTypesOf } from "../codec/eventHistory.js"
 import { runHandlers } from "../store/handledParts.js"
-import { withOwnIds } from "../store/origin.js"
+import { checkingIds, originOf, withOwnIds } from "../store/origin.js"
 
 /**
  * The handlers of a subscription for the events of one aggregate. `on` makes them.
@@ -42,26 +42,27 @@ export declare namespace On {
  * The handlers that `on` takes, by event type. Each gets the decoded event, and the stored one with the `id` of its
  * aggregate.
  */
-export type EventHandlers<A extends Tagged> = {
+export type EventHandlers<A extends Tagged, Id extends string = string> = {
   readonly [K in A["_tag"]]?: (
     event: Extract<A, { readonly _tag: K }>,
-    envelope: FeedEvent
+    envelope: FeedEvent<Id>
     // biome-ignore lint/suspicious/noExplicitAny: the bound of a type parameter that takes every handler
   ) => Effect.Effect<unknown, any, any>
 }
 
 /**
  * Makes typed handlers for the events of one aggregate, for the option `on` of `make`. They get no events of other
- * aggregates, also not of an equal type. An event that its schema can't decode fails with `UnreadableEvent`, which is
- * not retried.
+ * aggregates, also not of an equal type. An event that its schema can't decode, or whose id is none of the aggregate's,
+ * fails with `UnreadableEvent`, which is not retried.
  */
-export const on = <A extends Tagged, Handlers extends EventHandlers<A>>(
-  aggregate: Source<A>,
+export const on = <A extends Tagged, Handlers extends EventHandlers<A, Id>, Id extends string = string>(
+  aggregate: Source<A, Id>,
   handlers: Handlers & { readonly [K in Exclude<keyof Handlers, A["_tag"]>]: never }
 ): On<HandlerError<Handlers[keyof Handlers]> | StoreError, HandlerContext<Handlers[keyof Handlers]>> => {
   type E = HandlerError<Handlers[keyof Handlers]>
   type R = HandlerContext<Handlers[keyof Handlers]>
   const codec = makeEventCodec(aggregate.events)
+  const decode = checkingIds(aggregate, { operation }, (stored) => codec.decode(operation, stored))
   const byTag = new Map<string, (event: A, envelope: FeedEvent) => Effect.Effect<unknown, E, R>>(
     Object.entries(handlers)
   )
@@ -69,15 +70,19 @@ export const on = <A extends Tagged, Handlers extends EventHandlers<A>>(
   const types = storedTypesOf(aggregate.events, tags)
   const handled = new Set(types)
   return {
-    of: { name: aggregate.name, streams: aggregate.streams },
+    of: originOf(aggregate),
     events: types,
     handle: (stored) =>
       handled.has(stored.type)
         ? Effect.asVoid(
-            Effect.flatMap(codec.decode("Subscription.on", stored), (read) =>
+            Effect.flatMap(decode(stored), (read) =>
               runHandlers(byTag, read, aggregate.streams === "plain" ? withOwnIds(stored) : stored)
             )
           )
         : Effect.void
   }
 }
+
+// --- internal ---
+
+const operation = "Subscription.on"
