@@ -95,7 +95,8 @@ export class ValidationError extends Schema.TaggedError<ValidationError>("effect
  * - `Exhausted`: the database has no disk space, no memory, or has reached another limit, or it is read-only. Make
  *   room.
  * - `UnreadableEvent`: the schemas of an aggregate or a projection can't decode a stored event; `aggregateId`,
- *   `sequence` and `type` name it. Add its form to the `events` union.
+ *   `sequence` and `type` name it. Add its version to the history of its type (`Upcast`), or its form to the `events`
+ *   union.
  * - `ClockDrift`: a timestamp is further ahead of the local clock than `maxDrift`. Correct the clock of the node that
  *   made it.
  * - `Unknown`: none of these. `code`, `description` and `cause` are those of the driver.
