@@ -131,6 +131,10 @@ const caught: ReadonlyArray<readonly [breaking: Broken.Breaking, sentences: Read
   [Broken.readsFromThePositionOn, ["read: reading can continue after the position of a page, and of each event"]],
   [Broken.sortsTheEventsOfACommit, ["read: events that one commit writes appear in the order that it was given"]],
   [Broken.losesByteOrderMarks, ["read: an event is read exactly as it was committed, with any id, type and metadata"]],
+  ...[Broken.ignoresTheCorrelationId, Broken.comparesCorrelationIdsLoosely].map(
+    (breaking) =>
+      [breaking, ["filter: a correlation id shows the events of its chain, on all aggregates, and no others"]] as const
+  ),
   ...[Broken.losesVersions, Broken.losesCorrelationIds, Broken.losesCausationIds, Broken.losesTraceparents].map(
     (breaking) =>
       [

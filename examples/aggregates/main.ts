@@ -9,10 +9,14 @@ import * as Console from "effect/Console"
 import * as DateTime from "effect/DateTime"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
 import { Aggregate, EventFeed, MemoryStore } from "effect-maestro"
 import { Account, Deposit, Open, Withdraw } from "./Account.js"
 import { Branch, Move } from "./Branch.js"
+
+/** What is stored with each event. */
+const Audit = Aggregate.metadata(Schema.Struct({ user: Schema.NonEmptyString }))
 
 const commands = Effect.gen(function* () {
   yield* Console.log("Commands")
@@ -26,15 +30,17 @@ const commands = Effect.gen(function* () {
   yield* Account.evaluateUnknown("ann", { _tag: "Deposit", amount: "all" }).pipe(
     Effect.catchTag("ValidationError", ({ message }) => Console.log(`  ${message}`))
   )
-}).pipe(Effect.provideService(Aggregate.Metadata, { user: "teller 7" }))
+}).pipe(Audit.provide({ user: "teller 7" }))
 
 const reads = Effect.gen(function* () {
   yield* Console.log("Reads")
   yield* Console.log(`  fetch:    ${JSON.stringify(yield* Account.fetch("ann"))}`)
   yield* Console.log(`  root:     ${JSON.stringify(yield* Account.root("ann"))}`)
   yield* Console.log(`  replay 2: ${JSON.stringify(yield* Account.replay("ann", 2))}`)
-  yield* Stream.runForEach(Account.history("ann"), ({ event, metadata, sequence }) =>
-    Console.log(`  history:  ${sequence} ${event._tag}, by ${metadata.user}`)
+  yield* Stream.runForEach(Account.history("ann"), (stored) =>
+    Effect.flatMap(Audit.of(stored), ({ user }) =>
+      Console.log(`  history:  ${stored.sequence} ${stored.event._tag}, by ${user}`)
+    )
   )
 })
 
