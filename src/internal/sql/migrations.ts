@@ -201,6 +201,26 @@ const migrations: ReadonlyArray<Migration> = [
     ]
   },
   {
+    name: "versions and causes of events",
+    statements: (sql, schema) => [
+      // The functions that take or return events; they are created anew.
+      sql`drop function if exists ${schema}.commit_events(
+        text, boolean, int[], boolean[], text[], int[], text[], json[], json[], uuid[]
+      )`,
+      sql`drop function if exists ${schema}.commit_in_transaction(
+        boolean[], text[], int[], text[], json[], json[], uuid[]
+      )`,
+      sql`drop function if exists ${schema}.read_page(text, int, int, bigint)`,
+      sql`drop function if exists ${schema}.read_stream(text, int, int, int)`,
+      // A default that is constant needs no rewrite of the table.
+      sql`alter table ${schema}.event_log
+        add column version int not null default 1 check (version > 0),
+        add column correlation_id text collate "C",
+        add column causation_id uuid,
+        add column traceparent text collate "C"`
+    ]
+  },
+  {
     name: "types of events",
     statements: (sql, schema) => [
       // `typeSamples.ts` goes from type to type by it. Equal entries are stored once, so it has about 8 bytes for an event.
