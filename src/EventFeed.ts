@@ -102,7 +102,7 @@ export const StreamPosition: Schema.Schema<StreamPosition> = Schema.Struct({
  * @since 0.1.0
  * @category models
  */
-export interface FeedEvent extends Envelope {
+export interface FeedEvent<out Id extends string = string> extends Envelope<Id> {
   readonly position: Position
 }
 
@@ -117,8 +117,7 @@ export interface Filter {
   /** Only events of these types. */
   readonly types?: ReadonlyArray<string> | undefined
   /**
-   * Only events of aggregates of these kinds, which are the names given to `Aggregate.make`. The kind of a stream
-   * without one is `""`.
+   * Only events of aggregates of these kinds, such as `Account.kind`. The kind of a stream without one is `""`.
    */
   readonly kinds?: ReadonlyArray<string> | undefined
   /** Only events of one slice of the aggregates, by a hash of their ids: slice `index` (from 0) of `of`. */

@@ -204,7 +204,7 @@ export class StoreError extends Schema.TaggedError<StoreError>("effect-maestro/S
 export class CommandIdReused extends Schema.TaggedError<CommandIdReused>("effect-maestro/CommandIdReused")(
   "CommandIdReused",
   {
-    /** The aggregate's name, and its id. */
+    /** The aggregate's kind, and its id. */
     kind: Schema.String,
     id: Schema.String,
     commandId: Schema.String
@@ -224,7 +224,7 @@ export class CommandIdReused extends Schema.TaggedError<CommandIdReused>("effect
 export class UnexpectedSequence extends Schema.TaggedError<UnexpectedSequence>("effect-maestro/UnexpectedSequence")(
   "UnexpectedSequence",
   {
-    /** The aggregate's name, and its id. */
+    /** The aggregate's kind, and its id. */
     kind: Schema.String,
     id: Schema.String,
     /** The sequence that the caller expects; 0 where the aggregate must have no events. */

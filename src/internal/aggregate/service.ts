@@ -56,7 +56,7 @@ export interface Service<State, A extends Tagged, C, E> {
   readonly exists: (id: string) => Effect.Effect<boolean, ReadFailure>
   readonly get: (id: string) => Effect.Effect<State, ReadFailure>
   readonly fetch: (id: string) => Effect.Effect<State, ReadFailure>
-  readonly root: (id: string) => Effect.Effect<Root<State>, ReadFailure>
+  readonly root: <Id extends string>(id: Id) => Effect.Effect<Root<State, Id>, ReadFailure>
   readonly replay: (id: string, sequence: number) => Effect.Effect<State, ReadFailure>
   readonly snapshot: (id: string) => Effect.Effect<void, ReadFailure>
   readonly history: (id: string) => Stream.Stream<HistoricEvent<A>, ReadFailure>
@@ -193,7 +193,8 @@ const makeReads = <State, A extends Tagged, C, E>(
     operation: string,
     id: string,
     work: () => Effect.Effect<B, E2>
-  ): Effect.Effect<B, E2 | ValidationError> => idProblem(definition, operation, id) ?? work()
+  ): Effect.Effect<B, E2 | ValidationError> =>
+    (stateCache.has(id) ? undefined : idProblem(definition, operation, id)) ?? work()
 
   const streamIdOf = (id: string): string => definition.streams.streamId(id)
 
