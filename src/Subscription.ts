@@ -16,6 +16,7 @@ import * as Effect from "effect/Effect"
 import type * as Layer from "effect/Layer"
 import type * as Option from "effect/Option"
 import * as Schedule from "effect/Schedule"
+import type { Envelope } from "./Event.js"
 import type { EventFeed, FeedEvent, Filter, HeldBack, Position, StreamPosition } from "./EventFeed.js"
 import { bothOf } from "./internal/store/readOptions.js"
 import { withoutReceipts } from "./internal/store/receiptStreams.js"
@@ -350,7 +351,8 @@ export const waitFor = (
 /**
  * The id of a command that a subscription evaluates for an event. It is equal for equal subscriptions, events and
  * steps. With it, `Aggregate.withCommandId` does not repeat the command when the event is handled again after a crash
- * or a retry. Several commands on one aggregate need different steps.
+ * or a retry. Several commands on one aggregate need different steps. The parts of a split event (`Upcast.toEvents`) have
+ * ids of their own.
  *
  * @since 0.1.0
  * @category constructors
@@ -394,9 +396,18 @@ export const waitFor = (
  * })
  * ```
  */
-export const commandId = (subscription: Named, event: StreamPosition, step?: string): string =>
+export const commandId = (
+  subscription: Named,
+  { aggregateId, part, sequence }: StreamPosition & Pick<Envelope, "part">,
+  step?: string
+): string =>
   // JSON, because different parts then never make an equal text.
-  JSON.stringify([nameOf(subscription), event.aggregateId, event.sequence, ...(step === undefined ? [] : [step])])
+  JSON.stringify([
+    nameOf(subscription),
+    aggregateId,
+    part === undefined ? sequence : [sequence, part],
+    ...(step === undefined ? [] : [step])
+  ])
 
 /**
  * Resumes a subscription that has stopped, with the event before which it stopped. It fails with `ValidationError` if

@@ -147,8 +147,7 @@ export type History = Readonly<
 export const events: <A extends Tagged, I, const H extends History>(
   schema: Schema.Schema<A, I>,
   history: H & Checked<A, H>
-) => Schema.Schema<A, I> = (schema, history) =>
-  withHistory(schema, history)
+) => Schema.Schema<A, I> = (schema, history) => withHistory(schema, history)
 
 /**
  * Begins the chain of a type: the oldest version that is stored, and the schema of its body.

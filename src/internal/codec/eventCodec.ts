@@ -68,7 +68,7 @@ export const makeEventCodec = <A extends Tagged, I>(schema: Schema.Schema<A, I>)
       encode: guarded(encodeUnknownEither(member))
     })
   }
-  const past = makeStoredVersions(schema, origins, (tag, body) => decodeMember(members, tag, body))
+  const past = makeStoredVersions(schema, origins, members)
   const problemOf = problemIn(members, past)
   return {
     problemOf,
@@ -291,7 +291,12 @@ const problemIn =
     past: ReadonlyMap<string, StoredVersions<A>>
   ): EventCodec<A & Tagged>["problemOf"] =>
   (type, version) => {
-    const { name, newest, oldest, readerOf } = past.get(type) ?? { name: type, newest: 1, oldest: 1, readerOf: undefined }
+    const { name, newest, oldest, readerOf } = past.get(type) ?? {
+      name: type,
+      newest: 1,
+      oldest: 1,
+      readerOf: undefined
+    }
     if (readerOf === undefined && !members.has(type)) {
       return { _tag: "UnknownType", why: notDecoded("no schema has this type") }
     }

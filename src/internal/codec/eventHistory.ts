@@ -9,6 +9,7 @@ import * as Option from "effect/Option"
 import { type Pipeable, pipeArguments } from "effect/Pipeable"
 import * as Schema from "effect/Schema"
 import * as AST from "effect/SchemaAST"
+import { maxVersion } from "../../Event.js"
 import { reservedPrefix } from "./names.js"
 import { membersByTag, visitMembers } from "./taggedMembers.js"
 
@@ -111,6 +112,7 @@ export const originsOf = (schema: Schema.Schema.Any): ReadonlyMap<string, Origin
  */
 export const storedTypesOf = (schema: Schema.Schema.Any, tags: ReadonlyArray<string>): ReadonlyArray<string> => {
   const types = new Set(tags)
+  if (types.size === 0) return []
   for (const [type, origin] of originsOf(schema)) {
     if (origin._tag === "Replaced" || (origin._tag === "Own" && (types.has(origin.tag) || splits(origin.chain)))) {
       types.add(type)
@@ -161,7 +163,10 @@ const checkEntry = (type: string, entry: Entry, isWritten: boolean): void => {
   }
   switch (entry._tag) {
     case "Steps":
-      throw mistake(type, `ends in a shape of version ${entry.shapes.at(-1)?.version}, and must end in toEvent or toEvents`)
+      throw mistake(
+        type,
+        `ends in a shape of version ${entry.shapes.at(-1)?.version}, and must end in toEvent or toEvents`
+      )
     case "Renamed":
     case "Dropped":
       if (isWritten) throw mistake(type, `is the tag of an event, so it can't be ${entry._tag.toLowerCase()}`)
@@ -169,22 +174,24 @@ const checkEntry = (type: string, entry: Entry, isWritten: boolean): void => {
     case "Replaced":
       if (isWritten) {
         const last = entry.shapes.at(-1)?.version
-        throw mistake(type, `does not reach a version of today: its last step, from version ${last}, must name that version`)
+        throw mistake(
+          type,
+          `does not reach a version of today: its last step, from version ${last}, must name that version`
+        )
       }
       return checkChain(type, entry, [])
     case "Chain":
       if (!isWritten) {
-        throw mistake(type, `is the tag of no event, so its last step must not name a version, and names ${entry.version}`)
+        throw mistake(
+          type,
+          `is the tag of no event, so its last step must not name a version, and names ${entry.version}`
+        )
       }
       return checkChain(type, entry, [entry.version, ...entry.downcasts.map(({ version }) => version)])
   }
 }
 
-const checkChain = (
-  type: string,
-  chain: ChainEntry | ReplacedEntry,
-  furtherVersions: ReadonlyArray<number>
-): void => {
+const checkChain = (type: string, chain: ChainEntry | ReplacedEntry, furtherVersions: ReadonlyArray<number>): void => {
   let previous: number | undefined
   for (const version of [...chain.shapes.map((shape) => shape.version), ...furtherVersions]) {
     if (!(Number.isInteger(version) && version >= 1 && version <= maxVersion)) {
@@ -198,12 +205,13 @@ const checkChain = (
     previous = version
   }
   const downcasts = chain._tag === "Chain" ? chain.downcasts : []
-  const runs = [...chain.steps, ...(chain.last === undefined ? [] : [chain.last.run]), ...downcasts.map(({ run }) => run)]
+  const runs = [
+    ...chain.steps,
+    ...(chain.last === undefined ? [] : [chain.last.run]),
+    ...downcasts.map(({ run }) => run)
+  ]
   if (runs.some((run) => typeof run !== "function")) throw mistake(type, "has a step that is no function")
 }
-
-/** The highest version: that of a four-byte integer. */
-const maxVersion = 2_147_483_647
 
 /** Follows the new names of a type. */
 const resolve = (type: string, history: History, tags: ReadonlyMap<string, unknown>): Origin => {
@@ -214,7 +222,8 @@ const resolve = (type: string, history: History, tags: ReadonlyMap<string, unkno
     seen.add(current)
     const entry = history.get(current)
     if (tags.has(current)) return { _tag: "Own", tag: current, chain: entry?._tag === "Chain" ? entry : undefined }
-    if (entry === undefined) throw mistake(type, `is renamed to ${JSON.stringify(current)}, which is the tag of no event`)
+    if (entry === undefined)
+      throw mistake(type, `is renamed to ${JSON.stringify(current)}, which is the tag of no event`)
     if (entry._tag === "Replaced" || entry._tag === "Dropped") return entry
     if (entry._tag === "Renamed") current = entry.type
   }

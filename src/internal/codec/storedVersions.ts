@@ -40,14 +40,15 @@ export interface StoredVersions<A> {
   readonly newest: number
 }
 
-/** The readers of all stored types that have a history. `decode` decodes an encoded event of a tag. */
+/** The readers of all stored types that have a history. `members` decode the events of today, by their tags. */
 export const makeStoredVersions = <A extends Tagged, I>(
   schema: Schema.Schema<A, I>,
   origins: ReadonlyMap<string, Origin>,
-  decode: (tag: string, body: object) => Either.Either<A, ParseResult.ParseError>
+  members: Members<A>
 ): ReadonlyMap<string, StoredVersions<A>> => {
+  if (origins.size === 0) return new Map()
   const checks = checksOf<A>(schema.ast)
-  return new Map([...origins].map(([type, origin]) => [type, versionsOf(type, origin, checks, decode)]))
+  return new Map([...origins].map(([type, origin]) => [type, versionsOf(type, origin, checks, members)]))
 }
 
 /**
@@ -70,13 +71,13 @@ interface Checks<A> {
   readonly ofParts: Check<A | Parts<A>>
 }
 
-type DecodeTagged<A> = (tag: string, body: object) => Either.Either<A, ParseResult.ParseError>
+type Members<A> = ReadonlyMap<string, { readonly decode: (u: unknown) => Either.Either<A, ParseResult.ParseError> }>
 
 const versionsOf = <A extends Tagged>(
   type: string,
   origin: Origin,
   checks: Checks<A>,
-  decode: DecodeTagged<A>
+  members: Members<A>
 ): StoredVersions<A> => {
   if (origin._tag === "Dropped") {
     return { name: type, readerOf: () => readDropped, oldest: 1, newest: Number.POSITIVE_INFINITY }
@@ -87,7 +88,7 @@ const versionsOf = <A extends Tagged>(
   const check = isOwn ? checks.ofTag(origin.tag) : checks.ofAny
   const readers = new Map<number, Reader<A>>([
     ...(chain === undefined ? [] : readersOfChain(name, chain, check, checks.ofParts)),
-    ...(isOwn ? readersOfToday(origin, check, decode) : [])
+    ...(isOwn ? readersOfToday(origin, check, members) : [])
   ])
   const versions = [...readers.keys()]
   return {
@@ -122,10 +123,14 @@ const readersOfChain = <A>(
 const readersOfToday = <A extends Tagged>(
   { chain, tag }: Extract<Origin, { readonly _tag: "Own" }>,
   check: Check<A>,
-  decode: DecodeTagged<A>
+  members: Members<A>
 ): ReadonlyArray<readonly [version: number, Reader<A>]> => {
   const version = chain?.version ?? 1
-  const today: Reader<A> = (body) => Either.mapLeft(decode(tag, body), (error) => undecoded(tag, version, error))
+  const member = members.get(tag)
+  const today: Reader<A> = (body) =>
+    member === undefined
+      ? Either.left({ why: `no schema has the tag ${tag}`, cause: undefined })
+      : Either.mapLeft(member.decode(taggedWith(tag, body)), (error) => undecoded(tag, version, error))
   const newer = (chain?.downcasts ?? []).map((shape): readonly [number, Reader<A>] => [
     shape.version,
     readerOf(tag, shape, [], { what: `the downcast of version ${shape.version} of ${tag}`, run: shape.run, check })
@@ -189,7 +194,12 @@ const checksOf = <A extends Tagged>(ast: AST.AST): Checks<A> => {
   const tags = [...byTag.keys()].join(", ")
   const ofAny: Check<A> = (value) => {
     const tag = tagIn(value)
-    return byTag.get(typeof tag === "string" ? tag : "")?.(value) ?? Either.left(`its _tag must be one of ${tags}, and is ${typeof tag === "string" ? JSON.stringify(tag.slice(0, 100)) : typeof tag}`)
+    return (
+      byTag.get(typeof tag === "string" ? tag : "")?.(value) ??
+      Either.left(
+        `its _tag must be one of ${tags}, and is ${typeof tag === "string" ? JSON.stringify(tag.slice(0, 100)) : typeof tag}`
+      )
+    )
   }
   return {
     ofAny,
