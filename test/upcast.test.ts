@@ -5,7 +5,7 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
-import { Aggregate, Event, MemoryStore, StoreAdapter, Timestamp, Upcast } from "effect-maestro"
+import { Aggregate, type Event, MemoryStore, StoreAdapter, Timestamp, Upcast } from "effect-maestro"
 
 class Opened extends Schema.TaggedClass<Opened>()("Opened", { owner: Schema.String }) {}
 class Deposited extends Schema.TaggedClass<Deposited>()("Deposited", {

@@ -10,11 +10,11 @@ import { EventFeed, type FeedEvent } from "../../EventFeed.js"
 import type { Source } from "../../Projection.js"
 import {
   type ReadableType,
-  type StoreError,
   type StoredType,
+  type StoreError,
   type UnreadableType,
-  UnreadableTypes,
-  type UnreadableTypeReason
+  type UnreadableTypeReason,
+  UnreadableTypes
 } from "../../StoreError.js"
 import { makeEventCodec } from "../codec/eventCodec.js"
 import { checkingIds, kindOf } from "../store/origin.js"
@@ -137,8 +137,7 @@ const reportOf = ({ others, readable, unreadable }: Findings): Effect.Effect<Che
 
 const sorted = <A extends StoredType>(found: ReadonlyMap<string, A>): ReadonlyArray<A> =>
   [...found.values()].sort(
-    (one, other) =>
-      compare(one.kind, other.kind) || compare(one.type, other.type) || one.version - other.version
+    (one, other) => compare(one.kind, other.kind) || compare(one.type, other.type) || one.version - other.version
   )
 
 const compare = (one: string, other: string): number => (one < other ? -1 : one > other ? 1 : 0)

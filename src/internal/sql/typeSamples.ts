@@ -31,7 +31,9 @@ export const samplesOf = (
         Stream.mapEffect((places) => query(selectGroup(log, Chunk.toReadonlyArray(places)))),
         Stream.flatMap(Stream.fromIterable),
         Stream.mapEffect((row) =>
-          isComplete(row) ? Effect.succeed([row]) : query(selectOne(log, { aggregateId: row.id.slice(1), sequence: Number(row.sequence) }))
+          isComplete(row)
+            ? Effect.succeed([row])
+            : query(selectOne(log, { aggregateId: row.id.slice(1), sequence: Number(row.sequence) }))
         ),
         // An event that was deleted since it was found has no row.
         Stream.filterMap((rows) => Option.fromNullable(feedEventsOf(rows)[0]))
