@@ -56,27 +56,33 @@ export const migrate = (
   }).pipe(Effect.withSpan("SqlStore.migrate", { attributes: { schema: name } }))
 
 /**
- * Returns what the store has to know of its database, for a store that does not migrate. It fails if functions are missing or belong to
- * another schema, because they would read and write the tables of that schema.
+ * Returns what the store has to know of its database, for a store that does not migrate. It fails if the tables are those of an older
+ * release, and if functions are missing or belong to another schema, because they would read and write the tables of that schema.
  */
 export const checkSchema = (
   sql: SqlClient.SqlClient,
   name: string,
   schema: Fragment
 ): Effect.Effect<Measuring, StoreError> =>
-  Effect.flatMap(inspect(sql, name, schema), (found) =>
-    found.migrations === 0 || found.hasFunctions
+  Effect.flatMap(inspect(sql, name, schema), (found) => {
+    if (found.migrations === 0) return Effect.succeed(found)
+    if (found.migrations < migrations.length)
+      return misconfigured(`tables of the schema ${JSON.stringify(name)} are those of an older release`)
+    return found.hasFunctions
       ? Effect.succeed(found)
-      : new StoreError({
-          reason: "Misconfigured",
-          operation: "SqlStore",
-          description: `functions of the schema ${JSON.stringify(name)} are missing, or work on the tables of another schema, because it was renamed or copied: run SqlStore.migrate`
-        })
-  )
+      : misconfigured(
+          `functions of the schema ${JSON.stringify(name)} are missing, or work on the tables of another schema, because it was renamed or copied`
+        )
+  })
 
 // --- internal ---
 
 const operation = "migrate"
+
+const misconfigured = (why: string): Effect.Effect<never, StoreError> =>
+  Effect.fail(
+    new StoreError({ reason: "Misconfigured", operation: "SqlStore", description: `${why}: run SqlStore.migrate` })
+  )
 
 const fail = (error: SqlError): StoreError => fromSqlError(operation, "writing", error)
 
