@@ -31,6 +31,7 @@ import { cacheLimits } from "./internal/aggregate/stateCache.js"
 import type { HandlerContext, HandlerError, Tagged } from "./internal/codec/eventCodec.js"
 import type { Projection } from "./Projection.js"
 import type { CommandIdReused, RetryCommand, StoreError, UnexpectedSequence, ValidationError } from "./StoreError.js"
+import type { Time } from "./Timestamp.js"
 
 /**
  * The state of an aggregate that a handler decides on, with the aggregate's id and sequence.
@@ -43,6 +44,16 @@ export interface Root<out State, out Id extends string = string> {
   /** The sequence of the last event that the state contains; 0 before the first event. */
   readonly sequence: number
   readonly state: State
+}
+
+/**
+ * A time that `replay` returns the state of.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface AsOf {
+  readonly asOf: Time
 }
 
 /**

@@ -352,6 +352,7 @@ it.effect("an event whose id does not fit fails in a projection of the aggregate
       aggregateId,
       sequence: 3,
       type: "Booked",
+      version: 1,
       body: { nights: 1 },
       metadata: {}
     })

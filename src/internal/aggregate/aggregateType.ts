@@ -5,7 +5,7 @@ import type * as Effect from "effect/Effect"
 import type * as Layer from "effect/Layer"
 import type * as Schema from "effect/Schema"
 import type * as Stream from "effect/Stream"
-import type { Evaluated, Failure, Instance, Root } from "../../Aggregate.js"
+import type { AsOf, Evaluated, Failure, Instance, Root } from "../../Aggregate.js"
 import type { StreamIds } from "../../Event.js"
 import type { Projection } from "../../Projection.js"
 import type { StoreAdapter } from "../../StoreAdapter.js"
@@ -102,8 +102,13 @@ export type Aggregate<
   readonly fetch: (id: Id) => Effect.Effect<State, ValidationError | StoreError, Instance<Name>>
   /** The state of the store with its sequence, which is an `ETag` for `withExpectedSequence`. */
   readonly root: (id: Id) => Effect.Effect<Root<State, Id>, ValidationError | StoreError, Instance<Name>>
-  /** The state after the event of a sequence, or the initial state at 0. A sequence beyond the last is a `ValidationError`. */
-  readonly replay: (id: Id, sequence: number) => Effect.Effect<State, ValidationError | StoreError, Instance<Name>>
+  /**
+   * The state after the event of a sequence, or the initial state at 0. A sequence beyond the last is a `ValidationError`.
+   *
+   * With `{ asOf: time }` the state after the last event that was made at or before that time: the initial state before the first event, and
+   * the current state after the last. `Timestamp.Time` says how exact it is.
+   */
+  readonly replay: (id: Id, at: number | AsOf) => Effect.Effect<State, ValidationError | StoreError, Instance<Name>>
 
   /** Stores a snapshot of the state, so that loading begins there. It replaces a stored snapshot unless that one is newer. */
   readonly snapshot: (id: Id) => Effect.Effect<void, ValidationError | StoreError, Instance<Name>>

@@ -11,7 +11,7 @@ import * as Effect from "effect/Effect"
 import type { RuntimeFiber } from "effect/Fiber"
 import type * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
-import type { Evaluated, Instance } from "../../Aggregate.js"
+import type { AsOf, Evaluated, Instance } from "../../Aggregate.js"
 import type { ValidationError } from "../../StoreError.js"
 import { HybridClock } from "../../Timestamp.js"
 import { type Tagged, tagOf } from "../codec/eventCodec.js"
@@ -82,12 +82,12 @@ export const makeOperations = <Name extends string, State, A extends Tagged, C e
     get: (id: string) => operate("get", id, (service) => service.get(id)),
     fetch: (id: string) => operate("fetch", id, (service) => service.fetch(id)),
     root: <Id extends string>(id: Id) => operate("root", id, (service) => service.root(id)),
-    replay: (id: string, sequence: number) =>
+    replay: (id: string, at: number | AsOf) =>
       operate(
         "replay",
         id,
-        (service) => service.replay(id, sequence),
-        () => ({ sequence })
+        (service) => service.replay(id, at),
+        () => (typeof at === "number" ? { sequence: at } : { asOf: String(at?.asOf) })
       ),
     snapshot: (id: string) => operate("snapshot", id, (service) => service.snapshot(id)),
     history: (id: string) =>
