@@ -215,7 +215,7 @@ export const since = (version: number): Chain<never, never> =>
   makePart({ _tag: "Chain", shapes: [], steps: [], version, last: undefined, downcasts: [] })
 
 /**
- * Reads a version that a newer release writes, so that both releases may run at once. The function returns an event of
+ * Reads a version that a newer release writes, so that both releases may run side by side. The function returns an event of
  * the own type, or its fields. Without it, an event of a newer version is an `UnreadableEvent`.
  *
  * @since 0.1.0

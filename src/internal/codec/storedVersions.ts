@@ -112,7 +112,7 @@ const readersOfChain = <A>(
   })
   if (last === undefined) return []
   const end: LastStep<A> = {
-    what: `the last step of ${name}, from version ${shapes.at(-1)?.version}`,
+    what: `the last step from version ${shapes.at(-1)?.version} of ${name}`,
     run: last.run,
     check: last.parts ? checkParts : check
   }
