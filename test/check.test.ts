@@ -200,7 +200,7 @@ describe("check", () => {
           ],
           others: [{ kind: "", type: "Unheard", version: 1 }]
         })
-        // Without the other aggregate its types are nobody's.
+        // Without the other aggregate its types belong to none.
         expect(yield* Effect.flip(Aggregate.check(Plain))).toMatchObject({
           others: [
             { kind: "", type: "Unheard", version: 1 },

@@ -17,28 +17,28 @@ const running =
   <A, E, R>(program: Effect.Effect<A, E, R>) =>
     Effect.provide(program, Layer.fresh(layer))
 
-/** A whole ticket, as each release writes it. */
+/** A whole complaint, as each release writes it. */
 const written = [
   Effect.gen(function* () {
-    yield* One.Ticket.evaluate("by 1", new One.Open({ title: "A" }))
-    yield* One.Ticket.evaluate("by 1", new One.View({ by: "Ann" }))
-    yield* One.Ticket.evaluate("by 1", new One.Assign({ to: "Ann" }))
-    yield* One.Ticket.snapshot("by 1")
-    yield* One.Ticket.evaluate("by 1", new One.Resolve({ answer: "yes" }))
-  }).pipe(running(One.Ticket.layer)),
+    yield* One.Complaint.evaluate("by 1", new One.Open({ title: "A" }))
+    yield* One.Complaint.evaluate("by 1", new One.View({ by: "Ann" }))
+    yield* One.Complaint.evaluate("by 1", new One.Assign({ to: "Ann" }))
+    yield* One.Complaint.snapshot("by 1")
+    yield* One.Complaint.evaluate("by 1", new One.Resolve({ answer: "yes" }))
+  }).pipe(running(One.Complaint.layer)),
   Effect.gen(function* () {
-    yield* Two.Ticket.evaluate("by 2", new Two.Open({ title: "A", priority: "high" }))
-    yield* Two.Ticket.evaluate("by 2", new Two.Assign({ to: "Ann" }))
-    yield* Two.Ticket.evaluate("by 2", new Two.Resolve({ answer: "yes" }))
-    yield* Two.Ticket.snapshot("by 2")
-  }).pipe(running(Two.Ticket.layer)),
+    yield* Two.Complaint.evaluate("by 2", new Two.Open({ title: "A", priority: "high" }))
+    yield* Two.Complaint.evaluate("by 2", new Two.Assign({ to: "Ann" }))
+    yield* Two.Complaint.evaluate("by 2", new Two.Resolve({ answer: "yes" }))
+    yield* Two.Complaint.snapshot("by 2")
+  }).pipe(running(Two.Complaint.layer)),
   Effect.gen(function* () {
-    yield* Three.Ticket.evaluate("by 3", new Three.Open({ title: "A", priority: "low" }))
-    yield* Three.Ticket.evaluate("by 3", new Three.HandOver({ to: "Ann" }))
-    yield* Three.Ticket.evaluate("by 3", new Three.Resolve({ answer: "yes" }))
-    yield* Three.Ticket.evaluate("by 3", new Three.Close())
-    yield* Three.Ticket.snapshot("by 3")
-  }).pipe(running(Three.Ticket.layer)),
+    yield* Three.Complaint.evaluate("by 3", new Three.Open({ title: "A", priority: "low" }))
+    yield* Three.Complaint.evaluate("by 3", new Three.HandOver({ to: "Ann" }))
+    yield* Three.Complaint.evaluate("by 3", new Three.Resolve({ answer: "yes" }))
+    yield* Three.Complaint.evaluate("by 3", new Three.Close())
+    yield* Three.Complaint.snapshot("by 3")
+  }).pipe(running(Three.Complaint.layer)),
   Effect.gen(function* () {
     yield* Four.Request.evaluate("by 4", new Four.Open({ title: "A", dueInHours: 5 }))
     yield* Four.Request.evaluate("by 4", new Four.HandOver({ to: "Ann" }))
@@ -49,9 +49,9 @@ const written = [
 
 const ids = ["by 1", "by 2", "by 3", "by 4"]
 const read = {
-  1: Effect.forEach(ids.slice(0, 1), One.Ticket.fetch).pipe(running(One.Ticket.layer)),
-  2: Effect.forEach(ids.slice(0, 2), Two.Ticket.fetch).pipe(running(Two.Ticket.layer)),
-  3: Effect.forEach(ids.slice(0, 3), Three.Ticket.fetch).pipe(running(Three.Ticket.layer)),
+  1: Effect.forEach(ids.slice(0, 1), One.Complaint.fetch).pipe(running(One.Complaint.layer)),
+  2: Effect.forEach(ids.slice(0, 2), Two.Complaint.fetch).pipe(running(Two.Complaint.layer)),
+  3: Effect.forEach(ids.slice(0, 3), Three.Complaint.fetch).pipe(running(Three.Complaint.layer)),
   4: Effect.forEach(ids, Four.Request.fetch).pipe(running(Four.Request.layer))
 }
 
@@ -66,11 +66,11 @@ for (const [name, store] of [
         Effect.gen(function* () {
           yield* written[0] ?? Effect.void
           expect(yield* read[1]).toEqual([{ title: "A", assignee: "Ann", open: false }])
-          yield* Aggregate.check([Two.Ticket])
+          yield* Aggregate.check([Two.Complaint])
           yield* written[1] ?? Effect.void
           const two = { title: "A", priority: "normal", assignee: "Ann", open: false }
           expect(yield* read[2]).toEqual([two, { ...two, priority: "high" }])
-          yield* Aggregate.check([Three.Ticket])
+          yield* Aggregate.check([Three.Complaint])
           yield* written[2] ?? Effect.void
           const three = { ...two, answer: "yes" }
           expect(yield* read[3]).toEqual([three, { ...three, priority: "high" }, { ...three, priority: "low" }])
@@ -81,15 +81,15 @@ for (const [name, store] of [
           const { others, readable } = yield* Aggregate.check([Four.Request])
           expect(others).toEqual([])
           expect(readable.map(({ kind, type, version }) => `${kind} ${type} ${version}`)).toEqual([
-            "Ticket Assigned 1",
-            "Ticket Closed 1",
-            "Ticket HandedOver 1",
-            "Ticket Resolved 1",
-            "Ticket ResolvedAndClosed 1",
-            "Ticket TicketOpened 1",
-            "Ticket TicketOpened 2",
-            "Ticket TicketOpened 3",
-            "Ticket Viewed 1"
+            "Complaint Assigned 1",
+            "Complaint Closed 1",
+            "Complaint HandedOver 1",
+            "Complaint Resolved 1",
+            "Complaint ResolvedAndClosed 1",
+            "Complaint ComplaintOpened 1",
+            "Complaint ComplaintOpened 2",
+            "Complaint ComplaintOpened 3",
+            "Complaint Viewed 1"
           ])
         }).pipe(Effect.provide(Layer.fresh(store))),
       60_000
@@ -102,7 +102,7 @@ for (const [name, store] of [
           yield* written[0] ?? Effect.void
           const history = yield* Stream.runCollect(Four.Request.history("by 1")).pipe(running(Four.Request.layer))
           expect(Chunk.toReadonlyArray(history).map(({ event, sequence }) => [sequence, event._tag])).toEqual([
-            [1, "TicketOpened"],
+            [1, "ComplaintOpened"],
             [3, "HandedOver"],
             [4, "Resolved"],
             [4, "Closed"]
@@ -118,17 +118,17 @@ for (const [name, store] of [
       () =>
         Effect.gen(function* () {
           yield* written[3] ?? Effect.void
-          const error = yield* Effect.flip(Three.Ticket.fetch("by 4")).pipe(running(Three.Ticket.layer))
-          expect(error).toMatchObject({ reason: "UnreadableEvent", type: "TicketOpened", sequence: 1 })
+          const error = yield* Effect.flip(Three.Complaint.fetch("by 4")).pipe(running(Three.Complaint.layer))
+          expect(error).toMatchObject({ reason: "UnreadableEvent", type: "ComplaintOpened", sequence: 1 })
           expect(error.message).toContain("newer")
-          const handOver = Three.Ticket.evaluate("by 4", new Three.HandOver({ to: "Bob" }))
-          expect(yield* Effect.flip(handOver).pipe(running(Three.Ticket.layer))).toMatchObject({
+          const handOver = Three.Complaint.evaluate("by 4", new Three.HandOver({ to: "Bob" }))
+          expect(yield* Effect.flip(handOver).pipe(running(Three.Complaint.layer))).toMatchObject({
             reason: "UnreadableEvent"
           })
-          expect(yield* Effect.flip(Aggregate.check(Three.Ticket))).toMatchObject({
-            unreadable: [{ type: "TicketOpened", version: 3, reason: "NewerVersion" }]
+          expect(yield* Effect.flip(Aggregate.check(Three.Complaint))).toMatchObject({
+            unreadable: [{ type: "ComplaintOpened", version: 3, reason: "NewerVersion" }]
           })
-          // The old node goes on with its own tickets, and the new node reads them.
+          // The old node goes on with its own complaints, and the new node reads them.
           yield* written[2] ?? Effect.void
           expect(yield* Four.Request.fetch("by 3").pipe(running(Four.Request.layer))).toMatchObject({ dueInHours: 72 })
           // The prepared one works on all of them.

@@ -1,5 +1,5 @@
 /**
- * One domain in four releases, each started on what the releases before it have stored, and two releases at once.
+ * One domain in four releases, each started on what the releases before it have stored, and two releases side by side.
  *
  * Run it by `npx tsx examples/evolution/main.ts`. It uses an embedded Postgres.
  */
@@ -34,64 +34,64 @@ const show = (id: string, state: object) => Console.log(`  ${id}: ${JSON.stringi
 
 const release1 = Effect.gen(function* () {
   yield* Console.log("Release 1")
-  yield* check(One.Ticket)
-  yield* One.Ticket.evaluate("t-1", new One.Open({ title: "The printer is on fire" }))
-  yield* One.Ticket.evaluate("t-1", new One.View({ by: "Ann" }))
-  yield* One.Ticket.evaluate("t-1", new One.Assign({ to: "Ann" }))
-  yield* One.Ticket.evaluate("t-1", new One.Resolve({ answer: "Use the extinguisher" }))
-  yield* show("t-1", yield* One.Ticket.fetch("t-1"))
-}).pipe(running(One.Ticket.layer))
+  yield* check(One.Complaint)
+  yield* One.Complaint.evaluate("c-1", new One.Open({ title: "The heating is cold" }))
+  yield* One.Complaint.evaluate("c-1", new One.View({ by: "Ann" }))
+  yield* One.Complaint.evaluate("c-1", new One.Assign({ to: "Ann" }))
+  yield* One.Complaint.evaluate("c-1", new One.Resolve({ answer: "Bleed the radiator" }))
+  yield* show("c-1", yield* One.Complaint.fetch("c-1"))
+}).pipe(running(One.Complaint.layer))
 
 const forgotten = Effect.gen(function* () {
   yield* Console.log("Release 2, if its events had no history")
-  yield* check({ ...Two.Ticket, events: Two.withoutHistory })
+  yield* check({ ...Two.Complaint, events: Two.withoutHistory })
 })
 
 const release2 = Effect.gen(function* () {
   yield* Console.log("Release 2: an added field, a dropped type")
-  yield* check(Two.Ticket)
-  yield* show("t-1", yield* Two.Ticket.fetch("t-1"))
-  yield* Two.Ticket.evaluate("t-2", new Two.Open({ title: "No coffee", priority: "high" }))
-  yield* Two.Ticket.evaluate("t-2", new Two.Assign({ to: "Bob" }))
-  yield* Two.Ticket.snapshot("t-2")
-  yield* show("t-2", yield* Two.Ticket.fetch("t-2"))
-}).pipe(running(Two.Ticket.layer))
+  yield* check(Two.Complaint)
+  yield* show("c-1", yield* Two.Complaint.fetch("c-1"))
+  yield* Two.Complaint.evaluate("c-2", new Two.Open({ title: "No coffee", priority: "high" }))
+  yield* Two.Complaint.evaluate("c-2", new Two.Assign({ to: "Bob" }))
+  yield* Two.Complaint.snapshot("c-2")
+  yield* show("c-2", yield* Two.Complaint.fetch("c-2"))
+}).pipe(running(Two.Complaint.layer))
 
 const release3 = Effect.gen(function* () {
   yield* Console.log("Release 3: a renamed type, a split event, another state")
-  yield* check(Three.Ticket)
-  yield* show("t-1", yield* Three.Ticket.fetch("t-1"))
-  yield* Stream.runForEach(Three.Ticket.history("t-1"), ({ event: { _tag, ...fields }, sequence }) =>
+  yield* check(Three.Complaint)
+  yield* show("c-1", yield* Three.Complaint.fetch("c-1"))
+  yield* Stream.runForEach(Three.Complaint.history("c-1"), ({ event: { _tag, ...fields }, sequence }) =>
     Console.log(`    ${sequence} ${_tag} ${JSON.stringify(fields)}`)
   )
   // The snapshot of release 2 has another state, so it is ignored, and all events are folded.
-  yield* show("t-2", yield* Three.Ticket.fetch("t-2"))
-  yield* Three.Ticket.evaluate("t-2", new Three.Resolve({ answer: "Tea" }))
-}).pipe(running(Three.Ticket.layer))
+  yield* show("c-2", yield* Three.Complaint.fetch("c-2"))
+  yield* Three.Complaint.evaluate("c-2", new Three.Resolve({ answer: "Tea" }))
+}).pipe(running(Three.Complaint.layer))
 
 const release4 = Effect.gen(function* () {
   yield* Console.log("Release 4: a third version, a renamed aggregate")
   yield* check(Four.Request)
-  yield* show("t-1", yield* Four.Request.fetch("t-1"))
-  yield* show("t-2", yield* Four.Request.fetch("t-2"))
-  yield* Four.Request.evaluate("t-3", new Four.Open({ title: "The lift is stuck", dueInHours: 1 }))
-  yield* show("t-3", yield* Four.Request.fetch("t-3"))
+  yield* show("c-1", yield* Four.Request.fetch("c-1"))
+  yield* show("c-2", yield* Four.Request.fetch("c-2"))
+  yield* Four.Request.evaluate("c-3", new Four.Open({ title: "The lift is stuck", dueInHours: 1 }))
+  yield* show("c-3", yield* Four.Request.fetch("c-3"))
 }).pipe(running(Four.Request.layer))
 
 /** A deployment one node after the other: old and new nodes work on one store at the same time. */
 const rolling = Effect.gen(function* () {
   yield* Console.log("Release 3 beside release 4")
-  yield* check(Three.Ticket)
-  yield* Three.Ticket.evaluate("t-3", new Three.HandOver({ to: "Cleo" })).pipe(
-    running(Three.Ticket.layer),
+  yield* check(Three.Complaint)
+  yield* Three.Complaint.evaluate("c-3", new Three.HandOver({ to: "Cleo" })).pipe(
+    running(Three.Complaint.layer),
     Effect.catchTag("StoreError", ({ message, reason }) => Console.log(`  ${reason}: ${message}`))
   )
 
   yield* Console.log("Release 3, prepared by a downcast, beside release 4")
   yield* check(Three.prepared)
-  yield* Three.prepared.evaluate("t-3", new Three.HandOver({ to: "Cleo" })).pipe(running(Three.prepared.layer))
-  yield* show("t-3, as the old node sees it", yield* Three.prepared.fetch("t-3").pipe(running(Three.prepared.layer)))
-  yield* show("t-3, as the new node sees it", yield* Four.Request.fetch("t-3"))
+  yield* Three.prepared.evaluate("c-3", new Three.HandOver({ to: "Cleo" })).pipe(running(Three.prepared.layer))
+  yield* show("c-3, as the old node sees it", yield* Three.prepared.fetch("c-3").pipe(running(Three.prepared.layer)))
+  yield* show("c-3, as the new node sees it", yield* Four.Request.fetch("c-3"))
 }).pipe(running(Four.Request.layer))
 
 Effect.all([release1, forgotten, release2, release3, release4, rolling], { discard: true }).pipe(

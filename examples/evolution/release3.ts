@@ -1,5 +1,5 @@
 /**
- * Release 3: a ticket is handed over (a renamed type), and resolved before it is closed (a split event). The state has the
+ * Release 3: a complaint is handed over (a renamed type), and resolved before it is closed (a split event). The state has the
  * answer, so snapshots of release 2 are void.
  */
 import * as Effect from "effect/Effect"
@@ -8,7 +8,7 @@ import { Aggregate, Upcast } from "effect-maestro"
 
 const Priority = Schema.Literal("low", "normal", "high")
 
-class TicketOpened extends Schema.TaggedClass<TicketOpened>()("TicketOpened", {
+class ComplaintOpened extends Schema.TaggedClass<ComplaintOpened>()("ComplaintOpened", {
   title: Schema.String,
   priority: Priority
 }) {}
@@ -21,11 +21,11 @@ export class HandOver extends Schema.TaggedClass<HandOver>()("HandOver", { to: S
 export class Resolve extends Schema.TaggedClass<Resolve>()("Resolve", { answer: Schema.String }) {}
 export class Close extends Schema.TaggedClass<Close>()("Close", {}) {}
 
-const TicketOpenedV1 = Schema.Struct({ title: Schema.String })
-const TicketOpenedV3 = Schema.Struct({ title: Schema.String, dueInHours: Schema.Number })
+const ComplaintOpenedV1 = Schema.Struct({ title: Schema.String })
+const ComplaintOpenedV3 = Schema.Struct({ title: Schema.String, dueInHours: Schema.Number })
 const ResolvedAndClosedV1 = Schema.Struct({ answer: Schema.String })
 
-const toV2 = Upcast.from(1, TicketOpenedV1).pipe(Upcast.toEvent(2, (old) => ({ ...old, priority: "normal" })))
+const toV2 = Upcast.from(1, ComplaintOpenedV1).pipe(Upcast.toEvent(2, (old) => ({ ...old, priority: "normal" })))
 
 const older = {
   Viewed: Upcast.dropped,
@@ -37,7 +37,7 @@ const older = {
   )
 } as const
 
-const types = Schema.Union(TicketOpened, HandedOver, Resolved, Closed)
+const types = Schema.Union(ComplaintOpened, HandedOver, Resolved, Closed)
 
 const definition = {
   state: Schema.Struct({
@@ -51,7 +51,7 @@ const definition = {
   commands: Schema.Union(Open, HandOver, Resolve, Close),
 
   decide: {
-    Open: ({ priority, title }: Open) => Effect.succeed([new TicketOpened({ title, priority })]),
+    Open: ({ priority, title }: Open) => Effect.succeed([new ComplaintOpened({ title, priority })]),
     HandOver: ({ to }: HandOver) => Effect.succeed([new HandedOver({ to })]),
     Resolve: ({ answer }: Resolve) => Effect.succeed([new Resolved({ answer })]),
     Close: () => Effect.succeed([new Closed()])
@@ -61,26 +61,31 @@ const definition = {
 type State = typeof definition.state.Type
 
 const evolve = {
-  TicketOpened: (state: State, { priority, title }: TicketOpened): State => ({ ...state, title, priority, open: true }),
+  ComplaintOpened: (state: State, { priority, title }: ComplaintOpened): State => ({
+    ...state,
+    title,
+    priority,
+    open: true
+  }),
   HandedOver: (state: State, { to }: HandedOver): State => ({ ...state, assignee: to }),
   Resolved: (state: State, { answer }: Resolved): State => ({ ...state, answer }),
   Closed: (state: State): State => ({ ...state, open: false })
 }
 
-export const Ticket = Aggregate.make("Ticket", {
+export const Complaint = Aggregate.make("Complaint", {
   ...definition,
   evolve,
-  events: Upcast.events(types, { ...older, TicketOpened: toV2 })
+  events: Upcast.events(types, { ...older, ComplaintOpened: toV2 })
 })
 
-/** Release 3 once more, prepared for release 4: it reads version 3 of `TicketOpened`, and still writes version 2. */
-export const prepared = Aggregate.make("Ticket", {
+/** Release 3 once more, prepared for release 4: it reads version 3 of `ComplaintOpened`, and still writes version 2. */
+export const prepared = Aggregate.make("Complaint", {
   ...definition,
   evolve,
   events: Upcast.events(types, {
     ...older,
-    TicketOpened: toV2.pipe(
-      Upcast.downcast(3, TicketOpenedV3, ({ dueInHours, title }) => ({
+    ComplaintOpened: toV2.pipe(
+      Upcast.downcast(3, ComplaintOpenedV3, ({ dueInHours, title }) => ({
         title,
         priority: dueInHours > 24 ? "low" : dueInHours > 8 ? "normal" : "high"
       }))

@@ -1,12 +1,12 @@
 /**
- * Release 4: a ticket has a time limit in place of its priority (a third version, by two steps), and the aggregate is now
- * called `Request` (a renamed aggregate, which goes on with the streams of `Ticket`).
+ * Release 4: a complaint has a time limit in place of its priority (a third version, by two steps). The aggregate is now
+ * called `Request` (a renamed aggregate), and goes on with the streams of `Complaint`.
  */
 import * as Effect from "effect/Effect"
 import * as Schema from "effect/Schema"
 import { Aggregate, Upcast } from "effect-maestro"
 
-class TicketOpened extends Schema.TaggedClass<TicketOpened>()("TicketOpened", {
+class ComplaintOpened extends Schema.TaggedClass<ComplaintOpened>()("ComplaintOpened", {
   title: Schema.String,
   dueInHours: Schema.Number
 }) {}
@@ -19,15 +19,15 @@ export class HandOver extends Schema.TaggedClass<HandOver>()("HandOver", { to: S
 export class Resolve extends Schema.TaggedClass<Resolve>()("Resolve", { answer: Schema.String }) {}
 export class Close extends Schema.TaggedClass<Close>()("Close", {}) {}
 
-const TicketOpenedV1 = Schema.Struct({ title: Schema.String })
-const TicketOpenedV2 = Schema.Struct({ title: Schema.String, priority: Schema.Literal("low", "normal", "high") })
+const ComplaintOpenedV1 = Schema.Struct({ title: Schema.String })
+const ComplaintOpenedV2 = Schema.Struct({ title: Schema.String, priority: Schema.Literal("low", "normal", "high") })
 const ResolvedAndClosedV1 = Schema.Struct({ answer: Schema.String })
 
 const hours = { low: 72, normal: 24, high: 8 }
 
-const events = Upcast.events(Schema.Union(TicketOpened, HandedOver, Resolved, Closed), {
-  TicketOpened: Upcast.from(1, TicketOpenedV1).pipe(
-    Upcast.to(2, TicketOpenedV2, (old) => ({ ...old, priority: "normal" as const })),
+const events = Upcast.events(Schema.Union(ComplaintOpened, HandedOver, Resolved, Closed), {
+  ComplaintOpened: Upcast.from(1, ComplaintOpenedV1).pipe(
+    Upcast.to(2, ComplaintOpenedV2, (old) => ({ ...old, priority: "normal" as const })),
     Upcast.toEvent(3, ({ priority, title }) => ({ title, dueInHours: hours[priority] }))
   ),
   Viewed: Upcast.dropped,
@@ -39,7 +39,7 @@ const events = Upcast.events(Schema.Union(TicketOpened, HandedOver, Resolved, Cl
 
 export const Request = Aggregate.make("Request", {
   // Its streams stay where they are.
-  kind: "Ticket",
+  kind: "Complaint",
   state: Schema.Struct({
     title: Schema.String,
     dueInHours: Schema.Number,
@@ -52,14 +52,14 @@ export const Request = Aggregate.make("Request", {
   commands: Schema.Union(Open, HandOver, Resolve, Close),
 
   decide: {
-    Open: ({ dueInHours, title }) => Effect.succeed([new TicketOpened({ title, dueInHours })]),
+    Open: ({ dueInHours, title }) => Effect.succeed([new ComplaintOpened({ title, dueInHours })]),
     HandOver: ({ to }) => Effect.succeed([new HandedOver({ to })]),
     Resolve: ({ answer }) => Effect.succeed([new Resolved({ answer })]),
     Close: () => Effect.succeed([new Closed()])
   },
 
   evolve: {
-    TicketOpened: (state, { dueInHours, title }) => ({ ...state, title, dueInHours, open: true }),
+    ComplaintOpened: (state, { dueInHours, title }) => ({ ...state, title, dueInHours, open: true }),
     HandedOver: (state, { to }) => ({ ...state, assignee: to }),
     Resolved: (state, { answer }) => ({ ...state, answer }),
     Closed: (state) => ({ ...state, open: false })

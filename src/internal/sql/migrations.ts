@@ -57,7 +57,7 @@ export const migrate = (
 
 /**
  * Returns what the store has to know of its database, for a store that does not migrate. It fails if the tables are those of an older
- * release, and if functions are missing or belong to another schema, because they would read and write the tables of that schema.
+ * release. It also fails if functions are missing or belong to another schema, whose tables they would read and write.
  */
 export const checkSchema = (
   sql: SqlClient.SqlClient,

@@ -64,7 +64,7 @@ const placesOf = (row: PlacesRow): ReadonlyArray<StreamPosition> => {
 
 /**
  * The places of the oldest and the newest event of each type. Each step compares whole rows of the index and takes the
- * next one, because the planner would search the log for a condition of equality that it expects to be met soon.
+ * next one. For a condition of equality that it expects to meet soon, the planner would scan the log.
  */
 const selectPlaces = ({ schema, sql }: LogTable, kinds: ReadonlyArray<string> | undefined) => {
   const kind = kindOf(sql)
