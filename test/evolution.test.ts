@@ -83,12 +83,12 @@ for (const [name, store] of [
           expect(readable.map(({ kind, type, version }) => `${kind} ${type} ${version}`)).toEqual([
             "Complaint Assigned 1",
             "Complaint Closed 1",
-            "Complaint HandedOver 1",
-            "Complaint Resolved 1",
-            "Complaint ResolvedAndClosed 1",
             "Complaint ComplaintOpened 1",
             "Complaint ComplaintOpened 2",
             "Complaint ComplaintOpened 3",
+            "Complaint HandedOver 1",
+            "Complaint Resolved 1",
+            "Complaint ResolvedAndClosed 1",
             "Complaint Viewed 1"
           ])
         }).pipe(Effect.provide(Layer.fresh(store))),
