@@ -227,6 +227,14 @@ const migrations: ReadonlyArray<Migration> = [
     ]
   },
   {
+    name: "chains of events",
+    statements: (sql, schema) => [
+      // For the feed of one chain.
+      sql`create index event_log_correlation on ${schema}.event_log (correlation_id, feed_key, position)
+        where correlation_id is not null`
+    ]
+  },
+  {
     name: "types of events",
     statements: (sql, schema) => [
       // `typeSamples.ts` goes from type to type by it. Equal entries are stored once, so it has about 8 bytes for an event.
