@@ -191,7 +191,7 @@ layer(sqlStore, { excludeTestServices: true, timeout: 60_000 })("projections", (
         const kind = newId("Account")
         yield* store(`${kind}/a`, log)
         const table = yield* makeTable
-        const of = { name: kind, streams: "byKind", events: Events } as const
+        const of = Aggregate.make(kind, definition)
         const projection = make(table, of)
         const following = Subscription.fromProjections(newId("following"), [projection])
         expect(following.filter?.types).not.toContain("Viewed")
@@ -207,7 +207,7 @@ layer(sqlStore, { excludeTestServices: true, timeout: 60_000 })("projections", (
         const table = yield* makeTable
         const Own = Aggregate.make(newId("Own"), {
           ...definition,
-          projections: [make(table, { name: "", streams: "byKind", events: Events })].map((one) => ({
+          projections: [make(table, Account)].map((one) => ({
             ...one,
             of: undefined
           }))
@@ -253,7 +253,7 @@ layer(sqlStore, { excludeTestServices: true, timeout: 60_000 })("projections", (
       ])
       const projection = Projection.make({
         name: table,
-        of: { name: kind, streams: "byKind", events: Events },
+        of: Aggregate.make(kind, definition),
         project: {
           Withdrawn: (event, { id, sequence }) =>
             Effect.flatMap(SqlClient.SqlClient, (sql) => insert(table, sql, id, sequence, lineOf(event)))

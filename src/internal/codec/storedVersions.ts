@@ -194,12 +194,8 @@ const checksOf = <A extends Tagged>(ast: AST.AST): Checks<A> => {
   const tags = [...byTag.keys()].join(", ")
   const ofAny: Check<A> = (value) => {
     const tag = tagIn(value)
-    return (
-      byTag.get(typeof tag === "string" ? tag : "")?.(value) ??
-      Either.left(
-        `its _tag must be one of ${tags}, and is ${typeof tag === "string" ? JSON.stringify(tag.slice(0, 100)) : typeof tag}`
-      )
-    )
+    const check = typeof tag === "string" ? byTag.get(tag) : undefined
+    return check?.(value) ?? Either.left(`its _tag must be one of ${tags}, and is ${tagText(tag)}`)
   }
   return {
     ofAny,
@@ -232,7 +228,8 @@ const checkOf = <A extends Tagged>(tag: string, members: ReadonlyArray<AST.AST>)
       known = prototype
       return Either.right(value as A)
     }
-    return parse("_tag" in value ? value : { _tag: tag, ...value })
+    if (!("_tag" in value)) return parse({ _tag: tag, ...value })
+    return value._tag === tag ? parse(value) : Either.left(`its _tag must be ${tag}, and is ${tagText(value._tag)}`)
   }
 }
 
@@ -244,3 +241,5 @@ const fromType = (ast: AST.AST): AST.AST =>
 
 const tagIn = (value: unknown): unknown =>
   typeof value === "object" && value !== null && "_tag" in value ? value._tag : undefined
+
+const tagText = (tag: unknown): string => (typeof tag === "string" ? JSON.stringify(tag.slice(0, 100)) : typeof tag)

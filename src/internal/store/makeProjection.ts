@@ -43,7 +43,7 @@ export const makeEffectProjection = <
     Object.entries(options.project)
   )
   const schema = schemaOf(options)
-  const decode = decoderOf(options)
+  const decode = decoderOf(options, schema)
   const handled = new Set(storedTypesOf(schema, [...handlers.keys()]))
   const refusalOf = refusalOfPart<A, Refusal<Refusals>>(name, options.onConstraint)
   const running = refusalOf === undefined ? handlers : withRefusals(handlers, refusalOf)
@@ -72,7 +72,7 @@ export const makeSqlProjection = <
   const { name } = options
   const handlers = new Map<string, SqlHandler<A>>(Object.entries(options.project))
   const schema = schemaOf(options)
-  const decode = decoderOf(options)
+  const decode = decoderOf(options, schema)
   const handled = new Set(storedTypesOf(schema, [...handlers.keys()]))
   const refusalOf = refusalOfPart<A, Refusal<Refusals>>(name, options.onConstraint)
   const projection: SqlProjection<Refusal<Refusals> | StoreError, SqlClient.SqlClient> = {
@@ -93,10 +93,11 @@ export const makeSqlProjection = <
 // --- internal ---
 
 const decoderOf = <A extends Tagged>(
-  options: AnyOptions<unknown, A, A["_tag"], unknown>
+  { name, of }: AnyOptions<unknown, A, A["_tag"], unknown>,
+  // biome-ignore lint/suspicious/noExplicitAny: stored events have any encoded form
+  schema: Schema.Schema<A, any>
 ): ((stored: Event) => Either.Either<A | Parts<A>, StoreError>) => {
-  const { name, of } = options
-  const decode = decodingFor(name, schemaOf(options))
+  const decode = decodingFor(name, schema)
   return typeof of === "object"
     ? checkingIds(of, { operation: `Projection ${name}`, projection: name }, decode)
     : decode
