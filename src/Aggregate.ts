@@ -16,6 +16,7 @@ import type { StreamIds } from "./Event.js"
 import type { StreamPosition } from "./EventFeed.js"
 import { withConditions } from "./internal/aggregate/conditions.js"
 import { compile } from "./internal/aggregate/definition.js"
+import { evaluateAll as evaluateSeveral } from "./internal/aggregate/evaluateAll.js"
 import type {
   AllowedError,
   BoundProjections,
@@ -28,6 +29,7 @@ import type { HistoricEvent } from "./internal/aggregate/history.js"
 import { makeOperations, serviceTag } from "./internal/aggregate/operations.js"
 import { makeService } from "./internal/aggregate/service.js"
 import { cacheLimits } from "./internal/aggregate/stateCache.js"
+import { makeTargetedCommand, type TargetedCommand } from "./internal/aggregate/targetedCommand.js"
 import type { HandlerContext, HandlerError, Tagged } from "./internal/codec/eventCodec.js"
 import type { Projection } from "./Projection.js"
 import type { StoreAdapter } from "./StoreAdapter.js"
@@ -78,6 +80,17 @@ export type {
    */
   HistoricEvent
 } from "./internal/aggregate/history.js"
+
+export type {
+  /**
+   * A command with the aggregate that it is for: a value that `command` of an aggregate makes, for `evaluateAll`. Its
+   * type has the result of the command and its refusals.
+   *
+   * @since 0.1.0
+   * @category models
+   */
+  TargetedCommand
+} from "./internal/aggregate/targetedCommand.js"
 
 /**
  * The failures that a command of any aggregate can have. `withCommandId` and `withExpectedSequence` add one each.
@@ -197,6 +210,12 @@ export type Aggregate<
     Refusals[Only] | Projection.Error<Projections[number]> | Failure,
     Instance<Name>
   >
+
+  /**
+   * The command as a value, with the aggregate that it is for: an item of the list that `evaluateAll` takes. With
+   * `expectedSequence` it is decided only while the aggregate is at that sequence.
+   */
+  readonly command: TargetedCommand.Make<Name, Evaluated<State, A>, C, Refusals, Projection.Error<Projections[number]>>
 
   /** Whether the aggregate has events in the store. */
   readonly exists: (id: string) => Effect.Effect<boolean, ValidationError | StoreError, Instance<Name>>
@@ -386,6 +405,54 @@ export const defaultRetry: Schedule.Schedule<unknown> = Schedule.exponential("2 
 )
 
 /**
+ * Evaluates commands on several aggregates, of one kind or of several, in one transaction with all their projections:
+ * all take effect, or none. The results are in the order of the commands.
+ *
+ * - A refusal of a handler, or of a projection, fails with `CommandRefused`. It has the index of the command, the kind
+ *   and the id of its aggregate, and the refusal. `RetryCommand`, `UnexpectedSequence` and `StoreError` name the
+ *   aggregate, and an issue of a `ValidationError` has the index of the command.
+ * - Commands are decided in their order. A command sees the events of the commands before it on its aggregate. The
+ *   events are stored in the order of the commands, which is their order in the feed. Then the projections run: those
+ *   of the aggregate of the first command, then those of the next. Each handles the events of its aggregate.
+ * - The locks of the aggregates are taken in one order, so that calls never wait for each other. If another commit came
+ *   first on one of the aggregates, all commands are decided again, by the `retry` schedule, `defaultRetry` by default.
+ * - Within `withCommandId` the list takes effect once, as a whole. The id then belongs to this list on each of its
+ *   aggregates. `withExpectedSequence` is refused: give `command` the sequence.
+ * - An aggregate whose commands decide no events is checked before the commit, but the commit does not guard it.
+ * - All aggregates must have the same store. A list has at most 10 000 commands. An empty list returns an empty list.
+ *
+ * @since 0.1.0
+ * @category evaluation
+ *
+ * @example
+ * ```ts
+ * import { Aggregate } from "effect-maestro"
+ * import * as Effect from "effect/Effect"
+ *
+ * declare const withdraw: Aggregate.TargetedCommand<"Account", Aggregate.Evaluated<number, object>, Error>
+ * declare const deposit: Aggregate.TargetedCommand<"Account", Aggregate.Evaluated<number, object>, never>
+ *
+ * export const transfer = Aggregate.evaluateAll([withdraw, deposit]).pipe(
+ *   Effect.map(([from, to]) => [from.state, to.state]),
+ *   Effect.catchTag("CommandRefused", ({ refusal }) => Effect.die(refusal))
+ * )
+ * ```
+ */
+export const evaluateAll = <const Commands extends ReadonlyArray<TargetedCommand.Any>>(
+  commands: Commands,
+  options?: { readonly retry?: Schedule.Schedule<unknown> | undefined }
+): Effect.Effect<
+  TargetedCommand.Answers<Commands>,
+  TargetedCommand.Error<Commands[number]> | Failure,
+  TargetedCommand.Context<Commands[number]>
+> =>
+  evaluateSeveral(commands, options?.retry ?? defaultRetry) as Effect.Effect<
+    TargetedCommand.Answers<Commands>,
+    TargetedCommand.Error<Commands[number]> | Failure,
+    TargetedCommand.Context<Commands[number]>
+  >
+
+/**
  * Defines an aggregate. Its name is its kind, and part of the identity of its aggregates: `Account` and `Payment` may both have one of id
  * `42`. So names must differ, and renaming an aggregate leaves its events behind.
  *
@@ -475,7 +542,7 @@ export const make = <
   const defaults = { streams, retry: options.retry ?? defaultRetry }
   const definition = compile<State, StateEncoded, A, I, C, CI, E, R>(name, options, defaults)
   const tag = serviceTag<Name, State, A, C, E>(name)
-  const operations = makeOperations(tag, definition, options.commands)
+  const { severalIn, ...operations } = makeOperations(tag, definition, options.commands)
 
   return {
     ...operations,
@@ -488,6 +555,8 @@ export const make = <
     commands: options.commands,
     refusals: options.refusals as Declared,
     evaluate: <K extends C>(id: string, command: K) => operations.evaluate(id, command) as Evaluation<K["_tag"]>,
+    command: (id: string, command: C, options?: TargetedCommand.Options) =>
+      makeTargetedCommand(name, severalIn, id, command, options),
     evaluateUnknown: <Only extends C["_tag"] = C["_tag"]>(
       id: string,
       command: unknown,

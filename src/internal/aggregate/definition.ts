@@ -51,6 +51,8 @@ export interface AggregateDefinition<State, A extends Tagged, in C = never, out 
   ) => (command: C, root: VersionedState<State>) => Effect.Effect<ReadonlyArray<A>, E | ValidationError>
   /** What a receipt says of the command. */
   readonly digest: (command: C) => Effect.Effect<CommandDigest, ValidationError>
+  /** The tags of its commands. */
+  readonly commandTags: ReadonlyArray<string>
   readonly projections: ReadonlyArray<Projection.Projection.Bound<E, R>>
   readonly freshIds: FreshIds
   readonly snapshotEvery: number | undefined
@@ -98,6 +100,7 @@ export const compile = <State, StateEncoded, A extends Tagged, I extends Tagged,
     evolve: evolveBy(handlersOf(`evolve of ${name}`, tagsOf(options.events), options.evolve as Steps<State>)),
     decider: deciderBy(name, handlersOf(`decide of ${name}`, tagsOf(options.commands), options.decide)),
     digest: makeCommandDigest(`${name}.evaluate`, options.commands),
+    commandTags: tagsOf(options.commands),
     projections: (options.projections ?? []).map((projection) =>
       projection.of === "all"
         ? { ...projection, of: projection.of }
