@@ -23,6 +23,14 @@ export const maxSequence = 2_147_483_647
 export const maxNameLength = 255
 
 /**
+ * The highest version of an event's schema.
+ *
+ * @since 0.1.0
+ * @category constants
+ */
+export const maxVersion = 32_767
+
+/**
  * An event as it is stored.
  *
  * @since 0.1.0
@@ -39,10 +47,28 @@ export interface Event {
   readonly sequence: number
   /** The type of the fact: 1 to 255 characters. */
   readonly type: string
+  /** The version of the schema of its body: 1 to 32 767. It is 1 unless its aggregate declares older versions of the type. */
+  readonly version: number
   /** The fact: a JSON object. */
   readonly body: Readonly<Record<string, unknown>>
   /** Further data about the event, such as the user: a JSON object. */
   readonly metadata: Readonly<Record<string, unknown>>
+  /** The id that all events of one chain of causes share: 1 to 255 characters. */
+  readonly correlationId?: string | undefined
+  /** The timestamp of the event that caused this one. */
+  readonly causationId?: Timestamp | undefined
+  /** The span that the event was made in, as a `traceparent` of W3C Trace Context. */
+  readonly traceparent?: string | undefined
+}
+
+/**
+ * An event to commit. Its version is 1 unless it is given.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface NewEvent extends Omit<Event, "version"> {
+  readonly version?: number | undefined
 }
 
 /**
@@ -95,6 +121,14 @@ export const identityOf = (aggregateId: string): Identity => {
 }
 
 /**
+ * The event of an event to commit: with version 1 unless it has another.
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const make = ({ version = 1, ...event }: NewEvent): Event => ({ ...event, version })
+
+/**
  * The schema of an event, which is encoded as JSON. It checks the form of an event. A commit also checks that JSON
  * holds the body without loss, and that sequences follow each other.
  *
@@ -106,8 +140,12 @@ export const Event: Schema.Schema<Event, EventEncoded> = Schema.Struct({
   aggregateId: Schema.String.pipe(Schema.minLength(1)),
   sequence: Schema.Int.pipe(Schema.between(1, maxSequence)),
   type: Schema.String.pipe(Schema.minLength(1)),
+  version: Schema.optionalWith(Schema.Int.pipe(Schema.between(1, maxVersion)), { default: () => 1 }),
   body: Schema.Record({ key: Schema.String, value: Schema.Unknown }),
-  metadata: Schema.Record({ key: Schema.String, value: Schema.Unknown })
+  metadata: Schema.Record({ key: Schema.String, value: Schema.Unknown }),
+  correlationId: Schema.optional(Schema.String.pipe(Schema.minLength(1))),
+  causationId: Schema.optional(Timestamp),
+  traceparent: Schema.optional(Schema.String.pipe(Schema.minLength(1)))
 }).annotations({ identifier: "Event" })
 
 /**
@@ -116,8 +154,9 @@ export const Event: Schema.Schema<Event, EventEncoded> = Schema.Struct({
  * @since 0.1.0
  * @category models
  */
-export interface EventEncoded extends Omit<Event, "timestamp"> {
+export interface EventEncoded extends Omit<NewEvent, "timestamp" | "causationId"> {
   readonly timestamp: string
+  readonly causationId?: string | undefined
 }
 
 /**

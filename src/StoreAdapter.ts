@@ -11,7 +11,7 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
-import type { Event, StoredEvent } from "./Event.js"
+import type { Event, NewEvent, StoredEvent } from "./Event.js"
 import { flatMapSync } from "./internal/runtime/syncEffect.js"
 import { withSpanIfTracedIn } from "./internal/runtime/tracing.js"
 import { atCommit, handles, projectionWork } from "./internal/store/runProjections.js"
@@ -59,7 +59,7 @@ export interface StoreAdapterService {
    *   are stored.
    */
   readonly commitEvents: (
-    events: ReadonlyArray<Event>
+    events: ReadonlyArray<NewEvent>
   ) => Effect.Effect<void, RetryCommand | ValidationError | StoreError>
 
   /**
@@ -78,7 +78,7 @@ export interface StoreAdapterService {
    * have succeeded.
    */
   readonly commitAll: <E = never, R = never>(
-    events: ReadonlyArray<Event>,
+    events: ReadonlyArray<NewEvent>,
     projections: ReadonlyArray<Projection<E, R>>
   ) => Effect.Effect<void, RetryCommand | ValidationError | StoreError | E, R>
 
@@ -137,12 +137,21 @@ export interface StreamReader extends StreamReads<ValidationError | StoreError> 
  * @category models
  */
 export interface StreamReads<out E> {
-  /** At most `limit` events of an aggregate, from a sequence on. */
-  readonly page: (aggregateId: string, minSequence: number, limit: number) => Effect.Effect<EventPage, E>
+  /**
+   * At most `limit` events of an aggregate, from a sequence on. Without `withCause` they may lack `correlationId`,
+   * `causationId` and `traceparent`, because a state is folded without these.
+   */
+  readonly page: (
+    aggregateId: string,
+    minSequence: number,
+    limit: number,
+    options?: { readonly withCause?: boolean | undefined }
+  ) => Effect.Effect<EventPage, E>
 
   /**
    * The newest snapshot up to a sequence, and at most `limit` events up to that sequence. They begin with the event
-   * that the snapshot was made at, or with the first event if there is no snapshot.
+   * that the snapshot was made at, or with the first event if there is no snapshot. They may lack what a page without
+   * `withCause` lacks.
    */
   readonly fromSnapshot: (
     aggregateId: string,
@@ -353,9 +362,9 @@ export const makeEncoded = (store: EncodedStore): StoreAdapterService => {
   const { readStream } = store
   const streamReader: StreamReader | undefined = readStream && {
     replaces: { getEvents, getSnapshot },
-    page: (aggregateId, minSequence, limit) =>
+    page: (aggregateId, minSequence, limit, options) =>
       readRange("getEvents", aggregateId, minSequence, undefined, () =>
-        readStream.page(aggregateId, minSequence, limit)
+        readStream.page(aggregateId, minSequence, limit, options)
       ),
     fromSnapshot: (aggregateId, maxSequence, limit) =>
       readRange("getEvents", aggregateId, 1, { maxSequence }, () =>

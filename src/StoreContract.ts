@@ -17,6 +17,7 @@ import { callersTransactionCases } from "./internal/contract/callersTransaction.
 import type { Settings } from "./internal/contract/case.js"
 import { commitAllCases } from "./internal/contract/commitAll.js"
 import { commitEventsCases } from "./internal/contract/commitEvents.js"
+import { eventFieldCases } from "./internal/contract/eventFields.js"
 import { interruptionCases } from "./internal/contract/interruption.js"
 import { modelCases } from "./internal/contract/modelCheck.js"
 import { readCases } from "./internal/contract/reads.js"
@@ -103,6 +104,7 @@ export const cases = (options?: Options): ReadonlyArray<Case> => {
   const settings: Settings = { lacks: options?.lacks ?? [], runs: options?.runs ?? 100, seed: options?.seed }
   return [
     ...commitEventsCases(settings),
+    ...eventFieldCases,
     ...commitAllCases(settings),
     ...callersContextCases,
     ...snapshotCases(settings),

@@ -71,8 +71,15 @@ for (const [name, store] of Object.entries(stores)) {
           adapter.getEvents(`Account/${id}`, 1)
         )
         expect(stored).toMatchObject([
-          { aggregateId: `Account/${id}`, sequence: 1, type: "Opened", body: { owner: "ann" }, metadata: {} },
-          { aggregateId: `Account/${id}`, sequence: 2, type: "Deposited", body: { amount: 10 } }
+          {
+            aggregateId: `Account/${id}`,
+            sequence: 1,
+            type: "Opened",
+            version: 1,
+            body: { owner: "ann" },
+            metadata: {}
+          },
+          { aggregateId: `Account/${id}`, sequence: 2, type: "Deposited", version: 1, body: { amount: 10 } }
         ])
         expect(Object.keys(stored[0]?.body ?? {})).toEqual(["owner"])
       })
@@ -521,6 +528,7 @@ for (const [name, store] of Object.entries(stores)) {
             aggregateId: Account.streamId(id),
             sequence,
             type: "Deposited",
+            version: 1,
             body: { amount: 1 },
             metadata: {}
           }))
@@ -580,6 +588,7 @@ for (const [name, store] of Object.entries(stores)) {
               aggregateId: Account.streamId(id),
               sequence: index + 1,
               type,
+              version: 1,
               body: { amount: 1 },
               metadata: {}
             }))

@@ -378,13 +378,22 @@ const anEvent = (aggregateId: string, sequence = 1): Event.StoredEvent => ({
   aggregateId,
   sequence,
   type: "Happened",
+  version: 1,
   body: "{}",
   metadata: "{}"
 })
 
 const stamped = (aggregateId: string, sequence: number): Effect.Effect<Event.Event> =>
   Effect.flatMap(Timestamp.HybridClock, ({ now }) =>
-    Effect.map(now, (timestamp) => ({ timestamp, aggregateId, sequence, type: "Happened", body: {}, metadata: {} }))
+    Effect.map(now, (timestamp) => ({
+      timestamp,
+      aggregateId,
+      sequence,
+      type: "Happened",
+      version: 1,
+      body: {},
+      metadata: {}
+    }))
   )
 
 const fork = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.zipLeft(Effect.fork(effect), settled)

@@ -128,6 +128,13 @@ const caught: ReadonlyArray<readonly [breaking: Broken.Breaking, sentences: Read
   [Broken.readsFromThePositionOn, ["read: reading can continue after the position of a page, and of each event"]],
   [Broken.sortsTheEventsOfACommit, ["read: events that one commit writes appear in the order that it was given"]],
   [Broken.losesByteOrderMarks, ["read: an event is read exactly as it was committed, with any id, type and metadata"]],
+  ...[Broken.losesVersions, Broken.losesCorrelationIds, Broken.losesCausationIds, Broken.losesTraceparents].map(
+    (breaking) =>
+      [
+        breaking,
+        ["read: an event has the version, correlationId, causationId and traceparent that were committed"]
+      ] as const
+  ),
   [Broken.ignoresTheSlice, ["filter: the slices partition the feed, and an aggregate is always in the same one"]],
   [Broken.takesAnyPartOfTheFilter, ["filter: an event must match all its parts"]],
   ...[Broken.takesAnIdForItsKind, Broken.endsAKindAtTheLastSlash].map(

@@ -140,7 +140,7 @@ export const showsATransactionItsOwnEvents: Breaking = ({ feed, store, ...rest }
         events,
         projections.map(Projection.toEffect).map((projection) => ({
           ...projection,
-          project: (event) => Effect.provideService(projection.project(event), Own, events)
+          project: (event) => Effect.provideService(projection.project(event), Own, events.map(Event.make))
         }))
       )
   },
@@ -198,6 +198,22 @@ export const losesByteOrderMarks: Breaking = withFeed((feed) => ({
       events: page.events.map((event) => ({ ...event, type: event.type.replace(/^\ufeff/, "") }))
     }))
 }))
+
+/** Events lose a field. */
+const loses = (lost: Partial<EventFeed.FeedEvent>): Breaking =>
+  withFeed((feed) => ({
+    ...feed,
+    read: (options) =>
+      Effect.map(feed.read(options), (page) => ({
+        ...page,
+        events: page.events.map((event) => ({ ...event, ...lost }))
+      }))
+  }))
+
+export const losesVersions = loses({ version: 1 })
+export const losesCorrelationIds = loses({ correlationId: undefined })
+export const losesCausationIds = loses({ causationId: undefined })
+export const losesTraceparents = loses({ traceparent: undefined })
 
 export const ignoresTheSlice: Breaking = withFeed((feed) => ({
   ...feed,
@@ -426,8 +442,8 @@ class Own extends Context.Reference<Own>()("brokenFeeds/Own", {
   defaultValue: (): ReadonlyArray<Event.Event> => []
 }) {}
 
-const feedEvent = (event: Event.Event, position: EventFeed.Position): EventFeed.FeedEvent => ({
-  ...event,
+const feedEvent = (event: Event.NewEvent, position: EventFeed.Position): EventFeed.FeedEvent => ({
+  ...Event.make(event),
   ...Event.identityOf(event.aggregateId),
   position
 })

@@ -149,6 +149,13 @@ const caught: ReadonlyArray<readonly [breaking: Breaking, cases: ReadonlyArray<s
     Broken.keepsTheFirstSnapshot,
     ["commitSnapshot: a snapshot replaces the stored one unless that has a higher sequence"]
   ],
+  ...[Broken.losesVersions, Broken.losesCorrelationIds, Broken.losesCausationIds, Broken.losesTraceparents].map(
+    (breaking) =>
+      [
+        breaking,
+        ["commitEvents: version, correlationId, causationId and traceparent are read as they were committed"]
+      ] as const
+  ),
   [
     Broken.sortsKeys,
     ["commitEvents", "commitSnapshot"].map(

@@ -3,7 +3,7 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
-import { type Event, Projection, type Snapshot, type StoreAdapter, StoreError } from "effect-maestro"
+import { Event, Projection, type Snapshot, type StoreAdapter, StoreError } from "effect-maestro"
 
 type Store = StoreAdapter.StoreAdapterService
 
@@ -17,7 +17,7 @@ export const skipsTheConflictCheck = (store: Store): Store => {
       Effect.catchIf(isRetryCommand, () =>
         Effect.gen(function* () {
           const heads = new Map<string, number>()
-          const renumbered: Array<Event.Event> = []
+          const renumbered: Array<Event.NewEvent> = []
           for (const event of events) {
             const known = heads.get(event.aggregateId)
             const head = known ?? (yield* store.getEvents(event.aggregateId, 0)).length
@@ -48,7 +48,8 @@ export const projectsAfterTheCommit = (store: Store): Store => ({
       store.commitEvents(events),
       Effect.forEach(
         projections,
-        (projection) => Effect.forEach(events, Projection.toEffect(projection).project, { discard: true }),
+        (projection) =>
+          Effect.forEach(events.map(Event.make), Projection.toEffect(projection).project, { discard: true }),
         {
           discard: true
         }
@@ -84,7 +85,7 @@ export const projectsInTheContextOfTheLastCaller = (store: Store): Store => {
     Context.unsafeMake(new Map([...own.unsafeMap, ...last]))
   return {
     ...store,
-    commitAll: <E, R>(events: ReadonlyArray<Event.Event>, projections: ReadonlyArray<Projection.Projection<E, R>>) =>
+    commitAll: <E, R>(events: ReadonlyArray<Event.NewEvent>, projections: ReadonlyArray<Projection.Projection<E, R>>) =>
       Effect.contextWithEffect((caller: Context.Context<R>) => {
         last = [...caller.unsafeMap].filter(([key]) => !key.includes("Transaction"))
         return store.commitAll(
@@ -127,7 +128,7 @@ export const trustsWhatItKept = (store: Store): Store => {
           for (const event of events) {
             const known = kept.get(event.aggregateId)
             if (known !== undefined && known.length === event.sequence - 1) {
-              kept.set(event.aggregateId, [...known, event])
+              kept.set(event.aggregateId, [...known, Event.make(event)])
             }
           }
         })
@@ -190,7 +191,8 @@ export const projectsAgain = (store: Store): Store => ({
           ? Effect.void
           : Effect.forEach(
               projections,
-              (projection) => Effect.forEach(events, Projection.toEffect(projection).project, { discard: true }),
+              (projection) =>
+                Effect.forEach(events.map(Event.make), Projection.toEffect(projection).project, { discard: true }),
               {
                 discard: true
               }
@@ -447,6 +449,21 @@ export const projectsFiftyEventsAtMost = (store: Store): Store => ({
 })
 
 /** Bodies are read with their keys sorted, as `jsonb` sorts them. */
+/** Events lose a field between commit and read. */
+const loses = (store: Store, lost: Partial<Event.Event>): Store => ({
+  ...store,
+  getEvents: (id, min, options) =>
+    Effect.map(store.getEvents(id, min, options), (events) => events.map((event) => ({ ...event, ...lost })))
+})
+
+export const losesVersions = (store: Store): Store => loses(store, { version: 1 })
+
+export const losesCorrelationIds = (store: Store): Store => loses(store, { correlationId: undefined })
+
+export const losesCausationIds = (store: Store): Store => loses(store, { causationId: undefined })
+
+export const losesTraceparents = (store: Store): Store => loses(store, { traceparent: undefined })
+
 export const sortsKeys = (store: Store): Store => changesBodies(store, sorted)
 
 /** Bodies are read with 0 instead of -0. */

@@ -117,7 +117,7 @@ export const saidBy = (caller: string, aggregateId: string, sequence = 1) =>
     Effect.map(
       now,
       (timestamp): ReadonlyArray<Event.Event> => [
-        { timestamp, aggregateId, sequence, type: "Said", body: { caller }, metadata: { caller } }
+        { timestamp, aggregateId, sequence, type: "Said", version: 1, body: { caller }, metadata: { caller } }
       ]
     )
   )

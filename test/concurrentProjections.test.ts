@@ -532,5 +532,5 @@ const transactionsOf = (ids: ReadonlyArray<string>) =>
 
 const stamped = (aggregateId: string, sequence: number, type = "Happened"): Effect.Effect<Event.Event> =>
   Effect.flatMap(Timestamp.HybridClock, ({ now }) =>
-    Effect.map(now, (timestamp) => ({ timestamp, aggregateId, sequence, type, body: {}, metadata: {} }))
+    Effect.map(now, (timestamp) => ({ timestamp, aggregateId, sequence, type, version: 1, body: {}, metadata: {} }))
   )

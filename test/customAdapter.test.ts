@@ -470,7 +470,7 @@ const stream = (aggregateId: string, first: number, length: number): Effect.Effe
     (sequence) =>
       Effect.gen(function* () {
         const timestamp = yield* (yield* Timestamp.HybridClock).now
-        return { timestamp, aggregateId, sequence, type: "Happened", body: { text: "é\n" }, metadata: {} }
+        return { timestamp, aggregateId, sequence, type: "Happened", version: 1, body: { text: "é\n" }, metadata: {} }
       })
   )
 
@@ -570,7 +570,7 @@ Effect.gen(function* () {
   const store = yield* FileStore.make(process.argv[2])
   const { now } = yield* Timestamp.HybridClock
   for (let sequence = 1; ; sequence++) {
-    const event = { timestamp: yield* now, aggregateId: "a", sequence, type: "Happened", body: {}, metadata: {} }
+    const event = { timestamp: yield* now, aggregateId: "a", sequence, type: "Happened", version: 1, body: {}, metadata: {} }
     if (sequence === 20) {
       writeSync(1, String(sequence - 1))
       setImmediate(() => process.kill(process.pid, "SIGKILL"))

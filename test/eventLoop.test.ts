@@ -66,6 +66,7 @@ const storeEvents = (count: number) =>
               aggregateId: "one",
               sequence,
               type: "Grew",
+              version: 1,
               body: { _tag: "Grew" },
               metadata: {}
             })

@@ -253,7 +253,9 @@ const makeGuests = (deferred: string) =>
 
 const took = (aggregateId: string, sequence: number, email: string) =>
   Effect.flatMap(Timestamp.HybridClock, ({ now }) =>
-    Effect.map(now, (timestamp) => [{ timestamp, aggregateId, sequence, type: "Took", body: { email }, metadata: {} }])
+    Effect.map(now, (timestamp) => [
+      { timestamp, aggregateId, sequence, type: "Took", version: 1, body: { email }, metadata: {} }
+    ])
   )
 
 const commit = <E, R>(projection: Projection.Projection<E, R>, events: ReadonlyArray<Event.Event>) =>

@@ -209,7 +209,7 @@ const event = (attempt: string, place: Place): Effect.Effect<Event.Event> =>
   Effect.gen(function* () {
     const { now } = yield* Timestamp.HybridClock
     const body = { amount: yield* amount }
-    return { timestamp: yield* now, ...place, type: "Booked", body, metadata: { attempt } }
+    return { timestamp: yield* now, ...place, type: "Booked", version: 1, body, metadata: { attempt } }
   })
 
 const book = (id: string): Work<OnSql> =>

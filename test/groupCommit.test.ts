@@ -216,6 +216,7 @@ const event = (sequence: number): Event => ({
   aggregateId: "Account/1",
   sequence,
   type: "Deposited",
+  version: 1,
   body: {},
   metadata: {}
 })

@@ -121,5 +121,5 @@ const passing: Projection.Projection = { name: "passing", project: () => Effect.
 const event = (aggregateId: string): Effect.Effect<Event.Event> =>
   Effect.gen(function* () {
     const { now } = yield* Timestamp.HybridClock
-    return { timestamp: yield* now, aggregateId, sequence: 1, type: "Happened", body: {}, metadata: {} }
+    return { timestamp: yield* now, aggregateId, sequence: 1, type: "Happened", version: 1, body: {}, metadata: {} }
   })

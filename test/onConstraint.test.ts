@@ -110,6 +110,7 @@ const registered = (aggregateId: string, email: string, sequence = 1): Effect.Ef
       aggregateId,
       sequence,
       type: "Registered",
+      version: 1,
       body: { email, age: adult },
       metadata: {}
     })
@@ -266,7 +267,7 @@ for (const [store, storeLayer] of Object.entries(stores)) {
         })
         const adapter = yield* StoreAdapter.StoreAdapter
         for (const kind of Object.keys(violations)) {
-          const event = { ...(yield* registered(newId(), "")), type: "Renamed", body: { name: kind } }
+          const event = { ...(yield* registered(newId(), "")), type: "Renamed", version: 1, body: { name: kind } }
           expect(yield* Effect.flip(adapter.commitAll([event], [Violating]))).toEqual({ _tag: kind, by: kind })
         }
       })

@@ -60,6 +60,7 @@ const event = (aggregateId: string, sequence: number, amount = 1): Effect.Effect
       aggregateId,
       sequence,
       type: "Deposited",
+      version: 1,
       body: { amount },
       metadata: {}
     })

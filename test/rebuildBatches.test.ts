@@ -29,6 +29,7 @@ const commit = (amounts: ReadonlyArray<number>, aggregateId = "a") =>
           aggregateId,
           sequence: index + 1,
           type: "Counted",
+          version: 1,
           body: { amount },
           metadata: {}
         })

@@ -36,7 +36,15 @@ const counting: Projection.Projection.Bound<unknown, SqlClient.SqlClient> = {
 const commit = (sequence: number, projections: ReadonlyArray<typeof counting> = [counting]) =>
   Effect.gen(function* () {
     const timestamp = yield* Effect.flatMap(Timestamp.HybridClock, ({ now }) => now)
-    const event: Event.Event = { timestamp, aggregateId: "a", sequence, type: "Counted", body: {}, metadata: {} }
+    const event: Event.Event = {
+      timestamp,
+      aggregateId: "a",
+      sequence,
+      type: "Counted",
+      version: 1,
+      body: {},
+      metadata: {}
+    }
     yield* Effect.flatMap(StoreAdapter.StoreAdapter, (store) => store.commitAll([event], projections))
   })
 

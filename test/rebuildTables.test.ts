@@ -13,7 +13,7 @@ import { catalogueOf } from "./rebuiltTable.js"
 
 const event: Effect.Effect<Event.Event> = Effect.map(
   Effect.flatMap(Timestamp.HybridClock, ({ now }) => now),
-  (timestamp) => ({ timestamp, aggregateId: "a", sequence: 1, type: "Deposited", body: {}, metadata: {} })
+  (timestamp) => ({ timestamp, aggregateId: "a", sequence: 1, type: "Deposited", version: 1, body: {}, metadata: {} })
 )
 
 /** A projection that inserts one row. */

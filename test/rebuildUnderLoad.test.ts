@@ -67,7 +67,15 @@ const commitTo = (aggregateId: string, first: number, projections: ReadonlyArray
     const events = yield* Effect.forEach(Arr.range(first, first + inCommit - 1), (sequence) =>
       Effect.map(
         now,
-        (timestamp): Event.Event => ({ timestamp, aggregateId, sequence, type: "Counted", body: {}, metadata: {} })
+        (timestamp): Event.Event => ({
+          timestamp,
+          aggregateId,
+          sequence,
+          type: "Counted",
+          version: 1,
+          body: {},
+          metadata: {}
+        })
       )
     )
     yield* Effect.flatMap(StoreAdapter.StoreAdapter, (store) => store.commitAll(events, projections))

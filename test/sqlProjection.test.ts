@@ -481,7 +481,9 @@ const aTable = Effect.gen(function* () {
 
 const noted = (aggregateId: string, sequence: number, ...texts: ReadonlyArray<string>) =>
   Effect.flatMap(Timestamp.HybridClock, ({ now }) =>
-    Effect.map(now, (timestamp) => [{ timestamp, aggregateId, sequence, type: "Noted", body: { texts }, metadata: {} }])
+    Effect.map(now, (timestamp) => [
+      { timestamp, aggregateId, sequence, type: "Noted", version: 1, body: { texts }, metadata: {} }
+    ])
   )
 
 const commit = <E, R>(events: ReadonlyArray<Event.Event>, projection: Projection.Projection<E, R>) =>

@@ -335,6 +335,7 @@ it.layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg({ maxConnections: 4 })))
                   Effect.map(event(Account.streamId(id), sequence), (one) => ({
                     ...one,
                     type: "Deposited",
+                    version: 1,
                     body: { amount: 1 },
                     metadata: {}
                   }))
@@ -552,7 +553,15 @@ const newId = (): string => crypto.randomUUID()
 const event = (aggregateId: string, sequence: number): Effect.Effect<Event.Event> =>
   Effect.gen(function* () {
     const { now } = yield* Timestamp.HybridClock
-    return { timestamp: yield* now, aggregateId, sequence, type: "Happened", body: { sequence }, metadata: {} }
+    return {
+      timestamp: yield* now,
+      aggregateId,
+      sequence,
+      type: "Happened",
+      version: 1,
+      body: { sequence },
+      metadata: {}
+    }
   })
 
 const idOf = (events: ReadonlyArray<Event.Event>): string => events[0]?.aggregateId ?? ""

@@ -21,6 +21,7 @@ export const event = (
       aggregateId,
       sequence,
       type: options.type ?? "Happened",
+      version: 1,
       body: { of: aggregateId, sequence },
       metadata: {}
     })

@@ -133,6 +133,7 @@ layer(storeLayer, { excludeTestServices: true, timeout: 60_000 })("nodes", (it) 
         id: "x",
         sequence,
         type: "T",
+        version: 1,
         body: {},
         metadata: {}
       })

@@ -16,7 +16,7 @@ import * as Redacted from "effect/Redacted"
 import * as Schema from "effect/Schema"
 import {
   Aggregate,
-  type Event,
+  Event,
   MemoryStore,
   Projection,
   SqlStore,
@@ -181,7 +181,7 @@ it.scoped("a schema that throws while it reads is a typed failure; a snapshot by
     })
     expect(yield* Effect.provide(Counter.fetch(whole), elsewhere)).toEqual({ at: 7n })
     yield* store.commitEvents([
-      { ...(yield* deposited(Counter.streamId(broken), 1)), type: "Counted", body: { to: "no number" } }
+      { ...(yield* deposited(Counter.streamId(broken), 1)), type: "Counted", version: 1, body: { to: "no number" } }
     ])
     expect(yield* Effect.flip(Effect.provide(Counter.fetch(broken), node))).toMatchObject({
       reason: "UnreadableEvent",
@@ -308,7 +308,7 @@ it.layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg()), Layer.orDie), { time
                 store.commitEvents(events),
                 Effect.forEach(
                   projections.map(Projection.toEffect),
-                  ({ project }) => Effect.forEach(events, project, { discard: true }),
+                  ({ project }) => Effect.forEach(events.map(Event.make), project, { discard: true }),
                   {
                     discard: true
                   }
@@ -385,6 +385,7 @@ const deposited = (aggregateId: string, sequence: number): Effect.Effect<Event.E
       aggregateId,
       sequence,
       type: "Deposited",
+      version: 1,
       body: { amount: 1 },
       metadata: {}
     }))

@@ -49,6 +49,7 @@ const event = (id: string, sequence: number, type: string, timestamp: Timestamp.
   aggregateId: Guest.streamId(id),
   sequence,
   type,
+  version: 1,
   body: { email: "x@example.org" },
   metadata: {}
 })

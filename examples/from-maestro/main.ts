@@ -66,6 +66,7 @@ const eventOf = (row: Row): Effect.Effect<Event.Event> => {
         aggregateId: known.streamId(row.aggregate_id),
         sequence: row.sequence,
         type: known.type,
+        version: 1,
         body: row.body,
         metadata: {}
       })
@@ -76,7 +77,7 @@ const move = Effect.gen(function* () {
   const sql = yield* SqlClient.SqlClient
   const store = yield* StoreAdapter.StoreAdapter
   const rows = yield* sql<Row>`
-    select encode(timestamp, 'hex') as timestamp, encode(aggregate_id, 'hex') as aggregate_id, sequence, type, body
+    select encode(timestamp, 'hex') as timestamp, encode(aggregate_id, 'hex') as aggregate_id, sequence, type, version: 1, body
     from event_log order by timestamp`
   const events = yield* Effect.forEach(rows, eventOf)
   yield* Effect.forEach(Arr.chunksOf(events, 1000), store.commitEvents, { discard: true })

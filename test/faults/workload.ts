@@ -291,6 +291,7 @@ const commitOf = (id: string, accounts: ReadonlyArray<string>, amount: number, p
         aggregateId: Wallet.streamId(accounts[index % 2] ?? id),
         sequence: (index >> 1) + 1,
         type: "Deposited",
+        version: 1,
         body: { amount },
         metadata: { attempt: id }
       })

@@ -35,7 +35,7 @@ export const history = <State, A extends Tagged>(
     Effect.map(streamId, (id) =>
       Stream.paginateEffect(1, (first) =>
         Effect.map(
-          streamReaderOf(store).page(id, first, pageSize),
+          streamReaderOf(store).page(id, first, pageSize, { withCause: true }),
           ({ events, moreAfter }) =>
             [
               decodePage(definition, first, events()),

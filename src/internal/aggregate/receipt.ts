@@ -65,6 +65,7 @@ export const makeReceipt = (
     aggregateId: id,
     sequence: 1,
     type: "effect-maestro/CommandHandled",
+    version: 1,
     body: { commandId, command, aggregate, aggregateId, sequence },
     metadata: {}
   }))

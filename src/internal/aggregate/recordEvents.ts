@@ -60,7 +60,15 @@ const encodeAndFold = <State, A extends Tagged>(
     if (Either.isLeft(recorded)) issues.push(...recorded.left)
     if (Either.isLeft(recorded) || Either.isLeft(metadata)) continue
     const { body, decoded } = recorded.right
-    events.push({ timestamp, aggregateId: streamId, sequence, type: event._tag, body, metadata: metadata.right })
+    events.push({
+      timestamp,
+      aggregateId: streamId,
+      sequence,
+      type: event._tag,
+      version: 1,
+      body,
+      metadata: metadata.right
+    })
     if (issues.length === 0) state = evolve(state, decoded)
   }
   const [first, ...rest] = issues

@@ -55,7 +55,10 @@ export const badInputCases = (settings: Settings): ReadonlyArray<Case> => [
   test("bad input: a commit with one bad value writes nothing, and a valid one stores exactly its events", () =>
     Effect.gen(function* () {
       const store = yield* StoreAdapter
-      const fields = FastCheck.constantFrom("timestamp", "aggregateId", "sequence", "type", "body", "metadata")
+      const fields = FastCheck.constantFrom(
+        ...["timestamp", "aggregateId", "sequence", "type", "body", "metadata"],
+        ...["correlationId", "causationId", "traceparent"]
+      )
       const input = FastCheck.record({ field: fields, value: anyValue, withProjection: FastCheck.boolean() })
       yield* everyCase(settings, input, ({ field, value, withProjection }) =>
         Effect.gen(function* () {

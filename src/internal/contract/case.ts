@@ -46,7 +46,7 @@ export const newId = (): string => crypto.randomUUID()
 export const event = (
   aggregateId: string,
   sequence: number,
-  fields: Partial<Pick<Event, "type" | "body" | "metadata">> = {}
+  fields: Partial<Omit<Event, "timestamp" | "aggregateId" | "sequence">> = {}
 ): Effect.Effect<Event> =>
   Effect.gen(function* () {
     const { now } = yield* HybridClock
@@ -55,6 +55,7 @@ export const event = (
       aggregateId,
       sequence,
       type: "Happened",
+      version: 1,
       body: { amount: sequence, text: `event ${sequence}` },
       metadata: { test: "Test" },
       ...fields

@@ -376,6 +376,14 @@ const refused: ReadonlyArray<readonly [what: string, path: string, change: objec
     [`a body with ${what}`, `body${path}`, { body }] as const,
     [`metadata with ${what}`, `metadata${path}`, { metadata: body }] as const
   ]),
+  ...refusedNames
+    .filter(([, text]) => text !== undefined)
+    .map(([what, text]) => [`a correlationId that is ${what}`, "correlationId", { correlationId: text }] as const),
+  ...[0, -1, 1.5, 32_768, "1", null].map((version) => [`the version ${version}`, "version", { version }] as const),
+  ["a causationId that is none", "causationId", { causationId: "yesterday" }],
+  ...["", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331", `00-${"0".repeat(32)}-b7ad6b7169203331-01`, 1].map(
+    (traceparent) => [`the traceparent ${JSON.stringify(traceparent)}`, "traceparent", { traceparent }] as const
+  ),
   ["a timestamp that is none", "timestamp", { timestamp: "yesterday" }],
   ["a timestamp that is missing", "timestamp", { timestamp: undefined }]
 ]

@@ -11,6 +11,7 @@ import { type Event, identityOf } from "../../Event.js"
 import { beginning, type FeedEvent, isPosition, order, stream as streamOf, streamStored } from "../../EventFeed.js"
 import { awkwardIds, awkwardValues } from "./awkward.js"
 import { deface, event, expectExactly, mixed, newId, projecting, stream, test } from "./case.js"
+import { variedEvents } from "./eventFields.js"
 import {
   at,
   commitShown,
@@ -193,6 +194,16 @@ export const feedReadCases: ReadonlyArray<FeedCase> = [
         expect(eventsOf(yield* readOn(feed, { after, filter }), ids)).toEqual([at(all, index)])
         expect(yield* feed.positionOf(at(events, index))).toEqual(Option.some(at(all, index).position))
       }
+    })),
+
+  test("read: an event has the version, correlationId, causationId and traceparent that were committed", () =>
+    Effect.gen(function* () {
+      const { feed, store } = yield* ports
+      const after = yield* feed.head
+      const id = newId()
+      const events = yield* variedEvents(id, 1)
+      yield* store.commitEvents(events)
+      expect((yield* shown(feed, { after }, [id], events.length)).map(committedOf)).toEqual(events)
     })),
 
   test("read: a body is read exactly as it was committed", () =>

@@ -23,7 +23,7 @@ export const makeCommitStatements = (
   const p = ""
   const textOf = (statement: Statement<unknown>): string => statement.compile()[0]
   const text = textOf(
-    sql`select ${schema}.commit_events(${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}) as refused`
+    sql`select ${schema}.commit_events(${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}) as refused`
   )
   const appending = prepare(text)
   // A function in `from` is called before those of the list.
@@ -49,8 +49,11 @@ export const makeCommitStatements = (
       const insert = (orRaise ? insertsOrRaises : inserts)[events.length - 1]
       if (insert === undefined || first === undefined) return undefined
       if (events.some(({ aggregateId }) => aggregateId !== first.aggregateId)) return undefined
-      const values: Array<string> = [first.aggregateId, String(first.sequence)]
-      for (const { body, metadata, timestamp, type } of events) values.push(type, body, metadata, timestamp)
+      const values: Array<string | null> = [first.aggregateId, String(first.sequence)]
+      for (const { body, causationId, correlationId, metadata, timestamp, traceparent, type, version } of events) {
+        values.push(type, body, metadata, timestamp, String(version))
+        values.push(correlationId ?? null, causationId ?? null, traceparent ?? null)
+      }
       return { text: insert.text, name: insert.name, values }
     },
     resultsOf,
@@ -82,6 +85,9 @@ export const upsertSnapshot = (
 /** How many events of one aggregate `insert` takes. */
 const maxInserted = 8
 
+/** How many parameters of an insert belong to one event: $3 to $10 to the first. */
+const eventParameters = 8
+
 const insertText = (schema: string, events: number): string =>
   events === 1 ? insertFirst(schema) : `with first as (${insertFirst(schema)}) ${insertOthers(schema, events - 1)}`
 
@@ -92,7 +98,7 @@ const insertText = (schema: string, events: number): string =>
 const insertOrRaiseText = (schema: string, events: number): string => {
   const others = events === 1 ? "" : `, others as (${insertOthers(schema, events - 1)})`
   const written = `(select count(*) from first)${events === 1 ? "" : " + (select count(*) from others)"}`
-  const timestamps = Array.from({ length: events }, (_, index) => `(${index}, $${6 + 4 * index}::uuid)`)
+  const timestamps = Array.from({ length: events }, (_, index) => `(${index}, $${6 + eventParameters * index}::uuid)`)
   const stored = `(select count(*) from ${schema}.event_log l join (values ${timestamps.join(", ")}) as e (place, "timestamp")
     on l.aggregate_id = $1 and l.sequence = $2::int + e.place and l."timestamp" = e."timestamp")`
   return `with first as (${insertFirst(schema)})${others}
@@ -110,24 +116,28 @@ const insertOrRaiseText = (schema: string, events: number): string => {
  */
 const insertFirst = (schema: string): string =>
   `${insertInto(schema)}
-    select $1, $2::int, $3, $4::json, $5::json, $6::uuid
+    select $1, $2::int, $3, $4::json, $5::json, $6::uuid, $7::int, $8, $9::uuid, $10
     where $2::int = 1 or ${schema}.has_event($1, $2::int - 1)
     on conflict (aggregate_id, sequence) do nothing returning sequence`
 
 /** The others follow if the first was inserted. Their conflict, which only a stream with a gap can have, fails the statement. */
 const insertOthers = (schema: string, events: number): string => {
   const others = Array.from({ length: events }, (_, index) => {
-    const [type, body, metadata, timestamp] = [7, 8, 9, 10].map((column) => `$${column + 4 * index}`)
-    return `(${index + 1}, ${type}, ${body}::json, ${metadata}::json, ${timestamp}::uuid)`
+    const parameter = (column: number) => `$${column + eventParameters * (index + 1)}`
+    return `(${index + 1}, ${parameter(3)}, ${parameter(4)}::json, ${parameter(5)}::json, ${parameter(6)}::uuid,
+      ${parameter(7)}::int, ${parameter(8)}, ${parameter(9)}::uuid, ${parameter(10)})`
   })
   return `${insertInto(schema)}
-    select $1, first.sequence + other.place, other.type, other.body, other.metadata, other."timestamp"
-    from first, (values ${others.join(", ")}) as other (place, type, body, metadata, "timestamp")
+    select $1, first.sequence + other.place, other.type, other.body, other.metadata, other."timestamp", other.version,
+      other.correlation_id, other.causation_id, other.traceparent
+    from first, (values ${others.join(", ")})
+      as other (place, type, body, metadata, "timestamp", version, correlation_id, causation_id, traceparent)
     order by other.place returning sequence`
 }
 
 const insertInto = (schema: string): string =>
-  `insert into ${schema}.event_log (aggregate_id, sequence, type, body, metadata, "timestamp")`
+  `insert into ${schema}.event_log
+    (aggregate_id, sequence, type, body, metadata, "timestamp", version, correlation_id, causation_id, traceparent)`
 
 /** The results by the numbers of the commits, from what `commit_events` returned. A commit that was written is left out. */
 const resultsOf = ([row]: Rows): ReadonlyArray<AppendResult> => {
@@ -156,6 +166,10 @@ const columnsOf = (commits: ReadonlyArray<Commit>): ReadonlyArray<unknown> => {
   const bodies: Array<string> = []
   const metadata: Array<string> = []
   const timestamps: Array<string> = []
+  const versions: Array<number> = []
+  const correlationIds: Array<string | null> = []
+  const causationIds: Array<string | null> = []
+  const traceparents: Array<string | null> = []
   for (const [number, events] of commits.entries()) {
     const seen = new Set<string>()
     for (const event of events) {
@@ -168,7 +182,14 @@ const columnsOf = (commits: ReadonlyArray<Commit>): ReadonlyArray<unknown> => {
       bodies.push(event.body)
       metadata.push(event.metadata)
       timestamps.push(event.timestamp)
+      versions.push(event.version)
+      correlationIds.push(event.correlationId ?? null)
+      causationIds.push(event.causationId ?? null)
+      traceparents.push(event.traceparent ?? null)
     }
   }
-  return [numbers, firsts, aggregateIds, sequences, types, bodies, metadata, timestamps]
+  return [
+    ...[numbers, firsts, aggregateIds, sequences, types, bodies, metadata, timestamps],
+    ...[versions, correlationIds, causationIds, traceparents]
+  ]
 }

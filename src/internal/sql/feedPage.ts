@@ -150,8 +150,18 @@ interface WindowRow {
   readonly scanned?: string | null | undefined
 }
 
-const smallRowOf = ([position_and_id, timestamp, sequence, type, body, metadata, scanned]: Rows[number]) =>
-  ({ position_and_id, timestamp, sequence, type, body, metadata, scanned }) as unknown as SmallRow & WindowRow
+const smallRowOf = ([
+  position_and_id,
+  timestamp,
+  sequence,
+  versioned_type,
+  body,
+  metadata,
+  cause,
+  scanned
+]: Rows[number]) =>
+  ({ position_and_id, timestamp, sequence, versioned_type, body, metadata, cause, scanned }) as unknown as SmallRow &
+    WindowRow
 
 const selectPage = (log: LogTable, options: PageOptions) => {
   const { measuring, schema, sql } = log

@@ -1,18 +1,20 @@
 /**
  * The rows of events that the feed selects, and the events in them. Subscriptions and rebuilds read events so, too.
  *
- * Each column costs as much as a small body, so position and id share one. A text that may begin with any character has
- * a dot in front, because PGlite drops U+FEFF at the start of a text. JSON is selected as text, so that no type parser
+ * Each column costs as much as a small body, so position and id share one, version and type do, and so does what caused
+ * the event. No column begins with a text of the application, because PGlite drops U+FEFF at the start of a text. JSON is selected as text, so that no type parser
  * of the driver changes it.
  */
 import type * as SqlClient from "@effect/sql/SqlClient"
 import type * as Statement from "@effect/sql/Statement"
 import { identityOf, type StoredEvent } from "../../Event.js"
 import type { FeedEvent, Position } from "../../EventFeed.js"
+import { causeColumn, causeOf, typeOf, type VersionedType, versionedType } from "./eventColumns.js"
 
-export interface FeedRow extends Omit<StoredEvent, "aggregateId"> {
+export interface FeedRow extends Pick<StoredEvent, "timestamp" | "sequence" | "body" | "metadata">, VersionedType {
   /** The position, a dot, and the id of the aggregate. */
   readonly position_and_id: string
+  readonly cause: string | null
 }
 
 /** The columns of a `FeedRow`. */
@@ -20,11 +22,11 @@ export const feedColumns = (
   sql: SqlClient.SqlClient,
   contents = sql.literal("body::text, metadata::text")
 ): Statement.Fragment =>
-  sql`feed_key::text || '-' || position::text || '.' || aggregate_id as position_and_id, timestamp::text, sequence::text, '.' || type as type, ${contents}`
+  sql`feed_key::text || '-' || position::text || '.' || aggregate_id as position_and_id, timestamp::text, sequence::text, ${versionedType(sql)}, ${contents}, ${causeColumn(sql)}`
 
 /** The columns of a `FeedRow` that has a position and nothing else. */
 export const positionColumns = (sql: SqlClient.SqlClient): Statement.Fragment =>
-  sql.literal("feed_key::text || '-' || position::text || '.', null, null, null, null, null")
+  sql.literal("feed_key::text || '-' || position::text || '.', null, null, null, null, null, null")
 
 export const positionOfFeedRow = (row: Pick<FeedRow, "position_and_id">): Position =>
   row.position_and_id.slice(0, row.position_and_id.indexOf(".")) as Position
@@ -43,9 +45,10 @@ export const feedEventsOf = (rows: ReadonlyArray<FeedRow>): ReadonlyArray<FeedEv
       kind,
       id,
       sequence: Number(row.sequence),
-      type: row.type.slice(1),
+      ...typeOf(row),
       body: JSON.parse(row.body),
-      metadata: parseMetadata(row.metadata)
+      metadata: parseMetadata(row.metadata),
+      ...(row.cause === null ? undefined : causeOf(row.cause))
     }
   })
 }

@@ -79,7 +79,8 @@ const commitEvents = ({ schema, sql }: LogTable): Statement<unknown> =>
   sql`create or replace function ${schema}.commit_events(
     p_lock_timeout text, p_whole boolean,
     p_commits int[], p_firsts boolean[], p_aggregate_ids text[], p_sequences int[], p_types text[],
-    p_bodies json[], p_metadata json[], p_timestamps uuid[]
+    p_bodies json[], p_metadata json[], p_timestamps uuid[],
+    p_versions int[], p_correlation_ids text[], p_causation_ids uuid[], p_traceparents text[]
   ) returns text
   ${writing(sql, schema)}
   as $function$
@@ -98,14 +99,25 @@ const commitEvents = ({ schema, sql }: LogTable): Statement<unknown> =>
     end if;
 
     if pg_current_xact_id_if_assigned() is not null then
-      answer := commit_in_transaction(p_firsts, p_aggregate_ids, p_sequences, p_types, p_bodies, p_metadata, p_timestamps);
+      answer := commit_in_transaction(
+        p_firsts, p_aggregate_ids, p_sequences, p_types, p_bodies, p_metadata, p_timestamps,
+        p_versions, p_correlation_ids, p_causation_ids, p_traceparents
+      );
     else
-      insert into event_log (position, aggregate_id, sequence, type, body, metadata, "timestamp")
-      select i.position, i.aggregate_id, i.sequence, i.type, i.body, i.metadata, i."timestamp"
+      insert into event_log (
+        position, aggregate_id, sequence, type, body, metadata, "timestamp", version, correlation_id, causation_id, traceparent
+      )
+      select i.position, i.aggregate_id, i.sequence, i.type, i.body, i.metadata, i."timestamp", i.version, i.correlation_id,
+        i.causation_id, i.traceparent
       from (
         select nextval('event_log_position_seq') as position, e.*
-        from unnest(p_firsts, p_aggregate_ids, p_sequences, p_types, p_bodies, p_metadata, p_timestamps)
-          as e (first, aggregate_id, sequence, type, body, metadata, "timestamp")
+        from unnest(
+          p_firsts, p_aggregate_ids, p_sequences, p_types, p_bodies, p_metadata, p_timestamps, p_versions,
+          p_correlation_ids, p_causation_ids, p_traceparents
+        ) as e (
+          first, aggregate_id, sequence, type, body, metadata, "timestamp", version, correlation_id, causation_id,
+          traceparent
+        )
       ) i
       where not i.first or i.sequence = 1
         -- A stream has no gaps.
@@ -167,7 +179,8 @@ const commitEvents = ({ schema, sql }: LogTable): Statement<unknown> =>
 const commitInTransaction = ({ schema, sql }: LogTable): Statement<unknown> =>
   sql`create or replace function ${schema}.commit_in_transaction(
     p_firsts boolean[], p_aggregate_ids text[], p_sequences int[], p_types text[],
-    p_bodies json[], p_metadata json[], p_timestamps uuid[]
+    p_bodies json[], p_metadata json[], p_timestamps uuid[],
+    p_versions int[], p_correlation_ids text[], p_causation_ids uuid[], p_traceparents text[]
   ) returns text
   ${writing(sql, schema)}
   as $function$
@@ -177,8 +190,12 @@ const commitInTransaction = ({ schema, sql }: LogTable): Statement<unknown> =>
     used xid8;
   begin
     begin
-      insert into event_log (position, feed_key, aggregate_id, sequence, type, body, metadata, "timestamp")
-      select i.position, i.feed_key, i.aggregate_id, i.sequence, i.type, i.body, i.metadata, i."timestamp"
+      insert into event_log (
+        position, feed_key, aggregate_id, sequence, type, body, metadata, "timestamp", version, correlation_id, causation_id,
+        traceparent
+      )
+      select i.position, i.feed_key, i.aggregate_id, i.sequence, i.type, i.body, i.metadata, i."timestamp", i.version,
+        i.correlation_id, i.causation_id, i.traceparent
       from (
         select nextval('event_log_position_seq') as position,
           greatest(
@@ -192,8 +209,13 @@ const commitInTransaction = ({ schema, sql }: LogTable): Statement<unknown> =>
               order by p.feed_key desc limit 1
             )
           ) as feed_key, e.*
-        from unnest(p_firsts, p_aggregate_ids, p_sequences, p_types, p_bodies, p_metadata, p_timestamps)
-          as e (first, aggregate_id, sequence, type, body, metadata, "timestamp")
+        from unnest(
+          p_firsts, p_aggregate_ids, p_sequences, p_types, p_bodies, p_metadata, p_timestamps, p_versions,
+          p_correlation_ids, p_causation_ids, p_traceparents
+        ) as e (
+          first, aggregate_id, sequence, type, body, metadata, "timestamp", version, correlation_id, causation_id,
+          traceparent
+        )
       ) i
       where not i.first or i.sequence = 1
         or (select true from event_log p where p.aggregate_id = i.aggregate_id and p.sequence = i.sequence - 1)
@@ -372,12 +394,12 @@ const reading = (sql: SqlClient.SqlClient, schema: Fragment): Fragment =>
   set enable_bitmapscan = off`
 
 /**
- * Reads a stream from its newest snapshot up to `p_max`, if there is one. The snapshot is a row without a type. Up to `p_limit` events
+ * Reads a stream from its newest snapshot up to `p_max`, if there is one. The snapshot is a row without version and type. Up to `p_limit` events
  * follow, from the sequence of the snapshot. A body or metadata of more than `p_small` bytes is null.
  */
 const readStream = ({ measuring, schema, sql }: LogTable): Statement<unknown> =>
   sql`create or replace function ${schema}.read_stream(p_aggregate_id text, p_max int, p_limit int, p_small int)
-  returns table ("timestamp" text, sequence int, type text, body text, metadata text)
+  returns table ("timestamp" text, sequence int, versioned_type text, body text, metadata text)
   ${reading(sql, schema)}
   as $function$
   #variable_conflict use_column
@@ -391,7 +413,7 @@ const readStream = ({ measuring, schema, sql }: LogTable): Statement<unknown> =>
       select s.sequence into first from snapshots s where s.aggregate_id = p_aggregate_id;
     end if;
     return query
-      select e."timestamp"::text, e.sequence, '.' || e.type, ${sql.literal(smallText(measuring, "e.body", "p_small"))},
+      select e."timestamp"::text, e.sequence, e.version::text || '.' || e.type, ${sql.literal(smallText(measuring, "e.body", "p_small"))},
         ${sql.literal(smallText(measuring, "e.metadata", "p_small"))}
       from event_log e
       where e.aggregate_id = p_aggregate_id and e.sequence >= first and e.sequence <= p_max
@@ -401,11 +423,13 @@ const readStream = ({ measuring, schema, sql }: LogTable): Statement<unknown> =>
 
 /**
  * Reads the events between two sequences into one row of JSON lists, which is far cheaper to send and to parse than a row for each event.
- * The lists are null if they had more than `p_size` bytes, stored or as text.
+ * The lists are null if they had more than `p_size` bytes, stored or as text. The list of versions is null if all are 1.
  */
 const readPage = ({ schema, sql }: LogTable): Statement<unknown> =>
   sql`create or replace function ${schema}.read_page(p_aggregate_id text, p_min int, p_max int, p_size bigint)
-  returns table (events bigint, first int, last int, timestamps text, types text, bodies text, metadata text)
+  returns table (
+    events bigint, first int, last int, timestamps text, types text, bodies text, metadata text, versions text
+  )
   ${reading(sql, schema)}
   as $function$
   #variable_conflict use_column
@@ -419,11 +443,12 @@ const readPage = ({ schema, sql }: LogTable): Statement<unknown> =>
       select '["' || string_agg("timestamp"::text, '","' order by sequence) || '"]',
         json_agg(type order by sequence)::text,
         '[' || string_agg(body::text, ',' order by sequence) || ']',
-        '[' || string_agg(metadata::text, ',' order by sequence) || ']'
-      into timestamps, types, bodies, metadata
+        '[' || string_agg(metadata::text, ',' order by sequence) || ']',
+        case when max(version) > 1 then json_agg(version order by sequence)::text end
+      into timestamps, types, bodies, metadata, versions
       from event_log where aggregate_id = p_aggregate_id and sequence between p_min and p_max;
       if octet_length(bodies) + octet_length(metadata) > p_size then
-        select null, null, null, null into timestamps, types, bodies, metadata;
+        select null, null, null, null, null into timestamps, types, bodies, metadata, versions;
       end if;
     end if;
     return next;

@@ -199,5 +199,25 @@ const migrations: ReadonlyArray<Migration> = [
       sql`create table ${schema}.rebuild_swaps (swaps bigint not null)`,
       sql`insert into ${schema}.rebuild_swaps values (0)`
     ]
+  },
+  {
+    name: "versions and causes of events",
+    statements: (sql, schema) => [
+      // The functions that take or return events; they are created anew.
+      sql`drop function if exists ${schema}.commit_events(
+        text, boolean, int[], boolean[], text[], int[], text[], json[], json[], uuid[]
+      )`,
+      sql`drop function if exists ${schema}.commit_in_transaction(
+        boolean[], text[], int[], text[], json[], json[], uuid[]
+      )`,
+      sql`drop function if exists ${schema}.read_page(text, int, int, bigint)`,
+      sql`drop function if exists ${schema}.read_stream(text, int, int, int)`,
+      // A default that is constant needs no rewrite of the table.
+      sql`alter table ${schema}.event_log
+        add column version int not null default 1 check (version > 0),
+        add column correlation_id text collate "C",
+        add column causation_id uuid,
+        add column traceparent text collate "C"`
+    ]
   }
 ]

@@ -19,6 +19,7 @@ import type { Timestamp } from "../../Timestamp.js"
 import { type Contents, fitting, isComplete, type LogTable, shareOf, smallOrNull } from "../store/pageBytes.js"
 import { decodeSnapshot } from "../store/storedRecord.js"
 import { eventPage } from "../store/streamReader.js"
+import { causeColumn, causeOf, typeOf, type VersionedType, versionedType } from "./eventColumns.js"
 import type { CommandRunner } from "./pg/commandRunner.js"
 import type { Rows } from "./pg/driver.js"
 import { execute, executeCommand, retryDisturbed } from "./pg/execute.js"
@@ -63,9 +64,9 @@ const makeStreamReads = (log: LogTable, runner: CommandRunner): StreamReads<Stor
     )
 
   return {
-    page: (aggregateId, minSequence, limit) => {
+    page: (aggregateId, minSequence, limit, options) => {
       const range = { aggregateId, minSequence, maxSequence }
-      if (limit < longPage) {
+      if (limit < longPage || options?.withCause === true) {
         const small = Effect.map(query(log, "getEvents", selectSmallEvents(log, range, limit)), (rows) =>
           pageOf(aggregateId, rows, limit)
         )
@@ -106,25 +107,26 @@ const longPage = 1000
 const query = <A>({ sql }: LogTable, operation: string, statement: Effect.Effect<A, SqlError>) =>
   retryDisturbed(execute(sql, { operation, phase: "reading" }, statement))
 
-// A text of the application is selected with a dot before it, because PGlite drops a U+FEFF at the start of a text as a byte order mark.
-const withoutDot = (text: string): string => text.slice(1)
-
-interface EventRow extends Omit<StoredEvent, "aggregateId"> {}
-
-/** A row of a page. A value that has more than its share of the page is null. */
-interface SmallRow extends Omit<EventRow, "type" | keyof Contents>, Contents {
-  /** Null in the row of the snapshot. */
-  readonly type: string | null
+interface EventRow extends Pick<StoredEvent, "timestamp" | "sequence" | "body" | "metadata">, VersionedType {
+  /** Undefined if it was not selected. */
+  readonly cause?: string | null | undefined
 }
 
-const eventOf = (aggregateId: string, { body, metadata, sequence, timestamp, type }: EventRow): StoredEvent => ({
-  timestamp,
+/** A row of a page. A value that has more than its share of the page is null. */
+interface SmallRow extends Omit<EventRow, "versioned_type" | keyof Contents>, Contents {
+  /** Null in the row of the snapshot. */
+  readonly versioned_type: string | null
+}
+
+const eventOf = (aggregateId: string, row: EventRow): StoredEvent => ({
+  timestamp: row.timestamp,
   aggregateId,
   // The driver of an application may read numbers as texts.
-  sequence: Number(sequence),
-  type: withoutDot(type),
-  body,
-  metadata
+  sequence: Number(row.sequence),
+  ...typeOf(row),
+  body: row.body,
+  metadata: row.metadata,
+  ...(row.cause && causeOf(row.cause))
 })
 
 /**
@@ -136,7 +138,7 @@ const pageOf = (
   rows: ReadonlyArray<SmallRow>,
   limit: number
 ): EventPage | { readonly measureFrom: number } => {
-  const found = rows.filter(({ type }) => type !== null)
+  const found = rows.filter(({ versioned_type }) => versioned_type !== null)
   const first = found.slice(0, limit)
   return first.every(isEvent)
     ? eventPage(eventsOfRows(aggregateId, first), found.length > limit)
@@ -149,9 +151,9 @@ const pageOfMeasured = (aggregateId: string, rows: ReadonlyArray<EventRow>): Eve
 
 /** Whether a row of `selectStream` is the snapshot. */
 const isSnapshot = (row: SmallRow): row is SmallRow & { readonly body: string; readonly metadata: string } =>
-  row.type === null && isComplete(row)
+  row.versioned_type === null && isComplete(row)
 
-const isEvent = (row: SmallRow): row is SmallRow & EventRow => row.type !== null && isComplete(row)
+const isEvent = (row: SmallRow): row is SmallRow & EventRow => row.versioned_type !== null && isComplete(row)
 
 /** The events of rows. Rows with equal metadata share one object. */
 const eventsOfRows = (aggregateId: string, rows: ReadonlyArray<EventRow>): ReadonlyArray<Event> => {
@@ -166,9 +168,10 @@ const eventsOfRows = (aggregateId: string, rows: ReadonlyArray<EventRow>): Reado
       timestamp: row.timestamp,
       aggregateId,
       sequence: Number(row.sequence),
-      type: withoutDot(row.type),
+      ...typeOf(row),
       body: JSON.parse(row.body),
-      metadata
+      metadata,
+      ...(row.cause && causeOf(row.cause))
     }
   })
 }
@@ -192,7 +195,7 @@ const selectFittingEvents = ({ measuring, schema, sql }: LogTable, range: Sequen
   )} event_log order by sequence`
 
 const eventColumns = (sql: SqlClient.SqlClient, contents = sql.literal("body::text, metadata::text")) =>
-  sql`timestamp::text, sequence, '.' || type as type, ${contents}`
+  sql`timestamp::text, sequence, ${versionedType(sql)}, ${contents}, ${causeColumn(sql)}`
 
 const inRange = (sql: SqlClient.SqlClient, { aggregateId, maxSequence, minSequence }: SequenceRange) =>
   sql`aggregate_id = ${aggregateId} and sequence between ${minSequence} and ${maxSequence}`
@@ -207,6 +210,8 @@ interface PageRow {
   readonly types: string
   readonly bodies: string
   readonly metadata: string
+  /** Null if all are 1. */
+  readonly versions: string | null
 }
 
 /** In bytes, stored and as text. Less than a page of rows may have, because the server takes time to make the row. */
@@ -225,10 +230,10 @@ const pageOfRow = (
   const [found, first, last] = [Number(row.found), Number(row.first), Number(row.last)]
   if (found === 0 || last - first + 1 !== found) return { rowsUpTo: maxSequence }
   if (row.timestamps === null) return { rowsUpTo: found > limit ? last : maxSequence }
-  const { bodies, metadata, timestamps, types } = row
+  const { bodies, metadata, timestamps, types, versions } = row
   const length = Math.min(found, limit)
   return {
-    events: () => eventsOf(aggregateId, first, length, [timestamps, types, bodies, metadata]),
+    events: () => eventsOf(aggregateId, first, length, [timestamps, types, bodies, metadata, versions]),
     moreAfter: found > limit ? first + length - 1 : undefined
   }
 }
@@ -237,9 +242,11 @@ const eventsOf = (
   aggregateId: string,
   first: number,
   length: number,
-  columns: readonly [string, string, string, string]
+  columns: readonly [string, string, string, string, string | null]
 ): ReadonlyArray<Event> => {
-  const [timestamps, types, bodies, metadata]: Columns = columns.map((column) => JSON.parse(column)) as Columns
+  const [timestamps, types, bodies, metadata, versions]: Columns = columns.map(
+    (column) => column && JSON.parse(column)
+  ) as Columns
   const events: Array<Event> = []
   for (let index = 0; index < length; index++) {
     events.push({
@@ -247,6 +254,7 @@ const eventsOf = (
       aggregateId,
       sequence: first + index,
       type: types[index],
+      version: versions === null ? 1 : versions[index],
       body: bodies[index],
       metadata: metadata[index]
     } as Event)
@@ -258,7 +266,8 @@ type Columns = [
   ReadonlyArray<Timestamp>,
   ReadonlyArray<string>,
   ReadonlyArray<Event["body"]>,
-  ReadonlyArray<Event["metadata"]>
+  ReadonlyArray<Event["metadata"]>,
+  ReadonlyArray<number> | null
 ]
 
 /** The texts of the reads that a load needs most, which are put together once. */
@@ -268,20 +277,20 @@ const preparedReads = ({ schema, sql }: LogTable, runner: CommandRunner) => {
   return {
     /** The snapshot, if there is one, and the events from its sequence up to a limit and one more. */
     stream: preparedText(
-      sql`select timestamp, sequence, type, body, metadata from ${schema}.read_stream(${p}, ${p}, ${p}, ${p})`
+      sql`select timestamp, sequence, versioned_type, body, metadata from ${schema}.read_stream(${p}, ${p}, ${p}, ${p})`
     ),
     /** The events up to a limit and one more, in one row. */
     page: preparedText(
-      sql`select events, first, last, timestamps, types, bodies, metadata from ${schema}.read_page(${p}, ${p}, ${p}, ${p})`
+      sql`select events, first, last, timestamps, types, bodies, metadata, versions from ${schema}.read_page(${p}, ${p}, ${p}, ${p})`
     )
   }
 }
 
-const smallRow = ([timestamp, sequence, type, body, metadata]: Rows[number]): SmallRow =>
-  ({ timestamp, sequence, type, body, metadata }) as unknown as SmallRow
+const smallRow = ([timestamp, sequence, versioned_type, body, metadata]: Rows[number]): SmallRow =>
+  ({ timestamp, sequence, versioned_type, body, metadata }) as unknown as SmallRow
 
-const pageRow = ([found, first, last, timestamps, types, bodies, metadata]: Rows[number]): PageRow =>
-  ({ found, first, last, timestamps, types, bodies, metadata }) as unknown as PageRow
+const pageRow = ([found, first, last, timestamps, types, bodies, metadata, versions]: Rows[number]): PageRow =>
+  ({ found, first, last, timestamps, types, bodies, metadata, versions }) as unknown as PageRow
 
 const selectSnapshot = ({ schema, sql }: LogTable, range: SequenceRange) =>
   sql<Omit<StoredSnapshot, "aggregateId">>`select timestamp::text, sequence, body::text, metadata::text

@@ -4,7 +4,7 @@
  * records.
  */
 import * as Exit from "effect/Exit"
-import { type Event, maxNameLength, maxSequence, type StoredEvent } from "../../Event.js"
+import { type Event, maxNameLength, maxSequence, maxVersion, type NewEvent, type StoredEvent } from "../../Event.js"
 import type { Snapshot, StoredSnapshot } from "../../Snapshot.js"
 import type { SequenceRange } from "../../StoreAdapter.js"
 import { ValidationError, ValidationIssue } from "../../StoreError.js"
@@ -15,7 +15,7 @@ import { isLongerThan } from "../codec/names.js"
 /** Validates and encodes the events of a commit. */
 export const encodeEvents = (
   operation: string,
-  events: ReadonlyArray<Event>
+  events: ReadonlyArray<NewEvent>
 ): Exit.Exit<ReadonlyArray<StoredEvent>, ValidationError> =>
   validate(operation, (reporter) => {
     if (!Array.isArray(events)) {
@@ -28,13 +28,15 @@ export const encodeEvents = (
     }
     const heads = new Map<string, number>()
     let size = 0
-    const prepared = Array.from(events, (event: Event, index): StoredEvent => {
+    const prepared = Array.from(events, (event: NewEvent, index): StoredEvent => {
       const report = reporter(index)
-      const { aggregateId, body, metadata, sequence, timestamp, type } = readFields(event, report)
+      const fields = readFields(event, report)
+      const { aggregateId, body, metadata, sequence, timestamp, type, version = 1 } = fields
       checkName(aggregateId, "aggregateId", report)
       checkName(type, "type", report)
       checkSequence(sequence, 1, "sequence", report)
-      checkTimestamp(timestamp, report)
+      checkTimestamp(timestamp, "timestamp", report)
+      if (version !== 1) checkVersion(version, report)
       const previous = heads.get(aggregateId)
       if (previous !== undefined && sequence !== previous + 1) {
         report(["sequence"], `must be ${previous + 1}: sequences of one aggregate rise by one within a commit`)
@@ -45,8 +47,10 @@ export const encodeEvents = (
         aggregateId,
         sequence,
         type,
+        version,
         body: stringifyObject(body, at("body", report)) ?? "",
-        metadata: stringifyObject(metadata, at("metadata", report)) ?? ""
+        metadata: stringifyObject(metadata, at("metadata", report)) ?? "",
+        ...causeOf(fields, report)
       }
       if (size <= maxCommitSize) {
         size += stored.body.length + stored.metadata.length
@@ -64,7 +68,7 @@ export const encodeSnapshot = (snapshot: Snapshot): Exit.Exit<StoredSnapshot, Va
     const { aggregateId, body, metadata, sequence, timestamp } = readFields(snapshot, report)
     checkName(aggregateId, "aggregateId", report)
     checkSequence(sequence, 1, "sequence", report)
-    checkTimestamp(timestamp, report)
+    checkTimestamp(timestamp, "timestamp", report)
     return {
       timestamp,
       aggregateId,
@@ -108,9 +112,21 @@ export const decodeEvent = (stored: StoredEvent): Event => ({
   aggregateId: stored.aggregateId,
   sequence: stored.sequence,
   type: stored.type,
+  version: stored.version,
   body: JSON.parse(stored.body),
-  metadata: JSON.parse(stored.metadata)
+  metadata: JSON.parse(stored.metadata),
+  ...causeFields(stored)
 })
+
+/** The fields that say what caused an event, without those that are not set. */
+export const causeFields = ({ causationId, correlationId, traceparent }: Cause): Cause =>
+  causationId === undefined && correlationId === undefined && traceparent === undefined
+    ? noCause
+    : {
+        ...(correlationId !== undefined && { correlationId }),
+        ...(causationId !== undefined && { causationId }),
+        ...(traceparent !== undefined && { traceparent })
+      }
 
 /** Decodes a stored snapshot. */
 export const decodeSnapshot = (stored: StoredSnapshot): Snapshot => ({
@@ -131,6 +147,10 @@ export const sizeOf = (events: ReadonlyArray<StoredEvent>): number => {
 }
 
 // --- internal ---
+
+type Cause = Pick<Event, "correlationId" | "causationId" | "traceparent">
+
+const noCause: Cause = {}
 
 /** The maximum number of events of a commit, which one statement can hold. */
 const maxEvents = 1_000_000
@@ -195,9 +215,28 @@ const checkSequence = (sequence: unknown, min: number, field: string, report: Re
   }
 }
 
-const checkTimestamp = (timestamp: unknown, report: Report): void => {
-  if (!isTimestamp(timestamp)) report(["timestamp"], "must be a timestamp: a UUIDv7 in lower case")
+const checkTimestamp = (timestamp: unknown, field: string, report: Report): void => {
+  if (!isTimestamp(timestamp)) report([field], "must be a timestamp: a UUIDv7 in lower case")
 }
+
+const checkVersion = (version: unknown, report: Report): void => {
+  if (!Number.isInteger(version) || Number(version) < 1 || Number(version) > maxVersion) {
+    report(["version"], `must be an integer from 1 to ${maxVersion}`)
+  }
+}
+
+/** The valid fields that say what caused an event. */
+const causeOf = (event: NewEvent, report: Report): Cause => {
+  const { causationId, correlationId, traceparent } = event
+  if (correlationId !== undefined) checkName(correlationId, "correlationId", report)
+  if (causationId !== undefined) checkTimestamp(causationId, "causationId", report)
+  if (traceparent !== undefined && !(typeof traceparent === "string" && traceparentForm.test(traceparent))) {
+    report(["traceparent"], "must be a traceparent of W3C Trace Context, of version 00")
+  }
+  return causeFields(event)
+}
+
+const traceparentForm = /^00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$/
 
 const at =
   (field: string, report: Report): Report =>

@@ -1,0 +1,46 @@
+/**
+ * Columns of the event log that share one column of a row, because each column of a row costs as much as a small body.
+ * The reads of streams and of the feed select them.
+ */
+import type * as SqlClient from "@effect/sql/SqlClient"
+import type * as Statement from "@effect/sql/Statement"
+import type { Event } from "../../Event.js"
+import type { Timestamp } from "../../Timestamp.js"
+
+/** The version, a dot, and the type of an event. */
+export interface VersionedType {
+  readonly versioned_type: string
+}
+
+export const versionedType = (sql: SqlClient.SqlClient): Statement.Fragment =>
+  sql.literal("version::text || '.' || type as versioned_type")
+
+export const typeOf = ({ versioned_type }: VersionedType): Pick<Event, "type" | "version"> => {
+  const dot = versioned_type.indexOf(".")
+  return {
+    type: versioned_type.slice(dot + 1),
+    version: dot === 1 ? versioned_type.charCodeAt(0) - zero : Number(versioned_type.slice(0, dot))
+  }
+}
+
+/** What caused an event, or null if that is not known. Only the last of its three parts may have a space in it. */
+export const causeColumn = (sql: SqlClient.SqlClient): Statement.Fragment =>
+  sql.literal(`case when num_nonnulls(causation_id, traceparent, correlation_id) > 0 then
+    coalesce(causation_id::text, '') || ' ' || coalesce(traceparent, '') || ' ' || coalesce(correlation_id, '') end as cause`)
+
+export const causeOf = (cause: string): Pick<Event, "correlationId" | "causationId" | "traceparent"> => {
+  const first = cause.indexOf(" ")
+  const second = cause.indexOf(" ", first + 1)
+  const correlationId = cause.slice(second + 1)
+  const traceparent = cause.slice(first + 1, second)
+  return {
+    ...(correlationId !== "" && { correlationId }),
+    // The column has the type of the timestamp, and commits check it.
+    ...(first > 0 && { causationId: cause.slice(0, first) as Timestamp }),
+    ...(traceparent !== "" && { traceparent })
+  }
+}
+
+// --- internal ---
+
+const zero = "0".charCodeAt(0)
