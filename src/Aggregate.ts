@@ -10,10 +10,10 @@ import type * as Duration from "effect/Duration"
 import type * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Schedule from "effect/Schedule"
-import type * as Schema from "effect/Schema"
-import type * as Stream from "effect/Stream"
+import * as Schema from "effect/Schema"
 import type { StreamIds } from "./Event.js"
 import type { StreamPosition } from "./EventFeed.js"
+import type { Aggregate } from "./internal/aggregate/aggregateType.js"
 import { withConditions } from "./internal/aggregate/conditions.js"
 import { compile } from "./internal/aggregate/definition.js"
 import { evaluateAll as evaluateSeveral } from "./internal/aggregate/evaluateAll.js"
@@ -25,15 +25,15 @@ import type {
   RefusalSchemas,
   StateOf
 } from "./internal/aggregate/handlerTypes.js"
-import type { HistoricEvent } from "./internal/aggregate/history.js"
+import type { NewIdOf } from "./internal/aggregate/idTypes.js"
 import { makeOperations, serviceTag } from "./internal/aggregate/operations.js"
 import { makeService } from "./internal/aggregate/service.js"
 import { cacheLimits } from "./internal/aggregate/stateCache.js"
 import { makeTargetedCommand, type TargetedCommand } from "./internal/aggregate/targetedCommand.js"
 import type { HandlerContext, HandlerError, Tagged } from "./internal/codec/eventCodec.js"
 import type { Projection } from "./Projection.js"
-import type { StoreAdapter } from "./StoreAdapter.js"
 import type { CommandIdReused, RetryCommand, StoreError, UnexpectedSequence, ValidationError } from "./StoreError.js"
+import type { Time } from "./Timestamp.js"
 
 /**
  * The state of an aggregate that a handler decides on, with the aggregate's id and sequence.
@@ -41,11 +41,21 @@ import type { CommandIdReused, RetryCommand, StoreError, UnexpectedSequence, Val
  * @since 0.1.0
  * @category models
  */
-export interface Root<out State> {
-  readonly id: string
+export interface Root<out State, out Id extends string = string> {
+  readonly id: Id
   /** The sequence of the last event that the state contains; 0 before the first event. */
   readonly sequence: number
   readonly state: State
+}
+
+/**
+ * A time that `replay` returns the state of.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface AsOf {
+  readonly asOf: Time
 }
 
 /**
@@ -117,10 +127,16 @@ export interface Instance<out Name extends string> {
  * @since 0.1.0
  * @category models
  */
-export type DecideHandlers<State, A extends Tagged, C extends Tagged, Declared = undefined> = {
+export type DecideHandlers<
+  State,
+  A extends Tagged,
+  C extends Tagged,
+  Declared = undefined,
+  Id extends string = string
+> = {
   readonly [K in C["_tag"]]: (
     command: Extract<C, { readonly _tag: K }>,
-    root: Root<State>
+    root: Root<State, Id>
     // biome-ignore lint/suspicious/noExplicitAny: the bound of a type parameter that takes every handler
   ) => Effect.Effect<ReadonlyArray<EventOf<A>>, AllowedError<Declared, K>, any>
 }
@@ -135,115 +151,15 @@ export type EvolveHandlers<State, A extends Tagged> = {
   readonly [K in A["_tag"]]: (state: State, event: Extract<A, { readonly _tag: K }>) => StateOf<State>
 }
 
-/**
- * An aggregate: its operations, and the layer that they need. `Refusals` has the failures of each command's handler.
- *
- * @since 0.1.0
- * @category models
- */
-// An alias of an object type: a property of an interface would repeat all these types whenever an editor shows it.
-export type Aggregate<
-  Name extends string,
-  State,
-  A extends Tagged,
-  C extends Tagged,
-  CI,
-  Refusals extends { readonly [K in C["_tag"]]: unknown },
-  Declared,
-  Projections extends ReadonlyArray<Projection.Any>,
-  R
-> = {
-  /** The kind of its aggregates. */
-  readonly name: Name
-  /** How its streams are named in the store. */
-  readonly streams: StreamIds
-  /** The schema of its events. */
-  // biome-ignore lint/suspicious/noExplicitAny: followers decode stored events of whatever encoded form
-  readonly events: Schema.Schema<A, any>
-  /** Its strong projections, bound to it: a rebuild or a subscription takes them. */
-  readonly projections: BoundProjections<Projections>
-  /** The schema of its commands. */
-  readonly commands: Schema.Schema<C, CI>
-  /** The declared refusals, by command; `undefined` if none are declared. */
-  readonly refusals: Declared
-  /** The `aggregateId` of its events in the store and in the feed: `Account/42` of the id `42`, or the id itself with `streams: "plain"`. */
-  readonly streamId: (id: string) => string
-
+export type {
   /**
-   * A fresh id for a new aggregate: a timestamp, so ids rise with time. Any other text is an id, too, but the first command on it reads the
-   * store.
-   */
-  readonly newId: Effect.Effect<string>
-
-  /**
-   * Evaluates a command: loads the state, decides, and commits the events with the strong projections in one transaction. If another
-   * commit came first, the command is decided again on the new state, by the `retry` schedule. At the end of the schedule the
-   * `RetryCommand` is the failure. A refusal stores nothing.
+   * An aggregate: its operations, and the layer that they need. `Refusals` has the failures of each command's handler.
    *
-   * Commands on one aggregate are decided one at a time within a process. Commands that wait for each other are committed together, and
-   * each result is returned after the commit. A commit of unknown outcome (a connection lost at COMMIT) is settled: the same events are
-   * committed again, so a command takes effect once.
-   *
-   * Inside your own `SqlClient.withTransaction` the command is part of that transaction. Within `withCommandId` it takes effect once,
-   * however often it is evaluated. Within `withExpectedSequence` it takes effect only while the aggregate is at that sequence.
+   * @since 0.1.0
+   * @category models
    */
-  readonly evaluate: <K extends C>(
-    id: string,
-    command: K
-  ) => Effect.Effect<
-    Evaluated<State, A>,
-    Refusals[K["_tag"]] | Projection.Error<Projections[number]> | Failure,
-    Instance<Name>
-  >
-
-  /**
-   * Decodes a command from JSON, and evaluates it. Input that is no command of this aggregate fails with a `ValidationError` that names each
-   * problem and its place. (`evaluate` does not decode its command.) With `only`, every other command fails with a `ValidationError`, too,
-   * and the type has the refusals of the named commands alone.
-   */
-  readonly evaluateUnknown: <Only extends C["_tag"] = C["_tag"]>(
-    id: string,
-    command: unknown,
-    options?: { readonly only?: ReadonlyArray<Only> | undefined }
-  ) => Effect.Effect<
-    Evaluated<State, A>,
-    Refusals[Only] | Projection.Error<Projections[number]> | Failure,
-    Instance<Name>
-  >
-
-  /**
-   * The command as a value, with the aggregate that it is for: an item of the list that `evaluateAll` takes. With
-   * `expectedSequence` it is decided only while the aggregate is at that sequence.
-   */
-  readonly command: TargetedCommand.Make<Name, Evaluated<State, A>, C, Refusals, Projection.Error<Projections[number]>>
-
-  /** Whether the aggregate has events in the store. */
-  readonly exists: (id: string) => Effect.Effect<boolean, ValidationError | StoreError, Instance<Name>>
-  /** The cached state, or the state of the store if none is cached. A cached state may be older than the stored one. */
-  readonly get: (id: string) => Effect.Effect<State, ValidationError | StoreError, Instance<Name>>
-  /** The state of the store. An aggregate without events has the initial state. */
-  readonly fetch: (id: string) => Effect.Effect<State, ValidationError | StoreError, Instance<Name>>
-  /** The state of the store with its sequence, which is an `ETag` for `withExpectedSequence`. */
-  readonly root: (id: string) => Effect.Effect<Root<State>, ValidationError | StoreError, Instance<Name>>
-  /** The state after the event of a sequence, or the initial state at 0. A sequence beyond the last is a `ValidationError`. */
-  readonly replay: (id: string, sequence: number) => Effect.Effect<State, ValidationError | StoreError, Instance<Name>>
-
-  /** Stores a snapshot of the state, so that loading begins there. It replaces a stored snapshot unless that one is newer. */
-  readonly snapshot: (id: string) => Effect.Effect<void, ValidationError | StoreError, Instance<Name>>
-
-  /**
-   * All events that the aggregate has when the stream is run, in order. The stream reads page by page, so memory does not grow with the
-   * number of events. It fails with `UnreadableEvent` at the first event that can't be decoded, after the events before.
-   */
-  readonly history: (id: string) => Stream.Stream<HistoricEvent<A>, ValidationError | StoreError, Instance<Name>>
-
-  /**
-   * Provides the service that the operations need. It captures the services that handlers and projections need, so callers need this layer
-   * only. A service or `Context.Reference` that a caller provides itself wins. Clients of `@effect/sql` and services of this library are
-   * always those of the layer, because they belong to its store.
-   */
-  readonly layer: Layer.Layer<Instance<Name>, never, StoreAdapter | R>
-}
+  Aggregate
+} from "./internal/aggregate/aggregateType.js"
 
 /**
  * The options of `make`.
@@ -260,7 +176,9 @@ export interface Options<
   CI,
   Decide,
   Projections,
-  Declared = undefined
+  Declared = undefined,
+  Id extends string = string,
+  NewId extends Effect.Effect<Id> | undefined = undefined
 > {
   /** The schema of the state. It encodes snapshots. A snapshot of another schema is ignored. */
   readonly state: Schema.Schema<State, StateEncoded>
@@ -279,6 +197,19 @@ export interface Options<
    * compile, except for failures of this library (a handler may evaluate other commands) and for `SqlError`.
    */
   readonly refusals?: Declared | undefined
+  /**
+   * The schema of the ids: a brand, a template literal, a UUID, a pattern. It must not transform, because the id itself is stored. All
+   * operations take ids of its type, and an id from outside that does not fit is a `ValidationError`. By default an id is any text.
+   *
+   * Projections and subscriptions `of` the aggregate get ids of this type. A stored event whose id does not fit fails there with
+   * `UnreadableEvent`.
+   */
+  // biome-ignore lint/suspicious/noExplicitAny: the encoded form is text of any type
+  readonly id?: Schema.Schema<Id, any> | undefined
+  /** Makes the ids of `Aggregate.newId`: timestamps by default. A template literal needs it, for instance. */
+  readonly newId?: NewId | undefined
+  /** The kind under which its events are stored: the name by default. Give the former name to an aggregate that is renamed. */
+  readonly kind?: string | undefined
   /** Projections that are part of the transaction that commits the events. One that is `of` another aggregate is refused. */
   readonly projections?: Projections | undefined
   /**
@@ -441,24 +372,16 @@ export const defaultRetry: Schedule.Schedule<unknown> = Schedule.exponential("2 
 export const evaluateAll = <const Commands extends ReadonlyArray<TargetedCommand.Any>>(
   commands: Commands,
   options?: { readonly retry?: Schedule.Schedule<unknown> | undefined }
-): Effect.Effect<
-  TargetedCommand.Answers<Commands>,
-  TargetedCommand.Error<Commands[number]> | Failure,
-  TargetedCommand.Context<Commands[number]>
-> =>
-  evaluateSeveral(commands, options?.retry ?? defaultRetry) as Effect.Effect<
-    TargetedCommand.Answers<Commands>,
-    TargetedCommand.Error<Commands[number]> | Failure,
-    TargetedCommand.Context<Commands[number]>
-  >
+): TargetedCommand.Evaluation<Commands> =>
+  evaluateSeveral(commands, options?.retry ?? defaultRetry) as TargetedCommand.Evaluation<Commands>
 
 /**
  * Defines an aggregate. Its name is its kind, and part of the identity of its aggregates: `Account` and `Payment` may both have one of id
- * `42`. So names must differ, and renaming an aggregate leaves its events behind.
+ * `42`. So names must differ. An aggregate that is renamed finds its events by the option `kind`, which is its former name.
  *
- * - A name is a text of 1 to 253 characters without `/`. It must not begin with `effect-maestro`. It is the key of the layer's service, so
+ * - A name, or a kind, is a text of 1 to 253 characters without `/`. It must not begin with `effect-maestro`. It is the key of the layer's service, so
  *   an operation dies if the context has the layer of another aggregate of the name.
- * - An id is a text of at least 1 character. With the name and the `/` between them it has at most 255. Any other is a `ValidationError`
+ * - An id is a text of at least 1 character. With the kind and the `/` between them it has at most 255. Any other is a `ValidationError`
  *   of each operation.
  *
  * @since 0.1.0
@@ -503,9 +426,11 @@ export const make = <
   I extends Tagged,
   C extends Tagged,
   CI,
-  Decide extends DecideHandlers<State, A, C, Declared>,
+  Decide extends DecideHandlers<State, A, C, Declared, Id>,
   const Projections extends ReadonlyArray<Projection.Any> = readonly [],
-  const Declared extends RefusalSchemas<C> | undefined = undefined
+  const Declared extends RefusalSchemas<C> | undefined = undefined,
+  Id extends string = string,
+  NewId extends Effect.Effect<Id> | undefined = undefined
 >(
   name: Name,
   options: Options<
@@ -517,7 +442,9 @@ export const make = <
     CI,
     Decide & NoSuch<Exclude<keyof Decide, C["_tag"]>, "command">,
     Projections,
-    Declared & NoSuch<Exclude<keyof Declared, C["_tag"]>, "command">
+    Declared & NoSuch<Exclude<keyof Declared, C["_tag"]>, "command">,
+    Id,
+    NewId
   >
 ): Aggregate<
   Name,
@@ -528,25 +455,30 @@ export const make = <
   { readonly [K in C["_tag"]]: HandlerError<Decide[K]> },
   Declared,
   Projections,
-  HandlerContext<Decide[keyof Decide]> | Projection.Context<Projections[number]>
+  HandlerContext<Decide[keyof Decide]> | Projection.Context<Projections[number]>,
+  Id,
+  NewIdOf<Id, NewId>
 > => {
   type E = HandlerError<Decide[keyof Decide]> | Projection.Error<Projections[number]>
   type R = HandlerContext<Decide[keyof Decide]> | Projection.Context<Projections[number]>
-  const streams = options.streams ?? "byKind"
+  const { id = Schema.String, kind = name, streams = "byKind" } = options
   /** A command fails only with the refusals of its own handler, and with the failure of a condition only if the condition is set. */
   type Evaluation<Tag extends C["_tag"]> = Effect.Effect<
     Evaluated<State, A>,
     HandlerError<Decide[Tag]> | Projection.Error<Projections[number]> | Failure,
     Instance<Name>
   >
-  const defaults = { streams, retry: options.retry ?? defaultRetry }
-  const definition = compile<State, StateEncoded, A, I, C, CI, E, R>(name, options, defaults)
+  const defaults = { id, kind, streams, retry: options.retry ?? defaultRetry }
+  const definition = compile<State, StateEncoded, A, I, C, CI, E, R, Id>(name, options, defaults)
   const tag = serviceTag<Name, State, A, C, E>(name)
   const { severalIn, ...operations } = makeOperations(tag, definition, options.commands)
 
   return {
     ...operations,
     name,
+    kind,
+    // Without the option an id is any text, and `Id` is `string`.
+    id: id as Schema.Schema<Id>,
     streams,
     events: options.events,
     // The same projections in the same order, which the type of `map` does not say.
@@ -554,11 +486,13 @@ export const make = <
     streamId: definition.streams.streamId,
     commands: options.commands,
     refusals: options.refusals as Declared,
-    evaluate: <K extends C>(id: string, command: K) => operations.evaluate(id, command) as Evaluation<K["_tag"]>,
-    command: (id: string, command: C, options?: TargetedCommand.Options) =>
+    // The id that the option or a timestamp makes is checked, and the type says where neither can make one.
+    newId: operations.newId as NewIdOf<Id, NewId>,
+    evaluate: <K extends C>(id: Id, command: K) => operations.evaluate(id, command) as Evaluation<K["_tag"]>,
+    command: (id: Id, command: C, options?: TargetedCommand.Options) =>
       makeTargetedCommand(name, severalIn, id, command, options),
     evaluateUnknown: <Only extends C["_tag"] = C["_tag"]>(
-      id: string,
+      id: Id,
       command: unknown,
       options?: { readonly only?: ReadonlyArray<Only> | undefined }
     ) => operations.evaluateUnknown(id, command, options?.only) as Evaluation<Only>,

@@ -72,15 +72,16 @@ export interface NewEvent extends Omit<Event, "version"> {
 }
 
 /**
- * The identity of an aggregate: its kind, which is the name given to `Aggregate.make`, and its id within that kind.
+ * The identity of an aggregate: its kind, which is the name given to `Aggregate.make` or the option `kind`, and its id
+ * within that kind.
  *
  * @since 0.1.0
  * @category models
  */
-export interface Identity {
+export interface Identity<out Id extends string = string> {
   /** Empty for a stream whose `aggregateId` names no kind. */
   readonly kind: string
-  readonly id: string
+  readonly id: Id
 }
 
 /**
@@ -89,7 +90,7 @@ export interface Identity {
  * @since 0.1.0
  * @category models
  */
-export interface Envelope extends Event, Identity {}
+export interface Envelope<out Id extends string = string> extends Event, Identity<Id> {}
 
 /**
  * How an aggregate names its streams: `byKind` composes `<kind>/<id>`, and `plain` takes the id as it is.

@@ -18,6 +18,7 @@ import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import { type Envelope, maxSequence } from "./Event.js"
 import type { StoreError, ValidationError } from "./StoreError.js"
+import type { Time } from "./Timestamp.js"
 
 /**
  * The place of an event in the feed. It is text that can be stored, sent, and compared by `order`, and it is valid for
@@ -102,7 +103,7 @@ export const StreamPosition: Schema.Schema<StreamPosition> = Schema.Struct({
  * @since 0.1.0
  * @category models
  */
-export interface FeedEvent extends Envelope {
+export interface FeedEvent<out Id extends string = string> extends Envelope<Id> {
   readonly position: Position
 }
 
@@ -117,8 +118,7 @@ export interface Filter {
   /** Only events of these types. */
   readonly types?: ReadonlyArray<string> | undefined
   /**
-   * Only events of aggregates of these kinds, which are the names given to `Aggregate.make`. The kind of a stream
-   * without one is `""`.
+   * Only events of aggregates of these kinds, such as `Account.kind`. The kind of a stream without one is `""`.
    */
   readonly kinds?: ReadonlyArray<string> | undefined
   /** Only events of one slice of the aggregates, by a hash of their ids: slice `index` (from 0) of `of`. */
@@ -140,6 +140,12 @@ export interface ReadOptions {
    */
   readonly limit?: number | undefined
   readonly filter?: Filter | undefined
+  /**
+   * Leaves out the events that were made after this time, by their timestamps (`Timestamp.Time`). The order of the feed
+   * is not the order of time, so events that are left out may stand before others that are shown. A later read as of the
+   * same time may show more, because an event is made before it is committed.
+   */
+  readonly asOf?: Time | undefined
 }
 
 /**
@@ -211,7 +217,7 @@ export interface EventFeedService {
 
   /** The number of events that the feed shows after the position. */
   readonly count: (
-    options?: Pick<ReadOptions, "after" | "filter">
+    options?: Pick<ReadOptions, "after" | "asOf" | "filter">
   ) => Effect.Effect<number, ValidationError | StoreError>
 
   /**
@@ -269,7 +275,7 @@ export const heldBack = (
 
 /**
  * All events after a position, each once and in the order of the feed: first the stored ones, then the new ones,
- * without end. It holds at most two pages in memory.
+ * without end, also as of a time. It holds at most two pages in memory.
  *
  * @since 0.1.0
  * @category accessors

@@ -153,6 +153,8 @@ const makeOn = (log: MemoryLog): StoreAdapterService => {
         )
       ),
     readStream: {
+      exists: (aggregateId) =>
+        readVisible((records) => records.read({ aggregateId, minSequence: 1, maxSequence: 1 }).length > 0),
       page: (aggregateId, minSequence, limit) =>
         readVisible((records) => pageOf(records, { aggregateId, minSequence, maxSequence: lastSequence }, limit)),
       fromSnapshot: (aggregateId, maxSequence, limit) =>

@@ -113,12 +113,12 @@ export declare namespace Projection {
   export type Any = Projection<any, any>
 
   /**
-   * Whose events a projection handles: those of one aggregate, given by its name, or of all.
+   * Whose events a projection handles: those of one aggregate, known by its kind, or of all.
    *
    * @since 0.1.0
    * @category models
    */
-  export type Origin = "all" | { readonly name: string; readonly streams: StreamIds }
+  export type Origin = "all" | { readonly name: string; readonly kind: string; readonly streams: StreamIds }
 
   /**
    * A projection that says whose events it handles, so that a subscription or a rebuild can find them.
@@ -165,8 +165,13 @@ export declare namespace Projection {
  * @since 0.1.0
  * @category models
  */
-export interface Source<A extends Tagged> {
+export interface Source<A extends Tagged, Id extends string = string> {
   readonly name: string
+  /** The kind under which its events are stored. */
+  readonly kind: string
+  /** The schema of its ids. */
+  // biome-ignore lint/suspicious/noExplicitAny: the encoded form is text of any type
+  readonly id: Schema.Schema<Id, any>
   /** How its streams are named: by kind and id, or by the id alone. */
   readonly streams: StreamIds
   /** The schema of its events. */
@@ -215,11 +220,12 @@ export interface Source<A extends Tagged> {
 export const make: {
   <
     A extends Tagged,
-    Handlers extends ProjectionHandlers<A>,
+    Handlers extends ProjectionHandlers<A, Id>,
     Types extends A["_tag"],
-    Refusals extends ConstraintHandlers<Handled<A, Types>>
+    Refusals extends ConstraintHandlers<Handled<A, Types>, ConstraintRefusal | undefined, Id>,
+    Id extends string = string
   >(
-    options: Options<Handlers, A, Types, Refusals> & BoundTo<A>
+    options: Options<Handlers, A, Types, Refusals> & BoundTo<A, Id>
   ): Projection.Bound<HandlersError<Handlers> | Refusal<Refusals> | StoreError, HandlersContext<Handlers>>
   <
     A extends Tagged,
@@ -264,11 +270,12 @@ export const make: {
 export const makeSql: {
   <
     A extends Tagged,
-    Handlers extends SqlHandlers<A>,
+    Handlers extends SqlHandlers<A, Id>,
     Types extends A["_tag"],
-    Refusals extends ConstraintHandlers<Handled<A, Types>>
+    Refusals extends ConstraintHandlers<Handled<A, Types>, ConstraintRefusal | undefined, Id>,
+    Id extends string = string
   >(
-    options: Options<Handlers, A, Types, Refusals> & BoundTo<A>
+    options: Options<Handlers, A, Types, Refusals> & BoundTo<A, Id>
   ): Projection.Bound<Refusal<Refusals> | StoreError, SqlClient.SqlClient>
   <
     A extends Tagged,
@@ -350,7 +357,7 @@ export const orStoreError: {
  */
 export const of = <E, R>(origin: Projection.Origin, projection: Projection<E, R>): Projection.Bound<E, R> => {
   if (projection.of !== undefined && projection.of !== "all") {
-    if (origin === "all" || origin.name !== projection.of.name || origin.streams !== projection.of.streams) {
+    if (origin === "all" || origin.kind !== projection.of.kind || origin.streams !== projection.of.streams) {
       throw new TypeError(
         `projection ${JSON.stringify(projection.name)} is of aggregate ${projection.of.name}, and can't be of ${origin === "all" ? "all aggregates" : origin.name}`
       )
@@ -388,8 +395,8 @@ export interface Options<
  * @since 0.1.0
  * @category models
  */
-export type SqlHandlers<A extends Tagged> = {
-  readonly [K in A["_tag"]]?: SqlHandler<Extract<A, { readonly _tag: K }>>
+export type SqlHandlers<A extends Tagged, Id extends string = string> = {
+  readonly [K in A["_tag"]]?: SqlHandler<Extract<A, { readonly _tag: K }>, Id>
 }
 
 /**
@@ -398,10 +405,10 @@ export type SqlHandlers<A extends Tagged> = {
  * @since 0.1.0
  * @category models
  */
-export type ProjectionHandlers<A extends Tagged> = {
+export type ProjectionHandlers<A extends Tagged, Id extends string = string> = {
   readonly [K in A["_tag"]]?: (
     event: Extract<A, { readonly _tag: K }>,
-    envelope: Envelope
+    envelope: Envelope<Id>
     // biome-ignore lint/suspicious/noExplicitAny: the bound of a type parameter that takes every handler
   ) => Effect.Effect<unknown, any, any>
 }
@@ -443,8 +450,8 @@ export type ProjectionHandlers<A extends Tagged> = {
  * })
  * ```
  */
-export type ConstraintHandlers<A, E = ConstraintRefusal | undefined> = {
-  readonly [constraint: string]: (event: A, envelope: Envelope) => E
+export type ConstraintHandlers<A, E = ConstraintRefusal | undefined, Id extends string = string> = {
+  readonly [constraint: string]: (event: A, envelope: Envelope<Id>) => E
 }
 
 /**
@@ -459,7 +466,7 @@ export type ConstraintRefusal = TaggedError | TaggedNoEffect
 // --- internal ---
 
 /** The options of a projection that says whose events it handles. */
-type BoundTo<A extends Tagged> =
-  | { readonly of: Source<A>; readonly events?: undefined }
+type BoundTo<A extends Tagged, Id extends string> =
+  | { readonly of: Source<A, Id>; readonly events?: undefined }
   // biome-ignore lint/suspicious/noExplicitAny: stored events have any encoded form
   | { readonly of: "all"; readonly events: Schema.Schema<A, any> }

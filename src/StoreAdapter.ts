@@ -137,6 +137,9 @@ export interface StreamReader extends StreamReads<ValidationError | StoreError> 
  * @category models
  */
 export interface StreamReads<out E> {
+  /** Whether the aggregate has events. It reads no body. */
+  readonly exists: (aggregateId: string) => Effect.Effect<boolean, E>
+
   /**
    * At most `limit` events of an aggregate, from a sequence on. Without `withCause` they may lack `correlationId`,
    * `causationId` and `traceparent`, because a state is folded without these.
@@ -362,6 +365,7 @@ export const makeEncoded = (store: EncodedStore): StoreAdapterService => {
   const { readStream } = store
   const streamReader: StreamReader | undefined = readStream && {
     replaces: { getEvents, getSnapshot },
+    exists: (aggregateId) => readRange("getEvents", aggregateId, 1, undefined, () => readStream.exists(aggregateId)),
     page: (aggregateId, minSequence, limit, options) =>
       readRange("getEvents", aggregateId, minSequence, undefined, () =>
         readStream.page(aggregateId, minSequence, limit, options)

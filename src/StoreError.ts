@@ -206,7 +206,7 @@ export class StoreError extends Schema.TaggedError<StoreError>("effect-maestro/S
 export class CommandIdReused extends Schema.TaggedError<CommandIdReused>("effect-maestro/CommandIdReused")(
   "CommandIdReused",
   {
-    /** The aggregate's name, and its id. */
+    /** The aggregate's kind, and its id. */
     kind: Schema.String,
     id: Schema.String,
     commandId: Schema.String
@@ -226,7 +226,7 @@ export class CommandIdReused extends Schema.TaggedError<CommandIdReused>("effect
 export class UnexpectedSequence extends Schema.TaggedError<UnexpectedSequence>("effect-maestro/UnexpectedSequence")(
   "UnexpectedSequence",
   {
-    /** The aggregate's name, and its id. */
+    /** The aggregate's kind, and its id. */
     kind: Schema.String,
     id: Schema.String,
     /** The sequence that the caller expects; 0 where the aggregate must have no events. */
@@ -244,23 +244,26 @@ export class UnexpectedSequence extends Schema.TaggedError<UnexpectedSequence>("
 
 /**
  * One command of `Aggregate.evaluateAll` was refused, by its handler or by a projection of its aggregate. Nothing was
- * stored, also of the other commands. `kind` tells the types of refusals of several aggregates apart.
+ * stored, also of the other commands. Where the commands are of several aggregates, the type of `refusal` is known by
+ * `aggregate`.
  *
  * @since 0.1.0
  * @category errors
  */
-export class CommandRefused<out Kind extends string = string, out E = unknown> extends Data.TaggedError(
+export class CommandRefused<out Name extends string = string, out E = unknown> extends Data.TaggedError(
   "CommandRefused"
 )<{
   /** The index of the command in the list, from 0. */
   readonly index: number
-  /** The aggregate's name, and its id. */
+  /** The aggregate's name. */
+  readonly aggregate: string
+  /** The aggregate's kind, and its id. */
   readonly kind: string
   readonly id: string
   /** The failure of the handler or of the projection. */
   readonly refusal: unknown
 }> {
-  declare readonly kind: Kind
+  declare readonly aggregate: Name
   declare readonly refusal: E
 
   override get message(): string {

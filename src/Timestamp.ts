@@ -113,6 +113,19 @@ export const toParts = (timestamp: Timestamp): Parts => ({
 export const toDateTime = (timestamp: Timestamp): DateTime.Utc => DateTime.unsafeMake(millisOf(timestamp))
 
 /**
+ * A point in time, for reads as of a time. Such a read has the events whose `toMillis` is not above it.
+ *
+ * The milliseconds of an event are those of the clock of the node that made it. They are higher where the aggregate has
+ * an event of a node whose clock is ahead, because timestamps rise along an aggregate. So a read as of a time is as exact
+ * as the clocks of the nodes: near that time it may leave out an event that was made before, or have one that was made
+ * after.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type Time = DateTime.DateTime | Date
+
+/**
  * Milliseconds since 1970 of a timestamp.
  *
  * @since 0.1.0

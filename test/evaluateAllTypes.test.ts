@@ -64,7 +64,7 @@ it("the failures are exactly the refusals of these commands, by kind, and those 
   >()
   const handled = all.pipe(
     Effect.catchTag("CommandRefused", (refused) => {
-      if (refused.kind === "Room") {
+      if (refused.aggregate === "Room") {
         expectTypeOf(refused.refusal).toEqualTypeOf<Taken>()
         return Effect.succeed(refused.refusal.guest)
       }

@@ -374,7 +374,7 @@ it.effect(
 
 it("a projection of another aggregate is refused when the aggregate is made, and when it is bound", () => {
   const OfRooms = Projection.make({ name: "rooms", of: Room, project: { Booked: () => Effect.void } })
-  expect(OfRooms.of).toEqual({ name: "Room", streams: "byKind" })
+  expect(OfRooms.of).toEqual({ name: "Room", kind: "Room", streams: "byKind" })
   const message = 'projection "rooms" is of aggregate Room, and can\'t be of Account'
   expect(() => Aggregate.make("Account", { ...definition, projections: [OfRooms] })).toThrow(message)
   expect(() => Projection.of(Account, OfRooms)).toThrow(message)
@@ -382,6 +382,8 @@ it("a projection of another aggregate is refused when the aggregate is made, and
   expect(Projection.of(Room, OfRooms)).toEqual(OfRooms)
   const unbound = Projection.make({ name: "unbound", events: Booked, project: { Booked: () => Effect.void } })
   const Projecting = Aggregate.make("Projecting", { ...definition, projections: [unbound] })
-  expect(Projecting.projections.map(({ of }) => of)).toEqual([{ name: "Projecting", streams: "byKind" }])
+  expect(Projecting.projections.map(({ of }) => of)).toEqual([
+    { name: "Projecting", kind: "Projecting", streams: "byKind" }
+  ])
   expect(Option.fromNullable(unbound.of)).toEqual(Option.none())
 })

@@ -84,7 +84,8 @@ it.effect("a wrapped store is read by its own getEvents, and otherwise by its re
     }
     yield* streamReaderOf(counting).page("a", 1, 10)
     yield* streamReaderOf(counting).fromSnapshot("a", 10, 10)
-    expect(reads).toBe(2)
+    yield* streamReaderOf(counting).exists("a")
+    expect(reads).toBe(3)
   })
 )
 

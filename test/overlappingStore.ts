@@ -7,7 +7,7 @@ import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import { Event, EventFeed, type Snapshot, StoreAdapter, StoreError, Timestamp } from "effect-maestro"
 import { pageFrom, sliceOf } from "../src/internal/memory/feed.js"
-import { validateFeedRead } from "../src/internal/store/readOptions.js"
+import { type ReadFilter, validateFeedRead } from "../src/internal/store/readOptions.js"
 import { decodeEvent, validateStreamPosition } from "../src/internal/store/storedRecord.js"
 
 /** A transaction, with the one around it. The outermost one is the committed records. */
@@ -102,7 +102,7 @@ export const makeOverlappingFeed = (
     options.waits ? Math.min(...[...open.values()].map(({ number }) => number)) : Number.POSITIVE_INFINITY
 
   /** What the feed shows. */
-  const shown = (after: EventFeed.Position, filter?: EventFeed.Filter): ReadonlyArray<Entry> => {
+  const shown = (after: EventFeed.Position, filter?: ReadFilter): ReadonlyArray<Entry> => {
     const oldest = oldestOpen()
     const [afterKey = 0, afterPosition = 0] = after.split("-").map(Number)
     return log
@@ -170,8 +170,9 @@ interface Entry {
 
 const positionOf = ({ key, position }: Entry): EventFeed.Position => `${key}-${position}` as EventFeed.Position
 
-const matches = (event: Event.StoredEvent, { kinds, slice, types }: EventFeed.Filter = {}): boolean =>
+const matches = (event: Event.StoredEvent, { kinds, madeBy, slice, types }: ReadFilter = {}): boolean =>
   (types === undefined || types.includes(event.type)) &&
+  (madeBy === undefined || event.timestamp <= madeBy) &&
   (kinds === undefined || kinds.includes(Event.identityOf(event.aggregateId).kind)) &&
   (slice === undefined || sliceOf(event.aggregateId, slice.of) === slice.index)
 

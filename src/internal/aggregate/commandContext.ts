@@ -134,7 +134,7 @@ export const expecting = <State, A extends Tagged, C, E>(
   decide: (command, root) =>
     root.sequence === expected
       ? context.decide(command, root)
-      : Exit.fail(unexpected(context.definition.name, id, expected, root.sequence)),
+      : Exit.fail(unexpected(context.definition.kind, id, expected, root.sequence)),
   retry: Schedule.andThen(Schedule.recurs(1), context.retry)
 })
 

@@ -37,12 +37,12 @@ export const hasConditions = (values: ConditionValues): boolean => values !== no
 
 /** The sequence that the caller expects, if one is set. An invalid one is refused, and so is `undefined`. */
 export const expectedOf = (
-  kind: string,
+  name: string,
   values: ConditionValues
 ): Effect.Effect<number | undefined, ValidationError> =>
   "expectedSequence" in values && !isSequence(values.expectedSequence)
     ? new ValidationError({
-        operation: `${kind}.evaluate`,
+        operation: `${name}.evaluate`,
         issues: [
           new ValidationIssue({
             path: ["expectedSequence"],

@@ -11,7 +11,6 @@ import type * as ParseResult from "effect/ParseResult"
 import type * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
 import type { Options, Root } from "../../Aggregate.js"
-import type { StreamIds } from "../../Event.js"
 import * as Projection from "../../Projection.js"
 import { ValidationError } from "../../StoreError.js"
 import {
@@ -32,11 +31,13 @@ import { type CommandDigest, makeCommandDigest } from "./commandDigest.js"
 import { type FreshIds, makeFreshIds } from "./freshIds.js"
 import type { Steps } from "./handlerTypes.js"
 import type { VersionedState } from "./loadState.js"
-import { makeStreams, type Streams } from "./streamIds.js"
+import { makeStreams, type StreamOptions, type Streams } from "./streamIds.js"
 
 /** An aggregate's options, compiled. Modules that only load and fold leave out the last three types. */
 export interface AggregateDefinition<State, A extends Tagged, in C = never, out E = unknown, out R = unknown> {
   readonly name: string
+  /** The kind under which its events, receipts and tables are stored. */
+  readonly kind: string
   readonly streams: Streams
   readonly initialState: State
   readonly events: EventCodec<A>
@@ -55,6 +56,8 @@ export interface AggregateDefinition<State, A extends Tagged, in C = never, out 
   readonly commandTags: ReadonlyArray<string>
   readonly projections: ReadonlyArray<Projection.Projection.Bound<E, R>>
   readonly freshIds: FreshIds
+  /** The option `newId`. */
+  readonly newId: Effect.Effect<string> | undefined
   readonly snapshotEvery: number | undefined
   readonly retry: Schedule.Schedule<unknown>
 }
@@ -63,17 +66,24 @@ export interface AggregateDefinition<State, A extends Tagged, in C = never, out 
 export type RunDecision<in R> = <A, E>(decision: Effect.Effect<A, E, R>, streamId: string) => Effect.Effect<A, E>
 
 /** The handlers of commands by their tags, as `compile` takes them: callers have checked the types of the commands. */
-export type AnyDecide<State, A, E, R> = Readonly<
-  Record<string, (command: never, root: Root<State>) => Effect.Effect<ReadonlyArray<A>, E, R>>
->
+export type AnyDecide<State, A, E, R, Id extends string> = Readonly<Record<string, AnyHandler<State, A, E, R, Id>>>
 
 /** The options of `Aggregate.make` that have their defaults. */
-export interface Defaults {
-  readonly streams: StreamIds
+export interface Defaults extends StreamOptions {
   readonly retry: Schedule.Schedule<unknown>
 }
 
-export const compile = <State, StateEncoded, A extends Tagged, I extends Tagged, C extends Tagged, CI, E, R>(
+export const compile = <
+  State,
+  StateEncoded,
+  A extends Tagged,
+  I extends Tagged,
+  C extends Tagged,
+  CI,
+  E,
+  R,
+  Id extends string
+>(
   name: string,
   options: Options<
     State,
@@ -82,20 +92,29 @@ export const compile = <State, StateEncoded, A extends Tagged, I extends Tagged,
     I,
     C,
     CI,
-    AnyDecide<State, A, E, R>,
+    AnyDecide<State, A, E, R, Id>,
     ReadonlyArray<Projection.Projection<E, R>>,
-    object | undefined
+    object | undefined,
+    Id,
+    Effect.Effect<Id> | undefined
   >,
   defaults: Defaults
 ): AggregateDefinition<State, A, C, E, R> => {
-  const streams = makeStreams(name, defaults.streams)
+  const streams = makeStreams(name, defaults)
+  const { kind } = defaults
   checkOptions(name, options)
   return {
     name,
+    kind,
     streams,
     initialState: options.initialState,
     events: makeEventCodec(options.events),
-    state: makeStateCodec(name, options.stateVersion ?? 1, options.state, defaults.streams),
+    state: makeStateCodec(
+      name,
+      options.stateVersion ?? 1,
+      options.state,
+      defaults.streams === "plain" ? kind : undefined
+    ),
     // The compiler can't tell that `StateOf` of a type parameter is that type.
     evolve: evolveBy(handlersOf(`evolve of ${name}`, tagsOf(options.events), options.evolve as Steps<State>)),
     decider: deciderBy(name, handlersOf(`decide of ${name}`, tagsOf(options.commands), options.decide)),
@@ -104,15 +123,21 @@ export const compile = <State, StateEncoded, A extends Tagged, I extends Tagged,
     projections: (options.projections ?? []).map((projection) =>
       projection.of === "all"
         ? { ...projection, of: projection.of }
-        : Projection.of({ name, streams: defaults.streams }, projection)
+        : Projection.of({ name, kind, streams: defaults.streams }, projection)
     ),
     freshIds: makeFreshIds(),
+    newId: options.newId,
     snapshotEvery: options.snapshotEvery,
     retry: defaults.retry
   }
 }
 
 // --- internal ---
+
+type AnyHandler<State, A, E, R, Id extends string> = (
+  command: never,
+  root: Root<State, Id>
+) => Effect.Effect<ReadonlyArray<A>, E, R>
 
 const checkOptions = <State, StateEncoded>(
   name: string,
@@ -122,10 +147,12 @@ const checkOptions = <State, StateEncoded>(
     readonly events: Schema.Schema.Any
     readonly commands: Schema.Schema.Any
     readonly refusals?: object | undefined
+    readonly newId?: unknown
     readonly snapshotEvery?: number | undefined
   }
 ): void => {
-  const { snapshotEvery } = options
+  const { newId, snapshotEvery } = options
+  if (newId !== undefined && !Effect.isEffect(newId)) throw new TypeError(`newId of ${name} must be an effect`)
   if (snapshotEvery !== undefined && !(Number.isInteger(snapshotEvery) && snapshotEvery > 0)) {
     throw new TypeError(`snapshotEvery of ${name} must be a whole number above 0, and is ${snapshotEvery}`)
   }
@@ -193,18 +220,17 @@ const evolveBy =
   }
 
 const deciderBy =
-  <State, A, C, E, R>(
-    name: string,
-    handlers: ReadonlyMap<string, (command: never, root: Root<State>) => Effect.Effect<ReadonlyArray<A>, E, R>>
-  ) =>
+  <State, A, C, E, R, Id extends string>(name: string, handlers: ReadonlyMap<string, AnyHandler<State, A, E, R, Id>>) =>
   (run: RunDecision<R>) =>
   (command: C, root: VersionedState<State>): Effect.Effect<ReadonlyArray<A>, E | ValidationError> => {
     const handler = handlers.get(tagOf(command) ?? "")
     if (handler === undefined) return unknownCommand(name, [...handlers.keys()], command)
     const operation = `${name}.evaluate`
     try {
+      // The id was checked before the state was loaded.
+      const checked = root as VersionedState<State> & Root<State, Id>
       // biome-ignore lint/plugin: the handler under a tag takes the member of that tag, which a `Map` can't say
-      const decision = handler(command as never, root)
+      const decision = handler(command as never, checked)
       // An exit needs no services, and can't throw.
       return isSettled(decision) ? decision : run(refusingBadInput(operation, decision), root.streamId)
     } catch (thrown) {

@@ -45,7 +45,7 @@ export const evaluateIdempotent = <State, A extends Tagged, C, E>(
         })
     )
   const streamId = definition.streams.streamId(call.id)
-  return receiptKey(definition.name, streamId, commandId, definition.digest(call.command)).pipe(
+  return receiptKey(definition, streamId, commandId, definition.digest(call.command)).pipe(
     Effect.flatMap((key) => retrying(retry, attempt(key), () => attempt(key))),
     Effect.tap(({ decided, root }) => snapshotWhenDue(definition, store, root, decided.length)),
     Effect.map((handled) => answerOf(handled, handled.duplicate))

@@ -31,8 +31,8 @@ import { snapshotWhenDue } from "./takeSnapshot.js"
 
 /** The layer of an aggregate, as `evaluateAll` uses it. */
 export interface SeveralLayer {
-  /** The name of the aggregate. */
   readonly name: string
+  readonly kind: string
   readonly store: StoreAdapterService
   /** The projections, each with the services of the layer. */
   readonly projections: ReadonlyArray<Projection.Bound<unknown>>
@@ -89,9 +89,10 @@ export const makeSeveralLayer = <State, A extends Tagged, C, E>(
   { provideStore }: Pick<LayerContext<never>, "provideStore">
 ): SeveralLayer => {
   const { definition, store } = context
-  const { name, streams } = definition
+  const { kind, name, streams } = definition
   return {
     name,
+    kind,
     store,
     projections,
     provideStore,
@@ -156,7 +157,7 @@ const lockedMember = <State, A extends Tagged, C, E>(
         const { command } = call
         if (!isCommandOf(definition, command)) return unknownCommand(definition, command)
         if (expected !== undefined && expected !== current.sequence) {
-          return unexpected(definition.name, id, expected, current.sequence)
+          return unexpected(definition.kind, id, expected, current.sequence)
         }
         return Effect.flatMap(context.decide(command, current), (decided) =>
           Exit.map(recordEvents(definition, clock, call, current, decided), (recorded): Decided => {

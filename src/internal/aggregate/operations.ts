@@ -11,7 +11,7 @@ import * as Effect from "effect/Effect"
 import type { RuntimeFiber } from "effect/Fiber"
 import type * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
-import type { Evaluated, Instance } from "../../Aggregate.js"
+import type { AsOf, Evaluated, Instance } from "../../Aggregate.js"
 import type { ValidationError } from "../../StoreError.js"
 import { HybridClock } from "../../Timestamp.js"
 import { type Tagged, tagOf } from "../codec/eventCodec.js"
@@ -62,13 +62,7 @@ export const makeOperations = <Name extends string, State, A extends Tagged, C e
     )
 
   return {
-    newId: Effect.map(
-      Effect.flatMap(HybridClock, ({ now }) => now),
-      (id) => {
-        definition.freshIds.add(id)
-        return id
-      }
-    ),
+    newId: newIdOf(definition),
     evaluate: (id: string, command: C) =>
       operate(
         "evaluate",
@@ -89,13 +83,13 @@ export const makeOperations = <Name extends string, State, A extends Tagged, C e
     exists: (id: string) => operate("exists", id, (service) => service.exists(id)),
     get: (id: string) => operate("get", id, (service) => service.get(id)),
     fetch: (id: string) => operate("fetch", id, (service) => service.fetch(id)),
-    root: (id: string) => operate("root", id, (service) => service.root(id)),
-    replay: (id: string, sequence: number) =>
+    root: <Id extends string>(id: Id) => operate("root", id, (service) => service.root(id)),
+    replay: (id: string, at: number | AsOf) =>
       operate(
         "replay",
         id,
-        (service) => service.replay(id, sequence),
-        () => ({ sequence })
+        (service) => service.replay(id, at),
+        () => (typeof at === "number" ? { sequence: at } : { asOf: String(at?.asOf) })
       ),
     snapshot: (id: string) => operate("snapshot", id, (service) => service.snapshot(id)),
     history: (id: string) =>
@@ -106,6 +100,26 @@ export const makeOperations = <Name extends string, State, A extends Tagged, C e
 }
 
 // --- internal ---
+
+/** Makes an id, and remembers that it is fresh. One that the aggregate would refuse is a mistake in the program. */
+const newIdOf = <State, A extends Tagged>(definition: AggregateDefinition<State, A>): Effect.Effect<string> => {
+  const { freshIds, name, newId, streams } = definition
+  const made = newId ?? Effect.flatMap(HybridClock, ({ now }) => now)
+  const mayBeRefused = newId !== undefined || streams.mayRefuseTimestamps
+  return Effect.map(made, (id) => {
+    const problem = mayBeRefused ? streams.problemOf(id) : undefined
+    if (problem !== undefined) throw noNewId(name, id, newId === undefined, problem)
+    freshIds.add(id)
+    return id
+  })
+}
+
+const noNewId = (name: string, id: unknown, isTimestamp: boolean, problem: string): TypeError =>
+  new TypeError(
+    isTimestamp
+      ? `${name}.newId made the timestamp ${JSON.stringify(id)}, and the schema of its ids refuses it: ${problem}. Give the option newId, an effect that makes ids of that schema`
+      : `the option newId of ${name} made ${JSON.stringify(id)}, which is no id of it: ${problem}`
+  )
 
 const otherDefinition = (name: string): Error =>
   new Error(

@@ -19,7 +19,7 @@ import { type CommandDigest, isOfAnother } from "./commandDigest.js"
 export interface ReceiptKey {
   readonly commandId: string
   readonly command: CommandDigest
-  /** The aggregate's name. */
+  /** The aggregate's kind. */
   readonly aggregate: string
   /** The aggregate's stream. */
   readonly aggregateId: string
@@ -29,7 +29,7 @@ export interface ReceiptKey {
 
 /** The key of a command's receipt. A `commandId` that is no valid id fails with a `ValidationError`. */
 export const receiptKey = (
-  aggregate: string,
+  { kind, name }: { readonly kind: string; readonly name: string },
   aggregateId: string,
   commandId: unknown,
   digest: Effect.Effect<CommandDigest, ValidationError>
@@ -39,16 +39,16 @@ export const receiptKey = (
     if (problem !== undefined || typeof commandId !== "string") {
       const message = problem ?? "must be a text"
       return new ValidationError({
-        operation: `${aggregate}.evaluate`,
+        operation: `${name}.evaluate`,
         issues: [new ValidationIssue({ path: ["commandId"], message })]
       })
     }
     // A hash, because the three texts together can be longer than an aggregate id may be.
-    const streamHash = sha256(JSON.stringify([aggregate, aggregateId, commandId]))
+    const streamHash = sha256(JSON.stringify([kind, aggregateId, commandId]))
     return Effect.zipWith(digest, streamHash, (command, hash) => ({
       commandId,
       command,
-      aggregate,
+      aggregate: kind,
       aggregateId,
       id: receiptStreamId(hash)
     }))

@@ -11,8 +11,8 @@ import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
 import type * as Scope from "effect/Scope"
 import type * as Stream from "effect/Stream"
-import type { Evaluated, Root } from "../../Aggregate.js"
-import { type Event, maxSequence } from "../../Event.js"
+import type { AsOf, Evaluated, Root } from "../../Aggregate.js"
+import type { Event } from "../../Event.js"
 import { StoreAdapter, type StoreAdapterService } from "../../StoreAdapter.js"
 import { type StoreError, ValidationError, ValidationIssue } from "../../StoreError.js"
 import { HybridClock } from "../../Timestamp.js"
@@ -21,6 +21,7 @@ import { insideTransaction } from "../runtime/ambientTransaction.js"
 import { settleCommit } from "../runtime/retry.js"
 import { withoutReceipts } from "../store/receiptStreams.js"
 import { handles } from "../store/runProjections.js"
+import { streamReaderOf } from "../store/streamReader.js"
 import {
   type CommandCall,
   type CommandContext,
@@ -40,6 +41,7 @@ import { evaluateIdempotent } from "./idempotentCommand.js"
 import { captureLayerContext, type LayerContext } from "./layerContext.js"
 import { initial, load, refresh, type VersionedState } from "./loadState.js"
 import { makeSeveralLayer, type SeveralLayer } from "./member.js"
+import { replay } from "./replay.js"
 import { type CacheLimits, makeStateCache, type StateCache } from "./stateCache.js"
 import { commitSnapshot } from "./takeSnapshot.js"
 
@@ -61,8 +63,8 @@ export interface Service<State, A extends Tagged, C, E> {
   readonly exists: (id: string) => Effect.Effect<boolean, ReadFailure>
   readonly get: (id: string) => Effect.Effect<State, ReadFailure>
   readonly fetch: (id: string) => Effect.Effect<State, ReadFailure>
-  readonly root: (id: string) => Effect.Effect<Root<State>, ReadFailure>
-  readonly replay: (id: string, sequence: number) => Effect.Effect<State, ReadFailure>
+  readonly root: <Id extends string>(id: Id) => Effect.Effect<Root<State, Id>, ReadFailure>
+  readonly replay: (id: string, at: number | AsOf) => Effect.Effect<State, ReadFailure>
   readonly snapshot: (id: string) => Effect.Effect<void, ReadFailure>
   readonly history: (id: string) => Stream.Stream<HistoricEvent<A>, ReadFailure>
 }
@@ -202,19 +204,17 @@ const makeReads = <State, A extends Tagged, C, E>(
     operation: string,
     id: string,
     work: () => Effect.Effect<B, E2>
-  ): Effect.Effect<B, E2 | ValidationError> => idProblem(definition, operation, id) ?? work()
+  ): Effect.Effect<B, E2 | ValidationError> =>
+    (stateCache.has(id) ? undefined : idProblem(definition, operation, id)) ?? work()
 
   const streamIdOf = (id: string): string => definition.streams.streamId(id)
 
   return {
-    exists: (id) =>
-      onValid("exists", id, () =>
-        Effect.map(store.getEvents(streamIdOf(id), 1, { maxSequence: 1 }), ({ length }) => length > 0)
-      ),
+    exists: (id) => onValid("exists", id, () => streamReaderOf(store).exists(streamIdOf(id))),
     get: (id) => onValid("get", id, () => Effect.map(get(id), stateOf)),
     fetch: (id) => onValid("fetch", id, () => Effect.map(fetch(id), stateOf)),
     root: (id) => onValid("root", id, () => Effect.map(fetch(id), ({ sequence, state }) => ({ id, sequence, state }))),
-    replay: (id, sequence) => onValid("replay", id, () => replay(definition, store, id, sequence)),
+    replay: (id, at) => onValid("replay", id, () => replay(definition, store, id, at)),
     snapshot: (id) =>
       onValid("snapshot", id, () => Effect.flatMap(fetch(id), (root) => commitSnapshot(definition, store, root))),
     history: (id) =>
@@ -224,25 +224,6 @@ const makeReads = <State, A extends Tagged, C, E>(
         onValid("history", id, () => Effect.succeed(streamIdOf(id)))
       )
   }
-}
-
-const replay = <State, A extends Tagged>(
-  definition: AggregateDefinition<State, A>,
-  store: StoreAdapterService,
-  id: string,
-  sequence: number
-): Effect.Effect<State, ReadFailure> => {
-  const refused = (message: string) => badInput(`${definition.name}.replay`, "sequence", message)
-  if (!Number.isInteger(sequence) || sequence < 0 || sequence > maxSequence) {
-    return refused(`must be an integer from 0 to ${maxSequence}`)
-  }
-  return Effect.flatMap(
-    load(definition, store, id, sequence),
-    (root): Effect.Effect<State, ValidationError> =>
-      root.sequence === sequence
-        ? Effect.succeed(root.state)
-        : refused(`must be at most ${root.sequence}, the sequence of the last event`)
-  )
 }
 
 /** Why the id is refused, before anything is read or decided. */

@@ -23,6 +23,8 @@ import { isTargetedCommand, TypeId } from "./targetedCommand.js"
 /** A command of the list, and the aggregate that it is for. */
 export interface CommandOfList {
   readonly index: number
+  /** The name and the kind of the aggregate. */
+  readonly aggregate: string
   readonly kind: string
   readonly id: string
   readonly command: unknown
@@ -72,9 +74,11 @@ export const readInput = (
 }
 
 /** The failure of a command of the list: one of the library, or a refusal with the place of the command. */
-export const failureOf = ({ id, index, kind }: CommandOfList, error: unknown): unknown => {
-  if (!isLibraryFailure(error)) return new CommandRefused({ index, kind, id, refusal: error })
-  return error instanceof ValidationError && error.operation === `${kind}.evaluate` ? atCommand(index, error) : error
+export const failureOf = ({ aggregate, id, index, kind }: CommandOfList, error: unknown): unknown => {
+  if (!isLibraryFailure(error)) return new CommandRefused({ index, aggregate, kind, id, refusal: error })
+  return error instanceof ValidationError && error.operation === `${aggregate}.evaluate`
+    ? atCommand(index, error)
+    : error
 }
 
 /** Adds the index of the command. The index of an event becomes a part of the path. */
@@ -114,7 +118,7 @@ const groupCommands = (
       report([], "must be a command with its aggregate, as `command` of an aggregate makes it", index)
       continue
     }
-    const { command, expectedSequence, id, kind } = item
+    const { aggregate, command, expectedSequence, id } = item
     const layer = item[TypeId].layerIn(context)
     store ??= layer.store
     const problem = layer.problemOf(id)
@@ -126,12 +130,16 @@ const groupCommands = (
     if (problem !== undefined) continue
     const streamId = layer.streamIdOf(id)
     if (decidingOn.includes(streamId)) report(["id"], decidesItself, index)
-    const read: CommandOfList = { index, kind, id, command, expectedSequence }
+    const read: CommandOfList = { index, aggregate, kind: layer.kind, id, command, expectedSequence }
     const group = groups.get(streamId)
     if (group === undefined) groups.set(streamId, { layer, id, streamId, first: read, commands: [read] })
     else if (group.layer === layer) group.commands.push(read)
     else
-      report(["id"], `must not be the stream of ${group.first.kind}, which command ${group.first.index} is for`, index)
+      report(
+        ["id"],
+        `must not be the stream of ${group.first.aggregate}, which command ${group.first.index} is for`,
+        index
+      )
   }
   return store === undefined ? undefined : { store, aggregates: [...groups.values()] }
 }

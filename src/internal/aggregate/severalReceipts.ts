@@ -30,9 +30,9 @@ export const receiptsFor = (
   "commandId" in conditions
     ? Effect.flatMap(digestOfAll(aggregates), (digest) =>
         Effect.forEach(aggregates, ({ id, layer, streamId }) =>
-          Effect.mapBoth(receiptKey(layer.name, streamId, conditions.commandId, Effect.succeed(digest)), {
+          Effect.mapBoth(receiptKey(layer, streamId, conditions.commandId, Effect.succeed(digest)), {
             onFailure: inOperation,
-            onSuccess: (key) => ({ kind: layer.name, id, key })
+            onSuccess: (key) => ({ kind: layer.kind, id, key })
           })
         )
       )

@@ -3,6 +3,7 @@
  * `Aggregate.evaluateAll` takes. `Aggregate.ts` exports the types.
  */
 import type * as Context from "effect/Context"
+import type * as Effect from "effect/Effect"
 import { identity } from "effect/Function"
 import type * as Types from "effect/Types"
 import type { Failure, Instance } from "../../Aggregate.js"
@@ -22,7 +23,7 @@ export const TypeId: unique symbol = Symbol.for("effect-maestro/Aggregate/Target
  */
 export interface TargetedCommand<out Name extends string, out Answer, out Refusal, out Conflict = never> {
   /** The name of the aggregate. */
-  readonly kind: Name
+  readonly aggregate: Name
   readonly id: string
   readonly command: unknown
   /** The sequence that the aggregate must be at. */
@@ -56,15 +57,16 @@ export declare namespace TargetedCommand {
    */
   export interface Make<
     Name extends string,
+    Id extends string,
     Answer,
     C extends Tagged,
     Refusals extends { readonly [K in C["_tag"]]: unknown },
     Projected
   > {
-    <K extends C>(id: string, command: K): TargetedCommand<Name, Answer, Refusals[K["_tag"]] | Projected>
+    <K extends C>(id: Id, command: K): TargetedCommand<Name, Answer, Refusals[K["_tag"]] | Projected>
     /** It is decided only while the aggregate is at the expected sequence, if there is one. */
     <K extends C>(
-      id: string,
+      id: Id,
       command: K,
       options: Options
     ): TargetedCommand<Name, Answer, Refusals[K["_tag"]] | Projected, UnexpectedSequence>
@@ -106,6 +108,18 @@ export declare namespace TargetedCommand {
       : never
 
   /**
+   * The evaluation of a list of commands.
+   *
+   * @since 0.1.0
+   * @category models
+   */
+  export type Evaluation<Commands extends ReadonlyArray<Any>> = Effect.Effect<
+    Answers<Commands>,
+    Error<Commands[number]> | Failure,
+    Context<Commands[number]>
+  >
+
+  /**
    * The service that a command needs.
    *
    * @since 0.1.0
@@ -117,13 +131,13 @@ export declare namespace TargetedCommand {
 
 /** Makes a command with its aggregate. */
 export const makeTargetedCommand = <const Name extends string>(
-  kind: Name,
+  aggregate: Name,
   layerIn: (context: Context.Context<never>) => SeveralLayer,
   id: string,
   command: unknown,
   options: TargetedCommand.Options | undefined
 ): TargetedCommand<Name, never, never> => ({
-  kind,
+  aggregate,
   id,
   command,
   expectedSequence: options?.expectedSequence,
@@ -138,4 +152,4 @@ export const isTargetedCommand = (value: unknown): value is TargetedCommand.Any 
 
 type LibraryFailure = Failure | CommandIdReused | UnexpectedSequence
 
-type Refused<Kind extends string, E> = [E] extends [never] ? never : CommandRefused<Kind, E>
+type Refused<Name extends string, E> = [E] extends [never] ? never : CommandRefused<Name, E>

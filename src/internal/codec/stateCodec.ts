@@ -4,7 +4,6 @@
  */
 import * as Either from "effect/Either"
 import * as Schema from "effect/Schema"
-import type { StreamIds } from "../../Event.js"
 import type { Snapshot } from "../../Snapshot.js"
 import { ValidationError } from "../../StoreError.js"
 import { guarded, parseIssues } from "./eventCodec.js"
@@ -24,14 +23,16 @@ export interface StateCodec<State> {
  */
 export type Unusable = { readonly _tag: "Outdated" } | { readonly _tag: "Damaged"; readonly why: string }
 
+/**
+ * `reader` is the kind of an aggregate with plain ids: several of them may read one stream, each with a state of its
+ * own.
+ */
 export const makeStateCodec = <State, I>(
   aggregate: string,
   version: number,
   schema: Schema.Schema<State, I>,
-  streams: StreamIds
+  reader: string | undefined
 ): StateCodec<State> => {
-  // With plain ids several aggregates may read one stream, each with a state of its own.
-  const reader = streams === "plain" ? aggregate : undefined
   // When it is needed first: a suspended schema may name one that is not defined yet.
   let metadata: Snapshot["metadata"] | undefined
   const current = (): Snapshot["metadata"] => {

@@ -108,10 +108,10 @@ export const commitAllCases = ({ lacks }: Settings): ReadonlyArray<Case> => [
           Effect.sync(() => received.set(name, [...(received.get(name) ?? []), aggregateId]))
       })
       yield* store.commitAll(events, [
-        of("one", { name: kind, streams: "byKind" }),
+        of("one", { name: kind, kind, streams: "byKind" }),
         of("all", "all"),
-        of("plain", { name: kind, streams: "plain" }),
-        of("none", { name: newId(), streams: "byKind" })
+        of("plain", { name: kind, kind, streams: "plain" }),
+        of("none", { name: kind, kind: newId(), streams: "byKind" })
       ])
       expect(Object.fromEntries(received)).toEqual({ one: ids.slice(0, 2), all: ids, plain: ids })
     })),

@@ -58,7 +58,9 @@ export const readCases: ReadonlyArray<Case> = [
       const reader = streamReaderOf(store)
       const events = yield* stream(newId(), 1, 7)
       const id = idOf(events)
+      expect(yield* reader.exists(id)).toBe(false)
       yield* store.commitEvents(events)
+      expect(yield* reader.exists(id)).toBe(true)
       const pages = (limit: number) =>
         Effect.gen(function* () {
           const found: Array<Event> = []

@@ -8,7 +8,6 @@ import {
   beginning,
   type EventFeedService,
   type FeedEvent,
-  type Filter,
   type Page,
   type Position,
   type ReadOptions
@@ -16,7 +15,7 @@ import {
 import type { ValidationError } from "../../StoreError.js"
 import { yieldWhenDue } from "../runtime/macrotask.js"
 import { maxPageBytes } from "../store/pageBytes.js"
-import { validateFeedRead } from "../store/readOptions.js"
+import { type ReadFilter, validateFeedRead } from "../store/readOptions.js"
 import { decodeEvent, sizeOf, validateStreamPosition } from "../store/storedRecord.js"
 import type { MemoryLog } from "./log.js"
 
@@ -93,12 +92,13 @@ const readPage = (log: MemoryLog, options: ReadOptions | undefined): Effect.Effe
 
 const headOf = (log: MemoryLog): Position => (log.length === 0 ? beginning : positionAt(log.length - 1))
 
-const matcher = (filter: Filter | undefined): ((event: StoredEvent) => boolean) => {
+const matcher = (filter: ReadFilter | undefined): ((event: StoredEvent) => boolean) => {
   if (filter === undefined) return () => true
-  const { kinds, slice, types } = filter
+  const { kinds, madeBy, slice, types } = filter
   return (event) =>
     (types === undefined || types.includes(event.type)) &&
     (kinds === undefined || kinds.includes(identityOf(event.aggregateId).kind)) &&
+    (madeBy === undefined || event.timestamp <= madeBy) &&
     (slice === undefined || sliceOf(event.aggregateId, slice.of) === slice.index)
 }
 

@@ -19,7 +19,7 @@ export interface Owner<E, R> {
   readonly statements: ReadonlyArray<string>
   /** The declared names of the tables. */
   readonly tables: ReadonlyArray<string>
-  /** The names of the aggregates whose events it projects; `*` for all. */
+  /** The kinds of the aggregates whose events it projects; `*` for all. */
   readonly aggregates: ReadonlyArray<string>
   /** The subscription that keeps the tables, where commits do not. */
   readonly subscription: string | undefined
@@ -130,7 +130,7 @@ export const quoted = (name: string): string => JSON.stringify(name)
 export const keeperOf = (subscription: string | undefined): string =>
   subscription === undefined ? "the commits themselves" : `subscription ${quoted(subscription)}`
 
-/** The names of aggregates, as error messages say them. */
+/** The kinds of aggregates, as error messages say them. */
 export const aggregatesText = (aggregates: ReadonlyArray<string>): string =>
   aggregates.map((name) => (name === "*" ? "all aggregates" : name)).join(", ")
 
@@ -166,7 +166,7 @@ const ownerOf = <E, R>(
       version,
       statements: statements.map(({ statement }) => textOfStatement(statement)),
       tables,
-      aggregates: [of === "all" ? "*" : of.streams === "plain" ? `${of.name} (plain)` : of.name],
+      aggregates: [of === "all" ? "*" : of.streams === "plain" ? `${of.kind} (plain)` : of.kind],
       subscription,
       projections: [projection],
       create: Effect.forEach(

@@ -3,7 +3,8 @@
  */
 import type * as SqlClient from "@effect/sql/SqlClient"
 import type * as Statement from "@effect/sql/Statement"
-import type { Filter, Position } from "../../EventFeed.js"
+import type { Position } from "../../EventFeed.js"
+import type { ReadFilter } from "../store/readOptions.js"
 import { rowValue } from "./position.js"
 
 /** An event after the position. */
@@ -15,17 +16,18 @@ export const isShown = (sql: SqlClient.SqlClient): Statement.Fragment =>
   sql.literal("feed_key < pg_snapshot_xmin(pg_current_snapshot())")
 
 /** An event that the filter lets through. */
-export const matches = (sql: SqlClient.SqlClient, filter: Filter): Statement.Fragment =>
+export const matches = (sql: SqlClient.SqlClient, filter: ReadFilter): Statement.Fragment =>
   sql.and([
     ...(filter.types === undefined ? [] : [sql`type = any(${filter.types as Array<string>}::text[])`]),
     ...(filter.kinds === undefined ? [] : [sql`${kindOf(sql)} = any(${filter.kinds as Array<string>}::text[])`]),
+    ...(filter.madeBy === undefined ? [] : [sql`timestamp <= ${filter.madeBy}::uuid`]),
     ...(filter.slice === undefined
       ? []
       : [sql`${sliceOf(sql, sql`aggregate_id`, sql`${filter.slice.of}::int`)} = ${filter.slice.index}`])
   ])
 
 /** The condition of a filter, to follow other conditions. It is empty without a filter. */
-export const andMatches = (sql: SqlClient.SqlClient, filter: Filter | undefined): Statement.Fragment =>
+export const andMatches = (sql: SqlClient.SqlClient, filter: ReadFilter | undefined): Statement.Fragment =>
   filter === undefined ? sql`` : sql`and ${matches(sql, filter)}`
 
 /**

@@ -6,9 +6,10 @@
  */
 import type { SqlError } from "@effect/sql/SqlError"
 import * as Effect from "effect/Effect"
-import type { Filter, Page, Position } from "../../EventFeed.js"
+import type { Page, Position } from "../../EventFeed.js"
 import type { StoreError } from "../../StoreError.js"
 import { type Contents, fitting, isComplete, type LogTable, smallOrNull } from "../store/pageBytes.js"
+import type { ReadFilter } from "../store/readOptions.js"
 import { andMatches, isAfter, isShown, kindOf, matches } from "./feedConditions.js"
 import { type FeedRow, feedColumns, feedEventsOf, positionColumns, positionOfFeedRow } from "./feedRows.js"
 import type { CommandRunner } from "./pg/commandRunner.js"
@@ -20,7 +21,7 @@ import { columnsOf, rowValue } from "./position.js"
 export interface PageOptions {
   readonly after: Position
   readonly limit: number
-  readonly filter: Filter | undefined
+  readonly filter: ReadFilter | undefined
 }
 
 /**
@@ -34,7 +35,9 @@ export const makePageReader = (
 ) => {
   const known = new Map<string, Command>()
 
-  const commandFor = ({ filter, limit }: PageOptions): Command => {
+  const commandFor = ({ filter: given, limit }: PageOptions): Command => {
+    // Reads as of any time have one text.
+    const filter = given?.madeBy === undefined ? given : { ...given, madeBy: madeByValue }
     const key = JSON.stringify([limit, filter])
     const command = known.get(key)
     if (command !== undefined) return command
@@ -48,10 +51,15 @@ export const makePageReader = (
   const readRows = (options: PageOptions) => {
     const { values, ...text } = commandFor(options)
     const [feedKey, position] = columnsOf(options.after)
-    const command = {
-      ...text,
-      values: values.map((value) => (value === feedKeyValue ? feedKey : value === positionValue ? position : value))
-    }
+    const valueOf = (value: unknown) =>
+      value === feedKeyValue
+        ? feedKey
+        : value === positionValue
+          ? position
+          : value === madeByValue
+            ? options.filter?.madeBy
+            : value
+    const command = { ...text, values: values.map(valueOf) }
     return Effect.map(executeCommand(runner, { operation: "EventFeed", phase: "reading" }, command), (rows) =>
       rows.map(smallRowOf)
     )
@@ -95,7 +103,7 @@ export const selectFittingPage = (
  */
 export const selectPageOfKinds = (
   { measuring, schema, sql }: LogTable,
-  { after, filter, limit }: PageOptions & { readonly filter: Filter & { readonly kinds: ReadonlyArray<string> } }
+  { after, filter, limit }: PageOptions & { readonly filter: ReadFilter & { readonly kinds: ReadonlyArray<string> } }
 ) => {
   // A union of one query for each kind, because the planner merges these in the order of the index and stops early. A
   // list of kinds would be sorted.
@@ -134,9 +142,10 @@ export const selectPageOfKinds = (
 /** For how many filters and limits the text is kept. */
 const maxKnown = 100
 
-// Values that stand for the position that the page begins after. No filter has them, because names have no NUL.
+// Values that stand for the position that the page begins after, and for the time that the read is of. No filter has them, because names have no NUL.
 const feedKeyValue = "\0feed_key"
 const positionValue = "\0position"
+const madeByValue = "\0made_by"
 const placeholder = `${feedKeyValue}-${positionValue}` as Position
 
 /** How many events one statement scans for matches of a filter. */

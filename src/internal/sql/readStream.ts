@@ -64,6 +64,7 @@ const makeStreamReads = (log: LogTable, runner: CommandRunner): StreamReads<Stor
     )
 
   return {
+    exists: (aggregateId) => Effect.map(read(statements.exists, aggregateId), ({ length }) => length > 0),
     page: (aggregateId, minSequence, limit, options) => {
       const range = { aggregateId, minSequence, maxSequence }
       if (limit < longPage || options?.withCause === true) {
@@ -275,6 +276,8 @@ const preparedReads = ({ schema, sql }: LogTable, runner: CommandRunner) => {
   const p = ""
   const preparedText = (statement: Statement<unknown>): PreparedText => runner.prepare(statement.compile()[0])
   return {
+    /** A row if there is a first event. The index of the primary key has all that it needs. */
+    exists: preparedText(sql`select '1' from ${schema}.event_log where aggregate_id = ${p} and sequence = 1`),
     /** The snapshot, if there is one, and the events from its sequence up to a limit and one more. */
     stream: preparedText(
       sql`select timestamp, sequence, versioned_type, body, metadata from ${schema}.read_stream(${p}, ${p}, ${p}, ${p})`

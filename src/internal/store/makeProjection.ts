@@ -4,8 +4,9 @@
 import * as SqlClient from "@effect/sql/SqlClient"
 import type { Statement } from "@effect/sql/Statement"
 import * as Effect from "effect/Effect"
+import type * as Either from "effect/Either"
 import type * as Schema from "effect/Schema"
-import type { Envelope } from "../../Event.js"
+import type { Envelope, Event } from "../../Event.js"
 import type {
   ConstraintHandlers,
   EffectProjection,
@@ -19,7 +20,7 @@ import type {
 import type { StoreError } from "../../StoreError.js"
 import type { Tagged } from "../codec/eventCodec.js"
 import { declaredTables } from "./declaredTables.js"
-import { bindTo, envelopeOf } from "./origin.js"
+import { bindTo, checkingIds, envelopeOf } from "./origin.js"
 import { decodingFor, refusalFor, refusalsOf } from "./projectionFailure.js"
 import type { Handled, HandlersContext, HandlersError, Refusal, SqlHandler } from "./projectionTypes.js"
 
@@ -38,7 +39,7 @@ export const makeEffectProjection = <
   const handlers = new Map<string, (event: A, envelope: Envelope) => Effect.Effect<unknown, E, R>>(
     Object.entries(options.project)
   )
-  const decode = decodingFor(name, schemaOf(options))
+  const decode = decoderOf(options)
   const refusalOf = refusalsOf<A, Refusal<Refusals>>(name, handlers, decode, options.onConstraint)
   const projection: EffectProjection<E | Refusal<Refusals> | StoreError, R> = {
     name,
@@ -68,7 +69,7 @@ export const makeSqlProjection = <
 ): Projection.Bound<Refusal<Refusals> | StoreError, SqlClient.SqlClient> => {
   const { name } = options
   const handlers = new Map<string, SqlHandler<A>>(Object.entries(options.project))
-  const decode = decodingFor(name, schemaOf(options))
+  const decode = decoderOf(options)
   const refusalOf = refusalsOf<A, Refusal<Refusals>>(name, handlers, decode, options.onConstraint)
   const projection: SqlProjection<Refusal<Refusals> | StoreError, SqlClient.SqlClient> = {
     name,
@@ -90,6 +91,16 @@ export const makeSqlProjection = <
 }
 
 // --- internal ---
+
+const decoderOf = <A extends Tagged>(
+  options: AnyOptions<unknown, A, A["_tag"], unknown>
+): ((stored: Event) => Either.Either<A, StoreError>) => {
+  const { name, of } = options
+  const decode = decodingFor(name, schemaOf(options))
+  return typeof of === "object"
+    ? checkingIds(of, { operation: `Projection ${name}`, projection: name }, decode)
+    : decode
+}
 
 interface AnyOptions<Handlers, A extends Tagged, Types extends A["_tag"], Refusals>
   extends Options<Handlers, A, Types, Refusals> {

@@ -2,8 +2,11 @@
  * Which aggregate an event belongs to: how projections and subscriptions find their events, and the ids that handlers
  * receive.
  */
-import { type Envelope, type Event, identityOf } from "../../Event.js"
+import * as Either from "effect/Either"
+import { type Envelope, type Event, identityOf, type StreamIds } from "../../Event.js"
 import type { Projection } from "../../Projection.js"
+import { StoreError } from "../../StoreError.js"
+import { type IdSchema, idProblemBy } from "../codec/ids.js"
 
 /**
  * Whether an event of that stream is of the origin. An aggregate with plain ids takes every stream, because no stream
@@ -16,7 +19,7 @@ export const isOf = (origin: Projection.Origin | undefined, aggregateId: string)
 
 /** The kind of all events of the origin, if they have one. */
 export const kindOf = (origin: Projection.Origin | undefined): string | undefined =>
-  typeof origin === "object" && origin.streams === "byKind" ? origin.name : undefined
+  typeof origin === "object" && origin.streams === "byKind" ? origin.kind : undefined
 
 /** The event with the identity of its aggregate. */
 export const envelopeOf = (event: Event): Envelope =>
@@ -31,7 +34,7 @@ export const withOwnIds = <E extends Event>(event: E): E & Envelope => ({ ...eve
 export const bindTo = <E, R>(origin: Projection.Origin, projection: Projection<E, R>): Projection.Bound<E, R> => {
   if (origin === "all") return { ...projection, of: origin }
   // Callers pass the aggregate itself, too.
-  const of = { name: origin.name, streams: origin.streams }
+  const of = originOf(origin)
   if (of.streams !== "plain") return { ...projection, of }
   const { refusalOf } = projection
   const refusals = {
@@ -45,6 +48,45 @@ export const bindTo = <E, R>(origin: Projection.Origin, projection: Projection<E
   return { ...projection, of, ...refusals, project: (event) => project(withOwnIds(event)) }
 }
 
+/** The origin of the events of an aggregate, without the rest of it. */
+export const originOf = ({ kind, name, streams }: Exclude<Projection.Origin, "all">): Projection.Origin & object => ({
+  name,
+  kind,
+  streams
+})
+
+/**
+ * Adds a check of ids to the decoder of an aggregate's events. Handlers get ids of the aggregate's type, so an event
+ * with another id, which was stored before the aggregate had the schema, fails as an unreadable one.
+ */
+export const checkingIds = <A>(
+  { id: schema, name, streams }: { readonly id: IdSchema; readonly name: string; readonly streams: StreamIds },
+  where: { readonly operation: string; readonly projection?: string },
+  decode: (stored: Event) => Either.Either<A, StoreError>
+): ((stored: Event) => Either.Either<A, StoreError>) => {
+  const idProblem = idProblemBy(schema)
+  if (idProblem === undefined) return decode
+  return (stored) => {
+    const id = streams === "plain" ? stored.aggregateId : identityOf(stored.aggregateId).id
+    const problem = idProblem(id)
+    return problem === undefined ? decode(stored) : Either.left(badId(where, stored, `${name}: ${problem}`))
+  }
+}
+
 // --- internal ---
+
+const badId = (
+  where: { readonly operation: string; readonly projection?: string },
+  { aggregateId, sequence, type }: Event,
+  why: string
+): StoreError =>
+  new StoreError({
+    ...where,
+    reason: "UnreadableEvent",
+    description: `the id of its aggregate is no id of ${why}`,
+    aggregateId,
+    sequence,
+    type
+  })
 
 const isEnvelope = (event: Event): event is Envelope => "kind" in event && "id" in event

@@ -33,8 +33,8 @@ export type HandlersError<Handlers> = HandlerError<Handlers[keyof Handlers]>
 export type HandlersContext<Handlers> = HandlerContext<Handlers[keyof Handlers]>
 
 /** A handler of `makeSql`. */
-export type SqlHandler<A> = (
+export type SqlHandler<A, Id extends string = string> = (
   event: A,
-  envelope: Envelope,
+  envelope: Envelope<Id>,
   sql: SqlClient
 ) => Statement<unknown> | ReadonlyArray<Statement<unknown>>

@@ -4,20 +4,30 @@
 import * as Effect from "effect/Effect"
 import { beginning, type Filter, isPosition, type Position, type ReadOptions } from "../../EventFeed.js"
 import { ValidationError, ValidationIssue } from "../../StoreError.js"
+import { boundOf, noTime } from "./asOf.js"
+
+/** The filter of a read, with the bound of the time that it is of. */
+export interface ReadFilter extends Filter {
+  /** Only events up to this timestamp, as text. */
+  readonly madeBy?: string | undefined
+}
 
 /** Validates a read and fills in its defaults. A filter that restricts nothing becomes `undefined`. */
 export const validateFeedRead = (
   options: ReadOptions | undefined
 ): Effect.Effect<
-  { readonly after: Position; readonly limit: number; readonly filter: Filter | undefined },
+  { readonly after: Position; readonly limit: number; readonly filter: ReadFilter | undefined },
   ValidationError
 > =>
   checked((issues) => {
-    const { after = beginning, filter, limit = usualLimit } = options ?? {}
+    const { after = beginning, asOf, filter, limit = usualLimit } = options ?? {}
     if (!isPosition(after)) issues.push(issue(["after"], noPosition))
     if (!isWhole(limit, 1, maxLimit)) issues.push(issue(["limit"], `must be an integer from 1 to ${maxLimit}`))
     checkFilter(filter, ["filter"], issues)
-    return { after, limit, filter: restricting(filter) }
+    if (asOf === undefined) return { after, limit, filter: restricting(filter) }
+    const madeBy = boundOf(asOf)
+    if (madeBy === undefined) issues.push(issue(["asOf"], noTime))
+    return { after, limit, filter: { ...filter, madeBy } }
   })
 
 /** Fails with the operation and the path of the input, unless the value is a position. */

@@ -29,6 +29,7 @@ const readsByPort = (store: StoreAdapterService): StreamReads<ValidationError | 
       eventPage(found, found.length >= limit)
     )
   return {
+    exists: (id) => Effect.map(store.getEvents(id, 1, { maxSequence: 1 }), ({ length }) => length > 0),
     page,
     fromSnapshot: (id, maxSequence, limit) =>
       Effect.flatMap(store.getSnapshot(id, 1, { maxSequence }), (snapshot) => {

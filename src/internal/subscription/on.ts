@@ -6,7 +6,7 @@ import type { FeedEvent } from "../../EventFeed.js"
 import type { Projection, Source } from "../../Projection.js"
 import type { StoreError } from "../../StoreError.js"
 import { type HandlerContext, type HandlerError, makeEventCodec, type Tagged } from "../codec/eventCodec.js"
-import { withOwnIds } from "../store/origin.js"
+import { checkingIds, originOf, withOwnIds } from "../store/origin.js"
 
 /**
  * The handlers of a subscription for the events of one aggregate. `on` makes them.
@@ -40,41 +40,46 @@ export declare namespace On {
  * The handlers that `on` takes, by event type. Each gets the decoded event, and the stored one with the `id` of its
  * aggregate.
  */
-export type EventHandlers<A extends Tagged> = {
+export type EventHandlers<A extends Tagged, Id extends string = string> = {
   readonly [K in A["_tag"]]?: (
     event: Extract<A, { readonly _tag: K }>,
-    envelope: FeedEvent
+    envelope: FeedEvent<Id>
     // biome-ignore lint/suspicious/noExplicitAny: the bound of a type parameter that takes every handler
   ) => Effect.Effect<unknown, any, any>
 }
 
 /**
  * Makes typed handlers for the events of one aggregate, for the option `on` of `make`. They get no events of other
- * aggregates, also not of an equal type. An event that its schema can't decode fails with `UnreadableEvent`, which is
- * not retried.
+ * aggregates, also not of an equal type. An event that its schema can't decode, or whose id is none of the aggregate's,
+ * fails with `UnreadableEvent`, which is not retried.
  */
-export const on = <A extends Tagged, Handlers extends EventHandlers<A>>(
-  aggregate: Source<A>,
+export const on = <A extends Tagged, Handlers extends EventHandlers<A, Id>, Id extends string = string>(
+  aggregate: Source<A, Id>,
   handlers: Handlers & { readonly [K in Exclude<keyof Handlers, A["_tag"]>]: never }
 ): On<HandlerError<Handlers[keyof Handlers]> | StoreError, HandlerContext<Handlers[keyof Handlers]>> => {
   type E = HandlerError<Handlers[keyof Handlers]>
   type R = HandlerContext<Handlers[keyof Handlers]>
   const codec = makeEventCodec(aggregate.events)
+  const decode = checkingIds(aggregate, { operation }, (stored) => codec.decode(operation, stored))
   const byType = new Map<string, (event: A, envelope: FeedEvent) => Effect.Effect<unknown, E, R>>(
     Object.entries(handlers)
   )
   return {
-    of: { name: aggregate.name, streams: aggregate.streams },
+    of: originOf(aggregate),
     events: [...byType].flatMap(([type, handler]) => (handler === undefined ? [] : [type])),
     handle: (stored) => {
       const handler = byType.get(stored.type)
       return handler === undefined
         ? Effect.void
         : Effect.asVoid(
-            Effect.flatMap(codec.decode("Subscription.on", stored), (event) =>
+            Effect.flatMap(decode(stored), (event) =>
               handler(event, aggregate.streams === "plain" ? withOwnIds(stored) : stored)
             )
           )
     }
   }
 }
+
+// --- internal ---
+
+const operation = "Subscription.on"

@@ -65,7 +65,11 @@ export const makeAppendEvents = ({
     withTransactionFrom(
       runner.sql,
       "commitAll",
-      { own: statements.append([events], {}), nested: statements.append([events], { checksSnapshot: true }) },
+      {
+        insert: statements.insert(events, { orRaise: true }),
+        own: statements.append([events], {}),
+        nested: statements.append([events], { checksSnapshot: true })
+      },
       (rows, isNested) =>
         Effect.flatMap(
           accept(statements.resultsOf(rows)[0], isNested ? signals.inserted(events) : Effect.void),

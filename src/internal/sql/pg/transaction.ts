@@ -71,6 +71,11 @@ export const withTransactionFrom = <E, R>(
   operation: string,
   first: {
     readonly own: Command
+    /**
+     * An insert in place of `own`, if the driver can send a batch. It records that the transaction has begun, and its rows do not count. Where
+     * it fails, another transaction begins with `own`.
+     */
+    readonly insert?: Command | undefined
     /** The command in a transaction that has begun before. */
     readonly nested: Command
   },
@@ -96,9 +101,11 @@ export const withTransactionFrom = <E, R>(
           topLevel(
             sql,
             operation,
-            (held) =>
+            (held, isFirst) =>
               held.session !== undefined
-                ? beginWith(operation, held, first.own)
+                ? isFirst && first.insert !== undefined
+                  ? beginWithInsert(operation, held, first.insert)
+                  : beginWith(operation, held, beginStatements, first.own)
                 : Effect.zipRight(
                     begin(operation, held),
                     onConnection([guarded(held, { over: false }), 0], run(first.nested))
@@ -178,7 +185,7 @@ const meaningOf = (operation: string, error: StoreError): StoreError =>
 const noSavepoint = /^(3B001|25P01)$/
 
 // A commit must see the commits before it, so the isolation does not depend on the default of the database.
-const beginStatements = ["BEGIN ISOLATION LEVEL READ COMMITTED", "SET LOCAL effect_maestro.begun = yes"]
+const beginStatements = ["BEGIN ISOLATION LEVEL READ COMMITTED", "SET LOCAL effect_maestro.begun = yes"] as const
 
 const begin = (operation: string, held: HeldConnection): Effect.Effect<void, StoreError> =>
   Effect.mapError(
@@ -186,30 +193,44 @@ const begin = (operation: string, held: HeldConnection): Effect.Effect<void, Sto
     (error) => fromSqlError(operation, "writing", error)
   )
 
-const beginWith = (operation: string, held: HeldConnection, command: Command): Effect.Effect<Rows, StoreError> => {
-  const commands = [...beginStatements.map((text) => ({ text, values: [] })), command]
+const beginWith = (
+  operation: string,
+  held: HeldConnection,
+  statements: ReadonlyArray<string>,
+  command: Command
+): Effect.Effect<Rows, StoreError> => {
+  const commands = [...statements.map((text) => ({ text, values: [] })), command]
   return Effect.mapError(sendCommands(held, commands, ["I", "T"]), (error) =>
     fromSqlError(operation, "writing", error)
   ).pipe(withSpanIfTraced("sql.execute", statementSpan(command.text)))
 }
 
+const beginWithInsert = (operation: string, held: HeldConnection, insert: Command): Effect.Effect<Rows, StoreError> =>
+  Effect.as(beginWith(operation, held, beginStatements.slice(0, 1), insert), noRows)
+
+const noRows: Rows = []
+
 /**
  * If BEGIN finds a transaction that has failed, the application has given the connection back before the driver knew its status. The
- * transaction then begins on another connection.
+ * transaction then begins on another connection. It begins anew, too, if its insert has failed: `first` gets whether it is called for the
+ * first time.
  */
 const topLevel = <A, B, E, R>(
   sql: SqlClient.SqlClient,
   operation: string,
-  first: (held: HeldConnection) => Effect.Effect<A, StoreError>,
+  first: (held: HeldConnection, isFirst: boolean) => Effect.Effect<A, StoreError>,
   next: (a: A) => Effect.Effect<B, E, R>,
   last: (b: B) => Command | undefined = () => undefined,
-  attempts = 3
+  attempt = 1
 ): Effect.Effect<B, E | StoreError, R> =>
   Effect.catchIf(
-    beginning(sql, operation, first, next, last),
+    beginning(sql, operation, (held) => first(held, attempt === 1), next, last),
     (error) => error instanceof NotBegun,
-    ({ reason }) => (attempts > 1 ? topLevel(sql, operation, first, next, last, attempts - 1) : Effect.fail(reason))
+    ({ reason }) => (attempt < 3 ? topLevel(sql, operation, first, next, last, attempt + 1) : Effect.fail(reason))
   ).pipe(withSpanIfTraced("sql.transaction", { kind: "client" }))
+
+/** The codes of a transaction that failed before, of an insert that has not written all, and of one into a stream with a gap. */
+const notBegun = new Set(["25P02", "22P02", "23505"])
 
 class NotBegun extends Data.TaggedError("NotBegun")<{ readonly reason: StoreError }> {}
 
@@ -222,8 +243,8 @@ const beginning = <A, B, E, R>(
 ): Effect.Effect<B, E | StoreError | NotBegun, R> =>
   withConnection(sql, operation, (held) => {
     const begun = Effect.mapError(first(held), (reason) => {
-      if (reason.code !== "25P02") return reason
-      held.close()
+      if (!notBegun.has(reason.code ?? "")) return reason
+      if (reason.code === "25P02") held.close()
       return new NotBegun({ reason })
     })
     const validity: Validity = { over: false }

@@ -1,0 +1,27 @@
+/**
+ * The bound of reads as of a time: the highest timestamp that an event of that time can have.
+ */
+import * as DateTime from "effect/DateTime"
+import { fromParts } from "../../Timestamp.js"
+
+/** The bound of a time. It is undefined for a value that is no time. Timestamps sort as text, and so does the bound. */
+export const boundOf = (time: unknown): string | undefined => {
+  const millis = DateTime.isDateTime(time)
+    ? DateTime.toEpochMillis(time)
+    : time instanceof Date
+      ? time.getTime()
+      : Number.NaN
+  if (Number.isNaN(millis)) return undefined
+  return millis < 0 ? beforeAll : fromParts({ millis: Math.floor(millis), counter: highest, node: highestNode })
+}
+
+/** What is wrong with a value that is no time. */
+export const noTime = "must be a DateTime, or a valid Date"
+
+// --- internal ---
+
+const highest = 0xfff
+const highestNode = 2n ** 62n - 1n
+
+/** A text below every timestamp. It is a UUID, so that a database can compare it. */
+const beforeAll = "00000000-0000-0000-0000-000000000000"
