@@ -14,7 +14,6 @@ import * as Schema from "effect/Schema"
 import type { StreamIds } from "./Event.js"
 import type { StreamPosition } from "./EventFeed.js"
 import type { Aggregate } from "./internal/aggregate/aggregateType.js"
-import { withConditions } from "./internal/aggregate/conditions.js"
 import { compile } from "./internal/aggregate/definition.js"
 import { evaluateAll as evaluateSeveral } from "./internal/aggregate/evaluateAll.js"
 import type {
@@ -32,7 +31,7 @@ import { cacheLimits } from "./internal/aggregate/stateCache.js"
 import { makeTargetedCommand, type TargetedCommand } from "./internal/aggregate/targetedCommand.js"
 import type { HandlerContext, HandlerError, Tagged } from "./internal/codec/eventCodec.js"
 import type { Projection } from "./Projection.js"
-import type { CommandIdReused, RetryCommand, StoreError, UnexpectedSequence, ValidationError } from "./StoreError.js"
+import type { RetryCommand, StoreError, ValidationError } from "./StoreError.js"
 import type { Time } from "./Timestamp.js"
 
 /**
@@ -249,6 +248,38 @@ export interface CacheOptions {
 
 export {
   /**
+   * Evaluates the commands of an effect as followers of an event. Subscriptions do so for `handle` and `on`.
+   *
+   * @since 0.1.0
+   * @category causes
+   */
+  causedBy,
+  /**
+   * Names the chain that the commands of an effect belong to, such as by the id of a request.
+   *
+   * @since 0.1.0
+   * @category causes
+   */
+  withCorrelationId
+} from "./internal/aggregate/causes.js"
+export {
+  /**
+   * Gives a command an id, so that it takes effect at most once on its aggregate, however often it is evaluated.
+   *
+   * @since 0.1.0
+   * @category conditions
+   */
+  withCommandId,
+  /**
+   * Evaluates a command only while the aggregate is at this sequence, which its sender has seen: an `If-Match` of HTTP.
+   *
+   * @since 0.1.0
+   * @category conditions
+   */
+  withExpectedSequence
+} from "./internal/aggregate/conditions.js"
+export {
+  /**
    * The metadata of every event of a command: who asked, on whose behalf, why. All keys are the application's own, and are stored as they
    * are given. Set it around `evaluate`, by `Effect.provideService(Aggregate.Metadata, { userId })`.
    *
@@ -257,70 +288,22 @@ export {
    */
   Metadata
 } from "./internal/aggregate/metadata.js"
-
-/**
- * Gives a command an id: a key that its sender keeps as long as it may send the command again. With an id, a command takes effect at most
- * once on its aggregate, however often and on however many nodes it is evaluated.
- *
- * A receipt is stored in the same commit as the command's events. If the receipt of the id is stored already, `evaluate` returns the current
- * state and `duplicate: true`. A refusal stores no receipt, so the command is decided again the next time. A decision of no events stores
- * the receipt alone.
- *
- * - The id belongs to one command. Another command of the same id, or the same command with other fields, fails with `CommandIdReused`.
- *   Commands are compared as their schema encodes them, so one that its schema can't encode is refused by a `ValidationError`. After a
- *   deployment that changes the schema of a command, only its tag is compared with older receipts.
- * - The id belongs to one aggregate. Another aggregate handles a command of the same id as another command.
- * - An id is a text of 1 to 1000 characters; any other is refused by a `ValidationError`.
- * - Put it directly around `evaluate`. Commands that a handler or a projection evaluates do not inherit the id.
- * - A handler may run more than once, so effects beside its decision may be repeated.
- *
- * A receipt is an event of type `effect-maestro/CommandHandled` in a stream of the kind `effect-maestro:Receipt`, which the feed shows. A
- * projection gets it if it is `of: "all"` and names the type.
- *
- * @since 0.1.0
- * @category conditions
- *
- * @example
- * ```ts
- * import { Aggregate } from "effect-maestro"
- * import type * as Effect from "effect/Effect"
- *
- * declare const deposit: Effect.Effect<unknown, Aggregate.Failure, Aggregate.Instance<"Account">>
- *
- * // However often this request comes, the money comes once.
- * export const depositOnce = (idempotencyKey: string) => deposit.pipe(Aggregate.withCommandId(idempotencyKey))
- * ```
- */
-export const withCommandId = (
-  commandId: string
-): (<A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E | CommandIdReused, R>) =>
-  withConditions({ commandId })
-
-/**
- * Evaluates a command only while the aggregate is at this sequence, which its sender has seen: an `If-Match` of HTTP. Otherwise the command
- * fails with `UnexpectedSequence`, which is not retried. With 0 the aggregate must have no events.
- *
- * The sequence is checked against the store, also if another commit comes first while the command is decided. A command with an id that was
- * handled before is a duplicate at any sequence. Put it directly around `evaluate`: commands that a handler or a projection evaluates do not
- * inherit it. A sequence that is no integer from 0 to `Event.maxSequence` is refused by a `ValidationError`.
- *
- * @since 0.1.0
- * @category conditions
- *
- * @example
- * ```ts
- * import { Aggregate } from "effect-maestro"
- * import type * as Effect from "effect/Effect"
- *
- * declare const rename: Effect.Effect<unknown, Aggregate.Failure, Aggregate.Instance<"Page">>
- *
- * export const renameIfMatch = (seen: number) => rename.pipe(Aggregate.withExpectedSequence(seen))
- * ```
- */
-export const withExpectedSequence = (
-  expectedSequence: number
-): (<A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E | UnexpectedSequence, R>) =>
-  withConditions({ expectedSequence })
+export {
+  /**
+   * Sets metadata by a schema, and reads it. `metadata` makes it.
+   *
+   * @since 0.1.0
+   * @category models
+   */
+  type TypedMetadata,
+  /**
+   * Metadata of a schema: `provide` sets it around `evaluate`, and `of` reads it from an event.
+   *
+   * @since 0.1.0
+   * @category constructors
+   */
+  typedMetadata as metadata
+} from "./internal/aggregate/typedMetadata.js"
 
 /**
  * The default retries: 15 at most, after 2 ms, 4 ms, 8 ms … but no more than 200 ms each, about two seconds in all. The delays are

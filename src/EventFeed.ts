@@ -121,6 +121,11 @@ export interface Filter {
    * Only events of aggregates of these kinds, such as `Account.kind`. The kind of a stream without one is `""`.
    */
   readonly kinds?: ReadonlyArray<string> | undefined
+  /**
+   * Only events of one chain, which is named by their `correlationId`: a text of 1 to 255 characters. The store finds
+   * them by an index.
+   */
+  readonly correlationId?: string | undefined
   /** Only events of one slice of the aggregates, by a hash of their ids: slice `index` (from 0) of `of`. */
   readonly slice?: { readonly index: number; readonly of: number } | undefined
 }

@@ -12,6 +12,7 @@
 import type * as Duration from "effect/Duration"
 import type * as Layer from "effect/Layer"
 import type { EventFeed } from "./EventFeed.js"
+import { feedAsOfCases } from "./internal/contract/feedAsOf.js"
 import { feedAwaitCases } from "./internal/contract/feedAwait.js"
 import { feedBadInputCases } from "./internal/contract/feedBadInput.js"
 import type { FeedSettings } from "./internal/contract/feedCase.js"
@@ -108,6 +109,7 @@ export const cases = (options?: Options): ReadonlyArray<Case> => {
   return [
     ...feedReadCases,
     ...feedFilterCases,
+    ...feedAsOfCases,
     ...feedOverlapCases,
     ...feedAwaitCases,
     ...feedBadInputCases,

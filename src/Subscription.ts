@@ -22,6 +22,7 @@ import { withoutReceipts } from "./internal/store/receiptStreams.js"
 import { filterOf, handles, runProjections } from "./internal/store/runProjections.js"
 import { validateStreamPosition } from "./internal/store/storedRecord.js"
 import { NotReached, type SubscriptionStopped } from "./internal/subscription/errors.js"
+import { handlingEach, handlingTogether } from "./internal/subscription/handler.js"
 import type { On } from "./internal/subscription/on.js"
 import { checkHandlers, checkProjections, makeRunner } from "./internal/subscription/runner.js"
 import { awaitPosition } from "./internal/subscription/status.js"
@@ -128,7 +129,9 @@ export interface Options {
 }
 
 /**
- * The handler of a subscription: of one event after the other, or of a batch.
+ * The handler of a subscription: of one event after the other, or of a batch. The commands that `handle` evaluates
+ * follow from its event (`correlationId`, `causationId`). A batch has no one cause: put `Aggregate.causedBy(event)`
+ * around each command.
  *
  * @since 0.1.0
  * @category models
@@ -475,7 +478,7 @@ type EachOf<Ons> = Ons extends ReadonlyArray<infer One> ? One : Ons
 const makeOf = <E, R>(name: string, options: Options & Partial<Handler<E, R>>): Subscription<E, R> => {
   const { handle: handleOne, handleBatch } = options
   const handle: Handler<E, R>["handleBatch"] =
-    handleBatch ?? (handleOne && ((events) => Effect.forEach(events, handleOne, { discard: true })))
+    handleBatch === undefined ? handleOne && handlingEach(name, handleOne) : handlingTogether(name, handleBatch)
   if (handle === undefined) {
     throw new TypeError(`subscription ${name} has no handler: it takes \`on\`, \`handle\` or \`handleBatch\``)
   }

@@ -117,7 +117,7 @@ export const toDateTime = (timestamp: Timestamp): DateTime.Utc => DateTime.unsaf
  *
  * The milliseconds of an event are those of the clock of the node that made it. They are higher where the aggregate has
  * an event of a node whose clock is ahead, because timestamps rise along an aggregate. So a read as of a time is as exact
- * as the clocks of the nodes: near that time it may leave out an event that was made before, or have one that was made
+ * as the clocks of the nodes. Near that time it may leave out an event that was made before, or have one that was made
  * after.
  *
  * @since 0.1.0

@@ -12,6 +12,7 @@ import * as FeedContract from "effect-maestro/FeedContract"
 import { onRealClock } from "../src/internal/contract/case.js"
 import * as Broken from "./brokenFeeds.js"
 import * as BrokenSubscriptions from "./brokenSubscriptions.js"
+import * as BrokenTimes from "./brokenTimes.js"
 import { layerPg } from "./database.js"
 
 const all = FeedContract.cases({ runs: 20, seed: 1 })
@@ -30,7 +31,7 @@ const ofTheFeed = onMemory.filter(({ name }) =>
 
 /** The name of its export, as words. */
 const nameOf = (breaking: Broken.Breaking): string =>
-  Object.entries({ ...Broken, ...BrokenSubscriptions })
+  Object.entries({ ...Broken, ...BrokenSubscriptions, ...BrokenTimes })
     .find(([, exported]) => exported === breaking)?.[0]
     .replace(/[A-Z]/g, (letter) => ` ${letter.toLowerCase()}`) ?? "has no name"
 
@@ -93,6 +94,8 @@ const largePages =
   "read: a page of large events ends before 8 MB and has at least one event, and `more` is true if events follow"
 const heldBack =
   "heldBack (commitAll): counts the committed events that an older transaction holds back, since the first of them"
+const leftOut = "read: as of a time it leaves out the events that were made later, which may stand before others"
+const ofThatMillisecond = "read: as of a time it has all events of that millisecond, and none of the next"
 const takenOver = "lease: a lease that another holder has taken over fails with LeaseLost, and stores nothing"
 
 const caught: ReadonlyArray<readonly [breaking: Broken.Breaking, sentences: ReadonlyArray<string>]> = [
@@ -128,6 +131,10 @@ const caught: ReadonlyArray<readonly [breaking: Broken.Breaking, sentences: Read
   [Broken.readsFromThePositionOn, ["read: reading can continue after the position of a page, and of each event"]],
   [Broken.sortsTheEventsOfACommit, ["read: events that one commit writes appear in the order that it was given"]],
   [Broken.losesByteOrderMarks, ["read: an event is read exactly as it was committed, with any id, type and metadata"]],
+  ...[Broken.ignoresTheCorrelationId, Broken.comparesCorrelationIdsLoosely].map(
+    (breaking) =>
+      [breaking, ["filter: a correlation id shows the events of its chain, on all aggregates, and no others"]] as const
+  ),
   ...[Broken.losesVersions, Broken.losesCorrelationIds, Broken.losesCausationIds, Broken.losesTraceparents].map(
     (breaking) =>
       [
@@ -135,6 +142,10 @@ const caught: ReadonlyArray<readonly [breaking: Broken.Breaking, sentences: Read
         ["read: an event has the version, correlationId, causationId and traceparent that were committed"]
       ] as const
   ),
+  [BrokenTimes.readsAsOfNow, [leftOut, ofThatMillisecond]],
+  [BrokenTimes.endsAtTheFirstLaterEvent, [leftOut]],
+  [BrokenTimes.leavesOutTheMillisecondOfATime, [leftOut, ofThatMillisecond]],
+  [BrokenTimes.countsAsOfNow, ["count: as of a time it returns the number of events that read shows"]],
   [Broken.ignoresTheSlice, ["filter: the slices partition the feed, and an aggregate is always in the same one"]],
   [Broken.takesAnyPartOfTheFilter, ["filter: an event must match all its parts"]],
   ...[Broken.takesAnIdForItsKind, Broken.endsAKindAtTheLastSlash].map(

@@ -199,6 +199,30 @@ export const losesByteOrderMarks: Breaking = withFeed((feed) => ({
     }))
 }))
 
+export const ignoresTheCorrelationId: Breaking = withFeed((feed) => {
+  const without = <O extends EventFeed.ReadOptions>(options: O | undefined) => ({
+    ...options,
+    filter: { ...options?.filter, correlationId: undefined }
+  })
+  return {
+    ...feed,
+    read: (options) => feed.read(without(options)),
+    count: (options) => feed.count(without(options))
+  }
+})
+
+export const comparesCorrelationIdsLoosely: Breaking = withFeed((feed) => ({
+  ...feed,
+  read: (options) => {
+    const correlationId = options?.filter?.correlationId
+    return correlationId === undefined
+      ? feed.read(options)
+      : Effect.map(feed.read({ ...options, filter: { ...options?.filter, correlationId: undefined } }), (page) => ({
+          ...page,
+          events: page.events.filter((event) => event.correlationId?.toLowerCase() === correlationId.toLowerCase())
+        }))
+  }
+}))
 /** Events lose a field. */
 const loses = (lost: Partial<EventFeed.FeedEvent>): Breaking =>
   withFeed((feed) => ({

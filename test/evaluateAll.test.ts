@@ -172,6 +172,26 @@ for (const [name, store] of Object.entries(stores)) {
       })
     )
 
+    it.effect("the events and the receipts are of one chain, which the first event names or the caller", () =>
+      Effect.gen(function* () {
+        const { a, b, r } = yield* scene
+        const after = yield* EventFeed.head
+        const list = (guest: string) =>
+          Aggregate.evaluateAll([
+            Account.command(a, new Deposit({ amount: 5 })),
+            Account.command(b, new Deposit({ amount: 5 })),
+            ...(guest === "" ? [] : [Room.command(r, new Book({ guest }))])
+          ])
+        yield* list("Ann").pipe(Aggregate.withCommandId("c"))
+        const first = (yield* EventFeed.read({ after })).events
+        expect(first).toHaveLength(6)
+        expect(first.map(({ correlationId }) => correlationId)).toEqual(first.map(() => first[0]?.timestamp))
+        yield* list("").pipe(Aggregate.withCorrelationId("request-7"))
+        const { events } = yield* EventFeed.read({ filter: { correlationId: "request-7" } })
+        expect(events.map(({ id }) => id)).toEqual([a, b])
+      })
+    )
+
     it.effect("a refusal, and a decision of no events, on outdated cached states are decided on the stored ones", () =>
       Effect.gen(function* () {
         const { a, b, r } = yield* scene

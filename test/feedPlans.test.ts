@@ -36,7 +36,13 @@ layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg())), { excludeTestServices:
             const head = yield* reads.head
             expect((yield* reads.changeSince(EventFeed.beginning)).more).toBe(true)
             expect((yield* reads.changeSince(head)).head).toBe(head)
-            for (const filter of [undefined, { types: ["Other"] }, { kinds: ["Account"] }, { kinds: ["Other"] }]) {
+            for (const filter of [
+              undefined,
+              { types: ["Other"] },
+              { kinds: ["Account"] },
+              { kinds: ["Other"] },
+              { correlationId: "none" }
+            ]) {
               yield* feed.read({ after: head, ...(filter === undefined ? {} : { filter }) })
             }
             expect(yield* feed.heldBack()).toMatchObject({ _tag: "None" })

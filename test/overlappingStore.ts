@@ -170,8 +170,9 @@ interface Entry {
 
 const positionOf = ({ key, position }: Entry): EventFeed.Position => `${key}-${position}` as EventFeed.Position
 
-const matches = (event: Event.StoredEvent, { kinds, madeBy, slice, types }: ReadFilter = {}): boolean =>
+const matches = (event: Event.StoredEvent, { correlationId, kinds, madeBy, slice, types }: ReadFilter = {}): boolean =>
   (types === undefined || types.includes(event.type)) &&
+  (correlationId === undefined || event.correlationId === correlationId) &&
   (madeBy === undefined || event.timestamp <= madeBy) &&
   (kinds === undefined || kinds.includes(Event.identityOf(event.aggregateId).kind)) &&
   (slice === undefined || sliceOf(event.aggregateId, slice.of) === slice.index)

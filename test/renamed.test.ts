@@ -202,7 +202,7 @@ for (const [name, store] of Object.entries({
           })
       )
 
-      it.effect("commands of both names on one stream lose none, also at once", () =>
+      it.effect("commands of both names on one stream lose none, also concurrently", () =>
         Effect.gen(function* () {
           const [before, after] = [Before.evaluate("hal", deposit), After.evaluate("hal", deposit)]
           yield* Effect.all([before, after, before, after, before, after], { concurrency: "unbounded" })

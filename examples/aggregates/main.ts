@@ -1,15 +1,22 @@
 /**
- * Commands on a bank account: results, refusals, reads, a conflict between two processes, and an expected sequence.
+ * Commands on a bank account: results, refusals, reads, a conflict between two processes, and an expected sequence. Then a
+ * read as of a time, and an aggregate whose ids have a schema.
  *
  * Run it by `npx tsx examples/aggregates/main.ts`. It uses the store in memory.
  */
 import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
 import * as Console from "effect/Console"
+import * as DateTime from "effect/DateTime"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
-import { Aggregate, MemoryStore } from "effect-maestro"
+import { Aggregate, EventFeed, MemoryStore } from "effect-maestro"
 import { Account, Deposit, Open, Withdraw } from "./Account.js"
+import { Branch, Move } from "./Branch.js"
+
+/** What is stored with each event. */
+const Audit = Aggregate.metadata(Schema.Struct({ user: Schema.NonEmptyString }))
 
 const commands = Effect.gen(function* () {
   yield* Console.log("Commands")
@@ -23,15 +30,17 @@ const commands = Effect.gen(function* () {
   yield* Account.evaluateUnknown("ann", { _tag: "Deposit", amount: "all" }).pipe(
     Effect.catchTag("ValidationError", ({ message }) => Console.log(`  ${message}`))
   )
-}).pipe(Effect.provideService(Aggregate.Metadata, { user: "teller 7" }))
+}).pipe(Audit.provide({ user: "teller 7" }))
 
 const reads = Effect.gen(function* () {
   yield* Console.log("Reads")
   yield* Console.log(`  fetch:    ${JSON.stringify(yield* Account.fetch("ann"))}`)
   yield* Console.log(`  root:     ${JSON.stringify(yield* Account.root("ann"))}`)
   yield* Console.log(`  replay 2: ${JSON.stringify(yield* Account.replay("ann", 2))}`)
-  yield* Stream.runForEach(Account.history("ann"), ({ event, metadata, sequence }) =>
-    Console.log(`  history:  ${sequence} ${event._tag}, by ${metadata.user}`)
+  yield* Stream.runForEach(Account.history("ann"), (stored) =>
+    Effect.flatMap(Audit.of(stored), ({ user }) =>
+      Console.log(`  history:  ${stored.sequence} ${stored.event._tag}, by ${user}`)
+    )
   )
 })
 
@@ -59,7 +68,28 @@ const expectation = Effect.gen(function* () {
   )
 })
 
-Effect.all([commands, reads, conflict, expectation], { discard: true }).pipe(
-  Effect.provide(Account.layer.pipe(Layer.provideMerge(MemoryStore.layer))),
+const asOf = Effect.gen(function* () {
+  yield* Console.log("As of a time")
+  const evening = yield* DateTime.now
+  yield* Effect.sleep("10 millis")
+  yield* Account.evaluate("ann", new Deposit({ amount: 500 }))
+  yield* Console.log(`  now:            ${(yield* Account.fetch("ann")).balance}`)
+  yield* Console.log(`  that evening:   ${(yield* Account.replay("ann", { asOf: evening })).balance}`)
+  const events = EventFeed.streamStored({ asOf: evening, filter: { kinds: [Account.kind] } })
+  yield* Console.log(`  events by then: ${yield* Stream.runCount(events)}`)
+})
+
+const ids = Effect.gen(function* () {
+  yield* Console.log("Ids with a schema")
+  yield* Branch.evaluate("branch-7", new Move({ street: "Main Street" }))
+  yield* Console.log(`  ${Branch.streamId("branch-7")} is in ${yield* Branch.fetch("branch-7")}`)
+  const fromOutside = JSON.parse('"till-7"')
+  yield* Branch.evaluate(fromOutside, new Move({ street: "Side Street" })).pipe(
+    Effect.catchTag("ValidationError", ({ message }) => Console.log(`  ${message}`))
+  )
+})
+
+Effect.all([commands, reads, conflict, expectation, asOf, ids], { discard: true }).pipe(
+  Effect.provide(Layer.mergeAll(Account.layer, Branch.layer).pipe(Layer.provideMerge(MemoryStore.layer))),
   NodeRuntime.runMain
 )

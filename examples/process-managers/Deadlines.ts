@@ -54,6 +54,7 @@ const tryLater = ({ message }: { readonly message: string }) => Effect.logWarnin
 const cancel = (order: string) =>
   Order.evaluate(order, new CancelOrder({ reason: "not paid in time" })).pipe(
     Aggregate.withCommandId("deadline"),
+    Aggregate.withCorrelationId(order),
     // The order was confirmed or cancelled before.
     Effect.catchTag("NotOpen", () => Effect.void),
     Effect.zipRight(

@@ -34,7 +34,7 @@ const place = (order: string, customer: string, amount: number, payWithin: Durat
     const { position } = yield* Order.evaluate(
       order,
       new PlaceOrder({ customer, amount, payWithin: Duration.decode(payWithin) })
-    )
+    ).pipe(Aggregate.withCorrelationId(order))
     // Returns when the process manager has handled the event.
     yield* Subscription.waitFor(Fulfilment.Fulfilment, position, "1 minute")
   })
@@ -43,7 +43,8 @@ const place = (order: string, customer: string, amount: number, payWithin: Durat
 const pay = (order: string, reference: string) =>
   Effect.gen(function* () {
     const { duplicate, position } = yield* Payment.evaluate(order, new ReceivePayment()).pipe(
-      Aggregate.withCommandId(reference)
+      Aggregate.withCommandId(reference),
+      Aggregate.withCorrelationId(order)
     )
     yield* Subscription.waitFor(Fulfilment.Fulfilment, position, "1 minute")
     return duplicate
@@ -55,6 +56,18 @@ const show = (order: string) =>
     const payment = yield* Payment.fetch(order)
     yield* Console.log(`  ${order}: the order is ${status}, the payment is ${payment.status}`)
   })
+
+/** Prints the events of a chain, each below the one that it follows from. */
+const showChain = (correlationId: string) => {
+  const depths = new Map<string, number>()
+  return EventFeed.streamStored({ filter: { correlationId, kinds: ["Order", "Payment"] } }).pipe(
+    Stream.runForEach(({ causationId, timestamp, type }) => {
+      const depth = causationId === undefined ? 0 : (depths.get(causationId) ?? 0) + 1
+      depths.set(timestamp, depth)
+      return Console.log(`    ${"  ".repeat(depth)}${type}`)
+    })
+  )
+}
 
 const story = Effect.gen(function* () {
   yield* Console.log("Ann orders, and pays; the provider reports it twice")
@@ -75,6 +88,8 @@ const story = Effect.gen(function* () {
   yield* show("order 2")
   yield* pay("order 2", "reference 2")
   yield* show("order 2")
+  yield* Console.log("  what followed from what:")
+  yield* showChain("order 2")
 
   yield* Console.log("Cleo orders for more than the provider accepts")
   yield* place("order 3", "Cleo", 20_000, "1 hour")

@@ -4,12 +4,14 @@
  * `service.ts` makes both. `expecting` and `isolated` make variants for commands under a condition, and for commands
  * that must not take their aggregate's lock.
  */
-import type * as Clock from "effect/Clock"
+import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
 import type * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import type * as Fiber from "effect/Fiber"
+import * as Option from "effect/Option"
 import * as Schedule from "effect/Schedule"
+import * as Tracer from "effect/Tracer"
 import type { Failure } from "../../Aggregate.js"
 import type { Event } from "../../Event.js"
 import type { StoreAdapterService } from "../../StoreAdapter.js"
@@ -17,6 +19,8 @@ import type { CommandIdReused, UnexpectedSequence, ValidationError } from "../..
 import type { HybridClockService } from "../../Timestamp.js"
 import type { Tagged } from "../codec/eventCodec.js"
 import { isInsideTransaction } from "../runtime/ambientTransaction.js"
+import { type Chain, chainOf, DecidingOn, type Decision } from "../runtime/commandCause.js"
+import { traceparentOf } from "../runtime/traceContext.js"
 import { Conditions, type ConditionValues, unexpected } from "./conditions.js"
 import type { AggregateDefinition } from "./definition.js"
 import type { VersionedState } from "./loadState.js"
@@ -41,7 +45,7 @@ export interface CommandContext<State, A extends Tagged, C, E> {
   readonly isInTransaction: boolean
   /** Runs the command's handler, with the services of the layer. */
   readonly decide: (
-    command: C,
+    call: DecidedCall<C>,
     root: VersionedState<State>
   ) => Effect.Effect<ReadonlyArray<A>, E | ValidationError | UnexpectedSequence>
   /** The schedule of deciding again, after a lost race or a transient failure of a read. */
@@ -64,12 +68,22 @@ export interface CommandContext<State, A extends Tagged, C, E> {
   readonly forkNeutral: <A2>(effect: Effect.Effect<A2>) => Fiber.RuntimeFiber<A2>
 }
 
+/** The part of a call that its decision needs. */
+export interface DecidedCall<out C> {
+  readonly command: C
+  /** The chain that the command belongs to; none if the command begins one. */
+  readonly chain: Chain | undefined
+  /** The chain that the command begins, while its handler may evaluate commands of the same chain. */
+  ownChain: Chain | undefined
+}
+
 /** One call of `evaluate`. */
-export interface CommandCall<out C> {
+export interface CommandCall<out C> extends DecidedCall<C> {
   /** The valid id of the aggregate. */
   readonly id: string
-  readonly command: C
   readonly metadata: Readonly<Record<string, unknown>>
+  /** The span of the call. */
+  readonly traceparent: string | undefined
   readonly clock: Clock.Clock
   /** Whether the command may join a batch. After a batch failed by the fault of one command, each is committed alone. */
   mayJoinBatch: boolean
@@ -80,7 +94,8 @@ export interface Caller {
   readonly context: Context.Context<never>
   readonly metadata: Readonly<Record<string, unknown>>
   readonly conditions: ConditionValues
-  readonly decidingOn: ReadonlyArray<string>
+  readonly decision: Decision
+  readonly span: Tracer.AnySpan | undefined
   readonly isInTransaction: boolean
 }
 
@@ -96,7 +111,8 @@ export const makeCallerReader = (): ((context: Context.Context<never>) => Caller
         context,
         metadata: Context.get(context, Metadata),
         conditions: Context.get(context, Conditions),
-        decidingOn: Context.get(context, DecidingOn),
+        decision: Context.get(context, DecidingOn),
+        span: Option.getOrUndefined(Context.getOption(context, Tracer.ParentSpan)),
         isInTransaction: isInsideTransaction(context)
       }
     }
@@ -104,13 +120,22 @@ export const makeCallerReader = (): ((context: Context.Context<never>) => Caller
   }
 }
 
-/**
- * The streams of the aggregates whose commands the fiber is deciding: a handler may evaluate a command of another
- * aggregate, and so on.
- */
-export class DecidingOn extends Context.Reference<DecidingOn>()("effect-maestro/internal/DecidingOn", {
-  defaultValue: (): ReadonlyArray<string> => []
-}) {}
+/** A call of the fiber that evaluates the command. */
+export const callOf = <C>(
+  fiber: Fiber.RuntimeFiber<unknown, unknown>,
+  { decision, metadata, span }: Caller,
+  id: string,
+  command: C
+): CommandCall<C> => ({
+  id,
+  command,
+  metadata,
+  chain: chainOf(fiber, decision),
+  ownChain: undefined,
+  traceparent: span === undefined ? undefined : traceparentOf(fiber, span),
+  clock: Context.get(fiber.currentDefaultServices, Clock.Clock),
+  mayJoinBatch: true
+})
 
 /**
  * Why a command is refused that the handler of its own aggregate evaluates. It would change the state that the handler
@@ -131,9 +156,9 @@ export const expecting = <State, A extends Tagged, C, E>(
   expected: number
 ): CommandContext<State, A, C, E> => ({
   ...context,
-  decide: (command, root) =>
+  decide: (call, root) =>
     root.sequence === expected
-      ? context.decide(command, root)
+      ? context.decide(call, root)
       : Exit.fail(unexpected(context.definition.kind, id, expected, root.sequence)),
   retry: Schedule.andThen(Schedule.recurs(1), context.retry)
 })

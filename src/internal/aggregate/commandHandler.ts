@@ -140,7 +140,7 @@ const decideOn = <State, A extends Tagged, C, E>(
   batch: BatchOf<State, E> | undefined
 ): Effect.Effect<Decision<State, A, E>> => {
   const recorded = called(() =>
-    flatMapSync(decide(call.command, root), (decided) => recordEvents(definition, clock, call, root, decided))
+    flatMapSync(decide(call, root), (decided) => recordEvents(definition, clock, call, root, decided))
   )
   return isSettled(recorded)
     ? Exit.succeed({ batch, exit: recorded })

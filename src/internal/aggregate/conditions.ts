@@ -2,13 +2,13 @@
  * The conditions that a caller sets around one command: the id of the command, and the sequence that the aggregate must
  * be at.
  *
- * `Aggregate.withCommandId` and `Aggregate.withExpectedSequence` set them, and `service.ts` reads them. The reference
+ * `Aggregate` exports `withCommandId` and `withExpectedSequence`, which set them, and `service.ts` reads them. The reference
  * is not public, because each condition has a failure that those functions add to the type of the effect.
  */
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import { maxSequence } from "../../Event.js"
-import { UnexpectedSequence, ValidationError, ValidationIssue } from "../../StoreError.js"
+import { type CommandIdReused, UnexpectedSequence, ValidationError, ValidationIssue } from "../../StoreError.js"
 
 /** The conditions of a call. */
 export interface ConditionValues {
@@ -20,13 +20,69 @@ export class Conditions extends Context.Reference<Conditions>()("effect-maestro/
   defaultValue: (): ConditionValues => none
 }) {}
 
-/** Adds conditions to the ones that are set already. */
-export const withConditions =
-  (values: ConditionValues) =>
-  <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
-    Effect.mapInputContext(effect, (context: Context.Context<R>) =>
-      Context.add(context, Conditions, { ...Context.get(context, Conditions), ...values })
-    )
+/**
+ * Gives a command an id: a key that its sender keeps as long as it may send the command again. With an id, a command takes effect at most
+ * once on its aggregate, however often and on however many nodes it is evaluated.
+ *
+ * A receipt is stored in the same commit as the command's events. If the receipt of the id is stored already, `evaluate` returns the current
+ * state and `duplicate: true`. A refusal stores no receipt, so the command is decided again the next time. A decision of no events stores
+ * the receipt alone.
+ *
+ * - The id belongs to one command. Another command of the same id, or the same command with other fields, fails with `CommandIdReused`.
+ *   Commands are compared as their schema encodes them, so one that its schema can't encode is refused by a `ValidationError`. After a
+ *   deployment that changes the schema of a command, only its tag is compared with older receipts.
+ * - The id belongs to one aggregate. Another aggregate handles a command of the same id as another command.
+ * - An id is a text of 1 to 1000 characters; any other is refused by a `ValidationError`.
+ * - Put it directly around `evaluate`. Commands that a handler or a projection evaluates do not inherit the id.
+ * - A handler may run more than once, so effects beside its decision may be repeated.
+ *
+ * A receipt is an event of type `effect-maestro/CommandHandled` in a stream of the kind `effect-maestro:Receipt`, which the feed shows. A
+ * projection gets it if it is `of: "all"` and names the type.
+ *
+ * @since 0.1.0
+ * @category conditions
+ *
+ * @example
+ * ```ts
+ * import { Aggregate } from "effect-maestro"
+ * import type * as Effect from "effect/Effect"
+ *
+ * declare const deposit: Effect.Effect<unknown, Aggregate.Failure, Aggregate.Instance<"Account">>
+ *
+ * // However often this request comes, the money comes once.
+ * export const depositOnce = (idempotencyKey: string) => deposit.pipe(Aggregate.withCommandId(idempotencyKey))
+ * ```
+ */
+export const withCommandId = (
+  commandId: string
+): (<A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E | CommandIdReused, R>) =>
+  withConditions({ commandId })
+
+/**
+ * Evaluates a command only while the aggregate is at this sequence, which its sender has seen: an `If-Match` of HTTP. Otherwise the command
+ * fails with `UnexpectedSequence`, which is not retried. With 0 the aggregate must have no events.
+ *
+ * The sequence is checked against the store, also if another commit comes first while the command is decided. A command with an id that was
+ * handled before is a duplicate at any sequence. Put it directly around `evaluate`: commands that a handler or a projection evaluates do not
+ * inherit it. A sequence that is no integer from 0 to `Event.maxSequence` is refused by a `ValidationError`.
+ *
+ * @since 0.1.0
+ * @category conditions
+ *
+ * @example
+ * ```ts
+ * import { Aggregate } from "effect-maestro"
+ * import type * as Effect from "effect/Effect"
+ *
+ * declare const rename: Effect.Effect<unknown, Aggregate.Failure, Aggregate.Instance<"Page">>
+ *
+ * export const renameIfMatch = (seen: number) => rename.pipe(Aggregate.withExpectedSequence(seen))
+ * ```
+ */
+export const withExpectedSequence = (
+  expectedSequence: number
+): (<A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E | UnexpectedSequence, R>) =>
+  withConditions({ expectedSequence })
 
 /** Removes the conditions: the commands that a handler or a projection evaluates do not inherit them. */
 export const withoutConditions = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
@@ -61,5 +117,13 @@ export const unexpected = (kind: string, id: string, expected: number, actual: n
   new UnexpectedSequence({ kind, id, expected, actual })
 
 // --- internal ---
+
+/** Adds conditions to the ones that are set already. */
+const withConditions =
+  (values: ConditionValues) =>
+  <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
+    Effect.mapInputContext(effect, (context: Context.Context<R>) =>
+      Context.add(context, Conditions, { ...Context.get(context, Conditions), ...values })
+    )
 
 const none: ConditionValues = {}

@@ -27,6 +27,7 @@ import {
 import { reservedPrefix } from "../codec/names.js"
 import { makeStateCodec, type StateCodec } from "../codec/stateCodec.js"
 import { isSettled } from "../runtime/syncEffect.js"
+import type { DecidedCall } from "./commandContext.js"
 import { type CommandDigest, makeCommandDigest } from "./commandDigest.js"
 import { type FreshIds, makeFreshIds } from "./freshIds.js"
 import type { Steps } from "./handlerTypes.js"
@@ -49,7 +50,7 @@ export interface AggregateDefinition<State, A extends Tagged, in C = never, out 
    */
   readonly decider: (
     run: RunDecision<R>
-  ) => (command: C, root: VersionedState<State>) => Effect.Effect<ReadonlyArray<A>, E | ValidationError>
+  ) => (call: DecidedCall<C>, root: VersionedState<State>) => Effect.Effect<ReadonlyArray<A>, E | ValidationError>
   /** What a receipt says of the command. */
   readonly digest: (command: C) => Effect.Effect<CommandDigest, ValidationError>
   /** The tags of its commands. */
@@ -62,8 +63,12 @@ export interface AggregateDefinition<State, A extends Tagged, in C = never, out 
   readonly retry: Schedule.Schedule<unknown>
 }
 
-/** Runs a decision on the state of a stream. */
-export type RunDecision<in R> = <A, E>(decision: Effect.Effect<A, E, R>, streamId: string) => Effect.Effect<A, E>
+/** Runs the decision of a call on the state of a stream. */
+export type RunDecision<in R> = <A, E>(
+  decision: Effect.Effect<A, E, R>,
+  streamId: string,
+  call: DecidedCall<unknown>
+) => Effect.Effect<A, E>
 
 /** The handlers of commands by their tags, as `compile` takes them: callers have checked the types of the commands. */
 export type AnyDecide<State, A, E, R, Id extends string> = Readonly<Record<string, AnyHandler<State, A, E, R, Id>>>
@@ -222,7 +227,8 @@ const evolveBy =
 const deciderBy =
   <State, A, C, E, R, Id extends string>(name: string, handlers: ReadonlyMap<string, AnyHandler<State, A, E, R, Id>>) =>
   (run: RunDecision<R>) =>
-  (command: C, root: VersionedState<State>): Effect.Effect<ReadonlyArray<A>, E | ValidationError> => {
+  (call: DecidedCall<C>, root: VersionedState<State>): Effect.Effect<ReadonlyArray<A>, E | ValidationError> => {
+    const { command } = call
     const handler = handlers.get(tagOf(command) ?? "")
     if (handler === undefined) return unknownCommand(name, [...handlers.keys()], command)
     const operation = `${name}.evaluate`
@@ -232,7 +238,7 @@ const deciderBy =
       // biome-ignore lint/plugin: the handler under a tag takes the member of that tag, which a `Map` can't say
       const decision = handler(command as never, checked)
       // An exit needs no services, and can't throw.
-      return isSettled(decision) ? decision : run(refusingBadInput(operation, decision), root.streamId)
+      return isSettled(decision) ? decision : run(refusingBadInput(operation, decision), root.streamId, call)
     } catch (thrown) {
       return refusedInput(operation, thrown)
     }

@@ -22,7 +22,7 @@ import { retryableRead, retrying, type TransientReadError } from "./commandRetry
 import { withLock } from "./fairLock.js"
 import type { VersionedState } from "./loadState.js"
 import { isReceiptOfAnother, makeReceipt, type ReceiptKey, receiptKey } from "./receipt.js"
-import { recordEvents } from "./recordEvents.js"
+import { provenanceOf, recordEvents } from "./recordEvents.js"
 import { cacheState, markStale } from "./stateCache.js"
 import { snapshotWhenDue } from "./takeSnapshot.js"
 
@@ -82,9 +82,11 @@ const decideAndCommit = <State, A extends Tagged, C, E>(
 ): Effect.Effect<Handled<State, A>, CommandFailure<E>> =>
   Effect.gen(function* () {
     const { clock, commit, decide, definition } = context
-    const decided = yield* decide(call.command, root)
+    const decided = yield* decide(call, root)
     const recorded = yield* recordEvents(definition, clock, call, root, decided)
-    const receipt = yield* makeReceipt(clock, key, recorded.root.sequence)
+    const receipt = yield* makeReceipt(clock, key, recorded.root.sequence, (timestamp) =>
+      provenanceOf(call, recorded.events[0]?.timestamp ?? timestamp)
+    )
     yield* commit([...recorded.events, receipt])
     return { decided, root: recorded.root, duplicate: false }
   })

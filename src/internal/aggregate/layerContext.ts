@@ -14,7 +14,7 @@ import * as Runtime from "effect/Runtime"
 import * as RuntimeFlags from "effect/RuntimeFlags"
 import * as Tracer from "effect/Tracer"
 import { StoreTransaction } from "../runtime/ambientTransaction.js"
-import { DecidingOn } from "./commandContext.js"
+import { DecidingOn } from "../runtime/commandCause.js"
 import { Conditions } from "./conditions.js"
 import { Metadata } from "./metadata.js"
 

@@ -13,6 +13,7 @@ import type { Event } from "../../Event.js"
 import type { Projection } from "../../Projection.js"
 import type { StoreAdapterService } from "../../StoreAdapter.js"
 import { ValidationError } from "../../StoreError.js"
+import type { Timestamp } from "../../Timestamp.js"
 import { type Tagged, tagOf, unknownTag } from "../codec/eventCodec.js"
 import { closeBatch, type EntryOf, flushBatch, releaseLock } from "./aggregateLock.js"
 import { type Caller, type CommandCall, type CommandContext, isolated } from "./commandContext.js"
@@ -25,7 +26,7 @@ import type { LayerContext } from "./layerContext.js"
 import { initial } from "./loadState.js"
 import type { Lockable } from "./lockAll.js"
 import { makeReceipt, type ReceiptKey } from "./receipt.js"
-import { recordEvents } from "./recordEvents.js"
+import { provenanceOf, type RecordedCall, recordEvents } from "./recordEvents.js"
 import { cacheState, markStale } from "./stateCache.js"
 import { snapshotWhenDue } from "./takeSnapshot.js"
 
@@ -57,16 +58,13 @@ export interface LockedMember {
   /** Forgets the decisions. */
   readonly restart: () => void
   /** Decides on the state after the decisions before. */
-  readonly decide: (
-    call: Omit<CommandCall<unknown>, "id">,
-    expected: number | undefined
-  ) => Effect.Effect<Decided, unknown>
+  readonly decide: (call: CommandCall<unknown>, expected: number | undefined) => Effect.Effect<Decided, unknown>
   /** Whether the state that was decided on is from the cache. */
   readonly isCached: () => boolean
   /** Whether all decisions together have events. */
   readonly hasEvents: () => boolean
-  /** Makes the receipt of the decisions. */
-  readonly receipt: (key: ReceiptKey) => Effect.Effect<Event>
+  /** Makes the receipt of the decisions. `first` is the timestamp of the first event of the list. */
+  readonly receipt: (key: ReceiptKey, call: RecordedCall, first: Timestamp | undefined) => Effect.Effect<Event>
   /** Caches the state after the decisions, which is stored. */
   readonly stored: () => void
   /** Notes that the cached state may be outdated. */
@@ -100,8 +98,8 @@ export const makeSeveralLayer = <State, A extends Tagged, C, E>(
     problemOf: streams.problemOf,
     digest: (command) =>
       isCommandOf(definition, command) ? definition.digest(command) : unknownCommand(definition, command),
-    member: ({ decidingOn, isInTransaction }, clock, id) => {
-      const own = isInTransaction || decidingOn.length > 0 ? isolated(context, isInTransaction) : context
+    member: ({ decision, isInTransaction }, clock, id) => {
+      const own = isInTransaction || decision.streams.length > 0 ? isolated(context, isInTransaction) : context
       return {
         streamId: streams.streamId(id),
         withLock: (work) =>
@@ -159,7 +157,7 @@ const lockedMember = <State, A extends Tagged, C, E>(
         if (expected !== undefined && expected !== current.sequence) {
           return unexpected(definition.kind, id, expected, current.sequence)
         }
-        return Effect.flatMap(context.decide(command, current), (decided) =>
+        return Effect.flatMap(context.decide({ ...call, command }, current), (decided) =>
           Exit.map(recordEvents(definition, clock, call, current, decided), (recorded): Decided => {
             current = recorded.root
             return { events: recorded.events, answer: answerOf(recorded) }
@@ -168,7 +166,8 @@ const lockedMember = <State, A extends Tagged, C, E>(
       }),
     isCached: () => !isRead,
     hasEvents: () => current !== base,
-    receipt: (key) => makeReceipt(clock, key, current.sequence),
+    receipt: (key, call, first) =>
+      makeReceipt(clock, key, current.sequence, (timestamp) => provenanceOf(call, first ?? timestamp)),
     stored: () => cacheState(entry, current),
     failed: () => markStale(entry),
     snapshot: Effect.suspend(() => snapshotWhenDue(definition, store, current, current.sequence - base.sequence)),

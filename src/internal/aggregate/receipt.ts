@@ -9,11 +9,12 @@
 import * as Effect from "effect/Effect"
 import type { Event } from "../../Event.js"
 import { ValidationError, ValidationIssue } from "../../StoreError.js"
-import type { HybridClockService } from "../../Timestamp.js"
+import type { HybridClockService, Timestamp } from "../../Timestamp.js"
 import { textProblem } from "../codec/json.js"
 import { sha256 } from "../codec/sha256.js"
 import { receiptStreamId } from "../store/receiptStreams.js"
 import { type CommandDigest, isOfAnother } from "./commandDigest.js"
+import type { Provenance } from "./recordEvents.js"
 
 /** A command with an id, and the stream of its receipt. */
 export interface ReceiptKey {
@@ -54,11 +55,14 @@ export const receiptKey = (
     }))
   })
 
-/** The receipt of a command that brought the aggregate to the sequence. */
+/**
+ * The receipt of a command that brought the aggregate to the sequence. It has the provenance of the command's events.
+ */
 export const makeReceipt = (
   clock: HybridClockService,
   { aggregate, aggregateId, command, commandId, id }: ReceiptKey,
-  sequence: number
+  sequence: number,
+  provenance: (timestamp: Timestamp) => Provenance
 ): Effect.Effect<Event> =>
   Effect.map(clock.now, (timestamp) => ({
     timestamp,
@@ -67,7 +71,8 @@ export const makeReceipt = (
     type: "effect-maestro/CommandHandled",
     version: 1,
     body: { commandId, command, aggregate, aggregateId, sequence },
-    metadata: {}
+    metadata: {},
+    ...provenance(timestamp)
   }))
 
 /** Whether the stored receipt is that of another command with the same id. */

@@ -23,19 +23,44 @@ export interface RecordedEvents<State, A> {
   readonly root: VersionedState<State>
 }
 
+/** The part of a call that its events are recorded with. */
+export type RecordedCall = Pick<CommandCall<unknown>, "chain" | "clock" | "metadata" | "ownChain" | "traceparent">
+
+/** Where an event comes from. */
+export type Provenance = Pick<Event, "causationId" | "correlationId" | "traceparent">
+
+/**
+ * The provenance of the events of a call, by the timestamp of the first one. That event names the chain, unless the
+ * chain has a name already.
+ */
+export const provenanceOf = ({ chain, ownChain, traceparent }: RecordedCall, first: Timestamp): Provenance => {
+  if (chain === undefined) {
+    // A command that the handler has evaluated may have named the chain.
+    const correlationId = ownChain?.correlationId ?? first
+    return traceparent === undefined ? { correlationId } : { correlationId, traceparent }
+  }
+  chain.correlationId ??= first
+  const { causationId, correlationId } = chain
+  return {
+    correlationId,
+    ...(causationId === undefined ? {} : { causationId }),
+    ...(traceparent === undefined ? {} : { traceparent })
+  }
+}
+
 /** Records the events that were decided on `root`. */
 export const recordEvents = <State, A extends Tagged>(
   definition: AggregateDefinition<State, A>,
   hybrid: HybridClockService,
-  { clock, metadata }: Pick<CommandCall<unknown>, "clock" | "metadata">,
+  call: RecordedCall,
   root: VersionedState<State>,
   decided: ReadonlyArray<A>
 ): Exit.Exit<RecordedEvents<State, A>, ValidationError | StoreError> => {
   if (decided.length === 0) return Exit.succeed({ decided, events: [], root })
   // Timestamps must rise along an aggregate, whichever node wrote its last event.
-  const refused = root.timestamp === undefined ? undefined : hybrid.unsafeReceive(root.timestamp, clock)
+  const refused = root.timestamp === undefined ? undefined : hybrid.unsafeReceive(root.timestamp, call.clock)
   return refused === undefined
-    ? encodeAndFold(definition, metadata, root, decided, () => hybrid.unsafeNow(clock))
+    ? encodeAndFold(definition, call, root, decided, () => hybrid.unsafeNow(call.clock))
     : Exit.fail(refused)
 }
 
@@ -43,19 +68,21 @@ export const recordEvents = <State, A extends Tagged>(
 
 const encodeAndFold = <State, A extends Tagged>(
   { events: codec, evolve, name }: AggregateDefinition<State, A>,
-  given: Readonly<Record<string, unknown>>,
+  call: RecordedCall,
   root: VersionedState<State>,
   decided: ReadonlyArray<A>,
   now: () => Timestamp
 ): Exit.Exit<RecordedEvents<State, A>, ValidationError> => {
   const { id, streamId } = root
-  const metadata = readMetadata(given)
+  const metadata = readMetadata(call.metadata)
   const issues: Array<ValidationIssue> = Either.isLeft(metadata) ? [metadata.left] : []
   const events: Array<Event> = []
   let { sequence, state, timestamp } = root
+  let provenance: Provenance | undefined
   for (const [index, event] of decided.entries()) {
     const recorded = codec.record(event, index)
     timestamp = now()
+    provenance ??= provenanceOf(call, timestamp)
     sequence++
     if (Either.isLeft(recorded)) issues.push(...recorded.left)
     if (Either.isLeft(recorded) || Either.isLeft(metadata)) continue
@@ -67,7 +94,8 @@ const encodeAndFold = <State, A extends Tagged>(
       type: event._tag,
       version: 1,
       body,
-      metadata: metadata.right
+      metadata: metadata.right,
+      ...provenance
     })
     if (issues.length === 0) state = evolve(state, decoded)
   }

@@ -18,6 +18,7 @@ import { type StoreError, ValidationError, ValidationIssue } from "../../StoreEr
 import { HybridClock } from "../../Timestamp.js"
 import type { Tagged } from "../codec/eventCodec.js"
 import { insideTransaction } from "../runtime/ambientTransaction.js"
+import { type Chain, DecidingOn } from "../runtime/commandCause.js"
 import { settleCommit } from "../runtime/retry.js"
 import { withoutReceipts } from "../store/receiptStreams.js"
 import { handles } from "../store/runProjections.js"
@@ -26,7 +27,8 @@ import {
   type CommandCall,
   type CommandContext,
   type CommandFailure,
-  DecidingOn,
+  callOf,
+  type DecidedCall,
   decidesItself,
   expecting,
   isolated,
@@ -103,15 +105,28 @@ export const makeService = <State, A extends Tagged, C, E, R>(
 
 type ReadFailure = ValidationError | StoreError
 
-/** Runs a decision with the services of the layer, and notes for nested commands which aggregate it decides on. */
+/**
+ * Runs a decision with the services of the layer, and notes for nested commands which aggregate it decides on, and
+ * which chain they belong to.
+ */
 const deciding =
   <R>({ provide }: LayerContext<R>): RunDecision<R> =>
-  (decision, streamId) =>
+  (decision, streamId, call) =>
     provide(
       Effect.mapInputContext(decision, (context: Context.Context<R>) =>
-        Context.add(context, DecidingOn, [...Context.get(context, DecidingOn), streamId])
+        Context.add(context, DecidingOn, {
+          streams: [...Context.get(context, DecidingOn).streams, streamId],
+          chain: chainWithin(call)
+        })
       )
     )
+
+/** The chain of the commands that the handler of the call evaluates. */
+const chainWithin = (call: DecidedCall<unknown>): Chain => {
+  if (call.chain !== undefined) return call.chain
+  call.ownChain ??= { correlationId: undefined, causationId: undefined }
+  return call.ownChain
+}
 
 const committing = <State, A extends Tagged, C, E, R>(
   definition: AggregateDefinition<State, A, C, E, R>,
@@ -145,11 +160,11 @@ const evaluating = <State, A extends Tagged, C, E>(
   return (fiber, id, command) => {
     const refused = stateCache.has(id) ? undefined : idProblem(definition, "evaluate", id)
     if (refused !== undefined) return Effect.fail(refused)
-    const { conditions, decidingOn, isInTransaction, metadata } = callerOf(fiber.currentContext)
-    const clock = Context.get(fiber.currentDefaultServices, Clock.Clock)
-    const call: CommandCall<C> = { id, command, metadata, clock, mayJoinBatch: true }
-    const isNested = decidingOn.length > 0
-    if (isNested && decidingOn.includes(definition.streams.streamId(id))) {
+    const caller = callerOf(fiber.currentContext)
+    const { conditions, decision, isInTransaction } = caller
+    const call = callOf(fiber, caller, id, command)
+    const isNested = decision.streams.length > 0
+    if (isNested && decision.streams.includes(definition.streams.streamId(id))) {
       return Effect.fail(badInput(`${definition.name}.evaluate`, "id", decidesItself))
     }
     const own = isInTransaction || isNested ? isolated(context, isInTransaction) : context

@@ -13,7 +13,6 @@
  * `retrying` repeats the attempt after a lost race or a transient failure of a read.
  */
 import * as Cause from "effect/Cause"
-import type * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
@@ -21,11 +20,13 @@ import type * as Schedule from "effect/Schedule"
 import type { Evaluated } from "../../Aggregate.js"
 import type { Event } from "../../Event.js"
 import { StoreError } from "../../StoreError.js"
-import { type Caller, DecidingOn } from "./commandContext.js"
+import { DecidingOn } from "../runtime/commandCause.js"
+import type { Caller, CommandCall } from "./commandContext.js"
 import { retryableRead, retrying } from "./commandRetry.js"
 import { commitSeveral } from "./commitSeveral.js"
 import { lockAll } from "./lockAll.js"
 import type { LockedMember, SeveralLayer } from "./member.js"
+import type { RecordedCall } from "./recordEvents.js"
 import { type AggregateOfList, type CommandOfList, failureOf, type SeveralInput } from "./severalInput.js"
 import { isHandled, type Received, receiptsFor } from "./severalReceipts.js"
 
@@ -33,7 +34,8 @@ import { isHandled, type Received, receiptsFor } from "./severalReceipts.js"
 export interface SeveralCall {
   readonly input: SeveralInput
   readonly caller: Caller
-  readonly clock: Clock.Clock
+  /** The call of each command, without the command. */
+  readonly each: CommandCall<undefined>
   readonly retry: Schedule.Schedule<unknown>
 }
 
@@ -70,6 +72,13 @@ interface Attempted {
   readonly members: ReadonlyArray<Member>
 }
 
+interface Decisions {
+  readonly answers: Answers
+  readonly decided: ReadonlyArray<Decided>
+  /** What the events were recorded with. */
+  readonly recorded: RecordedCall
+}
+
 /** An event, and the command that it is of. */
 interface Decided {
   readonly event: Event
@@ -80,9 +89,9 @@ const attemptOnce = (
   call: SeveralCall,
   receipts: ReadonlyArray<Received> | undefined
 ): Effect.Effect<Attempted, unknown> => {
-  const { caller, clock, input } = call
+  const { caller, each, input } = call
   return lockAll(
-    input.aggregates.map(({ id, layer }) => layer.member(caller, clock, id)),
+    input.aggregates.map(({ id, layer }) => layer.member(caller, each.clock, id)),
     (all) => {
       const members = input.aggregates.flatMap((aggregate, place) => {
         const locked = all[place]
@@ -123,12 +132,8 @@ const decideAndCommit = (
   receipts: ReadonlyArray<Received> | undefined
 ): Effect.Effect<Attempted, unknown> =>
   Effect.gen(function* () {
-    const streams = members.map(({ streamId }) => streamId)
-    const { answers, decided } = yield* Effect.provideService(decideAll(call, members), DecidingOn, [
-      ...call.caller.decidingOn,
-      ...streams
-    ])
-    const made = receipts === undefined ? [] : yield* makeReceipts(members, receipts)
+    const { answers, decided, recorded } = yield* decideAll(call, members)
+    const made = receipts === undefined ? [] : yield* makeReceipts(members, receipts, recorded, decided[0]?.event)
     yield* Effect.onExit(commit(call, [...decided, ...made], receipts), (exit) =>
       Effect.sync(() => {
         for (const { locked } of members) {
@@ -140,24 +145,32 @@ const decideAndCommit = (
     return { answers, members }
   })
 
-/** Step 3. */
-const decideAll = (
-  call: SeveralCall,
+/** Step 3. All commands belong to one chain, and are decided again if an outdated state was decided on. */
+const decideAll = (call: SeveralCall, members: ReadonlyArray<Member>): Effect.Effect<Decisions, unknown> =>
+  Effect.suspend(() => {
+    const { caller, each } = call
+    const chain = each.chain ?? { correlationId: undefined, causationId: undefined }
+    const streams = [...caller.decision.streams, ...members.map(({ streamId }) => streamId)]
+    return Effect.flatMap(
+      Effect.provideService(decideOnce({ ...each, chain }, members), DecidingOn, { streams, chain }),
+      (decisions) => (decisions === undefined ? decideAll(call, members) : Effect.succeed(decisions))
+    )
+  })
+
+/** Decides the commands. Returns `undefined` if that was on an outdated state, which has been read again. */
+const decideOnce = (
+  recorded: CommandCall<undefined>,
   members: ReadonlyArray<Member>
-): Effect.Effect<{ readonly answers: Answers; readonly decided: ReadonlyArray<Decided> }, unknown> =>
+): Effect.Effect<Decisions | undefined, unknown> =>
   Effect.gen(function* () {
-    const { caller, clock } = call
     const answers: Array<Evaluated<unknown, unknown>> = []
     const decided: Array<Decided> = []
     for (const { locked } of members) locked.restart()
     for (const step of stepsOf(members)) {
-      const { command, expectedSequence, locked } = step
-      const { metadata } = caller
-      const exit = yield* Effect.exit(
-        locked.decide({ command, metadata, clock, mayJoinBatch: false }, expectedSequence)
-      )
+      const { command, expectedSequence, id, locked } = step
+      const exit = yield* Effect.exit(locked.decide({ ...recorded, id, command }, expectedSequence))
       if (Exit.isFailure(exit)) {
-        if (!Cause.isInterrupted(exit.cause) && (yield* isOutdated(locked))) return yield* decideAll(call, members)
+        if (!Cause.isInterrupted(exit.cause) && (yield* isOutdated(locked))) return undefined
         return yield* Effect.failCause(Cause.map(exit.cause, (error) => failureOf(step, error)))
       }
       answers.push(exit.value.answer)
@@ -165,9 +178,9 @@ const decideAll = (
     }
     // The store refuses events on an outdated state, but it does not see a decision of no events.
     for (const { locked } of members) {
-      if (!locked.hasEvents() && (yield* isOutdated(locked))) return yield* decideAll(call, members)
+      if (!locked.hasEvents() && (yield* isOutdated(locked))) return undefined
     }
-    return { answers, decided }
+    return { answers, decided, recorded }
   })
 
 /** The commands of all members, in the order of the list. */
@@ -182,14 +195,16 @@ const isOutdated = ({ isCached, read }: LockedMember): Effect.Effect<boolean, un
 
 const makeReceipts = (
   members: ReadonlyArray<Member>,
-  receipts: ReadonlyArray<Received>
+  receipts: ReadonlyArray<Received>,
+  recorded: RecordedCall,
+  firstEvent: Event | undefined
 ): Effect.Effect<ReadonlyArray<Decided>> =>
   Effect.map(
     Effect.forEach(members, ({ first, locked }, place) => {
       const receipt = receipts[place]
       return receipt === undefined
         ? Effect.succeed([])
-        : Effect.map(locked.receipt(receipt.key), (event) => [{ event, by: first }])
+        : Effect.map(locked.receipt(receipt.key, recorded, firstEvent?.timestamp), (event) => [{ event, by: first }])
     }),
     (made) => made.flat()
   )

@@ -49,7 +49,7 @@ export interface SeveralInput {
 /** Checks the list in the context of its caller. The result of an empty list is `undefined`. */
 export const readInput = (
   list: ReadonlyArray<unknown>,
-  { conditions, context, decidingOn }: Caller
+  { conditions, context, decision }: Caller
 ): Exit.Exit<SeveralInput | undefined, ValidationError> => {
   const issues: Array<ValidationIssue> = []
   const report = (path: ReadonlyArray<string | number>, message: string, index?: number): void => {
@@ -66,7 +66,7 @@ export const readInput = (
   let input: SeveralInput | undefined
   if (!Array.isArray(list)) report([], "must be a list of commands")
   else if (list.length > maxCommands) report([], `must be at most ${maxCommands} commands, and is ${list.length}`)
-  else input = groupCommands(list, context, decidingOn, report)
+  else input = groupCommands(list, context, decision.streams, report)
   const [first, ...others] = issues
   return first === undefined
     ? Exit.succeed(input)

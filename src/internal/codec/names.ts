@@ -1,6 +1,7 @@
 /**
- * Checks names of streams, aggregates, subscriptions and rebuilds.
+ * Checks names of streams, aggregates, subscriptions and rebuilds, and correlation ids.
  */
+import { maxNameLength } from "../../Event.js"
 import { textProblem } from "./json.js"
 
 /** The prefix of names and ids of the library itself. */
@@ -12,10 +13,19 @@ export const isLongerThan = (text: string, max: number): boolean =>
   text.length > max && (text.length > 2 * max || Array.from(text).length > max)
 
 /** Why a value can't be a name that an application gives, or undefined. */
-export const nameProblem = (name: unknown, max: number): string | undefined => {
-  if (typeof name !== "string") return "must be a text"
-  if (name === "") return "must not be empty"
-  if (isLongerThan(name, max)) return `must be at most ${max} characters long`
-  if (name.startsWith(reservedPrefix)) return `must not begin with ${reservedPrefix}, which is reserved`
-  return textProblem(name)
+export const nameProblem = (name: unknown, max: number): string | undefined =>
+  typeof name === "string" && name.startsWith(reservedPrefix)
+    ? `must not begin with ${reservedPrefix}, which is reserved`
+    : shortTextProblem(name, max)
+
+/** Why a value can't be a correlation id, or undefined. */
+export const correlationProblem = (id: unknown): string | undefined => shortTextProblem(id, maxNameLength)
+
+// --- internal ---
+
+const shortTextProblem = (text: unknown, max: number): string | undefined => {
+  if (typeof text !== "string") return "must be a text"
+  if (text === "") return "must not be empty"
+  if (isLongerThan(text, max)) return `must be at most ${max} characters long`
+  return textProblem(text)
 }

@@ -4,11 +4,12 @@
 import { expect } from "@effect/vitest"
 import * as Arr from "effect/Array"
 import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
 import { type Event, identityOf } from "../../Event.js"
 import { type Filter, order, type Position } from "../../EventFeed.js"
 import { awkwardIds } from "./awkward.js"
 import { event, newId, stream, test } from "./case.js"
-import { eventsOf, expectRising, type FeedCase, placeOf, ports, readOn, shown } from "./feedCase.js"
+import { at, eventsOf, expectRising, type FeedCase, follow, placeOf, ports, readOn, shown } from "./feedCase.js"
 
 export const feedFilterCases: ReadonlyArray<FeedCase> = [
   test("filter: an event is shown if its type is listed, and the kind of its aggregate; a list that is empty lists none", () =>
@@ -103,6 +104,59 @@ export const feedFilterCases: ReadonlyArray<FeedCase> = [
       expect(later).toHaveLength((before.length / 2) * 3)
     })),
 
+  test("filter: a correlation id shows the events of its chain, on all aggregates, and no others", () =>
+    Effect.gen(function* () {
+      const { feed, store } = yield* ports
+      const after = yield* feed.head
+      const chain = newId()
+      const [one, other] = [`One/${newId()}`, `Other/${newId()}`]
+      // Ids that differ only in case or Unicode form, or that read like a pattern, are different ids.
+      const ids = awkwardIds.filter((text) => text.length < 100).map((text) => `${text}${chain}`)
+      for (const [index, correlationId] of ids.entries()) {
+        yield* store.commitEvents([
+          yield* event(one, index * 2 + 1, { correlationId, type: index % 2 === 0 ? "Even" : "Odd" }),
+          yield* event(other, index + 1, { correlationId }),
+          yield* event(one, index * 2 + 2)
+        ])
+      }
+      yield* shown(feed, { after }, [one, other], ids.length * 3)
+      const of = (filter: Filter) =>
+        Effect.gen(function* () {
+          expect(yield* feed.count({ after, filter })).toBe((yield* readOn(feed, { after, filter })).length)
+          return (yield* readOn(feed, { after, filter, limit: 1 })).map(placeOf)
+        })
+      for (const [index, correlationId] of ids.entries()) {
+        expect(yield* of({ correlationId })).toEqual([`${one} ${index * 2 + 1}`, `${other} ${index + 1}`])
+      }
+      const [correlationId] = ids
+      expect(yield* of({ correlationId, kinds: ["Other"] })).toEqual([`${other} 1`])
+      expect(yield* of({ correlationId, types: ["Even"] })).toEqual([`${one} 1`])
+      expect(yield* of({ correlationId, types: ["Odd"] })).toEqual([])
+      const slices = yield* Effect.forEach([0, 1], (index) => of({ correlationId, slice: { index, of: 2 } }))
+      expect(slices.flat().toSorted()).toEqual([`${one} 1`, `${other} 1`].toSorted())
+      expect(yield* of({ correlationId: newId() })).toEqual([])
+      // An event without an id is in no chain.
+      expect(yield* of({ correlationId: "undefined", kinds: ["One"] })).toEqual([])
+    })),
+
+  test("filter: a correlation id wakes a waiting reader by its chain, and its position goes beyond other events", () =>
+    Effect.gen(function* () {
+      const { feed, store } = yield* ports
+      const after = yield* feed.head
+      const [correlationId, id] = [newId(), newId()]
+      const reading = yield* Effect.fork(
+        follow(feed, { after, filter: { correlationId } }, (events) => events.length === 2)
+      )
+      yield* store.commitEvents([yield* event(id, 1), yield* event(id, 2, { correlationId: newId() })])
+      yield* store.commitEvents([yield* event(id, 3, { correlationId })])
+      yield* store.commitEvents([yield* event(id, 4), yield* event(id, 5, { correlationId })])
+      expect((yield* Fiber.join(reading)).map(placeOf)).toEqual([`${id} 3`, `${id} 5`])
+      const all = yield* shown(feed, { after }, [id], 5)
+      const page = yield* feed.read({ after, filter: { correlationId: newId() } })
+      expect(page).toMatchObject({ events: [], more: false })
+      expect(order(page.position, at(all, 4).position)).not.toBe(-1)
+    })),
+
   test("filter: an event must match all its parts", () =>
     Effect.gen(function* () {
       const { expected, of } = yield* scene
@@ -153,14 +207,18 @@ export const feedFilterCases: ReadonlyArray<FeedCase> = [
       const after = yield* feed.head
       const [common, rare, type] = [newId(), newId(), newId()]
       const [many, one] = [`${common}/${newId()}`, `${rare}/${newId()}`]
-      yield* store.commitEvents(yield* stream(many, 1, 10_100))
-      yield* store.commitEvents([yield* event(one, 1, { type })])
+      const chain = newId()
+      const hidden = yield* stream(many, 1, 10_100)
+      yield* store.commitEvents(hidden.map((event) => ({ ...event, correlationId: newId() })))
+      yield* store.commitEvents([yield* event(one, 1, { type, correlationId: chain })])
       yield* shown(feed, { after, filter: { types: [type] } }, [one], 1)
       const filters: ReadonlyArray<Filter> = [
         { types: [type] },
         { kinds: [rare] },
         { kinds: [newId(), rare] },
-        { kinds: [common, rare], types: [type] }
+        { kinds: [common, rare], types: [type] },
+        { correlationId: chain },
+        { correlationId: chain, types: [type] }
       ]
       for (const filter of filters) {
         expect((yield* readOn(feed, { after, filter, limit: 1 })).map(placeOf)).toEqual([`${one} 1`])

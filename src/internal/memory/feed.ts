@@ -94,10 +94,11 @@ const headOf = (log: MemoryLog): Position => (log.length === 0 ? beginning : pos
 
 const matcher = (filter: ReadFilter | undefined): ((event: StoredEvent) => boolean) => {
   if (filter === undefined) return () => true
-  const { kinds, madeBy, slice, types } = filter
+  const { correlationId, kinds, madeBy, slice, types } = filter
   return (event) =>
     (types === undefined || types.includes(event.type)) &&
     (kinds === undefined || kinds.includes(identityOf(event.aggregateId).kind)) &&
+    (correlationId === undefined || event.correlationId === correlationId) &&
     (madeBy === undefined || event.timestamp <= madeBy) &&
     (slice === undefined || sliceOf(event.aggregateId, slice.of) === slice.index)
 }

@@ -7,6 +7,7 @@ import * as Effect from "effect/Effect"
 import type { FeedEvent } from "../../EventFeed.js"
 import type { Projection } from "../../Projection.js"
 import { StoreError } from "../../StoreError.js"
+import { followingEvents } from "../runtime/commandCause.js"
 import { isTransient } from "../runtime/retry.js"
 import { runProjections } from "../store/runProjections.js"
 import { withSearchPathPrefix } from "./catalogStatements.js"
@@ -54,7 +55,17 @@ const runAll = <E, R>(
 ): Effect.Effect<void, E | StoreError, R> => {
   // Without their `tables`, because the failure of a statement would advise to provide `ProjectionTables.layer`.
   const projections = options.projections.map((projection) => ({ ...projection, tables: undefined }))
-  const oneByOne = Effect.forEach(events, runProjections(projections, { endsRun: true }), { discard: true })
+  const projectOne = runProjections(projections, { endsRun: true })
+  const oneByOne = followingEvents((follow) =>
+    Effect.forEach(
+      events,
+      (event) => {
+        follow(event)
+        return projectOne(event)
+      },
+      { discard: true }
+    )
+  )
   return projectStatements(store, projections, events, oneByOne)
 }
 

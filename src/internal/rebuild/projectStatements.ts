@@ -14,6 +14,7 @@ import * as Effect from "effect/Effect"
 import type { Event } from "../../Event.js"
 import type { Projection, SqlProjection } from "../../Projection.js"
 import { StoreError } from "../../StoreError.js"
+import { followingEvents } from "../runtime/commandCause.js"
 import { withSpanIfTraced } from "../runtime/tracing.js"
 import { canCompile, compileAll } from "../sql/pg/compileStatements.js"
 import { makeDeferredWrites } from "../sql/pg/deferredWrites.js"
@@ -103,14 +104,18 @@ const runDeferred = <E, R>(
     const work = events.flatMap((event) =>
       projections.flatMap((projection) => (handles(projection, event) ? [{ event, projection }] : []))
     )
-    const running = Effect.forEach(
-      work,
-      ({ event, projection }) =>
-        Effect.zipRight(
-          deferred.run(Effect.suspend(() => project(projection, event))),
-          Effect.suspend(() => (deferred.kept() >= chunkSize ? sendKept : Effect.void))
-        ),
-      { discard: true }
+    const running = followingEvents((follow) =>
+      Effect.forEach(
+        work,
+        ({ event, projection }) => {
+          follow(event)
+          return Effect.zipRight(
+            deferred.run(Effect.suspend(() => project(projection, event))),
+            Effect.suspend(() => (deferred.kept() >= chunkSize ? sendKept : Effect.void))
+          )
+        },
+        { discard: true }
+      )
     )
     return Effect.zipRight(running, sendKept).pipe(
       Effect.catchAllCause((cause) => (Cause.isInterruptedOnly(cause) ? Effect.interrupt : new NotProjected())),

@@ -25,7 +25,7 @@ export const withSpanIfTracedIn = <A, E, R>(
   options: () => Tracer.SpanOptions,
   effect: Effect.Effect<A, E, R>
 ): Effect.Effect<A, E, R> =>
-  Context.get(fiber.currentDefaultServices, Tracer.Tracer) === defaultTracer
+  !isTracedIn(fiber)
     ? effect
     : (Effect.withSpan(effect, name, { ...options(), captureStackTrace: false }) as Effect.Effect<A, E, R>)
 
@@ -36,7 +36,7 @@ export const makeInSpanIfTraced = <A, E, R>(
   options: () => Tracer.SpanOptions,
   make: (fiber: Fiber.RuntimeFiber<unknown, unknown>) => Effect.Effect<A, E, R>
 ): Effect.Effect<A, E, R> =>
-  Context.get(fiber.currentDefaultServices, Tracer.Tracer) === defaultTracer
+  !isTracedIn(fiber)
     ? make(fiber)
     : // The effect is made inside of the span, so that it reads a context with the span.
       (Effect.withSpan(Effect.withFiberRuntime<A, E, R>(make), name, {
@@ -49,7 +49,7 @@ export const withEachSpanIfTraced =
   (name: string, options: ReadonlyArray<Tracer.SpanOptions>) =>
   <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
     Effect.withFiberRuntime((fiber) =>
-      Context.get(fiber.currentDefaultServices, Tracer.Tracer) === defaultTracer
+      !isTracedIn(fiber)
         ? effect
         : options.reduceRight(
             (inner, each) => Effect.useSpan(name, { ...each, captureStackTrace: false }, () => inner),
@@ -81,6 +81,10 @@ export const withBatchSpanIfTraced = (
       : { root: true, attributes, links: spans.map((span) => ({ _tag: "SpanLink" as const, span, attributes: {} })) }
   )
 }
+
+/** Whether the program of the fiber has a tracer of its own. */
+export const isTracedIn = (fiber: Fiber.RuntimeFiber<unknown, unknown>): boolean =>
+  Context.get(fiber.currentDefaultServices, Tracer.Tracer) !== defaultTracer
 
 /** Whether the program of the runtime has a tracer of its own. */
 export const isTraced = ({ fiberRefs }: Runtime.Runtime<never>): boolean =>

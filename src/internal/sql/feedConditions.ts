@@ -20,6 +20,7 @@ export const matches = (sql: SqlClient.SqlClient, filter: ReadFilter): Statement
   sql.and([
     ...(filter.types === undefined ? [] : [sql`type = any(${filter.types as Array<string>}::text[])`]),
     ...(filter.kinds === undefined ? [] : [sql`${kindOf(sql)} = any(${filter.kinds as Array<string>}::text[])`]),
+    ...(filter.correlationId === undefined ? [] : [sql`correlation_id = ${filter.correlationId}`]),
     ...(filter.madeBy === undefined ? [] : [sql`timestamp <= ${filter.madeBy}::uuid`]),
     ...(filter.slice === undefined
       ? []

@@ -5,6 +5,7 @@
  * nothing but its position, then ends the page, so that a reader goes on after the window.
  */
 import type { SqlError } from "@effect/sql/SqlError"
+import type * as Statement from "@effect/sql/Statement"
 import * as Effect from "effect/Effect"
 import type { Page, Position } from "../../EventFeed.js"
 import type { StoreError } from "../../StoreError.js"
@@ -36,8 +37,12 @@ export const makePageReader = (
   const known = new Map<string, Command>()
 
   const commandFor = ({ filter: given, limit }: PageOptions): Command => {
-    // Reads as of any time have one text.
-    const filter = given?.madeBy === undefined ? given : { ...given, madeBy: madeByValue }
+    // Reads of any chain, and as of any time, have one text.
+    const filter = given && {
+      ...given,
+      ...(given.correlationId !== undefined && { correlationId: correlationValue }),
+      ...(given.madeBy !== undefined && { madeBy: madeByValue })
+    }
     const key = JSON.stringify([limit, filter])
     const command = known.get(key)
     if (command !== undefined) return command
@@ -51,15 +56,13 @@ export const makePageReader = (
   const readRows = (options: PageOptions) => {
     const { values, ...text } = commandFor(options)
     const [feedKey, position] = columnsOf(options.after)
-    const valueOf = (value: unknown) =>
-      value === feedKeyValue
-        ? feedKey
-        : value === positionValue
-          ? position
-          : value === madeByValue
-            ? options.filter?.madeBy
-            : value
-    const command = { ...text, values: values.map(valueOf) }
+    const actual = new Map<unknown, string | undefined>([
+      [feedKeyValue, feedKey],
+      [positionValue, position],
+      [correlationValue, options.filter?.correlationId],
+      [madeByValue, options.filter?.madeBy]
+    ])
+    const command = { ...text, values: values.map((value) => actual.get(value) ?? value) }
     return Effect.map(executeCommand(runner, { operation: "EventFeed", phase: "reading" }, command), (rows) =>
       rows.map(smallRowOf)
     )
@@ -97,44 +100,22 @@ export const selectFittingPage = (
     order by event_log.feed_key, event_log.position`
 }
 
-/**
- * A page of the events of some kinds. The index `event_log_kind` finds them, however many events of other kinds there
- * are. The statement scans a window of their events, and to the end of the feed where there are fewer.
- */
+/** A page of the events of some kinds, which the index `event_log_kind` finds. */
 export const selectPageOfKinds = (
-  { measuring, schema, sql }: LogTable,
-  { after, filter, limit }: PageOptions & { readonly filter: ReadFilter & { readonly kinds: ReadonlyArray<string> } }
+  log: LogTable,
+  options: PageOptions & { readonly filter: ReadFilter & { readonly kinds: ReadonlyArray<string> } }
 ) => {
+  const { schema, sql } = log
   // A union of one query for each kind, because the planner merges these in the order of the index and stops early. A
   // list of kinds would be sorted.
-  const [first, ...others] = new Set(filter.kinds)
+  const [first, ...others] = new Set(options.filter.kinds)
   const ofKind = (kind: string | undefined) =>
     sql`(select * from ${schema}.event_log
-      where ${kind === undefined ? sql`false` : sql`${kindOf(sql)} = ${kind}`} and ${isAfter(sql, after)} and ${isShown(sql)}
+      where ${kind === undefined ? sql`false` : sql`${kindOf(sql)} = ${kind}`} and ${isAfter(sql, options.after)} and ${isShown(sql)}
       order by feed_key, position limit ${window})`
   const ofKinds = others.reduce((all, kind) => sql`${all} union all ${ofKind(kind)}`, sql`${ofKind(first)}`)
   const candidates = sql`(select * from (${ofKinds}) kinds order by feed_key, position limit ${window}) event_log`
-  return sql<SmallRow & WindowRow>`with page as materialized (
-      select * from ${candidates} where ${matches(sql, { ...filter, kinds: undefined })}
-      order by feed_key, position limit ${limit + 1}
-    ), last_candidate as materialized (
-      select feed_key, position, scanned from (
-        select feed_key, position, row_number() over (order by feed_key, position) as scanned from ${candidates}
-        where (select count(*) from page) <= ${limit}
-      ) counted order by scanned desc limit 1
-    ), window_end as (
-      select feed_key, position, scanned from last_candidate where scanned = ${window}
-      union all
-      (
-        select feed_key, position, 0 from ${schema}.event_log
-        where ${isAfter(sql, after)} and ${isShown(sql)}
-          and (select count(*) from page) <= ${limit} and not exists (select 1 from last_candidate where scanned = ${window})
-        order by feed_key desc, position desc limit 1
-      )
-    )
-    select ${feedColumns(sql, smallOrNull(sql, measuring, limit))}, null::text as scanned from page event_log
-    union all
-    select ${positionColumns(sql)}, scanned::text from window_end`
+  return selectPageOfCandidates(log, { ...options, filter: { ...options.filter, kinds: undefined } }, candidates)
 }
 
 // --- internal ---
@@ -142,9 +123,11 @@ export const selectPageOfKinds = (
 /** For how many filters and limits the text is kept. */
 const maxKnown = 100
 
-// Values that stand for the position that the page begins after, and for the time that the read is of. No filter has them, because names have no NUL.
+// Values that stand for the position that the page begins after, for the chain, and for the time that the read is of. No filter has them,
+// because names have no NUL.
 const feedKeyValue = "\0feed_key"
 const positionValue = "\0position"
+const correlationValue = "\0correlation_id"
 const madeByValue = "\0made_by"
 const placeholder = `${feedKeyValue}-${positionValue}` as Position
 
@@ -172,11 +155,54 @@ const smallRowOf = ([
   ({ position_and_id, timestamp, sequence, versioned_type, body, metadata, cause, scanned }) as unknown as SmallRow &
     WindowRow
 
+/** A page of the events of a chain, which the index `event_log_correlation` finds. */
+const selectPageOfChain = (log: LogTable, options: PageOptions & { readonly filter: ReadFilter }) => {
+  const { schema, sql } = log
+  const { correlationId, ...others } = options.filter
+  const candidates = sql`(select * from ${schema}.event_log
+    where correlation_id = ${correlationId} and ${isAfter(sql, options.after)} and ${isShown(sql)}
+    order by feed_key, position limit ${window}) event_log`
+  return selectPageOfCandidates(log, { ...options, filter: others }, candidates)
+}
+
+/**
+ * A page of events that an index finds, however many other events there are. The statement scans a window of them for
+ * matches of the rest of the filter, and to the end of the feed where there are fewer.
+ */
+const selectPageOfCandidates = (
+  { measuring, schema, sql }: LogTable,
+  { after, filter, limit }: PageOptions & { readonly filter: ReadFilter },
+  candidates: Statement.Fragment
+) =>
+  sql<SmallRow & WindowRow>`with page as materialized (
+      select * from ${candidates} where ${matches(sql, filter)}
+      order by feed_key, position limit ${limit + 1}
+    ), last_candidate as materialized (
+      select feed_key, position, scanned from (
+        select feed_key, position, row_number() over (order by feed_key, position) as scanned from ${candidates}
+        where (select count(*) from page) <= ${limit}
+      ) counted order by scanned desc limit 1
+    ), window_end as (
+      select feed_key, position, scanned from last_candidate where scanned = ${window}
+      union all
+      (
+        select feed_key, position, 0 from ${schema}.event_log
+        where ${isAfter(sql, after)} and ${isShown(sql)}
+          and (select count(*) from page) <= ${limit} and not exists (select 1 from last_candidate where scanned = ${window})
+        order by feed_key desc, position desc limit 1
+      )
+    )
+    select ${feedColumns(sql, smallOrNull(sql, measuring, limit))}, null::text as scanned from page event_log
+    union all
+    select ${positionColumns(sql)}, scanned::text from window_end`
+
 const selectPage = (log: LogTable, options: PageOptions) => {
   const { measuring, schema, sql } = log
   const { after, filter, limit } = options
-  if (filter?.kinds !== undefined)
+  if (filter?.correlationId !== undefined) return selectPageOfChain(log, { ...options, filter })
+  if (filter?.kinds !== undefined) {
     return selectPageOfKinds(log, { ...options, filter: { ...filter, kinds: filter.kinds } })
+  }
   const columns = feedColumns(sql, smallOrNull(sql, measuring, limit))
   if (filter === undefined) {
     return sql<SmallRow & WindowRow>`select ${columns} from ${schema}.event_log

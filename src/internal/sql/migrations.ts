@@ -219,5 +219,13 @@ const migrations: ReadonlyArray<Migration> = [
         add column causation_id uuid,
         add column traceparent text collate "C"`
     ]
+  },
+  {
+    name: "chains of events",
+    statements: (sql, schema) => [
+      // For the feed of one chain.
+      sql`create index event_log_correlation on ${schema}.event_log (correlation_id, feed_key, position)
+        where correlation_id is not null`
+    ]
   }
 ]

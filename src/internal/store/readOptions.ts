@@ -4,6 +4,7 @@
 import * as Effect from "effect/Effect"
 import { beginning, type Filter, isPosition, type Position, type ReadOptions } from "../../EventFeed.js"
 import { ValidationError, ValidationIssue } from "../../StoreError.js"
+import { correlationProblem } from "../codec/names.js"
 import { boundOf, noTime } from "./asOf.js"
 
 /** The filter of a read, with the bound of the time that it is of. */
@@ -47,10 +48,11 @@ export const filterOfPartition = (
   partitions: number
 ): Filter | undefined => (partitions === 1 ? filter : { ...filter, slice: { index: partition, of: partitions } })
 
-/** The filter for events that match both filters. At most one of them has a slice. */
+/** The filter for events that match both filters. At most one of them has a slice, and at most one a correlation id. */
 export const bothOf = (one: Filter | undefined, other: Filter | undefined): Filter => ({
   types: common(one?.types, other?.types),
   kinds: common(one?.kinds, other?.kinds),
+  correlationId: one?.correlationId ?? other?.correlationId,
   slice: one?.slice ?? other?.slice
 })
 
@@ -92,6 +94,11 @@ const checkFilter = (filter: unknown, path: ReadonlyArray<string>, issues: Array
       issues.push(issue([...path, field], "must be a list of names"))
     }
   }
+  const correlationId: unknown = Reflect.get(filter, "correlationId")
+  if (correlationId !== undefined) {
+    const problem = correlationProblem(correlationId)
+    if (problem !== undefined) issues.push(issue([...path, "correlationId"], problem))
+  }
   const slice: unknown = Reflect.get(filter, "slice")
   if (slice === undefined) return
   const { index, of } = (typeof slice === "object" && slice !== null ? slice : {}) as Record<string, unknown>
@@ -107,4 +114,9 @@ const isWhole = (value: unknown, min: number, max: number): value is number =>
 
 // A value that is no filter is refused before.
 const restricting = (filter: Filter | undefined): Filter | undefined =>
-  filter?.types === undefined && filter?.kinds === undefined && filter?.slice === undefined ? undefined : filter
+  filter?.types === undefined &&
+  filter?.kinds === undefined &&
+  filter?.correlationId === undefined &&
+  filter?.slice === undefined
+    ? undefined
+    : filter

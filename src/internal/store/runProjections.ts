@@ -11,6 +11,7 @@ import type { Projection, SqlProjection } from "../../Projection.js"
 import type { ProjectionWork } from "../../StoreAdapter.js"
 import { StoreError } from "../../StoreError.js"
 import { inStoreTransaction } from "../runtime/ambientTransaction.js"
+import { followingEvents } from "../runtime/commandCause.js"
 import { fromProjection, isTransientSqlError, transientReasons } from "../runtime/sqlError.js"
 import { isOf, kindOf } from "./origin.js"
 import { located, refusalFor, withMissingTable } from "./projectionFailure.js"
@@ -87,12 +88,13 @@ export const projectionWork = <E, R>(
   projections: ReadonlyArray<Projection<E, R>>
 ): ProjectionWork<E, R> => ({
   project: inStoreTransaction(
-    Effect.suspend(() => {
+    followingEvents((follow) => {
       const events = stored.map(decodeEvent)
       const [projection, ...others] = projections
       const [event, ...further] = events
       // The usual commit has one event and one projection, and needs no loop.
       if (projection !== undefined && event !== undefined && others.length === 0 && further.length === 0) {
+        follow(event)
         return projectEvent(projection, event)
       }
       return Effect.forEach(
@@ -100,7 +102,10 @@ export const projectionWork = <E, R>(
         (projection) =>
           Effect.forEach(
             events.filter((event) => handles(projection, event)),
-            (event) => projectEvent(projection, event),
+            (event) => {
+              follow(event)
+              return projectEvent(projection, event)
+            },
             { discard: true }
           ),
         { discard: true }

@@ -11,6 +11,7 @@ import { ValidationError, ValidationIssue } from "../../StoreError.js"
 import { isTimestamp } from "../../Timestamp.js"
 import { maxIssues, type Report, stringifyObject, textProblem, thrownMessage } from "../codec/json.js"
 import { isLongerThan } from "../codec/names.js"
+import { isTraceparent } from "../runtime/traceContext.js"
 
 /** Validates and encodes the events of a commit. */
 export const encodeEvents = (
@@ -230,13 +231,11 @@ const causeOf = (event: NewEvent, report: Report): Cause => {
   const { causationId, correlationId, traceparent } = event
   if (correlationId !== undefined) checkName(correlationId, "correlationId", report)
   if (causationId !== undefined) checkTimestamp(causationId, "causationId", report)
-  if (traceparent !== undefined && !(typeof traceparent === "string" && traceparentForm.test(traceparent))) {
+  if (traceparent !== undefined && !isTraceparent(traceparent)) {
     report(["traceparent"], "must be a traceparent of W3C Trace Context, of version 00")
   }
   return causeFields(event)
 }
-
-const traceparentForm = /^00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$/
 
 const at =
   (field: string, report: Report): Report =>
