@@ -251,49 +251,6 @@ export {
 } from "./internal/aggregate/causes.js"
 export {
   /**
-   * Gives a command an id, so that it takes effect at most once on its aggregate, however often it is evaluated.
-   *
-   * @since 0.1.0
-   * @category conditions
-   */
-  withCommandId,
-  /**
-   * Evaluates a command only while the aggregate is at this sequence, which its sender has seen: an `If-Match` of HTTP.
-   *
-   * @since 0.1.0
-   * @category conditions
-   */
-  withExpectedSequence
-} from "./internal/aggregate/conditions.js"
-export {
-  /**
-   * The metadata of every event of a command: who asked, on whose behalf, why. All keys are the application's own, and are stored as they
-   * are given. Set it around `evaluate`, by `Effect.provideService(Aggregate.Metadata, { userId })`.
-   *
-   * @since 0.1.0
-   * @category references
-   */
-  Metadata
-} from "./internal/aggregate/metadata.js"
-export {
-  /**
-   * Sets metadata by a schema, and reads it. `metadata` makes it.
-   *
-   * @since 0.1.0
-   * @category models
-   */
-  type TypedMetadata,
-  /**
-   * Metadata of a schema: `provide` sets it around `evaluate`, and `of` reads it from an event.
-   *
-   * @since 0.1.0
-   * @category constructors
-   */
-  typedMetadata as metadata
-} from "./internal/aggregate/typedMetadata.js"
-
-export {
-  /**
    * What `check` needs of an aggregate.
    *
    * @since 0.1.0
@@ -335,6 +292,48 @@ export {
    */
   check
 } from "./internal/aggregate/check.js"
+export {
+  /**
+   * Gives a command an id, so that it takes effect at most once on its aggregate, however often it is evaluated.
+   *
+   * @since 0.1.0
+   * @category conditions
+   */
+  withCommandId,
+  /**
+   * Evaluates a command only while the aggregate is at this sequence, which its sender has seen: an `If-Match` of HTTP.
+   *
+   * @since 0.1.0
+   * @category conditions
+   */
+  withExpectedSequence
+} from "./internal/aggregate/conditions.js"
+export {
+  /**
+   * The metadata of every event of a command: who asked, on whose behalf, why. All keys are the application's own, and are stored as they
+   * are given. Set it around `evaluate`, by `Effect.provideService(Aggregate.Metadata, { userId })`.
+   *
+   * @since 0.1.0
+   * @category references
+   */
+  Metadata
+} from "./internal/aggregate/metadata.js"
+export {
+  /**
+   * Sets metadata by a schema, and reads it. `metadata` makes it.
+   *
+   * @since 0.1.0
+   * @category models
+   */
+  type TypedMetadata,
+  /**
+   * Metadata of a schema: `provide` sets it around `evaluate`, and `of` reads it from an event.
+   *
+   * @since 0.1.0
+   * @category constructors
+   */
+  typedMetadata as metadata
+} from "./internal/aggregate/typedMetadata.js"
 
 /**
  * The default retries: 15 at most, after 2 ms, 4 ms, 8 ms … but no more than 200 ms each, about two seconds in all. The delays are
