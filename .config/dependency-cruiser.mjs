@@ -12,7 +12,7 @@ const ports = ["StoreError.ts", "Timestamp.ts", "Event.ts", "Snapshot.ts", "Even
 
 /** @type {ReadonlyArray<Readonly<Record<string, ReadonlyArray<string>>>>} */
 const floors = [
-  { runtime: [], codec: [] },
+  { runtime: [], codec: ["Upcast.ts"] },
   { store: ["StoreAdapter.ts", "Projection.ts"], "sql/pg": [], pglite: ["PgliteClient.ts"] },
   { aggregate: ["Aggregate.ts"], subscription: ["Subscription.ts"], memory: ["MemoryStore.ts"], "sql/commit": [] },
   { sql: ["SqlStore.ts"] },

@@ -264,6 +264,49 @@ export {
 } from "./internal/aggregate/causes.js"
 export {
   /**
+   * What `check` needs of an aggregate.
+   *
+   * @since 0.1.0
+   * @category models
+   */
+  type Checkable,
+  /**
+   * What `check` found, if the code can read all of it.
+   *
+   * @since 0.1.0
+   * @category models
+   */
+  type CheckReport,
+  /**
+   * Checks that the code can read what is stored: at the start of a program, or before a release with a copy of the
+   * production data. It decodes a few events of each stored type and version, the oldest and the newest among them, so it
+   * takes milliseconds, however long the log is. What can't be read fails with `UnreadableTypes`, which lists all of it.
+   *
+   * - One aggregate: its own events.
+   * - A list of all aggregates of the program: the whole log. `others` has the types of kinds that no given aggregate has,
+   *   which is no failure. Receipts of command ids are left out.
+   * - An aggregate with `streams: "plain"`: the types that its schema has, of kinds that no other given aggregate has.
+   *   Nothing says whose event of an unknown type is, so that type is among `others`.
+   *
+   * @since 0.1.0
+   * @category checks
+   *
+   * @example
+   * ```ts
+   * import { Aggregate } from "effect-maestro"
+   * import * as Layer from "effect/Layer"
+   *
+   * declare const Account: Aggregate.Checkable
+   * declare const Room: Aggregate.Checkable
+   *
+   * // The program does not start on data that it can't read.
+   * export const layerCheck = Layer.effectDiscard(Aggregate.check([Account, Room]))
+   * ```
+   */
+  check
+} from "./internal/aggregate/check.js"
+export {
+  /**
    * Gives a command an id, so that it takes effect at most once on its aggregate, however often it is evaluated.
    *
    * @since 0.1.0

@@ -90,7 +90,10 @@ export interface Identity<out Id extends string = string> {
  * @since 0.1.0
  * @category models
  */
-export interface Envelope<out Id extends string = string> extends Event, Identity<Id> {}
+export interface Envelope<out Id extends string = string> extends Event, Identity<Id> {
+  /** The number of this part, from 2 on, where `Upcast.toEvents` has split the stored event. The first part has none. */
+  readonly part?: number | undefined
+}
 
 /**
  * How an aggregate names its streams: `byKind` composes `<kind>/<id>`, and `plain` takes the id as it is.

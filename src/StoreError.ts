@@ -7,6 +7,7 @@
  * - `CommandIdReused` and `UnexpectedSequence`: the conditions of a command, `withCommandId` and
  *   `withExpectedSequence`, do not hold.
  * - `CommandRefused`: one of the commands of `Aggregate.evaluateAll` was refused.
+ * - `UnreadableTypes`: `Aggregate.check` found stored events that the code can't read.
  *
  * @since 0.1.0
  */
@@ -97,7 +98,8 @@ export class ValidationError extends Schema.TaggedError<ValidationError>("effect
  * - `Exhausted`: the database has no disk space, no memory, or has reached another limit, or it is read-only. Make
  *   room.
  * - `UnreadableEvent`: the schemas of an aggregate or a projection can't decode a stored event; `aggregateId`,
- *   `sequence` and `type` name it. Add its form to the `events` union.
+ *   `sequence` and `type` name it. Add its version to the history of its type (`Upcast`), or its form to the `events`
+ *   union.
  * - `ClockDrift`: a timestamp is further ahead of the local clock than `maxDrift`. Correct the clock of the node that
  *   made it.
  * - `Unknown`: none of these. `code`, `description` and `cause` are those of the driver.
@@ -243,6 +245,108 @@ export class UnexpectedSequence extends Schema.TaggedError<UnexpectedSequence>("
 }
 
 /**
+ * A type of stored events, in one version of its schema.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface StoredType extends Schema.Schema.Type<typeof StoredType> {}
+
+/**
+ * @since 0.1.0
+ * @category schemas
+ */
+export const StoredType = Schema.Struct({
+  /** The kind of its aggregates, as `Event.identityOf` finds it. */
+  kind: Schema.String,
+  type: Schema.String,
+  version: Schema.Number
+})
+
+/**
+ * A stored type that an aggregate reads.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface ReadableType extends Schema.Schema.Type<typeof ReadableType> {}
+
+/**
+ * @since 0.1.0
+ * @category schemas
+ */
+export const ReadableType = Schema.Struct({
+  /** The name of the aggregate. */
+  aggregate: Schema.String,
+  ...StoredType.fields
+})
+
+/**
+ * Why an aggregate can't read a stored type:
+ *
+ * - `UnknownType`: its events have no such type. Add it to their schema, or rename, split or drop it there.
+ * - `NewerVersion`: a newer release wrote it. Run that release, or give the type a `downcast`.
+ * - `OlderVersion`: no step leads from that version to today's. Add it.
+ * - `Undecodable`: an event does not fit its schema, or a step fails. The schema was changed without a new version.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export const UnreadableTypeReason = Schema.Literal("UnknownType", "NewerVersion", "OlderVersion", "Undecodable")
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export type UnreadableTypeReason = typeof UnreadableTypeReason.Type
+
+/**
+ * A stored type that an aggregate can't read, with an event of it.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface UnreadableType extends Schema.Schema.Type<typeof UnreadableType> {}
+
+/**
+ * @since 0.1.0
+ * @category schemas
+ */
+export const UnreadableType = Schema.Struct({
+  ...ReadableType.fields,
+  reason: UnreadableTypeReason,
+  /** The reason in words, with the message of the schema. */
+  description: Schema.String,
+  /** The stream and the sequence of an event that can't be read. */
+  aggregateId: Schema.String,
+  sequence: Schema.Number
+})
+
+/**
+ * The store has events that the code can't read. `Aggregate.check` fails with it, before a command or a reader would fail
+ * with `UnreadableEvent`.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class UnreadableTypes extends Schema.TaggedError<UnreadableTypes>("effect-maestro/UnreadableTypes")(
+  "UnreadableTypes",
+  {
+    unreadable: Schema.NonEmptyArray(UnreadableType),
+    /** The other types of the aggregates. */
+    readable: Schema.Array(ReadableType),
+    /** Types of no given aggregate. */
+    others: Schema.Array(StoredType)
+  }
+) {
+  override get message(): string {
+    const shown = this.unreadable.slice(0, 100).map(formatUnreadable)
+    const more = this.unreadable.length > shown.length ? [`and ${this.unreadable.length - shown.length} more`] : []
+    return ["the code can't read all stored events:", ...shown, ...more].join("\n- ")
+  }
+}
+
+/**
  * One command of `Aggregate.evaluateAll` was refused, by its handler or by a projection of its aggregate. Nothing was
  * stored, also of the other commands. Where the commands are of several aggregates, the type of `refusal` is known by
  * `aggregate`.
@@ -280,6 +384,9 @@ const reasonOf = (refusal: unknown): string => {
   const message = "message" in refusal ? String(refusal.message) : ""
   return message === "" || message === tag ? tag : `${tag}: ${message}`
 }
+
+const formatUnreadable = ({ aggregate, aggregateId, description, sequence, type, version }: UnreadableType): string =>
+  `${aggregate}: ${plainOrQuoted(type)} version ${version}, such as event ${sequence} of ${quote(aggregateId)}: ${description}`
 
 const quote = (text: string): string => JSON.stringify(text.length > 300 ? `${text.slice(0, 300)}…` : text)
 

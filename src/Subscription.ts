@@ -16,6 +16,7 @@ import * as Effect from "effect/Effect"
 import type * as Layer from "effect/Layer"
 import type * as Option from "effect/Option"
 import * as Schedule from "effect/Schedule"
+import type { Envelope } from "./Event.js"
 import type { EventFeed, FeedEvent, Filter, HeldBack, Position, StreamPosition } from "./EventFeed.js"
 import { bothOf } from "./internal/store/readOptions.js"
 import { withoutReceipts } from "./internal/store/receiptStreams.js"
@@ -130,8 +131,8 @@ export interface Options {
 
 /**
  * The handler of a subscription: of one event after the other, or of a batch. The commands that `handle` evaluates
- * follow from its event (`correlationId`, `causationId`). A batch has no one cause: put `Aggregate.causedBy(event)`
- * around each command.
+ * follow from its event (`correlationId`, `causationId`). A batch may have several events: there, put
+ * `Aggregate.causedBy(event)` around each command.
  *
  * @since 0.1.0
  * @category models
@@ -353,7 +354,8 @@ export const waitFor = (
 /**
  * The id of a command that a subscription evaluates for an event. It is equal for equal subscriptions, events and
  * steps. With it, `Aggregate.withCommandId` does not repeat the command when the event is handled again after a crash
- * or a retry. Several commands on one aggregate need different steps.
+ * or a retry. Several commands on one aggregate need different steps. The parts of a split event (`Upcast.toEvents`) have
+ * ids of their own.
  *
  * @since 0.1.0
  * @category constructors
@@ -397,9 +399,18 @@ export const waitFor = (
  * })
  * ```
  */
-export const commandId = (subscription: Named, event: StreamPosition, step?: string): string =>
+export const commandId = (
+  subscription: Named,
+  { aggregateId, part, sequence }: StreamPosition & Pick<Envelope, "part">,
+  step?: string
+): string =>
   // JSON, because different parts then never make an equal text.
-  JSON.stringify([nameOf(subscription), event.aggregateId, event.sequence, ...(step === undefined ? [] : [step])])
+  JSON.stringify([
+    nameOf(subscription),
+    aggregateId,
+    part === undefined ? sequence : [sequence, part],
+    ...(step === undefined ? [] : [step])
+  ])
 
 /**
  * Resumes a subscription that has stopped, with the event before which it stopped. It fails with `ValidationError` if

@@ -27,6 +27,7 @@ import {
 import { reservedPrefix } from "../codec/names.js"
 import { makeStateCodec, type StateCodec } from "../codec/stateCodec.js"
 import { isSettled } from "../runtime/syncEffect.js"
+import { checkHistory } from "../store/origin.js"
 import type { DecidedCall } from "./commandContext.js"
 import { type CommandDigest, makeCommandDigest } from "./commandDigest.js"
 import { type FreshIds, makeFreshIds } from "./freshIds.js"
@@ -125,11 +126,12 @@ export const compile = <
     decider: deciderBy(name, handlersOf(`decide of ${name}`, tagsOf(options.commands), options.decide)),
     digest: makeCommandDigest(`${name}.evaluate`, options.commands),
     commandTags: tagsOf(options.commands),
-    projections: (options.projections ?? []).map((projection) =>
-      projection.of === "all"
+    projections: (options.projections ?? []).map((projection) => {
+      checkHistory({ name, events: options.events }, projection)
+      return projection.of === "all"
         ? { ...projection, of: projection.of }
         : Projection.of({ name, kind, streams: defaults.streams }, projection)
-    ),
+    }),
     freshIds: makeFreshIds(),
     newId: options.newId,
     snapshotEvery: options.snapshotEvery,

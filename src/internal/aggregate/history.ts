@@ -11,13 +11,13 @@ import type { Event } from "../../Event.js"
 import type { StoreAdapterService } from "../../StoreAdapter.js"
 import type { StoreError, ValidationError } from "../../StoreError.js"
 import type { Timestamp } from "../../Timestamp.js"
-import type { Tagged } from "../codec/eventCodec.js"
+import { partsOf, type Tagged } from "../codec/eventCodec.js"
 import { causeFields } from "../store/storedRecord.js"
 import { streamReaderOf } from "../store/streamReader.js"
 import type { AggregateDefinition } from "./definition.js"
 import { missing } from "./loadState.js"
 
-/** An event of an aggregate, decoded, with what caused it. */
+/** An event of an aggregate, decoded, with what caused it. The parts of a split event share its sequence. */
 export interface HistoricEvent<out A> extends Pick<Event, "causationId" | "correlationId" | "traceparent"> {
   readonly event: A
   readonly sequence: number
@@ -65,7 +65,9 @@ const decodePage = <State, A extends Tagged>(
         : Either.left(missing(`${name}.history`, stored, first + index))
     if (Either.isLeft(event)) return Stream.concat(chunkOf(decoded), Stream.fail(event.left))
     const { metadata, sequence, timestamp } = stored
-    decoded.push({ event: event.right, sequence, timestamp, metadata: copyOf(metadata), ...causeFields(stored) })
+    for (const part of partsOf(event.right)) {
+      decoded.push({ event: part, sequence, timestamp, metadata: copyOf(metadata), ...causeFields(stored) })
+    }
   }
   return chunkOf(decoded)
 }

@@ -18,6 +18,7 @@ import { StoreError, type ValidationError } from "../../StoreError.js"
 import type { Timestamp } from "../../Timestamp.js"
 import type { Tagged } from "../codec/eventCodec.js"
 import type { Unusable } from "../codec/stateCodec.js"
+import { Parts } from "../codec/storedVersions.js"
 import { macrotask } from "../runtime/macrotask.js"
 import { streamReaderOf } from "../store/streamReader.js"
 import type { AggregateDefinition } from "./definition.js"
@@ -105,9 +106,21 @@ export const fold = <State, A extends Tagged>(
     streamId: root.streamId,
     id: root.id,
     sequence: stored.sequence,
-    state: definition.evolve(root.state, event),
+    state: evolveBy(definition, root.state, event),
     timestamp: stored.timestamp
   }))
+}
+
+/** The state after an event that was read, or after its parts. */
+const evolveBy = <State, A extends Tagged>(
+  { evolve }: AggregateDefinition<State, A>,
+  state: State,
+  read: A | Parts<A>
+): State => {
+  if (!(read instanceof Parts)) return evolve(state, read)
+  let current = state
+  for (const event of read.events) current = evolve(current, event)
+  return current
 }
 
 /** The failure of reading a stream that has another event where the event of the expected sequence must be. */

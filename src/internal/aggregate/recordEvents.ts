@@ -86,13 +86,13 @@ const encodeAndFold = <State, A extends Tagged>(
     sequence++
     if (Either.isLeft(recorded)) issues.push(...recorded.left)
     if (Either.isLeft(recorded) || Either.isLeft(metadata)) continue
-    const { body, decoded } = recorded.right
+    const { body, decoded, version } = recorded.right
     events.push({
       timestamp,
       aggregateId: streamId,
       sequence,
       type: event._tag,
-      version: 1,
+      version,
       body,
       metadata: metadata.right,
       ...provenance

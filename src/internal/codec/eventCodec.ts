@@ -10,8 +10,11 @@ import * as Schema from "effect/Schema"
 import * as AST from "effect/SchemaAST"
 import type { Event } from "../../Event.js"
 import { StoreError, ValidationError, ValidationIssue } from "../../StoreError.js"
+import { originsOf, versionOf } from "./eventHistory.js"
 import { decodeUnknownEither, encodeUnknownEither } from "./fastSchema.js"
 import { isBounded, thrownMessage, withoutUndefined } from "./json.js"
+import { makeStoredVersions, Parts, type StoredVersions, taggedWith } from "./storedVersions.js"
+import { membersByTag } from "./taggedMembers.js"
 
 /** Every event, command and refusal of an application has a tag. */
 export interface Tagged {
@@ -26,35 +29,59 @@ export type HandlerContext<F> = F extends (...args: infer _A) => Effect.Effect<i
 
 /** Encodes and decodes the events of a union of tagged schemas. It is compiled once. */
 export interface EventCodec<A extends Tagged> {
-  /** Returns the stored event. `UnreadableEvent` names aggregate, sequence and type. */
-  readonly decode: (operation: string, stored: Event) => Either.Either<A, StoreError>
+  /**
+   * Returns the event of today that a stored event is read as. Where the history of its type splits or drops it, that is
+   * `Parts`. `UnreadableEvent` names aggregate, sequence and type.
+   */
+  readonly decode: (operation: string, stored: Event) => Either.Either<A | Parts<A>, StoreError>
   /**
    * Encodes an event, and decodes it again. Returns the body to store and the event as every later load will return it,
    * or the issues of an event that can't be stored or read again.
    */
   readonly record: (event: A, index: number) => Either.Either<Recorded<A>, ReadonlyArray<ValidationIssue>>
+  /** Why no event of that stored type and version can be read, or undefined. */
+  readonly problemOf: (type: string, version: number) => Unknown | undefined
+}
+
+/** A stored type or version that the schemas do not have. */
+export interface Unknown {
+  readonly _tag: "UnknownType" | "NewerVersion" | "OlderVersion"
+  readonly why: string
 }
 
 /** An event that can be stored. */
 export interface Recorded<A> {
+  /** The version of its type. */
+  readonly version: number
   readonly body: Record<string, unknown>
   readonly decoded: A
 }
 
 export const makeEventCodec = <A extends Tagged, I>(schema: Schema.Schema<A, I>): EventCodec<A> => {
+  const origins = originsOf(schema)
   const members = new Map<string, MemberCodec<A>>()
   for (const [tag, member] of schemasByTag(schema)) {
     members.set(tag, {
+      version: versionOf(origins, tag),
       decode: guarded(decodeUnknownEither(member)),
       encode: guarded(encodeUnknownEither(member))
     })
   }
+  const past = makeStoredVersions(schema, origins, members)
+  const problemOf = problemIn(members, past)
   return {
+    problemOf,
     decode: (operation, stored) => {
       const member = members.get(stored.type)
-      if (member === undefined) return Either.left(unreadable(operation, stored, "no schema has this type"))
+      if (member === undefined || member.version !== stored.version) {
+        const { body, type, version } = stored
+        const read = past.get(type)?.readerOf(version)
+        return read === undefined
+          ? Either.left(unreadable(operation, stored, problemOf(type, version)?.why ?? "no schema has this type"))
+          : Either.mapLeft(read(body), ({ cause, why }) => unreadable(operation, stored, why, cause))
+      }
       return Either.mapLeft(member.decode(taggedWith(stored.type, stored.body)), (error) =>
-        unreadable(operation, stored, error.message, error)
+        unreadable(operation, stored, notDecoded(error.message), error)
       )
     },
     record: (event, index) => {
@@ -68,10 +95,14 @@ export const makeEventCodec = <A extends Tagged, I>(schema: Schema.Schema<A, I>)
       const decoded = member.decode(body === fields ? encoded.right : taggedWith(event._tag, body))
       return Either.isLeft(decoded)
         ? Either.left([new ValidationIssue({ index, path: [], message: notDecoded(decoded.left.message) })])
-        : Either.right({ body, decoded: decoded.right })
+        : Either.right({ version: member.version, body, decoded: decoded.right })
     }
   }
 }
+
+/** The events of today that a stored event is read as, in order. */
+export const partsOf = <A>(decoded: A | Parts<A>): ReadonlyArray<A> =>
+  decoded instanceof Parts ? decoded.events : [decoded]
 
 /** The schema of each tag: one member of the union, or the union of the members that share the tag. */
 export const schemasByTag = <A extends Tagged, I>(
@@ -207,27 +238,10 @@ const unreadableValue = (thrown: unknown, index?: number): ValidationIssue =>
   new ValidationIssue({ ...at(index), path: [], message: `can't be read: ${thrownMessage(thrown)}` })
 
 interface MemberCodec<A> {
+  /** The version of today. */
+  readonly version: number
   readonly decode: (u: unknown) => Either.Either<A, ParseResult.ParseError>
   readonly encode: (u: unknown) => Either.Either<Tagged, ParseResult.ParseError>
-}
-
-/** The members of a union by their tag. Several may share one: they are versions of an event, and tried in order. */
-const membersByTag = (ast: AST.AST): Map<string, Array<AST.AST>> => {
-  const found = new Map<string, Array<AST.AST>>()
-  const visit = (member: AST.AST): void => {
-    if (AST.isUnion(member)) {
-      for (const type of member.types) visit(type)
-    } else if (AST.isSuspend(member)) {
-      visit(member.f())
-    } else {
-      const tag = literalTagOf(member)
-      if (tag === undefined)
-        throw new TypeError(`A schema without a literal _tag can't be distinguished from others: ${member}`)
-      found.set(tag, [...(found.get(tag) ?? []), member])
-    }
-  }
-  visit(ast)
-  return found
 }
 
 /** Whether the first member may encode events that the second decodes. A class only encodes its own instances. */
@@ -259,13 +273,6 @@ const fieldsOf = (ast: AST.AST): ReadonlyArray<AST.PropertySignature> | undefine
   return struct !== undefined && AST.isTypeLiteral(struct) ? struct.propertySignatures : undefined
 }
 
-/**
- * The tag comes first, because V8 takes fifteen times as long to add a property to a copy of an object that JSON.parse
- * made.
- */
-const taggedWith = (tag: string, body: object): object =>
-  "_tag" in body ? { ...body, _tag: tag } : { _tag: tag, ...body }
-
 /** Whether all values are defined, and none is a container. */
 const isFlat = (fields: Readonly<Record<string, unknown>>): boolean => {
   for (const key of Object.keys(fields)) {
@@ -275,20 +282,42 @@ const isFlat = (fields: Readonly<Record<string, unknown>>): boolean => {
   return true
 }
 
-const literalTagOf = (ast: AST.AST): string | undefined => {
-  const encoded = AST.encodedAST(ast)
-  if (!AST.isTypeLiteral(encoded)) return undefined
-  const tag = encoded.propertySignatures.find((property) => property.name === "_tag")?.type
-  return tag !== undefined && AST.isLiteral(tag) && typeof tag.literal === "string" ? tag.literal : undefined
-}
-
 const notDecoded = (why: string): string => `it can't be decoded: ${why}`
 
-const unreadable = (operation: string, stored: Event, why: string, cause?: unknown): StoreError =>
+const problemIn =
+  <A>(
+    members: ReadonlyMap<string, MemberCodec<A>>,
+    past: ReadonlyMap<string, StoredVersions<A>>
+  ): EventCodec<A & Tagged>["problemOf"] =>
+  (type, version) => {
+    const { name, newest, oldest, readerOf } = past.get(type) ?? {
+      name: type,
+      newest: 1,
+      oldest: 1,
+      readerOf: undefined
+    }
+    if (readerOf === undefined && !members.has(type)) {
+      return { _tag: "UnknownType", why: notDecoded("no schema has this type") }
+    }
+    if (version > newest) {
+      return {
+        _tag: "NewerVersion",
+        why: `it is of version ${version}, which is newer than this release: its schemas know ${name} up to version ${newest}. If its \`events\` have a history, use the schema that has it`
+      }
+    }
+    return version >= oldest
+      ? undefined
+      : {
+          _tag: "OlderVersion",
+          why: `it is of version ${version}, and the oldest version of ${name} that the schemas know is ${oldest}`
+        }
+  }
+
+const unreadable = (operation: string, stored: Event, description: string, cause?: unknown): StoreError =>
   new StoreError({
     reason: "UnreadableEvent",
     operation,
-    description: notDecoded(why),
+    description,
     aggregateId: stored.aggregateId,
     sequence: stored.sequence,
     type: stored.type,

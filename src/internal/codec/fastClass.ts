@@ -50,6 +50,13 @@ export const constructLike = (ast: AST.Transformation, fields: unknown, example:
 export const prototypeOfClass = (ast: AST.Transformation, example: unknown): object | undefined =>
   simpleClassOf(ast, example)?.prototype
 
+/** Whether the value was made by the class of the transformation itself. */
+export const isInstanceOf = (ast: AST.Transformation, value: object): boolean => {
+  const prototype: unknown = Object.getPrototypeOf(value)
+  const made = (prototype as { readonly constructor?: unknown } | null)?.constructor
+  return typeof made === "function" && made.prototype === prototype && isSameClass(made, ast)
+}
+
 // --- internal ---
 
 interface SimpleClass {

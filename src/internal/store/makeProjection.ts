@@ -19,9 +19,12 @@ import type {
 } from "../../Projection.js"
 import type { StoreError } from "../../StoreError.js"
 import type { Tagged } from "../codec/eventCodec.js"
+import { storedTypesOf } from "../codec/eventHistory.js"
+import { Parts } from "../codec/storedVersions.js"
 import { declaredTables } from "./declaredTables.js"
+import { handledParts, runHandlers } from "./handledParts.js"
 import { bindTo, checkingIds, envelopeOf } from "./origin.js"
-import { decodingFor, refusalFor, refusalsOf } from "./projectionFailure.js"
+import { decodingFor, type RefusalOfPart, refusalFor, refusalOfPart, refusalsOf } from "./projectionFailure.js"
 import type { Handled, HandlersContext, HandlersError, Refusal, SqlHandler } from "./projectionTypes.js"
 
 /** `Projection.make`. */
@@ -39,21 +42,21 @@ export const makeEffectProjection = <
   const handlers = new Map<string, (event: A, envelope: Envelope) => Effect.Effect<unknown, E, R>>(
     Object.entries(options.project)
   )
-  const decode = decoderOf(options)
-  const refusalOf = refusalsOf<A, Refusal<Refusals>>(name, handlers, decode, options.onConstraint)
+  const schema = schemaOf(options)
+  const decode = decoderOf(options, schema)
+  const handled = new Set(storedTypesOf(schema, [...handlers.keys()]))
+  const refusalOf = refusalOfPart<A, Refusal<Refusals>>(name, options.onConstraint)
+  const running = refusalOf === undefined ? handlers : withRefusals(handlers, refusalOf)
   const projection: EffectProjection<E | Refusal<Refusals> | StoreError, R> = {
     name,
     ...declaredTables(name, options),
-    events: [...handlers.keys()],
-    project: (stored) => {
-      const handler = handlers.get(stored.type)
-      if (handler === undefined) return Effect.void
-      const projecting = Effect.asVoid(Effect.flatMap(decode(stored), (event) => handler(event, envelopeOf(stored))))
-      return refusalOf === undefined
-        ? projecting
-        : Effect.mapError(projecting, (error) => refusalFor(refusalOf, stored, error) ?? error)
-    },
-    ...(refusalOf === undefined ? {} : { refusalOf })
+    events: [...handled],
+    schema,
+    project: (stored) =>
+      handled.has(stored.type)
+        ? Effect.asVoid(Effect.flatMap(decode(stored), (read) => runHandlers(running, read, envelopeOf(stored))))
+        : Effect.void,
+    ...(refusalOf === undefined ? {} : { refusalOf: refusalsOf(refusalOf, handled, handlers, decode) })
   }
   return bindIfOf(projection, options.of)
 }
@@ -69,23 +72,22 @@ export const makeSqlProjection = <
 ): Projection.Bound<Refusal<Refusals> | StoreError, SqlClient.SqlClient> => {
   const { name } = options
   const handlers = new Map<string, SqlHandler<A>>(Object.entries(options.project))
-  const decode = decoderOf(options)
-  const refusalOf = refusalsOf<A, Refusal<Refusals>>(name, handlers, decode, options.onConstraint)
+  const schema = schemaOf(options)
+  const decode = decoderOf(options, schema)
+  const handled = new Set(storedTypesOf(schema, [...handlers.keys()]))
+  const refusalOf = refusalOfPart<A, Refusal<Refusals>>(name, options.onConstraint)
   const projection: SqlProjection<Refusal<Refusals> | StoreError, SqlClient.SqlClient> = {
     name,
     ...declaredTables(name, options),
-    events: [...handlers.keys()],
-    statements: (stored) => {
-      const handler = handlers.get(stored.type)
-      if (handler === undefined) return Effect.succeed([])
-      return Effect.flatMap(SqlClient.SqlClient, (sql) =>
-        Effect.map(decode(stored), (event): ReadonlyArray<Statement<unknown>> => {
-          const some = handler(event, envelopeOf(stored), sql)
-          return isList(some) ? some : [some]
-        })
-      )
-    },
-    ...(refusalOf === undefined ? {} : { refusalOf })
+    events: [...handled],
+    schema,
+    statements: (stored) =>
+      handled.has(stored.type)
+        ? Effect.flatMap(SqlClient.SqlClient, (sql) =>
+            Effect.map(decode(stored), (read) => statementsOf(handlers, read, envelopeOf(stored), sql))
+          )
+        : Effect.succeed([]),
+    ...(refusalOf === undefined ? {} : { refusalOf: refusalsOf(refusalOf, handled, handlers, decode) })
   }
   return bindIfOf(projection, options.of)
 }
@@ -93,10 +95,11 @@ export const makeSqlProjection = <
 // --- internal ---
 
 const decoderOf = <A extends Tagged>(
-  options: AnyOptions<unknown, A, A["_tag"], unknown>
-): ((stored: Event) => Either.Either<A, StoreError>) => {
-  const { name, of } = options
-  const decode = decodingFor(name, schemaOf(options))
+  { name, of }: AnyOptions<unknown, A, A["_tag"], unknown>,
+  // biome-ignore lint/suspicious/noExplicitAny: stored events have any encoded form
+  schema: Schema.Schema<A, any>
+): ((stored: Event) => Either.Either<A | Parts<A>, StoreError>) => {
+  const decode = decodingFor(name, schema)
   return typeof of === "object"
     ? checkingIds(of, { operation: `Projection ${name}`, projection: name }, decode)
     : decode
@@ -124,6 +127,37 @@ const bindIfOf = <E, R>(
   // An unbound projection has no such key, and its public type has none either.
 ): Projection.Bound<E, R> =>
   origin === undefined ? (projection as Projection.Bound<E, R>) : bindTo(origin, projection)
+
+/** The handlers, each with the refusals of its own events. */
+const withRefusals = <A extends Tagged, E, E2, R>(
+  handlers: ReadonlyMap<string, (event: A, envelope: Envelope) => Effect.Effect<unknown, E, R>>,
+  refusalOf: RefusalOfPart<A, E2>
+): ReadonlyMap<string, (event: A, envelope: Envelope) => Effect.Effect<unknown, E | E2 | StoreError, R>> =>
+  new Map(
+    [...handlers].map(([tag, handler]) => [
+      tag,
+      (event, envelope) =>
+        Effect.mapError(
+          handler(event, envelope),
+          (error) => refusalFor((constraint) => refusalOf(constraint, event, envelope), envelope, error) ?? error
+        )
+    ])
+  )
+
+const statementsOf = <A extends Tagged>(
+  handlers: ReadonlyMap<string, SqlHandler<A>>,
+  read: A | Parts<A>,
+  envelope: Envelope,
+  sql: SqlClient.SqlClient
+): ReadonlyArray<Statement<unknown>> => {
+  if (!(read instanceof Parts)) return listOf(handlers.get(read._tag)?.(read, envelope, sql) ?? [])
+  return handledParts(handlers, read, envelope).flatMap(({ envelope, event, handler }) =>
+    listOf(handler(event, envelope, sql))
+  )
+}
+
+const listOf = (some: ReturnType<SqlHandler<never>>): ReadonlyArray<Statement<unknown>> =>
+  isList(some) ? some : [some]
 
 const isList = (
   statements: Statement<unknown> | ReadonlyArray<Statement<unknown>>

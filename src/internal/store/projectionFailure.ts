@@ -9,8 +9,10 @@ import type * as Schema from "effect/Schema"
 import type { Envelope, Event } from "../../Event.js"
 import { StoreError } from "../../StoreError.js"
 import { makeEventCodec, type Tagged, tagOf } from "../codec/eventCodec.js"
+import type { Parts } from "../codec/storedVersions.js"
 import { fromProjection, fromSqlError, violatedConstraint } from "../runtime/sqlError.js"
 import { quotedTable, type TableOptions } from "./declaredTables.js"
+import { handledParts } from "./handledParts.js"
 import { envelopeOf } from "./origin.js"
 
 /** The refusal that a projection declares for the constraint that a statement has violated. */
@@ -84,29 +86,49 @@ export const decodingFor = <A extends Tagged, I extends Tagged>(
     Either.mapLeft(codec.decode(`Projection ${projection}`, stored), (error) => located(projection, stored, error))
 }
 
-type Decode<A> = (stored: Event) => Either.Either<A, StoreError>
+type Decode<A> = (stored: Event) => Either.Either<A | Parts<A>, StoreError>
+
+/** The refusal of a violated constraint at an event that a stored event is read as. */
+export type RefusalOfPart<A, E> = (constraint: string, event: A, envelope: Envelope) => E | StoreError | undefined
 
 /**
- * Makes `refusalOf` of the handlers of constraints: it decodes the event and calls the handler of the constraint. If a
- * handler returns anything but a tagged error, the result is a `StoreError` that says so.
+ * Makes the function that calls the handler of a constraint. If a handler returns anything but a tagged error, the result
+ * is a `StoreError` that says so.
  */
-export const refusalsOf = <A extends Tagged, E>(
+export const refusalOfPart = <A extends Tagged, E>(
   projection: string,
-  handled: ReadonlyMap<string, unknown>,
-  decode: Decode<A>,
   onConstraint: Readonly<Record<string, unknown>> | undefined
-): ((constraint: string, stored: Event) => E | StoreError | undefined) | undefined => {
+): RefusalOfPart<A, E> | undefined => {
   if (onConstraint === undefined) return undefined
   const handlers = new Map(Object.entries(onConstraint))
-  return (constraint, stored) => {
+  return (constraint, event, envelope) => {
     const handler = handlers.get(constraint) as ((event: A, envelope: Envelope) => E | undefined) | undefined
-    if (handler === undefined || !handled.has(stored.type)) return undefined
-    const event = decode(stored)
-    if (Either.isLeft(event)) return undefined
-    const refusal = handler(event.right, envelopeOf(stored)) ?? undefined
-    return refusal === undefined || isRefusal(refusal) ? refusal : noRefusal(projection, constraint, stored, refusal)
+    const refusal = handler?.(event, envelope) ?? undefined
+    return refusal === undefined || isRefusal(refusal) ? refusal : noRefusal(projection, constraint, envelope, refusal)
   }
 }
+
+/**
+ * Makes `refusalOf` of a projection: it decodes the event and calls the handler of the constraint. Of the parts of a split
+ * event, the first that has a refusal gives it.
+ */
+export const refusalsOf =
+  <A extends Tagged, E>(
+    refusalOf: RefusalOfPart<A, E>,
+    handled: ReadonlySet<string>,
+    handlers: ReadonlyMap<string, unknown>,
+    decode: Decode<A>
+  ) =>
+  (constraint: string, stored: Event): E | StoreError | undefined => {
+    if (!handled.has(stored.type)) return undefined
+    const read = decode(stored)
+    if (Either.isLeft(read)) return undefined
+    for (const { envelope, event } of handledParts(handlers, read.right, envelopeOf(stored))) {
+      const refusal = refusalOf(constraint, event, envelope)
+      if (refusal !== undefined) return refusal
+    }
+    return undefined
+  }
 
 // --- internal ---
 

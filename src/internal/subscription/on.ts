@@ -6,6 +6,8 @@ import type { FeedEvent } from "../../EventFeed.js"
 import type { Projection, Source } from "../../Projection.js"
 import type { StoreError } from "../../StoreError.js"
 import { type HandlerContext, type HandlerError, makeEventCodec, type Tagged } from "../codec/eventCodec.js"
+import { storedTypesOf } from "../codec/eventHistory.js"
+import { runHandlers } from "../store/handledParts.js"
 import { checkingIds, originOf, withOwnIds } from "../store/origin.js"
 
 /**
@@ -13,7 +15,7 @@ import { checkingIds, originOf, withOwnIds } from "../store/origin.js"
  */
 export interface On<out E = never, out R = never> {
   readonly of: Projection.Origin
-  /** The types of the events that have a handler. */
+  /** The stored types of the events that have a handler. */
   readonly events: ReadonlyArray<string>
   readonly handle: (event: FeedEvent) => Effect.Effect<void, E, R>
 }
@@ -61,22 +63,23 @@ export const on = <A extends Tagged, Handlers extends EventHandlers<A, Id>, Id e
   type R = HandlerContext<Handlers[keyof Handlers]>
   const codec = makeEventCodec(aggregate.events)
   const decode = checkingIds(aggregate, { operation }, (stored) => codec.decode(operation, stored))
-  const byType = new Map<string, (event: A, envelope: FeedEvent) => Effect.Effect<unknown, E, R>>(
+  const byTag = new Map<string, (event: A, envelope: FeedEvent) => Effect.Effect<unknown, E, R>>(
     Object.entries(handlers)
   )
+  const tags = [...byTag].flatMap(([tag, handler]) => (handler === undefined ? [] : [tag]))
+  const types = storedTypesOf(aggregate.events, tags)
+  const handled = new Set(types)
   return {
     of: originOf(aggregate),
-    events: [...byType].flatMap(([type, handler]) => (handler === undefined ? [] : [type])),
-    handle: (stored) => {
-      const handler = byType.get(stored.type)
-      return handler === undefined
-        ? Effect.void
-        : Effect.asVoid(
-            Effect.flatMap(decode(stored), (event) =>
-              handler(event, aggregate.streams === "plain" ? withOwnIds(stored) : stored)
+    events: types,
+    handle: (stored) =>
+      handled.has(stored.type)
+        ? Effect.asVoid(
+            Effect.flatMap(decode(stored), (read) =>
+              runHandlers(byTag, read, aggregate.streams === "plain" ? withOwnIds(stored) : stored)
             )
           )
-    }
+        : Effect.void
   }
 }
 
