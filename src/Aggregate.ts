@@ -379,7 +379,7 @@ export const defaultRetry: Schedule.Schedule<unknown> = Schedule.exponential("2 
  * - All aggregates must have the same store. A list has at most 10 000 commands. An empty list returns an empty list.
  *
  * @since 0.1.0
- * @category evaluation
+ * @category evaluations
  *
  * @example
  * ```ts
