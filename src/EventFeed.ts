@@ -235,6 +235,16 @@ export interface EventFeedService {
   readonly positionOf: (event: StreamPosition) => Effect.Effect<Option.Option<Position>, ValidationError | StoreError>
 
   /**
+   * One or a few events of each kind, type and version in the store, where possible the oldest and the newest. With
+   * `kinds` only those of these kinds. Every committed event counts, also one that the feed does not show yet. Their
+   * order is open.
+   *
+   * A store finds them by an index, not by reading its log, and one sample after the other is in memory. `Aggregate.check`
+   * decodes them.
+   */
+  readonly samples: (filter?: Pick<Filter, "kinds">) => Stream.Stream<FeedEvent, ValidationError | StoreError>
+
+  /**
    * Waits until there may be an event after the position, and returns the position to read after. It is the given one,
    * or a later one if no event between them matches the filter. The wait may end without a matching event: read, and
    * wait again.
@@ -277,6 +287,28 @@ export const heldBack = (
   filter?: Filter
 ): Effect.Effect<Option.Option<HeldBack>, ValidationError | StoreError, EventFeed> =>
   Effect.flatMap(EventFeed, (feed) => feed.heldBack(filter))
+
+/**
+ * One or a few events of each kind, type and version in the store: what the code must be able to read.
+ *
+ * @since 0.1.0
+ * @category accessors
+ *
+ * @example
+ * ```ts
+ * import { EventFeed } from "effect-maestro"
+ * import * as Console from "effect/Console"
+ * import * as Stream from "effect/Stream"
+ *
+ * export const listTypes = EventFeed.samples().pipe(
+ *   Stream.runForEach(({ kind, type, version }) => Console.log(kind, type, version))
+ * )
+ * ```
+ */
+export const samples = (
+  filter?: Pick<Filter, "kinds">
+): Stream.Stream<FeedEvent, ValidationError | StoreError, EventFeed> =>
+  Stream.unwrap(Effect.map(EventFeed, (feed) => feed.samples(filter)))
 
 /**
  * All events after a position, each once and in the order of the feed: first the stored ones, then the new ones,

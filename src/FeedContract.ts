@@ -23,6 +23,7 @@ import { feedParkedCases } from "./internal/contract/feedParked.js"
 import { feedProgressCases } from "./internal/contract/feedProgress.js"
 import { feedRandomCases } from "./internal/contract/feedRandom.js"
 import { feedReadCases } from "./internal/contract/feedReads.js"
+import { feedSampleCases } from "./internal/contract/feedSamples.js"
 import { feedStatusCases } from "./internal/contract/feedStatus.js"
 import { register } from "./internal/contract/register.js"
 import type { StoreAdapter } from "./StoreAdapter.js"
@@ -109,6 +110,7 @@ export const cases = (options?: Options): ReadonlyArray<Case> => {
   return [
     ...feedReadCases,
     ...feedFilterCases,
+    ...feedSampleCases,
     ...feedAsOfCases,
     ...feedOverlapCases,
     ...feedAwaitCases,

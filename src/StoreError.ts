@@ -6,9 +6,12 @@
  * - `StoreError`: every other failure of a store, with a `reason` of a closed list.
  * - `CommandIdReused` and `UnexpectedSequence`: the conditions of a command, `withCommandId` and
  *   `withExpectedSequence`, do not hold.
+ * - `UnreadableTypes`: `Aggregate.check` found stored events that the code can't read.
+ * - `CommandRefused`: one of the commands of `Aggregate.evaluateAll` was refused.
  *
  * @since 0.1.0
  */
+import * as Data from "effect/Data"
 import * as Schema from "effect/Schema"
 
 /**
@@ -40,7 +43,7 @@ export class RetryCommand extends Schema.TaggedError<RetryCommand>("effect-maest
  * @category models
  */
 export class ValidationIssue extends Schema.Class<ValidationIssue>("effect-maestro/ValidationIssue")({
-  /** Index of the event in the commit, or among the events of a decision, counted from 0. */
+  /** Index of the event in the commit, among the events of a decision, or of the command in `Aggregate.evaluateAll`, from 0. */
   index: Schema.optionalWith(Schema.Number, { exact: true }),
   /** The path from the item to the bad value: property names and array indices. */
   path: Schema.Array(Schema.Union(Schema.String, Schema.Number)),
@@ -241,7 +244,149 @@ export class UnexpectedSequence extends Schema.TaggedError<UnexpectedSequence>("
   }
 }
 
+/**
+ * A type of stored events, in one version of its schema.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface StoredType extends Schema.Schema.Type<typeof StoredType> {}
+
+/**
+ * @since 0.1.0
+ * @category schemas
+ */
+export const StoredType = Schema.Struct({
+  /** The kind of its aggregates, as `Event.identityOf` finds it. */
+  kind: Schema.String,
+  type: Schema.String,
+  version: Schema.Number
+})
+
+/**
+ * A stored type that an aggregate reads.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface ReadableType extends Schema.Schema.Type<typeof ReadableType> {}
+
+/**
+ * @since 0.1.0
+ * @category schemas
+ */
+export const ReadableType = Schema.Struct({
+  /** The name of the aggregate. */
+  aggregate: Schema.String,
+  ...StoredType.fields
+})
+
+/**
+ * Why an aggregate can't read a stored type:
+ *
+ * - `UnknownType`: its events have no such type. Add it to their schema, or rename, split or drop it there.
+ * - `NewerVersion`: a newer release wrote it. Run that release, or give the type a `downcast`.
+ * - `OlderVersion`: no step leads from that version to today's. Add it.
+ * - `Undecodable`: an event does not fit its schema, or a step fails. The schema was changed without a new version.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export const UnreadableTypeReason = Schema.Literal("UnknownType", "NewerVersion", "OlderVersion", "Undecodable")
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export type UnreadableTypeReason = typeof UnreadableTypeReason.Type
+
+/**
+ * A stored type that an aggregate can't read, with an event of it.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface UnreadableType extends Schema.Schema.Type<typeof UnreadableType> {}
+
+/**
+ * @since 0.1.0
+ * @category schemas
+ */
+export const UnreadableType = Schema.Struct({
+  ...ReadableType.fields,
+  reason: UnreadableTypeReason,
+  /** The reason in words, with the message of the schema. */
+  description: Schema.String,
+  /** The stream and the sequence of an event that can't be read. */
+  aggregateId: Schema.String,
+  sequence: Schema.Number
+})
+
+/**
+ * The store has events that the code can't read. `Aggregate.check` fails with it, before a command or a reader would fail
+ * with `UnreadableEvent`.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class UnreadableTypes extends Schema.TaggedError<UnreadableTypes>("effect-maestro/UnreadableTypes")(
+  "UnreadableTypes",
+  {
+    unreadable: Schema.NonEmptyArray(UnreadableType),
+    /** The other types of the aggregates. */
+    readable: Schema.Array(ReadableType),
+    /** Types of no given aggregate. */
+    others: Schema.Array(StoredType)
+  }
+) {
+  override get message(): string {
+    const shown = this.unreadable.slice(0, 100).map(formatUnreadable)
+    const more = this.unreadable.length > shown.length ? [`and ${this.unreadable.length - shown.length} more`] : []
+    return ["the code can't read all stored events:", ...shown, ...more].join("\n- ")
+  }
+}
+
+/**
+ * One command of `Aggregate.evaluateAll` was refused, by its handler or by a projection of its aggregate. Nothing was
+ * stored, also of the other commands. Where the commands are of several aggregates, the type of `refusal` is known by
+ * `aggregate`.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class CommandRefused<out Name extends string = string, out E = unknown> extends Data.TaggedError(
+  "CommandRefused"
+)<{
+  /** The index of the command in the list, from 0. */
+  readonly index: number
+  /** The aggregate's name. */
+  readonly aggregate: string
+  /** The aggregate's kind, and its id. */
+  readonly kind: string
+  readonly id: string
+  /** The failure of the handler or of the projection. */
+  readonly refusal: unknown
+}> {
+  declare readonly aggregate: Name
+  declare readonly refusal: E
+
+  override get message(): string {
+    return `Command ${this.index}, on ${this.kind} ${quote(this.id)}, was refused: ${reasonOf(this.refusal)}`
+  }
+}
+
 // --- internal ---
+
+const formatUnreadable = ({ aggregate, aggregateId, description, sequence, type, version }: UnreadableType): string =>
+  `${aggregate}: ${plainOrQuoted(type)} version ${version}, such as event ${sequence} of ${quote(aggregateId)}: ${description}`
+
+/** The tag and the message of a refusal. */
+const reasonOf = (refusal: unknown): string => {
+  if (typeof refusal !== "object" || refusal === null) return quote(String(refusal))
+  const tag = "_tag" in refusal ? String(refusal._tag) : "an untagged failure"
+  const message = "message" in refusal ? String(refusal.message) : ""
+  return message === "" || message === tag ? tag : `${tag}: ${message}`
+}
 
 const quote = (text: string): string => JSON.stringify(text.length > 300 ? `${text.slice(0, 300)}…` : text)
 

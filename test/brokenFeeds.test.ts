@@ -24,7 +24,7 @@ const onMemory = casesWithout("callerTransaction", "transactionalEffects")
 
 /** The cases without subscriptions. */
 const ofTheFeed = onMemory.filter(({ name }) =>
-  /^(read|head|heldBack|count|positionOf|awaitAppend|filter|stream|streamStored|order|random|every operation of the feed)\b/.test(
+  /^(read|head|heldBack|count|positionOf|samples|awaitAppend|filter|stream|streamStored|order|random|every operation of the feed)\b/.test(
     name
   )
 )
@@ -85,6 +85,7 @@ const order = (how: string) =>
   `order under overlapping transactions (${how}): each stream keeps its sequence when a transaction continues with an aggregate of a later one`
 const everyEvent =
   "read: every committed event appears exactly once, and pages of any limit concatenate to the same order"
+const samplesOfEach = "samples: have an event of each kind, type and version, exactly as read shows it, and few of each"
 const readIsOnesOwn =
   "read: a caller may change an event without changing the stored one, or another event that was read"
 const streamIsOnesOwn =
@@ -167,6 +168,21 @@ const caught: ReadonlyArray<readonly [breaking: Broken.Breaking, sentences: Read
     ["positionOf: is the position that the feed shows the event at; none where there is no such event"]
   ],
   [Broken.countsAThousandAtMost, ["count: counts beyond a thousand events"]],
+  [Broken.samplesTypesWithoutVersions, [samplesOfEach]],
+  [Broken.samplesTypesWithoutKinds, [samplesOfEach]],
+  [
+    Broken.samplesWhatTheKindsHide,
+    [
+      "samples: with kinds, only events of aggregates of these kinds; an empty list selects none",
+      "samples: a bad list of kinds fails with a ValidationError that has its path"
+    ]
+  ],
+  [
+    Broken.samplesOnePageOfTheFeed,
+    ["samples: a type of one event is found among twelve thousand events and several hundred types"]
+  ],
+  [Broken.cutsLargeSamples, ["samples: a large event is as complete as a small one"]],
+  [Broken.samplesEveryEvent, [samplesOfEach]],
   [Broken.findsThePositionsOfFiftyEvents, ["positionOf: finds an event at any sequence of a long stream"]],
   [Broken.sharesTheEventsOfItsPages, [readIsOnesOwn, streamIsOnesOwn]],
   [Broken.sharesTheMetadataOfAPage, [readIsOnesOwn, streamIsOnesOwn]],

@@ -3,6 +3,7 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
+import * as Stream from "effect/Stream"
 import {
   Event,
   EventFeed,
@@ -421,6 +422,53 @@ export const holdsBackWhatTheFilterHides: Breaking = (ports) => {
   }
 }
 
+/** One sample of each type, of any version. */
+export const samplesTypesWithoutVersions: Breaking = withFeed((feed) => ({
+  ...feed,
+  samples: (filter) => firstOfEach(feed.samples(filter), ({ kind, type }) => JSON.stringify([kind, type]))
+}))
+
+/** One sample of each type and version, of any kind. */
+export const samplesTypesWithoutKinds: Breaking = withFeed((feed) => ({
+  ...feed,
+  samples: (filter) => firstOfEach(feed.samples(filter), ({ type, version }) => JSON.stringify([type, version]))
+}))
+
+export const samplesWhatTheKindsHide: Breaking = withFeed((feed) => ({
+  ...feed,
+  samples: () => feed.samples()
+}))
+
+/** Samples are taken of the events that one read returns. */
+export const samplesOnePageOfTheFeed: Breaking = withFeed((feed) => ({
+  ...feed,
+  samples: (filter) =>
+    Stream.unwrap(
+      Effect.map(feed.read({ filter, limit: 10_000 }), ({ events }) =>
+        firstOfEach(Stream.fromIterable(events), ({ kind, type, version }) => JSON.stringify([kind, type, version]))
+      )
+    )
+}))
+
+/** A sample that is larger than a page comes without its body. */
+export const cutsLargeSamples: Breaking = withFeed((feed) => ({
+  ...feed,
+  samples: (filter) =>
+    Stream.map(feed.samples(filter), (event) =>
+      JSON.stringify(event.body).length > 4_000_000 ? { ...event, body: {} } : event
+    )
+}))
+
+/** All events are samples. */
+export const samplesEveryEvent: Breaking = withFeed((feed) => ({
+  ...feed,
+  samples: (filter) =>
+    Stream.concat(
+      feed.samples(filter),
+      Stream.provideService(EventFeed.streamStored({ filter }), EventFeed.EventFeed, feed)
+    )
+}))
+
 /** Only the first waiter is woken. */
 export const wakesOneWaiter: Breaking = withFeed((feed) => {
   let waiting = 0
@@ -475,6 +523,21 @@ const feedEvent = (event: Event.NewEvent, position: EventFeed.Position): EventFe
 /** A position of the memory store, so many events after another. */
 const behind = (position: EventFeed.Position, places: number): EventFeed.Position =>
   `1-${Number(position.slice(position.indexOf("-") + 1)) + places}` as EventFeed.Position
+
+/** The first event of each key. */
+function firstOfEach<E>(
+  events: Stream.Stream<EventFeed.FeedEvent, E>,
+  keyOf: (event: EventFeed.FeedEvent) => string
+): Stream.Stream<EventFeed.FeedEvent, E> {
+  return Stream.suspend(() => {
+    const seen = new Set<string>()
+    return Stream.filter(events, (event) => {
+      const isNew = !seen.has(keyOf(event))
+      seen.add(keyOf(event))
+      return isNew
+    })
+  })
+}
 
 const loosely = (text: unknown): string => String(text).normalize("NFC").toLowerCase()
 

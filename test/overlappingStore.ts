@@ -5,6 +5,7 @@
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
+import * as Stream from "effect/Stream"
 import { Event, EventFeed, type Snapshot, StoreAdapter, StoreError, Timestamp } from "effect-maestro"
 import { pageFrom, sliceOf } from "../src/internal/memory/feed.js"
 import { type ReadFilter, validateFeedRead } from "../src/internal/store/readOptions.js"
@@ -121,11 +122,7 @@ export const makeOverlappingFeed = (
         const page = found.slice(0, events.length)
         const last = found.length > page.length ? page.at(-1) : (shown(after).at(-1) ?? page.at(-1))
         return {
-          events: page.map((entry) => ({
-            ...decodeEvent(entry.event),
-            ...Event.identityOf(entry.event.aggregateId),
-            position: positionOf(entry)
-          })),
+          events: page.map(feedEventOf),
           position: last === undefined ? after : positionOf(last),
           more: found.length > page.length
         }
@@ -151,6 +148,18 @@ export const makeOverlappingFeed = (
       Effect.map(validateStreamPosition("EventFeed.positionOf", { aggregateId, sequence }), () =>
         Option.map(Option.fromNullable(entries.get(aggregateId)?.[sequence - 1]), positionOf)
       ),
+    samples: (asked) =>
+      Stream.unwrap(
+        Effect.map(validateFeedRead({ filter: asked }), ({ filter }) => {
+          const found = new Map<string, EventFeed.FeedEvent>()
+          for (const entry of log) {
+            if (!matches(entry.event, { kinds: filter?.kinds })) continue
+            const event = feedEventOf(entry)
+            found.set(JSON.stringify([event.kind, event.type, event.version]), event)
+          }
+          return Stream.fromIterable(found.values())
+        })
+      ),
     awaitAppend: (asked, kinds) =>
       Effect.flatMap(validateFeedRead({ after: asked, filter: kinds }), ({ after, filter }) => {
         const wait: Effect.Effect<EventFeed.Position> = Effect.suspend(() =>
@@ -169,6 +178,12 @@ interface Entry {
 }
 
 const positionOf = ({ key, position }: Entry): EventFeed.Position => `${key}-${position}` as EventFeed.Position
+
+const feedEventOf = (entry: Entry): EventFeed.FeedEvent => ({
+  ...decodeEvent(entry.event),
+  ...Event.identityOf(entry.event.aggregateId),
+  position: positionOf(entry)
+})
 
 const matches = (event: Event.StoredEvent, { correlationId, kinds, madeBy, slice, types }: ReadFilter = {}): boolean =>
   (types === undefined || types.includes(event.type)) &&

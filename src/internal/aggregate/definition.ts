@@ -54,6 +54,8 @@ export interface AggregateDefinition<State, A extends Tagged, in C = never, out 
   ) => (call: DecidedCall<C>, root: VersionedState<State>) => Effect.Effect<ReadonlyArray<A>, E | ValidationError>
   /** What a receipt says of the command. */
   readonly digest: (command: C) => Effect.Effect<CommandDigest, ValidationError>
+  /** The tags of its commands. */
+  readonly commandTags: ReadonlyArray<string>
   readonly projections: ReadonlyArray<Projection.Projection.Bound<E, R>>
   readonly freshIds: FreshIds
   /** The option `newId`. */
@@ -123,6 +125,7 @@ export const compile = <
     evolve: evolveBy(handlersOf(`evolve of ${name}`, tagsOf(options.events), options.evolve as Steps<State>)),
     decider: deciderBy(name, handlersOf(`decide of ${name}`, tagsOf(options.commands), options.decide)),
     digest: makeCommandDigest(`${name}.evaluate`, options.commands),
+    commandTags: tagsOf(options.commands),
     projections: (options.projections ?? []).map((projection) => {
       checkHistory({ name, events: options.events }, projection)
       return projection.of === "all"

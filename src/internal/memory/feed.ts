@@ -3,6 +3,7 @@
  */
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
+import * as Stream from "effect/Stream"
 import { identityOf, type StoredEvent } from "../../Event.js"
 import {
   beginning,
@@ -48,6 +49,15 @@ export const makeMemoryFeed = (log: MemoryLog): EventFeedService => ({
     Effect.map(validateStreamPosition("EventFeed.positionOf", place), ({ aggregateId, minSequence }) =>
       Option.map(Option.fromNullable(log.indexOf(aggregateId, minSequence)), positionAt)
     ),
+  samples: (asked) =>
+    Stream.unwrap(
+      Effect.map(
+        Effect.flatMap(validateFeedRead({ filter: asked }), ({ filter }) =>
+          samplesIn(log, matcher(filter && { kinds: filter.kinds }))
+        ),
+        (indexes) => Stream.filterMap(Stream.fromIterable(indexes), (index) => eventAt(log, index))
+      )
+    ),
   awaitAppend: (after, filter) =>
     Effect.flatMap(validateFeedRead({ after, filter }), () => Effect.as(log.longerThan(indexAfter(after)), after))
 })
@@ -89,6 +99,32 @@ const readPage = (log: MemoryLog, options: ReadOptions | undefined): Effect.Effe
     }
     return { events, position: index === 0 ? after : positionAt(index - 1), more: index < log.length }
   })
+
+/** The indexes of the first and the last event of each kind, type and version. */
+const samplesIn = (log: MemoryLog, matching: (event: StoredEvent) => boolean): Effect.Effect<ReadonlyArray<number>> => {
+  const found = new Map<string, { readonly first: number; last: number }>()
+  const scan = (from: number): Effect.Effect<void> =>
+    Effect.suspend(() => {
+      const end = Math.min(from + window, log.length)
+      for (let index = from; index < end; index++) {
+        const stored = log.at(index)
+        if (stored === undefined || !matching(stored)) continue
+        // No name has a NUL.
+        const key = `${identityOf(stored.aggregateId).kind}\0${stored.type}\0${stored.version}`
+        const known = found.get(key)
+        if (known === undefined) found.set(key, { first: index, last: index })
+        else known.last = index
+      }
+      // Other fibers run between two windows.
+      return end === log.length ? Effect.void : Effect.zipRight(Effect.yieldNow(), scan(end))
+    })
+  return Effect.map(scan(0), () =>
+    [...found.values()].flatMap(({ first, last }) => (first === last ? [first] : [first, last]))
+  )
+}
+
+const eventAt = (log: MemoryLog, index: number): Option.Option<FeedEvent> =>
+  Option.map(Option.fromNullable(log.at(index)), (stored) => feedEventAt(index, stored))
 
 const headOf = (log: MemoryLog): Position => (log.length === 0 ? beginning : positionAt(log.length - 1))
 

@@ -35,6 +35,7 @@ import type { SqlError } from "@effect/sql/SqlError"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
 import type { EventFeedService, Position } from "../../EventFeed.js"
 import type { StoreError } from "../../StoreError.js"
 import { withSpanIfTraced } from "../runtime/tracing.js"
@@ -50,6 +51,7 @@ import type { Notifications } from "./notifications.js"
 import type { CommandRunner } from "./pg/commandRunner.js"
 import { execute } from "./pg/execute.js"
 import { type PositionRow, positionOf } from "./position.js"
+import { samplesOf } from "./typeSamples.js"
 
 export const makeSqlFeed = (
   log: LogTable,
@@ -110,6 +112,10 @@ export const makeSqlFeed = (
             ([row]) => Option.map(Option.fromNullable(row), positionOf)
           )
         ),
+      samples: (asked) =>
+        Stream.unwrap(
+          Effect.map(validateFeedRead({ filter: asked }), ({ filter }) => samplesOf(log, query, filter?.kinds))
+        ).pipe(Stream.withSpan("EventFeed.samples")),
       awaitAppend: (after, filter) =>
         Effect.zipRight(validateFeedRead({ after, filter }), watcher.awaitAppend(after, filter))
     })

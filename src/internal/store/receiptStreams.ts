@@ -6,6 +6,9 @@ import type { Event } from "../../Event.js"
 import type { Projection } from "../../Projection.js"
 import { reservedPrefix } from "../codec/names.js"
 
+/** The kind of the streams of receipts. */
+export const receiptKind = `${reservedPrefix}:Receipt`
+
 /** The stream id of a receipt. No aggregate has this kind, because the prefix is reserved. */
 export const receiptStreamId = (hash: string): string => receiptPrefix + hash
 
@@ -22,6 +25,6 @@ export const withoutReceipts = <E, R>(projection: Projection.Bound<E, R>): Proje
 
 // --- internal ---
 
-const receiptPrefix = `${reservedPrefix}:Receipt/`
+const receiptPrefix = `${receiptKind}/`
 
 const isReceipt = ({ aggregateId }: Event): boolean => aggregateId.startsWith(receiptPrefix)

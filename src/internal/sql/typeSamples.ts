@@ -1,0 +1,110 @@
+/**
+ * One or two events of each kind, type and version in the log: the oldest and the newest by their places in the table.
+ * `feed.ts` calls it for `samples`.
+ *
+ * The statement goes from one type to the next by the index `event_log_types`, so it reads as many rows as there are
+ * types, however long the log is. The samples are then read in groups. A group has the small values, and each large one
+ * is read alone, because one event has up to 64 MB.
+ */
+import type { SqlError } from "@effect/sql/SqlError"
+import type * as Statement from "@effect/sql/Statement"
+import * as Chunk from "effect/Chunk"
+import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
+import * as Stream from "effect/Stream"
+import type { FeedEvent, StreamPosition } from "../../EventFeed.js"
+import type { StoreError } from "../../StoreError.js"
+import { type Contents, isComplete, type LogTable, smallOrNull } from "../store/pageBytes.js"
+import { kindOf } from "./feedConditions.js"
+import { type FeedRow, feedColumns, feedEventsOf } from "./feedRows.js"
+
+/** The samples of all kinds, or of these. */
+export const samplesOf = (
+  log: LogTable,
+  query: <A>(statement: Effect.Effect<A, SqlError>) => Effect.Effect<A, StoreError>,
+  kinds: ReadonlyArray<string> | undefined
+): Stream.Stream<FeedEvent, StoreError> =>
+  Stream.unwrap(
+    Effect.map(query(selectPlaces(log, kinds)), (rows) =>
+      Stream.fromIterable(rows.flatMap(placesOf)).pipe(
+        Stream.grouped(groupSize),
+        Stream.mapEffect((places) => query(selectGroup(log, Chunk.toReadonlyArray(places)))),
+        Stream.flatMap(Stream.fromIterable),
+        Stream.mapEffect((row) =>
+          isComplete(row)
+            ? Effect.succeed([row])
+            : query(selectOne(log, { aggregateId: row.id.slice(1), sequence: Number(row.sequence) }))
+        ),
+        // An event that was deleted since it was found has no row.
+        Stream.filterMap((rows) => Option.fromNullable(feedEventsOf(rows)[0]))
+      )
+    )
+  )
+
+// --- internal ---
+
+/** How many samples one statement reads. */
+const groupSize = 100
+
+interface PlacesRow {
+  readonly first_id: string
+  readonly first_sequence: number
+  readonly last_id: string
+  readonly last_sequence: number
+}
+
+type GroupRow = Omit<FeedRow, keyof Contents> & Contents & { readonly id: string }
+
+// A text that may begin with any character has a dot in front, because PGlite drops U+FEFF at the start of a text.
+const placesOf = (row: PlacesRow): ReadonlyArray<StreamPosition> => {
+  const first = { aggregateId: row.first_id.slice(1), sequence: Number(row.first_sequence) }
+  const last = { aggregateId: row.last_id.slice(1), sequence: Number(row.last_sequence) }
+  return first.aggregateId === last.aggregateId && first.sequence === last.sequence ? [first] : [first, last]
+}
+
+/**
+ * The places of the oldest and the newest event of each type. Each step compares whole rows of the index and takes the
+ * next one. For a condition of equality that it expects to meet soon, the planner would scan the log.
+ */
+const selectPlaces = ({ schema, sql }: LogTable, kinds: ReadonlyArray<string> | undefined) => {
+  const kind = kindOf(sql)
+  const log = sql`${schema}.event_log`
+  const foundKinds: Statement.Fragment =
+    kinds === undefined
+      ? sql`(select ${kind} as kind from ${log} order by ${kind} limit 1)
+        union all
+        select following.kind from kinds cross join lateral (
+          select ${kind} as kind from ${log} where ${kind} > kinds.kind order by ${kind} limit 1
+        ) following`
+      : sql`select distinct unnest(${kinds as Array<string>}::text[]) collate "C" as kind`
+  const next = (condition: Statement.Fragment) =>
+    sql`select type collate "C" as type, version, aggregate_id, sequence from ${log}
+      where ${condition} order by ${kind}, type collate "C", version limit 1`
+  return sql<PlacesRow>`with recursive kinds as (${foundKinds}), types as (
+      select kinds.kind, first.* from kinds cross join lateral (${next(sql`${kind} = kinds.kind`)}) first
+      union all
+      select types.kind, following.* from types cross join lateral (
+        ${next(sql`${kind} = types.kind and (type collate "C", version) > (types.type, types.version)`)}
+      ) following
+    )
+    select '.' || types.aggregate_id as first_id, types.sequence as first_sequence,
+      '.' || last.aggregate_id as last_id, last.sequence as last_sequence
+    from types cross join lateral (
+      select aggregate_id, sequence from ${log}
+      where (${kind}, type collate "C", version) <= (types.kind, types.type, types.version)
+      order by ${kind} desc, type collate "C" desc, version desc limit 1
+    ) last
+    order by types.kind, types.type, types.version`
+}
+
+const selectGroup = ({ measuring, schema, sql }: LogTable, places: ReadonlyArray<StreamPosition>) => {
+  const ids = places.map(({ aggregateId }) => aggregateId)
+  const sequences = places.map(({ sequence }) => sequence)
+  return sql<GroupRow>`select ${feedColumns(sql, smallOrNull(sql, measuring, groupSize))}, '.' || aggregate_id as id
+    from unnest(${ids}::text[], ${sequences}::int[]) with ordinality as place (aggregate_id, sequence, number)
+    join ${schema}.event_log using (aggregate_id, sequence) order by number`
+}
+
+const selectOne = ({ schema, sql }: LogTable, { aggregateId, sequence }: StreamPosition) =>
+  sql<FeedRow>`select ${feedColumns(sql)} from ${schema}.event_log
+    where aggregate_id = ${aggregateId} and sequence = ${sequence}`
