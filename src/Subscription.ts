@@ -24,6 +24,7 @@ import { filterOf, handles, runProjections } from "./internal/store/runProjectio
 import { validateStreamPosition } from "./internal/store/storedRecord.js"
 import { NotReached, type SubscriptionStopped } from "./internal/subscription/errors.js"
 import { handlingEach, handlingTogether } from "./internal/subscription/handler.js"
+import type { EachOf, MakeOptions, OptionsWithoutTypes } from "./internal/subscription/makeTypes.js"
 import type { On } from "./internal/subscription/on.js"
 import { checkHandlers, checkProjections, makeRunner } from "./internal/subscription/runner.js"
 import { awaitPosition } from "./internal/subscription/status.js"
@@ -472,18 +473,6 @@ export const defaultRetry: Schedule.Schedule<unknown> = Schedule.exponential("10
 type Named = string | Pick<Subscription<unknown, unknown>, "name">
 
 const nameOf = (subscription: Named): string => (typeof subscription === "string" ? subscription : subscription.name)
-
-/** A union instead of overloads, because the compiler then reports the wrong option only. */
-type MakeOptions<Ons, E, R> =
-  | (OptionsWithoutTypes & {
-      /** The handlers for the events of each aggregate. The types and kinds of the filter follow from them. */
-      readonly on: Ons
-    })
-  | (Options & Handler<E, R> & { readonly on?: undefined })
-
-type OptionsWithoutTypes = Omit<Options, "filter"> & { readonly filter?: Omit<Filter, "types"> | undefined }
-
-type EachOf<Ons> = Ons extends ReadonlyArray<infer One> ? One : Ons
 
 /** The subscription of one handler, with the defaults of its options. */
 const makeOf = <E, R>(name: string, options: Options & Partial<Handler<E, R>>): Subscription<E, R> => {
