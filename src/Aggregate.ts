@@ -15,6 +15,7 @@ import type { StreamIds } from "./Event.js"
 import type { StreamPosition } from "./EventFeed.js"
 import type { Aggregate } from "./internal/aggregate/aggregateType.js"
 import { compile } from "./internal/aggregate/definition.js"
+import { evaluateAll as evaluateSeveral } from "./internal/aggregate/evaluateAll.js"
 import type {
   AllowedError,
   BoundProjections,
@@ -27,6 +28,7 @@ import type { NewIdOf } from "./internal/aggregate/idTypes.js"
 import { makeOperations, serviceTag } from "./internal/aggregate/operations.js"
 import { makeService } from "./internal/aggregate/service.js"
 import { cacheLimits } from "./internal/aggregate/stateCache.js"
+import { makeTargetedCommand, type TargetedCommand } from "./internal/aggregate/targetedCommand.js"
 import type { HandlerContext, HandlerError, Tagged } from "./internal/codec/eventCodec.js"
 import type { Projection } from "./Projection.js"
 import type { RetryCommand, StoreError, ValidationError } from "./StoreError.js"
@@ -87,6 +89,17 @@ export type {
    */
   HistoricEvent
 } from "./internal/aggregate/history.js"
+
+export type {
+  /**
+   * A command with the aggregate that it is for: a value that `command` of an aggregate makes, for `evaluateAll`. Its
+   * type has the result of the command and its refusals.
+   *
+   * @since 0.1.0
+   * @category models
+   */
+  TargetedCommand
+} from "./internal/aggregate/targetedCommand.js"
 
 /**
  * The failures that a command of any aggregate can have. `withCommandId` and `withExpectedSequence` add one each.
@@ -349,6 +362,46 @@ export const defaultRetry: Schedule.Schedule<unknown> = Schedule.exponential("2 
 )
 
 /**
+ * Evaluates commands on several aggregates, of one kind or of several, in one transaction with all their projections:
+ * all take effect, or none. The results are in the order of the commands.
+ *
+ * - A refusal of a handler, or of a projection, fails with `CommandRefused`. It has the index of the command, the kind
+ *   and the id of its aggregate, and the refusal. `RetryCommand`, `UnexpectedSequence` and `StoreError` name the
+ *   aggregate, and an issue of a `ValidationError` has the index of the command.
+ * - Commands are decided in their order. A command sees the events of the commands before it on its aggregate. The
+ *   events are stored in the order of the commands, which is their order in the feed. Then the projections run: those
+ *   of the aggregate of the first command, then those of the next. Each handles the events of its aggregate.
+ * - The locks of the aggregates are taken in one order, so that calls never wait for each other. If another commit came
+ *   first on one of the aggregates, all commands are decided again, by the `retry` schedule, `defaultRetry` by default.
+ * - Within `withCommandId` the list takes effect once, as a whole. The id then belongs to this list on each of its
+ *   aggregates. `withExpectedSequence` is refused: give `command` the sequence.
+ * - An aggregate whose commands decide no events is checked before the commit, but the commit does not guard it.
+ * - All aggregates must have the same store. A list has at most 10 000 commands. An empty list returns an empty list.
+ *
+ * @since 0.1.0
+ * @category evaluations
+ *
+ * @example
+ * ```ts
+ * import { Aggregate } from "effect-maestro"
+ * import * as Effect from "effect/Effect"
+ *
+ * declare const withdraw: Aggregate.TargetedCommand<"Account", Aggregate.Evaluated<number, object>, Error>
+ * declare const deposit: Aggregate.TargetedCommand<"Account", Aggregate.Evaluated<number, object>, never>
+ *
+ * export const transfer = Aggregate.evaluateAll([withdraw, deposit]).pipe(
+ *   Effect.map(([from, to]) => [from.state, to.state]),
+ *   Effect.catchTag("CommandRefused", ({ refusal }) => Effect.die(refusal))
+ * )
+ * ```
+ */
+export const evaluateAll = <const Commands extends ReadonlyArray<TargetedCommand.Any>>(
+  commands: Commands,
+  options?: { readonly retry?: Schedule.Schedule<unknown> | undefined }
+): TargetedCommand.Evaluation<Commands> =>
+  evaluateSeveral(commands, options?.retry ?? defaultRetry) as TargetedCommand.Evaluation<Commands>
+
+/**
  * Defines an aggregate. Its name is its kind, and part of the identity of its aggregates: `Account` and `Payment` may both have one of id
  * `42`. So names must differ. An aggregate that is renamed finds its events by the option `kind`, which is its former name.
  *
@@ -444,7 +497,7 @@ export const make = <
   const defaults = { id, kind, streams, retry: options.retry ?? defaultRetry }
   const definition = compile<State, StateEncoded, A, I, C, CI, E, R, Id>(name, options, defaults)
   const tag = serviceTag<Name, State, A, C, E>(name)
-  const operations = makeOperations(tag, definition, options.commands)
+  const { severalIn, ...operations } = makeOperations(tag, definition, options.commands)
 
   return {
     ...operations,
@@ -462,6 +515,8 @@ export const make = <
     // The id that the option or a timestamp makes is checked, and the type says where neither can make one.
     newId: operations.newId as NewIdOf<Id, NewId>,
     evaluate: <K extends C>(id: Id, command: K) => operations.evaluate(id, command) as Evaluation<K["_tag"]>,
+    command: (id: Id, command: C, options?: TargetedCommand.Options) =>
+      makeTargetedCommand(name, severalIn, id, command, options),
     evaluateUnknown: <Only extends C["_tag"] = C["_tag"]>(
       id: Id,
       command: unknown,

@@ -14,7 +14,7 @@ import type { Envelope, Event, StreamIds } from "./Event.js"
 import type { Tagged } from "./internal/codec/eventCodec.js"
 import type { TableOptions } from "./internal/store/declaredTables.js"
 import { makeEffectProjection, makeSqlProjection } from "./internal/store/makeProjection.js"
-import { bindTo } from "./internal/store/origin.js"
+import { bindTo, checkHistory } from "./internal/store/origin.js"
 import { convertRefusals, withoutSqlError } from "./internal/store/projectionFailure.js"
 import type {
   Handled,
@@ -101,6 +101,11 @@ export declare namespace Projection {
      * COMMIT.
      */
     readonly refusalOf?: ((constraint: string, event: Event) => E | undefined) | undefined
+    /**
+     * The schema by which it reads events: `make` and `makeSql` set it. An aggregate refuses a projection whose schema
+     * lacks the history of its own events (`Upcast.events`), because it would miss old events, or misread them.
+     */
+    readonly schema?: Schema.Schema.Any | undefined
   }
 
   /**
@@ -350,7 +355,8 @@ export const orStoreError: {
 
 /**
  * Binds the projection to that aggregate, or to `"all"`, so that a subscription can run it and `Rebuild.run` can
- * rebuild it. `Account.projections` are bound already. Throws a `TypeError` if the projection is of another aggregate.
+ * rebuild it. `Account.projections` are bound already. Throws a `TypeError` if the projection is of another aggregate,
+ * or if the schema of its events lacks the history of the aggregate's.
  *
  * @since 0.1.0
  * @category combinators
@@ -364,6 +370,7 @@ export const of = <E, R>(origin: Projection.Origin, projection: Projection<E, R>
     }
     return { ...projection, of: projection.of }
   }
+  checkHistory(origin, projection)
   return bindTo(origin, projection)
 }
 

@@ -7,9 +7,11 @@
  * - `CommandIdReused` and `UnexpectedSequence`: the conditions of a command, `withCommandId` and
  *   `withExpectedSequence`, do not hold.
  * - `UnreadableTypes`: `Aggregate.check` found stored events that the code can't read.
+ * - `CommandRefused`: one of the commands of `Aggregate.evaluateAll` was refused.
  *
  * @since 0.1.0
  */
+import * as Data from "effect/Data"
 import * as Schema from "effect/Schema"
 
 /**
@@ -41,7 +43,7 @@ export class RetryCommand extends Schema.TaggedError<RetryCommand>("effect-maest
  * @category models
  */
 export class ValidationIssue extends Schema.Class<ValidationIssue>("effect-maestro/ValidationIssue")({
-  /** Index of the event in the commit, or among the events of a decision, counted from 0. */
+  /** Index of the event in the commit, among the events of a decision, or of the command in `Aggregate.evaluateAll`, from 0. */
   index: Schema.optionalWith(Schema.Number, { exact: true }),
   /** The path from the item to the bad value: property names and array indices. */
   path: Schema.Array(Schema.Union(Schema.String, Schema.Number)),
@@ -96,7 +98,8 @@ export class ValidationError extends Schema.TaggedError<ValidationError>("effect
  * - `Exhausted`: the database has no disk space, no memory, or has reached another limit, or it is read-only. Make
  *   room.
  * - `UnreadableEvent`: the schemas of an aggregate or a projection can't decode a stored event; `aggregateId`,
- *   `sequence` and `type` name it. Add its form to the `events` union.
+ *   `sequence` and `type` name it. Add its version to the history of its type (`Upcast`), or its form to the `events`
+ *   union.
  * - `ClockDrift`: a timestamp is further ahead of the local clock than `maxDrift`. Correct the clock of the node that
  *   made it.
  * - `Unknown`: none of these. `code`, `description` and `cause` are those of the driver.
@@ -343,10 +346,47 @@ export class UnreadableTypes extends Schema.TaggedError<UnreadableTypes>("effect
   }
 }
 
+/**
+ * One command of `Aggregate.evaluateAll` was refused, by its handler or by a projection of its aggregate. Nothing was
+ * stored, also of the other commands. Where the commands are of several aggregates, the type of `refusal` is known by
+ * `aggregate`.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class CommandRefused<out Name extends string = string, out E = unknown> extends Data.TaggedError(
+  "CommandRefused"
+)<{
+  /** The index of the command in the list, from 0. */
+  readonly index: number
+  /** The aggregate's name. */
+  readonly aggregate: string
+  /** The aggregate's kind, and its id. */
+  readonly kind: string
+  readonly id: string
+  /** The failure of the handler or of the projection. */
+  readonly refusal: unknown
+}> {
+  declare readonly aggregate: Name
+  declare readonly refusal: E
+
+  override get message(): string {
+    return `Command ${this.index}, on ${this.kind} ${quote(this.id)}, was refused: ${reasonOf(this.refusal)}`
+  }
+}
+
 // --- internal ---
 
 const formatUnreadable = ({ aggregate, aggregateId, description, sequence, type, version }: UnreadableType): string =>
   `${aggregate}: ${plainOrQuoted(type)} version ${version}, such as event ${sequence} of ${quote(aggregateId)}: ${description}`
+
+/** The tag and the message of a refusal. */
+const reasonOf = (refusal: unknown): string => {
+  if (typeof refusal !== "object" || refusal === null) return quote(String(refusal))
+  const tag = "_tag" in refusal ? String(refusal._tag) : "an untagged failure"
+  const message = "message" in refusal ? String(refusal.message) : ""
+  return message === "" || message === tag ? tag : `${tag}: ${message}`
+}
 
 const quote = (text: string): string => JSON.stringify(text.length > 300 ? `${text.slice(0, 300)}…` : text)
 

@@ -131,8 +131,8 @@ export interface Options {
 
 /**
  * The handler of a subscription: of one event after the other, or of a batch. The commands that `handle` evaluates
- * follow from its event (`correlationId`, `causationId`). A batch has no one cause: put `Aggregate.causedBy(event)`
- * around each command.
+ * follow from its event (`correlationId`, `causationId`). A batch may have several events: there, put
+ * `Aggregate.causedBy(event)` around each command.
  *
  * @since 0.1.0
  * @category models

@@ -6,6 +6,7 @@ import * as TestContext from "effect/TestContext"
 import { MemoryStore, StoreAdapter } from "effect-maestro"
 import * as StoreContract from "effect-maestro/StoreContract"
 import { onRealClock } from "../src/internal/contract/case.js"
+import * as BrokenReaders from "./brokenReaders.js"
 import * as Broken from "./brokenStores.js"
 import * as Unusual from "./unusualStores.js"
 
@@ -78,6 +79,10 @@ const caught: ReadonlyArray<readonly [breaking: Breaking, cases: ReadonlyArray<s
       "commitEvents: of twenty concurrent commits at one sequence exactly one succeeds",
       model
     ]
+  ],
+  [
+    BrokenReaders.deniesThatAnAggregateExists,
+    ["streamReader: its pages have the events of getEvents, and the snapshot of getSnapshot"]
   ],
   [Broken.commitsOneByOne, ["commitEvents: a conflict in one aggregate stores nothing in any other", model]],
   [

@@ -1,6 +1,5 @@
 /** What the events of a command follow from: their chain (`correlationId`), and the event before (`causationId`). */
-import * as SqlClient from "@effect/sql/SqlClient"
-import { describe, expect, it, layer } from "@effect/vitest"
+import { describe, expect, it } from "@effect/vitest"
 import * as Arr from "effect/Array"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
@@ -10,31 +9,33 @@ import * as Schedule from "effect/Schedule"
 import * as Stream from "effect/Stream"
 import {
   Aggregate,
-  type Event,
   EventFeed,
   MemoryStore,
   Projection,
-  Rebuild,
-  SqlStore,
   StoreAdapter,
   StoreError,
   Subscription,
   Timestamp
 } from "effect-maestro"
+import { expectTypeOf } from "vitest"
 import * as Chain from "./chain.js"
-import { Ask, AskThrough, Branch, Do, DoLater, Done, eventsOf, firstOf, Leaf, Tree } from "./chain.js"
-import { layerPg } from "./database.js"
+import {
+  Ask,
+  AskThrough,
+  Branch,
+  cause,
+  causes,
+  Do,
+  DoLater,
+  Done,
+  eventsOf,
+  firstOf,
+  followerOf,
+  Leaf,
+  projectingLeaf,
+  Tree
+} from "./chain.js"
 import { caughtUp, start } from "./subscribers.js"
-
-const cause = ({ causationId, correlationId }: Pick<Event.Event, "causationId" | "correlationId">) => ({
-  causationId,
-  correlationId
-})
-
-const causes = (events: ReadonlyArray<Event.Event>) => events.map(cause)
-
-/** The cause of an event that follows from this one. */
-const followerOf = ({ correlationId, timestamp }: Event.Event) => ({ causationId: timestamp, correlationId })
 
 const once = new Do({ times: 1 })
 
@@ -135,23 +136,6 @@ describe("commands that a handler of an aggregate evaluates", () => {
       }
     }))
 })
-
-const projectingLeaf = (ran: Array<string>) =>
-  Aggregate.make("ProjectedLeaf", {
-    ...Chain.leaf,
-    projections: [
-      Projection.make({
-        name: "follow",
-        events: Done,
-        project: {
-          Done: (_, envelope) => {
-            ran.push(envelope.timestamp)
-            return Leaf.evaluate(`${envelope.id}-${envelope.sequence}`, once)
-          }
-        }
-      })
-    ]
-  })
 
 describe("commands that a strong projection evaluates", () => {
   test("follow from the projected event, also inside of the handler of another aggregate", () =>
@@ -321,6 +305,53 @@ describe("commands that a subscription evaluates", () => {
     }))
 })
 
+describe("a subscription to a chain", () => {
+  test("handles the events of the chain and no others, also with handlers for the events of one aggregate", () =>
+    Effect.gen(function* () {
+      const handled: Array<string> = []
+      const handle = (event: EventFeed.FeedEvent) =>
+        Effect.sync(() => handled.push(`${event.aggregateId} ${event.sequence}`))
+      const filter = { correlationId: "request" }
+      const all = Subscription.make("all", { filter, handle })
+      const leaves = Subscription.make("leaves", {
+        filter,
+        on: Subscription.on(Leaf, { Done: (_, event) => handle(event) })
+      })
+      yield* Leaf.evaluate("a", once)
+      yield* Branch.evaluate("b", new Ask({ ids: ["a"] })).pipe(Aggregate.withCorrelationId("request"))
+      yield* Leaf.evaluate("a", once).pipe(Aggregate.withCorrelationId("another"))
+      yield* Effect.scoped(Effect.zipRight(start(all), caughtUp(all)))
+      expect(handled).toEqual(["Leaf/a 2", "Leaf/a 3", "Branch/b 1"])
+      handled.length = 0
+      yield* Effect.scoped(Effect.zipRight(start(leaves), caughtUp(leaves)))
+      expect(handled).toEqual(["Leaf/a 2", "Leaf/a 3"])
+    }))
+
+  it("throws a TypeError for an id that no event can have", () => {
+    for (const correlationId of ["", "\0", "x".repeat(256)]) {
+      expect(() => Subscription.make("bad", { filter: { correlationId }, handle: () => Effect.void })).toThrow(
+        /^correlationId of subscription bad /
+      )
+    }
+  })
+})
+
+it("the types of effects with a cause have a ValidationError more", () => {
+  const evaluate = Leaf.evaluate("a", once)
+  expectTypeOf(Aggregate.withCorrelationId("request")(evaluate)).toEqualTypeOf(evaluate)
+  expectTypeOf(Aggregate.withCorrelationId("request")(Effect.succeed(1))).toEqualTypeOf<
+    Effect.Effect<number, StoreError.ValidationError>
+  >()
+  const historic: Aggregate.HistoricEvent<Done> = {
+    event: new Done({ text: "" }),
+    sequence: 1,
+    timestamp: "" as Timestamp.Timestamp,
+    metadata: {}
+  }
+  expectTypeOf(Aggregate.causedBy(historic)(evaluate)).toEqualTypeOf(evaluate)
+  expectTypeOf(historic.causationId).toEqualTypeOf<Timestamp.Timestamp | undefined>()
+})
+
 describe("withCorrelationId, causedBy", () => {
   test("a receipt has the cause of its command, also one without events", () =>
     Effect.gen(function* () {
@@ -392,73 +423,4 @@ describe("withCorrelationId, causedBy", () => {
       yield* Leaf.evaluate("a", once).pipe(Aggregate.withCorrelationId("€".repeat(255)))
       expect((yield* firstOf("Leaf/a")).correlationId).toBe("€".repeat(255))
     }))
-})
-
-layer(Chain.layer.pipe(Layer.provideMerge(SqlStore.layer), Layer.provideMerge(layerPg())), {
-  excludeTestServices: true,
-  timeout: 60_000
-})("on Postgres", (it) => {
-  it.scoped("causes are stored by commits of every kind, and read by the feed and by history", () =>
-    Effect.gen(function* () {
-      const sql = yield* SqlClient.SqlClient
-      const request = { causationId: undefined, correlationId: "request" }
-      // Alone, more events than a plain insert has, in a transaction, with others, and with projections.
-      const ran: Array<string> = []
-      const Projected = projectingLeaf(ran)
-      yield* Effect.gen(function* () {
-        yield* Leaf.evaluate("alone", once)
-        yield* Leaf.evaluate("many", new Do({ times: 20 }))
-        yield* sql.withTransaction(
-          Effect.zipRight(Leaf.evaluate("inside", once), Branch.evaluate("inside", new Ask({ ids: ["nested"] })))
-        )
-        yield* Effect.forEach(Arr.range(1, 20), (n) => Leaf.evaluate(`together ${n}`, once), {
-          concurrency: "unbounded"
-        })
-        yield* Projected.evaluate("p", once)
-      }).pipe(Aggregate.withCorrelationId("request"), Effect.provide(Projected.layer))
-      const { events } = yield* EventFeed.read({ filter: { correlationId: "request" } })
-      const projected = events.find(({ kind }) => kind === "ProjectedLeaf")
-      const followers = events.filter(({ id }) => id === "p-1")
-      expect(events).toHaveLength(1 + 20 + 1 + 3 + 20 + 2)
-      expect(causes(followers)).toEqual([{ causationId: projected?.timestamp, correlationId: "request" }])
-      expect(causes(events.filter(({ id }) => id !== "p-1"))).toEqual(Arr.makeBy(46, () => request))
-      const history = yield* Stream.runCollect(Leaf.history("many"))
-      expect([...history].map(cause)).toEqual(Arr.makeBy(20, () => request))
-      expect([...(yield* Stream.runCollect(Leaf.history("p-1")))].map(cause)).toEqual(causes(followers))
-    })
-  )
-
-  it.scoped("a transaction that is rolled back names no chain for the next command", () =>
-    Effect.gen(function* () {
-      const sql = yield* SqlClient.SqlClient
-      yield* Effect.ignore(sql.withTransaction(Effect.zipRight(Leaf.evaluate("back", once), Effect.fail("back"))))
-      yield* Leaf.evaluate("back", once)
-      const own = yield* firstOf("Leaf/back")
-      expect(cause(own)).toEqual({ causationId: undefined, correlationId: own.timestamp })
-    })
-  )
-
-  it.scoped("a command that a projection evaluates in a rebuild follows from the projected event", () =>
-    Effect.gen(function* () {
-      const sql = yield* SqlClient.SqlClient
-      yield* sql`create table seen (event text primary key)`
-      yield* Effect.forEach(["r", "s"], (id) => Branch.evaluate(id, new Ask({ ids: [] })), { discard: true })
-      const Seen = Projection.make({
-        name: "seen",
-        of: Branch,
-        project: {
-          Done: (_, { id, timestamp }) =>
-            Effect.zipRight(
-              sql`insert into seen values (${timestamp})`,
-              Leaf.evaluate(`rebuilt ${id}`, once).pipe(Aggregate.withCommandId("once"))
-            )
-        }
-      })
-      yield* Rebuild.run({ name: "rebuild", projections: [Seen], tables: ["seen"] })
-      for (const id of ["r", "s"]) {
-        const event = yield* firstOf(`Branch/${id}`)
-        expect(causes(yield* eventsOf(`Leaf/rebuilt ${id}`))).toEqual([followerOf(event)])
-      }
-    })
-  )
 })

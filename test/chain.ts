@@ -2,7 +2,7 @@
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Schema from "effect/Schema"
-import { Aggregate, EventFeed } from "effect-maestro"
+import { Aggregate, type Event, EventFeed, Projection } from "effect-maestro"
 
 export class Done extends Schema.TaggedClass<Done>()("Done", { text: Schema.String }) {}
 
@@ -82,3 +82,31 @@ export const firstOf = (aggregateId: string) =>
   Effect.flatMap(eventsOf(aggregateId), ([event]) =>
     event === undefined ? Effect.dieMessage(`no event of ${aggregateId}`) : Effect.succeed(event)
   )
+
+export const cause = ({ causationId, correlationId }: Pick<Event.Event, "causationId" | "correlationId">) => ({
+  causationId,
+  correlationId
+})
+
+export const causes = (events: ReadonlyArray<Event.Event>) => events.map(cause)
+
+/** The cause of an event that follows from this one. */
+export const followerOf = ({ correlationId, timestamp }: Event.Event) => ({ causationId: timestamp, correlationId })
+
+/** An aggregate with a strong projection that evaluates a command on a leaf for each event. */
+export const projectingLeaf = (ran: Array<string>) =>
+  Aggregate.make("ProjectedLeaf", {
+    ...leaf,
+    projections: [
+      Projection.make({
+        name: "follow",
+        events: Done,
+        project: {
+          Done: (_, envelope) => {
+            ran.push(envelope.timestamp)
+            return Leaf.evaluate(`${envelope.id}-${envelope.sequence}`, new Do({ times: 1 }))
+          }
+        }
+      })
+    ]
+  })

@@ -49,6 +49,7 @@ layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg())), { excludeTestServices:
                 { correlationId: "none" }
               ]) {
                 yield* feed.read({ after: head, ...(filter === undefined ? {} : { filter }) })
+                yield* feed.read({ after: head, asOf: new Date(0), ...(filter === undefined ? {} : { filter }) })
               }
               expect(yield* feed.heldBack()).toMatchObject({ _tag: "None" })
               for (const filter of [undefined, { kinds: ["Account"] }, { kinds: ["Other", "Rare"] }]) {

@@ -1,17 +1,17 @@
-/** Nodes: layers of an aggregate, each with its own locks and state cache, on a shared store or on a wrapped one. */
+/** Nodes: layers of aggregates, each with its own locks and state cache, on a shared store or on a wrapped one. */
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
-import { type Aggregate, StoreAdapter, StoreError } from "effect-maestro"
+import { StoreAdapter, StoreError } from "effect-maestro"
 
 /** A node on the given store. */
-export const aNodeOn = <Name extends string, R>(
-  layer: Layer.Layer<Aggregate.Instance<Name>, never, StoreAdapter.StoreAdapter | R>,
+export const aNodeOn = <Instances, R>(
+  layer: Layer.Layer<Instances, never, StoreAdapter.StoreAdapter | R>,
   store: StoreAdapter.StoreAdapterService
 ) => Layer.build(Layer.fresh(layer).pipe(Layer.provide(Layer.succeed(StoreAdapter.StoreAdapter, store))))
 
 /** A node on the shared store, or on the given one. */
-export const aNode = <Name extends string, R>(
-  layer: Layer.Layer<Aggregate.Instance<Name>, never, StoreAdapter.StoreAdapter | R>,
+export const aNode = <Instances, R>(
+  layer: Layer.Layer<Instances, never, StoreAdapter.StoreAdapter | R>,
   store?: StoreAdapter.StoreAdapterService
 ) => Effect.flatMap(StoreAdapter.StoreAdapter, (shared) => aNodeOn(layer, store ?? shared))
 

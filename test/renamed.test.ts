@@ -293,6 +293,10 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("tables of a 
             expect(yield* rows).toEqual([{ account: "ann", amount: 2 }])
             const refused = yield* Effect.flip(Layer.build(ProjectionTables.layer(Stranger.projections)))
             expect(`${refused}`).toContain("hold events of Account, and here the projection is of Konto")
+            const twice = yield* Effect.flip(
+              Layer.build(ProjectionTables.layer([...Old.projections, ...Same.projections]))
+            )
+            expect(`${twice}`).toContain('two projections have the name "balances", and both are of Account')
             expect(yield* Rebuild.run({ name: "again", projections: Same.projections, tables: ["balances"] })).toBe(2)
             expect(yield* rows).toEqual([{ account: "ann", amount: 2 }])
             yield* Effect.provide(

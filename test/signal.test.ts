@@ -56,7 +56,10 @@ it("unknown contents may match each filter, and known contents only a filter tha
     [{ types: ["Closed"] }, false],
     [{ kinds: ["Account"], types: ["Opened"] }, true],
     [{ kinds: ["Other"] }, false],
-    [{ slice: { index: 0, of: 2 } }, true]
+    [{ slice: { index: 0, of: 2 } }, true],
+    // A signal does not say which chains its events belong to.
+    [{ correlationId: "request" }, true],
+    [{ correlationId: "request", types: ["Closed"] }, false]
   ] as const) {
     expect(mayMatch(contents, filter)).toBe(known)
     expect(mayMatch(undefined, filter)).toBe(true)

@@ -5,8 +5,8 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
-import { Aggregate, type Event, MemoryStore, Upcast } from "effect-maestro"
-import { Account, Deposited, definition, Opened, store, Today, toV3, V1, V2, Withdrawn } from "./releases.js"
+import { Aggregate, type Event, MemoryStore, Projection, Upcast } from "effect-maestro"
+import { Account, Deposited, definition, Events, Opened, store, Today, toV3, V1, V2, Withdrawn } from "./releases.js"
 
 const unreadable = (
   event: readonly [type: string, version: number, body: Event.Event["body"]],
@@ -353,4 +353,25 @@ it("a type that one union drops and another one still writes is refused where th
   expect(() => accountOf(Schema.Union(dropped, Withdrawn))).toThrow(
     new TypeError(`the history of events can't work: "Withdrawn" is the tag of an event, so it can't be dropped`)
   )
+})
+
+const readDeposits = (events: Schema.Schema<Deposited, typeof Deposited.Encoded>) =>
+  Projection.make({ name: "deposits", events, project: { Deposited: () => Effect.void } })
+
+it("a projection whose schema lacks the history of its aggregate's events is refused when it meets the aggregate", () => {
+  const without = readDeposits(Deposited)
+  const reads = new TypeError(
+    'projection "deposits" reads Deposited in version 1 and not in version 3, unlike the events of Account: give both the same schema of events'
+  )
+  expect(() => Aggregate.make("Account", { ...definition, projections: [without] })).toThrow(reads)
+  expect(() => Projection.of(Account, without)).toThrow(reads)
+  const withoutName = readDeposits(Upcast.events(Deposited, { Deposited: toV3 }))
+  const misses = new TypeError(
+    'projection "deposits" misses stored events of type PaidIn, which may be read as Deposited, unlike the events of Account: give both the same schema of events'
+  )
+  expect(() => Aggregate.make("Account", { ...definition, projections: [withoutName] })).toThrow(misses)
+  expect(() => Projection.of(Account, { ...withoutName })).toThrow(misses)
+  const same = Projection.make({ name: "deposits", events: Events, project: { Deposited: () => Effect.void } })
+  expect(Projection.of(Account, same).of).toMatchObject({ name: "Account" })
+  expect(Aggregate.make("Account", { ...definition, projections: [same] }).projections).toHaveLength(1)
 })

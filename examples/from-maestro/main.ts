@@ -77,7 +77,7 @@ const move = Effect.gen(function* () {
   const sql = yield* SqlClient.SqlClient
   const store = yield* StoreAdapter.StoreAdapter
   const rows = yield* sql<Row>`
-    select encode(timestamp, 'hex') as timestamp, encode(aggregate_id, 'hex') as aggregate_id, sequence, type, version: 1, body
+    select encode(timestamp, 'hex') as timestamp, encode(aggregate_id, 'hex') as aggregate_id, sequence, type, body
     from event_log order by timestamp`
   const events = yield* Effect.forEach(rows, eventOf)
   yield* Effect.forEach(Arr.chunksOf(events, 1000), store.commitEvents, { discard: true })

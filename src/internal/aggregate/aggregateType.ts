@@ -13,6 +13,7 @@ import type { StoreError, ValidationError } from "../../StoreError.js"
 import type { Tagged } from "../codec/eventCodec.js"
 import type { BoundProjections } from "./handlerTypes.js"
 import type { HistoricEvent } from "./history.js"
+import type { TargetedCommand } from "./targetedCommand.js"
 
 // An alias of an object type: a property of an interface would repeat all these types whenever an editor shows it.
 export type Aggregate<
@@ -92,6 +93,19 @@ export type Aggregate<
     Evaluated<State, A>,
     Refusals[Only] | Projection.Error<Projections[number]> | Failure,
     Instance<Name>
+  >
+
+  /**
+   * The command as a value, with the aggregate that it is for: an item of the list that `evaluateAll` takes. With
+   * `expectedSequence` it is decided only while the aggregate is at that sequence.
+   */
+  readonly command: TargetedCommand.Make<
+    Name,
+    Id,
+    Evaluated<State, A>,
+    C,
+    Refusals,
+    Projection.Error<Projections[number]>
   >
 
   /** Whether the aggregate has events in the store. */

@@ -10,9 +10,9 @@ import { correlationProblem } from "../codec/names.js"
 import { chainFrom, withChain } from "../runtime/commandCause.js"
 
 /**
- * Names the chain that the commands of an effect belong to: all their events get this `correlationId`, and so do those
- * of the commands that follow from them in subscriptions, process managers and other handlers. `EventFeed` finds all
- * events of a chain by the filter `correlationId`.
+ * Names the chain that the commands of an effect belong to: all their events get this `correlationId`. So do the events
+ * that follow from them by subscriptions, process managers and other handlers. `EventFeed` finds all events of a chain
+ * by the filter `correlationId`.
  *
  * Without it, a command that follows from no event begins a chain, whose id is the timestamp of its first event. An id
  * is a text of 1 to 255 characters; any other is refused by a `ValidationError`. Several commands may share an id. It

@@ -138,6 +138,12 @@ export const callOf = <C>(
 })
 
 /**
+ * Why a command is refused that the handler of its own aggregate evaluates. It would change the state that the handler
+ * decides on, so the handler's own events could never be stored.
+ */
+export const decidesItself = "must not be the aggregate whose command the handler around is deciding"
+
+/**
  * A context that decides only while the aggregate is at the expected sequence. A mismatch is a refusal like any other:
  * one on a cached state is checked against the store, and one on events of a batch waits for their commit.
  *

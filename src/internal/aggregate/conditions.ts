@@ -102,11 +102,16 @@ export const expectedOf = (
         issues: [
           new ValidationIssue({
             path: ["expectedSequence"],
-            message: `must be an integer from 0 to ${maxSequence}`
+            message: sequenceRule
           })
         ]
       })
     : Effect.succeed(values.expectedSequence)
+
+export const sequenceRule = `must be an integer from 0 to ${maxSequence}`
+
+export const isSequence = (value: unknown): boolean =>
+  typeof value === "number" && Number.isInteger(value) && value >= 0 && value <= maxSequence
 
 export const unexpected = (kind: string, id: string, expected: number, actual: number): UnexpectedSequence =>
   new UnexpectedSequence({ kind, id, expected, actual })
@@ -122,6 +127,3 @@ const withConditions =
     )
 
 const none: ConditionValues = {}
-
-const isSequence = (value: unknown): boolean =>
-  typeof value === "number" && Number.isInteger(value) && value >= 0 && value <= maxSequence

@@ -27,6 +27,7 @@ import {
 import { reservedPrefix } from "../codec/names.js"
 import { makeStateCodec, type StateCodec } from "../codec/stateCodec.js"
 import { isSettled } from "../runtime/syncEffect.js"
+import { checkHistory } from "../store/origin.js"
 import type { DecidedCall } from "./commandContext.js"
 import { type CommandDigest, makeCommandDigest } from "./commandDigest.js"
 import { type FreshIds, makeFreshIds } from "./freshIds.js"
@@ -53,6 +54,8 @@ export interface AggregateDefinition<State, A extends Tagged, in C = never, out 
   ) => (call: DecidedCall<C>, root: VersionedState<State>) => Effect.Effect<ReadonlyArray<A>, E | ValidationError>
   /** What a receipt says of the command. */
   readonly digest: (command: C) => Effect.Effect<CommandDigest, ValidationError>
+  /** The tags of its commands. */
+  readonly commandTags: ReadonlyArray<string>
   readonly projections: ReadonlyArray<Projection.Projection.Bound<E, R>>
   readonly freshIds: FreshIds
   /** The option `newId`. */
@@ -122,11 +125,13 @@ export const compile = <
     evolve: evolveBy(handlersOf(`evolve of ${name}`, tagsOf(options.events), options.evolve as Steps<State>)),
     decider: deciderBy(name, handlersOf(`decide of ${name}`, tagsOf(options.commands), options.decide)),
     digest: makeCommandDigest(`${name}.evaluate`, options.commands),
-    projections: (options.projections ?? []).map((projection) =>
-      projection.of === "all"
+    commandTags: tagsOf(options.commands),
+    projections: (options.projections ?? []).map((projection) => {
+      checkHistory({ name, events: options.events }, projection)
+      return projection.of === "all"
         ? { ...projection, of: projection.of }
         : Projection.of({ name, kind, streams: defaults.streams }, projection)
-    ),
+    }),
     freshIds: makeFreshIds(),
     newId: options.newId,
     snapshotEvery: options.snapshotEvery,

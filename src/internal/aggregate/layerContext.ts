@@ -18,12 +18,17 @@ import { DecidingOn } from "../runtime/commandCause.js"
 import { Conditions } from "./conditions.js"
 import { Metadata } from "./metadata.js"
 
-/** Two ways to run an effect with the context of a layer. */
+/** Three ways to run an effect with the context of a layer. */
 export interface LayerContext<R> {
   /**
    * Gives an effect the services of the layer, and the context of its caller. An effect that is settled needs neither.
    */
   readonly provide: <A, E>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E>
+  /**
+   * Gives an effect the clients of `@effect/sql` and the services of this library that the layer has, and nothing else.
+   * `evaluateAll` commits with the clients of one layer, and runs the projections of several.
+   */
+  readonly provideStore: <A, E>(effect: Effect.Effect<A, E>) => Effect.Effect<A, E>
   /** Forks an effect, uninterruptible, with the context and the fiber refs of the layer alone. */
   readonly forkNeutral: <A>(effect: Effect.Effect<A>) => Fiber.RuntimeFiber<A>
 }
@@ -40,7 +45,15 @@ export const captureLayerContext = <R>(): Effect.Effect<LayerContext<R>, never, 
         runtimeFlags: RuntimeFlags.disable(runtimeFlags, RuntimeFlags.Interruption)
       })
     )
-    return { provide: provider(services), forkNeutral: (effect) => runFork(effect, { immediate: false }) }
+    const pinned = pinnedOf(services)
+    return {
+      provide: provider(services, pinned),
+      provideStore: (effect) =>
+        Effect.mapInputContext(effect, (caller: Context.Context<never>) =>
+          Context.unsafeMake(new Map([...caller.unsafeMap, ...pinned]))
+        ),
+      forkNeutral: (effect) => runFork(effect, { immediate: false })
+    }
   })
 
 // --- internal ---
@@ -56,8 +69,11 @@ const withoutCallers = <R>(context: Context.Context<R>): Context.Context<R> =>
     Conditions
   )(context) as Context.Context<R>
 
-const provider = <R>(services: Context.Context<R>): LayerContext<R>["provide"] => {
-  const pinned = [...services.unsafeMap].filter(([key]) => /^(@effect\/sql|effect-maestro\/)/.test(key))
+/** The clients of `@effect/sql` and the services of this library, by their keys. */
+const pinnedOf = <R>({ unsafeMap }: Context.Context<R>) =>
+  [...unsafeMap].filter(([key]) => /^(@effect\/sql|effect-maestro\/)/.test(key))
+
+const provider = <R>(services: Context.Context<R>, pinned: ReturnType<typeof pinnedOf>): LayerContext<R>["provide"] => {
   // Most calls have the context of the call before, so the merged context of the last caller is cached.
   let last: { readonly caller: Context.Context<never>; readonly merged: Context.Context<R> } | undefined
   const merged = (caller: Context.Context<never>): Context.Context<R> => {

@@ -70,6 +70,8 @@ export const makeOperations = <Name extends string, State, A extends Tagged, C e
         (service, fiber) => service.evaluate(fiber, id, command),
         () => ({ command: tagOf(command) })
       ),
+    /** For `evaluateAll`, whose type requires the service. */
+    severalIn: (context: Context.Context<never>) => checked(Context.unsafeGet(context, tag)).several,
     evaluateUnknown: (
       id: string,
       command: unknown,

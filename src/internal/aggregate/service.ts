@@ -29,17 +29,20 @@ import {
   type CommandFailure,
   callOf,
   type DecidedCall,
+  decidesItself,
   expecting,
   isolated,
   makeCallerReader
 } from "./commandContext.js"
 import { evaluate } from "./commandHandler.js"
+import { withServices } from "./commitSeveral.js"
 import { type ConditionValues, expectedOf, hasConditions, withoutConditions } from "./conditions.js"
 import type { AggregateDefinition, RunDecision } from "./definition.js"
 import { type HistoricEvent, history } from "./history.js"
 import { evaluateIdempotent } from "./idempotentCommand.js"
 import { captureLayerContext, type LayerContext } from "./layerContext.js"
 import { initial, load, refresh, type VersionedState } from "./loadState.js"
+import { makeSeveralLayer, type SeveralLayer } from "./member.js"
 import { replay } from "./replay.js"
 import { type CacheLimits, makeStateCache, type StateCache } from "./stateCache.js"
 import { commitSnapshot } from "./takeSnapshot.js"
@@ -57,6 +60,8 @@ export interface Service<State, A extends Tagged, C, E> {
     id: string,
     command: C
   ) => Effect.Effect<Evaluated<State, A>, CommandFailure<E>>
+  /** What `evaluateAll` evaluates commands of this aggregate with. */
+  readonly several: SeveralLayer
   readonly exists: (id: string) => Effect.Effect<boolean, ReadFailure>
   readonly get: (id: string) => Effect.Effect<State, ReadFailure>
   readonly fetch: (id: string) => Effect.Effect<State, ReadFailure>
@@ -89,7 +94,11 @@ export const makeService = <State, A extends Tagged, C, E, R>(
       forkNeutral: layerContext.forkNeutral,
       ...committing(definition, store, layerContext)
     }
-    return { definition, evaluate: evaluating(context), ...makeReads(definition, store, stateCache) }
+    const projections = definition.projections.map((projection) =>
+      withServices(withoutReceipts(projection), layerContext.provide)
+    )
+    const several = makeSeveralLayer(context, projections, layerContext)
+    return { definition, evaluate: evaluating(context), several, ...makeReads(definition, store, stateCache) }
   })
 
 // --- internal ---
@@ -156,7 +165,7 @@ const evaluating = <State, A extends Tagged, C, E>(
     const call = callOf(fiber, caller, id, command)
     const isNested = decision.streams.length > 0
     if (isNested && decision.streams.includes(definition.streams.streamId(id))) {
-      return Effect.fail(decidesItself(definition.name))
+      return Effect.fail(badInput(`${definition.name}.evaluate`, "id", decidesItself))
     }
     const own = isInTransaction || isNested ? isolated(context, isInTransaction) : context
     return hasConditions(conditions) ? evaluateUnder(conditions, own, call) : evaluate(own, call)
@@ -182,7 +191,7 @@ const makeReads = <State, A extends Tagged, C, E>(
   definition: AggregateDefinition<State, A>,
   store: StoreAdapterService,
   stateCache: StateCache<State, CommandFailure<E>>
-): Omit<Service<State, A, C, E>, "definition" | "evaluate"> => {
+): Omit<Service<State, A, C, E>, "definition" | "evaluate" | "several"> => {
   /**
    * Refreshes the cached state, or loads it. Inside a transaction the cache is left alone, because the state may be
    * rolled back.
@@ -241,13 +250,6 @@ const idProblem = (
   const message = streams.problemOf(id)
   return message === undefined ? undefined : badInput(`${name}.${operation}`, "id", message)
 }
-
-/**
- * The nested command would change the state that the handler decides on, so the handler's own events could never be
- * stored.
- */
-const decidesItself = (name: string): ValidationError =>
-  badInput(`${name}.evaluate`, "id", "must not be the aggregate whose command the handler around is deciding")
 
 const badInput = (operation: string, field: string, message: string): ValidationError =>
   new ValidationError({ operation, issues: [new ValidationIssue({ path: [field], message })] })

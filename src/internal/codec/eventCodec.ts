@@ -10,7 +10,7 @@ import * as Schema from "effect/Schema"
 import * as AST from "effect/SchemaAST"
 import type { Event } from "../../Event.js"
 import { StoreError, ValidationError, ValidationIssue } from "../../StoreError.js"
-import { originsOf } from "./eventHistory.js"
+import { originsOf, versionOf } from "./eventHistory.js"
 import { decodeUnknownEither, encodeUnknownEither } from "./fastSchema.js"
 import { isBounded, thrownMessage, withoutUndefined } from "./json.js"
 import { makeStoredVersions, Parts, type StoredVersions, taggedWith } from "./storedVersions.js"
@@ -61,9 +61,8 @@ export const makeEventCodec = <A extends Tagged, I>(schema: Schema.Schema<A, I>)
   const origins = originsOf(schema)
   const members = new Map<string, MemberCodec<A>>()
   for (const [tag, member] of schemasByTag(schema)) {
-    const origin = origins.get(tag)
     members.set(tag, {
-      version: (origin?._tag === "Own" && origin.chain?.version) || 1,
+      version: versionOf(origins, tag),
       decode: guarded(decodeUnknownEither(member)),
       encode: guarded(encodeUnknownEither(member))
     })

@@ -121,6 +121,35 @@ export const storedTypesOf = (schema: Schema.Schema.Any, tags: ReadonlyArray<str
   return [...types]
 }
 
+/** The version of today of a tag. */
+export const versionOf = (origins: ReadonlyMap<string, Origin>, tag: string): number => {
+  const origin = origins.get(tag)
+  return (origin?._tag === "Own" && origin.chain?.version) || 1
+}
+
+/**
+ * What a schema reads otherwise than the schema that writes the events, of the stored types that it handles. Returns
+ * undefined where both have one history.
+ */
+export const historyProblem = (
+  writing: Schema.Schema.Any,
+  reading: Schema.Schema.Any,
+  handled: ReadonlyArray<string>
+): string | undefined => {
+  const [written, read] = [originsOf(writing), originsOf(reading)]
+  if (written.size === 0 && read.size === 0) return undefined
+  const writtenTags = membersByTag(writing.ast)
+  const tags = [...membersByTag(reading.ast).keys()].filter((tag) => handled.includes(tag) && writtenTags.has(tag))
+  for (const tag of tags) {
+    const [own, other] = [versionOf(read, tag), versionOf(written, tag)]
+    if (own !== other) return `reads ${tag} in version ${own} and not in version ${other}`
+  }
+  const missed = storedTypesOf(writing, tags).find((type) => !handled.includes(type))
+  return missed === undefined
+    ? undefined
+    : `misses stored events of type ${missed}, which may be read as ${tags.join(", ")}`
+}
+
 // --- internal ---
 
 type History = ReadonlyMap<string, Entry>

@@ -67,6 +67,12 @@ export const ownersOf = <E, R>(
       if (other.version !== owner.version || !sameTexts(other.statements, owner.statements)) {
         return yield* misconfigured(`two projections have the name ${quoted(name)}, and own different tables`)
       }
+      const twice = owner.aggregates.find((one) => other.aggregates.includes(one))
+      if (twice !== undefined) {
+        return yield* misconfigured(
+          `two projections have the name ${quoted(name)}, and both are of ${aggregatesText([twice])}: a rebuild would project each event twice. Give the projection to one aggregate of that kind`
+        )
+      }
       owners.set(name, {
         ...other,
         aggregates: [...new Set([...other.aggregates, ...owner.aggregates])].sort(),

@@ -25,7 +25,7 @@ export const contentsOf = (events: ReadonlyArray<Pick<StoredEvent, "aggregateId"
   }
 }
 
-/** Whether the filter may let through one of the events. A slice is not compared. */
+/** Whether the filter may let through one of the events. A slice and a chain are not compared. */
 export const mayMatch = (contents: Contents, filter: Filter | undefined): boolean =>
   contents === undefined ||
   filter === undefined ||

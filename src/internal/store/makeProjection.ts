@@ -51,6 +51,7 @@ export const makeEffectProjection = <
     name,
     ...declaredTables(name, options),
     events: [...handled],
+    schema,
     project: (stored) =>
       handled.has(stored.type)
         ? Effect.asVoid(Effect.flatMap(decode(stored), (read) => runHandlers(running, read, envelopeOf(stored))))
@@ -79,6 +80,7 @@ export const makeSqlProjection = <
     name,
     ...declaredTables(name, options),
     events: [...handled],
+    schema,
     statements: (stored) =>
       handled.has(stored.type)
         ? Effect.flatMap(SqlClient.SqlClient, (sql) =>

@@ -3,9 +3,11 @@
  * receive.
  */
 import * as Either from "effect/Either"
+import * as Schema from "effect/Schema"
 import { type Envelope, type Event, identityOf, type StreamIds } from "../../Event.js"
 import type { Projection } from "../../Projection.js"
 import { StoreError } from "../../StoreError.js"
+import { historyProblem } from "../codec/eventHistory.js"
 import { type IdSchema, idProblemBy } from "../codec/ids.js"
 
 /**
@@ -46,6 +48,24 @@ export const bindTo = <E, R>(origin: Projection.Origin, projection: Projection<E
   }
   const { project } = projection
   return { ...projection, of, ...refusals, project: (event) => project(withOwnIds(event)) }
+}
+
+/**
+ * Throws a `TypeError` where the origin is an aggregate, or has its schema of events, and the projection's schema lacks the
+ * history of that.
+ */
+export const checkHistory = (
+  origin: Projection.Origin | { readonly name: string; readonly events: Schema.Schema.Any },
+  { events, name, schema }: Pick<Projection.Any, "events" | "name" | "schema">
+): void => {
+  // Callers pass the aggregate itself, too.
+  if (typeof origin !== "object" || !("events" in origin) || !Schema.isSchema(origin.events)) return
+  if (schema === undefined || events === undefined) return
+  const problem = historyProblem(origin.events, schema, events)
+  if (problem === undefined) return
+  throw new TypeError(
+    `projection ${JSON.stringify(name)} ${problem}, unlike the events of ${origin.name}: give both the same schema of events`
+  )
 }
 
 /** The origin of the events of an aggregate, without the rest of it. */

@@ -119,7 +119,7 @@ export const decodeEvent = (stored: StoredEvent): Event => ({
   ...causeFields(stored)
 })
 
-/** The fields that say what caused an event, without those that are not set. */
+/** The fields that say what caused an event. A field that is not set is left out. */
 export const causeFields = ({ causationId, correlationId, traceparent }: Cause): Cause =>
   causationId === undefined && correlationId === undefined && traceparent === undefined
     ? noCause

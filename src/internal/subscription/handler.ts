@@ -2,9 +2,9 @@
  * How the handler of a subscription is called: for one event after the other, or for a batch. `Subscription.make` calls
  * it.
  *
- * Commands that a handler evaluates for one event follow from that event. A batch of several events has no one cause,
- * so its handler names the cause of each command, by `Aggregate.causedBy`. That holds for a batch of one event, too,
- * because the size of a batch depends on the load.
+ * Commands that a handler evaluates for one event follow from that event. A batch may have several events, so its
+ * handler names the cause of each command, by `Aggregate.causedBy`. That holds for a batch of one event, too, because
+ * the size of a batch depends on the load.
  *
  * If the program has a tracer, each call has a span that links to the spans that stored its events.
  */

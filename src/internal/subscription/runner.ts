@@ -10,7 +10,7 @@ import { EventFeed, isPosition, type StreamPosition } from "../../EventFeed.js"
 import type { Projection } from "../../Projection.js"
 import { SubscriptionStore } from "../../SubscriptionStore.js"
 import { HybridClock } from "../../Timestamp.js"
-import { nameProblem } from "../codec/names.js"
+import { correlationProblem, nameProblem } from "../codec/names.js"
 import { validateStreamPosition } from "../store/storedRecord.js"
 import { HasStopped } from "./batchFailure.js"
 import { runConsumer } from "./consumer.js"
@@ -156,6 +156,8 @@ const checkOptions = ({
       throw new TypeError(`subscription ${name} would handle no events: its options let through no ${field}`)
     }
   }
+  const chainProblem = filter?.correlationId === undefined ? undefined : correlationProblem(filter.correlationId)
+  if (chainProblem !== undefined) throw new TypeError(`correlationId of subscription ${name} ${chainProblem}`)
   checkInteger(batchSize, "batchSize", 10_000)
   checkInteger(partitions, "partitions", 1000)
   if (from !== "beginning" && from !== "now" && !isPosition(from)) {
