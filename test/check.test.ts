@@ -14,7 +14,7 @@ import {
   Timestamp,
   Upcast
 } from "effect-maestro"
-import { layerPg, layerPglite } from "./database.js"
+import { layerPg } from "./database.js"
 
 class Opened extends Schema.TaggedClass<Opened>()("Opened", { owner: Schema.String }) {}
 class Deposited extends Schema.TaggedClass<Deposited>()("Deposited", {
@@ -281,40 +281,35 @@ describe("check", () => {
   )
 })
 
-for (const [name, database] of [
-  ["Postgres", layerPg()],
-  ["PGlite", layerPglite]
-] as const) {
-  layer(SqlStore.layer.pipe(Layer.provideMerge(database)), { excludeTestServices: true, timeout: 60_000 })(
-    `check on ${name}`,
-    (it) => {
-      it.scoped("the oldest and the newest event of a type are tried, so a shape that changed unnoticed is found", () =>
-        Effect.gen(function* () {
-          const old = counting("Old", { events: Opened })
-          const changed = counting("Changed", { events: Opened })
-          for (const [kind, first, last] of [
-            ["Old", { owner: 1 }, { owner: "Ann" }],
-            ["Changed", { owner: "Ann" }, { owner: 1 }]
-          ] as const) {
-            yield* store(`${kind}/first`, "Opened", 1, first)
-            for (let index = 0; index < 5; index++) yield* store(`${kind}/${index}`, "Opened", 1, { owner: "Ann" })
-            yield* store(`${kind}/last`, "Opened", 1, last)
-          }
-          expect(yield* unreadableOf(old)).toEqual([["Old", "Opened", 1, "Undecodable"]])
-          expect(yield* unreadableOf(changed)).toEqual([["Changed", "Opened", 1, "Undecodable"]])
-        })
-      )
+layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg())), { excludeTestServices: true, timeout: 60_000 })(
+  "check on Postgres",
+  (it) => {
+    it.scoped("the oldest and the newest event of a type are tried, so a shape that changed unnoticed is found", () =>
+      Effect.gen(function* () {
+        const old = counting("Old", { events: Opened })
+        const changed = counting("Changed", { events: Opened })
+        for (const [kind, first, last] of [
+          ["Old", { owner: 1 }, { owner: "Ann" }],
+          ["Changed", { owner: "Ann" }, { owner: 1 }]
+        ] as const) {
+          yield* store(`${kind}/first`, "Opened", 1, first)
+          for (let index = 0; index < 5; index++) yield* store(`${kind}/${index}`, "Opened", 1, { owner: "Ann" })
+          yield* store(`${kind}/last`, "Opened", 1, last)
+        }
+        expect(yield* unreadableOf(old)).toEqual([["Old", "Opened", 1, "Undecodable"]])
+        expect(yield* unreadableOf(changed)).toEqual([["Changed", "Opened", 1, "Undecodable"]])
+      })
+    )
 
-      it.scoped("it runs inside a transaction of the caller, and sees what that has committed to the store", () =>
-        Effect.gen(function* () {
-          const { sql } = yield* SqlStore.Tables
-          const Inside = counting("Inside", { events: Opened })
-          const found = yield* sql.withTransaction(
-            Effect.zipRight(store("Inside/1", "Opened", 1, { owner: "Ann" }), Aggregate.check(Inside))
-          )
-          expect(found.readable).toHaveLength(1)
-        })
-      )
-    }
-  )
-}
+    it.scoped("it runs inside a transaction of the caller, and sees what that has committed to the store", () =>
+      Effect.gen(function* () {
+        const { sql } = yield* SqlStore.Tables
+        const Inside = counting("Inside", { events: Opened })
+        const found = yield* sql.withTransaction(
+          Effect.zipRight(store("Inside/1", "Opened", 1, { owner: "Ann" }), Aggregate.check(Inside))
+        )
+        expect(found.readable).toHaveLength(1)
+      })
+    )
+  }
+)

@@ -9,7 +9,7 @@ import * as One from "../examples/evolution/release1.js"
 import * as Two from "../examples/evolution/release2.js"
 import * as Three from "../examples/evolution/release3.js"
 import * as Four from "../examples/evolution/release4.js"
-import { layerPglite } from "./database.js"
+import { layerPg } from "./database.js"
 
 /** A process of a release, which ends with the effect. */
 const running =
@@ -57,7 +57,7 @@ const read = {
 
 for (const [name, store] of [
   ["memory", MemoryStore.layer],
-  ["PGlite", SqlStore.layer.pipe(Layer.provideMerge(layerPglite))]
+  ["Postgres", SqlStore.layer.pipe(Layer.provideMerge(Layer.suspend(() => layerPg())))]
 ] as const) {
   describe(`the releases of the example on ${name}`, () => {
     it.scopedLive(

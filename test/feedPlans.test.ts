@@ -3,6 +3,7 @@ import type * as SqlClient from "@effect/sql/SqlClient"
 import { expect, layer } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import * as Stream from "effect/Stream"
 import { EventFeed, SqlStore } from "effect-maestro"
 import { makeHeadReads } from "../src/internal/sql/feedHead.js"
 import { CommandRunner } from "../src/internal/sql/pg/commandRunner.js"
@@ -21,39 +22,49 @@ const fullScans = (sql: SqlClient.SqlClient) =>
 layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg())), { excludeTestServices: true, timeout: 60_000 })(
   "a log without statistics",
   (it) => {
-    it.scoped("is not scanned as a whole for the head of the feed, for a change of it, or for a page", () =>
-      Effect.gen(function* () {
-        const tables = yield* SqlStore.Tables
-        const { sql } = tables
-        const feed = yield* EventFeed.EventFeed
-        yield* sql`alter table maestro.event_log set (autovacuum_enabled = false)`
-        yield* sql`insert into maestro.event_log (aggregate_id, sequence, type, body, metadata, timestamp)
+    it.scoped(
+      "is not scanned as a whole for the head of the feed, for a change of it, for a page, or for samples",
+      () =>
+        Effect.gen(function* () {
+          const tables = yield* SqlStore.Tables
+          const { sql } = tables
+          const feed = yield* EventFeed.EventFeed
+          yield* sql`alter table maestro.event_log set (autovacuum_enabled = false)`
+          yield* sql`insert into maestro.event_log (aggregate_id, sequence, type, body, metadata, timestamp)
           select 'Account/' || n, 1, 'Deposited', '{}', '{}', gen_random_uuid() from generate_series(1, ${events}::int) n`
-        yield* sql.withTransaction(
-          Effect.gen(function* () {
-            const reads = makeHeadReads(tables, new CommandRunner(sql, true))
-            const before = yield* fullScans(sql)
-            const head = yield* reads.head
-            expect((yield* reads.changeSince(EventFeed.beginning)).more).toBe(true)
-            expect((yield* reads.changeSince(head)).head).toBe(head)
-            for (const filter of [
-              undefined,
-              { types: ["Other"] },
-              { kinds: ["Account"] },
-              { kinds: ["Other"] },
-              { correlationId: "none" }
-            ]) {
-              yield* feed.read({ after: head, ...(filter === undefined ? {} : { filter }) })
-              yield* feed.read({ after: head, asOf: new Date(0), ...(filter === undefined ? {} : { filter }) })
-            }
-            expect(yield* feed.heldBack()).toMatchObject({ _tag: "None" })
-            expect(yield* fullScans(sql)).toBe(before)
-            // The statistics do count a scan of this transaction.
-            yield* sql`select count(*) from maestro.event_log where body::text = ''`
-            expect(yield* fullScans(sql)).toBe((before ?? 0) + 1)
-          })
-        )
-      })
+          yield* sql`insert into maestro.event_log (aggregate_id, sequence, type, body, metadata, timestamp)
+          values ('Rare/1', 1, 'Once', '{}', '{}', gen_random_uuid())`
+          yield* sql.withTransaction(
+            Effect.gen(function* () {
+              const reads = makeHeadReads(tables, new CommandRunner(sql, true))
+              const before = yield* fullScans(sql)
+              const head = yield* reads.head
+              expect((yield* reads.changeSince(EventFeed.beginning)).more).toBe(true)
+              expect((yield* reads.changeSince(head)).head).toBe(head)
+              for (const filter of [
+                undefined,
+                { types: ["Other"] },
+                { kinds: ["Account"] },
+                { kinds: ["Other"] },
+                { correlationId: "none" }
+              ]) {
+                yield* feed.read({ after: head, ...(filter === undefined ? {} : { filter }) })
+                yield* feed.read({ after: head, asOf: new Date(0), ...(filter === undefined ? {} : { filter }) })
+              }
+              expect(yield* feed.heldBack()).toMatchObject({ _tag: "None" })
+              for (const filter of [undefined, { kinds: ["Account"] }, { kinds: ["Other", "Rare"] }]) {
+                const types = Stream.map(feed.samples(filter), ({ kind, type }) => `${kind} ${type}`)
+                const found = new Set(yield* Stream.runCollect(types))
+                expect(found.has("Rare Once")).toBe(filter?.kinds[0] !== "Account")
+                expect(found.has("Account Deposited")).toBe(filter?.kinds[0] !== "Other")
+              }
+              expect(yield* fullScans(sql)).toBe(before)
+              // The statistics do count a scan of this transaction.
+              yield* sql`select count(*) from maestro.event_log where body::text = ''`
+              expect(yield* fullScans(sql)).toBe((before ?? 0) + 1)
+            })
+          )
+        })
     )
   }
 )
