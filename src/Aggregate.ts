@@ -9,13 +9,13 @@
 import type * as Duration from "effect/Duration"
 import type * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
-import * as Schedule from "effect/Schedule"
+import type * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
 import type { StreamIds } from "./Event.js"
 import type { StreamPosition } from "./EventFeed.js"
 import type { Aggregate } from "./internal/aggregate/aggregateType.js"
+import { defaultRetry } from "./internal/aggregate/commandRetry.js"
 import { compile } from "./internal/aggregate/definition.js"
-import { evaluateAll as evaluateSeveral } from "./internal/aggregate/evaluateAll.js"
 import type {
   AllowedError,
   BoundProjections,
@@ -307,6 +307,16 @@ export {
 } from "./internal/aggregate/check.js"
 export {
   /**
+   * The default retries: 15 at most, after 2 ms, 4 ms, 8 ms … but no more than 200 ms each, about two seconds in all. The delays are
+   * jittered, so that commands that collided do not collide again.
+   *
+   * @since 0.1.0
+   * @category schedules
+   */
+  defaultRetry
+} from "./internal/aggregate/commandRetry.js"
+export {
+  /**
    * Gives a command an id, so that it takes effect at most once on its aggregate, however often it is evaluated.
    *
    * @since 0.1.0
@@ -321,6 +331,15 @@ export {
    */
   withExpectedSequence
 } from "./internal/aggregate/conditions.js"
+export {
+  /**
+   * Evaluates commands on several aggregates in one transaction with all their projections: all take effect, or none.
+   *
+   * @since 0.1.0
+   * @category evaluations
+   */
+  evaluateAll
+} from "./internal/aggregate/evaluateAll.js"
 export {
   /**
    * The metadata of every event of a command: who asked, on whose behalf, why. All keys are the application's own, and are stored as they
@@ -347,59 +366,6 @@ export {
    */
   typedMetadata as metadata
 } from "./internal/aggregate/typedMetadata.js"
-
-/**
- * The default retries: 15 at most, after 2 ms, 4 ms, 8 ms … but no more than 200 ms each, about two seconds in all. The delays are
- * jittered, so that commands that collided do not collide again.
- *
- * @since 0.1.0
- * @category schedules
- */
-export const defaultRetry: Schedule.Schedule<unknown> = Schedule.exponential("2 millis").pipe(
-  Schedule.union(Schedule.spaced("200 millis")),
-  Schedule.jittered,
-  Schedule.intersect(Schedule.recurs(15))
-)
-
-/**
- * Evaluates commands on several aggregates, of one kind or of several, in one transaction with all their projections:
- * all take effect, or none. The results are in the order of the commands.
- *
- * - A refusal of a handler, or of a projection, fails with `CommandRefused`. It has the index of the command, the kind
- *   and the id of its aggregate, and the refusal. `RetryCommand`, `UnexpectedSequence` and `StoreError` name the
- *   aggregate, and an issue of a `ValidationError` has the index of the command.
- * - Commands are decided in their order. A command sees the events of the commands before it on its aggregate. The
- *   events are stored in the order of the commands, which is their order in the feed. Then the projections run: those
- *   of the aggregate of the first command, then those of the next. Each handles the events of its aggregate.
- * - The locks of the aggregates are taken in one order, so that calls never wait for each other. If another commit came
- *   first on one of the aggregates, all commands are decided again, by the `retry` schedule, `defaultRetry` by default.
- * - Within `withCommandId` the list takes effect once, as a whole. The id then belongs to this list on each of its
- *   aggregates. `withExpectedSequence` is refused: give `command` the sequence.
- * - An aggregate whose commands decide no events is checked before the commit, but the commit does not guard it.
- * - All aggregates must have the same store. A list has at most 10 000 commands. An empty list returns an empty list.
- *
- * @since 0.1.0
- * @category evaluations
- *
- * @example
- * ```ts
- * import { Aggregate } from "effect-maestro"
- * import * as Effect from "effect/Effect"
- *
- * declare const withdraw: Aggregate.TargetedCommand<"Account", Aggregate.Evaluated<number, object>, Error>
- * declare const deposit: Aggregate.TargetedCommand<"Account", Aggregate.Evaluated<number, object>, never>
- *
- * export const transfer = Aggregate.evaluateAll([withdraw, deposit]).pipe(
- *   Effect.map(([from, to]) => [from.state, to.state]),
- *   Effect.catchTag("CommandRefused", ({ refusal }) => Effect.die(refusal))
- * )
- * ```
- */
-export const evaluateAll = <const Commands extends ReadonlyArray<TargetedCommand.Any>>(
-  commands: Commands,
-  options?: { readonly retry?: Schedule.Schedule<unknown> | undefined }
-): TargetedCommand.Evaluation<Commands> =>
-  evaluateSeveral(commands, options?.retry ?? defaultRetry) as TargetedCommand.Evaluation<Commands>
 
 /**
  * Defines an aggregate. Its name is its kind, and part of the identity of its aggregates: `Account` and `Payment` may both have one of id

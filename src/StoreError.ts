@@ -6,8 +6,8 @@
  * - `StoreError`: every other failure of a store, with a `reason` of a closed list.
  * - `CommandIdReused` and `UnexpectedSequence`: the conditions of a command, `withCommandId` and
  *   `withExpectedSequence`, do not hold.
- * - `UnreadableTypes`: `Aggregate.check` found stored events that the code can't read.
  * - `CommandRefused`: one of the commands of `Aggregate.evaluateAll` was refused.
+ * - `UnreadableTypes`: `Aggregate.check` found stored events that the code can't read.
  *
  * @since 0.1.0
  */
@@ -377,9 +377,6 @@ export class CommandRefused<out Name extends string = string, out E = unknown> e
 
 // --- internal ---
 
-const formatUnreadable = ({ aggregate, aggregateId, description, sequence, type, version }: UnreadableType): string =>
-  `${aggregate}: ${plainOrQuoted(type)} version ${version}, such as event ${sequence} of ${quote(aggregateId)}: ${description}`
-
 /** The tag and the message of a refusal. */
 const reasonOf = (refusal: unknown): string => {
   if (typeof refusal !== "object" || refusal === null) return quote(String(refusal))
@@ -387,6 +384,9 @@ const reasonOf = (refusal: unknown): string => {
   const message = "message" in refusal ? String(refusal.message) : ""
   return message === "" || message === tag ? tag : `${tag}: ${message}`
 }
+
+const formatUnreadable = ({ aggregate, aggregateId, description, sequence, type, version }: UnreadableType): string =>
+  `${aggregate}: ${plainOrQuoted(type)} version ${version}, such as event ${sequence} of ${quote(aggregateId)}: ${description}`
 
 const quote = (text: string): string => JSON.stringify(text.length > 300 ? `${text.slice(0, 300)}…` : text)
 

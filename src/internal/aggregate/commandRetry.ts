@@ -9,10 +9,17 @@ import * as Cause from "effect/Cause"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
-import type * as Schedule from "effect/Schedule"
+import * as Schedule from "effect/Schedule"
 import { RetryCommand, type StoreError, type ValidationError } from "../../StoreError.js"
 import { isTransient, retryAfter } from "../runtime/retry.js"
 import { catchFailure } from "../runtime/syncEffect.js"
+
+/** The schedule of aggregates that have no option `retry`. `Aggregate` exports it. */
+export const defaultRetry: Schedule.Schedule<unknown> = Schedule.exponential("2 millis").pipe(
+  Schedule.union(Schedule.spaced("200 millis")),
+  Schedule.jittered,
+  Schedule.intersect(Schedule.recurs(15))
+)
 
 /** A transient failure of a read, before anything was decided. */
 export class TransientReadError extends Data.TaggedError("TransientReadError")<{

@@ -7,12 +7,56 @@ import type * as Schedule from "effect/Schedule"
 import { flatMapSync } from "../runtime/syncEffect.js"
 import { makeInSpanIfTraced } from "../runtime/tracing.js"
 import { callOf, makeCallerReader } from "./commandContext.js"
+import { defaultRetry } from "./commandRetry.js"
 import { hasConditions, withoutConditions } from "./conditions.js"
 import { type Answers, evaluateSeveral } from "./severalCommands.js"
 import { readInput } from "./severalInput.js"
+import type { TargetedCommand } from "./targetedCommand.js"
+
+/**
+ * Evaluates commands on several aggregates, of one kind or of several, in one transaction with all their projections:
+ * all take effect, or none. The results are in the order of the commands.
+ *
+ * - A refusal of a handler, or of a projection, fails with `CommandRefused`. It has the index of the command, the kind
+ *   and the id of its aggregate, and the refusal. `RetryCommand`, `UnexpectedSequence` and `StoreError` name the
+ *   aggregate, and an issue of a `ValidationError` has the index of the command.
+ * - Commands are decided in their order. A command sees the events of the commands before it on its aggregate. The
+ *   events are stored in the order of the commands, which is their order in the feed. Then the projections run: those
+ *   of the aggregate of the first command, then those of the next. Each handles the events of its aggregate.
+ * - The locks of the aggregates are taken in one order, so that calls never wait for each other. If another commit came
+ *   first on one of the aggregates, all commands are decided again, by the `retry` schedule, `defaultRetry` by default.
+ * - Within `withCommandId` the list takes effect once, as a whole. The id then belongs to this list on each of its
+ *   aggregates. `withExpectedSequence` is refused: give `command` the sequence.
+ * - An aggregate whose commands decide no events is checked before the commit, but the commit does not guard it.
+ * - All aggregates must have the same store. A list has at most 10 000 commands. An empty list returns an empty list.
+ *
+ * @since 0.1.0
+ * @category evaluations
+ *
+ * @example
+ * ```ts
+ * import { Aggregate } from "effect-maestro"
+ * import * as Effect from "effect/Effect"
+ *
+ * declare const withdraw: Aggregate.TargetedCommand<"Account", Aggregate.Evaluated<number, object>, Error>
+ * declare const deposit: Aggregate.TargetedCommand<"Account", Aggregate.Evaluated<number, object>, never>
+ *
+ * export const transfer = Aggregate.evaluateAll([withdraw, deposit]).pipe(
+ *   Effect.map(([from, to]) => [from.state, to.state]),
+ *   Effect.catchTag("CommandRefused", ({ refusal }) => Effect.die(refusal))
+ * )
+ * ```
+ */
+export const evaluateAll = <const Commands extends ReadonlyArray<TargetedCommand.Any>>(
+  commands: Commands,
+  options?: { readonly retry?: Schedule.Schedule<unknown> | undefined }
+): TargetedCommand.Evaluation<Commands> =>
+  evaluateList(commands, options?.retry ?? defaultRetry) as TargetedCommand.Evaluation<Commands>
+
+// --- internal ---
 
 /** Evaluates a list of `TargetedCommand`. The public function says which failures it has, and which services it needs. */
-export const evaluateAll = (
+const evaluateList = (
   list: ReadonlyArray<unknown>,
   retry: Schedule.Schedule<unknown>
 ): Effect.Effect<Answers, unknown> =>
