@@ -112,14 +112,14 @@ for (const [name, store] of Object.entries(stores)) {
               ? evaluating.pipe(Aggregate.withCommandId(`c${yield* Random.nextInt}`))
               : evaluating
             const node = yield* Random.nextBoolean
-            const twice = (yield* Random.nextIntBetween(0, 4)) === 0
+            const limited = (yield* Random.nextIntBetween(0, 4)) === 0
             const once = Effect.either(node ? Effect.provide(identified, other) : identified)
             const delayed = yield* Random.nextIntBetween(0, 5)
-            return twice ? Effect.timeoutOption(once, delayed) : Effect.asSome(once)
+            return { program: limited ? Effect.timeoutOption(once, delayed) : Effect.asSome(once) }
           }),
           150
         )
-        yield* Effect.all(programs, { concurrency: "unbounded" })
+        yield* Effect.forEach(programs, ({ program }) => program, { concurrency: "unbounded" })
         const balances = yield* balancesOf(ids)
         expect([sum(balances), balances.every((balance) => balance >= 0)]).toEqual([300, true])
       }).pipe(Effect.scoped, Effect.withRandom(Random.make(seed)))

@@ -36,7 +36,7 @@ export const receiptsFor = (
           })
         )
       )
-    : Effect.succeed(undefined)
+    : Effect.succeed(noReceipts)
 
 /**
  * Whether the list has taken effect before. The first receipt that is stored decides: it is that of this list, or of
@@ -57,6 +57,8 @@ export const isHandled = <E>(
   })
 
 // --- internal ---
+
+const noReceipts: ReadonlyArray<Received> | undefined = undefined
 
 /**
  * The digest of the list: of each command, and of the stream that it is for. Its parts are hashes, because every
