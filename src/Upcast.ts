@@ -106,8 +106,9 @@ export type History = Readonly<
  * is an event at which a step throws, or returns something that is no event. Steps must be pure, because they run at
  * every read.
  *
- * Snapshots stay as they are when only the history changes. Raise `stateVersion` if an aggregate's state would be another
- * one by the new steps.
+ * A snapshot is used only with the history by which it was made: its versions, shapes, and the source text of its steps.
+ * After a change the events are replayed, so a snapshot changes no state, also where an older release made it by a
+ * downcast.
  *
  * @since 0.1.0
  * @category constructors
