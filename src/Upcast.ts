@@ -23,7 +23,7 @@ import {
   type UpcastTypeId,
   withHistory
 } from "./internal/codec/eventHistory.js"
-import type { Checked } from "./internal/codec/upcastTypes.js"
+import type { Checked, OnlyFieldsOf } from "./internal/codec/upcastTypes.js"
 
 /**
  * A chain that has come as far as a shape of an older release. It must end in `toEvent` or `toEvents`.
@@ -167,7 +167,11 @@ export const from = <Shape, Encoded>(version: number, schema: Schema.Schema<Shap
  * @category chains
  */
 export const to =
-  <Old, Shape, Encoded>(version: number, schema: Schema.Schema<Shape, Encoded>, step: (old: Old) => NoInfer<Shape>) =>
+  <Old, Shape, Encoded, const Result extends Shape>(
+    version: number,
+    schema: Schema.Schema<Shape, Encoded>,
+    step: (old: Old) => Result & OnlyFieldsOf<Shape, Result>
+  ) =>
   (chain: Steps<Old>): Steps<Shape> =>
     makePart({
       _tag: "Steps",
