@@ -478,19 +478,20 @@ function suite(name: string, store: Layer.Layer<StoreServices, unknown>, transac
   })
 }
 
-it("the message of SubscriptionStopped names the event and the failure", () => {
-  const stopped = new Subscription.SubscriptionStopped({
-    subscription: "s",
-    partition: 0,
-    aggregateId: "a",
-    sequence: 3,
-    type: "T",
-    error: "because",
-    attempts: 2
-  })
-  expect(stopped.message).toBe(
-    'subscription "s" stopped at event 3 of aggregate "a", of type "T", after 2 attempts: because'
-  )
+it("the message of SubscriptionStopped names the event, the number of attempts and the failure", () => {
+  const stoppedAfter = (attempts: number) =>
+    new Subscription.SubscriptionStopped({
+      subscription: "s",
+      partition: 0,
+      aggregateId: "a",
+      sequence: 3,
+      type: "T",
+      error: "because",
+      attempts
+    })
+  const where = 'subscription "s" stopped at event 3 of aggregate "a", of type "T"'
+  expect(stoppedAfter(1).message).toBe(`${where}, after 1 attempt: because`)
+  expect(stoppedAfter(2).message).toBe(`${where}, after 2 attempts: because`)
 })
 
 /** The client of the store, if it has one. */
