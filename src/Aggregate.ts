@@ -289,8 +289,7 @@ export {
    * - An aggregate with `streams: "plain"`: the types that its schema has, of kinds that no other given aggregate has.
    *   Nothing says whose event of an unknown type is, so that type is among `others`.
    *
-   * Build it above the store, but below `ProjectionTables.layer` and subscriptions, so that it succeeds before they
-   * write. A forgotten `kind` shows in `others` only, so a program that knows all kinds should fail at any other.
+   * Build it below `ProjectionTables.layer` and subscriptions. A forgotten `kind` shows in `others` only.
    *
    * @since 0.1.0
    * @category checks

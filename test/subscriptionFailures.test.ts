@@ -259,6 +259,23 @@ function suite(name: string, store: Layer.Layer<StoreServices, unknown>, transac
       )
     }
 
+    it.scoped("waitFor succeeds where the event was parked, because the subscription went on behind it", () =>
+      Effect.gen(function* () {
+        const [a, by] = [newId("a"), newId("parks")]
+        yield* commitOf(a, 1, 1, a)
+        yield* start(
+          Subscription.make(by, {
+            filter: { types: [a] },
+            retry: Schedule.stop,
+            onFailure: "park",
+            handle: () => Effect.fail("no")
+          })
+        )
+        yield* Subscription.waitFor(by, { aggregateId: a, sequence: 1 }, "30 seconds")
+        expect((yield* Subscription.parked(by)).map(({ sequence }) => sequence)).toEqual([1])
+      })
+    )
+
     it.scoped("parked events are retried while it runs, and none is lost, doubled or out of order", () =>
       Effect.gen(function* () {
         const [a, by] = [newId("a"), newId("race")]

@@ -11,9 +11,8 @@ export type Checked<A extends Tagged, H extends History> = {
 }
 
 /** Refuses fields that the shape does not have, which would be lost. */
-export type OnlyFieldsOf<Shape, Result> = string extends KeyOf<Shape>
-  ? unknown
-  : { readonly [K in Exclude<KeyOf<Result>, KeyOf<Shape>>]: never }
+export type OnlyFieldsOf<Shape, Result> =
+  string extends KeyOf<Shape> ? unknown : { readonly [K in Exclude<KeyOf<Result>, KeyOf<Shape>>]: never }
 
 // --- internal ---
 
