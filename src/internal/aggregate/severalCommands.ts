@@ -28,13 +28,7 @@ import { commitSeveral } from "./commitSeveral.js"
 import { lockAll } from "./lockAll.js"
 import type { LockedMember, SeveralLayer } from "./member.js"
 import type { RecordedCall } from "./recordEvents.js"
-import {
-  type AggregateOfList,
-  atCommandOf,
-  type CommandOfList,
-  failureOf,
-  type SeveralInput
-} from "./severalInput.js"
+import { type AggregateOfList, atCommandOf, type CommandOfList, failureOf, type SeveralInput } from "./severalInput.js"
 import { isHandled, type Received, receiptsFor } from "./severalReceipts.js"
 
 /** One call of `evaluateAll`. */
