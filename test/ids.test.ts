@@ -413,10 +413,8 @@ it.effect("an id that does not fit fails in each projection that is bound to the
       events: Booked,
       project: { Booked: (_event: Booked, { id }: Event.Envelope) => Effect.sync(() => ids.push(`${name} ${id}`)) }
     })
-    const options = {
-      ...definition,
-      projections: [Projection.make(noted("strong")), Projection.make({ ...noted("all"), of: "all" })]
-    }
+    const projections = [Projection.make(noted("strong")), Projection.make({ ...noted("all"), of: "all" })] as const
+    const options = { ...definition, projections }
     const Strict = Aggregate.make("Room", { ...options, id: RoomId })
     const Loose = Aggregate.make("Room", options)
     const bound = Projection.of(Strict, Projection.make(noted("bound")))
