@@ -15,6 +15,7 @@ import type { StreamIds } from "./Event.js"
 import type { StreamPosition } from "./EventFeed.js"
 import type { Aggregate } from "./internal/aggregate/aggregateType.js"
 import { defaultRetry } from "./internal/aggregate/commandRetry.js"
+import { decodeStored } from "./internal/aggregate/decodeStored.js"
 import { compile } from "./internal/aggregate/definition.js"
 import type {
   AllowedError,
@@ -481,6 +482,7 @@ export const make = <
     refusals: options.refusals as Declared,
     // The id that the option or a timestamp makes is checked, and the type says where neither can make one.
     newId: operations.newId as NewIdOf<Id, NewId>,
+    decode: decodeStored({ name, kind, streams, id }, definition.events),
     evaluate: <K extends C>(id: Id, command: K) => operations.evaluate(id, command) as Evaluation<K["_tag"]>,
     command: (id: Id, command: C, options?: TargetedCommand.Options) =>
       makeTargetedCommand(name, severalIn, id, command, options),

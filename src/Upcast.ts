@@ -23,7 +23,7 @@ import {
   type UpcastTypeId,
   withHistory
 } from "./internal/codec/eventHistory.js"
-import type { Checked } from "./internal/codec/upcastTypes.js"
+import type { Checked, OnlyFieldsOf } from "./internal/codec/upcastTypes.js"
 
 /**
  * A chain that has come as far as a shape of an older release. It must end in `toEvent` or `toEvents`.
@@ -106,8 +106,9 @@ export type History = Readonly<
  * is an event at which a step throws, or returns something that is no event. Steps must be pure, because they run at
  * every read.
  *
- * Snapshots stay as they are when only the history changes. Raise `stateVersion` if an aggregate's state would be another
- * one by the new steps.
+ * A snapshot is used only with the history by which it was made: its versions, shapes, and the source text of its steps.
+ * After a change the events are replayed, so a snapshot changes no state, also where an older release made it by a
+ * downcast.
  *
  * @since 0.1.0
  * @category constructors
@@ -166,7 +167,11 @@ export const from = <Shape, Encoded>(version: number, schema: Schema.Schema<Shap
  * @category chains
  */
 export const to =
-  <Old, Shape, Encoded>(version: number, schema: Schema.Schema<Shape, Encoded>, step: (old: Old) => NoInfer<Shape>) =>
+  <Old, Shape, Encoded, const Result extends Shape>(
+    version: number,
+    schema: Schema.Schema<Shape, Encoded>,
+    step: (old: Old) => Result & OnlyFieldsOf<Shape, Result>
+  ) =>
   (chain: Steps<Old>): Steps<Shape> =>
     makePart({
       _tag: "Steps",

@@ -245,7 +245,12 @@ for (const [what, history, problem] of [
   ],
   [
     "a gap between steps",
-    { Deposited: Upcast.from(1, V1).pipe(Upcast.to(4, V2, fields), Upcast.toEvent(5, fields)) },
+    {
+      Deposited: Upcast.from(1, V1).pipe(
+        Upcast.to(4, V2, () => ({ amount: 1, currency: "EUR" })),
+        Upcast.toEvent(5, fields)
+      )
+    },
     '"Deposited" goes from version 1 to 4, so there is a gap at version 2'
   ],
   [

@@ -1,4 +1,4 @@
-/** Snapshots after a release: void where the state's schema or version has changed, and kept where only events have. */
+/** Snapshots after a release: void where the state's schema or version, or the history of events, has changed. */
 import { expect, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
@@ -53,7 +53,7 @@ for (const [what, changed] of [
   )
 }
 
-it.effect("a snapshot stays valid when only the history of events changes, until stateVersion is raised", () =>
+it.effect("a snapshot is void when the history of events changes, also only in the text of a step", () =>
   Effect.gen(function* () {
     yield* store("Account/a", [
       ["Deposited", 1, { amount: 1 }],
@@ -67,10 +67,49 @@ it.effect("a snapshot stays valid when only the history of events changes, until
       )
     })
     yield* store("Account/a", [["Deposited", 1, { amount: 3 }]], 3)
-    const kept = Aggregate.make("Account", { ...definition, events })
-    expect(yield* inRelease(kept.fetch("a"), kept)).toEqual(["+1 EUR unknown", "+2 EUR unknown", "+3 USD clerk"])
-    const raised = Aggregate.make("Account", { ...definition, events, stateVersion: 2 })
-    expect(yield* inRelease(raised.fetch("a"), raised)).toEqual(["+1 USD clerk", "+2 USD clerk", "+3 USD clerk"])
+    const changed = Aggregate.make("Account", { ...definition, events })
+    expect(yield* inRelease(changed.fetch("a"), changed)).toEqual(["+1 USD clerk", "+2 USD clerk", "+3 USD clerk"])
+    expect(yield* inRelease(changed.replay("a", 2), changed)).toEqual(["+1 USD clerk", "+2 USD clerk"])
+  }).pipe(Effect.provide(MemoryStore.layer))
+)
+
+it.effect("a snapshot that an older release made by a downcast is void for the release that wrote the events", () =>
+  Effect.gen(function* () {
+    const Cents = Schema.Struct({ cents: Schema.Number })
+    const Euros = Schema.Struct({ euros: Schema.Number })
+    class Paid extends Schema.TaggedClass<Paid>()("Paid", { euros: Schema.Number }) {}
+    const release = (name: string, events: Schema.Schema<Paid, typeof Paid.Encoded>) =>
+      Aggregate.make(name, {
+        kind: "Account",
+        state: Euros,
+        initialState: { euros: 0 },
+        events,
+        commands: Schema.TaggedStruct("Pay", {}),
+        decide: { Pay: () => Effect.succeed([]) },
+        evolve: { Paid: (state, { euros }) => ({ euros: state.euros + euros }) }
+      })
+    const older = release(
+      "Older",
+      Upcast.events(Paid, {
+        Paid: Upcast.since(1).pipe(Upcast.downcast(2, Cents, ({ cents }) => ({ euros: Math.floor(cents / 100) })))
+      })
+    )
+    const newer = release(
+      "Newer",
+      Upcast.events(Paid, {
+        Paid: Upcast.from(1, Euros).pipe(
+          Upcast.to(2, Cents, ({ euros }) => ({ cents: 100 * euros })),
+          Upcast.toEvent(3, ({ cents }) => ({ euros: cents / 100 }))
+        )
+      })
+    )
+    yield* store("Account/a", [
+      ["Paid", 1, { euros: 1 }],
+      ["Paid", 2, { cents: 199 }]
+    ])
+    yield* Effect.provide(older.snapshot("a"), Layer.fresh(older.layer))
+    expect(yield* Effect.provide(older.fetch("a"), Layer.fresh(older.layer))).toEqual({ euros: 2 })
+    expect(yield* Effect.provide(newer.fetch("a"), Layer.fresh(newer.layer))).toEqual({ euros: 2.99 })
   }).pipe(Effect.provide(MemoryStore.layer))
 )
 

@@ -1,6 +1,6 @@
 /** The types of histories: the compiler refuses what can't work, and names the type and the problem. */
 import * as Effect from "effect/Effect"
-import type * as Schema from "effect/Schema"
+import * as Schema from "effect/Schema"
 import { Aggregate, Projection, Subscription, Upcast } from "effect-maestro"
 import { expectTypeOf, it } from "vitest"
 import type { Checked } from "../src/internal/codec/upcastTypes.js"
@@ -44,6 +44,8 @@ it("each step takes the shape before it, and must return the shape after it", ()
     ),
     // @ts-expect-error the shape of version 2 has a currency
     Upcast.from(1, V1).pipe(Upcast.to(2, V2, (old) => old)),
+    // @ts-expect-error the shape of version 2 has no field of that name
+    Upcast.from(1, V1).pipe(Upcast.to(2, V2, (old) => ({ ...old, currency: "EUR", curency: "EUR" }))),
     // @ts-expect-error the shape of version 1 has no currency
     Upcast.from(1, V1).pipe(Upcast.toEvent(2, (old) => ({ ...old, by: old.currency }))),
     // @ts-expect-error a chain that has ended takes no further step
@@ -135,4 +137,17 @@ it("the message of the compiler names the type and the problem", () => {
   expectTypeOf<
     Wanted<"Deposited", Upcast.Replaced<Withdrawn>>
   >().toEqualTypeOf<"the last step of Deposited must name the version of today, because Deposited is the tag of an event">()
+})
+
+it("a step that returns what is no field of the event is refused, and the text names it", () => {
+  const typo = toV2.pipe(Upcast.toEvent(3, (old) => ({ ...old, by: "clerk", curency: "EUR" })))
+  expectTypeOf<
+    Wanted<"Deposited", typeof typo>
+  >().toEqualTypeOf<"the last step of Deposited returns curency, which is no field of it">()
+})
+
+it("a literal of a step needs no `as const`", () => {
+  const Level = Schema.Struct({ level: Schema.Literal("low", "high") })
+  const chain = Upcast.from(1, V1).pipe(Upcast.to(2, Level, () => ({ level: "low" })))
+  expectTypeOf(chain).toEqualTypeOf<Upcast.Steps<typeof Level.Type>>()
 })

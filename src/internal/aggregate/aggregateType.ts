@@ -2,11 +2,12 @@
  * The type of an aggregate, which `Aggregate.make` returns. `Aggregate.ts` exports it.
  */
 import type * as Effect from "effect/Effect"
+import type * as Either from "effect/Either"
 import type * as Layer from "effect/Layer"
 import type * as Schema from "effect/Schema"
 import type * as Stream from "effect/Stream"
 import type { AsOf, Evaluated, Failure, Instance, Root } from "../../Aggregate.js"
-import type { StreamIds } from "../../Event.js"
+import type { Event, StreamIds } from "../../Event.js"
 import type { Projection } from "../../Projection.js"
 import type { StoreAdapter } from "../../StoreAdapter.js"
 import type { StoreError, ValidationError } from "../../StoreError.js"
@@ -132,6 +133,12 @@ export type Aggregate<
    * number of events. It fails with `UnreadableEvent` at the first event that can't be decoded, after the events before.
    */
   readonly history: (id: Id) => Stream.Stream<HistoricEvent<A>, ValidationError | StoreError, Instance<Name>>
+
+  /**
+   * The events of today that a stored event of the aggregate is read as: one event, or by its history several or none. Use it for events that
+   * come from the feed or from the store as they are stored. An event that can't be read, or of another aggregate, is an `UnreadableEvent`.
+   */
+  readonly decode: (stored: Event) => Either.Either<ReadonlyArray<A>, StoreError>
 
   /**
    * Provides the service that the operations need. It captures the services that handlers and projections need, so callers need this layer

@@ -68,7 +68,8 @@ export const causedBy =
   (event: Pick<Event, "correlationId" | "timestamp">) =>
   <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E | ValidationError, R> =>
     Effect.suspend((): Effect.Effect<A, E | ValidationError, R> => {
-      const { correlationId, timestamp } = event
+      // Callers that circumvent the types may give anything.
+      const { correlationId, timestamp }: Partial<typeof event> = event ?? {}
       if (!isTimestamp(timestamp))
         return refused("causedBy", "timestamp", "must be a timestamp: a UUIDv7 in lower case")
       const problem = correlationId === undefined ? undefined : correlationProblem(correlationId)

@@ -119,6 +119,7 @@ export const compile = <
       name,
       options.stateVersion ?? 1,
       options.state,
+      options.events,
       defaults.streams === "plain" ? kind : undefined
     ),
     // The compiler can't tell that `StateOf` of a type parameter is that type.

@@ -96,9 +96,15 @@ export const withHistory = <A, I>(
  */
 export const originsOf = (schema: Schema.Schema.Any): ReadonlyMap<string, Origin> => {
   const history = new Map<string, Entry>()
-  visitMembers(schema.ast, (ast) => {
-    const own = annotated(ast)
-    if (Option.isSome(own)) for (const [type, entry] of own.value) addEntry(history, type, entry)
+  visitMembers(schema.ast, (member) => {
+    let ast = member
+    for (;;) {
+      const own = annotated(ast)
+      if (Option.isSome(own)) for (const [type, entry] of own.value) addEntry(history, type, entry)
+      if (!AST.isRefinement(ast)) break
+      ast = ast.from
+    }
+    if (AST.isTransformation(ast) && Option.isSome(annotated(ast.from))) throw insideTransformation(ast)
   })
   if (history.size === 0) return noOrigins
   const tags = membersByTag(schema.ast)
@@ -182,6 +188,9 @@ const addEntry = (history: Map<string, Entry>, type: string, entry: Entry): void
   if (known !== undefined && known !== entry) throw mistake(type, "has two histories in one schema")
   history.set(type, entry)
 }
+
+const insideTransformation = (ast: AST.AST): TypeError =>
+  new TypeError(`a schema with a history is inside a transformation, which loses the history: ${ast}`)
 
 const mistake = (type: string, problem: string): TypeError =>
   new TypeError(`the history of events can't work: ${JSON.stringify(type)} ${problem}`)

@@ -1,6 +1,7 @@
 /**
  * The fingerprint of a schema: of a snapshot's state (`stateCodec`), and of a command with an id
- * (`aggregate/commandDigest`).
+ * (`aggregate/commandDigest`). A snapshot has the fingerprint of the history of events, too, because another history can
+ * lead to another state.
  *
  * A changed schema can often decode an old snapshot, by a default or an optional field, to a state that a replay does
  * not return. So a snapshot is used only with the schema that wrote it. A missed change costs a wrong state, and a
@@ -18,13 +19,45 @@
  */
 import type * as Schema from "effect/Schema"
 import * as AST from "effect/SchemaAST"
+import { type ChainEntry, type Origin, originsOf, type ReplacedEntry } from "./eventHistory.js"
 import { isPlain } from "./json.js"
 
 /** Equal for schemas of one shape in one build, also for recursive ones. */
 export const fingerprint = (schema: Schema.Schema.Any): string =>
   hashOf(JSON.stringify(describe(schema.ast, { met: new Map(), depth: 0, maxDepth })))
 
+/** Equal for schemas of events that read stored events by the same history. Undefined for a schema without one. */
+export const historyFingerprint = (events: Schema.Schema.Any): string | undefined => {
+  const origins = [...originsOf(events)].sort(([one], [other]) => (one < other ? -1 : 1))
+  return origins.length === 0
+    ? undefined
+    : hashOf(JSON.stringify(origins.map(([type, one]) => [type, originJson(one)])))
+}
+
 // --- internal ---
+
+const originJson = (origin: Origin): Json => {
+  switch (origin._tag) {
+    case "Dropped":
+      return [origin._tag]
+    case "Own":
+      return [origin._tag, origin.tag, origin.chain === undefined ? null : chainJson(origin.chain)]
+    case "Replaced":
+      return [origin._tag, chainJson(origin)]
+  }
+}
+
+const chainJson = (chain: ChainEntry | ReplacedEntry): Json => [
+  chain.shapes.map(({ schema, version }) => [version, fingerprint(schema)]),
+  chain.steps.map(sourceOf),
+  chain.last === undefined ? null : [chain.last.parts, sourceOf(chain.last.run)],
+  chain._tag === "Chain"
+    ? [
+        chain.version,
+        ...chain.downcasts.map(({ run, schema, version }) => [version, fingerprint(schema), sourceOf(run)])
+      ]
+    : null
+]
 
 type Json = string | number | boolean | null | ReadonlyArray<Json>
 

@@ -1,5 +1,5 @@
 /**
- * Encodes an aggregate's state as a snapshot, and decodes snapshots of the same schema and version.
+ * Encodes an aggregate's state as a snapshot, and decodes snapshots of the same schema, version and history of events.
  * `aggregate/loadState` and `aggregate/takeSnapshot` call it.
  */
 import * as Either from "effect/Either"
@@ -8,7 +8,7 @@ import type { Snapshot } from "../../Snapshot.js"
 import { ValidationError } from "../../StoreError.js"
 import { guarded, parseIssues } from "./eventCodec.js"
 import { decodeUnknownEither, encodeUnknownEither } from "./fastSchema.js"
-import { fingerprint } from "./fingerprint.js"
+import { fingerprint, historyFingerprint } from "./fingerprint.js"
 import { withoutUndefined } from "./json.js"
 
 export interface StateCodec<State> {
@@ -18,7 +18,7 @@ export interface StateCodec<State> {
 }
 
 /**
- * A snapshot of another version or schema is outdated, which is usual. One that does not decode is damaged, because it
+ * A snapshot of another version, schema or history is outdated, which is usual. One that does not decode is damaged, because it
  * was changed.
  */
 export type Unusable = { readonly _tag: "Outdated" } | { readonly _tag: "Damaged"; readonly why: string }
@@ -31,12 +31,20 @@ export const makeStateCodec = <State, I>(
   aggregate: string,
   version: number,
   schema: Schema.Schema<State, I>,
+  events: Schema.Schema.Any,
   reader: string | undefined
 ): StateCodec<State> => {
   // When it is needed first: a suspended schema may name one that is not defined yet.
   let metadata: Snapshot["metadata"] | undefined
   const current = (): Snapshot["metadata"] => {
-    metadata ??= { ...(reader !== undefined && { aggregate: reader }), version, schema: fingerprint(schema) }
+    if (metadata !== undefined) return metadata
+    const history = historyFingerprint(events)
+    metadata = {
+      ...(reader !== undefined && { aggregate: reader }),
+      version,
+      schema: fingerprint(schema),
+      ...(history !== undefined && { history })
+    }
     return metadata
   }
   // Under a key, because a state may be a number or a list, and the body of a snapshot is an object.
@@ -49,7 +57,9 @@ export const makeStateCodec = <State, I>(
       const written: Snapshot["metadata"] | null = snapshot.metadata
       if (typeof written !== "object" || written === null || Array.isArray(written))
         return damaged("its metadata is no object")
-      return written.aggregate === reader && written.version === version && written.schema === current().schema
+      const { history, schema } = current()
+      const isCurrent = written.schema === schema && written.history === history
+      return written.aggregate === reader && written.version === version && isCurrent
         ? Either.mapBoth(decode(snapshot.body), {
             onLeft: (error): Unusable => ({ _tag: "Damaged", why: error.message }),
             onRight: ({ state }) => state

@@ -10,12 +10,18 @@ export type Checked<A extends Tagged, H extends History> = {
   readonly [K in keyof H & string]: K extends A["_tag"] ? OfWritten<A, K, H[K]> : OfUnwritten<A, H, K, H[K]>
 }
 
+/** Refuses fields that the shape does not have, which would be lost. */
+export type OnlyFieldsOf<Shape, Result> =
+  string extends KeyOf<Shape> ? unknown : { readonly [K in Exclude<KeyOf<Result>, KeyOf<Shape>>]: never }
+
 // --- internal ---
 
 /** The part of a type that is still written. */
 type OfWritten<A extends Tagged, K extends string, Part> =
-  Part extends Chain<unknown, unknown>
-    ? Chain<EventOrFields<Extract<A, { readonly _tag: K }>>, EventOrTaggedFields<A>>
+  Part extends Chain<infer Own, unknown>
+    ? Exclude<KeyOf<Own>, KeyOf<Extract<A, { readonly _tag: K }>> | "_tag"> extends never
+      ? Chain<EventOrFields<Extract<A, { readonly _tag: K }>>, EventOrTaggedFields<A>>
+      : NoField<Exclude<KeyOf<Own>, KeyOf<Extract<A, { readonly _tag: K }>> | "_tag">, K>
     : Part extends Replaced<unknown>
       ? `the last step of ${K} must name the version of today, because ${K} is the tag of an event`
       : Part extends Renamed<string>
@@ -37,6 +43,12 @@ type OfUnwritten<A extends Tagged, H extends History, K extends string, Part> =
         : Part extends Steps<unknown>
           ? Unended<K>
           : Part
+
+/** The keys of all members of a union. */
+type KeyOf<Value> = Value extends unknown ? keyof Value : never
+
+/** A step that returns what is no field has a typing mistake: the value would be lost. */
+type NoField<Key, K extends string> = `the last step of ${K} returns ${Key & string}, which is no field of it`
 
 type Unended<K extends string> = `the chain of ${K} must end in toEvent or toEvents`
 

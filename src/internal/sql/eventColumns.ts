@@ -23,12 +23,15 @@ export const typeOf = ({ versioned_type }: VersionedType): Pick<Event, "type" | 
   }
 }
 
-/** What caused an event, or null if that is not known. Only the last of its three parts may have a space in it. */
+/** What caused an event, or null if that is not known. Only the last of its three parts may have spaces, also by hand. */
 export const causeColumn = (sql: SqlClient.SqlClient): Statement.Fragment =>
-  sql.literal(`case when num_nonnulls(causation_id, traceparent, correlation_id) > 0 then
-    coalesce(causation_id::text, '') || ' ' || coalesce(traceparent, '') || ' ' || coalesce(correlation_id, '') end as cause`)
+  sql.literal(
+    `case when causation_id is null and traceparent is null then '  ' || correlation_id else coalesce(causation_id::text, '') || ' ' || coalesce(replace(traceparent, ' ', ''), '') || ' ' || coalesce(correlation_id, '') end as cause`
+  )
 
 export const causeOf = (cause: string): Pick<Event, "correlationId" | "causationId" | "traceparent"> => {
+  // Most events have a chain and nothing else.
+  if (cause.startsWith("  ") && cause.length > 2) return { correlationId: cause.slice(2) }
   const first = cause.indexOf(" ")
   const second = cause.indexOf(" ", first + 1)
   const correlationId = cause.slice(second + 1)

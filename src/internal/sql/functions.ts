@@ -435,20 +435,23 @@ const readPage = ({ schema, sql }: LogTable): Statement<unknown> =>
   #variable_conflict use_column
   declare
     stored bigint;
+    newest int;
   begin
-    select count(*), min(sequence), max(sequence), sum(pg_column_size(body) + pg_column_size(metadata))
-    into events, first, last, stored
+    select count(*), min(sequence), max(sequence), sum(pg_column_size(body) + pg_column_size(metadata)), max(version)
+    into events, first, last, stored, newest
     from event_log where aggregate_id = p_aggregate_id and sequence between p_min and p_max;
     if stored <= p_size then
       select '["' || string_agg("timestamp"::text, '","' order by sequence) || '"]',
         json_agg(type order by sequence)::text,
         '[' || string_agg(body::text, ',' order by sequence) || ']',
-        '[' || string_agg(metadata::text, ',' order by sequence) || ']',
-        case when max(version) > 1 then json_agg(version order by sequence)::text end
-      into timestamps, types, bodies, metadata, versions
+        '[' || string_agg(metadata::text, ',' order by sequence) || ']'
+      into timestamps, types, bodies, metadata
       from event_log where aggregate_id = p_aggregate_id and sequence between p_min and p_max;
       if octet_length(bodies) + octet_length(metadata) > p_size then
-        select null, null, null, null, null into timestamps, types, bodies, metadata, versions;
+        select null, null, null, null into timestamps, types, bodies, metadata;
+      elsif newest > 1 then
+        select '[' || string_agg(version::text, ',' order by sequence) || ']' into versions
+        from event_log where aggregate_id = p_aggregate_id and sequence between p_min and p_max;
       end if;
     end if;
     return next;
