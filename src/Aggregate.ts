@@ -31,6 +31,7 @@ import { makeService } from "./internal/aggregate/service.js"
 import { cacheLimits } from "./internal/aggregate/stateCache.js"
 import { makeTargetedCommand, type TargetedCommand } from "./internal/aggregate/targetedCommand.js"
 import type { HandlerContext, HandlerError, Tagged } from "./internal/codec/eventCodec.js"
+import { withIdsOf } from "./internal/store/origin.js"
 import type { Projection } from "./Projection.js"
 import type { RetryCommand, StoreError, ValidationError } from "./StoreError.js"
 import type { Time } from "./Timestamp.js"
@@ -201,8 +202,8 @@ export interface Options<
    * The schema of the ids: a brand, a template literal, a UUID, a pattern. It must not transform, because the id itself is stored. All
    * operations take ids of its type, and an id from outside that does not fit is a `ValidationError`. By default an id is any text.
    *
-   * Projections and subscriptions `of` the aggregate get ids of this type. A stored event whose id does not fit fails there with
-   * `UnreadableEvent`.
+   * Subscriptions, and projections `of` the aggregate or among its `projections`, get ids of this type. A stored event whose id does not
+   * fit fails there with `UnreadableEvent`. A projection of `"all"` gets every id.
    */
   // biome-ignore lint/suspicious/noExplicitAny: the encoded form is text of any type
   readonly id?: Schema.Schema<Id, any> | undefined
@@ -480,7 +481,7 @@ export const make = <
     streams,
     events: options.events,
     // The same projections in the same order, which the type of `map` does not say.
-    projections: definition.projections as BoundProjections<Projections>,
+    projections: withIdsOf({ id, name, streams }, definition.projections) as BoundProjections<Projections>,
     streamId: definition.streams.streamId,
     commands: options.commands,
     refusals: options.refusals as Declared,

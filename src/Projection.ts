@@ -14,7 +14,7 @@ import type { Envelope, Event, StreamIds } from "./Event.js"
 import type { Tagged } from "./internal/codec/eventCodec.js"
 import type { TableOptions } from "./internal/store/declaredTables.js"
 import { makeEffectProjection, makeSqlProjection } from "./internal/store/makeProjection.js"
-import { bindTo, checkHistory } from "./internal/store/origin.js"
+import { bindTo, checkHistory, hasIds, withIdsOf } from "./internal/store/origin.js"
 import { convertRefusals, withoutSqlError } from "./internal/store/projectionFailure.js"
 import type {
   Handled,
@@ -371,7 +371,9 @@ export const of = <E, R>(origin: Projection.Origin, projection: Projection<E, R>
     return { ...projection, of: projection.of }
   }
   checkHistory(origin, projection)
-  return bindTo(origin, projection)
+  const bound = bindTo(origin, projection)
+  // Callers pass the aggregate itself, too.
+  return origin !== "all" && hasIds(origin) ? (withIdsOf(origin, [bound])[0] ?? bound) : bound
 }
 
 /**

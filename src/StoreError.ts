@@ -43,7 +43,10 @@ export class RetryCommand extends Schema.TaggedError<RetryCommand>("effect-maest
  * @category models
  */
 export class ValidationIssue extends Schema.Class<ValidationIssue>("effect-maestro/ValidationIssue")({
-  /** Index of the event in the commit, among the events of a decision, or of the command in `Aggregate.evaluateAll`, from 0. */
+  /**
+   * Index of the event in the commit, among the events of a decision, or of the command in `Aggregate.evaluateAll`, from 0.
+   * There the path of an issue in an event begins with `events` and the index of the event among those of the command.
+   */
   index: Schema.optionalWith(Schema.Number, { exact: true }),
   /** The path from the item to the bad value: property names and array indices. */
   path: Schema.Array(Schema.Union(Schema.String, Schema.Number)),
@@ -351,6 +354,9 @@ export class UnreadableTypes extends Schema.TaggedError<UnreadableTypes>("effect
  * stored, also of the other commands. Where the commands are of several aggregates, the type of `refusal` is known by
  * `aggregate`.
  *
+ * A deferred constraint is checked at COMMIT, where the database names no event. Then the command is that of the first
+ * event for which a projection declares a refusal (`onConstraint`), and another command may have violated it.
+ *
  * @since 0.1.0
  * @category errors
  */
@@ -380,9 +386,20 @@ export class CommandRefused<out Name extends string = string, out E = unknown> e
 /** The tag and the message of a refusal. */
 const reasonOf = (refusal: unknown): string => {
   if (typeof refusal !== "object" || refusal === null) return quote(String(refusal))
-  const tag = "_tag" in refusal ? String(refusal._tag) : "an untagged failure"
-  const message = "message" in refusal ? String(refusal.message) : ""
+  const tag = textOf(refusal, "_tag") ?? "an untagged failure"
+  const message = textOf(refusal, "message") ?? ""
   return message === "" || message === tag ? tag : `${tag}: ${message}`
+}
+
+/** A property as text, if there is one that can be read. */
+const textOf = (of: object, property: string): string | undefined => {
+  try {
+    const value: unknown = Reflect.get(of, property)
+    return value === undefined ? undefined : String(value)
+  } catch {
+    // A getter, a proxy or the conversion to text can throw.
+    return undefined
+  }
 }
 
 const formatUnreadable = ({ aggregate, aggregateId, description, sequence, type, version }: UnreadableType): string =>

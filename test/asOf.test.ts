@@ -47,6 +47,19 @@ const write = (id: string, times: ReadonlyArray<number>, first = 1) =>
     )
   )
 
+/** What looks like a time, and has none. */
+const noDates: ReadonlyArray<unknown> = [
+  new Proxy(new Date(), {}),
+  Object.create(Date.prototype),
+  ...["5", {}, null, 5n].map((millis) => Object.assign(new Date(), { getTime: () => millis })),
+  Object.assign(new Date(), {
+    getTime: () => {
+      throw new Error("no time")
+    }
+  }),
+  { ...DateTime.unsafeMake(5), [DateTime.TypeId]: DateTime.TypeId, epochMillis: "5" }
+]
+
 const asOf = (millis: number) => ({ asOf: new Date(millis) })
 
 for (const [name, store] of Object.entries({
@@ -133,8 +146,9 @@ for (const [name, store] of Object.entries({
 
       it.effect("replay as of what is no time is a ValidationError, and so is an id that is none", () =>
         Effect.gen(function* () {
-          for (const bad of [new Date(Number.NaN), "2024-01-01", 5, null, undefined]) {
-            const error = yield* Effect.flip(Sum.replay("a", { asOf: bad as Date }))
+          for (const bad of [new Date(Number.NaN), "2024-01-01", 5, null, undefined, ...noDates]) {
+            // A span shows the time, too.
+            const error = yield* Effect.flip(Effect.withSpan(Sum.replay("a", { asOf: bad as Date }), "request"))
             expect(error).toBeInstanceOf(StoreError.ValidationError)
             expect(error).toMatchObject({ operation: "Sum.replay", issues: [{ path: ["asOf"] }] })
           }

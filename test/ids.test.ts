@@ -212,8 +212,44 @@ it("a schema of ids that transforms is refused when the aggregate is made, and s
   expect(() => Aggregate.make("Wrong", { ...definition, newId: "a" as unknown as Effect.Effect<string> })).toThrow(
     new TypeError("newId of Wrong must be an effect")
   )
+  const suspended = Schema.suspend(() => Schema.Trim)
+  for (const schema of [suspended, Schema.Union(Schema.UUID, suspended), suspended.pipe(Schema.maxLength(9))]) {
+    expect(makeWith(schema), String(schema)).toThrow(transformsMessage)
+  }
   for (const schema of [Schema.UUID, RoomId, GuestId, Schema.Trimmed, Schema.Literal("a", "b")]) makeWith(schema)()
 })
+
+it.effect("a suspended schema of ids is one of what it suspends, also if that is defined later or is recursive", () =>
+  Effect.gen(function* () {
+    const recursive: Schema.Schema<string> = Schema.Union(
+      Schema.UUID,
+      Schema.suspend(() => recursive)
+    )
+    const suspendedLater = Schema.suspend(() => Later)
+    const schemas = [
+      Schema.suspend(() => Schema.String),
+      Schema.suspend(() => Schema.suspend(() => RoomId)),
+      Schema.Union(
+        Schema.suspend(() => RoomId),
+        Schema.UUID
+      ),
+      Schema.suspend(() => RoomId).pipe(Schema.maxLength(9)),
+      suspendedLater
+    ]
+    const made = schemas.map((id) => Aggregate.make("Suspended", { ...definition, id: id as Schema.Schema<string> }))
+    Aggregate.make("Recursive", { ...definition, id: recursive })
+    const Later = RoomId
+    for (const [index, aggregate] of made.entries()) {
+      const run = Effect.provide(aggregate.layer.pipe(Layer.provide(Layer.fresh(MemoryStore.layer))))
+      expect(yield* run(aggregate.evaluate("room-1", book))).toMatchObject({ sequence: 1 })
+      if (index > 0) {
+        expect(yield* Effect.flip(run(aggregate.evaluate("guest-1", book)))).toMatchObject({
+          issues: [{ path: ["id"] }]
+        })
+      }
+    }
+  })
+)
 
 const transformsMessage = "id of Wrong must be a schema that does not transform, because the id is stored as it is"
 
@@ -366,6 +402,49 @@ it.effect("an event whose id does not fit fails in a projection of the aggregate
     })
     yield* Projection.toEffect(Rooms).project(event("Room/room-1"))
     expect(ids).toEqual(["room-1"])
+  })
+)
+
+it.effect("an id that does not fit fails in each projection that is bound to the aggregate, but in none of all", () =>
+  Effect.gen(function* () {
+    const ids: Array<string> = []
+    const noted = (name: string) => ({
+      name,
+      events: Booked,
+      project: { Booked: (_event: Booked, { id }: Event.Envelope) => Effect.sync(() => ids.push(`${name} ${id}`)) }
+    })
+    const projections = [Projection.make(noted("strong")), Projection.make({ ...noted("all"), of: "all" })] as const
+    const options = { ...definition, projections }
+    const Strict = Aggregate.make("Room", { ...options, id: RoomId })
+    const Loose = Aggregate.make("Room", options)
+    const bound = Projection.of(Strict, Projection.make(noted("bound")))
+    const Statements = Projection.makeSql({ name: "sql", events: Booked, project: { Booked: (_, __, sql) => sql`1` } })
+    const event: Event.Event = {
+      timestamp: Timestamp.fromParts({ millis: 1, counter: 0, node: 1n }),
+      aggregateId: "Room/lobby",
+      sequence: 3,
+      type: "Booked",
+      version: 1,
+      body: { nights: 1 },
+      metadata: {}
+    }
+    const unreadable = (projection: string) => ({
+      reason: "UnreadableEvent",
+      projection,
+      aggregateId: "Room/lobby",
+      description: `the id of its aggregate is no id of Room: ${notRoom("lobby")}`
+    })
+    const [strong, all] = Strict.projections
+    expect(yield* Effect.flip(Projection.toEffect(strong).project(event))).toMatchObject(unreadable("strong"))
+    expect(yield* Effect.flip(Projection.toEffect(bound).project(event))).toMatchObject(unreadable("bound"))
+    const sql = Projection.of(Strict, Statements)
+    expect(
+      yield* Effect.flip(Effect.asVoid(sql.statements?.(event) ?? Effect.void) as Effect.Effect<void, unknown>)
+    ).toMatchObject(unreadable("sql"))
+    yield* Projection.toEffect(all).project(event)
+    yield* Projection.toEffect(Loose.projections[0]).project(event)
+    yield* Projection.toEffect(strong).project({ ...event, aggregateId: "Room/room-1" })
+    expect(ids).toEqual(["all lobby", "strong lobby", "strong room-1"])
   })
 )
 

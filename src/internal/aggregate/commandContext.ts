@@ -17,7 +17,7 @@ import type { Event } from "../../Event.js"
 import type { StoreAdapterService } from "../../StoreAdapter.js"
 import type { CommandIdReused, UnexpectedSequence, ValidationError } from "../../StoreError.js"
 import type { HybridClockService } from "../../Timestamp.js"
-import type { Tagged } from "../codec/eventCodec.js"
+import type { BadInput, Tagged } from "../codec/eventCodec.js"
 import { isInsideTransaction } from "../runtime/ambientTransaction.js"
 import { type Chain, chainOf, DecidingOn, type Decision } from "../runtime/commandCause.js"
 import { traceparentOf } from "../runtime/traceContext.js"
@@ -69,7 +69,7 @@ export interface CommandContext<State, A extends Tagged, C, E> {
 }
 
 /** The part of a call that its decision needs. */
-export interface DecidedCall<out C> {
+export interface DecidedCall<out C> extends BadInput {
   readonly command: C
   /** The chain that the command belongs to; none if the command begins one. */
   readonly chain: Chain | undefined

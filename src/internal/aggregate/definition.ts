@@ -241,9 +241,9 @@ const deciderBy =
       // biome-ignore lint/plugin: the handler under a tag takes the member of that tag, which a `Map` can't say
       const decision = handler(command as never, checked)
       // An exit needs no services, and can't throw.
-      return isSettled(decision) ? decision : run(refusingBadInput(operation, decision), root.streamId, call)
+      return isSettled(decision) ? decision : run(refusingBadInput(operation, decision, call), root.streamId, call)
     } catch (thrown) {
-      return refusedInput(operation, thrown)
+      return refusedInput(operation, thrown, call)
     }
   }
 

@@ -19,7 +19,8 @@ import type { TargetedCommand } from "./targetedCommand.js"
  *
  * - A refusal of a handler, or of a projection, fails with `CommandRefused`. It has the index of the command, the kind
  *   and the id of its aggregate, and the refusal. `RetryCommand`, `UnexpectedSequence` and `StoreError` name the
- *   aggregate, and an issue of a `ValidationError` has the index of the command.
+ *   aggregate, and an issue of a `ValidationError` has the index of the command. The `ValidationError` of another command
+ *   that a handler or a projection evaluates stays as it is.
  * - Commands are decided in their order. A command sees the events of the commands before it on its aggregate. The
  *   events are stored in the order of the commands, which is their order in the feed. Then the projections run: those
  *   of the aggregate of the first command, then those of the next. Each handles the events of its aggregate.
@@ -27,7 +28,8 @@ import type { TargetedCommand } from "./targetedCommand.js"
  *   first on one of the aggregates, all commands are decided again, by the `retry` schedule, `defaultRetry` by default.
  * - Within `withCommandId` the list takes effect once, as a whole. The id then belongs to this list on each of its
  *   aggregates. `withExpectedSequence` is refused: give `command` the sequence.
- * - An aggregate whose commands decide no events is checked before the commit, but the commit does not guard it.
+ * - An aggregate whose commands decide no events is checked before the commit, but the commit does not guard it. If a
+ *   cached state was outdated there, or at a refusal, all states are read, and all commands are decided once more.
  * - All aggregates must have the same store. A list has at most 10 000 commands. An empty list returns an empty list.
  *
  * @since 0.1.0

@@ -27,6 +27,7 @@ import { initial } from "./loadState.js"
 import type { Lockable } from "./lockAll.js"
 import { makeReceipt, type ReceiptKey } from "./receipt.js"
 import { provenanceOf, type RecordedCall, recordEvents } from "./recordEvents.js"
+import { atCommand, type CommandOfList } from "./severalInput.js"
 import { cacheState, markStale } from "./stateCache.js"
 import { snapshotWhenDue } from "./takeSnapshot.js"
 
@@ -57,8 +58,8 @@ export interface LockedMember {
   readonly read: Effect.Effect<boolean, unknown>
   /** Forgets the decisions. */
   readonly restart: () => void
-  /** Decides on the state after the decisions before. */
-  readonly decide: (call: CommandCall<unknown>, expected: number | undefined) => Effect.Effect<Decided, unknown>
+  /** Decides on the state after the decisions before. Bad input fails with the index of the command. */
+  readonly decide: (call: CommandCall<unknown>, at: CommandOfList) => Effect.Effect<Decided, unknown>
   /** Whether the state that was decided on is from the cache. */
   readonly isCached: () => boolean
   /** Whether all decisions together have events. */
@@ -150,19 +151,27 @@ const lockedMember = <State, A extends Tagged, C, E>(
     restart: () => {
       current = base
     },
-    decide: (call, expected) =>
+    decide: (call, { expectedSequence, index }) =>
       Effect.suspend(() => {
         const { command } = call
-        if (!isCommandOf(definition, command)) return unknownCommand(definition, command)
-        if (expected !== undefined && expected !== current.sequence) {
-          return unexpected(definition.kind, id, expected, current.sequence)
+        const own = (error: unknown) => (error instanceof ValidationError ? atCommand(index, error) : error)
+        if (!isCommandOf(definition, command)) return Effect.mapError(unknownCommand(definition, command), own)
+        if (expectedSequence !== undefined && expectedSequence !== current.sequence) {
+          return unexpected(definition.kind, id, expectedSequence, current.sequence)
         }
-        return Effect.flatMap(context.decide({ ...call, command }, current), (decided) =>
-          Exit.map(recordEvents(definition, clock, call, current, decided), (recorded): Decided => {
-            current = recorded.root
-            return { events: recorded.events, answer: answerOf(recorded) }
-          })
-        )
+        const deciding: CommandCall<C> = { ...call, command }
+        return Effect.matchEffect(context.decide(deciding, current), {
+          // A command that the handler has evaluated may have failed with a `ValidationError`, too.
+          onFailure: (error) => Effect.fail(error === deciding.badInput ? own(error) : error),
+          onSuccess: (decided) =>
+            Exit.mapBoth(recordEvents(definition, clock, call, current, decided), {
+              onFailure: own,
+              onSuccess: (recorded): Decided => {
+                current = recorded.root
+                return { events: recorded.events, answer: answerOf(recorded) }
+              }
+            })
+        })
       }),
     isCached: () => !isRead,
     hasEvents: () => current !== base,

@@ -36,7 +36,7 @@ export const receiptKey = (
   digest: Effect.Effect<CommandDigest, ValidationError>
 ): Effect.Effect<ReceiptKey, ValidationError> =>
   Effect.suspend(() => {
-    const problem = problemOf(commandId)
+    const problem = commandIdProblem(commandId)
     if (problem !== undefined || typeof commandId !== "string") {
       const message = problem ?? "must be a text"
       return new ValidationError({
@@ -75,6 +75,14 @@ export const makeReceipt = (
     ...provenance(timestamp)
   }))
 
+/** Why the value is no command id, or `undefined`. */
+export const commandIdProblem = (commandId: unknown): string | undefined => {
+  if (typeof commandId !== "string") return "must be a text"
+  if (commandId === "") return "must not be empty"
+  if (commandId.length > maxCommandId) return `must be at most ${maxCommandId} characters long`
+  return textProblem(commandId)
+}
+
 /** Whether the stored receipt is that of another command with the same id. */
 export const isReceiptOfAnother = ({ command }: ReceiptKey, { body }: Event): boolean =>
   isOfAnother(command, body.command)
@@ -83,10 +91,3 @@ export const isReceiptOfAnother = ({ command }: ReceiptKey, { body }: Event): bo
 
 /** Enough for an id that is made of a subscription's name, an aggregate id of 255 characters, and a step. */
 const maxCommandId = 1000
-
-const problemOf = (commandId: unknown): string | undefined => {
-  if (typeof commandId !== "string") return "must be a text"
-  if (commandId === "") return "must not be empty"
-  if (commandId.length > maxCommandId) return `must be at most ${maxCommandId} characters long`
-  return textProblem(commandId)
-}

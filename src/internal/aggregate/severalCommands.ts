@@ -6,7 +6,8 @@
  * 1. Lock: the locks of all aggregates are taken in one order (`lockAll.ts`), and their open batches are committed.
  * 2. Load: the cached states, or those of the store.
  * 3. Decide: command by command, in the order of the list. A command sees the events of the commands before it on its
- *    aggregate. A refusal, or decisions of no events, on a cached state are checked against the store.
+ *    aggregate. A refusal, or decisions of no events, on a cached state are checked against the store. If that state is
+ *    outdated, the other cached states are read, too, so all commands are decided once more at most.
  * 4. Commit: the events in the order of the commands, then the receipts, in one commit (`commitSeveral.ts`).
  * 5. Answer: all states are cached, the locks are released, and snapshots are stored where they are due.
  *
@@ -19,7 +20,7 @@ import * as Option from "effect/Option"
 import type * as Schedule from "effect/Schedule"
 import type { Evaluated } from "../../Aggregate.js"
 import type { Event } from "../../Event.js"
-import { StoreError } from "../../StoreError.js"
+import { StoreError, ValidationError } from "../../StoreError.js"
 import { DecidingOn } from "../runtime/commandCause.js"
 import type { Caller, CommandCall } from "./commandContext.js"
 import { retryableRead, retrying } from "./commandRetry.js"
@@ -27,7 +28,7 @@ import { commitSeveral } from "./commitSeveral.js"
 import { lockAll } from "./lockAll.js"
 import type { LockedMember, SeveralLayer } from "./member.js"
 import type { RecordedCall } from "./recordEvents.js"
-import { type AggregateOfList, type CommandOfList, failureOf, type SeveralInput } from "./severalInput.js"
+import { type AggregateOfList, atCommandOf, type CommandOfList, failureOf, type SeveralInput } from "./severalInput.js"
 import { isHandled, type Received, receiptsFor } from "./severalReceipts.js"
 
 /** One call of `evaluateAll`. */
@@ -118,12 +119,18 @@ const loadAll = (
     // All open batches are committed concurrently.
     for (const member of members) member.closeBatch()
     for (const member of members) yield* member.flush
-    yield* Effect.forEach(
-      members.filter((member) => readsAll || !member.useCached()),
-      ({ read }) => read,
-      { concurrency: caller.isInTransaction ? 1 : maxReads, discard: true }
+    yield* readAll(
+      caller,
+      members.filter((member) => readsAll || !member.useCached())
     )
   })
+
+/** Reads the states. Returns for each whether it is another one than the state that was decided on. */
+const readAll = (
+  { isInTransaction }: Caller,
+  members: ReadonlyArray<LockedMember>
+): Effect.Effect<ReadonlyArray<boolean>, unknown> =>
+  Effect.forEach(members, ({ read }) => read, { concurrency: isInTransaction ? 1 : maxReads })
 
 /** Steps 3 and 4. */
 const decideAndCommit = (
@@ -152,35 +159,38 @@ const decideAll = (call: SeveralCall, members: ReadonlyArray<Member>): Effect.Ef
     const chain = each.chain ?? { correlationId: undefined, causationId: undefined }
     const streams = [...caller.decision.streams, ...members.map(({ streamId }) => streamId)]
     return Effect.flatMap(
-      Effect.provideService(decideOnce({ ...each, chain }, members), DecidingOn, { streams, chain }),
+      Effect.provideService(decideOnce(caller, { ...each, chain }, members), DecidingOn, { streams, chain }),
       (decisions) => (decisions === undefined ? decideAll(call, members) : Effect.succeed(decisions))
     )
   })
 
-/** Decides the commands. Returns `undefined` if that was on an outdated state, which has been read again. */
+/**
+ * Decides the commands. Returns `undefined` if that was on an outdated state. Then all states have been read, and the next
+ * call returns decisions.
+ */
 const decideOnce = (
+  caller: Caller,
   recorded: CommandCall<undefined>,
   members: ReadonlyArray<Member>
 ): Effect.Effect<Decisions | undefined, unknown> =>
   Effect.gen(function* () {
     const answers: Array<Evaluated<unknown, unknown>> = []
     const decided: Array<Decided> = []
-    for (const { locked } of members) locked.restart()
+    const all = members.map(({ locked }) => locked)
+    for (const member of all) member.restart()
     for (const step of stepsOf(members)) {
-      const { command, expectedSequence, id, locked } = step
-      const exit = yield* Effect.exit(locked.decide({ ...recorded, id, command }, expectedSequence))
+      const { command, id, locked } = step
+      const exit = yield* Effect.exit(locked.decide({ ...recorded, id, command }, step))
       if (Exit.isFailure(exit)) {
-        if (!Cause.isInterrupted(exit.cause) && (yield* isOutdated(locked))) return undefined
+        if (!Cause.isInterrupted(exit.cause) && (yield* isAnyOutdated(caller, [locked], all))) return undefined
         return yield* Effect.failCause(Cause.map(exit.cause, (error) => failureOf(step, error)))
       }
       answers.push(exit.value.answer)
       for (const event of exit.value.events) decided.push({ event, by: step })
     }
     // The store refuses events on an outdated state, but it does not see a decision of no events.
-    for (const { locked } of members) {
-      if (!locked.hasEvents() && (yield* isOutdated(locked))) return undefined
-    }
-    return { answers, decided, recorded }
+    const withoutEvents = all.filter((member) => !member.hasEvents())
+    return (yield* isAnyOutdated(caller, withoutEvents, all)) ? undefined : { answers, decided, recorded }
   })
 
 /** The commands of all members, in the order of the list. */
@@ -189,9 +199,24 @@ const stepsOf = (members: ReadonlyArray<Member>): ReadonlyArray<Step> =>
     .flatMap(({ commands, locked }) => commands.map((command) => ({ ...command, locked })))
     .sort((a, b) => a.index - b.index)
 
-/** Whether the cached state that was decided on is not the one of the store. */
-const isOutdated = ({ isCached, read }: LockedMember): Effect.Effect<boolean, unknown> =>
-  Effect.suspend(() => (isCached() ? read : Effect.succeed(false)))
+/**
+ * Whether a cached state that one of the members decided on is not the one of the store. Then the cached states of all
+ * others are read, too.
+ */
+const isAnyOutdated = (
+  caller: Caller,
+  members: ReadonlyArray<LockedMember>,
+  all: ReadonlyArray<LockedMember>
+): Effect.Effect<boolean, unknown> => {
+  const readCached = (some: ReadonlyArray<LockedMember>) =>
+    readAll(
+      caller,
+      some.filter(({ isCached }) => isCached())
+    )
+  return Effect.flatMap(readCached(members), (areOther) =>
+    areOther.includes(true) ? Effect.as(readCached(all), true) : Effect.succeed(false)
+  )
+}
 
 const makeReceipts = (
   members: ReadonlyArray<Member>,
@@ -227,7 +252,11 @@ const commit = (
     {
       isInTransaction: caller.isInTransaction,
       retry,
-      onFailure: (error, failedAt) => failureOf(by(failedAt), error)
+      onFailure: (error, failedAt) =>
+        // No projection has failed, so the store has refused the events.
+        failedAt === undefined && error instanceof ValidationError
+          ? atCommandOf(decided, error)
+          : failureOf(by(failedAt), error)
     }
   )
 }
@@ -268,7 +297,10 @@ const resolveDuplicate = (
   return Effect.flatMap(isHandled(receipts, getEvents), (handled) =>
     handled
       ? Effect.map(
-          Effect.forEach(members, ({ locked }) => locked.read, { concurrency: caller.isInTransaction ? 1 : maxReads }),
+          readAll(
+            caller,
+            members.map(({ locked }) => locked)
+          ),
           () => ({ answers: stepsOf(members).map(({ locked }) => locked.duplicate()), members: [] })
         )
       : failed

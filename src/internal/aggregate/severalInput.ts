@@ -18,6 +18,7 @@ import { maxIssues } from "../codec/json.js"
 import { type Caller, decidesItself } from "./commandContext.js"
 import { isSequence, sequenceRule } from "./conditions.js"
 import type { SeveralLayer } from "./member.js"
+import { commandIdProblem } from "./receipt.js"
 import { isTargetedCommand, TypeId } from "./targetedCommand.js"
 
 /** A command of the list, and the aggregate that it is for. */
@@ -57,6 +58,10 @@ export const readInput = (
       issues.push(new ValidationIssue({ path, message, ...(index === undefined ? {} : { index }) }))
     }
   }
+  if ("commandId" in conditions) {
+    const problem = commandIdProblem(conditions.commandId)
+    if (problem !== undefined) report(["commandId"], problem)
+  }
   if ("expectedSequence" in conditions) {
     report(
       ["expectedSequence"],
@@ -73,13 +78,12 @@ export const readInput = (
     : Exit.fail(new ValidationError({ operation, issues: [first, ...others] }))
 }
 
-/** The failure of a command of the list: one of the library, or a refusal with the place of the command. */
-export const failureOf = ({ aggregate, id, index, kind }: CommandOfList, error: unknown): unknown => {
-  if (!isLibraryFailure(error)) return new CommandRefused({ index, aggregate, kind, id, refusal: error })
-  return error instanceof ValidationError && error.operation === `${aggregate}.evaluate`
-    ? atCommand(index, error)
-    : error
-}
+/**
+ * The failure of a command of the list: one of the library, or a refusal with the place of the command. A
+ * `ValidationError` of a command that a handler or a projection has evaluated stays as it is.
+ */
+export const failureOf = ({ aggregate, id, index, kind }: CommandOfList, error: unknown): unknown =>
+  isLibraryFailure(error) ? error : new CommandRefused({ index, aggregate, kind, id, refusal: error })
 
 /** Adds the index of the command. The index of an event becomes a part of the path. */
 export const atCommand = (index: number, { issues: [first, ...others] }: ValidationError): ValidationError => {
@@ -88,8 +92,26 @@ export const atCommand = (index: number, { issues: [first, ...others] }: Validat
   return new ValidationError({ operation, issues: [withIndex(first), ...others.map(withIndex)] })
 }
 
-/** Names the operation of the list in place of the one of a single command. */
-export const inOperation = ({ issues }: ValidationError): ValidationError => new ValidationError({ operation, issues })
+/**
+ * The failure of a store that refuses the commit: the index of the event in the commit becomes that of its command, and a
+ * path to the event among those of the command.
+ */
+export const atCommandOf = (
+  committed: ReadonlyArray<{ readonly by: CommandOfList }>,
+  { issues: [first, ...others] }: ValidationError
+): ValidationError => {
+  const ofCommand = (issue: ValidationIssue): ValidationIssue => {
+    const by = issue.index === undefined ? undefined : committed[issue.index]?.by
+    if (by === undefined) return new ValidationIssue({ path: issue.path, message: issue.message })
+    const event = committed.slice(0, issue.index).filter((other) => other.by.index === by.index).length
+    return new ValidationIssue({
+      index: by.index,
+      path: ["events", event, ...issue.path],
+      message: issue.message
+    })
+  }
+  return new ValidationError({ operation, issues: [ofCommand(first), ...others.map(ofCommand)] })
+}
 
 // --- internal ---
 

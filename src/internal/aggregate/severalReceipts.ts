@@ -13,7 +13,7 @@ import { sha256 } from "../codec/sha256.js"
 import type { CommandDigest } from "./commandDigest.js"
 import type { ConditionValues } from "./conditions.js"
 import { isReceiptOfAnother, type ReceiptKey, receiptKey } from "./receipt.js"
-import { atCommand, inOperation, type SeveralInput } from "./severalInput.js"
+import { atCommand, type SeveralInput } from "./severalInput.js"
 
 /** The receipt of an aggregate. */
 export interface Received {
@@ -30,10 +30,12 @@ export const receiptsFor = (
   "commandId" in conditions
     ? Effect.flatMap(digestOfAll(aggregates), (digest) =>
         Effect.forEach(aggregates, ({ id, layer, streamId }) =>
-          Effect.mapBoth(receiptKey(layer, streamId, conditions.commandId, Effect.succeed(digest)), {
-            onFailure: inOperation,
-            onSuccess: (key) => ({ kind: layer.kind, id, key })
-          })
+          // The id was checked with the list.
+          Effect.map(receiptKey(layer, streamId, conditions.commandId, Effect.succeed(digest)), (key) => ({
+            kind: layer.kind,
+            id,
+            key
+          }))
         )
       )
     : Effect.succeed(noReceipts)

@@ -192,21 +192,35 @@ export const decodeInput = <A>(
 
 /**
  * Maps the defect of a schema's class in a decision to `ValidationError`. The constructor of such a class throws for
- * values that the schema forbids, and in a decision these come from the command.
+ * values that the schema forbids, and in a decision these come from the command. `call` gets the failure.
  */
 export const refusingBadInput = <A, E, R>(
   operation: string,
-  decision: Effect.Effect<A, E, R>
+  decision: Effect.Effect<A, E, R>,
+  call: BadInput
 ): Effect.Effect<A, E | ValidationError, R> =>
   Effect.catchSomeDefect(decision, (defect) =>
-    ParseResult.isParseError(defect) ? Option.some(refusedInput(operation, defect)) : Option.none()
+    ParseResult.isParseError(defect) ? Option.some(refusedInput(operation, defect, call)) : Option.none()
   )
 
-/** The failure of a handler that threw: a `ValidationError` for the exception of a schema's class, else a defect. */
-export const refusedInput = (operation: string, thrown: unknown): Effect.Effect<never, ValidationError> =>
-  ParseResult.isParseError(thrown)
-    ? Effect.fail(new ValidationError({ operation, issues: parseIssues(thrown) }))
-    : Effect.die(thrown)
+/**
+ * The failure of a handler that threw: a `ValidationError` for the exception of a schema's class, else a defect. `call`
+ * gets the failure.
+ */
+export const refusedInput = (
+  operation: string,
+  thrown: unknown,
+  call: BadInput
+): Effect.Effect<never, ValidationError> => {
+  if (!ParseResult.isParseError(thrown)) return Effect.die(thrown)
+  call.badInput = new ValidationError({ operation, issues: parseIssues(thrown) })
+  return Effect.fail(call.badInput)
+}
+
+/** What a decision has failed with, if its own input is bad. The failure of a nested command is another one. */
+export interface BadInput {
+  badInput?: ValidationError
+}
 
 /** Maps an exception of a schema's transformation to a `ParseError`. */
 export const guarded =

@@ -24,8 +24,29 @@ export const idProblemBy = (schema: IdSchema): IdProblem | undefined => {
 }
 
 /** Whether the decoded form of a schema may differ from the encoded one. */
-export const transforms = ({ ast }: IdSchema): boolean => AST.typeAST(ast) !== ast
+export const transforms = ({ ast }: IdSchema): boolean => transformsIn(ast, new Set())
 
 /** The schema of ids. Its encoded form is text of any type. */
 // biome-ignore lint/suspicious/noExplicitAny: a schema of a template literal has that type as its encoded form
 export type IdSchema = Schema.Schema<any, any>
+
+// --- internal ---
+
+const transformsIn = (ast: AST.AST, seen: Set<AST.AST>): boolean => {
+  if (seen.has(ast)) return false
+  seen.add(ast)
+  if (AST.isRefinement(ast)) return transformsIn(ast.from, seen)
+  if (AST.isUnion(ast)) return ast.types.some((member) => transformsIn(member, seen))
+  if (!AST.isSuspend(ast)) return AST.typeAST(ast) !== ast
+  const suspended = definedNow(ast)
+  return suspended !== undefined && transformsIn(suspended, seen)
+}
+
+/** The schema behind a suspended one. There is none yet where the program defines it later. */
+const definedNow = ({ f }: AST.Suspend): AST.AST | undefined => {
+  try {
+    return f()
+  } catch {
+    return undefined
+  }
+}

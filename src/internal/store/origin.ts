@@ -2,6 +2,7 @@
  * Which aggregate an event belongs to: how projections and subscriptions find their events, and the ids that handlers
  * receive.
  */
+import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
 import * as Schema from "effect/Schema"
 import { type Envelope, type Event, identityOf, type StreamIds } from "../../Event.js"
@@ -80,7 +81,7 @@ export const originOf = ({ kind, name, streams }: Exclude<Projection.Origin, "al
  * with another id, which was stored before the aggregate had the schema, fails as an unreadable one.
  */
 export const checkingIds = <A>(
-  { id: schema, name, streams }: { readonly id: IdSchema; readonly name: string; readonly streams: StreamIds },
+  { id: schema, name, streams }: AggregateIds,
   where: { readonly operation: string; readonly projection?: string },
   decode: (stored: Event) => Either.Either<A, StoreError>
 ): ((stored: Event) => Either.Either<A, StoreError>) => {
@@ -93,7 +94,45 @@ export const checkingIds = <A>(
   }
 }
 
+/**
+ * Adds the check of ids to projections that an aggregate has, or that are bound to it. A rebuild and a subscription run
+ * them for events that are stored already. One that is of all aggregates stays as it is.
+ */
+export const withIdsOf = <E, R>(
+  aggregate: AggregateIds,
+  projections: ReadonlyArray<Projection.Bound<E, R>>
+): ReadonlyArray<Projection.Bound<E, R>> =>
+  idProblemBy(aggregate.id) === undefined
+    ? projections
+    : projections.map((projection) => (projection.of === "all" ? projection : withIds(aggregate, projection)))
+
+/** The aggregate, if it says which ids it has. */
+export const hasIds = (origin: object): origin is AggregateIds => "id" in origin && Schema.isSchema(origin.id)
+
 // --- internal ---
+
+/** The ids of an aggregate, and the names of its streams. */
+interface AggregateIds {
+  readonly id: IdSchema
+  readonly name: string
+  readonly streams: StreamIds
+}
+
+const withIds = <E, R>(aggregate: AggregateIds, projection: Projection.Bound<E, R>): Projection.Bound<E, R> => {
+  const { events, name, of } = projection
+  const checkId = checkingIds(aggregate, { operation: `Projection ${name}`, projection: name }, Either.right)
+  const checked = <A>(event: Event, run: (event: Event) => Effect.Effect<A, E, R>): Effect.Effect<A, E, R> => {
+    if (!(events === undefined || events.includes(event.type)) || !isOf(of, event.aggregateId)) return run(event)
+    // The types of all callers have `StoreError`.
+    return Either.match(checkId(event), { onLeft: (error) => Effect.fail(error as E), onRight: () => run(event) })
+  }
+  if (projection.project === undefined) {
+    const { statements } = projection
+    return { ...projection, statements: (event) => checked(event, statements) }
+  }
+  const { project } = projection
+  return { ...projection, project: (event) => checked(event, project) }
+}
 
 const badId = (
   where: { readonly operation: string; readonly projection?: string },
