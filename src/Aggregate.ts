@@ -471,7 +471,6 @@ export const make = <
   const definition = compile<State, StateEncoded, A, I, C, CI, E, R, Id>(name, options, defaults)
   const tag = serviceTag<Name, State, A, C, E>(name)
   const { severalIn, ...operations } = makeOperations(tag, definition, options.commands)
-
   return {
     ...operations,
     name,

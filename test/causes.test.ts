@@ -378,6 +378,14 @@ describe("withCorrelationId, causedBy", () => {
       expect((yield* EventFeed.read()).events).toHaveLength(events.length)
     }))
 
+  test("causedBy: what is no event is refused", () =>
+    Effect.gen(function* () {
+      for (const none of [null, undefined, {}, "event"]) {
+        const caused = Leaf.evaluate("a", once).pipe(Aggregate.causedBy(none as unknown as EventFeed.FeedEvent))
+        expect(yield* Effect.flip(caused)).toMatchObject({ _tag: "ValidationError", issues: [{ path: ["timestamp"] }] })
+      }
+    }))
+
   test("an event without a chain names the one of its followers", () =>
     Effect.gen(function* () {
       const store = yield* StoreAdapter.StoreAdapter

@@ -96,6 +96,13 @@ test("what JSON can't hold is refused by evaluate, and so is an untyped value ar
     const text = "text" as unknown as Record<string, unknown>
     const other = evaluate.pipe(Audit.provide({ userId }), Effect.provideService(Aggregate.Metadata, text))
     expect(yield* Effect.flip(other)).toMatchObject({ issues: [{ path: ["metadata"] }] })
+    const throwing: Record<string, unknown> = {
+      get tenant() {
+        throw new Error("can't be read")
+      }
+    }
+    const unread = evaluate.pipe(Audit.provide({ userId }), Effect.provideService(Aggregate.Metadata, throwing))
+    expect(yield* Effect.flip(unread)).toMatchObject({ issues: [{ path: ["metadata"] }] })
     expect((yield* EventFeed.read()).events).toEqual([])
   }))
 

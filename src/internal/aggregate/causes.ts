@@ -14,8 +14,8 @@ import { chainFrom, withChain } from "../runtime/commandCause.js"
  * that follow from them by subscriptions, process managers and other handlers. `EventFeed` finds all events of a chain
  * by the filter `correlationId`.
  *
- * Without it, a command that follows from no event begins a chain, whose id is the timestamp of its first event. An id
- * is a text of 1 to 255 characters; any other is refused by a `ValidationError`. Several commands may share an id. It
+ * Without it, a command that follows from no event begins a chain, whose id is the timestamp of its first event. (Where
+ * its handler evaluates commands, and it is decided again, that is the first event of its first decision.) An id is a text of 1 to 255 characters; any other is refused by a `ValidationError`. Several commands may share an id. It
  * does not make a command idempotent: that is `withCommandId`.
  *
  * @since 0.1.0

@@ -69,9 +69,8 @@ export const typedMetadata = <A, I extends object>(schema: Schema.Schema<A, I>):
         Effect.suspend(() => encoded(encode(value))),
         (fields) =>
           Effect.mapInputContext(effect, (context) => {
-            const around: unknown = Context.get(context, Metadata)
-            // What is no object stays, so that `evaluate` refuses it.
-            return isObject(around) ? Context.add(context, Metadata, { ...around, ...fields }) : context
+            const both = merged(Context.get(context, Metadata), fields)
+            return both === undefined ? context : Context.add(context, Metadata, both)
           })
       ),
     of: (event) => Either.mapLeft(decode(event.metadata), (error) => unreadable(event, error))
@@ -79,6 +78,15 @@ export const typedMetadata = <A, I extends object>(schema: Schema.Schema<A, I>):
 }
 
 // --- internal ---
+
+/** Undefined for what is no object, or can't be read: it stays as it is, so that `evaluate` refuses it. */
+const merged = (around: unknown, fields: Record<string, unknown>): Record<string, unknown> | undefined => {
+  try {
+    return isObject(around) ? { ...around, ...fields } : undefined
+  } catch {
+    return undefined
+  }
+}
 
 const isObject = (value: unknown): value is Record<string, unknown> =>
   typeof value === "object" && value !== null && !Array.isArray(value) && isPlain(value)
