@@ -290,19 +290,24 @@ export {
    * - An aggregate with `streams: "plain"`: the types that its schema has, of kinds that no other given aggregate has.
    *   Nothing says whose event of an unknown type is, so that type is among `others`.
    *
+   * Build it below `ProjectionTables.layer` and subscriptions. A forgotten `kind` shows in `others` only.
+   *
    * @since 0.1.0
    * @category checks
    *
    * @example
    * ```ts
    * import { Aggregate } from "effect-maestro"
+   * import * as Effect from "effect/Effect"
    * import * as Layer from "effect/Layer"
    *
    * declare const Account: Aggregate.Checkable
-   * declare const Room: Aggregate.Checkable
    *
-   * // The program does not start on data that it can't read.
-   * export const layerCheck = Layer.effectDiscard(Aggregate.check([Account, Room]))
+   * // The program does not start on data that it can't read, or that it does not know.
+   * export const layerCheck = Aggregate.check([Account]).pipe(
+   *   Effect.filterOrDieMessage(({ others }) => others.length === 0, "events are stored that no aggregate reads"),
+   *   Layer.effectDiscard
+   * )
    * ```
    */
   check

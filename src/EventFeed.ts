@@ -5,6 +5,9 @@
  * any more. So a reader that has read up to a position has seen all events up to it, in whatever order concurrent
  * commits ended.
  *
+ * Events are shown as they are stored: `type`, `version` and `body` are those of the release that wrote them, and no
+ * history (`Upcast`) is applied. `Account.decode(event)` of an aggregate reads one as events of today.
+ *
  * @since 0.1.0
  */
 import type * as Brand from "effect/Brand"
@@ -98,7 +101,7 @@ export const StreamPosition: Schema.Schema<StreamPosition> = Schema.Struct({
 }).annotations({ identifier: "StreamPosition" })
 
 /**
- * An event with the kind and the id of its aggregate, and its position in the feed.
+ * An event as it is stored, with the kind and the id of its aggregate, and its position in the feed.
  *
  * @since 0.1.0
  * @category models
@@ -115,7 +118,10 @@ export interface FeedEvent<out Id extends string = string> extends Envelope<Id> 
  * @category models
  */
 export interface Filter {
-  /** Only events of these types. */
+  /**
+   * Only events of these types, as they are stored. A type that was renamed since needs both names here. Projections and
+   * `Subscription.on` find the stored types themselves.
+   */
   readonly types?: ReadonlyArray<string> | undefined
   /**
    * Only events of aggregates of these kinds, such as `Account.kind`. The kind of a stream without one is `""`.
@@ -312,7 +318,7 @@ export const samples = (
 
 /**
  * All events after a position, each once and in the order of the feed: first the stored ones, then the new ones,
- * without end, also as of a time. It holds at most two pages in memory.
+ * without end, also as of a time. Each is as it is stored. It holds at most two pages in memory.
  *
  * @since 0.1.0
  * @category accessors
@@ -336,7 +342,7 @@ export const stream = (options?: ReadOptions): Stream.Stream<FeedEvent, Validati
   )
 
 /**
- * The stored events after a position. The stream ends where the feed has no more events.
+ * The stored events after a position, each as it is stored. The stream ends where the feed has no more events.
  *
  * @since 0.1.0
  * @category accessors

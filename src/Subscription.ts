@@ -131,9 +131,9 @@ export interface Options {
 }
 
 /**
- * The handler of a subscription: of one event after the other, or of a batch. The commands that `handle` evaluates
- * follow from its event (`correlationId`, `causationId`). A batch may have several events: there, put
- * `Aggregate.causedBy(event)` around each command.
+ * The handler of a subscription: of one event after the other, or of a batch. It gets events as they are stored;
+ * `Account.decode(event)` reads one as events of today. The commands that `handle` evaluates follow from its event
+ * (`correlationId`, `causationId`). For a batch, put `Aggregate.causedBy(event)` around each command.
  *
  * @since 0.1.0
  * @category models
@@ -316,7 +316,8 @@ export const fromProjections = <const Projections extends ReadonlyArray<Projecti
  * include your own write. Pass the `position` that `evaluate` returned, or a stored position. It fails with
  * `NotReached` after the timeout, which has the reason.
  *
- * A subscription moves beyond events that its filter does not let through within about two seconds.
+ * It also succeeds if the event was parked, because the subscription has gone on behind it; `parked` lists the event. A
+ * subscription moves beyond events that its filter does not let through within about two seconds.
  *
  * It waits for the one subscription only. A process manager commits further events when it handles your event, and
  * these come after your position. To wait for their effect, too, wait for the process manager, and then for

@@ -187,7 +187,8 @@ export interface SubscriptionStoreService {
 
   /**
    * Waits until the subscription has reached the position, also one that has never run. All its partitions must reach
-   * it, or the partition of the given aggregate. It fails with `ValidationError` if `position` is no position.
+   * it, or the partition of the given aggregate. Parked events count as reached. It fails with `ValidationError` if
+   * `position` is no position.
    */
   readonly awaitPosition: (
     name: string,

@@ -145,5 +145,39 @@ for (const [name, store] of [
         }).pipe(Effect.provide(Layer.fresh(store))),
       60_000
     )
+
+    it.scopedLive(
+      "an old node reads new types of a newer release as its own, where its history has them",
+      () =>
+        Effect.gen(function* () {
+          yield* Effect.gen(function* () {
+            yield* Three.Complaint.evaluate("c", new Three.Open({ title: "A", priority: "high" }))
+            yield* Three.Complaint.evaluate("c", new Three.HandOver({ to: "Ann" }))
+            yield* Three.Complaint.evaluate("c", new Three.Resolve({ answer: "yes" }))
+          }).pipe(running(Three.Complaint.layer))
+          expect(yield* Effect.flip(Aggregate.check(Two.Complaint))).toMatchObject({
+            unreadable: [
+              { type: "HandedOver", reason: "UnknownType" },
+              { type: "Resolved", reason: "UnknownType" }
+            ]
+          })
+          const resolved = { title: "A", priority: "high", assignee: "Ann", open: true }
+          yield* Effect.gen(function* () {
+            expect(yield* Two.prepared.fetch("c")).toEqual(resolved)
+            yield* Two.prepared.evaluate("c", new Two.Assign({ to: "Bob" }))
+          }).pipe(running(Two.prepared.layer))
+          yield* Effect.gen(function* () {
+            expect(yield* Three.Complaint.fetch("c")).toEqual({ ...resolved, assignee: "Bob", answer: "yes" })
+            yield* Three.Complaint.evaluate("c", new Three.Close())
+          }).pipe(running(Three.Complaint.layer))
+          yield* Aggregate.check(Two.prepared)
+          expect(yield* Two.prepared.fetch("c").pipe(running(Two.prepared.layer))).toEqual({
+            ...resolved,
+            assignee: "Bob",
+            open: false
+          })
+        }).pipe(Effect.provide(Layer.fresh(store))),
+      60_000
+    )
   })
 }

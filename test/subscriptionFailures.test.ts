@@ -259,6 +259,23 @@ function suite(name: string, store: Layer.Layer<StoreServices, unknown>, transac
       )
     }
 
+    it.scoped("waitFor succeeds where the event was parked, because the subscription went on behind it", () =>
+      Effect.gen(function* () {
+        const [a, by] = [newId("a"), newId("parks")]
+        yield* commitOf(a, 1, 1, a)
+        yield* start(
+          Subscription.make(by, {
+            filter: { types: [a] },
+            retry: Schedule.stop,
+            onFailure: "park",
+            handle: () => Effect.fail("no")
+          })
+        )
+        yield* Subscription.waitFor(by, { aggregateId: a, sequence: 1 }, "30 seconds")
+        expect((yield* Subscription.parked(by)).map(({ sequence }) => sequence)).toEqual([1])
+      })
+    )
+
     it.scoped("parked events are retried while it runs, and none is lost, doubled or out of order", () =>
       Effect.gen(function* () {
         const [a, by] = [newId("a"), newId("race")]
@@ -478,19 +495,20 @@ function suite(name: string, store: Layer.Layer<StoreServices, unknown>, transac
   })
 }
 
-it("the message of SubscriptionStopped names the event and the failure", () => {
-  const stopped = new Subscription.SubscriptionStopped({
-    subscription: "s",
-    partition: 0,
-    aggregateId: "a",
-    sequence: 3,
-    type: "T",
-    error: "because",
-    attempts: 2
-  })
-  expect(stopped.message).toBe(
-    'subscription "s" stopped at event 3 of aggregate "a", of type "T", after 2 attempts: because'
-  )
+it("the message of SubscriptionStopped names the event, the number of attempts and the failure", () => {
+  const stoppedAfter = (attempts: number) =>
+    new Subscription.SubscriptionStopped({
+      subscription: "s",
+      partition: 0,
+      aggregateId: "a",
+      sequence: 3,
+      type: "T",
+      error: "because",
+      attempts
+    })
+  const where = 'subscription "s" stopped at event 3 of aggregate "a", of type "T"'
+  expect(stoppedAfter(1).message).toBe(`${where}, after 1 attempt: because`)
+  expect(stoppedAfter(2).message).toBe(`${where}, after 2 attempts: because`)
 })
 
 /** The client of the store, if it has one. */

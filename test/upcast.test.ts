@@ -4,6 +4,7 @@ import { expect, layer } from "@effect/vitest"
 import * as Chunk from "effect/Chunk"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
 import { Aggregate, type EventFeed, Projection, Rebuild, SqlStore, StoreAdapter, Subscription } from "effect-maestro"
@@ -113,6 +114,35 @@ for (const [name, services] of stores) {
         yield* caughtUp(manager)
         expect(yield* Account.fetch(target)).toEqual(["-6", "-7", "-8"])
       }).pipe(Effect.provide(Account.layer))
+    )
+
+    it.scoped("where the handler of a part fails, a retry handles all parts of its event again, at least once", () =>
+      Effect.gen(function* () {
+        const [id, seen] = [newId("again"), [] as string[]]
+        yield* store(`Account/${id}`, [["Moved", 1, { amount: 5 }]])
+        let isBroken = true
+        const again = Subscription.make(newId("again"), {
+          delivery: "at-least-once",
+          retry: Schedule.recurs(1),
+          on: Subscription.on(Account, {
+            Withdrawn: (event, envelope) =>
+              Effect.sync(() => {
+                if (envelope.id === id) seen.push(lineOf(event))
+              }),
+            Deposited: (event, envelope) =>
+              Effect.suspend(() => {
+                if (envelope.id !== id) return Effect.void
+                seen.push(lineOf(event))
+                if (!isBroken) return Effect.void
+                isBroken = false
+                return Effect.fail("the second part")
+              })
+          })
+        })
+        yield* start(again)
+        yield* caughtUp(again)
+        expect(seen).toEqual(["-5", "+5 USD unknown", "-5", "+5 USD unknown"])
+      })
     )
 
     it.scoped("an aggregate with plain ids knows its events by their stored types", () =>

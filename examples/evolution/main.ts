@@ -4,16 +4,18 @@
  * Run it by `npx tsx examples/evolution/main.ts`. It uses an embedded Postgres.
  */
 import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
+import * as SqlClient from "@effect/sql/SqlClient"
 import * as Console from "effect/Console"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Stream from "effect/Stream"
-import { Aggregate, SqlStore, type StoreAdapter } from "effect-maestro"
+import { Aggregate, SqlStore, type StoreAdapter, Subscription } from "effect-maestro"
 import * as PgliteClient from "effect-maestro/PgliteClient"
 import * as One from "./release1.js"
 import * as Two from "./release2.js"
 import * as Three from "./release3.js"
 import * as Four from "./release4.js"
+import * as Start from "./start.js"
 
 /** Starts a release: a program with a layer and a state cache of its own, which ends with the effect. */
 const running =
@@ -69,14 +71,25 @@ const release3 = Effect.gen(function* () {
   yield* Three.Complaint.evaluate("c-2", new Three.Resolve({ answer: "Tea" }))
 }).pipe(running(Three.Complaint.layer))
 
+const forgottenKind = Effect.gen(function* () {
+  yield* Console.log("Release 4, if its former name were forgotten")
+  yield* Effect.catchTag(Start.check([{ ...Four.Request, kind: "Request" }]), "ForgottenEvents", ({ message }) =>
+    Console.log(`  check: ${message}`)
+  )
+})
+
 const release4 = Effect.gen(function* () {
   yield* Console.log("Release 4: a third version, a renamed aggregate")
   yield* check(Four.Request)
   yield* show("c-1", yield* Four.Request.fetch("c-1"))
   yield* show("c-2", yield* Four.Request.fetch("c-2"))
-  yield* Four.Request.evaluate("c-3", new Four.Open({ title: "The lift is stuck", dueInHours: 1 }))
+  const { position } = yield* Four.Request.evaluate("c-3", new Four.Open({ title: "The lift is stuck", dueInHours: 1 }))
   yield* show("c-3", yield* Four.Request.fetch("c-3"))
-}).pipe(running(Four.Request.layer))
+  yield* Subscription.waitFor(Start.Board, position, "1 minute")
+  const sql = yield* SqlClient.SqlClient
+  const open = yield* sql<{ id: string }>`select id from open_requests order by id`
+  yield* Console.log(`  open requests: ${open.map(({ id }) => id).join(", ")}`)
+}).pipe(Effect.provide(Start.layer))
 
 /** A deployment one node after the other: old and new nodes work on one store at the same time. */
 const rolling = Effect.gen(function* () {
@@ -94,7 +107,7 @@ const rolling = Effect.gen(function* () {
   yield* show("c-3, as the new node sees it", yield* Four.Request.fetch("c-3"))
 }).pipe(running(Four.Request.layer))
 
-Effect.all([release1, forgotten, release2, release3, release4, rolling], { discard: true }).pipe(
+Effect.all([release1, forgotten, release2, release3, forgottenKind, release4, rolling], { discard: true }).pipe(
   Effect.provide(SqlStore.layer.pipe(Layer.provideMerge(PgliteClient.layerMemory))),
   NodeRuntime.runMain
 )

@@ -32,7 +32,12 @@ export interface CheckReport {
   readonly others: ReadonlyArray<StoredType>
 }
 
-/** Checks one aggregate, or all aggregates of a program. */
+/**
+ * Checks one aggregate, or all aggregates of a program.
+ *
+ * Build it above the store, but below `ProjectionTables.layer` and subscriptions, so that it succeeds before they write.
+ * A forgotten `kind` shows in `others` only, so a program that knows all kinds of its store should fail at any other.
+ */
 export const check = (
   aggregates: Checkable | ReadonlyArray<Checkable>
 ): Effect.Effect<CheckReport, UnreadableTypes | StoreError, EventFeed> =>

@@ -30,7 +30,8 @@ export class Conditions extends Context.Reference<Conditions>()("effect-maestro/
  *
  * - The id belongs to one command. Another command of the same id, or the same command with other fields, fails with `CommandIdReused`.
  *   Commands are compared as their schema encodes them, so one that its schema can't encode is refused by a `ValidationError`. After a
- *   deployment that changes the schema of a command, only its tag is compared with older receipts.
+ *   deployment that changes the schema of a command, only its tag is compared with older receipts. So a command that is renamed keeps its tag,
+ *   or its old form stays until no sender repeats it.
  * - The id belongs to one aggregate. Another aggregate handles a command of the same id as another command.
  * - An id is a text of 1 to 1000 characters; any other is refused by a `ValidationError`.
  * - Put it directly around `evaluate`. Commands that a handler or a projection evaluates do not inherit the id.

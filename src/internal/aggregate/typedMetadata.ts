@@ -38,6 +38,9 @@ export type MetadataOf = Pick<Event, "metadata"> & Partial<Pick<Event, "aggregat
  * metadata with a type. Several schemas may stand beside each other if their keys differ. `of` returns an `Either`, which
  * is an effect, too.
  *
+ * Metadata has no versions, so make a key optional that older events lack. The receipts of command ids have no metadata;
+ * a filter of the feed by `kinds` leaves them out.
+ *
  * @since 0.1.0
  * @category constructors
  *

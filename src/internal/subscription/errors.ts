@@ -20,7 +20,7 @@ export class SubscriptionStopped extends Schema.TaggedError<SubscriptionStopped>
   }
 ) {
   override get message(): string {
-    return `subscription ${JSON.stringify(this.subscription)} stopped at event ${this.sequence} of aggregate ${JSON.stringify(this.aggregateId)}, of type ${JSON.stringify(this.type)}, after ${this.attempts} attempts: ${this.error}`
+    return `subscription ${JSON.stringify(this.subscription)} stopped at event ${this.sequence} of aggregate ${JSON.stringify(this.aggregateId)}, of type ${JSON.stringify(this.type)}, after ${this.attempts} ${this.attempts === 1 ? "attempt" : "attempts"}: ${this.error}`
   }
 }
 

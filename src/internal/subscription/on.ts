@@ -54,6 +54,9 @@ export type EventHandlers<A extends Tagged, Id extends string = string> = {
  * Makes typed handlers for the events of one aggregate, for the option `on` of `make`. They get no events of other
  * aggregates, also not of an equal type. An event that its schema can't decode, or whose id is none of the aggregate's,
  * fails with `UnreadableEvent`, which is not retried.
+ *
+ * The stored types follow from the handlers and the history of the events, so the filter of `make` takes no `types`
+ * beside `on`. The handlers of the parts of a split event (`Upcast.toEvents`) run in order. A retry runs all of them.
  */
 export const on = <A extends Tagged, Handlers extends EventHandlers<A, Id>, Id extends string = string>(
   aggregate: Source<A, Id>,
