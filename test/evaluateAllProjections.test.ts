@@ -166,6 +166,36 @@ it.layer(Layer.merge(onPostgres, Limits.layer), { timeout: 60_000 })("The projec
     )
   }
 
+  it.scoped("a deferred constraint is the refusal of the first command whose projection declares one for it", () =>
+    Effect.gen(function* () {
+      const table = yield* makeTable("name text, unique (name) deferrable initially deferred")
+      const insert = (sql: SqlClient.SqlClient, name: string) => sql`insert into ${sql(table.name)} values (${name})`
+      const Guests = Projection.makeSql({
+        name: "guests",
+        events: Booked,
+        project: { Booked: ({ guest }, _envelope, sql) => insert(sql, guest) },
+        onConstraint: { [`${table.name}_name_key`]: ({ guest }: Booked) => new NameTaken({ name: guest }) }
+      })
+      const Account = Aggregate.make("Account", definition)
+      const Room = Aggregate.make("Room", { ...room, projections: [Guests] })
+      const node = yield* aNode(Layer.merge(Account.layer, Room.layer))
+      const list = (...guests: ReadonlyArray<string>) =>
+        Aggregate.evaluateAll([
+          Account.command(uniqueName("a"), new Deposit({ amount: 1 })),
+          ...guests.map((guest) => Room.command(uniqueName("r"), new Book({ guest })))
+        ]).pipe(Effect.provide(node))
+      yield* list("Ann")
+      // Only one command declares a refusal.
+      expect(yield* Effect.flip(list("Ann"))).toMatchObject({ index: 1, refusal: new NameTaken({ name: "Ann" }) })
+      // The database does not say that the second of them is the cause.
+      expect(yield* Effect.flip(list("Bob", "Ann"))).toMatchObject({
+        index: 1,
+        refusal: new NameTaken({ name: "Bob" })
+      })
+      expect(yield* table.rows).toHaveLength(1)
+    })
+  )
+
   it.scoped("statements of several aggregates are sent with the events in one round trip, as those of one", () =>
     Effect.gen(function* () {
       const { aggregates, rows } = yield* domain

@@ -93,8 +93,8 @@ export const atCommand = (index: number, { issues: [first, ...others] }: Validat
 }
 
 /**
- * The failure of a store that refuses the commit: the index of the event in the commit becomes that of its command, and a
- * path to the event among those of the command.
+ * The failure of a store that refuses the commit. The index of the event in the commit becomes that of its command. The
+ * path begins with the index of the event among those of the command.
  */
 export const atCommandOf = (
   committed: ReadonlyArray<{ readonly by: CommandOfList }>,
