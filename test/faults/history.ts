@@ -72,8 +72,8 @@ export interface AppendResult {
   /** Refused, or said to have failed, and there all the same; or there without having been asked for. */
   readonly ghosts: number
   /**
-   * Places in a stream where the sequence does not rise by one, or the timestamp does not rise, and lists whose timestamps do not rise in
-   * the order of the commands.
+   * Places in a stream where the sequence does not rise by one, or the timestamp does not rise. And lists of commands whose events have
+   * another order.
    */
   readonly disorder: number
   /** Events that a follower saw before one of a lower sequence, twice, behind a gap, or not at all. */

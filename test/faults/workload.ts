@@ -163,7 +163,7 @@ const attempt = (world: World, node: Node): Effect.Effect<void> =>
     let outcome = outcomeOf(exit)
     let felt = isWhole && isFelt(exit)
     if (work.repeatable && outcome._tag === "Open") {
-      // Another failure says nothing of the first time. The client may have come to another node meanwhile.
+      // Another failure says nothing of the first time. The client may ask another node.
       for (let time = 0; time < 200 && outcome._tag !== "Acknowledged" && outcome._tag !== "Refused"; time++) {
         yield* Effect.sleep("10 millis")
         exit = yield* Effect.exit(runningOn(yield* Effect.orDie(Random.choice(world.nodes))))
