@@ -19,7 +19,7 @@ import { type Fault, faults, mishaps, noFault, terminateConnections, underFault 
 import type { AppendResult } from "./faults/history.js"
 import { makeProxy, type Proxy } from "./faults/proxy.js"
 import { makeServer, type Server } from "./faults/server.js"
-import { makeNode } from "./faults/workload.js"
+import { type Breaking, makeNode } from "./faults/workload.js"
 
 class Ground extends Context.Tag("test/Ground")<Ground, { readonly server: Server; readonly proxy: Proxy }>() {
   static readonly layer = Layer.scoped(
@@ -71,6 +71,7 @@ layer(Ground.layer, { timeout: "60 seconds", excludeTestServices: true })("fault
     [Broken.projectsAfterTheCommit, terminateConnections, ["projectionsOff"]],
     [Broken.trustsWhatItKept, noFault, ["untrue"]],
     [Broken.forgetsWhatItStored, swallowed ?? noFault, ["ghosts", "doubled"]],
+    [forgetsTheIdsOfCommands, noFault, ["doubled"]],
     [Broken.acknowledgesEarly, cutBefore ?? noFault, ["lost"]],
     [Broken.projectsInTheContextOfTheLastCaller, noFault, ["felt"]]
   ]
@@ -259,6 +260,16 @@ layer(Ground.layer, { timeout: "60 seconds", excludeTestServices: true })("fault
 
 /** A snapshot that could not be written is a warning. */
 const withoutInnerSpans = Logger.withMinimumLogLevel(LogLevel.Error)
+
+/** It stores no receipts, so a command with an id takes effect each time that it comes. */
+const forgetsTheIdsOfCommands: Breaking = (store) => {
+  const commitAll: typeof store.commitAll = (events, projections) =>
+    store.commitAll(
+      events.filter(({ type }) => type !== "effect-maestro/CommandHandled"),
+      projections
+    )
+  return { ...store, commitAll, commitEvents: (events) => commitAll(events, []) }
+}
 
 /** A new database with the tables of the workload, on the server behind the proxy. */
 const database = Effect.gen(function* () {

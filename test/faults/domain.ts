@@ -61,7 +61,7 @@ const addToBalance = (sql: SqlClient.SqlClient, { id, metadata }: Event.Envelope
     on conflict (account) do update set balance = b.balance + excluded.balance`
 
 // A server that is killed is back within a second or so.
-const retry = Schedule.intersect(Schedule.jittered(Schedule.spaced("20 millis")), Schedule.recurs(500))
+export const retry = Schedule.intersect(Schedule.jittered(Schedule.spaced("20 millis")), Schedule.recurs(500))
 
 export const Wallet = Aggregate.make("Wallet", {
   state: Schema.Struct({ balance: Schema.Number }),

@@ -81,6 +81,7 @@ export const underFault = (
       const nodes = yield* Effect.forEach(Arr.range(1, nodeCount), (id) =>
         makeNode(`node-${id}`, id, proxy.url(url.href), breaking, world.felt)
       )
+      world.nodes = nodes
       const observer = yield* makeObserver(admin, proxy.url(url.href), world.felt)
       const clients = yield* Effect.forEach(
         nodes.flatMap((node) => Arr.makeBy(clientsPerNode, () => node)),

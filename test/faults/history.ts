@@ -12,6 +12,8 @@ export interface Attempt {
   readonly accounts: ReadonlyArray<string>
   /** How many events it makes. */
   readonly events: number
+  /** Each of them, in the order in which they are stored, where that is known before. */
+  readonly moves?: ReadonlyArray<Move> | undefined
   /** Places in the history: what began after another one ended knows of it. */
   readonly began: number
   readonly ended: number
@@ -35,6 +37,14 @@ export interface Answer {
   readonly account: string
   readonly sequence: number
   readonly balance: number
+  /** It says that the command had taken effect before, at this sequence or at a lower one. */
+  readonly duplicate?: boolean
+}
+
+/** What an event adds to the balance of an account. */
+export interface Move {
+  readonly account: string
+  readonly amount: number
 }
 
 /** The place of an event in its stream. */
@@ -57,11 +67,14 @@ export interface AppendResult {
   readonly lost: number
   /** There more than once, or more of it than there should be. */
   readonly doubled: number
-  /** There in part. */
+  /** There in part, or another than what was asked for. */
   readonly torn: number
   /** Refused, or said to have failed, and there all the same; or there without having been asked for. */
   readonly ghosts: number
-  /** Places in a stream where the sequence does not rise by one, or the timestamp does not rise. */
+  /**
+   * Places in a stream where the sequence does not rise by one, or the timestamp does not rise. And lists of commands whose events have
+   * another order.
+   */
   readonly disorder: number
   /** Events that a follower saw before one of a lower sequence, twice, behind a gap, or not at all. */
   readonly outOfOrder: number
@@ -108,11 +121,14 @@ export const verdictOf = ({
 
   let [lost, doubled, torn, ghosts, disorder, untrue] = [0, 0, 0, 0, 0, 0]
   for (const attempt of attempts) {
-    const found = rowsOf.get(attempt.id)?.length ?? 0
+    const rows = rowsOf.get(attempt.id) ?? []
+    const found = rows.length
+    const unlike = found === attempt.events ? unlikeMoves(rows, attempt.moves) : undefined
     if (found > attempt.events) doubled++
-    else if (found > 0 && found < attempt.events) torn++
+    else if ((found > 0 && found < attempt.events) || unlike === "torn") torn++
     else if (found === 0 && attempt.outcome._tag === "Acknowledged") lost++
     else if (found > 0 && (attempt.outcome._tag === "Refused" || attempt.outcome._tag === "Failed")) ghosts++
+    if (unlike === "disorder") disorder++
     untrue += untrueIn(attempt, streams, known)
   }
   for (const id of rowsOf.keys()) if (!known.has(id)) ghosts++
@@ -164,6 +180,16 @@ const missingIn = (seen: ReadonlyArray<Place>, places: ReadonlyArray<Place>): nu
   return places.filter(({ account, sequence }) => !known.has(`${account}/${sequence}`)).length
 }
 
+/** Whether rows, as many as there should be, are others than the attempt makes, or in another order. */
+const unlikeMoves = (rows: ReadonlyArray<Row>, moves: Attempt["moves"]): "torn" | "disorder" | undefined => {
+  if (moves === undefined) return undefined
+  const keyOf = ({ account, amount }: Move) => `${account} ${amount}`
+  const stored = [...rows].sort((a, b) => (a.timestamp < b.timestamp ? -1 : 1)).map(keyOf)
+  const asked = moves.map(keyOf)
+  if ([...stored].sort().join() !== [...asked].sort().join()) return "torn"
+  return stored.join() === asked.join() ? undefined : "disorder"
+}
+
 /** How many of an attempt's answers the log does not bear out. */
 const untrueIn = (
   attempt: Attempt,
@@ -172,9 +198,12 @@ const untrueIn = (
 ): number => {
   const { outcome } = attempt
   if (outcome._tag === "Acknowledged") {
-    return outcome.answers.filter(({ account, balance, sequence }) => {
+    return outcome.answers.filter(({ account, balance, duplicate, sequence }) => {
       const stream = streams.get(account) ?? []
-      return balanceAt(stream, sequence) !== balance || !mine(stream, attempt, sequence)
+      const isMine = duplicate
+        ? stream.some((row) => row.attempt === attempt.id && row.sequence <= sequence)
+        : mine(stream, attempt, sequence)
+      return balanceAt(stream, sequence) !== balance || !isMine
     }).length
   }
   if (outcome._tag !== "Refused") return 0

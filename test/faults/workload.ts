@@ -1,11 +1,9 @@
 /** Clients on several nodes that move money between accounts, and record their commands and the answers. */
-import * as SqlClient from "@effect/sql/SqlClient"
 import { PgClient } from "@effect/sql-pg"
 import * as Arr from "effect/Array"
 import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
 import type * as Context from "effect/Context"
-import * as Data from "effect/Data"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -31,17 +29,10 @@ import {
   Withdraw
 } from "./domain.js"
 import type { Answer, Attempt, Outcome } from "./history.js"
+import { drawExchanges, drawTransfer } from "./transfers.js"
+import { Abandoned, command, inTransaction, pause, type Services, unprojected, type Work } from "./work.js"
 
 // --- nodes ---
-
-type Services =
-  | Aggregate.Instance<"Wallet">
-  | Aggregate.Instance<"Sale">
-  | Aggregate.Instance<"Trade">
-  | StoreAdapter.StoreAdapter
-  | SqlClient.SqlClient
-  | Timestamp.HybridClock
-  | Felt
 
 /** A process of its own, as far as the store can tell: its own pool, its own clock, its own instance of the aggregate. */
 export interface Node {
@@ -95,6 +86,8 @@ export class World {
   readonly attempts: Array<Attempt> = []
   /** Contended by all. */
   readonly accounts = Arr.makeBy(6, (index) => `account-${index}`)
+  /** Where a client can ask. */
+  nodes: ReadonlyArray<Node> = []
   /** What projections felt of other callers than their own. */
   readonly felt: Felt["Type"] = { tenants: 0 }
   acknowledged = 0
@@ -154,35 +147,46 @@ const attempt = (world: World, node: Node): Effect.Effect<void> =>
     const id = world.nextId(node.name)
     const work = yield* world.deadlocks ? drawExchange(id) : drawWork(world, id)
     const began = world.tick()
-    const running = work.run.pipe(
-      Effect.provideService(Aggregate.Metadata, { attempt: id }),
-      Effect.provideService(Tenant, id),
-      Effect.provide(node.services)
-    )
+    const runningOn = ({ clock, services }: Node) =>
+      work.run.pipe(
+        Effect.provideService(Aggregate.Metadata, { attempt: id }),
+        Effect.provideService(Tenant, id),
+        Effect.provide(services),
+        Effect.withClock(clock)
+      )
+    const isFelt = (exit: Exit.Exit<unknown, unknown>) =>
+      Exit.isFailure(exit) && (world.deadlocks || isOfAnother(exit.cause, world.calm))
     const steps = world.interruptAfter?.() ?? Number.POSITIVE_INFINITY
-    const exit = yield* steps === Number.POSITIVE_INFINITY ? Effect.exit(running) : interruptedAfter(running, steps)
+    const isWhole = steps === Number.POSITIVE_INFINITY
+    const first = runningOn(node)
+    let exit = yield* isWhole ? Effect.exit(first) : interruptedAfter(first, steps)
+    let outcome = outcomeOf(exit)
+    let felt = isWhole && isFelt(exit)
+    if (work.repeatable && outcome._tag === "Open") {
+      // Another failure says nothing of the first time. The client may ask another node.
+      for (let time = 0; time < 200 && outcome._tag !== "Acknowledged" && outcome._tag !== "Refused"; time++) {
+        yield* Effect.sleep("10 millis")
+        exit = yield* Effect.exit(runningOn(yield* Effect.orDie(Random.choice(world.nodes))))
+        felt ||= isFelt(exit)
+        outcome = outcomeOf(exit)
+      }
+      if (outcome._tag === "Failed") outcome = { _tag: "Open", reason: outcome.reason }
+    }
     world.record({
       id,
       accounts: work.accounts,
       events: work.events,
+      moves: work.moves,
       began,
       ended: world.tick(),
-      outcome: outcomeOf(exit),
-      felt:
-        steps === Number.POSITIVE_INFINITY &&
-        Exit.isFailure(exit) &&
-        (world.deadlocks || isOfAnother(exit.cause, world.calm))
+      outcome,
+      felt
     })
   })
 
-interface Work {
-  readonly accounts: ReadonlyArray<string>
-  readonly events: number
-  readonly run: Effect.Effect<ReadonlyArray<Answer>, unknown, Services>
-}
-
 const drawWork = (world: World, id: string): Effect.Effect<Work> =>
   Effect.gen(function* () {
+    if ((yield* Random.next) < 0.3) return yield* drawTransfer(id, world.accounts)
     const account = yield* Random.choice(world.accounts)
     const amount = yield* Random.nextIntBetween(1, 100)
     const dice = yield* Random.nextIntBetween(0, 100)
@@ -210,6 +214,7 @@ const drawWork = (world: World, id: string): Effect.Effect<Work> =>
 /** Two of the slots in any order. */
 const drawExchange = (id: string): Effect.Effect<Work> =>
   Effect.gen(function* () {
+    if ((yield* Random.next) < 0.3) return yield* drawExchanges(id)
     const first = yield* Random.nextIntBetween(0, slotCount)
     const second = (first + (yield* Random.nextIntBetween(1, slotCount))) % slotCount
     const account = `${unprojected}${id}-trade`
@@ -219,20 +224,6 @@ const drawExchange = (id: string): Effect.Effect<Work> =>
       run: Effect.as(Trade.evaluate(account, new Exchange({ first, second })), [])
     }
   })
-
-const command = (account: string, asked: Deposit | Withdraw) =>
-  Effect.map(
-    Wallet.evaluate(account, asked),
-    ({ sequence, state }): Answer => ({ account, sequence, balance: state.balance })
-  )
-
-const inTransaction = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
-  Effect.flatMap(SqlClient.SqlClient, (sql) => sql.withTransaction(effect))
-
-/** Lets others commit meanwhile. */
-const pause = Effect.flatMap(Random.nextIntBetween(0, 4), (millis) => Effect.sleep(millis))
-
-class Abandoned extends Data.TaggedError("Abandoned") {}
 
 /** Two commands in a transaction of the application's own, between which others commit. */
 const transfer = (from: string, to: string, amount: number) =>
@@ -299,9 +290,6 @@ const commitOf = (id: string, accounts: ReadonlyArray<string>, amount: number, p
     yield* projected ? store.commitAll(events, Balances) : store.commitEvents(events)
     return []
   })
-
-/** Begins the names of accounts whose events were stored without the projection. */
-const unprojected = "plain-"
 
 export const isProjected = (account: string): boolean => !account.startsWith(unprojected)
 
