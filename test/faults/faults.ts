@@ -65,7 +65,8 @@ export const underFault = (
   proxy: Proxy,
   fault: Fault,
   rounds: number,
-  breaking?: Breaking
+  breaking?: Breaking,
+  lists = true
 ): Effect.Effect<Report, unknown> =>
   Effect.scoped(
     Effect.gen(function* () {
@@ -77,7 +78,7 @@ export const underFault = (
       const admin = yield* connect(url.href)
       yield* createTables(admin)
 
-      const world = new World(fault.calm, fault.deadlocks)
+      const world = new World(fault.calm, fault.deadlocks, lists)
       const nodes = yield* Effect.forEach(Arr.range(1, nodeCount), (id) =>
         makeNode(`node-${id}`, id, proxy.url(url.href), breaking, world.felt)
       )

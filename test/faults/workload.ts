@@ -97,10 +97,14 @@ export class World {
   private waiting: Array<Deferred.Deferred<void>> = []
   stopped = false
 
-  /** With `calm`, no fault of this run breaks a connection or a server. With `deadlocks`, all commands are exchanges. */
+  /**
+   * With `calm`, no fault of this run breaks a connection or a server. With `deadlocks`, all commands are exchanges. Without `lists`, no
+   * commands are evaluated in lists.
+   */
   constructor(
     readonly calm = false,
-    readonly deadlocks = false
+    readonly deadlocks = false,
+    readonly lists = true
   ) {}
 
   /** Interrupts each attempt after so many steps; never where there is none. */
@@ -186,7 +190,7 @@ const attempt = (world: World, node: Node): Effect.Effect<void> =>
 
 const drawWork = (world: World, id: string): Effect.Effect<Work> =>
   Effect.gen(function* () {
-    if ((yield* Random.next) < 0.3) return yield* drawTransfer(id, world.accounts)
+    if (world.lists && (yield* Random.next) < 0.3) return yield* drawTransfer(id, world.accounts)
     const account = yield* Random.choice(world.accounts)
     const amount = yield* Random.nextIntBetween(1, 100)
     const dice = yield* Random.nextIntBetween(0, 100)
