@@ -239,7 +239,7 @@ const migrations: ReadonlyArray<Migration> = [
     statements: (sql, schema) => [
       // `typeSamples.ts` goes from type to type by it. Equal entries are stored once, so it has about 8 bytes for an event.
       sql`create index event_log_types on ${schema}.event_log
-        ((left(aggregate_id, greatest(strpos(aggregate_id, '/') - 1, 0))), (type collate "C"), version)`
+        ((left(aggregate_id, greatest(strpos(aggregate_id, '/'), 1) - 1)), (type collate "C"), version)`
     ]
   }
 ]
