@@ -16,7 +16,7 @@ import type { ValidationError } from "../../StoreError.js"
 import { HybridClock } from "../../Timestamp.js"
 import { type Tagged, tagOf } from "../codec/eventCodec.js"
 import { makeInSpanIfTraced } from "../runtime/tracing.js"
-import { textOfTime } from "../store/asOf.js"
+import { textOfTime, timeIn } from "../store/asOf.js"
 import type { CommandFailure } from "./commandContext.js"
 import { makeCommandInput } from "./commandInput.js"
 import type { AggregateDefinition } from "./definition.js"
@@ -90,7 +90,7 @@ export const makeOperations = <Name extends string, State, A extends Tagged, C e
         "replay",
         id,
         (service) => service.replay(id, at),
-        () => (typeof at === "number" ? { sequence: at } : { asOf: textOfTime(at?.asOf) })
+        () => (typeof at === "number" ? { sequence: at } : { asOf: textOfTime(timeIn(at)) })
       ),
     snapshot: (id: string) => operate("snapshot", id, (service) => service.snapshot(id)),
     history: (id: string) =>

@@ -14,7 +14,7 @@ import type { StoreAdapterService } from "../../StoreAdapter.js"
 import { type StoreError, ValidationError, ValidationIssue } from "../../StoreError.js"
 import type { Tagged } from "../codec/eventCodec.js"
 import { macrotask } from "../runtime/macrotask.js"
-import { boundOf, noTime } from "../store/asOf.js"
+import { boundOf, noTime, timeIn } from "../store/asOf.js"
 import { streamReaderOf } from "../store/streamReader.js"
 import type { AggregateDefinition } from "./definition.js"
 import { fold, initial, load, type VersionedState } from "./loadState.js"
@@ -27,7 +27,7 @@ export const replay = <State, A extends Tagged>(
   at: number | AsOf
 ): Effect.Effect<State, ValidationError | StoreError> => {
   if (typeof at !== "object" || at === null) return replayTo(definition, store, id, at)
-  const bound = boundOf(at.asOf)
+  const bound = boundOf(timeIn(at))
   return bound === undefined
     ? refused(definition.name, "asOf", noTime)
     : Effect.map(replayUntil(definition, store, id, bound), ({ state }) => state)

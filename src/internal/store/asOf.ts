@@ -14,6 +14,15 @@ export const boundOf = (time: unknown): string | undefined => {
 /** What is wrong with a value that is no time. */
 export const noTime = "must be a DateTime, or a valid Date"
 
+/** The time that options have. Callers that circumvent the types may give anything, also what can't be read. */
+export const timeIn = (options: unknown): unknown => {
+  try {
+    return typeof options === "object" && options !== null && "asOf" in options ? options.asOf : undefined
+  } catch {
+    return undefined
+  }
+}
+
 /** The value as text, for a span. */
 export const textOfTime = (time: unknown): string => {
   try {
