@@ -124,7 +124,7 @@ layer(Layer.empty, { excludeTestServices: true })("while random transactions ove
             expect(yield* Effect.provide(books, first.onSql.value)).toEqual(expected)
           }
         }).pipe(Effect.withRandom(Random.make(seed)), Logger.withMinimumLogLevel(LogLevel.Error)),
-      2 * inject("timeout")
+      5 * inject("timeout")
     )
   }
 })
