@@ -205,10 +205,20 @@ const beginWith = (
   ).pipe(withSpanIfTraced("sql.execute", statementSpan(command.text)))
 }
 
-const beginWithInsert = (operation: string, held: HeldConnection, insert: Command): Effect.Effect<Rows, StoreError> =>
-  Effect.as(beginWith(operation, held, beginStatements.slice(0, 1), insert), noRows)
+const beginWithInsert = (
+  operation: string,
+  held: HeldConnection,
+  insert: Command
+): Effect.Effect<Rows, StoreError | NotBegun> =>
+  Effect.mapBoth(beginWith(operation, held, beginStatements.slice(0, 1), insert), {
+    onSuccess: () => noRows,
+    onFailure: (reason) => (notInserted.has(reason.code ?? "") ? new NotBegun({ reason }) : reason)
+  })
 
 const noRows: Rows = []
+
+/** The codes of an insert that has not written all of its events, and of one into a stream with a gap. */
+const notInserted = new Set(["22P02", "23505"])
 
 /**
  * If BEGIN finds a transaction that has failed, the application has given the connection back before the driver knew its status. The
@@ -218,7 +228,7 @@ const noRows: Rows = []
 const topLevel = <A, B, E, R>(
   sql: SqlClient.SqlClient,
   operation: string,
-  first: (held: HeldConnection, isFirst: boolean) => Effect.Effect<A, StoreError>,
+  first: (held: HeldConnection, isFirst: boolean) => Effect.Effect<A, StoreError | NotBegun>,
   next: (a: A) => Effect.Effect<B, E, R>,
   last: (b: B) => Command | undefined = () => undefined,
   attempt = 1
@@ -229,22 +239,19 @@ const topLevel = <A, B, E, R>(
     ({ reason }) => (attempt < 3 ? topLevel(sql, operation, first, next, last, attempt + 1) : Effect.fail(reason))
   ).pipe(withSpanIfTraced("sql.transaction", { kind: "client" }))
 
-/** The codes of a transaction that failed before, of an insert that has not written all, and of one into a stream with a gap. */
-const notBegun = new Set(["25P02", "22P02", "23505"])
-
 class NotBegun extends Data.TaggedError("NotBegun")<{ readonly reason: StoreError }> {}
 
 const beginning = <A, B, E, R>(
   sql: SqlClient.SqlClient,
   operation: string,
-  first: (held: HeldConnection) => Effect.Effect<A, StoreError>,
+  first: (held: HeldConnection) => Effect.Effect<A, StoreError | NotBegun>,
   next: (a: A) => Effect.Effect<B, E, R>,
   last: (b: B) => Command | undefined
 ): Effect.Effect<B, E | StoreError | NotBegun, R> =>
   withConnection(sql, operation, (held) => {
     const begun = Effect.mapError(first(held), (reason) => {
-      if (!notBegun.has(reason.code ?? "")) return reason
-      if (reason.code === "25P02") held.close()
+      if (reason._tag === "NotBegun" || reason.code !== "25P02") return reason
+      held.close()
       return new NotBegun({ reason })
     })
     const validity: Validity = { over: false }
