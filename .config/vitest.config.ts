@@ -1,6 +1,7 @@
 import { availableParallelism } from "node:os"
 import { fileURLToPath } from "node:url"
-import { defineConfig } from "vitest/config"
+import { defineConfig, type ViteUserConfig } from "vitest/config"
+import { BaseSequencer, type TestSpecification } from "vitest/node"
 
 const root = fileURLToPath(new URL("..", import.meta.url))
 
@@ -16,11 +17,52 @@ declare module "vitest" {
 // One more than there are cores, because tests also wait: for time limits, for child processes and for the server.
 const workers = availableParallelism() + 1
 
+/** The files that take longest, which begin first, so that no worker ends long after the others. */
+const longest = [
+  "faults",
+  "rebuildUnderLoad",
+  "feedOrder",
+  "preparedStatements",
+  "pageBytes",
+  "callersApart",
+  "customAdapter",
+  "store",
+  "brokenFeeds",
+  "feedContract.pglite",
+  "subscription",
+  "folderLock",
+  "brokenStores",
+  "feedContract",
+  "sqlStore",
+  "store.pglite"
+]
+
+class LongestFirst extends BaseSequencer {
+  override async sort(files: Array<TestSpecification>): Promise<Array<TestSpecification>> {
+    const isLong = (name: string, { moduleId }: TestSpecification) => moduleId.endsWith(`/${name}.test.ts`)
+    const first = longest.flatMap((name) => files.filter((file) => isLong(name, file)))
+    return [...first, ...(await super.sort(files.filter((file) => !first.includes(file))))]
+  }
+}
+
+/** Turns the default of `SqlStore`'s option `preparedStatements` into false: `npm run test:unprepared`. */
+const unprepared: NonNullable<ViteUserConfig["plugins"]>[number] = {
+  name: "unprepared",
+  enforce: "pre",
+  transform: (code, id) => {
+    if (!id.endsWith("/src/SqlStore.ts")) return undefined
+    const changed = code.replace("options?.preparedStatements !== false", "options?.preparedStatements === true")
+    if (changed === code) throw new Error("SqlStore.ts has no such default")
+    return changed
+  }
+}
+
 export default defineConfig(({ mode }) => {
-  // `npm run test:long` tries 100 times as many random inputs.
-  const [runs, timeout] = mode === "long" ? [5000, 1_800_000] : [50, 60_000]
+  // `npm run test:long` tries 250 times as many random inputs.
+  const [runs, timeout] = mode === "long" ? [5000, 1_800_000] : [20, 60_000]
   return {
     root,
+    plugins: mode === "unprepared" ? [unprepared] : [],
     resolve: {
       alias: [
         { find: /^effect-maestro$/, replacement: `${root}src/index.ts` },
@@ -29,6 +71,8 @@ export default defineConfig(({ mode }) => {
     },
     test: {
       include: ["test/**/*.test.ts"],
+      // They are about what is prepared.
+      exclude: mode === "unprepared" ? ["test/preparedStatements.test.ts"] : [],
       globalSetup: "test/postgres.globalSetup.ts",
       setupFiles: "test/vitest.setup.ts",
       pool: "forks",
@@ -37,6 +81,7 @@ export default defineConfig(({ mode }) => {
       maxWorkers: workers,
       // Vitest fails if it ends an idle worker while others run.
       minWorkers: workers,
+      sequence: { sequencer: LongestFirst },
       reporters: "default",
       provide: { runs, timeout },
       testTimeout: timeout,

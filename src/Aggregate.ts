@@ -6,7 +6,6 @@
  *
  * @since 0.1.0
  */
-import type * as Duration from "effect/Duration"
 import type * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import type * as Schedule from "effect/Schedule"
@@ -27,8 +26,9 @@ import type {
 } from "./internal/aggregate/handlerTypes.js"
 import type { NewIdOf } from "./internal/aggregate/idTypes.js"
 import { makeOperations, serviceTag } from "./internal/aggregate/operations.js"
+import { withParts } from "./internal/aggregate/parts.js"
 import { makeService } from "./internal/aggregate/service.js"
-import { cacheLimits } from "./internal/aggregate/stateCache.js"
+import { type CacheOptions, cacheLimits } from "./internal/aggregate/stateCache.js"
 import { makeTargetedCommand, type TargetedCommand } from "./internal/aggregate/targetedCommand.js"
 import type { HandlerContext, HandlerError, Tagged } from "./internal/codec/eventCodec.js"
 import { withIdsOf } from "./internal/store/origin.js"
@@ -231,23 +231,6 @@ export interface Options<
   readonly retry?: Schedule.Schedule<unknown> | undefined
 }
 
-/**
- * The state cache of an aggregate's layer. A command on a cached state does not read the store.
- *
- * A cached state can't lead to a wrong result. The store refuses events that were decided on an outdated state, and the command is decided
- * again. A refusal, or a decision of no events, is checked against the store before it is returned. States are handed out as they are
- * cached, so never change one in place.
- *
- * @since 0.1.0
- * @category models
- */
-export interface CacheOptions {
-  /** The number of cached states; the longest unused is discarded first. With 0 a state is cached only while commands wait. 10 000 by default. */
-  readonly capacity?: number | undefined
-  /** How long an unused state stays in the cache; 10 minutes by default. */
-  readonly idleTimeToLive?: Duration.DurationInput | undefined
-}
-
 export {
   /**
    * Evaluates the commands of an effect as followers of an event. Subscriptions do so for `handle` and `on`.
@@ -357,6 +340,19 @@ export {
    */
   Metadata
 } from "./internal/aggregate/metadata.js"
+export type {
+  /**
+   * The state cache of an aggregate's layer. A command on a cached state does not read the store.
+   *
+   * A cached state can't lead to a wrong result. The store refuses events that were decided on an outdated state, and the command is decided
+   * again. A refusal, or a decision of no events, is checked against the store before it is returned. States are handed out as they are
+   * cached, so never change one in place.
+   *
+   * @since 0.1.0
+   * @category models
+   */
+  CacheOptions
+} from "./internal/aggregate/stateCache.js"
 export {
   /**
    * Sets metadata by a schema, and reads it. `metadata` makes it.
@@ -412,7 +408,7 @@ export {
  * })
  *
  * export const program = Counter.evaluate("a", new Increase({ by: 3 })).pipe(
- *   Effect.catchTag("TooHigh", ({ limit }) => Effect.succeed({ state: { count: limit } })),
+ *   Effect.map(({ sequence, state }) => [sequence, state.count]), // prints: [ 1, 3 ]
  *   Effect.provide(Counter.layer.pipe(Layer.provide(MemoryStore.layer)))
  * )
  * ```
@@ -469,15 +465,16 @@ export const make = <
   >
   const defaults = { id, kind, streams, retry: options.retry ?? defaultRetry }
   const definition = compile<State, StateEncoded, A, I, C, CI, E, R, Id>(name, options, defaults)
-  const tag = serviceTag<Name, State, A, C, E>(name)
-  const { severalIn, ...operations } = makeOperations(tag, definition, options.commands)
-  return {
+  const parts = { definition, tag: serviceTag<Name, State, A, C, E>(name), cache: cacheLimits(name, options.cache) }
+  const { severalIn, ...operations } = makeOperations(parts.tag, definition, options.commands)
+  return withParts(parts, {
     ...operations,
     name,
     kind,
     // Without the option an id is any text, and `Id` is `string`.
     id: id as Schema.Schema<Id>,
     streams,
+    state: options.state,
     events: options.events,
     // The same projections in the same order, which the type of `map` does not say.
     projections: withIdsOf({ id, name, streams }, definition.projections) as BoundProjections<Projections>,
@@ -495,6 +492,6 @@ export const make = <
       command: unknown,
       options?: { readonly only?: ReadonlyArray<Only> | undefined }
     ) => operations.evaluateUnknown(id, command, options?.only) as Evaluation<Only>,
-    layer: Layer.scoped(tag, makeService(definition, cacheLimits(name, options.cache)))
-  }
+    layer: Layer.scoped(parts.tag, makeService(definition, parts.cache))
+  })
 }

@@ -69,6 +69,12 @@ export interface Event {
  */
 export interface NewEvent extends Omit<Event, "version"> {
   readonly version?: number | undefined
+  /**
+   * The timestamp of the event before it in its stream, as its maker knows it. The store refuses the event with `RetryCommand` where another
+   * one is stored there. So a decision on events that the database has lost, by a failover or by a backup that was restored, is not stored
+   * behind others. Without it only the sequence is compared. It is not stored. Aggregates give it.
+   */
+  readonly follows?: Timestamp | undefined
 }
 
 /**
@@ -116,7 +122,7 @@ export type StreamIds = "byKind" | "plain"
  * ```ts
  * import { Event } from "effect-maestro"
  *
- * export const { kind, id } = Event.identityOf("Account/42")
+ * console.log(Event.identityOf("Account/42")) // prints: { kind: 'Account', id: '42' }
  * ```
  */
 export const identityOf = (aggregateId: string): Identity => {
@@ -130,7 +136,7 @@ export const identityOf = (aggregateId: string): Identity => {
  * @since 0.1.0
  * @category constructors
  */
-export const make = ({ version = 1, ...event }: NewEvent): Event => ({ ...event, version })
+export const make = ({ follows: _follows, version = 1, ...event }: NewEvent): Event => ({ ...event, version })
 
 /**
  * The schema of an event, which is encoded as JSON. It checks the form of an event. A commit also checks that JSON
@@ -158,7 +164,7 @@ export const Event: Schema.Schema<Event, EventEncoded> = Schema.Struct({
  * @since 0.1.0
  * @category models
  */
-export interface EventEncoded extends Omit<NewEvent, "timestamp" | "causationId"> {
+export interface EventEncoded extends Omit<NewEvent, "timestamp" | "causationId" | "follows"> {
   readonly timestamp: string
   readonly causationId?: string | undefined
 }
@@ -174,4 +180,6 @@ export interface StoredEvent extends Omit<Event, "body" | "metadata"> {
   readonly body: string
   /** The text of a JSON object. */
   readonly metadata: string
+  /** Only of an event to append: the timestamp of the event before it, if its maker knows it (`NewEvent`). */
+  readonly follows?: Timestamp | undefined
 }

@@ -16,6 +16,7 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
 import * as Order_ from "effect/Order"
+import * as ParseResult from "effect/ParseResult"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
@@ -99,6 +100,47 @@ export const StreamPosition: Schema.Schema<StreamPosition> = Schema.Struct({
   aggregateId: Schema.String.pipe(Schema.minLength(1)),
   sequence: Schema.Int.pipe(Schema.between(0, maxSequence))
 }).annotations({ identifier: "StreamPosition" })
+
+/**
+ * A stream position as text, such as `Account/42@3`: for a header or a query of a URL. The id of the stream is
+ * percent-encoded apart from its slashes, so the text is ASCII without spaces.
+ *
+ * @since 0.1.0
+ * @category schemas
+ *
+ * @example
+ * ```ts
+ * import { EventFeed } from "effect-maestro"
+ * import * as Schema from "effect/Schema"
+ *
+ * const text = Schema.encodeSync(EventFeed.StreamPositionFromString)({ aggregateId: "Account/42", sequence: 3 })
+ * console.log(text) // prints: Account/42@3
+ * ```
+ */
+export const StreamPositionFromString: Schema.Schema<StreamPosition, string> = Schema.transformOrFail(
+  Schema.String.annotations({ description: "the place of an event in its stream, such as Account/42@3" }),
+  StreamPosition,
+  {
+    strict: true,
+    decode: (text, _, ast) => {
+      const [, id = "", sequence = ""] = /^(.+)@(\d{1,10})$/s.exec(text) ?? []
+      try {
+        return sequence === ""
+          ? ParseResult.fail(new ParseResult.Type(ast, text, "Expected a stream position, such as Account/42@3"))
+          : ParseResult.succeed({ aggregateId: decodeURIComponent(id), sequence: Number(sequence) })
+      } catch {
+        return ParseResult.fail(new ParseResult.Type(ast, text, "The id of the stream is not percent-encoded"))
+      }
+    },
+    encode: ({ aggregateId, sequence }, _, ast) => {
+      try {
+        return ParseResult.succeed(`${encodeURIComponent(aggregateId).replaceAll("%2F", "/")}@${sequence}`)
+      } catch {
+        return ParseResult.fail(new ParseResult.Type(ast, aggregateId, "The id of the stream is no valid text"))
+      }
+    }
+  }
+)
 
 /**
  * An event as it is stored, with the kind and the id of its aggregate, and its position in the feed.
@@ -220,7 +262,12 @@ export interface HeldBack {
  * @category models
  */
 export interface EventFeedService {
-  /** Reads a page of the feed. It shows committed events only, also inside a transaction that has events of its own. */
+  /**
+   * Reads a page of the feed. It shows committed events only, also inside a transaction that has events of its own.
+   *
+   * On Postgres it fails with `Misconfigured` where the log has lost the event at `after`, by a failover or by a backup that was restored.
+   * Events may have taken the places before it since, and the reader would miss them.
+   */
   readonly read: (options?: ReadOptions) => Effect.Effect<Page, ValidationError | StoreError>
 
   /** The position of the last event that the feed shows; `beginning` while there is none. */
@@ -330,6 +377,7 @@ export const samples = (
  * import * as Effect from "effect/Effect"
  * import * as Stream from "effect/Stream"
  *
+ * // It waits for further events, and prints each.
  * export const audit = EventFeed.stream({ filter: { types: ["Withdrawn"] } }).pipe(
  *   Stream.runForEach((event) => Console.log(event.position, event.kind, event.id, event.body)),
  *   Effect.provide(MemoryStore.layer)

@@ -18,11 +18,13 @@ import { feedBadInputCases } from "./internal/contract/feedBadInput.js"
 import type { FeedSettings } from "./internal/contract/feedCase.js"
 import { feedFilterCases } from "./internal/contract/feedFilters.js"
 import { feedLeaseCases } from "./internal/contract/feedLeases.js"
+import { feedNodeCases } from "./internal/contract/feedNodes.js"
 import { feedOverlapCases } from "./internal/contract/feedOverlap.js"
 import { feedParkedCases } from "./internal/contract/feedParked.js"
 import { feedProgressCases } from "./internal/contract/feedProgress.js"
 import { feedRandomCases } from "./internal/contract/feedRandom.js"
 import { feedReadCases } from "./internal/contract/feedReads.js"
+import { feedRepartitionCases } from "./internal/contract/feedRepartition.js"
 import { feedSampleCases } from "./internal/contract/feedSamples.js"
 import { feedStatusCases } from "./internal/contract/feedStatus.js"
 import { register } from "./internal/contract/register.js"
@@ -117,6 +119,8 @@ export const cases = (options?: Options): ReadonlyArray<Case> => {
     ...feedBadInputCases,
     ...feedRandomCases(settings),
     ...feedLeaseCases,
+    ...feedNodeCases,
+    ...feedRepartitionCases,
     ...feedProgressCases,
     ...feedParkedCases,
     ...feedStatusCases

@@ -460,6 +460,7 @@ export type ProjectionHandlers<A extends Tagged, Id extends string = string> = {
  * ```
  */
 export type ConstraintHandlers<A, E = ConstraintRefusal | undefined, Id extends string = string> = {
+  /** By the name of the constraint. */
   readonly [constraint: string]: (event: A, envelope: Envelope<Id>) => E
 }
 

@@ -52,7 +52,7 @@ export interface Options<Projections extends ReadonlyArray<Projection.AnyBound>,
   /**
    * The subscription that keeps the tables, for eventual projections. The rebuild projects the events that its filter
    * lets through, and then moves the subscription to its own last event. Without this option the projections are strong
-   * ones, which run in all commits.
+   * ones, which run in all commits. The subscription keeps the number of partitions that it has in the store.
    *
    * The records of `ProjectionTables` say what keeps a table, and a rebuild that does not fit them is refused. For a
    * table without a record you must know it. If the rebuild then leaves out the subscription, that projects events a

@@ -21,11 +21,13 @@ import { isEmbedded } from "./internal/sql/pg/driver.js"
 import { execute, retryDisturbed } from "./internal/sql/pg/execute.js"
 import { makeReads } from "./internal/sql/readStream.js"
 import { repair } from "./internal/sql/repair.js"
+import { checkReadFrom, makeReplica, type Replica } from "./internal/sql/replica.js"
+import { makeReplicaReads } from "./internal/sql/replicaReads.js"
 import { makeSend } from "./internal/sql/sendCommits.js"
 import { Tables } from "./internal/sql/storeTables.js"
 import { makeSqlSubscriptions } from "./internal/sql/subscriptions.js"
 import type { LogTable } from "./internal/store/pageBytes.js"
-import { makeEncoded, StoreAdapter, type StoreAdapterService } from "./StoreAdapter.js"
+import { type EncodedStore, makeEncoded, StoreAdapter, type StoreAdapterService } from "./StoreAdapter.js"
 import { StoreError } from "./StoreError.js"
 import { SubscriptionStore } from "./SubscriptionStore.js"
 
@@ -35,7 +37,7 @@ import { SubscriptionStore } from "./SubscriptionStore.js"
  * @since 0.1.0
  * @category models
  */
-export interface Options {
+export interface Options<out R = never> {
   /**
    * The Postgres schema that holds the store's tables, `maestro` by default; several stores can share a database. At most
    * 63 bytes.
@@ -60,6 +62,14 @@ export interface Options {
    * prepare.
    */
   readonly preparedStatements?: boolean | undefined
+  /**
+   * A layer of the client of a replica: a physical standby of the database. The layer is built with the store, and `R` is what it requires.
+   *
+   * Readers of the feed that are behind get their pages from it, and queries that ask for it (`fromReplica`) are answered by it. Everything
+   * else uses the client of the store. If the replica can't be read, because it is down, promoted or of another timeline, the primary is read
+   * in its place. Another database fails the layer with `Misconfigured`.
+   */
+  readonly readFrom?: Layer.Layer<SqlClient.SqlClient, unknown, R> | undefined
 }
 
 export {
@@ -81,10 +91,12 @@ export {
  * @since 0.1.0
  * @category constructors
  */
-export const make = (
-  options?: Options
-): Effect.Effect<StoreAdapterService, StoreError, SqlClient.SqlClient | Scope.Scope> =>
-  Effect.flatMap(findFoundation(options), makeOn)
+export const make = <R = never>(
+  options?: Options<R>
+): Effect.Effect<StoreAdapterService, StoreError, SqlClient.SqlClient | Scope.Scope | R> => {
+  checkReadFrom(options?.readFrom)
+  return Effect.flatMap(findFoundation(options), makeOn)
+}
 
 /**
  * The store in the schema `maestro`, whose tables it creates and updates when it is built, with its feed and the store of subscriptions.
@@ -116,20 +128,26 @@ export const layer: Layer.Layer<
  * @since 0.1.0
  * @category layers
  */
-export const layerWith = (
-  options: Options
-): Layer.Layer<StoreAdapter | EventFeed | SubscriptionStore | Tables, StoreError, SqlClient.SqlClient> =>
-  Layer.scopedContext(
+export const layerWith = <R = never>(
+  options: Options<R>
+): Layer.Layer<
+  StoreAdapter | EventFeed | SubscriptionStore | Tables,
+  StoreError,
+  SqlClient.SqlClient | Exclude<R, Scope.Scope>
+> => {
+  checkReadFrom(options.readFrom)
+  return Layer.scopedContext(
     Effect.gen(function* () {
       const foundation = yield* findFoundation(options)
-      const { client, log, name, notifications, runner } = foundation
+      const { client, log, name, notifications, replica, runner } = foundation
       const tables = { ...log, name, isEmbedded: isEmbedded(client) }
       const store = yield* makeOn(foundation)
       const feed = yield* makeSqlFeed(
         log,
         runner,
         notifications,
-        Duration.toMillis(options.pollInterval ?? usualPollInterval)
+        Duration.toMillis(options.pollInterval ?? usualPollInterval),
+        replica
       )
       return Context.make(StoreAdapter, store).pipe(
         Context.add(EventFeed, feed),
@@ -138,6 +156,55 @@ export const layerWith = (
       )
     })
   )
+}
+
+export {
+  /**
+   * Lets the replica of the store (the option `readFrom`) answer the queries of an effect: `get`, `fetch`, `root`, `exists`, `replay` and
+   * `history` of aggregates. They may return an older state, but never one without the events of `after`.
+   *
+   * The primary answers, without a failure of the query, where the replica can't be read, where a read fails there, or where it does not have
+   * the events in time. It also answers what a transaction or the decision of a command reads. `evaluate` never reads the replica, and no state
+   * of it is cached. `get` still returns a cached state.
+   *
+   * Without the option `readFrom`, on other stores, and for aggregates of a cluster, it has no effect.
+   *
+   * @since 0.1.0
+   * @category replicas
+   *
+   * @example
+   * ```ts
+   * import { Aggregate, MemoryStore, SqlStore } from "effect-maestro"
+   * import * as Effect from "effect/Effect"
+   * import * as Layer from "effect/Layer"
+   * import * as Schema from "effect/Schema"
+   *
+   * class Renamed extends Schema.TaggedClass<Renamed>()("Renamed", { title: Schema.String }) {}
+   *
+   * const Page = Aggregate.make("Page", {
+   *   state: Schema.String,
+   *   initialState: "",
+   *   events: Renamed,
+   *   commands: Renamed,
+   *   decide: { Renamed: (command) => Effect.succeed([command]) },
+   *   evolve: { Renamed: (_, { title }) => title }
+   * })
+   *
+   * export const program = Effect.gen(function* () {
+   *   const { position } = yield* Page.evaluate("home", new Renamed({ title: "Welcome" }))
+   *   return yield* Page.fetch("home").pipe(SqlStore.fromReplica({ after: position })) // prints: Welcome
+   * }).pipe(Effect.provide(Page.layer.pipe(Layer.provideMerge(MemoryStore.layer))))
+   * ```
+   */
+  fromReplica,
+  /**
+   * What a query expects of the replica.
+   *
+   * @since 0.1.0
+   * @category models
+   */
+  type ReplicaOptions
+} from "./internal/sql/fromReplica.js"
 
 /**
  * Creates or updates the tables, for layers with `migrate: false`: in a deployment step, in a role that has the right. Any number of
@@ -177,26 +244,33 @@ interface Foundation {
   readonly log: LogTable
   readonly notifications: Notifications
   readonly runner: CommandRunner
+  readonly replica: Replica | undefined
 }
 
 /** Brings the schema up to date, or checks it. */
-const findFoundation = (
-  options: Options | undefined
-): Effect.Effect<Foundation, StoreError, SqlClient.SqlClient | Scope.Scope> =>
+const findFoundation = <R>(
+  options: Options<R> | undefined
+): Effect.Effect<Foundation, StoreError, SqlClient.SqlClient | Scope.Scope | R> =>
   Effect.gen(function* () {
     const { client, name, schema, sql } = yield* resolve(options)
     const isMigrating = options?.migrate !== false
     const measuring = yield* isMigrating ? migrateSchema(sql, name, schema) : checkSchema(sql, name, schema)
     if (isMigrating) yield* repair(sql, schema)
-    const runner = new CommandRunner(sql, options?.preparedStatements !== false)
+    const log = { measuring, schema, sql }
+    const preparedStatements = options?.preparedStatements !== false
+    const runner = new CommandRunner(sql, preparedStatements)
     const notifications = yield* makeNotifications(client, name, runner)
-    return { client, name, log: { measuring, schema, sql }, notifications, runner }
+    const readFrom = options?.readFrom
+    const replica =
+      readFrom === undefined ? undefined : yield* makeReplica(readFrom, name, { log, runner }, preparedStatements)
+    return { client, name, log, notifications, runner, replica }
   })
 
 const makeOn = ({
   client,
   log,
   notifications,
+  replica,
   runner
 }: Foundation): Effect.Effect<StoreAdapterService, never, Scope.Scope> =>
   Effect.gen(function* () {
@@ -209,7 +283,8 @@ const makeOn = ({
       signals: notifications,
       statements
     })
-    return makeEncoded({
+    const reads = makeReads(log, runner)
+    const encoded: EncodedStore = {
       name: "SqlStore",
       append,
       appendWith,
@@ -220,8 +295,18 @@ const makeOn = ({
             execute(sql, { operation: "commitSnapshot", phase: "committing" }, upsertSnapshot(sql, schema, snapshot))
           )
         ),
-      ...makeReads(log, runner)
-    })
+      ...reads
+    }
+    const store = makeEncoded(encoded)
+    if (replica === undefined) return store
+    const readsFor = makeReplicaReads(replica, reads)
+    return {
+      ...store,
+      replica: {
+        replaces: store,
+        readsFor: (query) => Effect.map(readsFor(query), (reads) => makeEncoded({ ...encoded, ...reads }))
+      }
+    }
   })
 
 const resolve = (options: Pick<Options, "schema"> | undefined) =>

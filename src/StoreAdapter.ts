@@ -12,6 +12,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
 import type { Event, NewEvent, StoredEvent } from "./Event.js"
+import type { StreamPosition } from "./EventFeed.js"
 import { flatMapSync } from "./internal/runtime/syncEffect.js"
 import { withSpanIfTracedIn } from "./internal/runtime/tracing.js"
 import { atCommit, handles, projectionWork } from "./internal/store/runProjections.js"
@@ -50,7 +51,8 @@ export interface StoreAdapterService {
    * - An empty list succeeds and writes nothing.
    * - Every event is validated first. `ValidationError` has an issue for each mistake, and nothing is written.
    * - `RetryCommand`: a sequence is taken, or an aggregate's first sequence is not its stored head + 1. It does not
-   *   matter whether the conflict existed before or arose in a race. Nothing is written.
+   *   matter whether the conflict existed before or arose in a race. So it is where an aggregate's first event `follows`
+   *   another event than the stored head. Nothing is written.
    * - Committing stored events again (all of them, with the same timestamps and sequences) succeeds and writes nothing.
    *   So a second commit settles a commit whose result was lost. Stored and new events in one commit are a conflict.
    * - Inside your own `SqlClient.withTransaction` it is part of that transaction, which stays usable after any failure.
@@ -113,6 +115,46 @@ export interface StoreAdapterService {
 
   /** Reads streams in pages. Optional: without it, aggregates read by `getEvents` and `getSnapshot`. */
   readonly streamReader?: StreamReader | undefined
+
+  /** Reads that may be older than the last commit, for queries that ask for them. Optional. Decisions never use it. */
+  readonly replica?: ReplicaReader | undefined
+}
+
+/**
+ * The reads of a store that aggregates load from.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type StoreReads = Pick<StoreAdapterService, "getEvents" | "getSnapshot" | "streamReader">
+
+/**
+ * Finds the reads for a query that a replica may answer.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface ReplicaReader {
+  /** Aggregates use the replica only while the store still has these two functions, as with a `StreamReader`. */
+  readonly replaces: Pick<StoreAdapterService, "getEvents" | "getSnapshot">
+  /**
+   * The reads for one query. They may lack the last commits, but no event of `after`. A later read of them never has fewer
+   * events than one before it. A failure of the replica is none of the query.
+   */
+  readonly readsFor: (query: ReplicaQuery) => Effect.Effect<StoreReads, ValidationError>
+}
+
+/**
+ * What a query expects of a replica.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface ReplicaQuery {
+  /** Events that the query must see, and with them all that were committed before. */
+  readonly after: ReadonlyArray<StreamPosition>
+  /** How long it waits for the replica to have them, in milliseconds. */
+  readonly maxWait: number
 }
 
 /**
@@ -189,7 +231,7 @@ export interface EventPage {
  *
  * export const program = Effect.gen(function* () {
  *   const store = yield* StoreAdapter.StoreAdapter
- *   return yield* store.getEvents("account-1", 1, { maxSequence: 10 })
+ *   return yield* store.getEvents("account-1", 1, { maxSequence: 10 }) // prints: []
  * }).pipe(Effect.provide(MemoryStore.layer))
  * ```
  */
@@ -224,7 +266,8 @@ export interface EncodedStore {
 
   /**
    * Stores the events, all or none, and returns `appended`. Returns `duplicate` if all of them are stored already, with the
-   * same timestamps and sequences. `RetryCommand` names the first event that can't be stored. Inside `work.project` of
+   * same timestamps and sequences. `RetryCommand` names the first event that can't be stored: its sequence is not the next
+   * one, or it `follows` another event than the stored one. Inside `work.project` of
    * `appendWith` it is part of that transaction.
    */
   readonly append: (

@@ -76,8 +76,8 @@ export class ValidationError extends Schema.TaggedError<ValidationError>("effect
 }
 
 /**
- * Why a store failed. The list is closed, so a `switch` over it can be exhaustive. Only after `CommitUnknown` may the
- * events be stored.
+ * Why a store failed. The list is closed, so a `switch` over it can be exhaustive. Only after `CommitUnknown` and
+ * `ClusterUnavailable` may the events be stored.
  *
  * These are transient. `evaluate` has retried by the aggregate's `retry` schedule before it fails with one of them:
  *
@@ -89,6 +89,9 @@ export class ValidationError extends Schema.TaggedError<ValidationError>("effect
  * - `CommitUnknown`: the connection broke during COMMIT, so all of the commit is stored, or nothing. Commit the same
  *   events to the port again. After `evaluate`, read the aggregate, or evaluate again with the same command id. Without
  *   an id the command may be applied twice.
+ * - `ClusterUnavailable`: no runner of the cluster has answered the call of a `ClusterAggregate` in time. A command may
+ *   have taken effect. Read the aggregate, or evaluate again with the same command id. Without an id the command may be
+ *   applied twice.
  *
  * These happen again, until the cause is removed:
  *
@@ -115,6 +118,7 @@ export const StoreErrorReason = Schema.Literal(
   "ConnectionLost",
   "CommitUnknown",
   "Contention",
+  "ClusterUnavailable",
   "Cancelled",
   "Constraint",
   "Misconfigured",

@@ -2,35 +2,34 @@
  * Subscriptions: named readers of the feed with a stored checkpoint.
  *
  * What a handler writes through `SqlClient` is stored in the transaction of the checkpoint, so each event takes effect
- * exactly once, also after a crash. Several processes may run one subscription: one of them holds its lease and handles
- * the events, and the others wait for the lease.
+ * exactly once, also after a crash. Several processes may run one subscription, and divide its partitions: one process
+ * at a time holds the lease of a partition and handles the events.
  *
  * Catch-up subscriptions with checkpoints are known from EventStoreDB; leases with a fencing token from Martin
  * Kleppmann ("How to do distributed locking", 2016).
  *
  * @since 0.1.0
  */
-import type { NonEmptyReadonlyArray } from "effect/Array"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type * as Layer from "effect/Layer"
-import type * as Option from "effect/Option"
 import * as Schedule from "effect/Schedule"
 import type { Envelope } from "./Event.js"
-import type { EventFeed, FeedEvent, Filter, HeldBack, Position, StreamPosition } from "./EventFeed.js"
+import type { EventFeed, Filter, Position, StreamPosition } from "./EventFeed.js"
 import { bothOf } from "./internal/store/readOptions.js"
 import { withoutReceipts } from "./internal/store/receiptStreams.js"
 import { filterOf, handles, runProjections } from "./internal/store/runProjections.js"
 import { validateStreamPosition } from "./internal/store/storedRecord.js"
 import { NotReached, type SubscriptionStopped } from "./internal/subscription/errors.js"
 import { handlingEach, handlingTogether } from "./internal/subscription/handler.js"
-import type { EachOf, MakeOptions, OptionsWithoutTypes } from "./internal/subscription/makeTypes.js"
+import type { EachOf, Handler, MakeOptions, OptionsWithoutTypes } from "./internal/subscription/makeTypes.js"
 import type { On } from "./internal/subscription/on.js"
 import { checkHandlers, checkProjections, makeRunner } from "./internal/subscription/runner.js"
-import { awaitPosition } from "./internal/subscription/status.js"
+import { awaitPosition, nodesOf } from "./internal/subscription/status.js"
+import type { NodeStatus, Status } from "./internal/subscription/statusTypes.js"
 import type { Projection } from "./Projection.js"
 import { type StoreError, ValidationError, ValidationIssue } from "./StoreError.js"
-import { type ParkedEvent, type PartitionState, SubscriptionStore } from "./SubscriptionStore.js"
+import { type ParkedEvent, SubscriptionStore } from "./SubscriptionStore.js"
 
 /**
  * A subscription, to be run as an effect or as a layer.
@@ -67,6 +66,9 @@ export interface Subscription<out E = never, out R = never> {
   /** Handles all parked events in their order, up to the first that fails. Returns how many it has handled. */
   readonly retryAllParked: Effect.Effect<number, E | StoreError, SubscriptionStore | R>
 
+  /** The partitions that this process runs now, because it holds their leases. */
+  readonly held: Effect.Effect<ReadonlyArray<number>>
+
   /** The state of the subscription, and how far it is behind. */
   readonly status: Effect.Effect<Status, ValidationError | StoreError, EventFeed | SubscriptionStore>
 }
@@ -99,9 +101,12 @@ export interface Options {
    */
   readonly delivery?: "exactly-once" | "at-least-once" | undefined
   /**
-   * The number of partitions, 1 by default. Each has a share of the aggregates, a lease and a checkpoint. The number
-   * can't be changed later: with another one `run` fails with `Misconfigured`, the layer logs that failure repeatedly,
-   * and the state of `status` is `misconfigured`.
+   * The number of partitions, 1 by default. Each has a share of the aggregates, a lease and a checkpoint. The processes
+   * that run the subscription divide them evenly.
+   *
+   * A later version of the program may have another number. Its processes run the stored number until all want the same
+   * one. Then the partitions are replaced at one position. `delivery` holds as before, and each aggregate keeps its order.
+   * While a partition is stopped, or retries an event, the change waits.
    */
   readonly partitions?: number | undefined
   /**
@@ -124,26 +129,11 @@ export interface Options {
    * another, and the batch that it was handling is not stored.
    */
   readonly lease?: Duration.DurationInput | undefined
-  /** The name of this process, for people to read; a new id by default. */
+  /** The name of this process in `status` and `nodes`, for people to read; a new id by default. */
   readonly holder?: string | undefined
   /** How long the batch under way may go on after an interruption: 10 seconds by default. */
   readonly shutdown?: Duration.DurationInput | undefined
 }
-
-/**
- * The handler of a subscription: of one event after the other, or of a batch. It gets events as they are stored;
- * `Account.decode(event)` reads one as events of today. The commands that `handle` evaluates follow from its event
- * (`correlationId`, `causationId`). For a batch, put `Aggregate.causedBy(event)` around each command.
- *
- * @since 0.1.0
- * @category models
- */
-export type Handler<E, R> =
-  | { readonly handle: (event: FeedEvent) => Effect.Effect<unknown, E, R>; readonly handleBatch?: undefined }
-  | {
-      readonly handleBatch: (events: NonEmptyReadonlyArray<FeedEvent>) => Effect.Effect<unknown, E, R>
-      readonly handle?: undefined
-    }
 
 export {
   /**
@@ -161,6 +151,17 @@ export {
    */
   SubscriptionStopped
 } from "./internal/subscription/errors.js"
+export type {
+  /**
+   * The handler of a subscription: of one event after the other, or of a batch. It gets events as they are stored;
+   * `Account.decode(event)` reads one as events of today. The commands that `handle` evaluates follow from its event
+   * (`correlationId`, `causationId`). For a batch, put `Aggregate.causedBy(event)` around each command.
+   *
+   * @since 0.1.0
+   * @category models
+   */
+  Handler
+} from "./internal/subscription/makeTypes.js"
 export {
   /**
    * The handlers that `on` takes, by event type. Each gets the decoded event, and the stored one with the `id`.
@@ -185,40 +186,29 @@ export {
    */
   on
 } from "./internal/subscription/on.js"
-
-/**
- * The state of a subscription.
- *
- * @since 0.1.0
- * @category models
- */
-export interface Status {
+export type {
   /**
-   * `idle` if no process holds a lease of it; `misconfigured` if it has another number of partitions in the store than
-   * in this program, which therefore can't run it. `partitions` has the stored number.
+   * A node of a subscription: one run of it, in a process.
+   *
+   * @since 0.1.0
+   * @category models
    */
-  readonly state: "running" | "idle" | "stopped" | "misconfigured"
-  /** The number of committed events that it has not handled yet, including held back events. */
-  readonly eventsBehind: number
-  /** The age of the first of these, in seconds; 0 if there is none. */
-  readonly secondsBehind: number
-  /** The events that it can't handle before an older transaction has ended. A warning is logged after half a minute. */
-  readonly heldBack: Option.Option<HeldBack>
-  /** The number of parked events. */
-  readonly parked: number
-  readonly partitions: ReadonlyArray<PartitionStatus>
-}
-
-/**
- * The state of a partition of a subscription.
- *
- * @since 0.1.0
- * @category models
- */
-export interface PartitionStatus extends PartitionState {
-  readonly eventsBehind: number
-  readonly secondsBehind: number
-}
+  NodeStatus,
+  /**
+   * The state of a partition of a subscription.
+   *
+   * @since 0.1.0
+   * @category models
+   */
+  PartitionStatus,
+  /**
+   * The state of a subscription.
+   *
+   * @since 0.1.0
+   * @category models
+   */
+  Status
+} from "./internal/subscription/statusTypes.js"
 
 /**
  * Makes a subscription: of typed handlers for the events of one or several aggregates (`on`), or of a handler for all
@@ -432,6 +422,16 @@ export const resume = (subscription: Named): Effect.Effect<void, ValidationError
     }
     yield* store.resume(name)
   })
+
+/**
+ * The processes that run a subscription, in the order in which they began, with the partitions that each holds. A
+ * process that was killed or stopped is listed until its lease has run out.
+ *
+ * @since 0.1.0
+ * @category operations
+ */
+export const nodes = (subscription: Named): Effect.Effect<ReadonlyArray<NodeStatus>, StoreError, SubscriptionStore> =>
+  nodesOf(nameOf(subscription))
 
 /**
  * The events that a subscription has parked, in the order of the feed.

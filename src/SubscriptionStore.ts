@@ -27,8 +27,8 @@ export interface Key {
 }
 
 /**
- * The lease is lost: it ran out, and another process may have taken it. What this process did since its last checkpoint
- * is not stored.
+ * The lease is lost: it ran out, and another process may have taken it, or the database has lost the last checkpoint. What
+ * this process did since the stored checkpoint is not stored.
  *
  * @since 0.1.0
  * @category errors
@@ -39,6 +39,22 @@ export class LeaseLost extends Schema.TaggedError<LeaseLost>("effect-maestro/Lea
 }) {
   override get message(): string {
     return `subscription ${JSON.stringify(this.subscription)}, partition ${this.partition}: another process holds the lease`
+  }
+}
+
+/**
+ * The subscription has another number of partitions in the store than the lease is for. The number was changed, or
+ * nodes of another number began the subscription.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class PartitionsChanged extends Schema.TaggedError<PartitionsChanged>("effect-maestro/PartitionsChanged")(
+  "PartitionsChanged",
+  { subscription: Schema.String, stored: Schema.Number, requested: Schema.Number }
+) {
+  override get message(): string {
+    return `subscription ${JSON.stringify(this.subscription)} has ${this.stored} partitions in the store, and the lease is for one of ${this.requested}`
   }
 }
 
@@ -144,8 +160,12 @@ export interface PartitionState extends Key {
   readonly position: Position
   /** The holder of the lease; none while no process holds it. */
   readonly holder: Option.Option<string>
+  /** Since when it holds the lease, in milliseconds since 1970. */
+  readonly heldSince: Option.Option<number>
   /** Whether it stopped before an event that could not be handled, and waits for `resume`. */
   readonly stopped: boolean
+  /** Whether attempts at an event are recorded. The next checkpoint clears them. */
+  readonly retrying: boolean
   /** The failure at which it stopped, or of the event that it retries. */
   readonly lastFailure: Option.Option<EventFailure>
   /** The number of parked events. */
@@ -169,6 +189,105 @@ export interface LeaseOptions {
 }
 
 /**
+ * The options of a node.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface JoinOptions {
+  /** The name of the subscription. */
+  readonly name: string
+  /** How many partitions the node wants. The subscription may have another number in the store. */
+  readonly partitions: number
+  /** The id of the node, which no other node has. */
+  readonly node: string
+  /** The name of the process, for people to read. */
+  readonly holder: string
+  /** In milliseconds. A node that gave no sign of life for so long has left. */
+  readonly duration: number
+}
+
+/**
+ * A node: one run of a subscription, in a process. Several nodes share the partitions of the subscription.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface SubscriptionNode {
+  readonly node: string
+  readonly holder: string
+  /** How many partitions it wants. */
+  readonly partitions: number
+  /** The partitions that it can't run at present, because its runs of them failed. */
+  readonly declines: ReadonlyArray<number>
+  /** When it joined, in milliseconds since 1970. */
+  readonly since: number
+}
+
+/**
+ * The nodes of a subscription, and which partition is assigned to which of them. An assignment says which node asks for
+ * the lease. It gives no right to handle events, which only the lease does.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Shares {
+  /** How many partitions the store has; undefined while the subscription has never run. */
+  readonly partitions: number | undefined
+  /** In the order in which they joined. */
+  readonly nodes: ReadonlyArray<SubscriptionNode>
+  /** A partition that was never assigned is missing. The node may have left. */
+  readonly assigned: ReadonlyArray<{ readonly partition: number; readonly node: string }>
+}
+
+/**
+ * The change of an assignment.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Assignment {
+  readonly partition: number
+  /** The node of the partition before; undefined if it was never assigned. */
+  readonly from: string | undefined
+  readonly to: string
+}
+
+/**
+ * The part of a node in a subscription. `Subscription` decides on the assignments. A store keeps them, and notices
+ * nodes that have left.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Membership {
+  /**
+   * Gives a sign of life, and returns the nodes, this one among them, and the assignments. A node is left out when its
+   * scope has closed. It is left out, too, when it gave no sign of life for its duration and holds no lease.
+   */
+  readonly look: (declines: ReadonlyArray<number>) => Effect.Effect<Shares, StoreError>
+  /** Changes each assignment that still is as `from` says, and leaves the others. */
+  readonly assign: (changes: ReadonlyArray<Assignment>) => Effect.Effect<void, StoreError>
+  /**
+   * Replaces all partitions together by as many as this node wants, and returns whether it did. It does so only if
+   *
+   * - the store has as many partitions as `from` says, and all of them are at one position,
+   * - no partition is leased, stopped or retrying,
+   * - no node wants another number.
+   *
+   * The new partitions begin at that position, without assignments. Parked events stay parked, each in the partition of
+   * its aggregate. All earlier leases are lost. If an earlier lease was not released, `isTakenOver` is true for the
+   * first lease of each new partition.
+   */
+  readonly repartition: (from: number) => Effect.Effect<boolean, StoreError>
+  /**
+   * Waits until a look is due. It may return without a change. After a change it returns within a third of the
+   * duration, so that the node gives signs of life often enough.
+   */
+  readonly due: Effect.Effect<void>
+}
+
+/**
  * The operations of the port.
  *
  * @since 0.1.0
@@ -177,10 +296,24 @@ export interface LeaseOptions {
 export interface SubscriptionStoreService {
   /**
    * Waits for the lease, renews it, and releases it when the scope closes. It waits while the subscription is stopped.
-   * If the state of the subscription is deleted during the wait, the wait goes on as for one that has never run. It
-   * fails with `ValidationError` if `from` is no position.
+   * The first lease of a subscription makes all its partitions, at `from`. If the state of the subscription is deleted
+   * during the wait, the wait goes on as for one that has never run.
+   *
+   * It fails with `ValidationError` if `from` is no position. It fails with `PartitionsChanged` if the subscription has
+   * another number of partitions in the store, also when that becomes so during the wait.
    */
-  readonly lease: (options: LeaseOptions) => Effect.Effect<Lease, ValidationError | StoreError, Scope.Scope>
+  readonly lease: (
+    options: LeaseOptions
+  ) => Effect.Effect<Lease, ValidationError | PartitionsChanged | StoreError, Scope.Scope>
+
+  /**
+   * Joins a subscription as a node, and leaves it when the scope closes. The node may want another number of partitions
+   * than the store has.
+   */
+  readonly join: (options: JoinOptions) => Effect.Effect<Membership, StoreError, Scope.Scope>
+
+  /** The nodes of the subscription, in the order in which they joined. */
+  readonly nodes: (name: string) => Effect.Effect<ReadonlyArray<SubscriptionNode>, StoreError>
 
   /** The states of the partitions, in their order; empty while the subscription has never run. */
   readonly partitions: (name: string) => Effect.Effect<ReadonlyArray<PartitionState>, StoreError>

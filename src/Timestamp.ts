@@ -107,7 +107,7 @@ export const toParts = (timestamp: Timestamp): Parts => ({
  * import * as DateTime from "effect/DateTime"
  *
  * const timestamp = Timestamp.fromParts({ millis: 1_700_000_000_000, counter: 0, node: 1n })
- * console.log(DateTime.formatIso(Timestamp.toDateTime(timestamp))) // 2023-11-14T22:13:20.000Z
+ * console.log(DateTime.formatIso(Timestamp.toDateTime(timestamp))) // prints: 2023-11-14T22:13:20.000Z
  * ```
  */
 export const toDateTime = (timestamp: Timestamp): DateTime.Utc => DateTime.unsafeMake(millisOf(timestamp))

@@ -32,6 +32,7 @@ import type { Checked, OnlyFieldsOf } from "./internal/codec/upcastTypes.js"
  * @category models
  */
 export interface Steps<out Shape> extends Pipeable {
+  /** @internal */
   readonly [UpcastTypeId]: { readonly shape: () => Shape }
   readonly entry: StepsEntry
 }
@@ -44,6 +45,7 @@ export interface Steps<out Shape> extends Pipeable {
  * @category models
  */
 export interface Chain<out Own, out Part> extends Pipeable {
+  /** @internal */
   readonly [UpcastTypeId]: { readonly own: () => Own; readonly part: () => Part }
   readonly entry: ChainEntry
 }
@@ -55,6 +57,7 @@ export interface Chain<out Own, out Part> extends Pipeable {
  * @category models
  */
 export interface Replaced<out Part> extends Pipeable {
+  /** @internal */
   readonly [UpcastTypeId]: { readonly part: () => Part }
   readonly entry: ReplacedEntry
 }
@@ -66,6 +69,7 @@ export interface Replaced<out Part> extends Pipeable {
  * @category models
  */
 export interface Renamed<out Type extends string> extends Pipeable {
+  /** @internal */
   readonly [UpcastTypeId]: { readonly type: () => Type }
   readonly entry: RenamedEntry
 }
@@ -77,6 +81,7 @@ export interface Renamed<out Type extends string> extends Pipeable {
  * @category models
  */
 export interface Dropped extends Pipeable {
+  /** @internal */
   readonly [UpcastTypeId]: { readonly dropped: true }
   readonly entry: DroppedEntry
 }

@@ -1,18 +1,20 @@
 /** The application of the examples starts, answers HTTP requests, and ends on SIGTERM. */
 import { spawn } from "node:child_process"
 import { once } from "node:events"
-import { fileURLToPath } from "node:url"
+import { readFileSync } from "node:fs"
 import { expect, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
+import { useProgram } from "./program.js"
+
+const program = useProgram(readFileSync(new URL("../examples/application/main.ts", import.meta.url), "utf8"))
 
 /** Runs the example in its own process, on a free port. The scope kills the process. */
 const start = Effect.acquireRelease(
   Effect.promise(async () => {
-    const child = spawn(
-      process.execPath,
-      ["--import", "tsx", fileURLToPath(new URL("../examples/application/main.ts", import.meta.url))],
-      { stdio: ["ignore", "pipe", "inherit"], env: { ...process.env, PORT: "0", DATABASE_URL: undefined } }
-    )
+    const child = spawn(process.execPath, [program()], {
+      stdio: ["ignore", "pipe", "inherit"],
+      env: { ...process.env, PORT: "0", DATABASE_URL: undefined }
+    })
     // It reads all output, because the application writes a line for each request, and would wait on a full pipe.
     const port = await new Promise<string>((resolve, reject) => {
       let text = ""

@@ -26,7 +26,7 @@ it.layer(layer)("bad input", (it) => {
     () =>
       // Fewer runs, because each input is given to twelve operations.
       everyCase(
-        { ...settings, runs: Math.min(settings.runs / 2, 500) },
+        { ...settings, runs: Math.min(Math.ceil(settings.runs / 2), 500) },
         FastCheck.tuple(anyValue, anyValue),
         (recipes) =>
           Effect.gen(function* () {
@@ -134,7 +134,7 @@ it.effect("the schemas of records and timestamps refuse any bad value with a Par
 it.scopedLive("SqlStore: any text is a schema's name, or Misconfigured; none is read as SQL", () =>
   Effect.gen(function* () {
     const client = yield* Layer.build(layerPglite)
-    yield* everyCase({ ...settings, runs: Math.min(settings.runs / 5, 25) }, hostileText, (schema) =>
+    yield* everyCase({ ...settings, runs: Math.min(Math.ceil(settings.runs / 5), 25) }, hostileText, (schema) =>
       Effect.gen(function* () {
         const store = SqlStore.layerWith({ schema }).pipe(Layer.provide(Layer.succeedContext(client)))
         const exit = yield* Effect.exit(Effect.scoped(Layer.build(store)))

@@ -84,6 +84,10 @@ const caught: ReadonlyArray<readonly [breaking: Breaking, cases: ReadonlyArray<s
     BrokenReaders.deniesThatAnAggregateExists,
     ["streamReader: its pages have the events of getEvents, and the snapshot of getSnapshot"]
   ],
+  [
+    Broken.ignoresWhatAnEventFollows,
+    ["commitEvents: an event that follows another than the stored one is a RetryCommand, and nothing is written"]
+  ],
   [Broken.commitsOneByOne, ["commitEvents: a conflict in one aggregate stores nothing in any other", model]],
   [
     Broken.projectsAfterTheCommit,

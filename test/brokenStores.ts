@@ -22,11 +22,21 @@ export const skipsTheConflictCheck = (store: Store): Store => {
             const known = heads.get(event.aggregateId)
             const head = known ?? (yield* store.getEvents(event.aggregateId, 0)).length
             heads.set(event.aggregateId, head + 1)
-            renumbered.push({ ...event, sequence: head + 1 })
+            renumbered.push({ ...event, follows: undefined, sequence: head + 1 })
           }
           yield* store.commitAll(renumbered, projections)
         })
       )
+    )
+  return { ...store, commitAll, commitEvents: (events) => commitAll(events, []) }
+}
+
+/** Only sequences are compared, and not the events that others follow. */
+export const ignoresWhatAnEventFollows = (store: Store): Store => {
+  const commitAll: Store["commitAll"] = (events, projections) =>
+    store.commitAll(
+      Array.isArray(events) ? events.map((event) => ({ ...event, follows: undefined })) : events,
+      projections
     )
   return { ...store, commitAll, commitEvents: (events) => commitAll(events, []) }
 }

@@ -1,6 +1,7 @@
 /** Stores of subscriptions with one fault each. The contract must fail for each of them. */
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
+import * as Scope from "effect/Scope"
 import { EventFeed, type StoreError, type SubscriptionStore } from "effect-maestro"
 import type { Breaking, Ports } from "./brokenFeeds.js"
 
@@ -196,6 +197,187 @@ export const waitsForAllPartitions: Breaking = withSubscriptions((subscriptions)
   awaitPosition: (name, position) => subscriptions.awaitPosition(name, position)
 }))
 
+/** A node that has left is still listed. */
+export const keepsNodesThatHaveLeft: Breaking = withSubscriptions((subscriptions) => ({
+  ...subscriptions,
+  join: (options) => Effect.flatMap(Scope.make(), (never) => Scope.extend(subscriptions.join(options), never))
+}))
+
+/** An interrupted node joins nevertheless, and never leaves. */
+export const joinsThoughInterrupted: Breaking = withSubscriptions((subscriptions) => ({
+  ...subscriptions,
+  join: (options) =>
+    Effect.onInterrupt(
+      Effect.zipRight(Effect.yieldNow(), Effect.zipRight(Effect.yieldNow(), subscriptions.join(options))),
+      () => Effect.flatMap(Scope.make(), (never) => Effect.ignore(Scope.extend(subscriptions.join(options), never)))
+    )
+}))
+
+/** A node joins with the number of partitions that the store has. */
+export const forgetsWhatANodeWants: Breaking = withSubscriptions((subscriptions) => ({
+  ...subscriptions,
+  join: (options) =>
+    Effect.flatMap(subscriptions.partitions(options.name), ({ length }) =>
+      subscriptions.join({ ...options, partitions: length === 0 ? options.partitions : length })
+    )
+}))
+
+/** A partition is listed after its first lease. */
+export const makesOnePartitionAtATime: Breaking = withSubscriptions((subscriptions) => {
+  const leased = new Set<string>()
+  const idOf = ({ name, partition }: Pick<SubscriptionStore.Key, "name" | "partition">) =>
+    JSON.stringify([name, partition])
+  return {
+    ...subscriptions,
+    lease: (options) =>
+      Effect.tap(subscriptions.lease(options), () => {
+        leased.add(idOf(options.key))
+      }),
+    partitions: (name) =>
+      Effect.map(subscriptions.partitions(name), (states) => states.filter((state) => leased.has(idOf(state))))
+  }
+})
+
+/** The new partitions have handled nothing yet. */
+export const repartitionsFromTheBeginning: Breaking = withRepartition((subscriptions, name) =>
+  Effect.gen(function* () {
+    for (const key of yield* subscriptions.partitions(name)) {
+      const lease = subscriptions.lease({ key, from: EventFeed.beginning, holder: "broken", duration: 1000 })
+      yield* Effect.scoped(Effect.flatMap(lease, ({ advanceTo }) => advanceTo(EventFeed.beginning)))
+    }
+  })
+)
+
+export const losesParkedEventsByRepartition: Breaking = withRepartition((subscriptions, name) =>
+  Effect.gen(function* () {
+    for (const event of yield* subscriptions.parked(name)) yield* subscriptions.discardParked(name, event)
+  })
+)
+
+/** A parked event is listed in the partition in which it was parked. */
+export const leavesParkedEventsInTheirPartition: Breaking = withSubscriptions((subscriptions) => {
+  const partitions = new Map<string, number>()
+  return {
+    ...subscriptions,
+    parked: (name) =>
+      Effect.map(subscriptions.parked(name), (events) =>
+        events.map((event) => ({ ...event, partition: partitions.get(event.aggregateId) ?? event.partition }))
+      ),
+    lease: (options) =>
+      Effect.map(
+        subscriptions.lease(options),
+        (lease): SubscriptionStore.Lease => ({
+          ...lease,
+          park: (failure) =>
+            Effect.tap(lease.park(failure), () => {
+              partitions.set(failure.aggregateId, options.key.partition)
+            })
+        })
+      )
+  }
+})
+
+/** Partitions at different positions are brought to the furthest one, so events are left out. */
+export const repartitionsWhateverTheState: Breaking = withMembership((membership, { name }, subscriptions) => ({
+  ...membership,
+  repartition: (from) =>
+    Effect.gen(function* () {
+      const states = yield* subscriptions.partitions(name)
+      const [first, ...others] = states.map(({ position }) => position)
+      if (first === undefined || states.some(({ holder }) => Option.isSome(holder))) return false
+      const last = others.reduce((one, other) => (EventFeed.order(other, one) > 0 ? other : one), first)
+      yield* subscriptions.resume(name)
+      for (const key of states) {
+        const lease = subscriptions.lease({ key, from: last, holder: "broken", duration: 1000 })
+        yield* Effect.ignore(Effect.scoped(Effect.flatMap(lease, ({ advanceTo }) => advanceTo(last))))
+      }
+      return yield* membership.repartition(from)
+    })
+}))
+
+/** A node that finds the partitions replaced says that it has replaced them. */
+export const claimsWhatAnotherNodeDid: Breaking = withMembership((membership, wanted) => ({
+  ...membership,
+  repartition: (from) =>
+    Effect.zipRight(
+      membership.repartition(from),
+      Effect.map(membership.look([]), ({ partitions }) => partitions === wanted.partitions)
+    )
+}))
+
+export const keepsAssignmentsOfOldPartitions: Breaking = withMembership((membership) => {
+  let before: SubscriptionStore.Shares["assigned"] = []
+  return {
+    ...membership,
+    look: (declines) =>
+      Effect.map(membership.look(declines), (shares) => {
+        if (shares.assigned.length > 0) before = shares.assigned
+        return { ...shares, assigned: before }
+      })
+  }
+})
+
+/** A wait for a lease of the earlier number gets a lease of the new one. */
+export const waitsForWhateverNumber: Breaking = withSubscriptions((subscriptions) => ({
+  ...subscriptions,
+  lease: (options) => {
+    const again = (partitions: number): ReturnType<typeof subscriptions.lease> =>
+      Effect.catchTag(
+        subscriptions.lease({ ...options, key: { ...options.key, partitions } }),
+        "PartitionsChanged",
+        ({ stored }) => again(stored)
+      )
+    return again(options.key.partitions)
+  }
+}))
+
+export const forgetsWhatANodeDeclines: Breaking = withMembership((membership) => ({
+  ...membership,
+  look: () => membership.look([])
+}))
+
+/** An assignment is made whatever another node has assigned meanwhile. */
+export const assignsBlindly: Breaking = withMembership((membership) => ({
+  ...membership,
+  assign: (changes) =>
+    Effect.flatMap(membership.look([]), ({ assigned }) =>
+      membership.assign(
+        changes.map((change) => ({
+          ...change,
+          from: assigned.find(({ partition }) => partition === change.partition)?.node
+        }))
+      )
+    )
+}))
+
+/** Assignments are in the memory of the node. */
+export const assignsForItselfOnly: Breaking = withMembership((membership) => {
+  const own = new Map<number, string>()
+  return {
+    ...membership,
+    look: (declines) =>
+      Effect.map(membership.look(declines), (shares) => ({
+        ...shares,
+        assigned: [...own].map(([partition, node]) => ({ partition, node }))
+      })),
+    assign: (changes) =>
+      Effect.sync(() => {
+        for (const { from, partition, to } of changes) if (own.get(partition) === from) own.set(partition, to)
+      })
+  }
+})
+
+/** A node never looks again. */
+export const looksOnlyOnce: Breaking = withMembership((membership) => ({ ...membership, due: Effect.never }))
+
+export const forgetsSinceWhen: Breaking = withSubscriptions((subscriptions) => ({
+  ...subscriptions,
+  partitions: (name) =>
+    Effect.map(subscriptions.partitions(name), (states) =>
+      states.map((state) => ({ ...state, heldSince: Option.none() }))
+    )
+}))
+
 // --- internal ---
 
 const orBeginning = (position: EventFeed.Position): EventFeed.Position =>
@@ -214,5 +396,41 @@ function withLease(breaking: (lease: SubscriptionStore.Lease) => SubscriptionSto
   return withSubscriptions((subscriptions) => ({
     ...subscriptions,
     lease: (options) => Effect.map(subscriptions.lease(options), breaking)
+  }))
+}
+
+/** Runs an effect on the new partitions after each change of their number. */
+function withRepartition(
+  afterwards: (
+    subscriptions: Ports["subscriptions"],
+    name: string
+  ) => Effect.Effect<
+    void,
+    | StoreError.StoreError
+    | StoreError.ValidationError
+    | SubscriptionStore.LeaseLost
+    | SubscriptionStore.PartitionsChanged
+  >
+): Breaking {
+  return withMembership((membership, { name }, subscriptions) => ({
+    ...membership,
+    repartition: (from) =>
+      Effect.tap(membership.repartition(from), (done) =>
+        done ? Effect.orDie(afterwards(subscriptions, name)) : Effect.void
+      )
+  }))
+}
+
+function withMembership(
+  breaking: (
+    membership: SubscriptionStore.Membership,
+    options: SubscriptionStore.JoinOptions,
+    subscriptions: Ports["subscriptions"]
+  ) => SubscriptionStore.Membership
+): Breaking {
+  return withSubscriptions((subscriptions) => ({
+    ...subscriptions,
+    join: (options) =>
+      Effect.map(subscriptions.join(options), (membership) => breaking(membership, options, subscriptions))
   }))
 }

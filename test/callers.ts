@@ -24,7 +24,7 @@ import * as Schema from "effect/Schema"
 import type * as Tracer from "effect/Tracer"
 import { Aggregate, type Event, MemoryStore, Projection, SqlStore, StoreAdapter, Timestamp } from "effect-maestro"
 import pg from "pg"
-import { layerPglite, makeDatabase, uniqueName } from "./database.js"
+import { layerPglite, makeMigratedDatabase, uniqueName } from "./database.js"
 import { macrotask } from "./nodes.js"
 
 // --- stores ---
@@ -32,8 +32,8 @@ import { macrotask } from "./nodes.js"
 /** The URL of the Postgres database of a test. */
 export class Database extends Context.Tag("test/Database")<Database, string>() {}
 
-/** A database of its own, with nothing in it. */
-export const layerDatabase = Layer.scoped(Database, Effect.orDie(makeDatabase))
+/** A database of its own, with the tables of the store. */
+export const layerDatabase = Layer.scoped(Database, Effect.orDie(makeMigratedDatabase))
 
 /** A pool on the database. */
 export const layerPool = (maxConnections: number, applicationName = "callers") =>
@@ -332,6 +332,16 @@ export const makeGates = Effect.flatMap(SqlClient.SqlClient, (sql) =>
 export const waitFor = (sql: SqlClient.SqlClient, gate: string) => sql.unsafe(`select wait_for('${gate}')`)
 
 export const untilWaiting = (gate: string) => untilActive(1, `query = 'select wait_for(''${gate}'')'`)
+
+/** Cancels the statements that wait for a gate, as a driver does, and returns how many there were. */
+export const cancelWaiting = (gate: string) =>
+  Effect.flatMap(Pool, ({ admin, name }) =>
+    Effect.map(
+      admin`select pg_cancel_backend(pid) from pg_stat_activity
+        where application_name = ${name} and state = 'active' and query = ${`select wait_for('${gate}')`}`,
+      (rows) => rows.length
+    )
+  )
 
 export const open = (gate: string) => Effect.flatMap(Pool, ({ admin }) => admin`insert into gates values (${gate})`)
 

@@ -35,6 +35,7 @@ import {
 } from "./account.js"
 import { layerPg, layerPglite, uniqueName } from "./database.js"
 import { aNode, failure, macrotask } from "./nodes.js"
+import { lastPosition } from "./subscribers.js"
 
 const stores = {
   MemoryStore: MemoryStore.layer,
@@ -421,7 +422,7 @@ for (const [name, store] of Object.entries(stores)) {
             )
           )
           yield* Account.evaluate(id, new Deposit({ amount: 1 })).pipe(Aggregate.withCommandId("c"))
-          const head = yield* EventFeed.head
+          const head = yield* lastPosition
           for (const name of [projection, raw]) yield* Subscription.waitFor(name, head, "1 minute")
           expect(seen.sort()).toEqual(["all Deposited", "raw Deposited", "raw effect-maestro/CommandHandled"])
         })

@@ -215,10 +215,17 @@ it.layer(Layer.merge(onPostgres, Limits.layer), { timeout: 60_000 })("The projec
         watched.onQuery = () => {
           sent++
         }
-        yield* Account.evaluate(yield* Account.newId, new Deposit({ amount: 1 }))
-        const bySingle = sent
-        yield* list
-        expect(sent - bySingle).toBe(bySingle)
+        // The least of three, because a notification may be sent beside a command, and a further connection opened.
+        const leastSentBy = <A, E, R>(command: Effect.Effect<A, E, R>) =>
+          Effect.suspend(() => {
+            const before = sent
+            return Effect.map(command, () => sent - before)
+          }).pipe(
+            Effect.replicateEffect(3),
+            Effect.map((counts) => Math.min(...counts))
+          )
+        const single = Effect.flatMap(Account.newId, (id) => Account.evaluate(id, new Deposit({ amount: 1 })))
+        expect(yield* leastSentBy(list)).toBe(yield* leastSentBy(single))
       }).pipe(
         Effect.provide(
           Layer.merge(Account.layer, Room.layer).pipe(
@@ -227,7 +234,7 @@ it.layer(Layer.merge(onPostgres, Limits.layer), { timeout: 60_000 })("The projec
           )
         )
       )
-      expect(yield* rows).toHaveLength(7)
+      expect(yield* rows).toHaveLength(15)
     })
   )
 

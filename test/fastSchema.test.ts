@@ -9,8 +9,9 @@ import * as FastCheck from "effect/FastCheck"
 import * as Hash from "effect/Hash"
 import * as Schema from "effect/Schema"
 import { inject, vi } from "vitest"
-import { decodeUnknownEither, encodeUnknownEither } from "../src/internal/codec/fastSchema.js"
+import { decodeBodyEither, decodeUnknownEither, encodeUnknownEither } from "../src/internal/codec/fastSchema.js"
 import { countProtoKeys } from "../src/internal/codec/protoKey.js"
+import { literalTagOf } from "../src/internal/codec/taggedMembers.js"
 
 class Plain extends Schema.TaggedClass<Plain>()("Plain", { amount: Schema.Number }) {}
 
@@ -202,6 +203,10 @@ const schemas: Readonly<Record<string, Schema.Schema.AnyNoContext>> = {
     option: Schema.Option(Schema.String),
     composed: Schema.compose(Schema.Trim, Schema.NumberFromString)
   }),
+  "optional tag": Schema.Struct({ _tag: Schema.optionalWith(Schema.Literal("A"), { exact: true }), a: Schema.Number }),
+  "transformed tag": Schema.Struct({ _tag: Schema.transformLiteral("A", "B"), a: Schema.Number }),
+  "tag with a filter": Schema.Struct({ _tag: Schema.Literal("A").pipe(Schema.filter(() => true)), a: Schema.Number }),
+  "tag in a record": Schema.Struct({ _tag: Schema.Literal("A") }, { key: Schema.String, value: Schema.Unknown }),
   brand: Schema.Struct({ id: Schema.UUID.pipe(Schema.brand("Id")), unknown: Schema.Unknown }),
   "transformation that throws": Schema.Struct({
     a: Schema.transform(Schema.Number, Schema.Number, { decode: positive, encode: positive })
@@ -226,6 +231,22 @@ describe.each(Object.entries(schemas))("%s", (_, schema) => {
   it("decodes as effect/Schema does", () => {
     check(damaged(encoded), (input) => same(ended(fast.decode, input), ended(slow.decode, input)))
   })
+
+  const tag = literalTagOf(schema.ast)
+  it.skipIf(tag === undefined)(
+    "decodes a body without its tag, or with any tag, as effect/Schema does the whole",
+    () => {
+      if (tag === undefined) return
+      const ofBody = decodeBodyEither(tag, schema)
+      const decode = (body: unknown) => ofBody(body as object)
+      check(damaged(encoded), (input) => {
+        if (typeof input !== "object" || input === null || Array.isArray(input)) return
+        const { _tag, ...body } = input as { readonly _tag?: unknown }
+        same(ended(decode, body), ended(slow.decode, { _tag: tag, ...body }))
+        same(ended(decode, { ...body, _tag: "another" }), ended(slow.decode, { ...body, _tag: tag }))
+      })
+    }
+  )
 
   it("encodes as effect/Schema does", () => {
     check(damaged(decoded), (input) => same(ended(fast.encode, input), ended(slow.encode, input)))
@@ -353,8 +374,10 @@ describe("the key __proto__", () => {
   }
 
   it.each(Object.entries(refused))("is refused by %s, which would lose it", (_, schema) => {
-    for (const input of inputs.map(json)) {
-      const parsed = decodeUnknownEither(schema)(input)
+    const decode = decodeUnknownEither(schema)
+    // The last has no such key, and decides how instances of a class are made.
+    for (const input of [...inputs.toReversed(), ...inputs].map(json)) {
+      const parsed = decode(input)
       if (Object.hasOwn(input as object, "__proto__")) {
         expect(String(Either.getOrThrow(Either.flip(parsed)))).toContain('lose the key "__proto__"')
       } else {

@@ -2,7 +2,9 @@
 import * as SqlClient from "@effect/sql/SqlClient"
 import { expect, layer } from "@effect/vitest"
 import * as Context from "effect/Context"
+import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Stream from "effect/Stream"
@@ -132,6 +134,41 @@ layer(storeLayer, { excludeTestServices: true, timeout: 60_000 })("in a caller's
       })
     )
   }
+
+  it.scoped("`waitFor` that runs out of time while it reads leaves the transaction usable", () =>
+    Effect.gen(function* () {
+      const sql = yield* SqlClient.SqlClient
+      const [name, a] = [newId("locked"), newId("a")]
+      yield* commit(event(a, 1))
+      const locked = yield* Deferred.make<void>()
+      const done = yield* Deferred.make<void>()
+      const holder = yield* Effect.fork(
+        Effect.provide(
+          sql`lock table maestro.subscriptions in access exclusive mode`.pipe(
+            Effect.zipRight(Deferred.succeed(locked, undefined)),
+            Effect.zipRight(Deferred.await(done)),
+            sql.withTransaction
+          ),
+          Context.empty()
+        )
+      )
+      yield* Deferred.await(locked)
+      yield* sql.withTransaction(
+        Effect.gen(function* () {
+          const error = yield* Effect.flip(Subscription.waitFor(name, { aggregateId: a, sequence: 1 }, "50 millis"))
+          expect(error).toMatchObject({ _tag: "NotReached", reason: "Behind" })
+          yield* commit(event(a, 2))
+        })
+      )
+      yield* Deferred.succeed(done, undefined)
+      yield* Fiber.join(holder)
+      expect(
+        yield* Effect.flatMap(EventFeed.EventFeed, (feed) => feed.positionOf({ aggregateId: a, sequence: 2 }))
+      ).toMatchObject({
+        _tag: "Some"
+      })
+    })
+  )
 
   it.effect("a reader outside sees concurrent commits only when the transaction has ended, and then all of them", () =>
     Effect.gen(function* () {

@@ -13,6 +13,7 @@ import * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
 import { type Event, EventFeed, Projection, Rebuild, SqlStore, StoreAdapter, Timestamp } from "effect-maestro"
 import { layerPg } from "./database.js"
+import { lastPosition } from "./subscribers.js"
 
 const onPostgres = SqlStore.layer.pipe(Layer.provideMerge(layerPg({ maxConnections: 20 })), Layer.orDie)
 
@@ -230,7 +231,7 @@ const makeGuests = (deferred: string) =>
     return {
       table,
       /** The places of all its guests' events, in the order of the feed. */
-      order: Effect.map(Stream.runCollect(EventFeed.streamStored()), (events) =>
+      order: Effect.map(Effect.zipRight(lastPosition, Stream.runCollect(EventFeed.streamStored())), (events) =>
         [...events]
           .filter(({ aggregateId }) => aggregateId.startsWith(table))
           .map(({ aggregateId, sequence }) => `${aggregateId} ${sequence}`)

@@ -29,15 +29,15 @@ import {
   until
 } from "./feedOrderReaders.js"
 import { ByEffect, createBooks, type Node, Record, storm } from "./feedOrderWorkload.js"
-import { eventually, start, written } from "./subscribers.js"
+import { eventually, lastPosition, start, written } from "./subscribers.js"
 
 const seed = Number(process.env.SEED ?? Math.floor(Math.random() * 2 ** 31))
 const isLong = inject("runs") > 100
 
 const stores = [
-  ["two nodes on Postgres", onPostgres, isLong ? 12_000 : 800],
-  ["SqlStore on PGlite", onPglite, isLong ? 12_000 : 150],
-  ["MemoryStore", onMemory, isLong ? 12_000 : 800]
+  ["two nodes on Postgres", onPostgres, isLong ? 12_000 : 150],
+  ["SqlStore on PGlite", onPglite, isLong ? 12_000 : 40],
+  ["MemoryStore", onMemory, isLong ? 12_000 : 200]
 ] as const
 
 layer(Layer.empty, { excludeTestServices: true })("while random transactions overlap", (it) => {
@@ -145,6 +145,7 @@ const rebuild = (node: Node, name: string): Effect.Effect<void, unknown> =>
 
 /** Waits until the subscriptions that evaluate commands have evaluated them all. */
 const allSalesHandled = Effect.gen(function* () {
+  yield* lastPosition
   const sales = yield* Stream.runLast(EventFeed.streamStored({ filter: { types: ["Sold"] } }))
   if (Option.isNone(sales)) return
   yield* Effect.forEach(evaluating, ({ name }) => Subscription.waitFor(name, sales.value, "30 seconds"))

@@ -2,7 +2,7 @@
 import { setFlagsFromString } from "node:v8"
 import { runInNewContext } from "node:vm"
 import * as SqlClient from "@effect/sql/SqlClient"
-import { expect, layer } from "@effect/vitest"
+import { expect, inject, layer } from "@effect/vitest"
 import * as Arr from "effect/Array"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
@@ -13,6 +13,8 @@ import { macrotask } from "./nodes.js"
 
 const maxConnections = 6
 
+const count = inject("runs") > 100 ? 500 : 60
+
 const clients = {
   Postgres: Layer.orDie(layerPg({ maxConnections })),
   PGlite: Layer.orDie(layerPglite)
@@ -20,19 +22,24 @@ const clients = {
 
 for (const [name, client] of Object.entries(clients)) {
   layer(client, { excludeTestServices: true, timeout: 180_000 })(`layers on one client of ${name}`, (it) => {
-    it.effect("500 of them leave nothing when they are closed", () =>
+    it.effect(`${count} of them leave nothing when they are closed`, () =>
       Effect.gen(function* () {
         yield* SqlStore.migrate()
         // The first ones fill caches of the client and of the compiler.
         yield* buildAndClose(50)
         yield* openAllConnections
         const before = yield* inUse
-        yield* buildAndClose(500)
-        const after = yield* inUse
+        yield* buildAndClose(count)
+        // Timers of the files that ran before may still be there, and new ones of theirs end.
+        const after = yield* Effect.repeat(Effect.delay(inUse, "100 millis"), {
+          until: ({ fibers, sockets, timers }) =>
+            fibers <= before.fibers && timers <= before.timers && sockets <= before.sockets,
+          times: 200
+        })
         expect(after.fibers).toBeLessThanOrEqual(before.fibers)
         expect(after.timers).toBeLessThanOrEqual(before.timers)
         expect(after.sockets).toBeLessThanOrEqual(before.sockets)
-        expect(after.heap - before.heap).toBeLessThan(500 * maxGrowth)
+        expect(after.heap - before.heap).toBeLessThan(1_000_000 + count * maxGrowth)
       })
     )
   })
@@ -40,7 +47,7 @@ for (const [name, client] of Object.entries(clients)) {
 
 // --- what the cases are made of ---
 
-/** In bytes for each layer. A layer that stays reachable takes more than ten times as much. */
+/** In bytes for each layer, beside a megabyte for the caches of the compiler. A layer that stays reachable takes 30 kB. */
 const maxGrowth = 3000
 
 /** Every fifth layer commits an event, so that its fibers and signals have been in use. */

@@ -73,7 +73,8 @@ it.effect("a wrapped store is read by its own getEvents, and otherwise by its re
   Effect.gen(function* () {
     const store = yield* MemoryStore.make
     expect(streamReaderOf(store)).toBe(store.streamReader)
-    expect(streamReaderOf({ ...store, commitEvents: () => Effect.void })).toBe(store.streamReader)
+    const silent: StoreAdapter.StoreAdapterService = { ...store, commitEvents: () => Effect.void }
+    expect(streamReaderOf(silent)).toBe(store.streamReader)
     let reads = 0
     const counting: StoreAdapter.StoreAdapterService = {
       ...store,

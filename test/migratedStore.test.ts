@@ -9,7 +9,7 @@ import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
 import { Aggregate, EventFeed, SqlStore, StoreAdapter, Subscription, SubscriptionStore } from "effect-maestro"
-import { layerPg, layerPglite } from "./database.js"
+import { layerEmptyPg, layerPglite } from "./database.js"
 import { aNode } from "./nodes.js"
 
 class Deposited extends Schema.TaggedClass<Deposited>()("Deposited", { amount: Schema.Number }) {}
@@ -60,7 +60,7 @@ const written = Effect.gen(function* () {
 const eventsOf = Effect.flatMap(EventFeed.EventFeed, () => Stream.runCollect(EventFeed.streamStored()))
 
 for (const [name, database] of [
-  ["Postgres", Layer.suspend(() => layerPg())],
+  ["Postgres", Layer.suspend(() => layerEmptyPg())],
   ["PGlite", layerPglite]
 ] as const) {
   describe(`a store without versions on ${name}`, () => {
@@ -143,7 +143,7 @@ for (const [name, database] of [
 
           // A second layer finds the work done.
           yield* Effect.scoped(Layer.build(Layer.fresh(SqlStore.layer)))
-          expect(yield* sql`select id from maestro.migrations order by id`).toHaveLength(5)
+          expect(yield* sql`select id from maestro.migrations order by id`).toHaveLength(7)
         }).pipe(Effect.provide(Layer.fresh(database))),
       120_000
     )
@@ -158,8 +158,8 @@ it.scopedLive("two nodes that start on a store without versions at the same time
       { concurrency: "unbounded" }
     )
     const sql = yield* SqlClient.SqlClient
-    expect(yield* sql`select id from maestro.migrations`).toHaveLength(5)
-  }).pipe(Effect.provide(layerPg()))
+    expect(yield* sql`select id from maestro.migrations`).toHaveLength(7)
+  }).pipe(Effect.provide(layerEmptyPg()))
 )
 
 it.scopedLive("a layer that may not migrate fails on a store without versions, and says what to run", () =>
@@ -170,5 +170,5 @@ it.scopedLive("a layer that may not migrate fails on a store without versions, a
     expect(error.description).toContain("SqlStore.migrate")
     yield* SqlStore.migrate()
     yield* Layer.build(SqlStore.layerWith({ migrate: false }))
-  }).pipe(Effect.provide(layerPg()))
+  }).pipe(Effect.provide(layerEmptyPg()))
 )

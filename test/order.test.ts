@@ -7,15 +7,18 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Schedule from "effect/Schedule"
 import * as TestClock from "effect/TestClock"
-import { Aggregate, EventFeed, SqlStore, StoreAdapter, Subscription, type SubscriptionStore } from "effect-maestro"
+import { Aggregate, type EventFeed, SqlStore, StoreAdapter, Subscription, type SubscriptionStore } from "effect-maestro"
+import { place as placeOrder } from "../examples/process-managers/Checkout.js"
 import * as Deadlines from "../examples/process-managers/Deadlines.js"
 import * as Fulfilment from "../examples/process-managers/Fulfilment.js"
-import { Order, PlaceOrder } from "../examples/process-managers/Order.js"
+import { Order } from "../examples/process-managers/Order.js"
 import { Payment, ReceivePayment } from "../examples/process-managers/Payment.js"
+import { DeliverStock, Stock } from "../examples/process-managers/Stock.js"
 import { layerPglite, uniqueName } from "./database.js"
 import { macrotask } from "./nodes.js"
+import { lastPosition } from "./subscribers.js"
 
-const layerDomain = Layer.mergeAll(Order.layer, Payment.layer, Deadlines.layerTable).pipe(
+const layerDomain = Layer.mergeAll(Order.layer, Payment.layer, Stock.layer, Deadlines.layerTable).pipe(
   Layer.provideMerge(SqlStore.layer),
   Layer.provideMerge(layerPglite)
 )
@@ -108,7 +111,8 @@ it.layer(layerDomain, { timeout: 60_000 })("Orders and their payments", (it) => 
             return [paid, late] as const
           })
         )
-        const before = yield* eventsOf(paid, late)
+        yield* handled({ aggregateId: Order.streamId(late), sequence: 2 })
+        const before = yield* Effect.all([eventsOf(paid, late), typesOf(Stock.streamId("usual"))])
         // A second subscription with the same handlers begins at the first event, as after a lost checkpoint. Each first attempt fails.
         let attempts = 0
         const crash = () => Effect.suspend(() => (++attempts % 2 === 1 ? Effect.fail("crashed") : Effect.void))
@@ -124,23 +128,65 @@ it.layer(layerDomain, { timeout: 60_000 })("Orders and their payments", (it) => 
           retry: Schedule.recurs(1)
         })
         yield* Layer.build(again.layer)
-        yield* Subscription.waitFor(anew, yield* EventFeed.head, "1 minute")
+        yield* Subscription.waitFor(anew, yield* lastPosition, "1 minute")
         expect(attempts).toBeGreaterThanOrEqual(8)
         // The second subscription has stored the deadlines again, and they are due.
         yield* Deadlines.cancelDue
         yield* noDeadlineOf(paid)
-        expect(yield* eventsOf(paid, late)).toEqual(before)
+        expect(yield* Effect.all([eventsOf(paid, late), typesOf(Stock.streamId("usual"))])).toEqual(before)
       })
+  )
+
+  it.scoped("of ten orders for the last three products three are placed, and the others leave nothing", () =>
+    Effect.gen(function* () {
+      yield* deliver("rare", 3)
+      const orders = Array.from({ length: 10 }, (_, n) => `rare ${n}`)
+      const results = yield* Effect.forEach(
+        orders,
+        (order) => Effect.either(placeOrder(order, { ...details, product: "rare" })),
+        { concurrency: "unbounded" }
+      )
+      expect(yield* Stock.fetch("rare")).toEqual({ available: 0 })
+      for (const [index, order] of orders.entries()) {
+        const result = results[index]
+        expect(yield* endOf(order)).toEqual(result?._tag === "Right" ? ["OrderPlaced"] : [])
+        if (result?._tag === "Left") expect(result.left).toMatchObject({ aggregate: "Stock", index: 1 })
+      }
+      expect(results.filter(({ _tag }) => _tag === "Right")).toHaveLength(3)
+    })
+  )
+
+  it.scoped("what a cancelled order had reserved is returned once, also where its payment is refused", () =>
+    Effect.gen(function* () {
+      yield* aProcess
+      yield* deliver("dear", 5)
+      yield* placeOrder("dear 1", { ...details, product: "dear", quantity: 2 })
+      yield* placeOrder("dear 2", { ...details, product: "dear", quantity: 3, amount: 20_000 })
+      for (const order of ["dear 1", "dear 2"]) {
+        yield* handled({ aggregateId: Order.streamId(order), sequence: 1 })
+      }
+      yield* TestClock.adjust("2 seconds")
+      yield* noDeadlineOf("dear 1")
+      for (const order of ["dear 1", "dear 2"]) {
+        yield* handled({ aggregateId: Order.streamId(order), sequence: 2 })
+      }
+      expect(yield* Stock.fetch("dear")).toEqual({ available: 5 })
+    })
   )
 })
 
 // --- helpers ---
 
+const details = { customer: "Ann", quantity: 1, amount: 10, payWithin: Duration.seconds(1) }
+
 const place = Effect.gen(function* () {
   const order = yield* Order.newId
-  yield* Order.evaluate(order, new PlaceOrder({ customer: "Ann", amount: 10, payWithin: Duration.seconds(1) }))
+  yield* deliver("usual", 1)
+  yield* placeOrder(order, { ...details, product: "usual" })
   return order
 })
+
+const deliver = (product: string, quantity: number) => Stock.evaluate(product, new DeliverStock({ quantity }))
 
 /** An order whose payment is requested. */
 const placed = Effect.tap(place, (order) => handled({ aggregateId: Order.streamId(order), sequence: 1 }))

@@ -289,15 +289,19 @@ const eventOf = ({ events, outer }: Records, id: string, sequence: number): Even
   return sequence >= first ? own?.[sequence - first] : outer === undefined ? undefined : eventOf(outer, id, sequence)
 }
 
+const followsHead = (records: Records, { aggregateId, follows, sequence }: Event.StoredEvent): boolean =>
+  sequence === headOf(records, aggregateId) + 1 &&
+  (follows === undefined || eventOf(records, aggregateId, sequence - 1)?.timestamp === follows)
+
 const append = (records: Records, events: ReadonlyArray<Event.StoredEvent>, observer: Observer | undefined) =>
   Effect.suspend(() => {
     const isStored = ({ aggregateId, sequence, timestamp }: Event.StoredEvent) =>
       eventOf(records, aggregateId, sequence)?.timestamp === timestamp
     if (events.every(isStored)) return Effect.succeed("duplicate" as const)
     for (const { aggregateId, events: added } of byAggregate(events)) {
-      const sequence = added[0]?.sequence ?? 0
-      if (sequence !== headOf(records, aggregateId) + 1) {
-        return Effect.fail(new StoreError.RetryCommand({ aggregateId, sequence }))
+      const [first] = added
+      if (first !== undefined && !followsHead(records, first)) {
+        return Effect.fail(new StoreError.RetryCommand({ aggregateId, sequence: first.sequence }))
       }
       records.events.set(aggregateId, [...(records.events.get(aggregateId) ?? []), ...added])
     }
@@ -338,9 +342,9 @@ const keep = (
   if (added.length > 0 && !added.every(isKept)) {
     isNew = true
     for (const [aggregateId, stream] of records.events) {
-      const sequence = stream[0]?.sequence ?? 0
-      if (headOf(outer, aggregateId) !== sequence - 1) {
-        return Effect.fail(new StoreError.RetryCommand({ aggregateId, sequence }))
+      const [first] = stream
+      if (first !== undefined && !followsHead(outer, first)) {
+        return Effect.fail(new StoreError.RetryCommand({ aggregateId, sequence: first.sequence }))
       }
     }
     for (const [aggregateId, stream] of records.events) {

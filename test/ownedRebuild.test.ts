@@ -5,12 +5,12 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import { Projection, ProjectionTables, Rebuild, Subscription } from "effect-maestro"
-import { makeDatabase } from "./database.js"
+import { makeMigratedDatabase } from "./database.js"
 import { amounts, balances, balancesTwo, createOne, deposit, makeAccount, nodeAt } from "./projectionTables.js"
 
 /** Runs the effect on a new database. */
 const onDatabase = <A, E, R>(run: Effect.Effect<A, E, R>) =>
-  Effect.scoped(Effect.flatMap(makeDatabase, (url) => Effect.provide(run, nodeAt(url))))
+  Effect.scoped(Effect.flatMap(makeMigratedDatabase, (url) => Effect.provide(run, nodeAt(url))))
 
 const refusalOf = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.map(Effect.flip(effect), (error) => `${error}`)
 

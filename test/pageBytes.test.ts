@@ -17,17 +17,18 @@ import { inject } from "vitest"
 import { maxPageBytes } from "../src/internal/store/pageBytes.js"
 import { streamReaderOf } from "../src/internal/store/streamReader.js"
 import { makeDatabase } from "./database.js"
+import { useProgram } from "./program.js"
 import { event, newId, stores } from "./subscribers.js"
 
 // --- little memory ---
 
 for (const [what, count, body] of [
-  ["24 events of 2 MB", 24, "json_build_object('_tag', 'Grew', 'text', n || large.text)"],
+  ["30 events of 2 MB", 30, "json_build_object('_tag', 'Grew', 'text', n || large.text)"],
   ["20 000 small events", 20_000, "json_build_object('_tag', 'Grew', 'text', 'small')"]
 ] as const) {
   // Small events only make more pages, so they are tried in the long run.
   it.scoped.skipIf(count > 1000 && inject("runs") <= 100)(
-    `a process with a heap of 72 MB fetches, streams, follows and rebuilds ${what}`,
+    `a process with a heap of 84 MB fetches, streams, follows and rebuilds ${what}`,
     () =>
       Effect.gen(function* () {
         const url = yield* makeDatabase
@@ -43,19 +44,11 @@ for (const [what, count, body] of [
             select 'one', n, 'Grew', ${sql.literal(body)}, '{"aggregate": "Large"}', uuidv7()
             from generate_series(1, ${count}::int) n, large`
         }).pipe(Effect.provide(PgClient.layer({ url: Redacted.make(url) })))
-        const { stdout } = yield* Effect.promise(() =>
+        const { stdout } = yield* Effect.promise((signal) =>
           promisify(execFile)(
             process.execPath,
-            [
-              "--max-old-space-size=72",
-              "--import",
-              "tsx",
-              "--input-type=module",
-              "--eval",
-              program,
-              JSON.stringify({ url, count })
-            ],
-            { env: { ...process.env, NODE_OPTIONS: "" } }
+            ["--max-old-space-size=84", program(), JSON.stringify({ url, count })],
+            { signal, env: { ...process.env, NODE_OPTIONS: "" } }
           )
         )
         expect(stdout.trim().split("\n")).toEqual([
@@ -70,7 +63,7 @@ for (const [what, count, body] of [
   )
 }
 
-const program = `
+const program = useProgram(`
 import * as SqlClient from "@effect/sql/SqlClient"
 import { PgClient } from "@effect/sql-pg"
 import * as Effect from "effect/Effect"
@@ -80,7 +73,7 @@ import * as Redacted from "effect/Redacted"
 import * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
 import { Aggregate, EventFeed, Projection, Rebuild, SqlStore, Subscription } from "effect-maestro"
-const { count, url } = JSON.parse(process.argv[1])
+const { count, url } = JSON.parse(process.argv[2])
 class Grew extends Schema.TaggedClass()("Grew", { text: Schema.String }) {}
 const Large = Aggregate.make("Large", {
   streams: "plain",
@@ -128,7 +121,7 @@ Effect.gen(function* () {
   ),
   Effect.runPromise
 )
-`
+`)
 
 // --- pages ---
 

@@ -11,6 +11,7 @@ import * as SqlClient from "@effect/sql/SqlClient"
 import { expect, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as PgliteClient from "effect-maestro/PgliteClient"
+import { fillPglite } from "./database.js"
 import { useProgram } from "./program.js"
 
 const folder = Effect.acquireRelease(
@@ -24,6 +25,7 @@ it.live(
     Effect.gen(function* () {
       const root = yield* folder
       const dataDir = join(root, "db")
+      yield* fillPglite(dataDir)
       const acknowledged = new Map<string, number>()
       const seed = Math.floor(Math.random() * 2 ** 31)
       for (const [run, concurrency] of [1, 8].entries()) {

@@ -1,23 +1,27 @@
 /**
  * The Postgres servers of a run of the tests: an embedded one for each worker of vitest, or the one at `DATABASE_URL` for
- * all. `database.ts` asks for the server of its worker.
+ * all. `database.ts` asks for the server of its worker, and for a file with an initialised PGlite database.
  *
  * A worker runs one file after another, so that a file has its server for itself. The feed waits for each open
  * transaction of its server, also in other databases, so that a second file on one server would delay it.
  */
 import { statSync } from "node:fs"
-import { chmod, mkdtemp, rm } from "node:fs/promises"
+import { chmod, mkdtemp, rm, writeFile } from "node:fs/promises"
 import { createServer as createHttpServer } from "node:http"
 import { createRequire } from "node:module"
 import { createServer, type Server } from "node:net"
 import { tmpdir, userInfo } from "node:os"
 import { dirname, join } from "node:path"
 
+import { PGlite } from "@electric-sql/pglite"
 import type { TestProject } from "vitest/node"
 
 declare module "vitest" {
   export interface ProvidedContext {
-    /** With the number of a worker as its path it returns the URL of the worker's server. */
+    /**
+     * With the number of a worker as its path it returns the URL of the worker's server; with `pglite`, the name of a
+     * file with an initialised PGlite database.
+     */
     databaseOfWorker: string
   }
 }
@@ -30,12 +34,20 @@ export default async function setup(project: TestProject): Promise<(() => Promis
     servers.set(worker, server)
     return server
   }
+  let pglite: ReturnType<typeof initialisePglite> | undefined
+  const responseTo = async (url: string): Promise<string> => {
+    if (url === "/pglite") {
+      pglite ??= initialisePglite()
+      return (await pglite).file
+    }
+    return given === "" ? (await serverOf(url)).url : given
+  }
   // A server starts at the first request, because a run of one file needs one server at most.
   const requests = createHttpServer(async ({ url = "" }, response) => {
     // A kept connection can be closed by one side while the other begins a request.
     response.setHeader("connection", "close")
     try {
-      response.end(given === "" ? (await serverOf(url)).url : given)
+      response.end(await responseTo(url))
     } catch (error) {
       response.writeHead(500).end(String(error))
     }
@@ -44,14 +56,30 @@ export default async function setup(project: TestProject): Promise<(() => Promis
   project.provide("databaseOfWorker", `http://127.0.0.1:${portOf(requests)}`)
   return async () => {
     requests.close()
-    await Promise.all([...servers.values()].map(async (server) => (await server).stop()))
+    await Promise.all([...servers.values(), pglite].map(async (started) => (await started)?.stop()))
   }
 }
 
-/** Settings for a server whose data may be lost. */
-export const disposable = ["fsync=off", "full_page_writes=off", "synchronous_commit=off", "jit=off"].flatMap(
-  (setting) => ["-c", setting]
-)
+/** Writes a new PGlite database to a file that is gone after `stop`. */
+const initialisePglite = async () => {
+  const folder = await mkdtemp(join(tmpdir(), "effect-maestro-"))
+  const file = join(folder, "pglite.tar")
+  const database = await PGlite.create()
+  await writeFile(file, Buffer.from(await (await database.dumpDataDir("none")).arrayBuffer()))
+  await database.close()
+  return { file, stop: () => rm(folder, { recursive: true, force: true }) }
+}
+
+/** Settings for a server whose data may be lost, and which finds a deadlock soon. */
+export const disposable = [
+  "fsync=off",
+  "full_page_writes=off",
+  "synchronous_commit=off",
+  "jit=off",
+  // An `analyze` of the server is a transaction that the feed waits for.
+  "autovacuum=off",
+  "deadlock_timeout=100ms"
+].flatMap((setting) => ["-c", setting])
 
 /** Starts a server with a data folder of its own, both gone after `stop`. */
 export const startPostgres = async (
@@ -70,7 +98,8 @@ export const startPostgres = async (
     password: "postgres",
     persistent: false,
     createPostgresUser: userInfo().uid === 0,
-    initdbFlags: ["--encoding=UTF8", "--no-sync"],
+    // Without a password, because to check it takes most of the time to connect.
+    initdbFlags: ["--encoding=UTF8", "--no-sync", "--auth=trust"],
     postgresFlags: ["-c", "max_connections=200", ...flags],
     onLog: (message) => log.push(String(message)),
     onError: (message) => log.push(String(message))
@@ -127,7 +156,7 @@ const portOf = (server: Server): number => {
   return address.port
 }
 
-const freePort = (): Promise<number> =>
+export const freePort = (): Promise<number> =>
   new Promise((resolve, reject) => {
     const probe = createServer()
     probe.on("error", reject)

@@ -29,7 +29,7 @@ import {
   StoreError,
   Subscription
 } from "effect-maestro"
-import { makeDatabase } from "./database.js"
+import { makeMigratedDatabase } from "./database.js"
 import { macrotask } from "./nodes.js"
 import { event, eventually, Ledger, newId, placeOf, start, write, written } from "./subscribers.js"
 import { type Counts, makeTransactionPooler } from "./transactionPooler.js"
@@ -203,7 +203,7 @@ const aScene = (
   options?: SqlStore.Options
 ): Effect.Effect<Scene, SqlError | StoreError.StoreError | ConfigError.ConfigError, Scope.Scope> =>
   Effect.gen(function* () {
-    const url = yield* makeDatabase
+    const url = yield* makeMigratedDatabase
     const way = yield* connect(url)
     const client = yield* Layer.build(PgClient.layer({ url: Redacted.make(url), maxConnections: 2 }))
     const admin = yield* Effect.provide(SqlClient.SqlClient, client)
@@ -223,7 +223,7 @@ const work = <E>({ admin, nodes }: Scene, disturb: Effect.Effect<unknown, E> = E
     const sums = new Map<string, number>()
     let accepted = 0
     const client = (node: Node, name: Name, id: string) =>
-      Effect.forEach(Arr.range(1, 9), (n) => {
+      Effect.forEach(Arr.range(1, 6), (n) => {
         const amount = n % 3 === 0 ? -7 : 5
         return aggregates[name].move(id, amount).pipe(
           Effect.tap(() => {

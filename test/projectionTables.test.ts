@@ -10,7 +10,7 @@ import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as Random from "effect/Random"
 import { type Event, MemoryStore, Projection, ProjectionTables, SqlStore, Subscription } from "effect-maestro"
-import { layerPglite, makeDatabase } from "./database.js"
+import { layerPglite, makeDatabase, makeMigratedDatabase } from "./database.js"
 import { macrotask } from "./nodes.js"
 import {
   amounts,
@@ -34,7 +34,7 @@ const Two = makeAccount([balancesTwo()])
 /** Runs the effect on a new database. */
 const onDatabase = <A, E, R>(run: (url: string) => Effect.Effect<A, E, R>) =>
   Effect.scoped(
-    Effect.flatMap(makeDatabase, (url) => Effect.provide(run(url), nodeAt(url)).pipe(Effect.provide(quiet)))
+    Effect.flatMap(makeMigratedDatabase, (url) => Effect.provide(run(url), nodeAt(url)).pipe(Effect.provide(quiet)))
   )
 
 const quiet = Logger.remove(Logger.defaultLogger)

@@ -8,7 +8,7 @@ import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import { Projection, ProjectionTables } from "effect-maestro"
-import { makeDatabase } from "./database.js"
+import { makeMigratedDatabase } from "./database.js"
 import {
   amounts,
   balances,
@@ -24,7 +24,7 @@ import {
 /** Runs the effect on a new database. */
 const onDatabase = <A, E, R>(run: (url: string) => Effect.Effect<A, E, R>) =>
   Effect.scoped(
-    Effect.flatMap(makeDatabase, (url) => Effect.provide(run(url), nodeAt(url)).pipe(Effect.provide(quiet)))
+    Effect.flatMap(makeMigratedDatabase, (url) => Effect.provide(run(url), nodeAt(url)).pipe(Effect.provide(quiet)))
   )
 
 const quiet = Logger.remove(Logger.defaultLogger)

@@ -9,7 +9,7 @@ import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import { type Event, type Projection, Rebuild, SqlStore, StoreAdapter, Subscription, Timestamp } from "effect-maestro"
 import { layerPg } from "./database.js"
-import { shortly } from "./subscribers.js"
+import { eventually, shortly } from "./subscribers.js"
 
 const makeTable = Effect.flatMap(
   SqlClient.SqlClient,
@@ -25,6 +25,9 @@ const onPostgres = () =>
 
 const inCommit = 5
 
+/** By how many events writers are ahead at first: more than a batch. */
+const lead = 100
+
 /** Counts all events of a commit at its last one, so that a commit is cheap. */
 const cheap: Projection.Projection.Bound<unknown, SqlClient.SqlClient> = {
   name: "counting",
@@ -39,7 +42,7 @@ const cheap: Projection.Projection.Bound<unknown, SqlClient.SqlClient> = {
       : Effect.void
 }
 
-/** Counts each event by itself, and takes some time. `projected` counts the events, too. */
+/** Counts each event by itself, and takes some time in the database. `projected` counts the events, too. */
 const makeCostly = () => {
   const projected = { events: 0 }
   const projection: typeof cheap = {
@@ -47,14 +50,12 @@ const makeCostly = () => {
     of: "all",
     project: ({ aggregateId }) =>
       Effect.flatMap(SqlClient.SqlClient, (sql) =>
-        Effect.zipRight(
-          sql`select pg_sleep(0.002)`,
-          Effect.tap(
-            sql`insert into counts as c values (${aggregateId}, 1) on conflict (id) do update set n = c.n + 1`,
-            () => {
-              projected.events++
-            }
-          )
+        Effect.tap(
+          sql`insert into counts as c select ${aggregateId}, 1 from pg_sleep(0.006)
+            on conflict (id) do update set n = c.n + 1`,
+          () => {
+            projected.events++
+          }
         )
       )
   }
@@ -85,27 +86,35 @@ const commitTo = (aggregateId: string, first: number, projections: ReadonlyArray
 const outpacing = (
   projected: { readonly events: number },
   projections: ReadonlyArray<typeof cheap>,
-  going: { on: boolean }
-) => {
-  const written = { events: 0 }
-  return Effect.forEach(
+  going: { on: boolean; written: number }
+) =>
+  Effect.forEach(
     Arr.range(1, 2),
     (writer) =>
       Effect.iterate(1, {
         while: () => going.on,
         body: (first) =>
-          written.events > 1.2 * projected.events + 400
+          going.written > 1.1 * projected.events + lead
             ? Effect.as(shortly, first)
             : Effect.as(
                 Effect.tap(commitTo(`writer-${writer}`, first, projections), () => {
-                  written.events += inCommit
+                  going.written += inCommit
                 }),
                 first + inCommit
               )
       }),
     { concurrency: "unbounded", discard: true }
   )
-}
+
+/** Starts the writers, and waits until they are ahead, because otherwise the first attempt to swap is too early. */
+const startOutpacing = (...args: Parameters<typeof outpacing>) =>
+  Effect.zipLeft(
+    Effect.fork(outpacing(...args)),
+    eventually(
+      Effect.sync(() => args[2].written),
+      (written) => written >= lead
+    )
+  )
 
 const counts = Effect.flatMap(SqlClient.SqlClient, (sql) => sql`select id, n from counts order by id`)
 const folded = Effect.flatMap(
@@ -121,8 +130,8 @@ it.scopedLive(
   () =>
     Effect.gen(function* () {
       const { projected, projection } = makeCostly()
-      const going = { on: true }
-      const storm = yield* Effect.fork(outpacing(projected, [cheap], going))
+      const going = { on: true, written: 0 }
+      const storm = yield* startOutpacing(projected, [cheap], going)
       const reports: Array<Rebuild.Progress> = []
       const events = yield* Rebuild.run({
         name: "outpaced",
@@ -146,8 +155,8 @@ it.scopedLive(
   () =>
     Effect.gen(function* () {
       const { projected, projection } = makeCostly()
-      const going = { on: true }
-      const storm = yield* Effect.fork(outpacing(projected, [], going))
+      const going = { on: true, written: 0 }
+      const storm = yield* startOutpacing(projected, [], going)
       const events = yield* Rebuild.run({
         name: "outpaced",
         projections: [projection],
@@ -170,10 +179,15 @@ it.scopedLive(
   () =>
     Effect.gen(function* () {
       const { projected, projection } = makeCostly()
-      const going = { on: true }
+      const going = { on: true, written: 0 }
       const Kept = Subscription.fromProjections("kept", [projection])
-      const storm = yield* Effect.fork(outpacing(projected, [], going))
-      yield* Rebuild.run({ name: "outpaced", projections: [projection], tables: ["counts"], subscription: Kept })
+      const storm = yield* startOutpacing(projected, [], going)
+      yield* Rebuild.run({
+        name: "outpaced",
+        projections: [projection],
+        tables: ["counts"],
+        subscription: Kept
+      })
       expect(storm.unsafePoll()).toBe(null)
       going.on = false
       yield* Fiber.join(storm)
@@ -220,7 +234,7 @@ it.scopedLive(
       yield* Deferred.await(begun)
       yield* commitTo("tail", 1, [cheap])
       const running = yield* Effect.fork(
-        Rebuild.run({ name: "stuck", projections: [stuck], tables: ["counts"], maxHold: "1 second" })
+        Rebuild.run({ name: "stuck", projections: [stuck], tables: ["counts"], maxHold: "500 millis" })
       )
       yield* Deferred.await(reached)
       yield* commitTo("tail", 1 + inCommit, [cheap])

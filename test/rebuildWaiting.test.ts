@@ -12,7 +12,7 @@ import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as Scope from "effect/Scope"
 import { type Event, EventFeed, Projection, ProjectionTables, Rebuild, SubscriptionStore } from "effect-maestro"
-import { makeDatabase } from "./database.js"
+import { makeMigratedDatabase } from "./database.js"
 import { amounts, balances, balancesTwo, deposit, leftovers, makeAccount, nodeAt } from "./projectionTables.js"
 import { eventually } from "./subscribers.js"
 
@@ -23,7 +23,7 @@ const quiet = Logger.remove(Logger.defaultLogger)
 /** Runs the effect on a new database, where version 1 has projected six deposits. */
 const onDatabase = <A, E, R>(run: (url: string) => Effect.Effect<A, E, R>) =>
   Effect.scoped(
-    Effect.flatMap(makeDatabase, (url) =>
+    Effect.flatMap(makeMigratedDatabase, (url) =>
       Effect.gen(function* () {
         yield* ProjectionTables.prepare(One.projections)
         yield* Effect.provide(

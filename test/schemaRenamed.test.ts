@@ -4,7 +4,7 @@ import { expect, layer } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import { SqlStore, StoreAdapter } from "effect-maestro"
-import { layerPg, uniqueName } from "./database.js"
+import { layerEmptyPg, uniqueName } from "./database.js"
 import { event, newId } from "./subscribers.js"
 
 const storeIn = (schema: string, options?: { readonly migrate: boolean }) =>
@@ -29,7 +29,7 @@ const idsIn = (schema: string) =>
     )
   )
 
-layer(layerPg(), { excludeTestServices: true, timeout: 60_000 })("a schema", (it) => {
+layer(layerEmptyPg(), { excludeTestServices: true, timeout: 60_000 })("a schema", (it) => {
   for (const [what, first, second] of [
     ["plain", uniqueName("shop"), uniqueName("tenant")],
     ["quoted", `The "first" ${uniqueName("shop")}`, `A.second, ${uniqueName("tenant")}`]

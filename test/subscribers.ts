@@ -4,6 +4,7 @@ import * as Arr from "effect/Array"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
 import { type Event, EventFeed, MemoryStore, SqlStore, StoreAdapter, Subscription, Timestamp } from "effect-maestro"
 import { layerPg, layerPglite } from "./database.js"
 
@@ -102,9 +103,17 @@ export const stores: ReadonlyArray<readonly [name: string, layer: Layer.Layer<St
 export const start = <E, R>(subscription: Subscription.Subscription<E, R>) =>
   Layer.build(Layer.fresh(subscription.layer))
 
-/** Waits until the subscription has reached the head of the feed. */
+/** Waits until the subscription has reached the last event. */
 export const caughtUp = (subscription: { readonly name: string }) =>
-  Effect.flatMap(EventFeed.head, (head) => Subscription.waitFor(subscription.name, head, "30 seconds"))
+  Effect.flatMap(lastPosition, (last) => Subscription.waitFor(subscription.name, last, "30 seconds"))
+
+/**
+ * The head of the feed as soon as it has all events. An open transaction holds events back, also that of an `analyze` by the
+ * server.
+ */
+export const lastPosition = Effect.suspend(() =>
+  Effect.zipRight(eventually(EventFeed.heldBack(), Option.isNone), EventFeed.head)
+)
 
 /** Waits 10 milliseconds by the live clock. */
 export const shortly: Effect.Effect<void> = Effect.async((resume) => {

@@ -172,20 +172,31 @@ function suite(name: string, store: Layer.Layer<StoreServices, unknown>) {
       })
     )
 
-    it.scoped("can't have another number of partitions once it has run", () =>
+    it.scoped("several runs in a process divide the partitions, and the last takes over all", () =>
       Effect.gen(function* () {
-        const by = newId("cut")
-        const first = Subscription.make(by, { partitions: 2, handle: () => Effect.void })
-        yield* Effect.scoped(Effect.zipRight(start(first), caughtUp(first)))
-        const failure = yield* Effect.flip(Subscription.make(by, { handle: () => Effect.void }).run)
-        expect(failure).toMatchObject({ _tag: "StoreError", reason: "Misconfigured" })
-        const changed = Subscription.make(by, { handle: () => Effect.void })
-        yield* start(changed)
-        expect(yield* changed.status).toMatchObject({
-          state: "misconfigured",
-          partitions: [{ partitions: 2 }, { partitions: 2 }]
-        })
-        expect(yield* first.status).toMatchObject({ state: "idle" })
+        const [kind, by] = [newId("kind"), newId("divided")]
+        const parts = (holder: string) =>
+          Subscription.make(by, { filter: { types: [kind] }, partitions: 5, holder, handle: write(by) })
+        const counts = Effect.map(Subscription.nodes(by), (nodes) => nodes.map(({ holds }) => holds.length).sort())
+        yield* start(parts("first"))
+        const others = yield* Effect.fork(
+          Effect.scoped(
+            Effect.zipRight(
+              Effect.forEach(["second", "third"], (holder) => start(parts(holder))),
+              Effect.never
+            )
+          )
+        )
+        const ids = Arr.makeBy(9, () => newId("p"))
+        for (const sequence of [1, 2, 3]) yield* Effect.forEach(ids, (id) => commitOf(id, sequence, sequence, kind))
+        yield* eventually(counts, (all) => String(all) === "1,2,2")
+        yield* Effect.forEach(ids, (id) => commitOf(id, 4, 4, kind))
+        yield* Fiber.interrupt(others)
+        yield* eventually(counts, (all) => String(all) === "5")
+        yield* Effect.forEach(ids, (id) => commitOf(id, 5, 5, kind))
+        for (const aggregateId of ids) yield* Subscription.waitFor(by, { aggregateId, sequence: 5 }, "30 seconds")
+        const all = yield* written(by)
+        for (const id of ids) expect(all.filter((place) => place.startsWith(id))).toEqual(placesOf(id, 1, 5))
       })
     )
 

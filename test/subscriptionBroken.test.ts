@@ -12,7 +12,7 @@ import * as Option from "effect/Option"
 import * as Schedule from "effect/Schedule"
 import { type EventFeed, SqlStore, StoreError, Subscription } from "effect-maestro"
 import { Pool } from "pg"
-import { makeDatabase } from "./database.js"
+import { makeMigratedDatabase } from "./database.js"
 import {
   caughtUp,
   commitOf,
@@ -28,9 +28,9 @@ import {
 } from "./subscribers.js"
 import { withoutInnerSpans } from "./subscriptionNodes.js"
 
-/** A node whose pool times out a query after two seconds. */
+/** A node whose pool times out a query after a second. */
 const onPostgres = Layer.unwrapScoped(
-  Effect.map(makeDatabase, (url) => {
+  Effect.map(makeMigratedDatabase, (url) => {
     const acquire = Effect.acquireRelease(
       Effect.sync(() => {
         const pool = new Pool({ connectionString: url, max: 6, query_timeout: 1000 })
@@ -61,7 +61,7 @@ const slowTransaction: Breaking = () =>
   Effect.flatMap(client, (sql) =>
     Effect.zipRight(sql`select set_config('transaction_timeout', '200', true)`, sql`select pg_sleep(1)`)
   )
-const slowQuery: Breaking = () => Effect.flatMap(client, (sql) => sql`select pg_sleep(3)`)
+const slowQuery: Breaking = () => Effect.flatMap(client, (sql) => sql`select pg_sleep(1.5)`)
 
 for (const [name, store] of stores) {
   layer(store, { excludeTestServices: true, timeout: 60_000 })(name, (it) => {

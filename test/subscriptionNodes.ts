@@ -43,6 +43,14 @@ export const aNode = (how: "direct" | "proxy" = "direct", maxConnections?: numbe
     Layer.build(Layer.fresh(storeAt(how === "direct" ? url : proxy.url(url), "node", maxConnections)))
   )
 
+/** A node behind a proxy of its own, so that a test can cut it off the database. */
+export const aNodeApart = Effect.gen(function* () {
+  const { url } = yield* Database
+  const { hostname, port } = new URL(url)
+  const proxy = yield* makeProxy({ host: hostname, port: Number(port) })
+  return { proxy, node: yield* Layer.build(Layer.fresh(storeAt(proxy.url(url), "node"))) }
+})
+
 export const holderOf = (name: string) =>
   Effect.flatMap(SubscriptionStore.SubscriptionStore, (store) =>
     Effect.map(store.partitions(name), ([only]) => Option.getOrUndefined(only?.holder ?? Option.none()))

@@ -3,10 +3,11 @@ import { type ChildProcess, spawn } from "node:child_process"
 import { once } from "node:events"
 import * as SqlClient from "@effect/sql/SqlClient"
 import { expect, layer } from "@effect/vitest"
+import * as Arr from "effect/Array"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Schedule from "effect/Schedule"
-import { Subscription } from "effect-maestro"
+import { Subscription, SubscriptionStore } from "effect-maestro"
 import { useProgram } from "./program.js"
 import { commitOf, eventually, newId, placesOf, start, write, written } from "./subscribers.js"
 import { Database, holderOf, reached, storeLayer, writing } from "./subscriptionNodes.js"
@@ -97,6 +98,67 @@ layer(storeLayer, { excludeTestServices: true, timeout: 60_000 })("processes", (
       })
     )
   }
+
+  it.scoped(
+    "a process that is stopped counts no longer after its lease, and gets its share again when it goes on",
+    () =>
+      Effect.gen(function* () {
+        const [a, by] = [newId("a"), newId("share")]
+        const holds = Effect.map(Subscription.nodes(by), (nodes) =>
+          Object.fromEntries(nodes.map(({ holder, holds }) => [holder, holds.length]))
+        )
+        const child = yield* startChild({ name: by, type: a, lease: 800, middleAt: 0, hold: 0, partitions: 5 })
+        yield* eventually(holds, ({ child = 0 }) => child === 5)
+        yield* start(writing(by, a, { lease: "800 millis", holder: "parent", partitions: 5 }))
+        const isEven = ({ child = 0, parent = 0 }) => child + parent === 5 && Math.abs(child - parent) === 1
+        yield* eventually(holds, isEven)
+        child.process.kill("SIGSTOP")
+        const ids = Arr.makeBy(10, () => newId("any"))
+        for (const id of ids) yield* commitOf(id, 1, 2, a)
+        for (const id of ids) yield* reached(by, id, 2)
+        expect(yield* eventually(holds, ({ parent }) => parent === 5)).toEqual({ parent: 5 })
+        child.process.kill("SIGCONT")
+        for (const id of ids) yield* commitOf(id, 3, 4, a)
+        yield* eventually(holds, isEven)
+        for (const id of ids) yield* commitOf(id, 5, 6, a)
+        for (const id of ids) yield* reached(by, id, 6)
+        yield* kill(child.process)
+        yield* eventually(holds, ({ parent }) => parent === 5)
+        for (const id of ids) yield* commitOf(id, 7, 8, a)
+        for (const id of ids) yield* reached(by, id, 8)
+        const all = yield* written(by)
+        for (const id of ids) expect(all.filter((place) => place.startsWith(id))).toEqual(placesOf(id, 1, 8))
+      })
+  )
+
+  it.scoped("a process that is stopped in its transaction while the number of partitions changes can't write", () =>
+    Effect.gen(function* () {
+      const [a, by] = [newId("a"), newId("renumbered")]
+      const ids = Arr.makeBy(10, () => newId("any"))
+      const child = yield* startChild({ name: by, type: a, lease: 800, middleAt: 2, hold: 300, partitions: 2 })
+      for (const id of ids) yield* commitOf(id, 1, 3, a)
+      yield* child.says("middle")
+      child.process.kill("SIGSTOP")
+      yield* start(writing(by, a, { lease: "800 millis", holder: "parent", partitions: 5 }))
+      const numberOf = Effect.flatMap(SubscriptionStore.SubscriptionStore, (store) =>
+        Effect.map(store.partitions(by), ({ length }) => length)
+      )
+      yield* eventually(numberOf, (number) => number === 5)
+      child.process.kill("SIGCONT")
+      for (const id of ids) yield* commitOf(id, 4, 6, a)
+      // It runs the number that the store has.
+      yield* eventually(
+        Subscription.nodes(by),
+        (nodes) =>
+          nodes.every(({ holder, holds }) => holds.length === (holder === "child" ? 2 : 3)) ||
+          nodes.every(({ holder, holds }) => holds.length === (holder === "child" ? 3 : 2))
+      )
+      for (const id of ids) yield* reached(by, id, 6)
+      expect(yield* numberOf).toBe(5)
+      const all = yield* written(by)
+      for (const id of ids) expect(all.filter((place) => place.startsWith(id))).toEqual(placesOf(id, 1, 6))
+    })
+  )
 })
 
 // --- internal ---
@@ -108,6 +170,7 @@ interface Order {
   /** In the transaction of this event the process prints `middle`, and waits for so many milliseconds. */
   readonly middleAt: number
   readonly hold: number
+  readonly partitions?: number
 }
 
 /** A process that runs a subscription. It is killed with the scope. */
@@ -152,13 +215,14 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
 import { SqlStore, Subscription } from "effect-maestro"
-const { hold, lease, middleAt, name, type, url } = JSON.parse(process.argv[2])
+const { hold, lease, middleAt, name, partitions, type, url } = JSON.parse(process.argv[2])
 const say = (line) => Effect.sync(() => writeSync(1, line + "\\n"))
 let held = false
 const subscription = Subscription.make(name, {
   filter: { types: [type] },
   lease,
   holder: "child",
+  partitions,
   batchSize: 1,
   handle: ({ aggregateId, sequence }) =>
     Effect.gen(function* () {

@@ -71,6 +71,31 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("restored fro
     return { a, b, end, middle, order: [...placesOf(a, 1, 3), `${b}/1`, ...placesOf(a, 4, 6)] }
   })
 
+  it.scoped("a subscription that has handled no event yet begins at the beginning after the repair", () =>
+    inDatabase(
+      Effect.gen(function* () {
+        const a = newId("a")
+        let fails = true
+        const stopped = Subscription.make("stopped", {
+          handle: (event) => (fails ? Effect.fail("no") : write("stopped")(event)),
+          retry: Schedule.stop
+        })
+        yield* Effect.gen(function* () {
+          yield* commitOf(a, 1, 3, "T")
+          yield* Effect.flip(stopped.run)
+          yield* restore()
+        }).pipe(Effect.provide(yield* aNode({})))
+        yield* Effect.gen(function* () {
+          fails = false
+          yield* Subscription.resume("stopped")
+          yield* start(stopped)
+          yield* caughtUp(stopped)
+          expect(yield* written("stopped")).toEqual(placesOf(a, 1, 3))
+        }).pipe(Effect.provide(yield* aNode({})))
+      })
+    )
+  )
+
   it.scoped(
     "the feed refuses, and shows all events in order after the repair; subscriptions go on from their checkpoints",
     () =>

@@ -10,7 +10,7 @@ import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
 import * as Schema from "effect/Schema"
 import { Aggregate, Projection, SqlStore, StoreAdapter, StoreError, Timestamp } from "effect-maestro"
-import { makeDatabase } from "./database.js"
+import { makeMigratedDatabase } from "./database.js"
 import { macrotask } from "./nodes.js"
 
 class Moved extends Schema.TaggedClass<Moved>()("Moved", { rows: Schema.Array(Schema.String) }) {}
@@ -20,7 +20,7 @@ const storeWith = (setting: string) =>
   SqlStore.layer.pipe(
     Layer.provideMerge(
       Layer.unwrapScoped(
-        Effect.map(makeDatabase, (url) =>
+        Effect.map(makeMigratedDatabase, (url) =>
           PgClient.layer({
             url: Redacted.make(`${url}?options=${encodeURIComponent(`-c ${setting.replace(" ", "\\ ")}`)}`),
             maxConnections: 10

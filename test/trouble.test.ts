@@ -106,7 +106,7 @@ for (const [name, client] of [
       const events = yield* Effect.forEach(Arr.range(1, 6000), (sequence) =>
         Effect.map(deposited(`Notes/${id}`, sequence), (event) => ({
           ...event,
-          body: { amount: sequence, ...(sequence % 37 === 0 && sequence > 3500 ? { large } : {}) },
+          body: { amount: sequence, ...(sequence % 61 === 0 && sequence > 3500 ? { large } : {}) },
           metadata: { text: texts[sequence % texts.length] ?? "" }
         }))
       )

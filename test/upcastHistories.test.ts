@@ -6,7 +6,7 @@
  * The model knows neither schemas nor chains. It says for a stored type, version and number to which events of a release
  * they lead.
  */
-import { expect, it } from "@effect/vitest"
+import { expect, inject, it } from "@effect/vitest"
 import * as Arr from "effect/Array"
 import * as Chunk from "effect/Chunk"
 import * as Effect from "effect/Effect"
@@ -270,7 +270,7 @@ const checkReads = (release: Release, log: ReadonlyArray<Stored>, note: string) 
     }).pipe(Effect.provide(Layer.fresh(aggregate.layer)))
   })
 
-const runs = 100
+const runs = inject("runs") > 100 ? 2000 : 50
 
 it.effect(
   `${runs} random histories, written by several releases and read by each, fold to what a model says`,
@@ -301,5 +301,5 @@ it.effect(
         }).pipe(Effect.withRandom(Random.make(`${seed}/${run}`)), Effect.provide(Layer.fresh(MemoryStore.layer)))
       }
     }),
-  60_000
+  inject("timeout")
 )

@@ -84,7 +84,7 @@ export class IllegalMove extends Schema.TaggedError<IllegalMove>()("IllegalMove"
 }
 
 /** The state that a command is decided on. */
-const GameState = Schema.Struct({
+export const GameState = Schema.Struct({
   /** Null before the start. */
   players: Schema.NullOr(Schema.Struct({ white: Schema.String, black: Schema.String })),
   fen: Schema.String,
@@ -101,6 +101,11 @@ export const Game = Aggregate.make("Game", {
   initialState: { players: null, fen: Rules.initialPosition, ply: 0, result: null },
   commands: Schema.Union(StartGame, PlayMove, EndGame),
   events: Schema.Union(GameStarted, MovePlayed, GameEnded),
+  refusals: {
+    StartGame: [AlreadyStarted, InvalidPosition],
+    PlayMove: [NotStarted, GameOver, WrongPly, IllegalMove],
+    EndGame: [NotStarted, GameOver, WrongPly]
+  },
 
   decide: {
     StartGame: ({ _tag, fen, ...details }, { state }) =>

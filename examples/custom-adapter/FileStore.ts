@@ -170,8 +170,10 @@ const append = (
       records.read({ aggregateId, minSequence: sequence, maxSequence: sequence })[0]?.timestamp === timestamp
     if (events.every(isStored)) return Effect.succeed("duplicate")
     for (const event of events) {
-      const { aggregateId, sequence } = event
-      if (sequence !== records.head(aggregateId) + 1) {
+      const { aggregateId, follows, sequence } = event
+      const [before] = records.read({ aggregateId, minSequence: sequence - 1, maxSequence: sequence - 1 })
+      const isAfterOther = follows !== undefined && before?.timestamp !== follows
+      if (sequence !== records.head(aggregateId) + 1 || isAfterOther) {
         return Effect.fail(new StoreError.RetryCommand({ aggregateId, sequence }))
       }
       records.add({ events: [event], snapshots: [] })

@@ -1,6 +1,6 @@
 /**
- * The process manager between an order and its payment: a subscription whose handlers evaluate commands. Both have the order's number as
- * their id.
+ * The process manager between an order, its payment and the stock: a subscription whose handlers evaluate commands. Order and payment have
+ * the order's number as their id.
  *
  * The handlers run outside of any transaction, and the checkpoint is stored afterwards, so some events are handled again after a crash. The
  * id of each command is made from the event, so the command takes effect once.
@@ -11,6 +11,7 @@ import { Aggregate, Subscription, Timestamp } from "effect-maestro"
 import * as Deadlines from "./Deadlines.js"
 import { CancelOrder, ConfirmOrder, Order } from "./Order.js"
 import { Payment, RefundPayment, RequestPayment } from "./Payment.js"
+import { ReturnStock, Stock } from "./Stock.js"
 
 const name = "fulfilment"
 
@@ -30,6 +31,11 @@ export const handlers = [
             )
           )
         )
+      ),
+
+    OrderCancelled: ({ product, quantity }, event) =>
+      Stock.evaluate(product, new ReturnStock({ order: event.id, quantity })).pipe(
+        Aggregate.withCommandId(Subscription.commandId(name, event))
       )
   }),
 

@@ -5,7 +5,10 @@ import * as Effect from "effect/Effect"
 import * as Schema from "effect/Schema"
 import { Aggregate } from "effect-maestro"
 
+const goods = { product: Schema.NonEmptyString, quantity: Schema.Int.pipe(Schema.positive()) }
+
 const details = {
+  ...goods,
   customer: Schema.NonEmptyString,
   amount: Schema.Positive,
   /** How long the customer may take to pay. */
@@ -16,7 +19,11 @@ const details = {
 
 class OrderPlaced extends Schema.TaggedClass<OrderPlaced>()("OrderPlaced", details) {}
 class OrderConfirmed extends Schema.TaggedClass<OrderConfirmed>()("OrderConfirmed", {}) {}
-class OrderCancelled extends Schema.TaggedClass<OrderCancelled>()("OrderCancelled", { reason: Schema.String }) {}
+/** It has the goods, because the process manager returns them to the stock. */
+class OrderCancelled extends Schema.TaggedClass<OrderCancelled>()("OrderCancelled", {
+  ...goods,
+  reason: Schema.String
+}) {}
 
 // Commands.
 
@@ -39,27 +46,26 @@ export class AlreadyPlaced extends Schema.TaggedError<AlreadyPlaced>()("AlreadyP
   }
 }
 
-const OrderState = Schema.Struct({ status: Status })
+const OrderState = Schema.Struct({ status: Status, product: Schema.String, quantity: Schema.Int })
 
 export const Order = Aggregate.make("Order", {
   state: OrderState,
-  initialState: { status: "none" },
+  initialState: { status: "none", product: "", quantity: 0 },
   events: Schema.Union(OrderPlaced, OrderConfirmed, OrderCancelled),
   commands: Schema.Union(PlaceOrder, ConfirmOrder, CancelOrder),
 
   decide: {
-    PlaceOrder: ({ amount, customer, payWithin }, { state }) =>
-      state.status === "none"
-        ? Effect.succeed([new OrderPlaced({ amount, customer, payWithin })])
-        : new AlreadyPlaced(),
+    PlaceOrder: (command, { state }) =>
+      state.status === "none" ? Effect.succeed([new OrderPlaced(command)]) : new AlreadyPlaced(),
     ConfirmOrder: (_, { state }) => Effect.as(mustBeOpen(state), [new OrderConfirmed()]),
-    CancelOrder: ({ reason }, { state }) => Effect.as(mustBeOpen(state), [new OrderCancelled({ reason })])
+    CancelOrder: ({ reason }, { state }) =>
+      Effect.as(mustBeOpen(state), [new OrderCancelled({ product: state.product, quantity: state.quantity, reason })])
   },
 
   evolve: {
-    OrderPlaced: () => ({ status: "open" as const }),
-    OrderConfirmed: () => ({ status: "confirmed" as const }),
-    OrderCancelled: () => ({ status: "cancelled" as const })
+    OrderPlaced: (_, { product, quantity }) => ({ status: "open", product, quantity }),
+    OrderConfirmed: (state) => ({ ...state, status: "confirmed" }),
+    OrderCancelled: (state) => ({ ...state, status: "cancelled" })
   }
 })
 

@@ -58,9 +58,9 @@ export const Payment = Aggregate.make("Payment", {
   },
 
   evolve: {
-    PaymentRequested: () => ({ status: "requested" as const }),
-    PaymentReceived: () => ({ status: "received" as const }),
-    PaymentRefunded: () => ({ status: "refunded" as const })
+    PaymentRequested: () => ({ status: "requested" }),
+    PaymentReceived: () => ({ status: "received" }),
+    PaymentRefunded: () => ({ status: "refunded" })
   }
 })
 

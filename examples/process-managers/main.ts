@@ -1,5 +1,5 @@
 /**
- * Orders that wait for their payments: two aggregates, and a process manager between them that repeats no command.
+ * Orders that reserve stock and wait for their payments: three aggregates, and a process manager between them that repeats no command.
  *
  * Run it by `npm run order`. It uses an embedded Postgres.
  */
@@ -15,13 +15,15 @@ import * as Schedule from "effect/Schedule"
 import * as Stream from "effect/Stream"
 import { Aggregate, EventFeed, SqlStore, Subscription } from "effect-maestro"
 import * as PgliteClient from "effect-maestro/PgliteClient"
+import { place } from "./Checkout.js"
 import * as Deadlines from "./Deadlines.js"
 import * as Fulfilment from "./Fulfilment.js"
-import { Order, PlaceOrder } from "./Order.js"
+import { Order } from "./Order.js"
 import { Payment, ReceivePayment } from "./Payment.js"
+import { DeliverStock, Stock } from "./Stock.js"
 
 /** The aggregates, on the store, on the database. */
-const layerDomain = Layer.mergeAll(Order.layer, Payment.layer, Deadlines.layerTable).pipe(
+const layerDomain = Layer.mergeAll(Order.layer, Payment.layer, Stock.layer, Deadlines.layerTable).pipe(
   Layer.provideMerge(SqlStore.layer),
   Layer.provideMerge(PgliteClient.layerMemory)
 )
@@ -29,15 +31,16 @@ const layerDomain = Layer.mergeAll(Order.layer, Payment.layer, Deadlines.layerTa
 /** What runs all the time: the process manager, and the loop over the deadlines. */
 const layerProcess = Layer.merge(Fulfilment.Fulfilment.layer, Deadlines.layer)
 
-const place = (order: string, customer: string, amount: number, payWithin: Duration.DurationInput) =>
+const order = (id: string, customer: string, amount: number, payWithin: Duration.DurationInput = "1 hour") =>
   Effect.gen(function* () {
-    const { position } = yield* Order.evaluate(
-      order,
-      new PlaceOrder({ customer, amount, payWithin: Duration.decode(payWithin) })
-    ).pipe(Aggregate.withCorrelationId(order))
-    // Returns when the process manager has handled the event.
-    yield* Subscription.waitFor(Fulfilment.Fulfilment, position, "1 minute")
+    const details = { customer, product: "chair", quantity: 1, amount, payWithin: Duration.decode(payWithin) }
+    const [placed] = yield* place(id, details).pipe(Aggregate.withCorrelationId(id))
+    yield* handled(placed.position)
   })
+
+/** Waits until the process manager has handled an event. */
+const handled = (position: EventFeed.StreamPosition) =>
+  Subscription.waitFor(Fulfilment.Fulfilment, position, "1 minute")
 
 /** Called by the payment provider, maybe more than once. The provider's reference is the id of the command. */
 const pay = (order: string, reference: string) =>
@@ -46,7 +49,7 @@ const pay = (order: string, reference: string) =>
       Aggregate.withCommandId(reference),
       Aggregate.withCorrelationId(order)
     )
-    yield* Subscription.waitFor(Fulfilment.Fulfilment, position, "1 minute")
+    yield* handled(position)
     return duplicate
   })
 
@@ -60,7 +63,7 @@ const show = (order: string) =>
 /** Prints the events of a chain, each below the one that it follows from. */
 const showChain = (correlationId: string) => {
   const depths = new Map<string, number>()
-  return EventFeed.streamStored({ filter: { correlationId, kinds: ["Order", "Payment"] } }).pipe(
+  return EventFeed.streamStored({ filter: { correlationId, kinds: ["Order", "Payment", "Stock"] } }).pipe(
     Stream.runForEach(({ causationId, timestamp, type }) => {
       const depth = causationId === undefined ? 0 : (depths.get(causationId) ?? 0) + 1
       depths.set(timestamp, depth)
@@ -69,9 +72,15 @@ const showChain = (correlationId: string) => {
   )
 }
 
+const showStock = Effect.flatMap(Stock.fetch("chair"), ({ available }) =>
+  Console.log(`  chairs in stock: ${available}`)
+)
+
 const story = Effect.gen(function* () {
+  yield* Stock.evaluate("chair", new DeliverStock({ quantity: 2 }))
+
   yield* Console.log("Ann orders, and pays; the provider reports it twice")
-  yield* place("order 1", "Ann", 30, "1 hour")
+  yield* order("order 1", "Ann", 30)
   yield* show("order 1")
   for (const _ of [1, 2]) {
     const duplicate = yield* pay("order 1", "reference 1")
@@ -79,21 +88,31 @@ const story = Effect.gen(function* () {
   }
   yield* show("order 1")
 
-  yield* Console.log("Bob orders, and pays too late")
-  yield* place("order 2", "Bob", 30, "1 second")
+  yield* Console.log("Bob orders the last chair; Dan comes too late, and Bob pays too late")
+  yield* order("order 2", "Bob", 30, "1 second")
+  yield* order("order 3", "Dan", 30).pipe(
+    Effect.catchTag("CommandRefused", ({ aggregate, refusal }) =>
+      Console.log(`  order 3: refused by ${aggregate}: ${refusal.message}`)
+    )
+  )
   yield* Effect.repeat(Order.fetch("order 2"), {
     until: ({ status }) => status === "cancelled",
     schedule: Schedule.spaced("50 millis")
   })
+  // The cancellation is an event of its own, which the process manager handles later.
+  yield* handled({ aggregateId: Order.streamId("order 2"), sequence: 2 })
   yield* show("order 2")
   yield* pay("order 2", "reference 2")
   yield* show("order 2")
   yield* Console.log("  what followed from what:")
   yield* showChain("order 2")
+  yield* showStock
 
   yield* Console.log("Cleo orders for more than the provider accepts")
-  yield* place("order 3", "Cleo", 20_000, "1 hour")
-  yield* show("order 3")
+  yield* order("order 4", "Cleo", 20_000)
+  yield* handled({ aggregateId: Order.streamId("order 4"), sequence: 2 })
+  yield* show("order 4")
+  yield* showStock
 })
 
 /** The same handlers in a new subscription, which handles all events once more. */
@@ -119,7 +138,8 @@ const again = Effect.gen(function* () {
   }).pipe(Effect.provide(replay.layer))
   const after = yield* EventFeed.streamStored().pipe(Stream.runCount)
   yield* Console.log(`  handled ${yield* Ref.get(handled)} times; ${after - before} new events`)
-  yield* Effect.forEach(["order 1", "order 2", "order 3"], show)
+  yield* Effect.forEach(["order 1", "order 2", "order 4"], show)
+  yield* showStock
   // The failed attempts are warnings in the log.
 }).pipe(Logger.withMinimumLogLevel(LogLevel.None))
 

@@ -8,7 +8,7 @@ import { type CommandHandlerOptions, type Event as EmmettEvent, projections } fr
 import { postgreSQLProjection } from "@event-driven-io/emmett-postgresql"
 import * as Effect from "effect/Effect"
 import * as Schema from "effect/Schema"
-import { Aggregate, Projection } from "effect-maestro"
+import { Aggregate, Projection, Upcast } from "effect-maestro"
 import type pg from "pg"
 
 export interface Balance {
@@ -65,6 +65,35 @@ export const ProjectedBySql = Aggregate.make("ProjectedBySql", {
       }
     })
   ]
+})
+
+/** The events of `Account` after three changes of their schema: each of version 1 is read through three steps. */
+class DepositedV4 extends Schema.TaggedClass<DepositedV4>()("Deposited", {
+  cents: Schema.Number,
+  currency: Schema.String,
+  reference: Schema.String
+}) {}
+const DepositedV1 = Schema.Struct({ amount: Schema.Number })
+const DepositedV2 = Schema.Struct({ amount: Schema.Number, currency: Schema.String })
+const DepositedV3 = Schema.Struct({ cents: Schema.Number, currency: Schema.String })
+
+export const EvolvedAccount = Aggregate.make("EvolvedAccount", {
+  ...options,
+  kind: "Account",
+  events: Upcast.events(DepositedV4, {
+    Deposited: Upcast.from(1, DepositedV1).pipe(
+      Upcast.to(2, DepositedV2, ({ amount }) => ({ amount, currency: "EUR" })),
+      Upcast.to(3, DepositedV3, ({ amount, currency }) => ({ cents: 100 * amount, currency })),
+      Upcast.toEvent(4, ({ cents, currency }) => ({ cents, currency, reference: "" }))
+    )
+  }),
+  decide: {
+    Deposit: ({ amount }: Deposit) =>
+      Effect.succeed([new DepositedV4({ cents: 100 * amount, currency: "EUR", reference: "" })])
+  },
+  evolve: {
+    Deposited: (state: Balance, { cents }: DepositedV4) => ({ balance: state.balance + cents / 100 })
+  }
 })
 
 // --- Emmett ---

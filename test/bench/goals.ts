@@ -90,6 +90,7 @@ const goals: Readonly<Record<string, ReadonlyArray<Goal>>> = {
   "projection-hot/1": [atLeast(2.5, "emmett")],
   "projection-hot/16": [atLeast(2, "emmett")],
   "load/1": [takesAtMost(1.2, "pg"), takesAtMost(1, "emmett")],
+  "load-evolved/1": [atLeast(0.7, "without steps")],
   // There the bare driver commits nothing, which is what one round trip and the flush allow.
   "network/append": [atLeast(0.9, "pg")],
   "network/hot": [atLeast(0.9, "pg")],
@@ -100,6 +101,9 @@ const goals: Readonly<Record<string, ReadonlyArray<Goal>>> = {
   "feed/live-elsewhere": [medianWithin(5), p99Within(20)],
   "feed/idle/1": [atLeast(0.97, "without them")],
   "feed/idle/16": [atLeast(0.97, "without them")],
+  "cluster/spread": [atLeast(0.6, "one process"), noneFailing],
+  "cluster/hot": [atLeast(5, "without it"), noneFailing],
+  "cluster/kill": [medianWithin(8000), noneFailing],
   "growth/append/10^6": [atLeast(0.9, "10^4")],
   "rebuild/sql": [perSecond(10_000)],
   "rebuild/effect": [perSecond(2000)]

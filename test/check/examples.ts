@@ -1,13 +1,14 @@
 /**
  * Checks the documentation against the code:
  *
- * - every `ts` block of README.md, of the guides in examples, and of the doc comments in src type-checks;
+ * - every `ts` block of README.md, of the guides in examples, of the page for coding agents, and of the doc comments in
+ *   src type-checks;
  * - a block of a guide that names a file (a fence "ts main.ts") is a part of that file;
  * - README.md opens with examples/quick-start.ts;
  * - every file and heading that README.md or a guide links to exists, and guides, pictures and examples are in the package;
- * - every `@example` has a `ts` block, and every public export has `@since` and `@category`.
+ * - every `@example` has a `ts` block, and every public export has a sentence, `@since` and `@category`.
  *
- * `programs.ts` checks the output that guides show.
+ * `programs.ts` checks the output that guides show, and `runExamples.ts` what examples of doc comments print.
  */
 import * as fs from "node:fs"
 import * as path from "node:path"
@@ -162,6 +163,15 @@ const isExported = (statement: ts.Statement): boolean =>
   (ts.canHaveModifiers(statement) &&
     ts.getModifiers(statement)?.some(({ kind }) => kind === ts.SyntaxKind.ExportKeyword) === true)
 
+const nameOf = (node: ts.Node): string => ts.getNameOfDeclaration(node as ts.Declaration)?.getText() ?? "export"
+
+/** The text of the doc comment, without its tags. */
+const commentOf = (node: ts.Node): string =>
+  ts
+    .getJSDocCommentsAndTags(node)
+    .flatMap((doc) => (ts.isJSDoc(doc) ? [ts.getTextOfJSDocComment(doc.comment) ?? ""] : []))
+    .join("\n\n")
+
 /** The nodes an exported statement declares: one for each name. */
 const declarationsOf = (statement: ts.Statement): ReadonlyArray<ts.Node> => {
   if (ts.isVariableStatement(statement)) return statement.declarationList.declarations
@@ -180,8 +190,10 @@ const checkTags = (file: string): number => {
   const source = ts.createSourceFile(file, text, ts.ScriptTarget.Latest, true)
   const declarations = source.statements.filter(isExported).flatMap(declarationsOf)
   const documentedOverloads = new Set<string>()
+  // A type and a value of one name need one sentence.
+  const explained = new Set(declarations.filter((node) => /\.(\s|$)/.test(commentOf(node))).map(nameOf))
   for (const node of declarations) {
-    const name = ts.getNameOfDeclaration(node as ts.Declaration)?.getText() ?? "export"
+    const name = nameOf(node)
     const tags = ts.getJSDocTags(node)
     const valueOf = (tag: string): string => {
       const comment = tags.find(({ tagName }) => tagName.text === tag)?.comment
@@ -191,6 +203,9 @@ const checkTags = (file: string): number => {
       // The comment of the first overload serves all of them.
       if (documentedOverloads.has(name)) continue
       documentedOverloads.add(name)
+    }
+    if (!explained.has(name)) {
+      report(file, text, node.getStart(), `${name} needs a doc comment that says in a sentence what it is`)
     }
     if (!/^\d+\.\d+\.\d+$/.test(valueOf("since"))) {
       report(file, text, node.getStart(), `${name} needs a doc comment with @since and a version`)
@@ -211,7 +226,8 @@ const publicModules = sources.filter((file) => /^src\/[^/]+$/.test(file) && file
 
 const inReadme = readmeBlocks()
 const inComments = sources.flatMap(docBlocks)
-const inGuides = guides.flatMap((guide) => blocksOf(guide, read(guide), /^(?!)/))
+// The page for agents is a guide, too.
+const inGuides = [...guides, "examples/llms.txt"].flatMap((guide) => blocksOf(guide, read(guide), /^(?!)/))
 for (const page of ["README.md", ...guides]) checkLinks(page)
 typeCheck([...inReadme, ...inGuides, ...inComments])
 const exported = publicModules.map(checkTags).reduce((sum, count) => sum + count, 0)

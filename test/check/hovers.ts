@@ -53,6 +53,19 @@ const hovers: ReadonlyArray<Hover> = [
 const mistakes: ReadonlyArray<Mistake> = [
   { replace: 'status: "closed", guest', by: 'status: "shut", guest', atMost: 130, names: ['"shut"', '"closed"'] },
   { replace: 'status: "booked", guest', by: 'status: "taken", guest', atMost: 130, names: ['"taken"', '"booked"'] },
+  {
+    replace: "Cleaned: (state) => ({ ...state, clean: true }),",
+    by: "",
+    atMost: 700,
+    names: ["Property 'Cleaned' is missing"]
+  },
+  {
+    replace: "Clean: (_, { state }) => (state.clean ? Effect.succeed([]) : Effect.succeed([new Cleaned()])),",
+    by: "",
+    // The type of the handlers comes first.
+    atMost: 1400,
+    names: ["Property 'Clean' is missing"]
+  },
   { replace: "new Cancelled({ reason })", by: "reason", atMost: 500, names: ["string[]", "Cancelled"] },
   { replace: "CheckOut: [NotBooked],", by: "", atMost: 360, names: ["Type 'NotBooked' is not assignable"] },
   {

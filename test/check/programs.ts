@@ -50,7 +50,8 @@ const problemOf = ({ expected, file, guide }: Program, output: string): string |
   const wanted = expected.trimEnd().split("\n")
   const printed = output.trimEnd().split("\n")
   const index = wanted.findIndex(
-    (line, at) => !new RegExp(`^${line.split("…").map(escaped).join(".*")}$`).test(printed[at]?.trimEnd() ?? "")
+    (line, at) =>
+      !new RegExp(`^${line.trimEnd().split("…").map(escaped).join(".*")}$`).test(printed[at]?.trimEnd() ?? "")
   )
   if (index >= 0) {
     return `${guide}: ${file} prints ${JSON.stringify(printed[index] ?? "")} where the guide has ${JSON.stringify(wanted[index])}`

@@ -92,7 +92,8 @@ const checkFiles = (file: string, text: string): void => {
 }
 
 const checkMarkdown = (file: string): void => {
-  const text = fs.readFileSync(file, "utf8")
+  // What follows in the page for coding agents is made from declarations and their comments.
+  const [text = ""] = fs.readFileSync(file, "utf8").split("\n## API\n")
   const prose = withoutCode(text)
   if (file === "README.md" || file === "src/README.md") checkFiles(file, text)
   checkWords(file, prose)
@@ -122,7 +123,9 @@ const checkModule = (file: string): void => {
   checkWords(file, prose)
   checkWords(file, only(text, strings))
   checkSentences(file, prose)
-  if (ranges[0]?.pos !== 0 && file !== "examples/quick-start.ts")
+  // A program may name its interpreter first.
+  const head = /^#!.*\n/.exec(text)?.[0].length ?? 0
+  if (ranges[0]?.pos !== head && file !== "examples/quick-start.ts")
     report(file, text, 0, "no head → say in a sentence what the module is for")
 }
 
@@ -131,15 +134,16 @@ const isMine = (file: string): boolean =>
   given.length === 0 || given.some((path) => file === path || file.startsWith(`${path}/`))
 const inFolder = (folder: string): ReadonlyArray<string> =>
   fs.readdirSync(folder, { recursive: true, encoding: "utf8" }).map((name) => `${folder}/${name.replaceAll("\\", "/")}`)
-const all = ["README.md", ...["src", "test", "examples"].flatMap(inFolder)].sort()
+const all = ["README.md", "CHANGELOG.md", ...["src", "test", "examples"].flatMap(inFolder)].sort()
+const isText = (file: string): boolean => file.endsWith(".md") || file === "examples/llms.txt"
 const files = all.filter(isMine)
 for (const file of files) {
   // The list names what it forbids.
   if (file.endsWith(".ts") && file !== "test/check/words.ts") checkModule(file)
-  if (file.endsWith(".md")) checkMarkdown(file)
+  if (isText(file)) checkMarkdown(file)
 }
 for (const { column, file, line, text } of problems) console.error(`${file}:${line}:${column} ${text}`)
 console.log(
-  `The language of ${files.filter((file) => /\.(ts|md)$/.test(file)).length} files: ${problems.length} problems`
+  `The language of ${files.filter((file) => file.endsWith(".ts") || isText(file)).length} files: ${problems.length} problems`
 )
 process.exitCode = problems.length === 0 ? 0 : 1

@@ -1,18 +1,16 @@
 /** The faults, and what becomes of the history under each of them. */
 import * as SqlClient from "@effect/sql/SqlClient"
-import { PgClient } from "@effect/sql-pg"
 import * as Arr from "effect/Array"
 import * as Context from "effect/Context"
 import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
-import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as LogLevel from "effect/LogLevel"
 import * as Random from "effect/Random"
-import * as Redacted from "effect/Redacted"
-import { createTables, Wallet } from "./domain.js"
+import { connect, makeDatabase } from "./database.js"
+import { Wallet } from "./domain.js"
 import { type AppendResult, type Attempt, type Place, type Row, verdictOf } from "./history.js"
 import { forwarded, makeObserver } from "./observer.js"
 import type { Mishap, Proxy } from "./proxy.js"
@@ -71,19 +69,15 @@ export const underFault = (
   Effect.scoped(
     Effect.gen(function* () {
       const database = `faults_${(yield* Random.nextIntBetween(0, 2 ** 31)).toString(36)}`
-      const postgres = yield* connect(server.url)
-      yield* postgres`create database ${postgres(database)}`
-      const url = new URL(server.url)
-      url.pathname = `/${database}`
-      const admin = yield* connect(url.href)
-      yield* createTables(admin)
+      const url = yield* makeDatabase(server, database)
+      const admin = yield* connect(url)
 
       const world = new World(fault.calm, fault.deadlocks, lists)
       const nodes = yield* Effect.forEach(Arr.range(1, nodeCount), (id) =>
-        makeNode(`node-${id}`, id, proxy.url(url.href), breaking, world.felt)
+        makeNode(`node-${id}`, id, proxy.url(url), breaking, world.felt)
       )
       world.nodes = nodes
-      const observer = yield* makeObserver(admin, proxy.url(url.href), world.felt)
+      const observer = yield* makeObserver(admin, proxy.url(url), world.felt)
       const clients = yield* Effect.forEach(
         nodes.flatMap((node) => Arr.makeBy(clientsPerNode, () => node)),
         (node) => Effect.fork(client(world, node))
@@ -262,12 +256,6 @@ export const faults: ReadonlyArray<Fault> = [
 ]
 
 // --- internal ---
-
-const connect = (url: string) =>
-  Effect.map(
-    Layer.build(PgClient.layer({ url: Redacted.make(url), maxConnections: 1 })),
-    Context.get(PgClient.PgClient)
-  )
 
 const median = (values: ReadonlyArray<number>): number => [...values].sort((a, b) => a - b)[values.length >> 1] ?? 0
 

@@ -128,7 +128,7 @@ const initialise = async (folder: string, data: string): Promise<User> => {
       user: "postgres",
       password: "postgres",
       createPostgresUser: asRoot,
-      initdbFlags: ["--encoding=UTF8", "--no-sync"],
+      initdbFlags: ["--encoding=UTF8", "--no-sync", "--auth=trust"],
       onLog: (message) => log.push(String(message)),
       onError: (message) => log.push(String(message))
     }).initialise()

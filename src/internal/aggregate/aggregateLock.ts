@@ -109,8 +109,14 @@ const commitBatch = <State, A extends Tagged, C, E>(
         holdsLock
           ? Effect.forkDaemon(Effect.zipRight(macrotask, releaseLock(context, entry)))
           : Effect.sync(() => stateCache.release(entry)),
-        Exit.isSuccess(exit) ? snapshotWhenDue(definition, store, batch.root, batch.events.length) : Effect.void
+        Exit.isSuccess(exit) && definition.snapshotEvery !== undefined
+          ? snapshotWhenDue(definition, store, batch.root, ownEvents(batch))
+          : Effect.void
       )
     }
   })
 }
+
+/** The number of events of the aggregate: a batch may have receipts, too. */
+const ownEvents = <State, E>({ events, root }: BatchOf<State, E>): number =>
+  events.reduce((count, { aggregateId }) => (aggregateId === root.streamId ? count + 1 : count), 0)

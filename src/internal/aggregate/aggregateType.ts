@@ -16,6 +16,9 @@ import type { BoundProjections } from "./handlerTypes.js"
 import type { HistoricEvent } from "./history.js"
 import type { TargetedCommand } from "./targetedCommand.js"
 
+/**
+ * An aggregate: its operations, and the layer that they need. `Refusals` has the failures of each command's handler.
+ */
 // An alias of an object type: a property of an interface would repeat all these types whenever an editor shows it.
 export type Aggregate<
   Name extends string,
@@ -39,6 +42,9 @@ export type Aggregate<
   readonly id: Schema.Schema<Id, any>
   /** How its streams are named in the store. */
   readonly streams: StreamIds
+  /** The schema of its state. */
+  // biome-ignore lint/suspicious/noExplicitAny: no caller knows the encoded form
+  readonly state: Schema.Schema<State, any>
   /** The schema of its events. */
   // biome-ignore lint/suspicious/noExplicitAny: followers decode stored events of whatever encoded form
   readonly events: Schema.Schema<A, any>

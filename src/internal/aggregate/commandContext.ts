@@ -85,6 +85,8 @@ export interface CommandCall<out C> extends DecidedCall<C> {
   /** The span of the call. */
   readonly traceparent: string | undefined
   readonly clock: Clock.Clock
+  /** Makes the receipt that is stored with the events of a command, where it has one and may join a batch. */
+  readonly receiptOf?: ((root: VersionedState<unknown>, events: ReadonlyArray<Event>) => Event) | undefined
   /** Whether the command may join a batch. After a batch failed by the fault of one command, each is committed alone. */
   mayJoinBatch: boolean
 }

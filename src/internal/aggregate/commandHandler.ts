@@ -53,6 +53,26 @@ export const evaluate = <State, A extends Tagged, C, E>(
     return retrying(context.retry, outsideBatch(error), again)
   })
 
+/** One attempt. It is interruptible where it waits for the lock, the handler, a batch or the store. */
+export const attempt = <State, A extends Tagged, C, E>(
+  context: CommandContext<State, A, C, E>,
+  call: CommandCall<C>
+): Attempt<State, A, E> =>
+  withLock(
+    () => context.stateCache.entry(call.id, call.clock.unsafeCurrentTimeMillis()),
+    (entry) => releaseLock(context, entry),
+    (entry, restore) => {
+      const onSuccess = (decision: Decision<State, A, E>): Attempt<State, A, E> =>
+        conclude(context, call, entry, decision, restore)
+      const deciding = called(() => decideOnNewest(context, call, entry))
+      if (isSettled(deciding) && Exit.isSuccess(deciding)) return onSuccess(deciding.value)
+      return Effect.matchCauseEffect(restore(deciding), {
+        onSuccess,
+        onFailure: (cause) => Effect.zipRight(releaseLock(context, entry), Effect.failCause(cause))
+      })
+    }
+  )
+
 /** Step 2, from the store: loads the state, or refreshes the cached one. */
 export const loadEntry = <State, A extends Tagged, C, E>(
   { definition, isInTransaction, store }: CommandContext<State, A, C, E>,
@@ -92,26 +112,6 @@ interface Decision<State, A, E> {
   readonly exit: Exit.Exit<RecordedEvents<State, A>, CommandFailure<E>>
 }
 
-/** One attempt. It is interruptible where it waits for the lock, the handler, a batch or the store. */
-const attempt = <State, A extends Tagged, C, E>(
-  context: CommandContext<State, A, C, E>,
-  call: CommandCall<C>
-): Attempt<State, A, E> =>
-  withLock(
-    () => context.stateCache.entry(call.id, call.clock.unsafeCurrentTimeMillis()),
-    (entry) => releaseLock(context, entry),
-    (entry, restore) => {
-      const onSuccess = (decision: Decision<State, A, E>): Attempt<State, A, E> =>
-        conclude(context, call, entry, decision, restore)
-      const deciding = called(() => decideOnNewest(context, call, entry))
-      if (isSettled(deciding) && Exit.isSuccess(deciding)) return onSuccess(deciding.value)
-      return Effect.matchCauseEffect(restore(deciding), {
-        onSuccess,
-        onFailure: (cause) => Effect.zipRight(releaseLock(context, entry), Effect.failCause(cause))
-      })
-    }
-  )
-
 /** Steps 2 and 3. It is one synchronous step if the state is cached and the handler waits for nothing. */
 const decideOnNewest = <State, A extends Tagged, C, E>(
   context: CommandContext<State, A, C, E>,
@@ -140,12 +140,23 @@ const decideOn = <State, A extends Tagged, C, E>(
   batch: BatchOf<State, E> | undefined
 ): Effect.Effect<Decision<State, A, E>> => {
   const recorded = called(() =>
-    flatMapSync(decide(call, root), (decided) => recordEvents(definition, clock, call, root, decided))
+    flatMapSync(decide(call, root), (decided) => {
+      const recorded = recordEvents(definition, clock, call, root, decided)
+      return call.receiptOf === undefined ? recorded : Exit.map(recorded, withReceipt(call.receiptOf))
+    })
   )
   return isSettled(recorded)
     ? Exit.succeed({ batch, exit: recorded })
     : Effect.map(Effect.exit(recorded), (exit) => ({ batch, exit }))
 }
+
+/** Adds the receipt. A decision of no events has none, because it is checked against the store, as a refusal is. */
+const withReceipt =
+  (receiptOf: NonNullable<CommandCall<unknown>["receiptOf"]>) =>
+  <State, A>(recorded: RecordedEvents<State, A>): RecordedEvents<State, A> =>
+    recorded.events.length === 0
+      ? recorded
+      : { ...recorded, events: [...recorded.events, receiptOf(recorded.root, recorded.events)] }
 
 /** Whether the command is refused, or decided on no event. */
 const storesNothing = (exit: Exit.Exit<{ readonly events: ReadonlyArray<unknown> }, unknown>): boolean =>
@@ -190,7 +201,7 @@ const commitAlone = <State, A extends Tagged, C, E>(
   restore: Restore
 ): Effect.Effect<Evaluated<State, A>, CommandFailure<E>> => {
   const { commit, definition, store } = context
-  const { events, root } = recorded
+  const { decided, events, root } = recorded
   return Effect.matchCauseEffect(restore(commit(events)), {
     onFailure: (cause) => {
       markStale(entry)
@@ -201,8 +212,8 @@ const commitAlone = <State, A extends Tagged, C, E>(
       cacheState(entry, root)
       unsafeReleaseLock(context, entry)
       const answer = Exit.succeed(answerOf(recorded))
-      return isSnapshotDue(definition, root, events.length)
-        ? Effect.zipRight(restore(snapshotWhenDue(definition, store, root, events.length)), answer)
+      return isSnapshotDue(definition, root, decided.length)
+        ? Effect.zipRight(restore(snapshotWhenDue(definition, store, root, decided.length)), answer)
         : answer
     }
   })

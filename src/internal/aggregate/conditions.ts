@@ -14,6 +14,18 @@ import { type CommandIdReused, UnexpectedSequence, ValidationError, ValidationIs
 export interface ConditionValues {
   readonly commandId?: string
   readonly expectedSequence?: number
+  /** One call of a program, which may arrive more than once: a runner of a cluster sets it. */
+  readonly attempt?: Attempt
+}
+
+/**
+ * A call that may arrive more than once. All arrivals have the result of the first one that took effect. Where the command
+ * has no id of its own, the id of the call is that of the command, too.
+ */
+export interface Attempt {
+  readonly id: string
+  /** The number of messages of the call that were sent before this one. */
+  readonly before: number
 }
 
 export class Conditions extends Context.Reference<Conditions>()("effect-maestro/internal/Conditions", {
@@ -45,13 +57,30 @@ export class Conditions extends Context.Reference<Conditions>()("effect-maestro/
  *
  * @example
  * ```ts
- * import { Aggregate } from "effect-maestro"
- * import type * as Effect from "effect/Effect"
+ * import { Aggregate, MemoryStore } from "effect-maestro"
+ * import * as Effect from "effect/Effect"
+ * import * as Layer from "effect/Layer"
+ * import * as Schema from "effect/Schema"
  *
- * declare const deposit: Effect.Effect<unknown, Aggregate.Failure, Aggregate.Instance<"Account">>
+ * class Deposited extends Schema.TaggedClass<Deposited>()("Deposited", { amount: Schema.Positive }) {}
  *
- * // However often this request comes, the money comes once.
- * export const depositOnce = (idempotencyKey: string) => deposit.pipe(Aggregate.withCommandId(idempotencyKey))
+ * const Account = Aggregate.make("Account", {
+ *   state: Schema.Number,
+ *   initialState: 0,
+ *   events: Deposited,
+ *   commands: Deposited,
+ *   decide: { Deposited: (command) => Effect.succeed([command]) },
+ *   evolve: { Deposited: (balance, { amount }) => balance + amount }
+ * })
+ *
+ * const request = Account.evaluate("42", new Deposited({ amount: 100 })).pipe(Aggregate.withCommandId("request-7"))
+ *
+ * export const program = Effect.gen(function* () {
+ *   yield* request
+ *   // The client did not get the answer, and sends the request again.
+ *   const { duplicate, state } = yield* request
+ *   return { duplicate, state } // prints: { duplicate: true, state: 100 }
+ * }).pipe(Effect.provide(Account.layer.pipe(Layer.provide(MemoryStore.layer))))
  * ```
  */
 export const withCommandId = (
@@ -72,12 +101,29 @@ export const withCommandId = (
  *
  * @example
  * ```ts
- * import { Aggregate } from "effect-maestro"
- * import type * as Effect from "effect/Effect"
+ * import { Aggregate, MemoryStore } from "effect-maestro"
+ * import * as Effect from "effect/Effect"
+ * import * as Layer from "effect/Layer"
+ * import * as Schema from "effect/Schema"
  *
- * declare const rename: Effect.Effect<unknown, Aggregate.Failure, Aggregate.Instance<"Page">>
+ * class Renamed extends Schema.TaggedClass<Renamed>()("Renamed", { title: Schema.String }) {}
  *
- * export const renameIfMatch = (seen: number) => rename.pipe(Aggregate.withExpectedSequence(seen))
+ * const Page = Aggregate.make("Page", {
+ *   state: Schema.String,
+ *   initialState: "",
+ *   events: Renamed,
+ *   commands: Renamed,
+ *   decide: { Renamed: (command) => Effect.succeed([command]) },
+ *   evolve: { Renamed: (_, { title }) => title }
+ * })
+ *
+ * export const program = Effect.gen(function* () {
+ *   yield* Page.evaluate("home", new Renamed({ title: "Welcome" }))
+ *   return yield* Page.evaluate("home", new Renamed({ title: "Hello" })).pipe(
+ *     Aggregate.withExpectedSequence(0),
+ *     Effect.catchTag("UnexpectedSequence", ({ actual, expected }) => Effect.succeed({ expected, actual }))
+ *   ) // prints: { expected: 0, actual: 1 }
+ * }).pipe(Effect.provide(Page.layer.pipe(Layer.provide(MemoryStore.layer))))
  * ```
  */
 export const withExpectedSequence = (

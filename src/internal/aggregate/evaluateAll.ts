@@ -37,16 +37,40 @@ import type { TargetedCommand } from "./targetedCommand.js"
  *
  * @example
  * ```ts
- * import { Aggregate } from "effect-maestro"
+ * import { Aggregate, MemoryStore } from "effect-maestro"
  * import * as Effect from "effect/Effect"
+ * import * as Layer from "effect/Layer"
+ * import * as Schema from "effect/Schema"
  *
- * declare const withdraw: Aggregate.TargetedCommand<"Account", Aggregate.Evaluated<number, object>, Error>
- * declare const deposit: Aggregate.TargetedCommand<"Account", Aggregate.Evaluated<number, object>, never>
+ * class Moved extends Schema.TaggedClass<Moved>()("Moved", { amount: Schema.Int }) {}
+ * class Move extends Schema.TaggedClass<Move>()("Move", { amount: Schema.Int }) {}
+ * class TooLittle extends Schema.TaggedError<TooLittle>()("TooLittle", { balance: Schema.Int }) {}
  *
- * export const transfer = Aggregate.evaluateAll([withdraw, deposit]).pipe(
- *   Effect.map(([from, to]) => [from.state, to.state]),
- *   Effect.catchTag("CommandRefused", ({ refusal }) => Effect.die(refusal))
- * )
+ * const Account = Aggregate.make("Account", {
+ *   state: Schema.Int,
+ *   initialState: 0,
+ *   events: Moved,
+ *   commands: Move,
+ *   decide: {
+ *     Move: ({ amount }, { state }) =>
+ *       state + amount < 0 ? new TooLittle({ balance: state }) : Effect.succeed([new Moved({ amount })])
+ *   },
+ *   evolve: { Moved: (balance, { amount }) => balance + amount }
+ * })
+ *
+ * const transfer = (amount: number) =>
+ *   Aggregate.evaluateAll([
+ *     Account.command("anna", new Move({ amount: -amount })),
+ *     Account.command("bert", new Move({ amount }))
+ *   ]).pipe(
+ *     Effect.map(([from, to]) => [from.state, to.state]),
+ *     Effect.catchTag("CommandRefused", ({ refusal }) => Effect.succeed(refusal.balance))
+ *   )
+ *
+ * export const program = Effect.gen(function* () {
+ *   yield* Account.evaluate("anna", new Move({ amount: 100 }))
+ *   return [yield* transfer(30), yield* transfer(300)] // prints: [ [ 70, 30 ], 70 ]
+ * }).pipe(Effect.provide(Account.layer.pipe(Layer.provide(MemoryStore.layer))))
  * ```
  */
 export const evaluateAll = <const Commands extends ReadonlyArray<TargetedCommand.Any>>(

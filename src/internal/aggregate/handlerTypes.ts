@@ -53,6 +53,24 @@ export type EventOf<A extends Tagged> = string extends A["_tag"] ? Hint | A : A
 /** The type of handlers under names that the schemas do not have. The compiler shows its text at such a handler. */
 export type NoSuch<Names, What extends string> = { readonly [K in Names & string]: `${K} is the tag of no ${What}` }
 
+/** The refusals that are declared for a command. */
+export type DeclaredOf<Declared, Tag> = Tag extends keyof Declared
+  ? Declared[Tag] extends ReadonlyArray<infer S>
+    ? S extends Schema.Schema.Any
+      ? Schema.Schema.Type<S>
+      : never
+    : never
+  : never
+
+/** The failures of the library and of the database. They need no declaration. */
+export type LibraryFailure =
+  | RetryCommand
+  | ValidationError
+  | StoreError
+  | CommandIdReused
+  | UnexpectedSequence
+  | SqlError
+
 // --- internal ---
 
 /** A type of every value, whose literals tell the compiler to keep literals. */
@@ -66,14 +84,3 @@ interface HintObject {
 interface HintList extends ReadonlyArray<Hint> {
   readonly 0?: Hint
 }
-
-type DeclaredOf<Declared, Tag> = Tag extends keyof Declared
-  ? Declared[Tag] extends ReadonlyArray<infer S>
-    ? S extends Schema.Schema.Any
-      ? Schema.Schema.Type<S>
-      : never
-    : never
-  : never
-
-/** The failures of the library and of the database. They need no declaration. */
-type LibraryFailure = RetryCommand | ValidationError | StoreError | CommandIdReused | UnexpectedSequence | SqlError

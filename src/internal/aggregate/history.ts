@@ -8,7 +8,7 @@ import * as Either from "effect/Either"
 import * as Option from "effect/Option"
 import * as Stream from "effect/Stream"
 import type { Event } from "../../Event.js"
-import type { StoreAdapterService } from "../../StoreAdapter.js"
+import type { StoreReads } from "../../StoreAdapter.js"
 import type { StoreError, ValidationError } from "../../StoreError.js"
 import type { Timestamp } from "../../Timestamp.js"
 import { partsOf, type Tagged } from "../codec/eventCodec.js"
@@ -29,11 +29,10 @@ export interface HistoricEvent<out A> extends Pick<Event, "causationId" | "corre
 /** All events of a stream that are stored when it is read, from the first on. */
 export const history = <State, A extends Tagged>(
   definition: AggregateDefinition<State, A>,
-  store: StoreAdapterService,
-  streamId: Effect.Effect<string, ValidationError>
+  stored: Effect.Effect<readonly [streamId: string, store: StoreReads], ValidationError>
 ): Stream.Stream<HistoricEvent<A>, ValidationError | StoreError> =>
   Stream.unwrap(
-    Effect.map(streamId, (id) =>
+    Effect.map(stored, ([id, store]) =>
       Stream.paginateEffect(1, (first) =>
         Effect.map(
           streamReaderOf(store).page(id, first, pageSize, { withCause: true }),

@@ -13,7 +13,7 @@ import * as Option from "effect/Option"
 import type { Root } from "../../Aggregate.js"
 import { type Event, maxSequence } from "../../Event.js"
 import type { Snapshot } from "../../Snapshot.js"
-import type { EventPage, StoreAdapterService } from "../../StoreAdapter.js"
+import type { EventPage, StoreReads } from "../../StoreAdapter.js"
 import { StoreError, type ValidationError } from "../../StoreError.js"
 import type { Timestamp } from "../../Timestamp.js"
 import type { Tagged } from "../codec/eventCodec.js"
@@ -45,7 +45,7 @@ export const initial = <State, A extends Tagged>(
 /** Reads the state of an aggregate from the store, as it is after its last event, or after the event `upTo`. */
 export const load = <State, A extends Tagged>(
   definition: AggregateDefinition<State, A>,
-  store: StoreAdapterService,
+  store: StoreReads,
   id: string,
   upTo: number = maxSequence
 ): Effect.Effect<VersionedState<State>, ValidationError | StoreError> => {
@@ -78,13 +78,14 @@ export const load = <State, A extends Tagged>(
 
 /**
  * Brings a known state up to date. It reads the last event of that state again, with the events after it. If the store
- * lacks that event, or has another one there, its log was replaced (by a backup, for instance), so the state is loaded
- * from the beginning. If there is no newer event, the result is the known state itself.
+ * lacks that event, or has another one there, its log was replaced (by a backup, for instance). The state is then loaded
+ * from the beginning, or by `otherwise`. If there is no newer event, the result is the known state itself.
  */
 export const refresh = <State, A extends Tagged>(
   definition: AggregateDefinition<State, A>,
-  store: StoreAdapterService,
-  known: VersionedState<State>
+  store: StoreReads,
+  known: VersionedState<State>,
+  otherwise?: Effect.Effect<VersionedState<State>, ValidationError | StoreError>
 ): Effect.Effect<VersionedState<State>, ValidationError | StoreError> =>
   known.sequence === 0
     ? Effect.map(load(definition, store, known.id), (root) => (root.sequence === 0 ? known : root))
@@ -92,7 +93,7 @@ export const refresh = <State, A extends Tagged>(
         const [last, ...news] = stream.events()
         return last !== undefined && last.sequence === known.sequence && last.timestamp === known.timestamp
           ? foldPages(definition, store, known, { ...stream, events: () => news }, maxSequence)
-          : load(definition, store, known.id)
+          : (otherwise ?? Effect.zipRight(warnReplaced(definition.name, known), load(definition, store, known.id)))
       })
 
 /** The state after a stored event. */
@@ -149,9 +150,14 @@ const isAt = (event: Event | undefined, { sequence, timestamp }: Snapshot): bool
 const warnIgnored = (name: string, { aggregateId, sequence }: Snapshot, why: string): Effect.Effect<void> =>
   Effect.logWarning(`${name}: the snapshot of ${JSON.stringify(aggregateId)} at ${sequence} is ignored: ${why}`)
 
+const warnReplaced = (name: string, { sequence, streamId }: VersionedState<unknown>): Effect.Effect<void> =>
+  Effect.logWarning(
+    `${name}: event ${sequence} of ${JSON.stringify(streamId)}, which was stored, is not in the store any more: the database has lost its last events, by a failover or by a backup that was restored. The state is loaded anew`
+  )
+
 const loadFrom = <State, A extends Tagged>(
   definition: AggregateDefinition<State, A>,
-  store: StoreAdapterService,
+  store: StoreReads,
   root: VersionedState<State>,
   upTo: number
 ): Effect.Effect<VersionedState<State>, ValidationError | StoreError> =>
@@ -162,7 +168,7 @@ const loadFrom = <State, A extends Tagged>(
       )
 
 const pageAfter = (
-  store: StoreAdapterService,
+  store: StoreReads,
   streamId: string,
   sequence: number,
   upTo: number
@@ -172,7 +178,7 @@ const pageAfter = (
 /** Folds a page while the store reads the next one, then the next one, and so on. */
 const foldPages = <State, A extends Tagged>(
   definition: AggregateDefinition<State, A>,
-  store: StoreAdapterService,
+  store: StoreReads,
   root: VersionedState<State>,
   { events, moreAfter }: EventPage,
   upTo: number

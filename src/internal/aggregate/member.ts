@@ -46,6 +46,12 @@ export interface SeveralLayer {
   readonly member: (caller: Caller, clock: Clock.Clock, id: string) => Lockable<LockedMember>
 }
 
+/** A layer whose commands are evaluated by another process, so they can't be part of a transaction here. */
+export interface SeveralElsewhere {
+  /** Why `evaluateAll` refuses the commands. */
+  readonly elsewhere: string
+}
+
 /** A member that holds the lock of its aggregate. */
 export interface LockedMember {
   /** Begins the commit of the batch that the holder of the lock before has left open. */

@@ -28,6 +28,20 @@ export interface ReceiptKey {
   readonly id: string
 }
 
+/**
+ * The call that a receipt was stored by, if it has an id of its own, and the number of its events. A call that was refused
+ * has a receipt where a message of it may still arrive: that message then takes no effect.
+ */
+export type ReceiptAttempt =
+  | { readonly id: string; readonly events: number }
+  | { readonly id: string; readonly refused: true }
+
+/** The place of the events that a call has stored: `count` events up to a sequence. */
+export interface StoredAttempt {
+  readonly sequence: number
+  readonly count: number
+}
+
 /** The key of a command's receipt. A `commandId` that is no valid id fails with a `ValidationError`. */
 export const receiptKey = (
   { kind, name }: { readonly kind: string; readonly name: string },
@@ -60,20 +74,30 @@ export const receiptKey = (
  */
 export const makeReceipt = (
   clock: HybridClockService,
+  key: ReceiptKey,
+  sequence: number,
+  provenance: (timestamp: Timestamp) => Provenance,
+  attempt?: ReceiptAttempt
+): Effect.Effect<Event> =>
+  Effect.map(clock.now, (timestamp) => receiptAt(timestamp, key, sequence, provenance(timestamp), attempt))
+
+/** The receipt with a timestamp. */
+export const receiptAt = (
+  timestamp: Timestamp,
   { aggregate, aggregateId, command, commandId, id }: ReceiptKey,
   sequence: number,
-  provenance: (timestamp: Timestamp) => Provenance
-): Effect.Effect<Event> =>
-  Effect.map(clock.now, (timestamp) => ({
-    timestamp,
-    aggregateId: id,
-    sequence: 1,
-    type: "effect-maestro/CommandHandled",
-    version: 1,
-    body: { commandId, command, aggregate, aggregateId, sequence },
-    metadata: {},
-    ...provenance(timestamp)
-  }))
+  provenance: Provenance,
+  attempt?: ReceiptAttempt
+): Event => ({
+  timestamp,
+  aggregateId: id,
+  sequence: 1,
+  type: "effect-maestro/CommandHandled",
+  version: 1,
+  body: { commandId, command, aggregate, aggregateId, sequence, ...(attempt !== undefined && { attempt }) },
+  metadata: {},
+  ...provenance
+})
 
 /** Why the value is no command id, or `undefined`. */
 export const commandIdProblem = (commandId: unknown): string | undefined => {
@@ -86,6 +110,16 @@ export const commandIdProblem = (commandId: unknown): string | undefined => {
 /** Whether the stored receipt is that of another command with the same id. */
 export const isReceiptOfAnother = ({ command }: ReceiptKey, { body }: Event): boolean =>
   isOfAnother(command, body.command)
+
+/** What the call has stored, or that it was refused, if the receipt is that of the call with this id. */
+export const storedByAttempt = ({ body }: Event, id: string): StoredAttempt | "refused" | undefined => {
+  const { attempt, sequence } = body
+  if (typeof attempt !== "object" || attempt === null || typeof sequence !== "number") return undefined
+  const { events, id: stored, refused }: Readonly<Record<string, unknown>> = { ...attempt }
+  if (stored !== id) return undefined
+  if (refused === true) return "refused"
+  return typeof events === "number" ? { sequence, count: events } : undefined
+}
 
 // --- internal ---
 

@@ -6,7 +6,7 @@
  */
 import * as Either from "effect/Either"
 import * as Exit from "effect/Exit"
-import type { Event } from "../../Event.js"
+import type { Event, NewEvent } from "../../Event.js"
 import { type StoreError, ValidationError, ValidationIssue } from "../../StoreError.js"
 import type { HybridClockService, Timestamp } from "../../Timestamp.js"
 import type { Tagged } from "../codec/eventCodec.js"
@@ -76,11 +76,12 @@ const encodeAndFold = <State, A extends Tagged>(
   const { id, streamId } = root
   const metadata = readMetadata(call.metadata)
   const issues: Array<ValidationIssue> = Either.isLeft(metadata) ? [metadata.left] : []
-  const events: Array<Event> = []
+  const events: Array<Event & Pick<NewEvent, "follows">> = []
   let { sequence, state, timestamp } = root
   let provenance: Provenance | undefined
   for (const [index, event] of decided.entries()) {
     const recorded = codec.record(event, index)
+    const follows = timestamp
     timestamp = now()
     provenance ??= provenanceOf(call, timestamp)
     sequence++
@@ -95,6 +96,7 @@ const encodeAndFold = <State, A extends Tagged>(
       version,
       body,
       metadata: metadata.right,
+      follows,
       ...provenance
     })
     if (issues.length === 0) state = evolve(state, decoded)

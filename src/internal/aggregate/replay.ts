@@ -10,7 +10,7 @@ import * as Either from "effect/Either"
 import * as Option from "effect/Option"
 import type { AsOf } from "../../Aggregate.js"
 import { maxSequence } from "../../Event.js"
-import type { StoreAdapterService } from "../../StoreAdapter.js"
+import type { StoreReads } from "../../StoreAdapter.js"
 import { type StoreError, ValidationError, ValidationIssue } from "../../StoreError.js"
 import type { Tagged } from "../codec/eventCodec.js"
 import { macrotask } from "../runtime/macrotask.js"
@@ -22,7 +22,7 @@ import { fold, initial, load, type VersionedState } from "./loadState.js"
 /** The state after the event of a sequence, or after the last event of a time. */
 export const replay = <State, A extends Tagged>(
   definition: AggregateDefinition<State, A>,
-  store: StoreAdapterService,
+  store: StoreReads,
   id: string,
   at: number | AsOf
 ): Effect.Effect<State, ValidationError | StoreError> => {
@@ -40,7 +40,7 @@ const pageSize = 500
 
 const replayTo = <State, A extends Tagged>(
   definition: AggregateDefinition<State, A>,
-  store: StoreAdapterService,
+  store: StoreReads,
   id: string,
   sequence: number
 ): Effect.Effect<State, ValidationError | StoreError> => {
@@ -60,7 +60,7 @@ const replayTo = <State, A extends Tagged>(
 /** The state after the last event whose timestamp is not above the bound. */
 const replayUntil = <State, A extends Tagged>(
   definition: AggregateDefinition<State, A>,
-  store: StoreAdapterService,
+  store: StoreReads,
   id: string,
   bound: string
 ): Effect.Effect<VersionedState<State>, ValidationError | StoreError> => {

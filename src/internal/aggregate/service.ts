@@ -42,10 +42,14 @@ import { type HistoricEvent, history } from "./history.js"
 import { evaluateIdempotent } from "./idempotentCommand.js"
 import { captureLayerContext, type LayerContext } from "./layerContext.js"
 import { initial, load, refresh, type VersionedState } from "./loadState.js"
-import { makeSeveralLayer, type SeveralLayer } from "./member.js"
+import { makeSeveralLayer, type SeveralElsewhere, type SeveralLayer } from "./member.js"
 import { replay } from "./replay.js"
+import { makeReplicaQueries } from "./replicaQueries.js"
 import { type CacheLimits, makeStateCache, type StateCache } from "./stateCache.js"
 import { commitSnapshot } from "./takeSnapshot.js"
+
+/** The failures of a read. */
+export type ReadFailure = ValidationError | StoreError
 
 /** The operations of an aggregate. */
 export interface Service<State, A extends Tagged, C, E> {
@@ -60,8 +64,10 @@ export interface Service<State, A extends Tagged, C, E> {
     id: string,
     command: C
   ) => Effect.Effect<Evaluated<State, A>, CommandFailure<E>>
-  /** What `evaluateAll` evaluates commands of this aggregate with. */
-  readonly several: SeveralLayer
+  /** What `evaluateAll` evaluates commands of this aggregate with, or why it can't. */
+  readonly several: SeveralLayer | SeveralElsewhere
+  /** Drops the cached state of an aggregate that is not in use. */
+  readonly forget: (id: string) => void
   readonly exists: (id: string) => Effect.Effect<boolean, ReadFailure>
   readonly get: (id: string) => Effect.Effect<State, ReadFailure>
   readonly fetch: (id: string) => Effect.Effect<State, ReadFailure>
@@ -98,12 +104,29 @@ export const makeService = <State, A extends Tagged, C, E, R>(
       withServices(withoutReceipts(projection), layerContext.provide)
     )
     const several = makeSeveralLayer(context, projections, layerContext)
-    return { definition, evaluate: evaluating(context), several, ...makeReads(definition, store, stateCache) }
+    return {
+      definition,
+      evaluate: evaluating(context),
+      several,
+      forget: stateCache.forget,
+      ...makeReads(definition, store, stateCache)
+    }
   })
 
-// --- internal ---
+/** Why the id is refused, before anything is read or decided. */
+export const idProblem = (
+  { name, streams }: Pick<AggregateDefinition<never, never>, "name" | "streams">,
+  operation: string,
+  id: unknown
+): ValidationError | undefined => {
+  const message = streams.problemOf(id)
+  return message === undefined ? undefined : badInput(`${name}.${operation}`, "id", message)
+}
 
-type ReadFailure = ValidationError | StoreError
+export const badInput = (operation: string, field: string, message: string): ValidationError =>
+  new ValidationError({ operation, issues: [new ValidationIssue({ path: [field], message })] })
+
+// --- internal ---
 
 /**
  * Runs a decision with the services of the layer, and notes for nested commands which aggregate it decides on, and
@@ -181,8 +204,8 @@ const evaluateUnder = <State, A extends Tagged, C, E>(
   Effect.flatMap(expectedOf(context.definition.name, conditions), (expected) => {
     const conditional = expected === undefined ? context : expecting(context, call.id, expected)
     return withoutConditions(
-      "commandId" in conditions
-        ? evaluateIdempotent(conditional, call, conditions.commandId)
+      "commandId" in conditions || conditions.attempt !== undefined
+        ? evaluateIdempotent(conditional, call, conditions)
         : evaluate(conditional, call)
     )
   })
@@ -191,7 +214,7 @@ const makeReads = <State, A extends Tagged, C, E>(
   definition: AggregateDefinition<State, A>,
   store: StoreAdapterService,
   stateCache: StateCache<State, CommandFailure<E>>
-): Omit<Service<State, A, C, E>, "definition" | "evaluate" | "several"> => {
+): Omit<Service<State, A, C, E>, "definition" | "evaluate" | "forget" | "several"> => {
   /**
    * Refreshes the cached state, or loads it. Inside a transaction the cache is left alone, because the state may be
    * rolled back.
@@ -223,35 +246,34 @@ const makeReads = <State, A extends Tagged, C, E>(
     (stateCache.has(id) ? undefined : idProblem(definition, operation, id)) ?? work()
 
   const streamIdOf = (id: string): string => definition.streams.streamId(id)
+  const { reading, state } = makeReplicaQueries(definition, store, stateCache, fetch)
 
   return {
-    exists: (id) => onValid("exists", id, () => streamReaderOf(store).exists(streamIdOf(id))),
-    get: (id) => onValid("get", id, () => Effect.map(get(id), stateOf)),
-    fetch: (id) => onValid("fetch", id, () => Effect.map(fetch(id), stateOf)),
-    root: (id) => onValid("root", id, () => Effect.map(fetch(id), ({ sequence, state }) => ({ id, sequence, state }))),
-    replay: (id, at) => onValid("replay", id, () => replay(definition, store, id, at)),
+    exists: (id) => onValid("exists", id, () => reading((reads) => streamReaderOf(reads).exists(streamIdOf(id)))),
+    get: (id) => onValid("get", id, () => Effect.map(state(id, get, true), stateOf)),
+    fetch: (id) => onValid("fetch", id, () => Effect.map(state(id, fetch, false), stateOf)),
+    root: (id) =>
+      onValid("root", id, () =>
+        Effect.map(state(id, fetch, false), ({ sequence, state }) => ({ id, sequence, state }))
+      ),
+    replay: (id, at) =>
+      onValid("replay", id, () =>
+        reading((reads) => {
+          const replayed = replay(definition, reads, id, at)
+          // The replica may not have the sequence yet.
+          return reads === store
+            ? replayed
+            : Effect.catchTag(replayed, "ValidationError", () => replay(definition, store, id, at))
+        })
+      ),
     snapshot: (id) =>
       onValid("snapshot", id, () => Effect.flatMap(fetch(id), (root) => commitSnapshot(definition, store, root))),
     history: (id) =>
       history(
         definition,
-        store,
-        onValid("history", id, () => Effect.succeed(streamIdOf(id)))
+        onValid("history", id, () => reading((reads) => Effect.succeed([streamIdOf(id), reads] as const)))
       )
   }
 }
-
-/** Why the id is refused, before anything is read or decided. */
-const idProblem = (
-  { name, streams }: Pick<AggregateDefinition<never, never>, "name" | "streams">,
-  operation: string,
-  id: unknown
-): ValidationError | undefined => {
-  const message = streams.problemOf(id)
-  return message === undefined ? undefined : badInput(`${name}.${operation}`, "id", message)
-}
-
-const badInput = (operation: string, field: string, message: string): ValidationError =>
-  new ValidationError({ operation, issues: [new ValidationIssue({ path: [field], message })] })
 
 const stateOf = <State>({ state }: VersionedState<State>): State => state

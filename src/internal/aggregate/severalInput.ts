@@ -142,6 +142,10 @@ const groupCommands = (
     }
     const { aggregate, command, expectedSequence, id } = item
     const layer = item[TypeId].layerIn(context)
+    if ("elsewhere" in layer) {
+      report([], layer.elsewhere, index)
+      continue
+    }
     store ??= layer.store
     const problem = layer.problemOf(id)
     if (problem !== undefined) report(["id"], problem, index)

@@ -13,7 +13,6 @@
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
-import type { CacheOptions } from "../../Aggregate.js"
 import type { FairLock } from "./fairLock.js"
 import type { CommandBatch } from "./groupCommit.js"
 import type { VersionedState } from "./loadState.js"
@@ -46,8 +45,18 @@ export interface StateCache<State, E> {
   readonly peek: (id: string, now: number) => VersionedState<State> | undefined
   /** Caches a state that was read without the lock, unless a newer one than `previous` is cached meanwhile. */
   readonly put: (root: VersionedState<State>, previous: VersionedState<State> | undefined, now: number) => void
+  /** Drops the cached state of an aggregate that is not in use. */
+  readonly forget: (id: string) => void
   /** Ends a use of the entry. */
   readonly release: (entry: AggregateEntry<State, E>) => void
+}
+
+/** How many states a cache has, and for how long. */
+export interface CacheOptions {
+  /** The number of cached states; the longest unused is discarded first. With 0 a state is cached only while commands wait. 10 000 by default. */
+  readonly capacity?: number | undefined
+  /** How long an unused state stays in the cache; 10 minutes by default. */
+  readonly idleTimeToLive?: Duration.DurationInput | undefined
 }
 
 /** The limits of an aggregate's cache. A capacity that is no whole number is a mistake in the program, and throws. */
@@ -120,6 +129,10 @@ export const makeStateCache = <State, E>(
     has: (id) => entries.has(id),
     entry,
     release,
+    forget: (id) => {
+      const known = entries.get(id)
+      if (known !== undefined && !isInUse(known)) discard(known)
+    },
     peek: (id, now) => {
       const known = entries.get(id)
       return known === undefined || now - known.lastUsedAt > maxIdle ? undefined : known.cached
@@ -147,6 +160,7 @@ export const makeDetachedCache = <State, E>(): StateCache<State, E> => {
       return only
     },
     release: () => {},
+    forget: () => {},
     peek: () => undefined,
     put: () => {}
   }

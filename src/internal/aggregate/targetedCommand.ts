@@ -9,7 +9,7 @@ import type * as Types from "effect/Types"
 import type { Failure, Instance } from "../../Aggregate.js"
 import type { CommandIdReused, CommandRefused, UnexpectedSequence } from "../../StoreError.js"
 import type { Tagged } from "../codec/eventCodec.js"
-import type { SeveralLayer } from "./member.js"
+import type { SeveralElsewhere, SeveralLayer } from "./member.js"
 
 /** The key of what `evaluateAll` alone reads of a command. */
 export const TypeId: unique symbol = Symbol.for("effect-maestro/Aggregate/TargetedCommand")
@@ -28,8 +28,9 @@ export interface TargetedCommand<out Name extends string, out Answer, out Refusa
   readonly command: unknown
   /** The sequence that the aggregate must be at. */
   readonly expectedSequence?: number | undefined
+  /** @internal */
   readonly [TypeId]: {
-    readonly layerIn: (context: Context.Context<never>) => SeveralLayer
+    readonly layerIn: (context: Context.Context<never>) => SeveralLayer | SeveralElsewhere
     readonly _Answer: Types.Covariant<Answer>
     readonly _Refusal: Types.Covariant<Refusal>
     readonly _Conflict: Types.Covariant<Conflict>
@@ -132,7 +133,7 @@ export declare namespace TargetedCommand {
 /** Makes a command with its aggregate. */
 export const makeTargetedCommand = <const Name extends string>(
   aggregate: Name,
-  layerIn: (context: Context.Context<never>) => SeveralLayer,
+  layerIn: (context: Context.Context<never>) => SeveralLayer | SeveralElsewhere,
   id: string,
   command: unknown,
   options: TargetedCommand.Options | undefined

@@ -11,9 +11,9 @@ import * as AST from "effect/SchemaAST"
 import type { Event } from "../../Event.js"
 import { StoreError, ValidationError, ValidationIssue } from "../../StoreError.js"
 import { originsOf, versionOf } from "./eventHistory.js"
-import { decodeUnknownEither, encodeUnknownEither } from "./fastSchema.js"
+import { decodeBodyEither, encodeUnknownEither } from "./fastSchema.js"
 import { isBounded, thrownMessage, withoutUndefined } from "./json.js"
-import { makeStoredVersions, Parts, type StoredVersions, taggedWith } from "./storedVersions.js"
+import { makeStoredVersions, Parts, type StoredVersions } from "./storedVersions.js"
 import { membersByTag } from "./taggedMembers.js"
 
 /** Every event, command and refusal of an application has a tag. */
@@ -63,7 +63,7 @@ export const makeEventCodec = <A extends Tagged, I>(schema: Schema.Schema<A, I>)
   for (const [tag, member] of schemasByTag(schema)) {
     members.set(tag, {
       version: versionOf(origins, tag),
-      decode: guarded(decodeUnknownEither(member)),
+      decode: guarded(decodeBodyEither(tag, member)),
       encode: guarded(encodeUnknownEither(member))
     })
   }
@@ -80,7 +80,7 @@ export const makeEventCodec = <A extends Tagged, I>(schema: Schema.Schema<A, I>)
           ? Either.left(unreadable(operation, stored, problemOf(type, version)?.why ?? "no schema has this type"))
           : Either.mapLeft(read(body), ({ cause, why }) => unreadable(operation, stored, why, cause))
       }
-      return Either.mapLeft(member.decode(taggedWith(stored.type, stored.body)), (error) =>
+      return Either.mapLeft(member.decode(stored.body), (error) =>
         unreadable(operation, stored, notDecoded(error.message), error)
       )
     },
@@ -91,8 +91,7 @@ export const makeEventCodec = <A extends Tagged, I>(schema: Schema.Schema<A, I>)
       if (Either.isLeft(encoded)) return Either.left(parseIssues(encoded.left, index))
       const { _tag, ...fields } = encoded.right
       const body = isFlat(fields) ? fields : withoutUndefined(fields)
-      // Without a change, the encoded event is what a load decodes.
-      const decoded = member.decode(body === fields ? encoded.right : taggedWith(event._tag, body))
+      const decoded = member.decode(body)
       return Either.isLeft(decoded)
         ? Either.left([new ValidationIssue({ index, path: [], message: notDecoded(decoded.left.message) })])
         : Either.right({ version: member.version, body, decoded: decoded.right })
@@ -224,8 +223,8 @@ export interface BadInput {
 
 /** Maps an exception of a schema's transformation to a `ParseError`. */
 export const guarded =
-  <A>(parse: (u: unknown) => Either.Either<A, ParseResult.ParseError>) =>
-  (u: unknown): Either.Either<A, ParseResult.ParseError> => {
+  <U, A>(parse: (u: U) => Either.Either<A, ParseResult.ParseError>) =>
+  (u: U): Either.Either<A, ParseResult.ParseError> => {
     try {
       return parse(u)
     } catch (thrown) {
@@ -254,7 +253,7 @@ const unreadableValue = (thrown: unknown, index?: number): ValidationIssue =>
 interface MemberCodec<A> {
   /** The version of today. */
   readonly version: number
-  readonly decode: (u: unknown) => Either.Either<A, ParseResult.ParseError>
+  readonly decode: (body: object) => Either.Either<A, ParseResult.ParseError>
   readonly encode: (u: unknown) => Either.Either<Tagged, ParseResult.ParseError>
 }
 

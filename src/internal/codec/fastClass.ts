@@ -16,31 +16,33 @@ import * as Data from "effect/Data"
 import * as Schema from "effect/Schema"
 import type * as AST from "effect/SchemaAST"
 
-/** Makes an instance of valid fields, or undefined where the constructor would do more than copy them. */
-export type Construct = (fields: Fields) => object | undefined
-
-export type Fields = Readonly<Record<PropertyKey, unknown>>
+/** How to make an instance of a simple class without its constructor: an object with its prototype gets the fields. */
+export interface Instances {
+  readonly prototype: object
+  /** The fields that the constructor fills in where they are missing. */
+  readonly defaulted: ReadonlyArray<PropertyKey>
+  /** Whether the constructor sets the tag, after the other fields. */
+  readonly isTagged: boolean
+}
 
 /**
  * How to make further instances of the class of an example, if copying fields makes the same instance as its
  * constructor.
  */
-export const constructLike = (ast: AST.Transformation, fields: unknown, example: unknown): Construct | undefined => {
+export const instancesLike = (ast: AST.Transformation, fields: object, example: unknown): Instances | undefined => {
   const found = simpleClassOf(ast, example)
   if (found === undefined) return undefined
   const { defaulted, isTagged, prototype } = found
   if (isTagged) defaulted.delete("_tag")
-  const needed = [...defaulted]
-  const tag = isTagged ? { _tag: Reflect.get(found.example, "_tag") } : undefined
-  const construct: Construct = (fields) => {
-    for (const key of needed) if (fields[key] === undefined) return undefined
-    const instance = Object.create(prototype)
-    if (tag === undefined) return Object.assign(instance, fields)
-    const { _tag, ...rest } = fields
-    return Object.assign(instance, rest, tag)
-  }
-  const copy = construct(fields as Fields)
-  return copy !== undefined && isEqual(copy, found.example) ? construct : undefined
+  const copy = copyFields(Object.create(prototype), fields, isTagged)
+  return isEqual(copy, found.example) ? { prototype, defaulted: [...defaulted], isTagged } : undefined
+}
+
+/** Copies the fields to an instance, in the order of the constructor. */
+export const copyFields = (instance: object, fields: object, isTagged: boolean): object => {
+  if (!isTagged) return Object.assign(instance, fields)
+  const { _tag, ...rest } = fields as { readonly _tag: unknown }
+  return Object.assign(instance, rest, { _tag })
 }
 
 /**

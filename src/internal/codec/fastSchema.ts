@@ -12,7 +12,7 @@ import * as Option from "effect/Option"
 import * as ParseResult from "effect/ParseResult"
 import * as Schema from "effect/Schema"
 import * as AST from "effect/SchemaAST"
-import { type Construct, constructLike, type Fields, prototypeOfClass } from "./fastClass.js"
+import { copyFields, type Instances, instancesLike, prototypeOfClass } from "./fastClass.js"
 import { countProtoKeys, protoKey, setProperty, takesProtoKey } from "./protoKey.js"
 
 type Parse<A> = (u: unknown) => Either.Either<A, ParseResult.ParseError>
@@ -20,6 +20,19 @@ type Parse<A> = (u: unknown) => Either.Either<A, ParseResult.ParseError>
 /** `Schema.decodeUnknownEither`. */
 export const decodeUnknownEither = <A, I>(schema: Schema.Schema<A, I>, options?: AST.ParseOptions): Parse<A> =>
   keepingProtoKeys(schema, withFallback(fastOf(schema.ast, "decoding"), Schema.decodeUnknownEither(schema, options)))
+
+/**
+ * Decodes the event of a tag from its body, which has no tag. The tag does not have to be copied into the body first,
+ * which takes a tenth of the time of a load.
+ */
+export const decodeBodyEither = <A, I>(
+  tag: string,
+  schema: Schema.Schema<A, I>
+): ((body: object) => Either.Either<A, ParseResult.ParseError>) => {
+  const slow = Schema.decodeUnknownEither(schema)
+  const parse = withFallback(fastOfBody(tag, schema.ast), (body) => slow(withTag(tag, body as object)))
+  return keepingProtoKeys(schema, parse)
+}
 
 /** `Schema.encodeUnknownEither`. */
 export const encodeUnknownEither = <A, I>(schema: Schema.Schema<A, I>): Parse<I> =>
@@ -62,11 +75,9 @@ const keepingProtoKeys = <A>(schema: Schema.Schema.Any, parse: Parse<A>): Parse<
 const losesProtoKey = (ast: AST.AST, u: unknown): ParseResult.ParseError =>
   ParseResult.parseError(new ParseResult.Type(ast, u, `the schema would lose the key ${JSON.stringify(protoKey)}`))
 
-const fastOf = (ast: AST.AST, direction: Direction): FastParse =>
+const fastOf = (ast: AST.AST, direction: Direction): FastParse => {
   // Options change what everything below does.
-  Option.isSome(AST.getParseOptionsAnnotation(ast)) ? slowOf(ast, direction) : fastOfShape(ast, direction)
-
-const fastOfShape = (ast: AST.AST, direction: Direction): FastParse => {
+  if (!plain(ast)) return slowOf(ast, direction)
   const check = checkOf(ast)
   if (check !== undefined) return (u) => (check(u) ? u : fallback)
   switch (ast._tag) {
@@ -87,6 +98,27 @@ const fastOfShape = (ast: AST.AST, direction: Direction): FastParse => {
       return slowOf(ast, direction)
   }
 }
+
+const fastOfBody = (tag: string, ast: AST.AST): FastParse => {
+  const struct = isFastClass(ast) ? ast.from : ast
+  if (isFastStruct(struct) && hasTag(struct, tag)) {
+    return isFastClass(ast) ? toInstance(ast, tag) : ofStruct(struct, "decoding", tag)
+  }
+  const parse = fastOf(ast, "decoding")
+  return (body) => parse(withTag(tag, body as object))
+}
+
+/** Whether the tag may be left out, because nothing but this literal is valid. */
+const hasTag = ({ indexSignatures, propertySignatures }: AST.TypeLiteral, tag: string): boolean =>
+  indexSignatures.length === 0 &&
+  propertySignatures.some(
+    ({ isOptional, name, type }) =>
+      name === "_tag" && !isOptional && AST.isLiteral(type) && plain(type) && type.literal === tag
+  )
+
+/** The tag comes first, because V8 takes fifteen times as long to add a property to a copy of what JSON.parse made. */
+const withTag = (tag: string, body: object): object =>
+  "_tag" in body ? { ...body, _tag: tag } : { _tag: tag, ...body }
 
 /** Parses a part of the value by `effect/Schema`. */
 const slowOf = (ast: AST.AST, direction: Direction): FastParse => {
@@ -147,45 +179,66 @@ const ofRefinement = (ast: AST.Refinement, direction: Direction): FastParse => {
   }
 }
 
+/**
+ * Structs, and records with the properties of a struct. Every key must match the index signature, as in
+ * `effect/Schema`. If a tag is given, the input is a body without it.
+ */
+const ofStruct = (ast: AST.TypeLiteral, direction: Direction, tag?: string): FastParse => {
+  if (!isFastStruct(ast)) return slowOf(ast, direction)
+  const fill = fillOf(ast, direction, propertiesOf(ast, direction, tag))
+  return (u) => {
+    if (!isFields(u)) return fallback
+    const output: Fields = {}
+    return fill(output, u) ? output : fallback
+  }
+}
+
+const isFastStruct = (ast: AST.AST): ast is AST.TypeLiteral => {
+  if (!AST.isTypeLiteral(ast) || !plain(ast)) return false
+  const [index, ...more] = ast.indexSignatures
+  return index === undefined
+    ? ast.propertySignatures.length > 0
+    : more.length === 0 && AST.isStringKeyword(index.parameter)
+}
+
+type Fields = Record<PropertyKey, unknown>
+
+const isFields = (u: unknown): u is Fields => typeof u === "object" && u !== null && !Array.isArray(u)
+
 interface Property {
   readonly name: PropertyKey
   readonly isOptional: boolean
   readonly fast: FastParse
 }
 
-/**
- * Structs, and records with the properties of a struct. Every key must match the index signature, as in
- * `effect/Schema`.
- */
-const ofStruct = (ast: AST.TypeLiteral, direction: Direction): FastParse => {
-  const [index, ...more] = ast.indexSignatures
-  const properties: ReadonlyArray<Property> = ast.propertySignatures.map(({ isOptional, name, type }) => ({
+const propertiesOf = (ast: AST.TypeLiteral, direction: Direction, tag?: string): ReadonlyArray<Property> =>
+  ast.propertySignatures.map(({ isOptional, name, type }) => ({
     name,
     isOptional,
-    fast: fastOf(type, direction)
+    fast: name === "_tag" && tag !== undefined ? () => tag : fastOf(type, direction)
   }))
-  if (more.length > 0 || (index === undefined ? properties.length === 0 : !AST.isStringKeyword(index.parameter))) {
-    return slowOf(ast, direction)
-  }
+
+/** Parses the fields of the input into the output. Returns false if only `effect/Schema` can parse one of them. */
+type Fill = (output: Fields, input: Fields) => boolean
+
+const fillOf = (ast: AST.TypeLiteral, direction: Direction, properties: ReadonlyArray<Property>): Fill => {
+  const [index] = ast.indexSignatures
   const names = new Set(properties.map(({ name }) => name))
   const further = index && fastOf(index.type, direction)
-  return (u) => {
-    if (typeof u !== "object" || u === null || Array.isArray(u)) return fallback
-    const input = u as Record<PropertyKey, unknown>
-    const output: Record<PropertyKey, unknown> = {}
+  return (output, input) => {
     for (const { isOptional, name, fast } of properties) {
       if (isOptional && !Object.hasOwn(input, name)) continue
       const value = fast(input[name])
-      if (value === fallback) return fallback
+      if (value === fallback) return false
       setProperty(output, name, value)
     }
-    if (further === undefined) return output
+    if (further === undefined) return true
     for (const key of Object.keys(input)) {
       const value = further(input[key])
-      if (value === fallback) return fallback
+      if (value === fallback) return false
       if (!names.has(key)) setProperty(output, key, value)
     }
-    return output
+    return true
   }
 }
 
@@ -226,59 +279,96 @@ const isOfObjects = (ast: AST.AST): boolean =>
     !ast.propertySignatures.some(({ type }) => AST.isLiteral(AST.encodedAST(type)) || AST.isLiteral(AST.typeAST(type))))
 
 const ofTransformation = (ast: AST.Transformation, direction: Direction): FastParse => {
-  const { transformation } = ast
-  if (!AST.isFinalTransformation(transformation)) return slowOf(ast, direction)
-  const [first, last] = direction === "decoding" ? [ast.from, ast.to] : [ast.to, ast.from]
-  const from = fastOf(first, direction)
-  const to = fastOf(last, direction)
-  const transform = direction === "decoding" ? transformation.decode : transformation.encode
-  const finish = (value: unknown, u: unknown): unknown => {
-    const transformed = transform(value, AST.defaultParseOption, ast, u)
-    return Either.isEither(transformed) && Either.isRight(transformed) ? to(transformed.right) : fallback
-  }
-  const parse: FastParse = (u) => {
+  if (!AST.isFinalTransformation(ast.transformation)) return slowOf(ast, direction)
+  if (isFastClass(ast)) return direction === "decoding" ? toInstance(ast) : ofInstance(ast)
+  return throughOf(ast, direction)
+}
+
+const throughOf = (ast: AST.Transformation, direction: Direction): FastParse => {
+  const from = fastOf(direction === "decoding" ? ast.from : ast.to, direction)
+  const finish = finishOf(ast, direction)
+  return (u) => {
     const value = from(u)
     return value === fallback ? fallback : finish(value, u)
   }
-  return AST.isDeclaration(ast.to) ? ofClass(ast, direction, { from, to, finish, parse }) : parse
 }
 
-/** The parts of a transformation. */
-interface Steps {
-  readonly from: FastParse
-  readonly to: FastParse
-  readonly finish: (value: unknown, u: unknown) => unknown
-  readonly parse: FastParse
-}
+const isFastClass = (ast: AST.AST): ast is AST.Transformation =>
+  AST.isTransformation(ast) && plain(ast) && AST.isDeclaration(ast.to) && AST.isFinalTransformation(ast.transformation)
 
-/** The transformation of a class. An instance shows how further ones are made or recognized. */
-const ofClass = (ast: AST.Transformation, direction: Direction, { finish, from, parse, to }: Steps): FastParse => {
-  if (direction === "encoding") {
-    let tried: object | undefined
-    let known: object | undefined
-    return (u) => {
-      const prototype = Object.getPrototypeOf(u)
-      if (prototype === known && known !== undefined) return to(u)
-      const parsed = parse(u)
-      if (prototype !== tried && parsed !== fallback) {
-        tried = prototype
-        known = prototypeOfClass(ast, u)
-      }
-      return parsed
-    }
+/** Transforms what one side of a transformation was parsed to, and parses the other side. */
+const finishOf = (ast: AST.Transformation, direction: Direction): ((value: unknown, u: unknown) => unknown) => {
+  const { transformation } = ast
+  if (!AST.isFinalTransformation(transformation)) return () => fallback
+  const to = fastOf(direction === "decoding" ? ast.to : ast.from, direction)
+  const transform = direction === "decoding" ? transformation.decode : transformation.encode
+  return (value, u) => {
+    const transformed = transform(value, AST.defaultParseOption, ast, u)
+    return Either.isEither(transformed) && Either.isRight(transformed) ? to(transformed.right) : fallback
   }
-  let construct: Construct | undefined
+}
+
+/** Encodes instances of a class. The first one shows how further ones are recognized. */
+const ofInstance = (ast: AST.Transformation): FastParse => {
+  const parse = throughOf(ast, "encoding")
+  const to = fastOf(ast.from, "encoding")
+  let tried: object | undefined
+  let known: object | undefined
+  return (u) => {
+    const prototype = Object.getPrototypeOf(u)
+    if (prototype === known && known !== undefined) return to(u)
+    const parsed = parse(u)
+    if (prototype !== tried && parsed !== fallback) {
+      tried = prototype
+      known = prototypeOfClass(ast, u)
+    }
+    return parsed
+  }
+}
+
+/** Decodes to instances of a class. The first one shows how further ones are made. */
+const toInstance = (ast: AST.Transformation, tag?: string): FastParse => {
+  const from = tag === undefined ? fastOf(ast.from, "decoding") : fastOfBody(tag, ast.from)
+  const finish = finishOf(ast, "decoding")
+  let copy: FastParse = () => fallback
   let isKnown = false
   return (u) => {
-    const value = from(u)
-    if (value === fallback) return fallback
-    const constructed = construct?.(value as Fields)
-    if (constructed !== undefined) return constructed
-    const finished = finish(value, u)
-    if (!isKnown && finished !== fallback) {
+    const copied = copy(u)
+    if (copied !== fallback) return copied
+    const fields = from(u)
+    if (fields === fallback) return fallback
+    const instance = finish(fields, u)
+    if (!isKnown && instance !== fallback) {
       isKnown = true
-      construct = constructLike(ast, value, finished)
+      const made = instancesLike(ast, fields as object, instance)
+      if (made !== undefined) copy = copyOf(made, fillOfInstance(ast.from, from, made, tag))
     }
-    return finished
+    return instance
+  }
+}
+
+/** Makes an instance without the constructor. It must run where it would fill in a field. */
+const copyOf =
+  ({ defaulted, prototype }: Instances, fill: Fill): FastParse =>
+  (u) => {
+    if (!isFields(u)) return fallback
+    const instance: Fields = Object.create(prototype)
+    if (!fill(instance, u)) return fallback
+    for (const key of defaulted) if (instance[key] === undefined) return fallback
+    return instance
+  }
+
+/** Parses the fields of a struct right into the instance, and those of other schemas before. */
+const fillOfInstance = (ast: AST.AST, from: FastParse, { isTagged }: Instances, tag?: string): Fill => {
+  const properties = isFastStruct(ast) && ast.indexSignatures.length === 0 ? propertiesOf(ast, "decoding", tag) : []
+  // The constructor would lose the key `__proto__`.
+  if (AST.isTypeLiteral(ast) && properties.length > 0 && properties.every(({ name }) => name !== protoKey)) {
+    const last = isTagged ? properties.filter(({ name }) => name === "_tag") : []
+    return fillOf(ast, "decoding", [...properties.filter((property) => !last.includes(property)), ...last])
+  }
+  return (output, input) => {
+    const fields = from(input)
+    if (fields !== fallback) copyFields(output, fields as object, isTagged)
+    return fields !== fallback
   }
 }

@@ -84,6 +84,7 @@ export const isPlain = (container: object): container is Record<string, unknown>
 /** The message of any thrown value. */
 export const thrownMessage = (thrown: unknown): string => {
   try {
+    if (thrown instanceof RangeError && thrown.message.startsWith("Maximum call stack")) return "it is nested too deep"
     return thrown instanceof Error ? String(thrown.message).slice(0, 300) : "something that is no error was thrown"
   } catch {
     return "an error was thrown that can't be read itself"

@@ -235,6 +235,37 @@ export const commitEventsCases = (settings: Settings): ReadonlyArray<Case> => [
       }
     })),
 
+  test("commitEvents: an event that follows another than the stored one is a RetryCommand, and nothing is written", () =>
+    Effect.gen(function* () {
+      const store = yield* StoreAdapter
+      const stored = yield* stream(newId(), 1, 2)
+      yield* store.commitEvents(stored)
+      const [first, last] = stored
+      const wrong = yield* event(newId(), 1)
+      for (const length of [1, 3, 12]) {
+        const [next, ...others] = yield* stream(idOf(stored), 3, 2 + length)
+        const beside = yield* event(newId(), 1)
+        for (const follows of [wrong.timestamp, first?.timestamp]) {
+          const ran: Array<string> = []
+          const events = next === undefined ? [] : [{ ...next, follows }, ...others]
+          const several = [beside, ...events]
+          for (const commit of [
+            ...[store.commitEvents(events), store.commitAll(events, [recording(ran)])],
+            ...[store.commitEvents(several), store.commitAll(several, [recording(ran)])]
+          ]) {
+            expect(yield* Effect.flip(commit)).toEqual(new RetryCommand({ aggregateId: idOf(stored), sequence: 3 }))
+          }
+          expect(ran).toEqual([])
+          expect(yield* store.getEvents(idOf(stored), 1)).toEqual(stored)
+          expect(yield* store.getEvents(beside.aggregateId, 1)).toEqual([])
+        }
+      }
+      const next = { ...(yield* event(idOf(stored), 3)), follows: last?.timestamp }
+      yield* store.commitEvents([next])
+      yield* store.commitEvents([next])
+      expect(yield* store.getEvents(idOf(stored), 3)).toEqual([{ ...next, follows: undefined }])
+    })),
+
   test("commitEvents: of twenty concurrent commits at one sequence exactly one succeeds", () =>
     Effect.gen(function* () {
       const store = yield* StoreAdapter
@@ -381,6 +412,7 @@ const refused: ReadonlyArray<readonly [what: string, path: string, change: objec
     .map(([what, text]) => [`a correlationId that is ${what}`, "correlationId", { correlationId: text }] as const),
   ...[0, -1, 1.5, 32_768, "1", null].map((version) => [`the version ${version}`, "version", { version }] as const),
   ["a causationId that is none", "causationId", { causationId: "yesterday" }],
+  ["an event that it follows that is none", "follows", { follows: "yesterday" }],
   ...["", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331", `00-${"0".repeat(32)}-b7ad6b7169203331-01`, 1].map(
     (traceparent) => [`the traceparent ${JSON.stringify(traceparent)}`, "traceparent", { traceparent }] as const
   ),

@@ -28,6 +28,8 @@ import {
   type EventFailure,
   type Lease,
   type LeaseOptions,
+  type PartitionState,
+  type PartitionsChanged,
   SubscriptionStore,
   type SubscriptionStoreService
 } from "../../SubscriptionStore.js"
@@ -259,12 +261,19 @@ export interface Held {
 export const take = (
   subscriptions: SubscriptionStoreService,
   options: LeaseOptions
-): Effect.Effect<Held, ValidationError | StoreError, Scope.Scope> =>
+): Effect.Effect<Held, ValidationError | PartitionsChanged | StoreError, Scope.Scope> =>
   Effect.gen(function* () {
     const own = yield* Scope.fork(yield* Effect.scope, ExecutionStrategy.sequential)
     const lease = yield* Scope.extend(subscriptions.lease(options), own)
     return { lease, giveBack: Scope.close(own, Exit.void) }
   })
+
+/** The state of a partition without the time, which no case knows. */
+export const withoutTime = (state: PartitionState | undefined): Omit<PartitionState, "heldSince"> | undefined => {
+  if (state === undefined) return undefined
+  const { heldSince: _heldSince, ...others } = state
+  return others
+}
 
 /** Commits events of a new aggregate, and returns them as the feed shows them. */
 export const commitShown = (

@@ -3,13 +3,14 @@
  */
 import { expect } from "@effect/vitest"
 import * as Arr from "effect/Array"
+import * as Clock from "effect/Clock"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
 import { beginning } from "../../EventFeed.js"
-import { LeaseLost } from "../../SubscriptionStore.js"
+import { LeaseLost, PartitionsChanged } from "../../SubscriptionStore.js"
 import { macrotask, newId, stream, test } from "./case.js"
 import {
   at,
@@ -21,7 +22,8 @@ import {
   leaseOf,
   macrotasks,
   ports,
-  take
+  take,
+  withoutTime
 } from "./feedCase.js"
 
 export const feedLeaseCases: ReadonlyArray<FeedCase> = [
@@ -150,13 +152,14 @@ export const feedLeaseCases: ReadonlyArray<FeedCase> = [
         }
         for (const [index, { name, partition }] of keys.entries()) {
           expect(yield* at(held, index).lease.checkpoint).toBe(at(events, index).position)
-          expect((yield* subscriptions.partitions(name))[partition]).toEqual({
+          expect(withoutTime((yield* subscriptions.partitions(name))[partition])).toEqual({
             name,
             partition,
             partitions: 2,
             position: at(events, index).position,
             holder: Option.some(`holder ${index}`),
             stopped: false,
+            retrying: false,
             lastFailure: Option.none(),
             parked: 0
           })
@@ -164,7 +167,28 @@ export const feedLeaseCases: ReadonlyArray<FeedCase> = [
       })
     )),
 
-  test("lease: another number of partitions is refused as misconfigured, also while there is a holder", () =>
+  test("partitions: shows since when a lease is held, until it is released", () =>
+    Effect.scoped(
+      Effect.gen(function* () {
+        const { subscriptions } = yield* ports
+        const name = newId()
+        const heldSince = Effect.map(subscriptions.partitions(name), ([only]) =>
+          Option.getOrUndefined(only?.heldSince ?? Option.none())
+        )
+        const first = yield* take(subscriptions, leaseOf(name))
+        const since = yield* heldSince
+        // The clock of a database may differ from this one.
+        expect(Math.abs((since ?? 0) - (yield* Clock.currentTimeMillis))).toBeLessThan(86_400_000)
+        yield* first.lease.advanceTo(first.lease.position)
+        expect(yield* heldSince).toBe(since)
+        yield* first.giveBack
+        expect(yield* heldSince).toBeUndefined()
+        yield* take(subscriptions, leaseOf(name))
+        expect(yield* heldSince).toBeGreaterThanOrEqual(since ?? Number.POSITIVE_INFINITY)
+      })
+    )),
+
+  test("lease: another number of partitions is refused, also while there is a holder", () =>
     Effect.scoped(
       Effect.gen(function* () {
         const { subscriptions } = yield* ports
@@ -176,9 +200,11 @@ export const feedLeaseCases: ReadonlyArray<FeedCase> = [
           [1, 3]
         ] as const) {
           const refused = Effect.scoped(subscriptions.lease(leaseOf(name, { partition, partitions })))
-          expect(yield* Effect.flip(refused)).toMatchObject({ _tag: "StoreError", reason: "Misconfigured" })
+          expect(yield* Effect.flip(refused)).toEqual(
+            new PartitionsChanged({ subscription: name, stored: 2, requested: partitions })
+          )
         }
-        expect(yield* subscriptions.partitions(name)).toHaveLength(1)
+        expect(yield* subscriptions.partitions(name)).toHaveLength(2)
         yield* first.giveBack
         yield* take(subscriptions, leaseOf(name, { partition: 0, partitions: 2 }))
       })
@@ -213,6 +239,7 @@ export const feedLeaseCases: ReadonlyArray<FeedCase> = [
         }
         expect(yield* newer.lease.checkpoint).toBe(second.position)
         expect(yield* subscriptions.partitions(name)).toMatchObject([
+          {},
           { holder: Option.some("newer"), stopped: false, lastFailure: Option.none(), position: second.position }
         ])
         yield* newer.lease.advance(third.position, Effect.void)

@@ -90,17 +90,19 @@ const appended = Effect.succeed("appended" as const)
 
 const duplicate = Effect.succeed("duplicate" as const)
 
-/** The first event whose sequence does not follow the head of its stream. */
+/** The first event that does not follow the head of its stream. */
 const conflictOf = (records: Records, events: ReadonlyArray<StoredEvent>): StoredEvent | undefined => {
   const [only, ...others] = events
   // The usual commit has one event, and needs no map of heads.
-  if (only !== undefined && others.length === 0) {
-    return only.sequence === records.head(only.aggregateId) + 1 ? undefined : only
-  }
+  if (only !== undefined && others.length === 0) return followsHead(records, only) ? undefined : only
   const heads = new Map<string, number>()
-  return events.find(({ aggregateId, sequence }) => {
-    const head = heads.get(aggregateId) ?? records.head(aggregateId)
-    heads.set(aggregateId, sequence)
-    return sequence !== head + 1
+  return events.find((event) => {
+    const head = heads.get(event.aggregateId)
+    heads.set(event.aggregateId, event.sequence)
+    return head === undefined ? !followsHead(records, event) : event.sequence !== head + 1
   })
 }
+
+const followsHead = (records: Records, { aggregateId, follows, sequence }: StoredEvent): boolean =>
+  sequence === records.head(aggregateId) + 1 &&
+  (follows === undefined || records.event(aggregateId, sequence - 1)?.timestamp === follows)

@@ -6,25 +6,29 @@ import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import { order, type Position, type StreamPosition } from "../../EventFeed.js"
-import { StoreError } from "../../StoreError.js"
 import {
   type Attempts,
   type EventFailure,
+  type JoinOptions,
   type Key,
   type Lease,
   LeaseLost,
+  type LeaseOptions,
   type ParkedEvent,
   type PartitionState,
+  PartitionsChanged,
   type SubscriptionStoreService
 } from "../../SubscriptionStore.js"
 import { checkPosition } from "../store/readOptions.js"
 import { feedEventAt, sliceOf } from "./feed.js"
 import type { MemoryLog } from "./log.js"
+import { makeMemoryNodes } from "./nodes.js"
 
 export const makeMemorySubscriptions = (log: MemoryLog): SubscriptionStoreService => {
-  const rows = new Map<string, Array<Row>>()
+  const rows = new Map<string, ReadonlyArray<Row>>()
   const waiting = new Set<() => void>()
   const retrying = Effect.unsafeMakeSemaphore(1)
+  const members = makeMemoryNodes((name) => rows.get(name)?.[0]?.partitions)
 
   const changed = () => {
     for (const wake of [...waiting]) wake()
@@ -38,42 +42,59 @@ export const makeMemorySubscriptions = (log: MemoryLog): SubscriptionStoreServic
     return Effect.sync(() => waiting.delete(wake))
   })
 
-  const rowOf = (key: Key, from: Position): Effect.Effect<Row, StoreError> =>
-    Effect.suspend(() => {
-      const known = rows.get(key.name) ?? []
-      rows.set(key.name, known)
-      const other = known.find(({ partitions }) => partitions !== key.partitions)
-      if (other !== undefined) {
-        return new StoreError({
-          reason: "Misconfigured",
-          operation: "Subscription",
-          description: `subscription ${JSON.stringify(key.name)} has ${other.partitions} partitions in the store, and ${key.partitions} here: what is in which would change`
-        })
+  /** The row of a partition. Those of a subscription that has never run are made together. */
+  const rowOf = (key: Key, from: Position): Effect.Effect<Row, PartitionsChanged> =>
+    Effect.suspend((): Effect.Effect<Row, PartitionsChanged> => {
+      const { name, partition, partitions } = key
+      if (!rows.has(name)) {
+        rows.set(name, newRows(name, partitions, from, 0))
+        // A new subscription may begin at a position that a fiber waits for.
+        changed()
       }
-      const found = known.find(({ partition }) => partition === key.partition)
-      if (found !== undefined) return Effect.succeed(found)
-      const row: Row = {
-        ...key,
-        position: from,
-        holder: undefined,
-        token: 0,
-        stopped: false,
-        lastFailure: undefined,
-        attempted: undefined,
-        parked: []
-      }
-      known.push(row)
-      // A new subscription may begin at a position that a fiber waits for.
-      changed()
-      return Effect.succeed(row)
+      const known = rows.get(name) ?? []
+      const row = known[partition]
+      return known.length === partitions && row !== undefined
+        ? Effect.succeed(row)
+        : new PartitionsChanged({ subscription: name, stored: known.length, requested: partitions })
     })
 
-  /** Waits for the lease, takes it, and returns its fencing token. */
-  const take = (row: Row, holder: string): Effect.Effect<number> =>
-    Effect.suspend(() => {
-      if (row.holder !== undefined || row.stopped) return Effect.zipRight(change, take(row, holder))
-      row.holder = holder
-      return Effect.succeed(++row.token)
+  /** Replaces all rows together, where that is possible. Earlier leases have lower fencing tokens. */
+  const repartition = ({ name, partitions }: JoinOptions, from: number): Effect.Effect<boolean> =>
+    Effect.sync(() => {
+      const known = rows.get(name) ?? []
+      const [first] = known
+      if (first === undefined || known.length !== from) return false
+      const isReady = known.every(
+        (row) =>
+          row.position === first.position && row.holder === undefined && !row.stopped && row.attempted === undefined
+      )
+      if (!isReady || members.listed(name).some((node) => node.partitions !== partitions)) return false
+      const token = Math.max(...known.map((row) => row.token)) + 1
+      const replaced = newRows(name, partitions, first.position, token)
+      for (const { parked } of known) {
+        for (const event of parked) {
+          const partition = sliceOf(event.aggregateId, partitions)
+          replaced[partition]?.parked.push({ ...event, partition })
+        }
+      }
+      for (const row of known) row.token = token
+      rows.set(name, replaced)
+      members.unassign(name)
+      changed()
+      return true
+    })
+
+  /** Waits for the lease, takes it, and returns its row and its fencing token. The row may be replaced meanwhile. */
+  const take = (
+    options: LeaseOptions
+  ): Effect.Effect<{ readonly row: Row; readonly token: number }, PartitionsChanged> =>
+    Effect.flatMap(rowOf(options.key, options.from), (row) => {
+      if (row.holder !== undefined || row.stopped) return Effect.zipRight(change, take(options))
+      row.holder = options.holder
+      return Effect.map(Clock.currentTimeMillis, (now) => {
+        row.heldSince = now
+        return { row, token: ++row.token }
+      })
     })
 
   const each = (name: string, update: (row: Row) => void) =>
@@ -97,11 +118,11 @@ export const makeMemorySubscriptions = (log: MemoryLog): SubscriptionStoreServic
     })
 
   return {
-    lease: ({ from, holder, key }) =>
+    lease: (options) =>
       Effect.gen(function* () {
+        const { from, key } = options
         yield* checkPosition("SubscriptionStore.lease", from, ["from"])
-        const row = yield* rowOf(key, from)
-        const token = yield* Effect.acquireRelease(Effect.interruptible(take(row, holder)), () =>
+        const { row, token } = yield* Effect.acquireRelease(Effect.interruptible(take(options)), ({ row }) =>
           Effect.sync(() => {
             row.holder = undefined
             row.token++
@@ -161,22 +182,28 @@ export const makeMemorySubscriptions = (log: MemoryLog): SubscriptionStoreServic
         }
         return lease
       }),
+    join: (options) =>
+      Effect.map(members.join(options), (membership) => ({
+        ...membership,
+        repartition: (from) => repartition(options, from)
+      })),
+    nodes: (name) => Effect.sync(() => members.listed(name)),
     partitions: (name) =>
       Effect.sync(() =>
-        (rows.get(name) ?? [])
-          .map(
-            (row): PartitionState => ({
-              name: row.name,
-              partition: row.partition,
-              partitions: row.partitions,
-              position: row.position,
-              holder: Option.fromNullable(row.holder),
-              stopped: row.stopped,
-              lastFailure: Option.fromNullable(row.lastFailure),
-              parked: row.parked.length
-            })
-          )
-          .sort((a, b) => a.partition - b.partition)
+        (rows.get(name) ?? []).map(
+          (row): PartitionState => ({
+            name: row.name,
+            partition: row.partition,
+            partitions: row.partitions,
+            position: row.position,
+            holder: Option.fromNullable(row.holder),
+            heldSince: row.holder === undefined ? Option.none() : Option.some(row.heldSince),
+            stopped: row.stopped,
+            retrying: row.attempted !== undefined,
+            lastFailure: Option.fromNullable(row.lastFailure),
+            parked: row.parked.length
+          })
+        )
       ),
     awaitPosition: (name, position, aggregateId) => {
       const wait: Effect.Effect<void> = Effect.suspend(() => {
@@ -220,6 +247,7 @@ export const makeMemorySubscriptions = (log: MemoryLog): SubscriptionStoreServic
 interface Row extends Key {
   position: Position
   holder: string | undefined
+  heldSince: number
   /** The fencing token: it rises when the lease is taken and when it ends. */
   token: number
   stopped: boolean
@@ -227,6 +255,21 @@ interface Row extends Key {
   attempted: Attempts | undefined
   readonly parked: Array<ParkedEvent>
 }
+
+const newRows = (name: string, partitions: number, position: Position, token: number): ReadonlyArray<Row> =>
+  Array.from({ length: partitions }, (_, partition) => ({
+    name,
+    partition,
+    partitions,
+    position,
+    holder: undefined,
+    heldSince: 0,
+    token,
+    stopped: false,
+    lastFailure: undefined,
+    attempted: undefined,
+    parked: []
+  }))
 
 const isAt = (event: StreamPosition, { aggregateId, sequence }: StreamPosition): boolean =>
   event.aggregateId === aggregateId && event.sequence === sequence

@@ -55,15 +55,20 @@ export const fillAndSwap = <E, R>(
     const holds = makeWriterHolds(context, progress, lives)
     const holdsBackMuch = makeHeldBackCheck(context)
 
+    /** Batches that writers wait for fill the time that they may wait, because events come in between two of them. */
+    const inHold = () => (holds.isOutpaced() ? progress.eventsInHold(maxHold) : 0)
+
     const readAfter = (after: Page["position"]) =>
       Effect.suspend(() =>
         feed.read({
           after,
           filter,
-          limit: options.batchSize ?? Math.min(Math.max(progress.eventsIn(batchMillis), minBatch), maxBatch)
+          limit: options.batchSize ?? Math.min(Math.max(progress.eventsIn(batchMillis), minBatch, inHold()), maxBatch)
         })
       )
 
+    /** Until when a swap needs no check, in milliseconds since 1970. */
+    let checkedUntil = 0
     let next: Page | undefined
     /** Projects a page while the next one is read. A failure to read that shows when it is read again. */
     const projectPage = <E2>(
@@ -148,6 +153,7 @@ export const fillAndSwap = <E, R>(
     for (;;) {
       const read: Page = next ?? (yield* readAfter(position))
       let page: Page | undefined = read
+      let isHeld = false
       next = undefined
       if (read.events.length > 0 || read.position !== position) {
         if (read.events.length > 0 && (yield* holds.mayHold) && (yield* backoff.mayTry)) {
@@ -156,6 +162,7 @@ export const fillAndSwap = <E, R>(
             next = read
             continue
           }
+          isHeld = true
         } else {
           yield* projectPage(read, projectBatch(context, read.events), progress.projected)
           yield* holds.projected(position, undefined)
@@ -164,9 +171,13 @@ export const fillAndSwap = <E, R>(
       }
       const isNearEnd = !page.more || (!holds.isOutpaced() && (yield* isCaughtUp(page.events)))
       if (!isNearEnd && !(yield* holds.mayEnd(position))) continue
-      if ((yield* holdsBackMuch(progress.eventsInHold(maxHold / 4))) || !(yield* backoff.mayTry)) {
-        if (!page.more) yield* withLiveClock(Effect.sleep("250 millis"))
-        continue
+      // After a batch under the lock the swap follows immediately, because writers go on while it is checked.
+      if (!isHeld || (yield* Clock.currentTimeMillis) >= checkedUntil) {
+        if ((yield* holdsBackMuch(progress.eventsInHold(maxHold / 4))) || !(yield* backoff.mayTry)) {
+          if (!page.more) yield* withLiveClock(Effect.sleep("250 millis"))
+          continue
+        }
+        checkedUntil = (yield* Clock.currentTimeMillis) + checkedFor
       }
       if (yield* swap) break
     }
@@ -187,6 +198,9 @@ const maxBatch = 10_000
 
 /** The part of the longest hold that events are planned for, because a rate is a mean. */
 const safety = 0.7
+
+/** For how long it counts that the feed held back few events, in milliseconds. */
+const checkedFor = 10_000
 
 const failureOf = (exit: Exit.Exit<unknown, unknown>): unknown =>
   Exit.isFailure(exit) ? Option.getOrUndefined(Cause.failureOption(exit.cause)) : undefined

@@ -21,6 +21,7 @@ import { StoreError, type ValidationError } from "../../StoreError.js"
 import { type Lease, LeaseLost, SubscriptionStore } from "../../SubscriptionStore.js"
 import { insideTransaction } from "../runtime/ambientTransaction.js"
 import { withLiveClock } from "../runtime/clock.js"
+import { scoped } from "../runtime/interruption.js"
 import { isTransient } from "../runtime/retry.js"
 import { isTransientSqlError } from "../runtime/sqlError.js"
 import { withTransaction } from "../sql/pg/transaction.js"
@@ -30,7 +31,6 @@ import { filterOf } from "../store/runProjections.js"
 import { fillAndSwap } from "./fillAndSwap.js"
 import {
   checkOptions,
-  checkPartitions,
   leaseOf,
   operation,
   type RebuildContext,
@@ -183,7 +183,6 @@ const attempt = <E, R>(oneRun: Run<E, R>): Effect.Effect<void, E | LeaseLost | V
   const { count, isFinished, options, store } = oneRun
   return Effect.gen(function* () {
     if (yield* isFinished) return
-    yield* checkPartitions(store, options)
     const checked: RebuildOptions<E | StoreError, R> =
       options.check === undefined ? options : { ...options, ...(yield* options.check(store)) }
     const lease = yield* awaitLease(oneRun)
@@ -199,7 +198,7 @@ const attempt = <E, R>(oneRun: Run<E, R>): Effect.Effect<void, E | LeaseLost | V
       )
     )
   }).pipe(
-    Effect.scoped,
+    scoped,
     Effect.exit,
     Effect.tap((exit) => (mayLeaveLeaseRow(exit) ? Effect.ignore(deleteLeaseRow(store, options.name)) : Effect.void)),
     Effect.flatten
@@ -210,12 +209,17 @@ const attempt = <E, R>(oneRun: Run<E, R>): Effect.Effect<void, E | LeaseLost | V
 const awaitLease = <E, R>({ isFinished, options, subscriptions }: Run<E, R>) =>
   Effect.raceFirst(
     Effect.asSome(
-      subscriptions.lease({
-        key: { name: leaseOf(options.name), partition: 0, partitions: 1 },
-        from: beginning,
-        holder: `rebuild ${options.name}`,
-        duration: leaseDuration
-      })
+      Effect.catchTag(
+        subscriptions.lease({
+          key: { name: leaseOf(options.name), partition: 0, partitions: 1 },
+          from: beginning,
+          holder: `rebuild ${options.name}`,
+          duration: leaseDuration
+        }),
+        // No subscription has the name, so the number is always 1.
+        "PartitionsChanged",
+        Effect.die
+      )
     ),
     Effect.as(awaitTrue(isFinished), Option.none<Lease>())
   )

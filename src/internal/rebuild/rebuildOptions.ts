@@ -9,7 +9,7 @@ import { maxNameLength } from "../../Event.js"
 import type { EventFeed, Filter } from "../../EventFeed.js"
 import type { Projection } from "../../Projection.js"
 import type { Options } from "../../Rebuild.js"
-import { StoreError, ValidationError, ValidationIssue } from "../../StoreError.js"
+import { type StoreError, ValidationError, ValidationIssue } from "../../StoreError.js"
 import { nameProblem, reservedPrefix } from "../codec/names.js"
 import type { StoreTables } from "../sql/storeTables.js"
 import { makeRun } from "./runStatement.js"
@@ -86,32 +86,6 @@ export const failWith = (
   [first, ...rest]: ReadonlyArray<ValidationIssue>
 ): Effect.Effect<void, ValidationError> =>
   first === undefined ? Effect.void : new ValidationError({ operation, issues: [first, ...rest] })
-
-/**
- * Fails where the subscription has another number of partitions in the store, because each partition has a position of
- * its own.
- */
-export const checkPartitions = (
-  store: StoreTables,
-  { subscription }: RebuildOptions<unknown, unknown>
-): Effect.Effect<void, StoreError> =>
-  subscription === undefined
-    ? Effect.void
-    : Effect.flatMap(
-        run(
-          store,
-          store.sql<{ partitions: number }>`select distinct partitions from ${store.schema}.subscriptions
-            where name = ${subscription.name} and partitions <> ${subscription.partitions}`
-        ),
-        ([other]) =>
-          other === undefined
-            ? Effect.void
-            : new StoreError({
-                reason: "Misconfigured",
-                operation,
-                description: `subscription ${JSON.stringify(subscription.name)} has ${other.partitions} partitions in the store, and ${subscription.partitions} here: what is in which would change`
-              })
-      )
 
 export const run = makeRun(operation)
 

@@ -26,7 +26,7 @@ import { columnsOf } from "../sql/position.js"
 import type { StoreTables } from "../sql/storeTables.js"
 import { type HoldExpired, lockLog, withinHold } from "./holdWriters.js"
 import { checkDeferred, projectPart } from "./projectBatch.js"
-import { checkPartitions, leaseOf, type RebuildContext, run } from "./rebuildOptions.js"
+import { leaseOf, type RebuildContext, run } from "./rebuildOptions.js"
 import { lockLiveTables, replaceTables, setLockTimeout } from "./replaceTables.js"
 import type { ShadowTable } from "./resolveTables.js"
 
@@ -68,7 +68,6 @@ export const swapTables = <E, R>(
     if (options.subscription === undefined) {
       tail = yield* withinHold(maxMillis, projectTail(context, position, maxTail))
     } else {
-      yield* checkPartitions(store, options)
       yield* moveSubscription(store, options.subscription, position)
     }
     yield* replaceTables(sql, shadowSchema, tables, sameShape)
@@ -136,7 +135,9 @@ const countTail = <E, R>(
 
 /**
  * Moves the subscription to the position of the rebuild, ends its leases, and forgets its parked events, which the
- * rebuild has projected.
+ * rebuild has projected. It keeps its number of partitions; `partitions` is that of a subscription that has never run.
+ *
+ * The first row decides on the number, as in `lease.ts`. All rows stay locked, so the number does not change meanwhile.
  */
 const moveSubscription = (
   store: StoreTables,
@@ -149,8 +150,20 @@ const moveSubscription = (
     yield* run(
       store,
       sql`insert into ${schema}.subscriptions (name, partition, partitions, feed_key, position)
-        select ${name}, partition, ${partitions}::int, ${feedKey}::xid8, ${place}::bigint
-        from generate_series(0, ${partitions}::int - 1) partition
+        values (${name}, 0, ${partitions}, ${feedKey}::xid8, ${place}::bigint)
+        on conflict (name, partition) do nothing`
+    )
+    const [first] = yield* run(
+      store,
+      sql<{ partitions: number }>`select partitions from ${schema}.subscriptions where name = ${name}
+        order by partition for update`
+    )
+    const stored = Number(first?.partitions ?? partitions)
+    yield* run(
+      store,
+      sql`insert into ${schema}.subscriptions (name, partition, partitions, feed_key, position)
+        select ${name}, partition, ${stored}::int, ${feedKey}::xid8, ${place}::bigint
+        from generate_series(0, ${stored}::int - 1) partition
         on conflict (name, partition) do update set
           feed_key = excluded.feed_key, position = excluded.position,
           token = subscriptions.token + 1, holder = null, leased_until = null, stopped = false, last_failure = null,

@@ -1,10 +1,14 @@
 /**
- * Bounded interruption: the clean-up of an interrupted effect is awaited for the grace period at most. The SQL store, its feed and its leases
- * use it, because the clean-up waits for a database that may not reply.
+ * Interruption of the library's own effects. The SQL store, its feed, its leases and the subscriptions use it.
+ *
+ * - Bounded interruption: the clean-up of an interrupted effect is awaited for the grace period at most, because it waits for a database that
+ *   may not reply.
+ * - `scoped`, in which an interruption is not lost.
  */
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
+import * as Scope from "effect/Scope"
 import { withLiveClock } from "./clock.js"
 
 /** Waits for a clean-up for the grace period at most. */
@@ -33,6 +37,19 @@ export const joinBounded = <A, E>(restore: Restore, fiber: Fiber.RuntimeFiber<A,
     Effect.zipRight(
       Effect.fiberIdWith((id) => Fiber.interruptAsFork(fiber, id)),
       awaitGrace(Fiber.await(fiber))
+    )
+  )
+
+/**
+ * `Effect.scoped`, whose finalizers run in a fiber of their own.
+ *
+ * In Effect 3.22 a finalizer ends by giving its fiber the references back that it had before, and the mark of an interruption is one of them.
+ * So a fiber that is interrupted during the second finalizer of a scope is not interrupted any more, and a loop around the scope never ends.
+ */
+export const scoped = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, Exclude<R, Scope.Scope>> =>
+  Effect.flatMap(Scope.make(), (scope) =>
+    Effect.onExit(Scope.extend(effect, scope), (exit) =>
+      Effect.flatten(Effect.flatMap(Effect.forkDaemon(Scope.close(scope, exit)), Fiber.await))
     )
   )
 

@@ -69,7 +69,8 @@ export const transientReasons: ReadonlySet<StoreErrorReason> = new Set([
   "CommitUnknown",
   "ConnectionLost",
   "Unavailable",
-  "Contention"
+  "Contention",
+  "ClusterUnavailable"
 ])
 
 /**
@@ -107,6 +108,7 @@ const describe: Record<StoreErrorReason, string> = {
   Misconfigured: "the database is not set up for this; migrate, or correct the configuration",
   Exhausted: "the database has no room, has reached a limit, or is read-only; nothing was stored",
   UnreadableEvent: "a stored event can't be read",
+  ClusterUnavailable: "no runner has answered in time",
   ClockDrift: "a clock is wrong",
   Unknown: "the database failed"
 }

@@ -23,7 +23,7 @@ export const makeCommitStatements = (
   const p = ""
   const textOf = (statement: Statement<unknown>): string => statement.compile()[0]
   const text = textOf(
-    sql`select ${schema}.commit_events(${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}) as refused`
+    sql`select ${schema}.commit_events(${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}, ${p}) as refused`
   )
   const appending = prepare(text)
   // A function in `from` is called before those of the list.
@@ -54,6 +54,7 @@ export const makeCommitStatements = (
         values.push(type, body, metadata, timestamp, String(version))
         values.push(correlationId ?? null, causationId ?? null, traceparent ?? null)
       }
+      values.push(first.follows ?? null)
       return { text: insert.text, name: insert.name, values }
     },
     resultsOf,
@@ -85,11 +86,13 @@ export const upsertSnapshot = (
 /** How many events of one aggregate `insert` takes. */
 const maxInserted = 8
 
-/** How many parameters of an insert belong to one event: $3 to $10 to the first. */
+/** How many parameters of an insert belong to one event: $3 to $10 to the first. The last parameter is what the first one follows. */
 const eventParameters = 8
 
 const insertText = (schema: string, events: number): string =>
-  events === 1 ? insertFirst(schema) : `with first as (${insertFirst(schema)}) ${insertOthers(schema, events - 1)}`
+  events === 1
+    ? insertFirst(schema, events)
+    : `with first as (${insertFirst(schema, events)}) ${insertOthers(schema, events - 1)}`
 
 /**
  * Fails if it does not insert all events, or if the isolation is not that of the store's transactions: it casts a text to boolean that is
@@ -101,7 +104,7 @@ const insertOrRaiseText = (schema: string, events: number): string => {
   const timestamps = Array.from({ length: events }, (_, index) => `(${index}, $${6 + eventParameters * index}::uuid)`)
   const stored = `(select count(*) from ${schema}.event_log l join (values ${timestamps.join(", ")}) as e (place, "timestamp")
     on l.aggregate_id = $1 and l.sequence = $2::int + e.place and l."timestamp" = e."timestamp")`
-  return `with first as (${insertFirst(schema)})${others}
+  return `with first as (${insertFirst(schema, events)})${others}
     select set_config('effect_maestro.begun', 'yes', true), (case
       when current_setting('transaction_isolation') <> 'read committed' then 'effect-maestro: ${otherIsolation}'
       when ${written} = ${events} then 'yes'
@@ -110,14 +113,14 @@ const insertOrRaiseText = (schema: string, events: number): string => {
 }
 
 /**
- * Inserts the first of several events, if the one before it is stored and it is not.
+ * Inserts the first of so many events, if the one that it follows is stored and it is not.
  *
  * The feed key is right by its default: it is the id of the transaction, which gets it during the insert, after the snapshot of the statement.
  */
-const insertFirst = (schema: string): string =>
+const insertFirst = (schema: string, events: number): string =>
   `${insertInto(schema)}
     select $1, $2::int, $3, $4::json, $5::json, $6::uuid, $7::int, $8, $9::uuid, $10
-    where $2::int = 1 or ${schema}.has_event($1, $2::int - 1)
+    where $2::int = 1 or ${schema}.has_event($1, $2::int - 1, $${3 + eventParameters * events}::uuid)
     on conflict (aggregate_id, sequence) do nothing returning sequence`
 
 /** The others follow if the first was inserted. Their conflict, which only a stream with a gap can have, fails the statement. */
@@ -170,6 +173,7 @@ const columnsOf = (commits: ReadonlyArray<Commit>): ReadonlyArray<unknown> => {
   const correlationIds: Array<string | null> = []
   const causationIds: Array<string | null> = []
   const traceparents: Array<string | null> = []
+  const followed: Array<string | null> = []
   for (const [number, events] of commits.entries()) {
     const seen = new Set<string>()
     for (const event of events) {
@@ -186,10 +190,11 @@ const columnsOf = (commits: ReadonlyArray<Commit>): ReadonlyArray<unknown> => {
       correlationIds.push(event.correlationId ?? null)
       causationIds.push(event.causationId ?? null)
       traceparents.push(event.traceparent ?? null)
+      followed.push(event.follows ?? null)
     }
   }
   return [
     ...[numbers, firsts, aggregateIds, sequences, types, bodies, metadata, timestamps],
-    ...[versions, correlationIds, causationIds, traceparents]
+    ...[versions, correlationIds, causationIds, traceparents, followed]
   ]
 }

@@ -7,19 +7,19 @@ import type * as Statement from "@effect/sql/Statement"
 import type { Event } from "../../Event.js"
 import type { Timestamp } from "../../Timestamp.js"
 
-/** The version, a dot, and the type of an event. */
+/** The version, a dot, and the type of an event. The feed leaves version 1 out, because the text of a number takes time. */
 export interface VersionedType {
   readonly versioned_type: string
 }
 
 export const versionedType = (sql: SqlClient.SqlClient): Statement.Fragment =>
-  sql.literal("version::text || '.' || type as versioned_type")
+  sql.literal("case version when 1 then '.' || type else version::text || '.' || type end as versioned_type")
 
 export const typeOf = ({ versioned_type }: VersionedType): Pick<Event, "type" | "version"> => {
   const dot = versioned_type.indexOf(".")
   return {
     type: versioned_type.slice(dot + 1),
-    version: dot === 1 ? versioned_type.charCodeAt(0) - zero : Number(versioned_type.slice(0, dot))
+    version: dot === 0 ? 1 : Number(versioned_type.slice(0, dot))
   }
 }
 
@@ -43,7 +43,3 @@ export const causeOf = (cause: string): Pick<Event, "correlationId" | "causation
     ...(traceparent !== "" && { traceparent })
   }
 }
-
-// --- internal ---
-
-const zero = "0".charCodeAt(0)

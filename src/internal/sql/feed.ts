@@ -51,13 +51,16 @@ import type { Notifications } from "./notifications.js"
 import type { CommandRunner } from "./pg/commandRunner.js"
 import { execute } from "./pg/execute.js"
 import { type PositionRow, positionOf } from "./position.js"
+import type { Replica } from "./replica.js"
+import { makeReplicaFeed } from "./replicaFeed.js"
 import { samplesOf } from "./typeSamples.js"
 
 export const makeSqlFeed = (
   log: LogTable,
   runner: CommandRunner,
   notifications: Notifications,
-  pollInterval: number
+  pollInterval: number,
+  replica?: Replica
 ): Effect.Effect<EventFeedService, never, Scope.Scope> => {
   const { schema, sql } = log
 
@@ -65,13 +68,23 @@ export const makeSqlFeed = (
   const query = <A>(statement: Effect.Effect<A, SqlError>): Effect.Effect<A, StoreError> =>
     execute(sql, { operation, phase: "reading" }, statement)
 
-  const readPage = makePageReader(log, runner, query)
   const { changeSince, head } = makeHeadReads(log, runner)
+  const readPrimary = makePageReader(log, runner, query)
+  const replicaFeed = replica && makeReplicaFeed(replica, readPrimary, head)
+  const readPage = replicaFeed?.readPage ?? readPrimary
 
-  const poll = (since: Position | undefined): Effect.Effect<HeadChange, StoreError> =>
+  const pollPrimary = (since: Position | undefined): Effect.Effect<HeadChange, StoreError> =>
     since === undefined
       ? Effect.map(head, (position): HeadChange => ({ head: position, contents: undefined, more: false }))
       : changeSince(since)
+  const poll =
+    replicaFeed === undefined
+      ? pollPrimary
+      : (since: Position | undefined) =>
+          Effect.map(pollPrimary(since), (change) => {
+            replicaFeed.noteHead(change.head)
+            return change
+          })
 
   return Effect.map(
     makeHeadWatcher(poll, notifications, pollInterval),

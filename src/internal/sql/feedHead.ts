@@ -4,11 +4,12 @@
 import type * as SqlClient from "@effect/sql/SqlClient"
 import type * as Statement from "@effect/sql/Statement"
 import * as Effect from "effect/Effect"
-import { beginning, type Position } from "../../EventFeed.js"
+import type { Position } from "../../EventFeed.js"
 import { StoreError } from "../../StoreError.js"
 import type { LogTable } from "../store/pageBytes.js"
 import { isAfter, isShown, kindOf } from "./feedConditions.js"
 import type { HeadChange } from "./headWatcher.js"
+import { isMissing, lost, lostIfPassed, lostMark } from "./lostPosition.js"
 import type { CommandRunner } from "./pg/commandRunner.js"
 import type { Command } from "./pg/driver.js"
 import { executeCommand } from "./pg/execute.js"
@@ -16,23 +17,34 @@ import { columnsOf, positionOf } from "./position.js"
 
 /** The reads of the head. Their texts are put together once, and are prepared. */
 export const makeHeadReads = ({ schema, sql }: LogTable, runner: CommandRunner) => {
-  const head = runner.prepare(selectHead(sql, schema).compile()[0])
-  const [changeText, [, , ...changeValues]] = selectHeadChange(sql, schema).compile()
+  const selectedHead = runner.prepare(selectHead(sql, schema).compile()[0])
+  const [changeText, compiledValues] = selectHeadChange(sql, schema).compile()
   const change = runner.prepare(changeText)
+  const changeValues = (since: Position): ReadonlyArray<unknown> => {
+    const [feedKey, position] = columnsOf(since)
+    return compiledValues.map((value) => (value === sinceKey ? feedKey : value === sinceNumber ? position : value))
+  }
   const run = (command: Command) => executeCommand(runner, { operation: "EventFeed", phase: "reading" }, command)
+  const head = Effect.flatMap(run({ ...selectedHead, values: [] }), ([row]): Effect.Effect<Position, StoreError> => {
+    const [feed_key = null, position = null, isRestored] = row ?? []
+    return isRestored === "true" ? Effect.fail(restored()) : Effect.succeed(positionOf({ feed_key, position }))
+  })
   return {
     /** The position of the last event that the feed shows. */
-    head: Effect.flatMap(run({ ...head, values: [] }), ([row]): Effect.Effect<Position, StoreError> => {
-      const [feed_key = null, position = null, isRestored] = row ?? []
-      return isRestored === "true" ? Effect.fail(restored()) : Effect.succeed(positionOf({ feed_key, position }))
-    }),
-    /** The events that the feed shows after a position, up to `changeWindow` of them. */
+    head,
+    /**
+     * The events that the feed shows after a position, up to `changeWindow` of them. Where the log has lost the event at the position, the
+     * change leads back to the head.
+     */
     changeSince: (since: Position): Effect.Effect<HeadChange, StoreError> =>
       Effect.flatMap(
-        run({ ...change, values: [...columnsOf(since), ...changeValues] }),
+        run({ ...change, values: changeValues(since) }),
         ([row]): Effect.Effect<HeadChange, StoreError> => {
-          const [feed_key = null, position = null, events, types = null, kinds = null, isRestored] = row ?? []
+          const [feed_key = null, position = null, events, types = null, kinds = null, isRestored, mark] = row ?? []
           if (isRestored === "true") return Effect.fail(restored())
+          if (mark === lost || (mark === lostIfPassed && Number(events) > 0)) {
+            return Effect.map(head, (position) => ({ head: position, contents: undefined, more: false, isLost: true }))
+          }
           return Effect.succeed({
             head: Number(events ?? 0) === 0 ? since : positionOf({ feed_key, position }),
             contents: { types: namesOf(types), kinds: namesOf(kinds) },
@@ -55,15 +67,20 @@ const selectHead = (sql: SqlClient.SqlClient, schema: Statement.Fragment) =>
       order by feed_key desc, position desc limit 1
     ) h on true`
 
-/** Its first two parameters are the position. */
+/** Values that stand for the position that the change is since. */
+const sinceKey = "since key"
+const sinceNumber = "since number"
+const since = `${sinceKey}-${sinceNumber}` as Position
+
 const selectHeadChange = (sql: SqlClient.SqlClient, schema: Statement.Fragment) =>
   sql`with change as materialized (
       select feed_key, position, type, ${kindOf(sql)} as kind from ${schema}.event_log
-      where ${isAfter(sql, beginning)} and ${isShown(sql)}
+      where ${isAfter(sql, since)} and ${isShown(sql)}
       order by feed_key, position limit ${changeWindow}
     )
     select h.feed_key::text, h.position::text, k.events, k.types, k.kinds,
-      (${hasFutureKeys(sql, schema)})::text as restored
+      (${hasFutureKeys(sql, schema)})::text as restored,
+      case when ${isMissing(sql, schema, since)} then ${lostMark(sql)} end as mark
     from (
       select count(*)::text as events, json_agg(distinct type)::text as types, json_agg(distinct kind)::text as kinds
       from change

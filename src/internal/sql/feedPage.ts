@@ -3,6 +3,8 @@
  *
  * One statement scans at most a window of events for matches of a filter. The row of the last scanned event, which has
  * nothing but its position, then ends the page, so that a reader goes on after the window.
+ *
+ * A page of the feed begins after an event that is in the log (`lostPosition.ts`).
  */
 import type { SqlError } from "@effect/sql/SqlError"
 import type * as Statement from "@effect/sql/Statement"
@@ -13,6 +15,7 @@ import { type Contents, fitting, isComplete, type LogTable, smallOrNull } from "
 import type { ReadFilter } from "../store/readOptions.js"
 import { andMatches, isAfter, isShown, kindOf, matches } from "./feedConditions.js"
 import { type FeedRow, feedColumns, feedEventsOf, positionColumns, positionOfFeedRow } from "./feedRows.js"
+import { isMissing, lost, lostIfPassed, lostMark, positionLost } from "./lostPosition.js"
 import type { CommandRunner } from "./pg/commandRunner.js"
 import type { Command, Rows } from "./pg/driver.js"
 import { executeCommand } from "./pg/execute.js"
@@ -70,6 +73,9 @@ export const makePageReader = (
 
   return (options: PageOptions): Effect.Effect<Page, StoreError> =>
     Effect.flatMap(readRows(options), (rows): Effect.Effect<Page, StoreError> => {
+      const mark = rows.at(-1)?.scanned
+      if (mark === lost || (mark === lostIfPassed && rows.length > 1)) return Effect.fail(positionLost(options.after))
+      if (mark === lostIfPassed) rows.pop()
       const windowEnd = rows.findLast(({ scanned }) => scanned !== null && scanned !== undefined)
       const found = windowEnd === undefined ? rows : rows.filter((row) => row !== windowEnd)
       const first = found.slice(0, options.limit)
@@ -137,7 +143,7 @@ const window = 10_000
 /** A row without the values that exceed their share of a page. */
 type SmallRow = Omit<FeedRow, keyof Contents> & Contents
 
-/** A column that only the row at the end of the window has. */
+/** A column that only the rows at the end have: that of the window, and that of a position that is missing. */
 interface WindowRow {
   readonly scanned?: string | null | undefined
 }
@@ -196,7 +202,15 @@ const selectPageOfCandidates = (
     union all
     select ${positionColumns(sql)}, scanned::text from window_end`
 
+/** The last row says that the event is missing that the page begins after. It is there only then. */
 const selectPage = (log: LogTable, options: PageOptions) => {
+  const { schema, sql } = log
+  return sql<SmallRow & WindowRow>`${selectEvents(log, options)}
+    union all
+    select null, null, null, null, null, null, null, ${lostMark(sql)} where ${isMissing(sql, schema, options.after)}`
+}
+
+const selectEvents = (log: LogTable, options: PageOptions) => {
   const { measuring, schema, sql } = log
   const { after, filter, limit } = options
   if (filter?.correlationId !== undefined) return selectPageOfChain(log, { ...options, filter })
@@ -205,9 +219,11 @@ const selectPage = (log: LogTable, options: PageOptions) => {
   }
   const columns = feedColumns(sql, smallOrNull(sql, measuring, limit))
   if (filter === undefined) {
-    return sql<SmallRow & WindowRow>`select ${columns} from ${schema}.event_log
-      where ${isAfter(sql, after)} and ${isShown(sql)}
-      order by event_log.feed_key, event_log.position limit ${limit + 1}`
+    return sql<SmallRow & WindowRow>`(
+        select ${columns}, null::text as scanned from ${schema}.event_log
+        where ${isAfter(sql, after)} and ${isShown(sql)}
+        order by event_log.feed_key, event_log.position limit ${limit + 1}
+      )`
   }
   return sql<SmallRow & WindowRow>`with window_end as materialized (
       select feed_key, position, scanned from (

@@ -38,18 +38,21 @@ export const feedEventsOf = (rows: ReadonlyArray<FeedRow>): ReadonlyArray<FeedEv
     const dot = row.position_and_id.indexOf(".")
     const aggregateId = row.position_and_id.slice(dot + 1)
     const { id, kind } = identityOf(aggregateId)
-    return {
+    const { type, version } = typeOf(row)
+    // One literal, because a spread amid others takes longer than the rest of it.
+    const event: FeedEvent = {
       position: row.position_and_id.slice(0, dot) as Position,
       timestamp: row.timestamp,
       aggregateId,
       kind,
       id,
       sequence: Number(row.sequence),
-      ...typeOf(row),
+      type,
+      version,
       body: JSON.parse(row.body),
-      metadata: parseMetadata(row.metadata),
-      ...(row.cause === null ? undefined : causeOf(row.cause))
+      metadata: parseMetadata(row.metadata)
     }
+    return row.cause === null ? event : Object.assign(event, causeOf(row.cause))
   })
 }
 

@@ -69,7 +69,8 @@ const commitEvents = ({ schema, sql }: LogTable): Statement<unknown> =>
     p_lock_timeout text, p_whole boolean,
     p_commits int[], p_firsts boolean[], p_aggregate_ids text[], p_sequences int[], p_types text[],
     p_bodies json[], p_metadata json[], p_timestamps uuid[],
-    p_versions int[], p_correlation_ids text[], p_causation_ids uuid[], p_traceparents text[]
+    p_versions int[], p_correlation_ids text[], p_causation_ids uuid[], p_traceparents text[],
+    p_follows uuid[]
   ) returns text
   ${writing(sql, schema)}
   as $function$
@@ -90,7 +91,7 @@ const commitEvents = ({ schema, sql }: LogTable): Statement<unknown> =>
     if pg_current_xact_id_if_assigned() is not null then
       answer := commit_in_transaction(
         p_firsts, p_aggregate_ids, p_sequences, p_types, p_bodies, p_metadata, p_timestamps,
-        p_versions, p_correlation_ids, p_causation_ids, p_traceparents
+        p_versions, p_correlation_ids, p_causation_ids, p_traceparents, p_follows
       );
     else
       insert into event_log (
@@ -102,15 +103,18 @@ const commitEvents = ({ schema, sql }: LogTable): Statement<unknown> =>
         select nextval('event_log_position_seq') as position, e.*
         from unnest(
           p_firsts, p_aggregate_ids, p_sequences, p_types, p_bodies, p_metadata, p_timestamps, p_versions,
-          p_correlation_ids, p_causation_ids, p_traceparents
+          p_correlation_ids, p_causation_ids, p_traceparents, p_follows
         ) as e (
           first, aggregate_id, sequence, type, body, metadata, "timestamp", version, correlation_id, causation_id,
-          traceparent
+          traceparent, follows
         )
       ) i
       where not i.first or i.sequence = 1
-        -- A stream has no gaps.
-        or (select true from event_log p where p.aggregate_id = i.aggregate_id and p.sequence = i.sequence - 1)
+        -- A stream has no gaps, and an event follows the one that it was decided on.
+        or (
+          select i.follows is null or p."timestamp" = i.follows from event_log p
+          where p.aggregate_id = i.aggregate_id and p.sequence = i.sequence - 1
+        )
       order by i.aggregate_id collate "C", i.sequence
       on conflict (aggregate_id, sequence) do nothing;
 
@@ -169,7 +173,8 @@ const commitInTransaction = ({ schema, sql }: LogTable): Statement<unknown> =>
   sql`create or replace function ${schema}.commit_in_transaction(
     p_firsts boolean[], p_aggregate_ids text[], p_sequences int[], p_types text[],
     p_bodies json[], p_metadata json[], p_timestamps uuid[],
-    p_versions int[], p_correlation_ids text[], p_causation_ids uuid[], p_traceparents text[]
+    p_versions int[], p_correlation_ids text[], p_causation_ids uuid[], p_traceparents text[],
+    p_follows uuid[]
   ) returns text
   ${writing(sql, schema)}
   as $function$
@@ -200,14 +205,17 @@ const commitInTransaction = ({ schema, sql }: LogTable): Statement<unknown> =>
           ) as feed_key, e.*
         from unnest(
           p_firsts, p_aggregate_ids, p_sequences, p_types, p_bodies, p_metadata, p_timestamps, p_versions,
-          p_correlation_ids, p_causation_ids, p_traceparents
+          p_correlation_ids, p_causation_ids, p_traceparents, p_follows
         ) as e (
           first, aggregate_id, sequence, type, body, metadata, "timestamp", version, correlation_id, causation_id,
-          traceparent
+          traceparent, follows
         )
       ) i
       where not i.first or i.sequence = 1
-        or (select true from event_log p where p.aggregate_id = i.aggregate_id and p.sequence = i.sequence - 1)
+        or (
+          select i.follows is null or p."timestamp" = i.follows from event_log p
+          where p.aggregate_id = i.aggregate_id and p.sequence = i.sequence - 1
+        )
       order by i.aggregate_id collate "C", i.sequence
       on conflict (aggregate_id, sequence) do nothing;
 
@@ -231,11 +239,13 @@ const commitInTransaction = ({ schema, sql }: LogTable): Statement<unknown> =>
         coalesce(l."timestamp" = e."timestamp", false) as is_same,
         l.sequence is not null or (
           e.first and e.sequence > 1 and not exists (
-            select 1 from event_log p where p.aggregate_id = e.aggregate_id and p.sequence = e.sequence - 1
+            select 1 from event_log p
+            where p.aggregate_id = e.aggregate_id and p.sequence = e.sequence - 1
+              and (e.follows is null or p."timestamp" = e.follows)
           )
         ) as refuses
-      from unnest(p_firsts, p_aggregate_ids, p_sequences, p_timestamps)
-        with ordinality as e (first, aggregate_id, sequence, "timestamp", place)
+      from unnest(p_firsts, p_aggregate_ids, p_sequences, p_timestamps, p_follows)
+        with ordinality as e (first, aggregate_id, sequence, "timestamp", follows, place)
       left join event_log l on l.aggregate_id = e.aggregate_id and l.sequence = e.sequence
     )
     select json_build_array(json_build_array(0, (select bool_and(is_same) from judged), r.aggregate_id, r.sequence)) into answer

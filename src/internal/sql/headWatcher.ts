@@ -29,6 +29,8 @@ export interface HeadChange {
   readonly contents: Contents
   /** Whether there may be more of them. */
   readonly more: boolean
+  /** Whether the log has lost the event at the position. The head may be before the position then. */
+  readonly isLost?: boolean
 }
 
 /** How readers wait. */
@@ -129,6 +131,11 @@ export const makeHeadWatcher = (
     const before = head
     head = change.head
     for (const waiter of [...waiters]) {
+      // Its position may be lost, too. The read of its page finds that out.
+      if (change.isLost === true) {
+        resumeWaiter(waiter, Exit.succeed(waiter.after))
+        continue
+      }
       if (order(change.head, waiter.after) > 0) {
         if (before === undefined || order(waiter.after, before) < 0 || mayMatch(change.contents, waiter.filter)) {
           resumeWaiter(waiter, Exit.succeed(waiter.after))

@@ -1,15 +1,21 @@
 /**
  * A lease that this process holds: its operations and its renewal. `lease.ts` makes it when it has taken the lease.
  *
- * Each statement has the fencing token in its condition. Where the row has another token, it changes nothing and fails
+ * Each statement has the fencing token and the holder in its condition. Where the row has others, it changes nothing and fails
  * with `LeaseLost`.
+ *
+ * A checkpoint is moved only from where this process has left it. After a failover that has lost the last checkpoint, the writes of its
+ * transaction are lost, too. So the lease counts as lost, and the next one begins at the checkpoint that is stored. The holder is
+ * compared, because after such a failover another process may have the same token.
  */
+import type * as SqlClient from "@effect/sql/SqlClient"
 import type * as Statement from "@effect/sql/Statement"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import type { Position } from "../../EventFeed.js"
 import { StoreError } from "../../StoreError.js"
 import { type Attempts, type EventFailure, type Lease, LeaseLost, type LeaseOptions } from "../../SubscriptionStore.js"
+import { whenInTransaction } from "../runtime/ambientTransaction.js"
 import { liveClock } from "../runtime/clock.js"
 import type { Notifications } from "./notifications.js"
 import type { CommandRunner } from "./pg/commandRunner.js"
@@ -18,7 +24,7 @@ import { executeCommand } from "./pg/execute.js"
 import { checkStillOpen, limitIdle, withTransactionFrom } from "./pg/transaction.js"
 import { columnsOf, type PositionRow, positionOf } from "./position.js"
 import type { StoreTables } from "./storeTables.js"
-import { isOfKey, leaseEnd, makeStatements, operation } from "./subscriptionStatements.js"
+import { isHeldBy, isOfKey, leaseEnd, makeStatements, operation } from "./subscriptionStatements.js"
 
 /** A lease as it was taken. */
 export interface TakenLease extends Pick<Lease, "position" | "attempts" | "isTakenOver"> {
@@ -45,40 +51,45 @@ export const makeHeldLease = (
   tables: StoreTables,
   runner: CommandRunner,
   notifications: Notifications,
-  { duration, key }: LeaseOptions,
+  { duration, holder, key }: LeaseOptions,
   taken: TakenLease,
   state: LeaseState,
   lost: Effect.Effect<void>
 ): Lease => {
   const { schema, sql } = tables
   const { execute } = makeStatements(sql)
-  const isHeld = sql`${isOfKey(sql, key)} and token = ${taken.token}::bigint`
+  const isHeld = isHeldBy(sql, key, holder, taken.token)
+  const known = makeKnownCheckpoint(taken.position)
   const leaseLost = new LeaseLost({ subscription: key.name, partition: key.partition })
 
   /** Runs a statement that returns the row of the lease, if it is held. */
   const whileHeld = <A>(statement: Effect.Effect<ReadonlyArray<A>, StoreError>) =>
     Effect.flatMap(statement, ([row]) => (row === undefined ? leaseLost : Effect.succeed(row)))
 
-  // The texts are put together once, with a placeholder for the position.
+  // The texts are put together once, with placeholders for the new position and for the position before.
   const moving = sql`update ${schema}.subscriptions
     set feed_key = ${""}::xid8, position = ${""}::bigint, attempted = null, leased_until = ${leaseEnd(sql, duration)}
-    where ${isHeld} returning token::text`
-  const [moveText, [, , ...moveValues]] = moving.compile()
+    where (${isAtOneOf(sql, 3)}) and ${isHeld} returning token::text`
+  const [moveText, [, , end, , , , , , , ...heldValues]] = moving.compile()
+  // The new position is among those before, because a move of unknown outcome is repeated.
+  const moveValues = (to: Position) => [...columnsOf(to), end, ...known.columns(), ...columnsOf(to), ...heldValues]
   const move = runner.prepare(moveText)
   const moveNested = { text: sql`with moved as (${moving}) select ${sql.literal(checkIsMoved)}`.compile()[0] }
   const moveLast = runner.prepare(
     sql`with moved as (${moving}) select ${sql.literal(checkIsMoved)}, ${sql.literal(checkStillOpen)}`.compile()[0]
   )
-  const [beginText, beginValues] =
-    sql`select token::text, ${limitIdle(tables, duration)}::text from ${schema}.subscriptions where ${isHeld}`.compile()
-  const begin: Command = { ...runner.prepare(beginText), values: beginValues }
+  const [beginText, compiledBegin] = sql`select token::text, ${limitIdle(tables, duration)}::text
+    from ${schema}.subscriptions where ${isHeld} and (${isAtOneOf(sql, 2)})`.compile()
+  const beginning = runner.prepare(beginText)
+  const beginValues = compiledBegin.slice(0, -4)
 
   const moveCheckpoint = (to: Position) =>
-    whileHeld(
-      executeCommand(
-        runner,
-        { operation, phase: "writing", savepoint: false },
-        { ...move, values: [...columnsOf(to), ...moveValues] }
+    whenInTransaction((inside) =>
+      Effect.map(
+        whileHeld(
+          executeCommand(runner, { operation, phase: "writing", savepoint: false }, { ...move, values: moveValues(to) })
+        ),
+        () => known.moved(to, inside)
       )
     )
 
@@ -87,6 +98,8 @@ export const makeHeldLease = (
     effect: Effect.Effect<void, E, R>
   ): Effect.Effect<void, E | LeaseLost | StoreError, R> => {
     let began = 0
+    let isPart = false
+    const begin: Command = { ...beginning, values: [...beginValues, ...known.columns()] }
     const transaction = withTransactionFrom<E | LeaseLost, R>(
       sql,
       operation,
@@ -101,7 +114,8 @@ export const makeHeldLease = (
           ? leaseLost
           : Effect.map(Effect.zipRight(effect, uptime), (now) => {
               began = now
-              return { ...(isNested ? moveNested : moveLast), values: [...columnsOf(to), ...moveValues] }
+              isPart = isNested
+              return { ...(isNested ? moveNested : moveLast), values: moveValues(to) }
             })
     ).pipe(Effect.mapError((error) => (isNotMoved(error) ? leaseLost : error)))
     return Effect.acquireUseRelease(
@@ -111,6 +125,7 @@ export const makeHeldLease = (
       () =>
         Effect.flatMap(notifications.afterCommit([], transaction), () => {
           state.renewedAt = Math.max(state.renewedAt, began)
+          known.moved(to, isPart)
           return notifications.progressed
         }),
       () =>
@@ -160,7 +175,11 @@ export const makeHeldLease = (
       whileHeld(
         execute(sql<PositionRow>`select feed_key::text, position::text from ${schema}.subscriptions where ${isHeld}`)
       ),
-      positionOf
+      (row) => {
+        const position = positionOf(row)
+        known.moved(position, false)
+        return position
+      }
     ),
     advanceTo: (to) => Effect.zipRight(moveCheckpoint(to), notifications.progressed),
     advance,
@@ -184,7 +203,7 @@ export const makeHeldLease = (
  */
 export const keepAlive = (
   tables: StoreTables,
-  { key }: LeaseOptions,
+  { holder, key }: LeaseOptions,
   { token }: TakenLease,
   state: LeaseState
 ): Effect.Effect<void> =>
@@ -194,7 +213,7 @@ export const keepAlive = (
       yield* Effect.sleep(duration / 3)
       const began = yield* uptime
       const renewal = yield* Effect.exit(
-        Effect.timeoutFail(Effect.disconnect(renew(tables, key, token, duration)), {
+        Effect.timeoutFail(Effect.disconnect(renew(tables, key, holder, token, duration)), {
           // A process that was suspended still asks the database before it gives up.
           duration: Math.max(state.renewedAt + duration - began, duration / 3),
           onTimeout: () => "late"
@@ -220,23 +239,45 @@ const isNotMoved = (error: unknown): boolean => error instanceof StoreError && e
 const renew = (
   { schema, sql }: StoreTables,
   key: LeaseOptions["key"],
+  holder: string,
   token: string,
   duration: number
 ): Effect.Effect<boolean, StoreError> =>
   Effect.map(
     makeStatements(sql).execute(
-      sql<{ token: string }>`with renewed as (
+      sql<{ held: boolean }>`with renewed as (
           update ${schema}.subscriptions s set leased_until = ${leaseEnd(sql, duration)}
           from (
-            select name, partition from ${schema}.subscriptions where ${isOfKey(sql, key)} and token = ${token}::bigint
+            select name, partition from ${schema}.subscriptions where ${isHeldBy(sql, key, holder, token)}
             -- A locked row is that of a checkpoint in this process, which renews the lease itself.
             for update skip locked
           ) held
           where s.name = held.name and s.partition = held.partition
         )
-        select token::text from ${schema}.subscriptions where ${isOfKey(sql, key)}`
+        select true as held from ${schema}.subscriptions where ${isHeldBy(sql, key, holder, token)}`
     ),
-    ([row]) => row?.token === token
+    ([row]) => row !== undefined
+  )
+
+/** Where the checkpoint may be, as this process knows it. */
+const makeKnownCheckpoint = (taken: Position) => {
+  let current = taken
+  // Where it is again if the transaction around is rolled back.
+  let outside = taken
+  return {
+    columns: () => [...columnsOf(current), ...columnsOf(outside)],
+    /** It was moved, as a part of a transaction around or by a commit. */
+    moved: (to: Position, isPart: boolean): void => {
+      current = to
+      if (!isPart) outside = to
+    }
+  }
+}
+
+/** Whether the checkpoint is at one of so many positions, for each of which two placeholders stand. */
+const isAtOneOf = (sql: SqlClient.SqlClient, positions: number): Statement.Fragment =>
+  Array.from({ length: positions }, () => sql`(feed_key, position) = (${""}::xid8, ${""}::bigint)`).reduce(
+    (all, one) => sql`${all} or ${one}`
   )
 
 const attemptsText = ({ attempts, position }: Attempts): string => JSON.stringify({ position, attempts })

@@ -11,8 +11,14 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
-import { StoreError } from "../../StoreError.js"
-import type { Attempts, LeaseOptions, SubscriptionStoreService } from "../../SubscriptionStore.js"
+import type { Position } from "../../EventFeed.js"
+import type { StoreError } from "../../StoreError.js"
+import {
+  type Attempts,
+  type LeaseOptions,
+  PartitionsChanged,
+  type SubscriptionStoreService
+} from "../../SubscriptionStore.js"
 import { withLiveClock } from "../runtime/clock.js"
 import { awaitGrace } from "../runtime/interruption.js"
 import { isTransient } from "../runtime/retry.js"
@@ -20,9 +26,10 @@ import { checkPosition } from "../store/readOptions.js"
 import { keepAlive, type LeaseState, makeHeldLease, type TakenLease, uptime } from "./heldLease.js"
 import type { Notifications } from "./notifications.js"
 import type { CommandRunner } from "./pg/commandRunner.js"
+import { limitIdle, withTransaction } from "./pg/transaction.js"
 import { columnsOf, type PositionRow, positionOf } from "./position.js"
 import type { StoreTables } from "./storeTables.js"
-import { isOfKey, leaseEnd, makeStatements, operation } from "./subscriptionStatements.js"
+import { isHeldBy, isOfKey, leaseEnd, makeStatements, operation } from "./subscriptionStatements.js"
 
 export const makeLease =
   (tables: StoreTables, runner: CommandRunner, notifications: Notifications): SubscriptionStoreService["lease"] =>
@@ -46,6 +53,9 @@ export const makeLease =
 const shortestPause = 20
 const longestPause = 500
 
+/** How long the first lease of a subscription may leave its transaction idle, in milliseconds. */
+const maxIdle = 5000
+
 interface TakenRow extends PositionRow {
   readonly token: string
   readonly attempted: string | null
@@ -53,45 +63,74 @@ interface TakenRow extends PositionRow {
 }
 
 /**
- * Makes the row of a subscription that runs for the first time, or whose row was deleted during the wait for the lease.
+ * Makes the rows of a subscription that runs for the first time, or whose rows were deleted during the wait for the
+ * lease. Fails if the subscription has another number of partitions.
  */
-const register = ({ schema, sql }: StoreTables, { from, key }: LeaseOptions) =>
+const register = (tables: StoreTables, { from, key }: LeaseOptions) =>
   Effect.gen(function* () {
-    const { execute, query } = makeStatements(sql)
-    const others = yield* query(
-      sql<{ partitions: number }>`select distinct partitions from ${schema}.subscriptions where name = ${key.name}`
+    const { schema, sql } = tables
+    const { name, partition, partitions } = key
+    const known = yield* makeStatements(sql).query(
+      sql<{ partitions: number; has_own: boolean }>`select partitions, bool_or(partition = ${partition}) as has_own
+        from ${schema}.subscriptions where name = ${name} group by partitions`
     )
-    const other = others.find(({ partitions }) => Number(partitions) !== key.partitions)
+    const other = known.find((one) => Number(one.partitions) !== partitions)
     if (other !== undefined) {
-      return yield* new StoreError({
-        reason: "Misconfigured",
-        operation,
-        description: `subscription ${JSON.stringify(key.name)} has ${other.partitions} partitions in the store, and ${key.partitions} here: what is in which would change`
+      return yield* new PartitionsChanged({
+        subscription: name,
+        stored: Number(other.partitions),
+        requested: partitions
       })
     }
-    const [feedKey, position] = columnsOf(from)
-    yield* execute(
-      sql`insert into ${schema}.subscriptions (name, partition, partitions, feed_key, position)
-        values (${key.name}, ${key.partition}, ${key.partitions}, ${feedKey}::xid8, ${position}::bigint)
-        on conflict (name, partition) do nothing`
-    )
+    if (!known.some(({ has_own }) => has_own)) yield* insertRows(tables, name, partitions, from)
   })
+
+/**
+ * The first row decides on the number. It is inserted by itself, and locked while the others are. So rows of two numbers
+ * never stand side by side, also where nodes that want different numbers begin together, or while `repartition` runs.
+ */
+const insertRows = (tables: StoreTables, name: string, partitions: number, from: Position) =>
+  withTransaction(
+    tables.sql,
+    operation,
+    Effect.gen(function* () {
+      const { schema, sql } = tables
+      const { execute } = makeStatements(sql)
+      const [feedKey, position] = columnsOf(from)
+      yield* execute(
+        sql`insert into ${schema}.subscriptions (name, partition, partitions, feed_key, position)
+          values (${name}, 0, ${partitions}, ${feedKey}::xid8, ${position}::bigint)
+          on conflict (name, partition) do nothing returning ${limitIdle(tables, maxIdle)}`
+      )
+      yield* execute(
+        sql`insert into ${schema}.subscriptions (name, partition, partitions, feed_key, position)
+          select ${name}, partition, ${partitions}::int, ${feedKey}::xid8, ${position}::bigint
+          from (
+            select 1 from ${schema}.subscriptions where name = ${name} and partition = 0 and partitions = ${partitions}
+            for share
+          ) first, generate_series(1, ${partitions}::int - 1) partition
+          on conflict (name, partition) do nothing`
+      )
+    })
+  )
 
 /** Takes the lease if it is free. Returns otherwise in how many milliseconds to try again. */
 const take = (
   tables: StoreTables,
   options: LeaseOptions
-): Effect.Effect<TakenLease | { readonly wait: number }, StoreError> =>
+): Effect.Effect<TakenLease | { readonly wait: number }, PartitionsChanged | StoreError> =>
   Effect.gen(function* () {
     const { schema, sql } = tables
     const { duration, holder, key } = options
+    const isOfLease = sql`${isOfKey(sql, key)} and partitions = ${key.partitions}`
     const { execute, query } = makeStatements(sql)
     const [taken] = yield* execute(
       sql<TakenRow>`update ${schema}.subscriptions s
-        set token = s.token + 1, holder = ${holder}, leased_until = ${leaseEnd(sql, duration)}
+        set token = s.token + 1, holder = ${holder}, held_since = clock_timestamp(),
+          leased_until = ${leaseEnd(sql, duration)}
         from (
           select name, partition, leased_until from ${schema}.subscriptions
-          where ${isOfKey(sql, key)} and not stopped and coalesce(leased_until < clock_timestamp(), true)
+          where ${isOfLease} and not stopped and coalesce(leased_until < clock_timestamp(), true)
           -- A locked row is that of a holder in its transaction.
           for update skip locked
         ) free
@@ -103,11 +142,11 @@ const take = (
     const [row] = yield* query(
       sql<{ left: number | null }>`select
         case when stopped then null else extract(epoch from leased_until - clock_timestamp()) * 1000 end::float8 as left
-        from ${schema}.subscriptions where ${isOfKey(sql, key)}`
+        from ${schema}.subscriptions where ${isOfLease}`
     )
     if (row === undefined) {
       // An abandoned rebuild deletes its row, and so does a restored backup. Without a new row the wait would never
-      // end.
+      // end. If there are rows of another number, this fails.
       yield* register(tables, options)
       return { wait: 0 }
     }
@@ -122,10 +161,10 @@ const takenLeaseOf = (row: TakenRow): TakenLease => ({
 })
 
 /** Releases the lease. It raises the token, so that a renewal that is still under way changes nothing. */
-const release = ({ schema, sql }: StoreTables, { key }: LeaseOptions, { token }: TakenLease) =>
+const release = ({ schema, sql }: StoreTables, { holder, key }: LeaseOptions, { token }: TakenLease) =>
   makeStatements(sql).execute(
     sql`update ${schema}.subscriptions set token = token + 1, holder = null, leased_until = null
-      where ${isOfKey(sql, key)} and token = ${token}::bigint`
+      where ${isHeldBy(sql, key, holder, token)}`
   )
 
 /**
@@ -148,10 +187,10 @@ const takeInScope = (tables: StoreTables, options: LeaseOptions) =>
  * while the fiber is interrupted is released again, so that other processes need not wait until it runs out.
  */
 const awaitLease = (
-  take: Effect.Effect<TakenLease | { readonly wait: number }, StoreError>,
+  take: Effect.Effect<TakenLease | { readonly wait: number }, PartitionsChanged | StoreError>,
   release: (taken: TakenLease) => Effect.Effect<unknown, StoreError>,
   restore: <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
-): Effect.Effect<TakenLease, StoreError> =>
+): Effect.Effect<TakenLease, PartitionsChanged | StoreError> =>
   Effect.flatMap(Effect.forkDaemon(take), (taking) => {
     const undo = Effect.flatMap(Fiber.join(taking), (result) => ("token" in result ? release(result) : Effect.void))
     return Effect.onInterrupt(restore(Fiber.join(taking)), () =>

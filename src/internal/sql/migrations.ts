@@ -25,7 +25,7 @@ export const migrate = (
 ): Effect.Effect<Measuring, StoreError> =>
   Effect.gen(function* () {
     const found = yield* inspect(sql, name, schema)
-    if (found.migrations >= migrations.length && found.hasFunctions) return found
+    if (isComplete(found)) return found
     const migrating = withTransaction(
       sql,
       operation,
@@ -46,7 +46,7 @@ export const migrate = (
           for (const statement of migration.statements(sql, schema)) yield* statement
           yield* sql`insert into ${schema}.migrations (id, name) values (${index + 1}, ${migration.name})`
         }
-        if (done.migrations < migrations.length || !done.hasFunctions) {
+        if (!isComplete(done)) {
           for (const statement of functions({ measuring: done, schema, sql })) yield* statement
         }
       })
@@ -75,6 +75,13 @@ export const checkSchema = (
         )
   })
 
+/** Whether the database has all migrations and functions: a replica has them some time after its primary. */
+export const isMigrated = (
+  sql: SqlClient.SqlClient,
+  name: string,
+  schema: Fragment
+): Effect.Effect<boolean, StoreError> => Effect.map(inspect(sql, name, schema), isComplete)
+
 // --- internal ---
 
 const operation = "migrate"
@@ -95,6 +102,9 @@ interface Inspected extends Measuring {
    */
   readonly hasFunctions: boolean
 }
+
+const isComplete = ({ hasFunctions, migrations: count }: Inspected): boolean =>
+  count >= migrations.length && hasFunctions
 
 const inspect = (sql: SqlClient.SqlClient, name: string, schema: Fragment): Effect.Effect<Inspected, StoreError> =>
   Effect.gen(function* () {
@@ -240,6 +250,43 @@ const migrations: ReadonlyArray<Migration> = [
       // `typeSamples.ts` goes from type to type by it. Equal entries are stored once, so it has about 8 bytes for an event.
       sql`create index event_log_types on ${schema}.event_log
         ((left(aggregate_id, greatest(strpos(aggregate_id, '/'), 1) - 1)), (type collate "C"), version)`
+    ]
+  },
+  {
+    name: "nodes of subscriptions",
+    statements: (sql, schema) => [
+      sql`alter table ${schema}.subscriptions add column held_since timestamptz`,
+      sql`create table ${schema}.subscription_nodes (
+        name text collate "C" not null,
+        node text collate "C" not null,
+        holder text not null,
+        partitions int not null,
+        declines int[] not null default '{}',
+        joined_at timestamptz not null default clock_timestamp(),
+        -- A node that has not moved it further by then has left, unless it holds a lease.
+        alive_until timestamptz not null,
+        primary key (name, node)
+      )`,
+      // It is no column of `subscriptions`, because a checkpoint locks the row of its partition.
+      sql`create table ${schema}.subscription_shares (
+        name text collate "C" not null,
+        partition int not null,
+        node text collate "C" not null,
+        primary key (name, partition)
+      )`
+    ]
+  },
+  {
+    name: "events that commits follow",
+    statements: (sql, schema) => [
+      // The functions that take events; they are created anew.
+      sql`drop function if exists ${schema}.has_event(text, int)`,
+      sql`drop function if exists ${schema}.commit_events(
+        text, boolean, int[], boolean[], text[], int[], text[], json[], json[], uuid[], int[], text[], uuid[], text[]
+      )`,
+      sql`drop function if exists ${schema}.commit_in_transaction(
+        boolean[], text[], int[], text[], json[], json[], uuid[], int[], text[], uuid[], text[]
+      )`
     ]
   }
 ]

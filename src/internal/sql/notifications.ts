@@ -18,7 +18,7 @@ import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import * as Tracer from "effect/Tracer"
 import { withLiveClock } from "../runtime/clock.js"
-import { awaitGrace } from "../runtime/interruption.js"
+import { awaitGrace, scoped } from "../runtime/interruption.js"
 import { macrotask } from "../runtime/macrotask.js"
 import type { CommitSignals } from "./commit/appendEvents.js"
 import type { CommandRunner } from "./pg/commandRunner.js"
@@ -161,7 +161,7 @@ const listen = (
 ): Effect.Effect<boolean> =>
   !canSpareConnection(sql)
     ? Effect.succeed(false)
-    : Effect.scoped(
+    : scoped(
         Effect.flatMap(Effect.uninterruptible(sql.reserve), (connection) => {
           if (!canListen(connection)) return Effect.succeed(false)
           const own = String(processIdOf(connection))

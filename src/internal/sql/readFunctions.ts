@@ -6,15 +6,18 @@ import type { Fragment, Statement } from "@effect/sql/Statement"
 import { type LogTable, smallText } from "../store/pageBytes.js"
 
 /**
- * Whether an event is stored. The insert of a lone commit asks it of the event before its first. As a function it always uses the index: a
+ * Whether an event is stored, with the timestamp if one is given. The insert of a lone commit asks it of the event before its first. As a function it always uses the index: a
  * session that had planned the insert while the log was small would scan a log that has grown.
  */
 export const hasEvent = ({ schema, sql }: LogTable): Statement<unknown> =>
-  sql`create or replace function ${schema}.has_event(p_aggregate_id text, p_sequence int) returns boolean
+  sql`create or replace function ${schema}.has_event(p_aggregate_id text, p_sequence int, p_timestamp uuid) returns boolean
   ${reading(sql, schema)}
   as $function$
   begin
-    return exists (select from event_log where aggregate_id = p_aggregate_id and sequence = p_sequence);
+    return exists (
+      select from event_log
+      where aggregate_id = p_aggregate_id and sequence = p_sequence and (p_timestamp is null or "timestamp" = p_timestamp)
+    );
   end
   $function$`
 

@@ -26,10 +26,11 @@ import { execute, executeCommand, retryDisturbed } from "./pg/execute.js"
 import type { PreparedText } from "./pg/preparedStatements.js"
 
 /** The reads of the port. */
-export const makeReads = (
-  log: LogTable,
-  runner: CommandRunner
-): Pick<EncodedStore, "readEvents" | "readSnapshot" | "readStream"> => ({
+export interface PortReads extends Pick<EncodedStore, "readEvents" | "readSnapshot"> {
+  readonly readStream: StreamReads<StoreError>
+}
+
+export const makeReads = (log: LogTable, runner: CommandRunner): PortReads => ({
   readEvents: (range) =>
     Effect.map(query(log, "getEvents", selectEvents(log, range)), (rows) =>
       rows.map((row) => eventOf(range.aggregateId, row))
@@ -165,15 +166,17 @@ const eventsOfRows = (aggregateId: string, rows: ReadonlyArray<EventRow>): Reado
       text = row.metadata
       metadata = JSON.parse(text)
     }
-    return {
+    const { type, version } = typeOf(row)
+    const event: Event = {
       timestamp: row.timestamp,
       aggregateId,
       sequence: Number(row.sequence),
-      ...typeOf(row),
+      type,
+      version,
       body: JSON.parse(row.body),
-      metadata,
-      ...(row.cause && causeOf(row.cause))
+      metadata
     }
+    return row.cause ? Object.assign(event, causeOf(row.cause)) : event
   })
 }
 

@@ -14,4 +14,7 @@ export interface StoreTables extends LogTable {
   readonly isEmbedded: boolean
 }
 
+/**
+ * Where the store has its tables. `Rebuild` and `ProjectionTables` require it, so that they compile on this store alone.
+ */
 export class Tables extends Context.Tag("effect-maestro/SqlStore/Tables")<Tables, StoreTables>() {}

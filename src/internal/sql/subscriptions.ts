@@ -14,6 +14,7 @@ import { checkPosition } from "../store/readOptions.js"
 import { sliceOf } from "./feedConditions.js"
 import { type FeedRow, feedColumns, feedEventsOf } from "./feedRows.js"
 import { makeLease } from "./lease.js"
+import { joinNodes, nodesOf } from "./nodes.js"
 import type { Notifications } from "./notifications.js"
 import type { CommandRunner } from "./pg/commandRunner.js"
 import { limitIdle, withTransaction } from "./pg/transaction.js"
@@ -27,14 +28,19 @@ export const makeSqlSubscriptions = (
   notifications: Notifications
 ): SubscriptionStoreService => {
   const { schema, sql } = tables
-  const { execute, query } = makeStatements(sql)
+  const { execute, query, queryApart } = makeStatements(sql)
   return {
     lease: makeLease(tables, runner, notifications),
+    join: (options) => joinNodes(tables, options),
+    nodes: (name) => nodesOf(tables, name),
     partitions: (name) =>
       Effect.map(
-        query(
+        queryApart(
           sql<PartitionRow>`select s.partition, s.partitions, s.feed_key::text, s.position::text, s.stopped,
+              s.attempted is not null as retrying,
               case when s.leased_until > clock_timestamp() then s.holder end as holder, s.last_failure::text,
+              (case when s.leased_until > clock_timestamp() then extract(epoch from s.held_since) * 1000 end)::float8
+                as held_since,
               (select count(*)::int from ${schema}.parked_events e
                 where e.subscription = s.name and e.partition = s.partition) as parked
             from ${schema}.subscriptions s where s.name = ${name} order by s.partition`
@@ -100,7 +106,9 @@ interface PartitionRow extends PositionRow {
   readonly partition: number
   readonly partitions: number
   readonly stopped: boolean
+  readonly retrying: boolean
   readonly holder: string | null
+  readonly held_since: number | null
   readonly last_failure: string | null
   readonly parked: number
 }
@@ -111,7 +119,9 @@ const partitionOf = (name: string, row: PartitionRow): PartitionState => ({
   partitions: Number(row.partitions),
   position: positionOf(row),
   holder: Option.fromNullable(row.holder),
+  heldSince: Option.map(Option.fromNullable(row.held_since), Math.floor),
   stopped: row.stopped,
+  retrying: row.retrying,
   lastFailure: Option.map(Option.fromNullable(row.last_failure), (text): EventFailure => JSON.parse(text)),
   parked: Number(row.parked)
 })
@@ -153,7 +163,7 @@ const hasReached = (
     ? sql``
     : sql`and partition = ${sliceOf(sql, sql`${aggregateId}::text`, sql`partitions`)}`
   return Effect.map(
-    makeStatements(sql).query(
+    makeStatements(sql).queryApart(
       sql<{ reached: boolean | null }>`select bool_and((feed_key, position) >= ${rowValue(sql, position)})
           and count(*) = ${isOfAll ? sql`min(partitions)` : sql`1`} as reached
         from ${schema}.subscriptions where name = ${name} ${isOfAggregate}`
@@ -193,6 +203,29 @@ const deleteParked = ({ schema, sql }: StoreTables, name: string, { aggregateId,
     where subscription = ${name} and aggregate_id = ${aggregateId} and sequence = ${sequence} returning 1 as one`
 
 /**
+ * Locks the row of an aggregate's partition. If the number of partitions is changed during the wait for the lock, it is
+ * another row.
+ */
+const lockPartition = (tables: StoreTables, name: string, aggregateId: string): Effect.Effect<void, StoreError> =>
+  Effect.gen(function* () {
+    const { schema, sql } = tables
+    const { execute, query } = makeStatements(sql)
+    const own = sliceOf(sql, sql`${aggregateId}::text`, sql`partitions`)
+    for (;;) {
+      // The holder of the lease waits for this lock, so the session of a process that is stopped ends after `maxIdle`.
+      const locked = yield* execute(
+        sql`select ${limitIdle(tables, maxIdle)} from ${schema}.subscriptions
+          where name = ${name} and partition = ${own} for update`
+      )
+      if (locked.length > 0) return
+      const found = yield* query(
+        sql`select 1 from ${schema}.subscriptions where name = ${name} and partition = ${own} limit 1`
+      )
+      if (found.length === 0) return
+    }
+  })
+
+/**
  * Takes an event off the parked ones, and returns it; undefined if it is not parked. The row of its partition stays
  * locked.
  */
@@ -202,15 +235,11 @@ const unpark = (tables: StoreTables, name: string, event: StreamPosition) =>
     const { aggregateId, sequence } = event
     const { execute, query } = makeStatements(sql)
     const [row] = yield* execute(
-      sql<{ partition: number }>`select partition from ${schema}.parked_events
+      sql`select 1 from ${schema}.parked_events
         where subscription = ${name} and aggregate_id = ${aggregateId} and sequence = ${sequence}`
     )
     if (row === undefined) return undefined
-    // The holder of the lease waits for this lock, so the session of a process that is stopped ends after `maxIdle`.
-    yield* execute(
-      sql`select ${limitIdle(tables, maxIdle)} from ${schema}.subscriptions
-        where name = ${name} and partition = ${row.partition} for update`
-    )
+    yield* lockPartition(tables, name, aggregateId)
     const deleted = yield* execute(deleteParked(tables, name, event))
     const found = feedEventsOf(
       yield* query(

@@ -27,22 +27,23 @@ export const encodeEvents = (
       reporter()([], `must be at most ${maxEvents} events, and is ${events.length}`)
       return []
     }
-    const heads = new Map<string, number>()
+    const heads = new Map<string, Pick<NewEvent, "sequence" | "timestamp">>()
     let size = 0
     const prepared = Array.from(events, (event: NewEvent, index): StoredEvent => {
       const report = reporter(index)
       const fields = readFields(event, report)
-      const { aggregateId, body, metadata, sequence, timestamp, type, version = 1 } = fields
+      const { aggregateId, body, follows, metadata, sequence, timestamp, type, version = 1 } = fields
       checkName(aggregateId, "aggregateId", report)
       checkName(type, "type", report)
       checkSequence(sequence, 1, "sequence", report)
       checkTimestamp(timestamp, "timestamp", report)
       if (version !== 1) checkVersion(version, report)
       const previous = heads.get(aggregateId)
-      if (previous !== undefined && sequence !== previous + 1) {
-        report(["sequence"], `must be ${previous + 1}: sequences of one aggregate rise by one within a commit`)
+      if (previous !== undefined && sequence !== previous.sequence + 1) {
+        report(["sequence"], `must be ${previous.sequence + 1}: sequences of one aggregate rise by one within a commit`)
       }
-      heads.set(aggregateId, sequence)
+      if (follows !== undefined) checkFollows(follows, previous, report)
+      heads.set(aggregateId, fields)
       const stored = {
         timestamp,
         aggregateId,
@@ -51,6 +52,7 @@ export const encodeEvents = (
         version,
         body: stringifyObject(body, at("body", report)) ?? "",
         metadata: stringifyObject(metadata, at("metadata", report)) ?? "",
+        follows,
         ...causeOf(fields, report)
       }
       if (size <= maxCommitSize) {
@@ -218,6 +220,13 @@ const checkSequence = (sequence: unknown, min: number, field: string, report: Re
 
 const checkTimestamp = (timestamp: unknown, field: string, report: Report): void => {
   if (!isTimestamp(timestamp)) report([field], "must be a timestamp: a UUIDv7 in lower case")
+}
+
+const checkFollows = (follows: unknown, previous: Pick<NewEvent, "timestamp"> | undefined, report: Report): void => {
+  if (!isTimestamp(follows)) report(["follows"], "must be a timestamp: a UUIDv7 in lower case")
+  else if (previous !== undefined && follows !== previous.timestamp) {
+    report(["follows"], "must be the timestamp of the event before it in the commit")
+  }
 }
 
 const checkVersion = (version: unknown, report: Report): void => {

@@ -4,7 +4,7 @@
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import { type Event, maxSequence as last } from "../../Event.js"
-import type { EventPage, StoreAdapterService, StreamReads } from "../../StoreAdapter.js"
+import type { EventPage, ReplicaReader, StoreAdapterService, StoreReads, StreamReads } from "../../StoreAdapter.js"
 import type { StoreError, ValidationError } from "../../StoreError.js"
 
 /** A page of decoded events. `more` says whether events may follow the last one. */
@@ -14,16 +14,20 @@ export const eventPage = (events: ReadonlyArray<Event>, more: boolean): EventPag
 })
 
 /** The reader of the store, unless the store is a wrapper that replaces an operation that the reader stands for. */
-export const streamReaderOf = (store: StoreAdapterService): StreamReads<ValidationError | StoreError> => {
+export const streamReaderOf = (store: StoreReads): StreamReads<ValidationError | StoreError> => {
   const { getEvents, getSnapshot, streamReader } = store
   return streamReader?.replaces.getEvents === getEvents && streamReader.replaces.getSnapshot === getSnapshot
     ? streamReader
     : readsByPort(store)
 }
 
+/** The replica of the store, unless the store is a wrapper that replaces an operation that the replica stands for. */
+export const replicaOf = ({ getEvents, getSnapshot, replica }: StoreAdapterService): ReplicaReader | undefined =>
+  replica?.replaces.getEvents === getEvents && replica.replaces.getSnapshot === getSnapshot ? replica : undefined
+
 // --- internal ---
 
-const readsByPort = (store: StoreAdapterService): StreamReads<ValidationError | StoreError> => {
+const readsByPort = (store: StoreReads): StreamReads<ValidationError | StoreError> => {
   const page: StreamReads<ValidationError | StoreError>["page"] = (id, minSequence, limit) =>
     Effect.map(store.getEvents(id, minSequence, { maxSequence: Math.min(minSequence + limit - 1, last) }), (found) =>
       eventPage(found, found.length >= limit)

@@ -2,6 +2,8 @@
  * The consumer of one partition of a subscription: takes the lease, reads the feed, has the events handled, and stores
  * the checkpoint. `runner.ts` runs one for each partition.
  *
+ * - It ends between two batches when its turn is over, with its checkpoint stored and its lease released (`turn.ts`).
+ * - It ends, too, when the subscription has another number of partitions. `shares.ts` then runs the new ones.
  * - Nothing is handled without the lease. When it is lost, the batch under way is interrupted, and the consumer waits
  *   for the lease again.
  * - Each batch ends with a checkpoint. After a failure of the database the consumer goes on from the checkpoint that
@@ -11,54 +13,74 @@
  */
 import type { NonEmptyReadonlyArray } from "effect/Array"
 import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import type * as Scope from "effect/Scope"
 import { beginning, type EventFeedService, type Page, type Position } from "../../EventFeed.js"
 import type { StoreError, ValidationError } from "../../StoreError.js"
-import type { Lease, LeaseLost, SubscriptionStoreService } from "../../SubscriptionStore.js"
+import type { Key, Lease, LeaseLost, PartitionsChanged, SubscriptionStoreService } from "../../SubscriptionStore.js"
 import { liveClock, liveSleep } from "../runtime/clock.js"
+import { scoped } from "../runtime/interruption.js"
 import { filterOfPartition } from "../store/readOptions.js"
 import { callStore, DatabaseFailed, HandlerFailed, type HasStopped, orDatabaseFailed } from "./batchFailure.js"
 import { checkpointStored, handleBatch, reportHandled } from "./handleBatch.js"
 import { handleOne } from "./handleOne.js"
 import { longestPause, retryWhileUnavailable } from "./retryWhileUnavailable.js"
 import { type ConsumerOptions, makeSession, type Session } from "./session.js"
+import { duringTurn, endAt, type Turn, withinTurn } from "./turn.js"
 
-/** Consumes one partition without end. It waits for the lease, and waits again when the lease is lost. */
+/**
+ * Consumes one partition until its turn is over, or until the number of partitions is another one. It waits for the
+ * lease, and waits again when the lease is lost.
+ */
 export const runConsumer = <E, R>(
   options: ConsumerOptions<E, R>,
   feed: EventFeedService,
   store: SubscriptionStoreService,
-  partition: number
-): Effect.Effect<never, HasStopped | StoreError | ValidationError, R> => {
-  const filter = filterOfPartition(options.filter, partition, options.partitions)
-  const takeLease: Effect.Effect<Lease, StoreError | ValidationError, Scope.Scope> = Effect.flatMap(
+  key: Key,
+  turn: Turn
+): Effect.Effect<void, HasStopped | StoreError | ValidationError, R> => {
+  const { partition } = key
+  const filter = filterOfPartition(options.filter, partition, key.partitions)
+  const takeLease: Effect.Effect<Lease, PartitionsChanged | StoreError | ValidationError, Scope.Scope> = Effect.flatMap(
     options.from === "now" ? feed.head : Effect.succeed(options.from === "beginning" ? beginning : options.from),
-    (from) =>
-      store.lease({
-        key: { name: options.name, partition, partitions: options.partitions },
-        from,
-        holder: options.holder,
-        duration: options.lease
-      })
+    (from) => store.lease({ key, from, holder: options.holder, duration: options.lease })
   )
   // An event may cause the loss of a lease, for example by blocking the process.
   let wasLost = false
-  const underLease = Effect.scoped(
+  const underLease = scoped(
     Effect.flatMap(retryWhileUnavailable(takeLease), (lease) => {
-      const session = makeSession<R>({ options, feed, filter, partition, lease }, wasLost)
+      const session = makeSession<R>({ options, feed, filter, partition, turn, lease }, wasLost)
       wasLost = true
-      return untilLost(session, consume(session))
+      return Effect.zipRight(observeHolding(options, partition), untilLost(session, consume(session)))
     })
   )
-  return Effect.forever(Effect.catchTag(underLease, "LeaseLost", () => Effect.void))
+  const untilOver: Effect.Effect<void, HasStopped | StoreError | ValidationError, R> = Effect.suspend(() =>
+    turn.isOver
+      ? Effect.void
+      : Effect.zipRight(
+          Effect.catchTags(underLease, {
+            LeaseLost: () => Effect.void,
+            PartitionsChanged: () =>
+              Effect.sync(() => {
+                turn.isOver = true
+              })
+          }),
+          untilOver
+        )
+  )
+  return untilOver
 }
 
 // --- internal ---
 
 /** How often the checkpoint of an idle subscription is moved, in milliseconds. */
 const idleCheckpoint = 2000
+
+/** Reports that the lease is held, until the scope closes. */
+const observeHolding = <E, R>({ observe }: ConsumerOptions<E, R>, partition: number) =>
+  Effect.acquireRelease(observe({ _tag: "Held", partition }), () => observe({ _tag: "Released", partition }))
 
 /**
  * Runs the effect until the lease is lost. It is no race, because an interrupted race does not wait for its fibers: the
@@ -90,15 +112,17 @@ const untilLost = <A, E, R>(
   )
 
 /**
- * Consumes from the checkpoint on. After a failure of the database it waits, and goes on from the checkpoint that the
- * store then has.
+ * Consumes from the checkpoint on, until the turn is over. After a failure of the database it waits, and goes on from
+ * the checkpoint that the store then has.
  */
 const consume = <R>(
   session: Session<R>
-): Effect.Effect<never, HasStopped | LeaseLost | StoreError | ValidationError, R> =>
+): Effect.Effect<void, HasStopped | LeaseLost | StoreError | ValidationError, R> =>
   Effect.gen(function* () {
     for (;;) {
-      const error = yield* Effect.flip(Effect.scoped(consumePages(session)))
+      const ended = yield* Effect.either(scoped(consumePages(session)))
+      if (Either.isRight(ended)) return
+      const error = ended.left
       if (!(error instanceof DatabaseFailed)) return yield* error
       yield* Effect.logWarning(
         `subscription ${session.options.name}, partition ${session.partition}: ${error.error.message}`
@@ -113,18 +137,20 @@ const consume = <R>(
 /** Handles one page after the other. The next page is read while one is handled, so that at most two are in memory. */
 const consumePages = <R>(
   session: Session<R>
-): Effect.Effect<never, HasStopped | LeaseLost | StoreError | ValidationError | DatabaseFailed, R | Scope.Scope> =>
+): Effect.Effect<void, HasStopped | LeaseLost | StoreError | ValidationError | DatabaseFailed, R | Scope.Scope> =>
   Effect.gen(function* () {
     session.mayHaveFailure = true
     session.handlerRan = false
     session.checkpointAt = yield* liveClock.currentTimeMillis
+    endAt(session.turn, session.checkpoint)
     let next = yield* Effect.forkScoped(readPage(session, session.checkpoint))
-    for (;;) {
-      const page = yield* Fiber.join(next)
+    while (!session.turn.isOver) {
+      const page = withinTurn(session.turn, yield* Fiber.join(next))
       next = yield* Effect.forkScoped(readNextPage(session, page))
       const [first, ...rest] = page.events
       if (first === undefined) yield* moveIdleCheckpoint(session, page.position, next)
-      else yield* handlePage(session, page, [first, ...rest])
+      else yield* duringTurn(session.turn, handlePage(session, page, [first, ...rest]))
+      endAt(session.turn, session.checkpoint)
     }
   })
 
@@ -146,7 +172,10 @@ const handlePage = <R>(session: Session<R>, page: Page, events: NonEmptyReadonly
   Effect.gen(function* () {
     const oneByOne = Effect.forEach(
       events,
-      (event, index) => handleOne(session, event, index === events.length - 1 ? page.position : event.position),
+      (event, index) =>
+        session.turn.isOver
+          ? Effect.void
+          : handleOne(session, event, index === events.length - 1 ? page.position : event.position),
       { discard: true }
     )
     const together = Effect.flatMap(handleBatch(session, events, page.position), (parked) =>
@@ -166,7 +195,8 @@ const moveIdleCheckpoint = <R>(session: Session<R>, position: Position, next: Fi
   Effect.gen(function* () {
     if (position === session.checkpoint) return
     const now = yield* liveClock.currentTimeMillis
-    const due = Math.min(session.checkpointAt + idleCheckpoint - now, idleCheckpoint)
+    const isLast = position === session.turn.until
+    const due = isLast ? 0 : Math.min(session.checkpointAt + idleCheckpoint - now, idleCheckpoint)
     const hasMore = due > 0 && (yield* Effect.raceFirst(Effect.as(Fiber.await(next), true), liveSleep(due)))
     if (hasMore === true) return
     yield* callStore(session.lease.advanceTo(position))

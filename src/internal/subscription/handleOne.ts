@@ -14,8 +14,12 @@ import { type EventAttempts, makeEventAttempts } from "./eventAttempts.js"
 import { failureOf, lineOf } from "./failureText.js"
 import { handleBatch, moveCheckpoint, reportHandled } from "./handleBatch.js"
 import type { Session } from "./session.js"
+import { outsideOfTurn } from "./turn.js"
 
-/** Handles the event and moves the checkpoint to the position. */
+/**
+ * Handles the event and moves the checkpoint to the position. It ends before that where the turn is over between two
+ * attempts.
+ */
 export const handleOne = <R>(
   session: Session<R>,
   event: FeedEvent,
@@ -23,10 +27,12 @@ export const handleOne = <R>(
 ): Effect.Effect<void, HasStopped | LeaseLost | StoreError | DatabaseFailed, R> =>
   Effect.gen(function* () {
     if (session.retrying?.position !== event.position) session.retrying = undefined
-    for (;;) {
+    while (!session.turn.isOver) {
       const { retrying } = session
-      if (retrying !== undefined && !(yield* retrying.awaitNext)) {
-        return yield* giveUp(session, event, position, retrying)
+      if (retrying !== undefined) {
+        const mayRetry = yield* outsideOfTurn(session.turn, retrying.awaitNext)
+        if (session.turn.isOver) return
+        if (!mayRetry) return yield* giveUp(session, event, position, retrying)
       }
       if (retrying !== undefined || session.isCareful) {
         const attempts = (retrying?.attempts ?? 0) + 1

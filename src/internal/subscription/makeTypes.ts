@@ -1,8 +1,10 @@
 /**
  * The types of the options that `Subscription.make` takes.
  */
-import type { Filter } from "../../EventFeed.js"
-import type { Handler, Options } from "../../Subscription.js"
+import type { NonEmptyReadonlyArray } from "effect/Array"
+import type * as Effect from "effect/Effect"
+import type { FeedEvent, Filter } from "../../EventFeed.js"
+import type { Options } from "../../Subscription.js"
 
 /** A union instead of overloads, because the compiler then reports the wrong option only. */
 export type MakeOptions<Ons, E, R> =
@@ -17,3 +19,11 @@ export type OptionsWithoutTypes = Omit<Options, "filter"> & { readonly filter?: 
 
 /** The items of a list, or the one item. */
 export type EachOf<Ons> = Ons extends ReadonlyArray<infer One> ? One : Ons
+
+/** The handler of a subscription: of one event after the other, or of a batch. */
+export type Handler<E, R> =
+  | { readonly handle: (event: FeedEvent) => Effect.Effect<unknown, E, R>; readonly handleBatch?: undefined }
+  | {
+      readonly handleBatch: (events: NonEmptyReadonlyArray<FeedEvent>) => Effect.Effect<unknown, E, R>
+      readonly handle?: undefined
+    }

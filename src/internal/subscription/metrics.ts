@@ -9,13 +9,35 @@ import type { HeldBack } from "../../EventFeed.js"
 import type { ConsumerEvent } from "./session.js"
 import { describeHeldBack } from "./status.js"
 
-/** Counts the events that a consumer reports. */
-export const recordMetrics =
-  (name: string) =>
-  (event: ConsumerEvent): Effect.Effect<void> =>
-    event._tag === "Handled"
-      ? Metric.incrementBy(of(handled, name, event.partition), event.events)
-      : Metric.increment(of(event._tag === "Failed" ? failed : parked, name, event.partition))
+/** Counts the events that consumers report, and the partitions whose lease this process holds. */
+export const makeHoldings = (name: string) => {
+  // A partition may be held again before its release was reported.
+  const holds = new Map<number, number>()
+  const hold = (partition: number, change: 1 | -1) =>
+    Effect.suspend(() => {
+      const count = (holds.get(partition) ?? 0) + change
+      if (count > 0) holds.set(partition, count)
+      else holds.delete(partition)
+      return Metric.set(ofAll(partitionsHeld, name), holds.size)
+    })
+  return {
+    held: Effect.sync((): ReadonlyArray<number> => [...holds.keys()].sort((a, b) => a - b)),
+    observe: (event: ConsumerEvent): Effect.Effect<void> => {
+      switch (event._tag) {
+        case "Handled":
+          return Metric.incrementBy(of(handled, name, event.partition), event.events)
+        case "Failed":
+          return Metric.increment(of(failed, name, event.partition))
+        case "Parked":
+          return Metric.increment(of(parked, name, event.partition))
+        case "Held":
+          return hold(event.partition, 1)
+        case "Released":
+          return hold(event.partition, -1)
+      }
+    }
+  }
+}
 
 /**
  * Measures from time to time how far a subscription is behind, without end. It warns when the feed is held back for
@@ -38,12 +60,19 @@ export const measureLag = <E, R>(
 ): Effect.Effect<void, never, R> =>
   Effect.suspend(() => {
     const measureHeldBack = makeHeldBackMeter(name)
+    let known = 0
     const measure = Effect.gen(function* () {
       const { heldBack, partitions } = yield* status
       for (const { eventsBehind, partition, secondsBehind: seconds } of partitions) {
         yield* Metric.set(of(events, name, partition), eventsBehind)
         yield* Metric.set(of(secondsBehind, name, partition), seconds)
       }
+      // Partitions that no longer exist.
+      for (let partition = partitions.length; partition < known; partition++) {
+        yield* Metric.set(of(events, name, partition), 0)
+        yield* Metric.set(of(secondsBehind, name, partition), 0)
+      }
+      known = partitions.length
       yield* measureHeldBack(heldBack)
     })
     return Effect.sleep(pause).pipe(
@@ -90,6 +119,9 @@ const failed = Metric.counter("effect_maestro_subscription_failures", {
 const parked = Metric.counter("effect_maestro_subscription_parked_events", {
   description: "Events that a subscription has parked",
   incremental: true
+})
+const partitionsHeld = Metric.gauge("effect_maestro_subscription_partitions_held", {
+  description: "Partitions of a subscription whose lease this process holds"
 })
 const events = Metric.gauge("effect_maestro_subscription_events_behind", {
   description: "Events that a subscription has not handled yet"

@@ -17,9 +17,13 @@ export interface On<out E = never, out R = never> {
   readonly of: Projection.Origin
   /** The stored types of the events that have a handler. */
   readonly events: ReadonlyArray<string>
+  /** Runs the handlers of the event. */
   readonly handle: (event: FeedEvent) => Effect.Effect<void, E, R>
 }
 
+/**
+ * The types of such handlers.
+ */
 export declare namespace On {
   /**
    * Handlers of any types.

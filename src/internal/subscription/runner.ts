@@ -2,62 +2,28 @@
  * A subscription as a program runs it: all partitions, in the foreground or as a layer, with its status and its parked
  * events. `Subscription.make` calls it.
  */
-import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import { maxNameLength } from "../../Event.js"
-import { EventFeed, isPosition, type StreamPosition } from "../../EventFeed.js"
+import { isPosition, type StreamPosition } from "../../EventFeed.js"
 import type { Projection } from "../../Projection.js"
 import { SubscriptionStore } from "../../SubscriptionStore.js"
-import { HybridClock } from "../../Timestamp.js"
 import { correlationProblem, nameProblem } from "../codec/names.js"
+import { scoped } from "../runtime/interruption.js"
 import { validateStreamPosition } from "../store/storedRecord.js"
-import { HasStopped } from "./batchFailure.js"
-import { runConsumer } from "./consumer.js"
-import { SubscriptionStopped } from "./errors.js"
-import { lineOf } from "./failureText.js"
-import { measureLag, recordMetrics } from "./metrics.js"
+import { makeHoldings, measureLag } from "./metrics.js"
+import { makeNode, type RunnerOptions } from "./node.js"
 import type { On } from "./on.js"
 import type { ConsumerOptions } from "./session.js"
 import { statusOf } from "./status.js"
-
-/** The options of a subscription. Its metrics are the runner's. */
-export interface RunnerOptions<E, R> extends Omit<ConsumerOptions<E, R>, "holder" | "observe"> {
-  /** A new id by default. */
-  readonly holder: string | undefined
-}
 
 /** Makes the parts of a subscription. It throws a `TypeError` for invalid options. */
 export const makeRunner = <E, R>(options: RunnerOptions<E, R>) => {
   checkOptions(options)
   const { filter, handle, name, partitions } = options
 
-  const consumerOptions = Effect.map(
-    options.holder === undefined ? Effect.flatMap(HybridClock, ({ now }) => now) : Effect.succeed(options.holder),
-    (holder): ConsumerOptions<E, R> => ({ ...options, holder, observe: recordMetrics(name) })
-  )
-
-  const runPartition = (partition: number) =>
-    Effect.gen(function* () {
-      const feed = yield* EventFeed
-      const store = yield* SubscriptionStore
-      return yield* runConsumer(yield* consumerOptions, feed, store, partition)
-    }).pipe(Effect.annotateLogs({ subscription: name, partition }))
-
-  /** Logs the failure, also a defect, and runs again. The end of the layer is an interruption, which is not caught. */
-  const runInBackground = (partition: number) =>
-    Effect.forever(
-      Effect.catchAllCause(runPartition(partition), (cause) => {
-        const error = Cause.squash(cause)
-        const hasStopped = error instanceof HasStopped
-        return Effect.zipRight(
-          Effect.logError(hasStopped ? stoppedError(name, error).message : lineOf(cause)),
-          // A consumer that stopped waits for `resume`. Any other failure is a fault of the program or the database,
-          // and may last.
-          hasStopped ? Effect.void : Effect.sleep("10 seconds")
-        )
-      })
-    )
+  const { held, observe } = makeHoldings(name)
+  const { run, runInBackground } = makeNode(options, observe)
 
   const retryOne = (event: StreamPosition) =>
     Effect.flatMap(SubscriptionStore, (store) =>
@@ -70,26 +36,18 @@ export const makeRunner = <E, R>(options: RunnerOptions<E, R>) => {
       Effect.reduce(events, 0, (count, event) => Effect.map(retryOne(event), (done) => count + (done ? 1 : 0)))
   )
 
-  const status = statusOf(name, filter, partitions)
+  const status = statusOf(name, filter)
 
-  const indexes = Array.from({ length: partitions }, (_, partition) => partition)
-
-  const runAll = <A, E2, R2>(runOne: (partition: number) => Effect.Effect<A, E2, R2>) =>
-    Effect.scoped(
-      Effect.zipRight(
-        Effect.forkScoped(measureLag(name, status)),
-        Effect.zipRight(Effect.forEach(indexes, runOne, { concurrency: "unbounded", discard: true }), Effect.never)
-      )
-    )
+  const measured = <A, E2, R2>(running: Effect.Effect<A, E2, R2>) =>
+    scoped(Effect.zipRight(Effect.forkScoped(measureLag(name, status)), running))
 
   return {
     name,
     filter,
     partitions,
-    run: Effect.mapError(runAll(runPartition), (error) =>
-      error instanceof HasStopped ? stoppedError(name, error) : error
-    ),
-    layer: Layer.scopedDiscard(Effect.forkScoped(runAll(runInBackground))),
+    run: measured(run),
+    layer: Layer.scopedDiscard(Effect.forkScoped(measured(runInBackground))),
+    held,
     retryParked: (event: StreamPosition) =>
       Effect.zipRight(validateStreamPosition("Subscription.retryParked", event), retryOne(event)),
     retryAllParked,
@@ -124,17 +82,6 @@ export const checkProjections = (
 }
 
 // --- internal ---
-
-const stoppedError = (name: string, { failure, partition }: HasStopped): SubscriptionStopped =>
-  new SubscriptionStopped({
-    subscription: name,
-    partition,
-    aggregateId: failure.aggregateId,
-    sequence: failure.sequence,
-    type: failure.type,
-    error: failure.error,
-    attempts: failure.attempts
-  })
 
 const checkOptions = ({
   batchSize,

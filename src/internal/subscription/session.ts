@@ -9,13 +9,13 @@ import type { EventFeedService, FeedEvent, Filter, Position } from "../../EventF
 import type { EventFailure, Lease } from "../../SubscriptionStore.js"
 import { type EventAttempts, makeEventAttempts } from "./eventAttempts.js"
 import { firstPause } from "./retryWhileUnavailable.js"
+import type { Turn } from "./turn.js"
 
 /** A subscription, with the defaults of its options filled in. */
 export interface ConsumerOptions<E, R> {
   readonly name: string
   readonly filter: Filter | undefined
   readonly from: "beginning" | "now" | Position
-  readonly partitions: number
   readonly batchSize: number
   readonly handle: (events: NonEmptyReadonlyArray<FeedEvent>) => Effect.Effect<unknown, E, R>
   /** Whether the handler runs in the transaction that stores the checkpoint. */
@@ -32,6 +32,8 @@ export interface ConsumerOptions<E, R> {
 
 /** What a consumer reports to `observe`, for metrics. */
 export type ConsumerEvent =
+  | { readonly _tag: "Held"; readonly partition: number }
+  | { readonly _tag: "Released"; readonly partition: number }
   | { readonly _tag: "Handled"; readonly partition: number; readonly events: number }
   | { readonly _tag: "Failed"; readonly partition: number; readonly failure: EventFailure }
   | { readonly _tag: "Parked"; readonly partition: number; readonly failure: EventFailure }
@@ -43,6 +45,7 @@ export interface Session<R> {
   /** The filter of the subscription, cut down to the partition. */
   readonly filter: Filter | undefined
   readonly partition: number
+  readonly turn: Turn
   readonly lease: Lease
   /** Whether the lease is lost. A batch under way can't be stored then, so its end is not awaited. */
   isLost: boolean
@@ -65,7 +68,7 @@ export interface Session<R> {
 }
 
 export const makeSession = <R>(
-  parts: Pick<Session<R>, "options" | "feed" | "filter" | "partition" | "lease">,
+  parts: Pick<Session<R>, "options" | "feed" | "filter" | "partition" | "turn" | "lease">,
   wasLost: boolean
 ): Session<R> => {
   const { lease, options } = parts

@@ -21,9 +21,10 @@ import { type StoreError, ValidationError, ValidationIssue } from "../../StoreEr
 import { type EventFailure, type PartitionState, SubscriptionStore } from "../../SubscriptionStore.js"
 import { toMillis } from "../../Timestamp.js"
 import { checkPosition, filterOfPartition } from "../store/readOptions.js"
+import type { NodeStatus } from "./statusTypes.js"
 
-/** The status of a subscription that has so many partitions in this program. */
-export const statusOf = (name: string, filter: Filter | undefined, declared: number) =>
+/** The status of a subscription, with the partitions that the store has. */
+export const statusOf = (name: string, filter: Filter | undefined) =>
   Effect.gen(function* () {
     const feed = yield* EventFeed
     const store = yield* SubscriptionStore
@@ -38,8 +39,7 @@ export const statusOf = (name: string, filter: Filter | undefined, declared: num
     )
     const isStopped = partitions.some(({ stopped }) => stopped)
     const isRunning = partitions.some(({ holder }) => Option.isSome(holder))
-    const isMisconfigured = partitions.some(({ partitions }) => partitions !== declared)
-    const state = isMisconfigured ? "misconfigured" : isStopped ? "stopped" : isRunning ? "running" : "idle"
+    const state = isStopped ? "stopped" : isRunning ? "running" : "idle"
     return {
       state: state as typeof state,
       eventsBehind: partitions.reduce((sum, { eventsBehind }) => sum + eventsBehind, 0),
@@ -48,6 +48,20 @@ export const statusOf = (name: string, filter: Filter | undefined, declared: num
       parked: partitions.reduce((sum, { parked }) => sum + parked, 0),
       partitions
     }
+  })
+
+/** The nodes of a subscription, with the partitions that each holds. */
+export const nodesOf = (name: string): Effect.Effect<ReadonlyArray<NodeStatus>, StoreError, SubscriptionStore> =>
+  Effect.gen(function* () {
+    const store = yield* SubscriptionStore
+    const nodes = yield* store.nodes(name)
+    const partitions = yield* store.partitions(name)
+    return nodes.map(({ holder, partitions: wanted, since }) => ({
+      holder,
+      since,
+      partitions: wanted,
+      holds: partitions.filter((one) => Option.contains(one.holder, holder)).map(({ partition }) => partition)
+    }))
   })
 
 /** Why a subscription has not reached a position in time. */
@@ -78,7 +92,7 @@ export const awaitPosition = (
     const reached = store.awaitPosition(name, position, isEvent ? target.aggregateId : undefined)
     if (Option.isSome(yield* Effect.timeoutOption(reached, timeout))) return undefined
     // The states only explain the delay, so a database that does not respond must not add much to it.
-    const states = yield* Effect.option(Effect.timeout(Effect.disconnect(store.partitions(name)), "1 second"))
+    const states = yield* Effect.option(Effect.timeout(store.partitions(name), "1 second"))
     return Option.match(states, {
       onNone: (): Delay => ({ position, reason: "Behind" }),
       onSome: (partitions) => delayOf(partitions, position)

@@ -1,11 +1,12 @@
 /** All rows, in the order of the table. */
 import { append } from "./append.js"
+import { cluster } from "./cluster.js"
 import { onHot, onNew, onOne, onOneEnduring, onShort } from "./command.js"
 import { cost } from "./cost.js"
 import { feed } from "./feed.js"
 import { growth } from "./growth.js"
 import { kept } from "./kept.js"
-import { load } from "./load.js"
+import { load, loadEvolved } from "./load.js"
 import { many } from "./many.js"
 import { inMemoryOnHot, inMemoryOnNew } from "./memory.js"
 import { network } from "./network.js"
@@ -22,6 +23,7 @@ export const allRows: ReadonlyArray<Row> = [
   onOneEnduring,
   ...projections,
   load,
+  loadEvolved,
   network,
   many,
   inMemoryOnNew,
@@ -29,6 +31,7 @@ export const allRows: ReadonlyArray<Row> = [
   growth,
   feed,
   rebuild,
+  cluster,
   cost,
   kept
 ]

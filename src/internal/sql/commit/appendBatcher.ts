@@ -63,13 +63,13 @@ export const makeAppendBatcher = (
   send: Send,
   maxSenderWait = usualSenderWait
 ): Effect.Effect<(commit: Commit) => Effect.Effect<AppendResult, StoreError>, never, Scope.Scope> =>
-  Effect.suspend(() => {
-    const batcher = new AppendBatcher(send, maxSenderWait)
-    return Effect.as(
-      Effect.addFinalizer(() => batcher.close),
-      batcher.append
-    )
-  })
+  Effect.map(
+    Effect.acquireRelease(
+      Effect.sync(() => new AppendBatcher(send, maxSenderWait)),
+      ({ close }) => close
+    ),
+    ({ append }) => append
+  )
 
 // --- internal ---
 
@@ -182,11 +182,9 @@ class AppendBatcher {
   }
 
   private sendBatch(batch: Batch, failFastOnLock: boolean): void {
-    const commits = batch.entries.map(({ commit }) => commit)
-    const callers = batch.entries.map(({ span }) => span)
-    batch.cancel = this.send(commits, { failFastOnLock, callers }, (results) =>
-      this.batchEnded(batch, failFastOnLock, results)
-    )
+    const [commits, callers] = [batch.entries.map(({ commit }) => commit), batch.entries.map(({ span }) => span)]
+    const end = (results: Results) => this.batchEnded(batch, failFastOnLock, results)
+    batch.cancel = this.send(commits, { failFastOnLock, callers }, end)
     if (batch.waiting === 0) Effect.runFork(batch.cancel)
   }
 

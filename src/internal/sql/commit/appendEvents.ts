@@ -15,7 +15,7 @@ import type { RetryCommand, StoreError } from "../../../StoreError.js"
 import { whenInTransaction } from "../../runtime/ambientTransaction.js"
 import type { CommandRunner } from "../pg/commandRunner.js"
 import { canCompile, compileAll } from "../pg/compileStatements.js"
-import { executeCommand } from "../pg/execute.js"
+import { executeCommand, retryStrayCancel } from "../pg/execute.js"
 import { withTransactionFrom } from "../pg/transaction.js"
 import { type AppendResult, makeAppendBatcher, type Send } from "./appendBatcher.js"
 import type { Commit } from "./commitQueue.js"
@@ -54,11 +54,7 @@ export const makeAppendEvents = ({
     result: AppendResult = "appended",
     signal: Effect.Effect<void> = Effect.void
   ): Effect.Effect<Exclude<AppendResult, RetryCommand>, RetryCommand> =>
-    result === "appended"
-      ? Effect.as(signal, result)
-      : result === "duplicate"
-        ? Effect.succeed(result)
-        : Effect.fail(result)
+    typeof result === "string" ? Effect.as(result === "appended" ? signal : Effect.void, result) : Effect.fail(result)
 
   /** A transaction of its own, or part of the transaction around it. */
   const appendInTransaction = <E, R>(events: Commit, project: Effect.Effect<void, E, R>) =>
@@ -110,7 +106,9 @@ export const makeAppendEvents = ({
     /** Stores events and runs the projections, unless the commit is a duplicate. */
     appendWith: <E, R>(events: Commit, work: ProjectionWork<E, R>) =>
       whenInTransaction((inside) =>
-        inside ? appendInTransaction(events, work.project) : signals.afterCommit(events, appendOutside(events, work))
+        inside
+          ? appendInTransaction(events, work.project)
+          : signals.afterCommit(events, retryStrayCancel(appendOutside(events, work)))
       )
   }))
 }

@@ -14,6 +14,7 @@ import { StoreError } from "../../../StoreError.js"
 import { whenInTransaction } from "../../runtime/ambientTransaction.js"
 import { boundedInterruption } from "../../runtime/interruption.js"
 import { fromSqlError, isStrayCancel, type Phase } from "../../runtime/sqlError.js"
+import { asStoreError } from "../../runtime/storeFailure.js"
 import { statementSpan, withoutInnerSpans, withSpanIfTraced } from "../../runtime/tracing.js"
 import { type CommandRunner, isRefusedInside } from "./commandRunner.js"
 import { type HeldConnection, interruptible, onConnection, withConnection } from "./connection.js"
@@ -94,11 +95,23 @@ export const boundedOutside = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.
 export const retryDisturbed = <A>(statement: Effect.Effect<A, StoreError>): Effect.Effect<A, StoreError> =>
   Effect.catchIf(statement, isDisturbed, () => Effect.retry(statement, { times: 10, while: isDisturbed }))
 
+/**
+ * Retries a transaction in which another owner of its connection cancelled a statement, so that nothing of it is stored. Few times, because its
+ * statements are the application's, and a cancel may be meant.
+ */
+export const retryStrayCancel = <A, E, R>(transaction: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
+  Effect.catchIf(transaction, isCancelledByRequest, () =>
+    Effect.retry(transaction, { times: 1, while: isCancelledByRequest })
+  )
+
 /** Whether `retryDisturbed` retries after the failure. */
 export const isDisturbed = (error: StoreError | undefined): boolean =>
   isStrayCancel(error) || error?.code === serializationFailure
 
 // --- internal ---
+
+/** A projection may fail with the `SqlError` of its own statement. */
+const isCancelledByRequest = (error: unknown): boolean => isStrayCancel(asStoreError("commitAll", error))
 
 /**
  * Runs a statement on a connection of its own. If the application had left a transaction on that connection, nothing is stored, the

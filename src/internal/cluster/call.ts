@@ -1,0 +1,223 @@
+/**
+ * Calls of an entity: repeats calls that no runner has answered, and finds out what a failure of the cluster means.
+ *
+ * A call may have taken effect although it failed: an answer is lost with its connection, and a runner that was stopped
+ * refuses a message that it has handled. So every message may be sent again: a command has the id of its call, and reads
+ * change nothing.
+ */
+import * as ClusterError from "@effect/cluster/ClusterError"
+import * as Socket from "@effect/platform/Socket"
+import * as Cause from "effect/Cause"
+import * as Context from "effect/Context"
+import * as Data from "effect/Data"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
+import * as ParseResult from "effect/ParseResult"
+import * as Predicate from "effect/Predicate"
+import * as Schedule from "effect/Schedule"
+import * as Tracer from "effect/Tracer"
+import { RetryCommand, StoreError, ValidationError } from "../../StoreError.js"
+import { isRefusedBefore } from "../aggregate/idempotentCommand.js"
+import { parseIssues } from "../codec/eventCodec.js"
+import { boundedInterruption } from "../runtime/interruption.js"
+import type { CallOptions, Sends } from "./types.js"
+
+/** `CallOptions` with their defaults. */
+export interface CallLimits {
+  readonly timeout: Duration.Duration
+  readonly retry: Schedule.Schedule<unknown>
+  readonly resendAfter: Duration.Duration
+}
+
+/** What a call is for, as failures name it. */
+export interface CallPlace {
+  readonly operation: string
+  readonly aggregateId: string
+}
+
+/** The limits of calls. A time that is no duration above 0 is a mistake in the program, and throws. */
+export const callLimits = (name: string, { resendAfter, retry, timeout }: CallOptions): CallLimits => {
+  const checked = (option: string, value: Duration.DurationInput): Duration.Duration => {
+    const decoded = Option.getOrUndefined(Duration.decodeUnknown(value))
+    if (decoded === undefined || Duration.toMillis(decoded) <= 0) {
+      throw new TypeError(`${option} of the cluster of ${name} must be a duration above 0`)
+    }
+    return decoded
+  }
+  return {
+    timeout: checked("timeout", timeout ?? "1 minute"),
+    resendAfter: checked("resendAfter", resendAfter ?? "5 seconds"),
+    retry: retry ?? defaultDelays
+  }
+}
+
+/** Sends a message. The messages of a command are counted, and have the id of the call. */
+type SendMessage<A> = (counted?: { readonly sends: Sends; readonly attempt: string }) => Effect.Effect<A, unknown>
+
+/**
+ * Sends a message until a runner has answered. An interruption waits for the cluster for a bounded time, because a runner
+ * that hangs does not confirm it.
+ *
+ * A runner that is stopped keeps its connections, so nothing fails. After each `resendAfter` the message is sent once
+ * more, to the runner that has the shard by then. The messages before go on, because a handler may just be slow.
+ *
+ * Where a refusal was stored and its answer is lost, no message of the call takes effect any more. Then a call with another
+ * id begins.
+ */
+export const callUntilAnswered = <A>(
+  place: CallPlace,
+  { resendAfter, retry, timeout }: CallLimits,
+  kind: "command" | "read",
+  send: SendMessage<A>
+): Effect.Effect<A, unknown> => {
+  const call: Effect.Effect<A, unknown> = Effect.suspend(() => {
+    // Unique among all processes, also where the program seeds its Random.
+    const attempt = crypto.randomUUID()
+    /** Whether a message was sent beside another one. */
+    let isBeside = false
+    const resending = (before: number): Effect.Effect<A, unknown> =>
+      Effect.raceFirst(
+        repeating(
+          place,
+          retry,
+          send,
+          kind === "command" ? { attempt, sends: { count: before } } : undefined,
+          () => isBeside
+        ),
+        Effect.delay(
+          Effect.suspend(() => {
+            isBeside = true
+            return resending(1)
+          }),
+          resendAfter
+        )
+      )
+    return Effect.catchIf(resending(0), isRefusedBefore, () => call)
+  })
+  return call.pipe(
+    Effect.mapError((error) => (error instanceof Unanswered ? unavailable(place, error.cause) : error)),
+    Effect.timeoutFail({ duration: timeout, onTimeout: () => timedOut(place, timeout) })
+  )
+}
+
+/** Whether a failure is one of the cluster, or of its connections, so that the message may be sent again. */
+export const isUnanswered = (cause: Cause.Cause<unknown>): boolean => {
+  const reasons = [...Cause.failures(cause), ...Cause.defects(cause)]
+  // An entity that moves to another runner interrupts what it handles.
+  return reasons.length === 0 || reasons.some(isOfCluster)
+}
+
+/** The failure of a call that no runner has answered. */
+export const unavailable = (place: CallPlace, cause: Cause.Cause<unknown>): StoreError => {
+  const [reason] = [...Cause.failures(cause), ...Cause.defects(cause)]
+  if (reason instanceof StoreError || reason instanceof RetryCommand) {
+    return clusterError(place, `the answer is lost, and the repeated message failed: ${reason.message}`, reason)
+  }
+  const why = Predicate.isTagged(reason, "AlreadyProcessingMessage")
+    ? "a runner has the message already, and its answer is lost"
+    : `the cluster failed by ${Predicate.hasProperty(reason, "_tag") ? String(reason._tag) : "an interruption"}`
+  return clusterError(place, why, reason)
+}
+
+export const timedOut = (place: CallPlace, timeout: Duration.Duration): StoreError =>
+  clusterError(place, `no runner has answered within ${Duration.format(timeout)}`, undefined)
+
+/**
+ * A failure that is the runner's own, or that of a message which could not be encoded or decoded.
+ */
+export const explained = (place: CallPlace, cause: Cause.Cause<unknown>): Cause.Cause<unknown> => {
+  const unreadable = [...Cause.defects(cause)].find(isUnreadable)
+  return unreadable === undefined ? cause : Cause.fail(unreadableFailure(place, unreadable))
+}
+
+/**
+ * Runs the effect with the span of its caller alone: what else the caller has in its context belongs to this process,
+ * such as its transaction.
+ */
+export const alone = <A, E>(effect: Effect.Effect<A, E>): Effect.Effect<A, E> =>
+  Effect.mapInputContext(effect, spanOnly)
+
+/** The span of a context, and nothing else of it. */
+export const spanOnly = (context: Context.Context<never>): Context.Context<never> =>
+  Option.match(Context.getOption(context, Tracer.ParentSpan), {
+    onNone: () => Context.empty(),
+    onSome: (span): Context.Context<never> => Context.make(Tracer.ParentSpan, span)
+  })
+
+// --- internal ---
+
+const defaultDelays: Schedule.Schedule<unknown> = Schedule.exponential("20 millis").pipe(
+  Schedule.union(Schedule.spaced("1 second")),
+  Schedule.jittered
+)
+
+/** Sends the message again after each failure of the cluster, by the schedule. */
+const repeating = <A>(
+  place: CallPlace,
+  retry: CallLimits["retry"],
+  send: SendMessage<A>,
+  counted: Parameters<SendMessage<A>>[0],
+  isBeside: () => boolean
+): Effect.Effect<A, unknown> => {
+  const sends = counted?.sends
+  const once = Effect.suspend(() => {
+    const before = sends?.count
+    return Effect.catchAllCause(boundedInterruption(alone(send(counted))), (cause) => {
+      // A message to the same process may not be encoded, and is counted here.
+      if (sends !== undefined && sends.count === before) sends.count++
+      return isAnswer(cause, sends, isBeside())
+        ? Effect.failCause(explained(place, cause))
+        : Effect.fail(new Unanswered({ cause }))
+    })
+  })
+  return Effect.retry(once, { schedule: retry, while: (error) => error instanceof Unanswered })
+}
+
+/**
+ * Whether the failure of a message is the result of its call. Where other messages of a command were sent, a store that
+ * fails does not show a receipt, and after a lost race there is none that would refuse these messages. The runner of the
+ * first message has stored none either, because it knows of no other message.
+ */
+const isAnswer = (cause: Cause.Cause<unknown>, sends: Sends | undefined, isBeside: boolean): boolean => {
+  if (isUnanswered(cause)) return false
+  if (sends === undefined || (sends.count === 1 && !isBeside)) return true
+  const failure = Option.getOrUndefined(Cause.failureOption(cause))
+  if (isRefusedBefore(failure)) return true
+  return sends.count > 1 && !(failure instanceof StoreError) && !(failure instanceof RetryCommand)
+}
+
+class Unanswered extends Data.TaggedError("Unanswered")<{ readonly cause: Cause.Cause<unknown> }> {}
+
+const isOfCluster = (reason: unknown): boolean =>
+  (Predicate.hasProperty(reason, ClusterError.TypeId) && !(reason instanceof ClusterError.MalformedMessage)) ||
+  Predicate.isTagged(reason, "RpcClientError") ||
+  Socket.isSocketError(reason)
+
+/** A runner sends its `MalformedMessage` as an error of that name. */
+const isUnreadable = (defect: unknown): boolean =>
+  ParseResult.isParseError(defect) || (Predicate.isError(defect) && defect.name === "MalformedMessage")
+
+const unreadableFailure = (place: CallPlace, defect: unknown): StoreError | ValidationError => {
+  const [first, ...rest] = defect instanceof ClusterError.MalformedMessage ? issuesOf(defect.cause) : []
+  return first === undefined
+    ? clusterError(
+        place,
+        "a message could not be encoded or decoded: the schemas of client and runner may differ, or they can't write a value",
+        defect
+      )
+    : new ValidationError({ operation: place.operation, issues: [first, ...rest] })
+}
+
+/** The mistakes of a message that this process could not encode. */
+const issuesOf = (cause: unknown): ReadonlyArray<ValidationError["issues"][number]> =>
+  ParseResult.isParseError(cause) ? parseIssues(cause) : []
+
+const clusterError = ({ aggregateId, operation }: CallPlace, description: string, cause: unknown): StoreError =>
+  new StoreError({
+    reason: "ClusterUnavailable",
+    operation,
+    description,
+    aggregateId,
+    ...(cause !== undefined && { cause })
+  })

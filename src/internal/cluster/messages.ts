@@ -1,0 +1,123 @@
+/**
+ * The schemas of the messages between clients and runners: commands, reads, their results and their failures.
+ *
+ * They are made without constructors (`Schema.make`), because a constructor would refuse a command that `evaluate` takes.
+ */
+import { SqlError } from "@effect/sql/SqlError"
+import * as Predicate from "effect/Predicate"
+import * as Schema from "effect/Schema"
+import type { AsOf, Root } from "../../Aggregate.js"
+import { StreamPosition } from "../../EventFeed.js"
+import { CommandIdReused, RetryCommand, StoreError, UnexpectedSequence, ValidationError } from "../../StoreError.js"
+import { Timestamp } from "../../Timestamp.js"
+import type { Answer, CommandMessage, IndexedEvent, ReadMessage } from "./types.js"
+
+/** A schema whose encoded form is not looked at. */
+export type Wire<A> = Schema.Schema<A, unknown>
+
+export const commandMessage = <C>(command: Wire<C>): Wire<CommandMessage<C>> =>
+  plain(
+    Schema.Struct({
+      id: Schema.String,
+      command,
+      attempt: Schema.String,
+      sends: Schema.optional(Sends),
+      commandId: Schema.optional(Schema.String),
+      expectedSequence: Schema.optional(Schema.Number),
+      metadata: Schema.optional(jsonObject),
+      chain: Schema.optional(
+        Schema.Struct({
+          correlationId: Schema.optional(Schema.String),
+          causationId: Schema.optional(Timestamp)
+        })
+      ),
+      deciding: Schema.optional(Schema.Array(Schema.String))
+    })
+  )
+
+export const answer = <State, A>(state: Wire<State>, event: Wire<A>): Wire<Answer<State, A>> =>
+  plain(
+    Schema.Struct({
+      state,
+      sequence: Schema.Number,
+      events: Schema.Array(event),
+      position: StreamPosition,
+      duplicate: Schema.Boolean,
+      correlationId: Schema.optional(Schema.String)
+    })
+  )
+
+export const readMessage: Wire<ReadMessage> = Schema.make(Schema.Struct({ id: Schema.String }).ast)
+
+export const replayMessage: Wire<ReadMessage & { readonly at: number | AsOf }> = Schema.make(
+  Schema.Struct({ id: Schema.String, at: Schema.Union(Schema.Number, Schema.Struct({ asOf: Schema.Date })) }).ast
+)
+
+export const historyMessage: Wire<ReadMessage & { readonly skip: number }> = Schema.make(
+  Schema.Struct({ id: Schema.String, skip: Schema.Number }).ast
+)
+
+/** Under a key, because JSON has no `undefined` by itself. */
+export const stateOnly = <State>(state: Wire<State>): Wire<{ readonly state: State }> => plain(Schema.Struct({ state }))
+
+export const root = <State>(state: Wire<State>): Wire<Omit<Root<State>, "id">> =>
+  plain(Schema.Struct({ state, sequence: Schema.Number }))
+
+export const indexedEvent = <A>(event: Wire<A>): Wire<IndexedEvent<A>> =>
+  plain(
+    Schema.Struct({
+      index: Schema.Number,
+      event,
+      sequence: Schema.Number,
+      timestamp: Timestamp,
+      metadata: jsonObject,
+      causationId: Schema.optional(Timestamp),
+      correlationId: Schema.optional(Schema.String),
+      traceparent: Schema.optional(Schema.String)
+    })
+  )
+
+export const readFailure = Schema.Union(ValidationError, StoreError)
+
+/** The failures of a command: its refusals, those of projections, and those of the library. */
+export const commandFailure = (refusals: ReadonlyArray<Wire<unknown>>): Wire<unknown> =>
+  plain(
+    Schema.Union(
+      ...refusals,
+      RetryCommand,
+      ValidationError,
+      StoreError,
+      CommandIdReused,
+      UnexpectedSequence,
+      SqlErrorFromMessage
+    )
+  )
+
+// --- internal ---
+
+/** The schema without the constructor that a struct has. */
+const plain = <A, I>(schema: Schema.Schema<A, I>): Wire<A> => Schema.make(schema.ast)
+
+/**
+ * The number of the messages that were sent before. A message is encoded each time that it is sent, also where the cluster
+ * sends it again by itself. So encoding counts, which no caller of the cluster could do.
+ */
+const Sends: Schema.Schema<{ count: number }, number> = Schema.transform(
+  Schema.Number,
+  Schema.declare((value: unknown): value is { count: number } => Predicate.hasProperty(value, "count")),
+  { strict: true, decode: (count) => ({ count }), encode: (sends) => sends.count++ }
+)
+
+/** As text, so that a serialization of messages can't lose a part of it. */
+const jsonObject = Schema.parseJson(Schema.Record({ key: Schema.String, value: Schema.Unknown }))
+
+/** A handler may fail with the failure of its own statement. */
+const SqlErrorFromMessage = Schema.transform(
+  Schema.TaggedStruct("SqlError", { message: Schema.optional(Schema.String), cause: Schema.optional(Schema.Defect) }),
+  Schema.instanceOf(SqlError),
+  {
+    strict: true,
+    decode: ({ cause, message }) => new SqlError({ cause, ...(message !== undefined && { message }) }),
+    encode: ({ cause, message }) => ({ _tag: "SqlError" as const, message, cause })
+  }
+)

@@ -1,0 +1,184 @@
+/**
+ * Commands in a cluster of three processes, on spread and on hot aggregates, and the longest wait after one of them was
+ * killed. The processes are those of `examples/cluster`, and each has clients of its own.
+ */
+import { randomUUID } from "node:crypto"
+import { mkdtemp, readFile, rm } from "node:fs/promises"
+import { tmpdir } from "node:os"
+import { dirname, join } from "node:path"
+import { setTimeout } from "node:timers/promises"
+import { fileURLToPath } from "node:url"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Layer from "effect/Layer"
+import * as Scope from "effect/Scope"
+import type { Aggregate } from "effect-maestro"
+import { Accounts } from "../../../examples/cluster/accounts.js"
+import { type Child, startChild } from "../../../examples/cluster/children.js"
+import { runLoad } from "../../../examples/cluster/load.js"
+import { freePort, layerClientOnly, layerDatabase } from "../../../examples/cluster/node.js"
+import type { Done, Order, RunnerOptions } from "../../../examples/cluster/runner.js"
+import { bundle } from "../../bundle.js"
+import { makeLine } from "../lines.js"
+import { type Contestant, compete, type Measured, type Round } from "../measure.js"
+import { makeDatabase, type Ours, openOurs } from "../stage.js"
+import type { Row } from "./row.js"
+
+export const cluster: Row = {
+  name: "cluster",
+  run: async (stage, emit) => {
+    const folder = await mkdtemp(join(tmpdir(), "effect-maestro-"))
+    const scope = await Effect.runPromise(Scope.make())
+    try {
+      const file = join(folder, "runner.mjs")
+      const source = fileURLToPath(new URL("../../../examples/cluster/runner.ts", import.meta.url))
+      await bundle(await readFile(source, "utf8"), file, {
+        folder: dirname(source),
+        tsconfig: ".config/tsconfig.bench.json"
+      })
+      const start = async (url: string): Promise<Child> => {
+        const order: RunnerOptions = { ...options, url, port: await freePort() }
+        return Effect.runPromise(Effect.provideService(startChild(file, order), Scope.Scope, scope))
+      }
+      const [one, three] = [await makeDatabase(stage, "cluster_one"), await makeDatabase(stage, "cluster_three")]
+      await Promise.all([one.pool.end(), three.pool.end()])
+      // A process of a cluster of its own, whose clients use the local layer.
+      const alone = [await start(one.url)]
+      const runners = [await start(three.url), await start(three.url), await start(three.url)]
+      const client = await openOurs(
+        Accounts.layerClient.pipe(
+          Layer.provide(layerClientOnly(options)),
+          Layer.provide(layerDatabase(three.url, "client"))
+        )
+      )
+      await throughput(alone, runners, stage.effort, emit)
+      const kill = async (killed: Child) => {
+        await Effect.runPromise(killed.signal("SIGKILL"))
+        await start(three.url)
+      }
+      await afterKill(client.run, runners.slice(0, Math.min(stage.effort.rounds, 3)), kill, emit)
+      await client.close()
+    } finally {
+      await Effect.runPromise(Scope.close(scope, Exit.void))
+      await rm(folder, { recursive: true, force: true })
+    }
+  }
+}
+
+// --- internal ---
+
+type Emit = Parameters<Row["run"]>[1]
+
+const options = { locks: "rows", leaseMillis: 5000 } as const
+
+const spread = Array.from({ length: 400 }, (_, index) => `spread-${index}`)
+const hot = Array.from({ length: 4 }, (_, index) => `hot-${index}`)
+
+/** All clients together, in one process or in three. */
+const clients = 48
+
+/** One turn: all processes have clients at work at the same time. */
+const turn = async (
+  processes: ReadonlyArray<Child>,
+  accounts: ReadonlyArray<string>,
+  through: Order["through"],
+  seconds: number,
+  opens = false
+): Promise<Round> => {
+  const done = await Promise.all(
+    processes.map(async (process): Promise<Done> => {
+      const load = { prefix: randomUUID(), accounts, clients: clients / processes.length, withIds: false }
+      const order: Order = { load, through, seconds, opens }
+      return (await Effect.runPromise(process.ask(order))) as Done
+    })
+  )
+  const entries = done.flatMap((one) => one.entries)
+  const decided = entries.filter(({ outcome }) => outcome === "acknowledged" || outcome === "refused")
+  return {
+    rate: decided.length / Math.max(...done.map((one) => one.seconds)),
+    latencies: decided.map(({ millis }) => millis),
+    failures: entries.length - decided.length
+  }
+}
+
+const throughput = async (
+  alone: ReadonlyArray<Child>,
+  runners: ReadonlyArray<Child>,
+  effort: { readonly rounds: number; readonly seconds: number },
+  emit: Emit
+): Promise<void> => {
+  const contestant = <Name extends string>(
+    name: Name,
+    processes: ReadonlyArray<Child>,
+    accounts: ReadonlyArray<string>,
+    through: Order["through"]
+  ): Contestant<Name> => ({ name, round: (_, seconds) => turn(processes, accounts, through, seconds) })
+  // Opens the accounts, and compiles the code.
+  const [accounts, seconds] = [[...spread, ...hot], 2]
+  await turn(alone, accounts, "the local layer", seconds, true)
+  await turn(runners.slice(0, 1), accounts, "the cluster", seconds, true)
+  const onSpread = await compete(
+    [contestant("three", runners, spread, "the cluster"), contestant("one", alone, spread, "the local layer")],
+    clients,
+    effort
+  )
+  emitRatio(emit, "cluster/spread", "command in a cluster of three, spread aggregates", onSpread.three, {
+    "one process": onSpread.one
+  })
+  const onHot = await compete(
+    [contestant("three", runners, hot, "the cluster"), contestant("without", runners, hot, "the local layer")],
+    clients,
+    effort
+  )
+  emitRatio(emit, "cluster/hot", "command in a cluster of three, four hot aggregates", onHot.three, {
+    "without it": onHot.without
+  })
+}
+
+/** Our figure, with its ratio to that of another contestant. */
+const emitRatio = (
+  emit: Emit,
+  id: string,
+  work: string,
+  ours: Measured | undefined,
+  others: Readonly<Record<string, Measured | undefined>>
+): void => {
+  if (ours === undefined) return
+  const ratios = Object.entries(others).flatMap(([name, other]) =>
+    other === undefined ? [] : [[name, ours.median / other.median] as const]
+  )
+  emit(makeLine({ id, work, clients, unit: "per second", measured: { ours } }, Object.fromEntries(ratios)))
+}
+
+/** The longest time that a command took, from a second before a runner is killed to ten seconds after. */
+const afterKill = async (
+  run: Ours<Aggregate.Instance<"Account">>["run"],
+  runners: ReadonlyArray<Child>,
+  kill: (runner: Child) => Promise<void>,
+  emit: Emit
+): Promise<void> => {
+  const longest: Array<number> = []
+  let failures = 0
+  for (const runner of runners) {
+    let isOver = false
+    const load = { prefix: randomUUID(), accounts: [...spread, ...hot, ...hot], clients: 16, withIds: true }
+    const entries = run(runLoad(load, () => isOver))
+    await setTimeout(1000)
+    await kill(runner)
+    await setTimeout(10_000)
+    isOver = true
+    const done = await entries
+    longest.push(Math.max(...done.map(({ millis }) => millis)))
+    failures += done.filter(({ outcome }) => outcome === "unknown" || outcome === "gave up").length
+  }
+  const ours: Measured = { median: Math.max(...longest), rounds: longest, failures }
+  emit(
+    makeLine({
+      id: "cluster/kill",
+      work: "longest wait after SIGKILL of a runner",
+      clients: 16,
+      unit: "ms",
+      measured: { ours }
+    })
+  )
+}
