@@ -2,7 +2,7 @@
 import { setFlagsFromString } from "node:v8"
 import { runInNewContext } from "node:vm"
 import * as SqlClient from "@effect/sql/SqlClient"
-import { expect, inject, layer } from "@effect/vitest"
+import { expect, layer } from "@effect/vitest"
 import * as Arr from "effect/Array"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
@@ -13,7 +13,7 @@ import { macrotask } from "./nodes.js"
 
 const maxConnections = 6
 
-const count = inject("runs") > 100 ? 500 : 60
+const count = 500
 
 const clients = {
   Postgres: Layer.orDie(layerPg({ maxConnections })),
