@@ -1,6 +1,6 @@
 /** The judge of the fault run on histories of transfers with one planted mistake: it finds each of them, and nothing where there is none. */
 import { expect, it } from "@effect/vitest"
-import { type AppendResult, type Attempt, type Findings, type Move, type Outcome, verdictOf } from "./faults/history.js"
+import { type Attempt, type Findings, type Move, type Outcome, type Verdict, verdictOf } from "./faults/history.js"
 
 const attempt = (id: string, moves: ReadonlyArray<Move>, outcome: Outcome, began: number): Attempt => ({
   id,
@@ -83,7 +83,7 @@ const answering = (answers: Extract<Outcome, { _tag: "Acknowledged" }>["answers"
 
 const duplicateAt = (sequence: number, balance: number) => [{ account: "ann", sequence, balance, duplicate: true }]
 
-const mistakes: ReadonlyArray<readonly [mistake: string, history: Findings, by: keyof AppendResult]> = [
+const mistakes: ReadonlyArray<readonly [mistake: string, history: Findings, by: keyof Verdict]> = [
   ["an acknowledged transfer that is missing", history([deposited]), "lost"],
   ["a transfer that was only paid", history([deposited, paid]), "torn"],
   ["a transfer that was only received", history([deposited, received]), "torn"],

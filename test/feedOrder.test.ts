@@ -15,7 +15,7 @@ import * as Stream from "effect/Stream"
 import { EventFeed, Projection, Rebuild, Subscription } from "effect-maestro"
 import { inject } from "vitest"
 import { Account, Deposit } from "./account.js"
-import { type Book, foldBooks, noFault, outOfOrder, type Place, placeOf, textOf, verdictOf } from "./feedOrderModel.js"
+import { type Book, clean, foldBooks, outOfOrder, type Place, placeOf, textOf, verdictOf } from "./feedOrderModel.js"
 import { onMemory, onPglite, onPostgres } from "./feedOrderNodes.js"
 import {
   evaluating,
@@ -101,7 +101,7 @@ layer(Layer.empty, { excludeTestServices: true })("while random transactions ove
 
           const feed = [...(yield* Effect.provide(Stream.runCollect(EventFeed.streamStored()), last.onAny))]
           expect(record.unexpected).toEqual([])
-          expect(verdictOf(feed, record.attempts, record.undone)).toEqual(noFault)
+          expect(verdictOf(feed, record.attempts, record.undone)).toEqual(clean)
           expect(readings.flatMap((reading) => faultsOf(feed, reading))).toEqual([])
           const shown = new Map(feed.map((event) => [textOf(event), event.position]))
           expect([...positions].filter(([place, position]) => shown.get(place) !== position)).toEqual([])

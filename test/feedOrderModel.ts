@@ -97,7 +97,7 @@ export interface Attempt {
 }
 
 /** The faults of the final feed. Each number must be zero. */
-export interface AppendResult {
+export interface Verdict {
   readonly outOfOrder: number
   readonly notRising: number
   readonly effectsBeforeCauses: number
@@ -109,7 +109,7 @@ export interface AppendResult {
   readonly ghosts: number
 }
 
-export const noFault: AppendResult = {
+export const clean: Verdict = {
   outOfOrder: 0,
   notRising: 0,
   effectsBeforeCauses: 0,
@@ -122,7 +122,7 @@ export const verdictOf = (
   feed: ReadonlyArray<EventFeed.FeedEvent>,
   attempts: ReadonlyArray<Attempt>,
   undone: ReadonlySet<string>
-): AppendResult => {
+): Verdict => {
   const shown = new Set(feed.map(textOf))
   const failed = new Set([...undone, ...attempts.flatMap(({ id, written }) => (Option.isNone(written) ? [id] : []))])
   return {

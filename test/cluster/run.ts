@@ -8,7 +8,7 @@ import * as Logger from "effect/Logger"
 import * as LogLevel from "effect/LogLevel"
 import { SqlStore } from "effect-maestro"
 import { type ClusterOptions, layerClientOnly, layerDatabase } from "../../examples/cluster/node.js"
-import { type AppendResult, type Attempt, type Row, verdictOf } from "../faults/history.js"
+import { type Attempt, type Row, type Verdict, verdictOf } from "../faults/history.js"
 import { type Crew, makeCrew } from "./crew.js"
 import { Wallet, Wallets } from "./domain.js"
 import { client, hot, Record, spread } from "./load.js"
@@ -24,7 +24,7 @@ export interface Run extends ClusterOptions {
   readonly happening: (crew: Crew, record: Record) => Effect.Effect<void, unknown>
 }
 
-export interface Report extends AppendResult {
+export interface Report extends Verdict {
   readonly acknowledged: number
   readonly refused: number
   /** A failure that says that nothing was stored. */

@@ -11,7 +11,7 @@ import * as LogLevel from "effect/LogLevel"
 import * as Random from "effect/Random"
 import { connect, makeDatabase } from "./database.js"
 import { Wallet } from "./domain.js"
-import { type AppendResult, type Attempt, type Place, type Row, verdictOf } from "./history.js"
+import { type Attempt, type Place, type Row, type Verdict, verdictOf } from "./history.js"
 import { forwarded, makeObserver } from "./observer.js"
 import type { Mishap, Proxy } from "./proxy.js"
 import type { Server } from "./server.js"
@@ -40,7 +40,7 @@ export interface Fault {
   readonly once: (tools: Tools) => Effect.Effect<number, unknown>
 }
 
-export interface Report extends AppendResult {
+export interface Report extends Verdict {
   readonly fault: string
   readonly rounds: number
   /** Servers killed, connections cut, and transactions that a deadlock ended. */
@@ -298,7 +298,7 @@ const inspect = (
   world: World,
   nodes: ReadonlyArray<Node>,
   seen: ReadonlyArray<ReadonlyArray<Place>>
-): Effect.Effect<AppendResult, unknown> =>
+): Effect.Effect<Verdict, unknown> =>
   Effect.gen(function* () {
     const all = yield* admin<
       Row & { type: string }

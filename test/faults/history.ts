@@ -62,7 +62,7 @@ export interface Row extends Place {
 }
 
 /** What was found wrong; all of it must be zero. */
-export interface AppendResult {
+export interface Verdict {
   /** Acknowledged, and not there. */
   readonly lost: number
   /** There more than once, or more of it than there should be. */
@@ -86,6 +86,20 @@ export interface AppendResult {
   readonly projectionsOff: number
   /** Accounts whose state, loaded with snapshots, is not the fold of the log. */
   readonly statesOff: number
+}
+
+/** Nothing wrong. */
+export const clean: Verdict = {
+  lost: 0,
+  doubled: 0,
+  torn: 0,
+  ghosts: 0,
+  disorder: 0,
+  outOfOrder: 0,
+  felt: 0,
+  untrue: 0,
+  projectionsOff: 0,
+  statesOff: 0
 }
 
 /** What is held against each other. */
@@ -113,7 +127,7 @@ export const verdictOf = ({
   projection,
   seen,
   states
-}: Findings): AppendResult => {
+}: Findings): Verdict => {
   const streams = groupBy(log, ({ account }) => account)
   for (const stream of streams.values()) stream.sort((a, b) => a.sequence - b.sequence)
   const rowsOf = groupBy(log, ({ attempt }) => attempt)
