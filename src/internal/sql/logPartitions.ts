@@ -68,11 +68,11 @@ export const numbersOf = (partitions: number): ReadonlyArray<number> =>
  */
 export const numberPositions = (sql: SqlClient.SqlClient, schema: Fragment): ReadonlyArray<Statement<unknown>> => [
   sql`create sequence ${schema}.event_log_position_seq owned by ${schema}.event_log.position`,
-  sql`alter table ${schema}.event_log alter column position set default nextval(${positionSequence(sql, schema)})`
+  sql`alter table ${schema}.event_log alter column position set default nextval(${relation(sql, schema, "event_log_position_seq")})`
 ]
 
-/** The sequence of the positions, as a value. */
-export const positionSequence = (sql: SqlClient.SqlClient, schema: Fragment): Fragment => {
+/** A table or a sequence of the schema, as a value of the type `regclass`. */
+export const relation = (sql: SqlClient.SqlClient, schema: Fragment, name: string): Fragment => {
   const [quoted] = sql`${schema}`.compile()
-  return sql.literal(`'${quoted.replaceAll("'", "''")}.event_log_position_seq'::regclass`)
+  return sql.literal(`'${quoted.replaceAll("'", "''")}.${name}'::regclass`)
 }
