@@ -96,7 +96,7 @@ const stores: ReadonlyArray<readonly [name: string, counts: ReadonlyArray<number
     ["Postgres", [4, 11, 1, 2, 1], storeOf(1)],
     [
       "PGlite",
-      [2, 3, 1],
+      [2, 1],
       Layer.merge(SqlStore.layerWith({ logPartitions: 1 }), Ledger.layerSql).pipe(Layer.provideMerge(layerPglite))
     ]
   ]
@@ -355,6 +355,28 @@ it.scopedLive(
         expect(yield* getEvents(long, 0)).toHaveLength(600)
       }).pipe(Effect.provide(node))
     }).pipe(Effect.provide(storeOf(1)))
+)
+
+it.scopedLive("in a transaction of the caller it takes part, and fails above READ COMMITTED or without the right", () =>
+  Effect.gen(function* () {
+    const sql = yield* SqlClient.SqlClient
+    yield* fill
+    yield* sql`alter table maestro.event_log set (fillfactor = 70)`
+    const before = yield* contents
+    const undone = sql.withTransaction(Effect.zipRight(partitionLog(4), Effect.fail("undone")))
+    expect(yield* Effect.flip(undone)).toBe("undone")
+    const repeatable = Effect.zipRight(sql`set transaction isolation level repeatable read`, partitionLog(4))
+    expect(yield* Effect.flip(sql.withTransaction(repeatable))).toMatchObject({ reason: "Misconfigured" })
+    const powerless = Effect.zipRight(sql`set local role pg_monitor`, partitionLog(4))
+    expect(yield* Effect.flip(sql.withTransaction(powerless))).toMatchObject({ code: "42501" })
+    expect(yield* contents).toEqual(before)
+    expect(yield* partitionsFound).toEqual([])
+    const options = sql`select reloptions from pg_class where oid = 'maestro.event_log'::regclass`
+    expect(yield* options).toEqual([{ reloptions: ["fillfactor=70"] }])
+    expect(yield* sql.withTransaction(partitionLog(4))).toBe(true)
+    expect(yield* contents).toEqual(before)
+    expect(yield* options).toEqual([{ reloptions: null }])
+  }).pipe(Effect.provide(storeOf(1)))
 )
 
 it.scopedLive("two nodes that change the log concurrently change it once", () =>
