@@ -57,12 +57,24 @@ const unprepared: NonNullable<ViteUserConfig["plugins"]>[number] = {
   }
 }
 
+/** Lets each new log have partitions: `npm run test:partitioned`. */
+const partitioned: NonNullable<ViteUserConfig["plugins"]>[number] = {
+  name: "partitioned",
+  enforce: "pre",
+  transform: (code, id) => {
+    if (!id.endsWith("/src/internal/sql/logPartitions.ts")) return undefined
+    const changed = code.replace("usualPartitions: number = 1", "usualPartitions: number = 4")
+    if (changed === code) throw new Error("logPartitions.ts has no such default")
+    return changed
+  }
+}
+
 export default defineConfig(({ mode }) => {
   // `npm run test:long` tries 50 times as many random inputs.
   const [runs, timeout] = mode === "long" ? [1000, 1_800_000] : [20, 60_000]
   return {
     root,
-    plugins: mode === "unprepared" ? [unprepared] : [],
+    plugins: mode === "unprepared" ? [unprepared] : mode === "partitioned" ? [partitioned] : [],
     resolve: {
       alias: [
         { find: /^effect-maestro$/, replacement: `${root}src/index.ts` },

@@ -7,36 +7,40 @@ import * as Stream from "effect/Stream"
 import { EventFeed, SqlStore } from "effect-maestro"
 import { makeHeadReads } from "../src/internal/sql/feedHead.js"
 import { CommandRunner } from "../src/internal/sql/pg/commandRunner.js"
-import { layerPg } from "./database.js"
+import { layerEmptyPg } from "./database.js"
 
 const events = 20_000
 
-/** How often a statement has scanned the whole log in the current transaction. */
+/** How often a statement has scanned the whole log, or a whole partition of it, in the current transaction. */
 const fullScans = (sql: SqlClient.SqlClient) =>
   Effect.map(
-    sql<{ scans: number }>`select seq_scan::int as scans from pg_stat_xact_user_tables
-      where relname = 'event_log' and schemaname = 'maestro'`,
+    sql<{ scans: number }>`select sum(seq_scan)::int as scans from pg_stat_xact_user_tables
+      where relname like 'event_log%' and schemaname = 'maestro'`,
     ([row]) => row?.scans
   )
 
-layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg())), { excludeTestServices: true, timeout: 60_000 })(
-  "a log without statistics",
-  (it) => {
+for (const partitions of [1, 16]) {
+  const store = SqlStore.layerWith({ logPartitions: partitions }).pipe(Layer.provideMerge(layerEmptyPg()))
+  layer(store, { excludeTestServices: true, timeout: 60_000 })(`a log of ${partitions} without statistics`, (it) => {
     it.scoped(
       "is not scanned as a whole for the head of the feed, for a change of it, for a page, or for samples",
       () =>
         Effect.gen(function* () {
-          const tables = yield* SqlStore.Tables
-          const { sql } = tables
+          const log = yield* SqlStore.Tables
+          const { sql } = log
           const feed = yield* EventFeed.EventFeed
-          yield* sql`alter table maestro.event_log set (autovacuum_enabled = false)`
+          const tables = Array.from({ length: partitions }, (_, n) =>
+            partitions === 1 ? "event_log" : `event_log_${n}`
+          )
+          for (const table of tables)
+            yield* sql`alter table ${sql(`maestro.${table}`)} set (autovacuum_enabled = false)`
           yield* sql`insert into maestro.event_log (aggregate_id, sequence, type, body, metadata, timestamp)
           select 'Account/' || n, 1, 'Deposited', '{}', '{}', gen_random_uuid() from generate_series(1, ${events}::int) n`
           yield* sql`insert into maestro.event_log (aggregate_id, sequence, type, body, metadata, timestamp)
           values ('Rare/1', 1, 'Once', '{}', '{}', gen_random_uuid())`
           yield* sql.withTransaction(
             Effect.gen(function* () {
-              const reads = makeHeadReads(tables, new CommandRunner(sql, true))
+              const reads = makeHeadReads(log, new CommandRunner(sql, true))
               const before = yield* fullScans(sql)
               const head = yield* reads.head
               expect((yield* reads.changeSince(EventFeed.beginning)).more).toBe(true)
@@ -61,10 +65,10 @@ layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg())), { excludeTestServices:
               expect(yield* fullScans(sql)).toBe(before)
               // The statistics do count a scan of this transaction.
               yield* sql`select count(*) from maestro.event_log where body::text = ''`
-              expect(yield* fullScans(sql)).toBe((before ?? 0) + 1)
+              expect(yield* fullScans(sql)).toBe((before ?? 0) + partitions)
             })
           )
         })
     )
-  }
-)
+  })
+}

@@ -9,10 +9,17 @@ import { builds, install, programsOf, startServer } from "./postgresServers.js"
 import { runTests } from "./runTests.js"
 
 /**
- * The published suites, migrations, and rebuilds. `rebuildTables.test.ts` is left out, because its tables have parts that
+ * The published suites, also on a log with partitions, migrations, and rebuilds. `rebuildTables.test.ts` is left out, because its tables have parts that
  * older versions do not know.
  */
-const suites = ["test/store.test.ts", "test/feedContract.test.ts", "test/sqlStore.test.ts", "test/rebuild.test.ts"]
+const suites = [
+  "test/store.test.ts",
+  "test/feedContract.test.ts",
+  "test/logPartitions.test.ts",
+  "test/partitionLog.test.ts",
+  "test/sqlStore.test.ts",
+  "test/rebuild.test.ts"
+]
 
 const runOn = async (major: number, files: ReadonlyArray<string>): Promise<string> => {
   const programs = programsOf(major)

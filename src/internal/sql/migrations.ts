@@ -11,27 +11,37 @@ import { fromSqlError } from "../runtime/sqlError.js"
 import { createTableRecords } from "../store/declaredTables.js"
 import type { Measuring } from "../store/pageBytes.js"
 import { functionNames, functions } from "./functions.js"
+import {
+  checkFoundPartitions,
+  createPartitions,
+  numberPositions,
+  partitionedBy,
+  usualPartitions
+} from "./logPartitions.js"
 import { boundedOutside, execute } from "./pg/execute.js"
 import { withTransaction } from "./pg/transaction.js"
 
 /**
  * Brings the schema up to date, and returns what the store has to know of its database. Any number of nodes may do so concurrently: one of
  * them works, and the others wait for its lock and find the work done. A node that finds the schema up to date needs no right to change it.
+ *
+ * A new log gets so many partitions. It fails if a log that is there has another number.
  */
 export const migrate = (
   sql: SqlClient.SqlClient,
   name: string,
-  schema: Fragment
+  schema: Fragment,
+  partitions: number | undefined
 ): Effect.Effect<Measuring, StoreError> =>
   Effect.gen(function* () {
     const found = yield* inspect(sql, name, schema)
+    if (found.partitions !== undefined) yield* checkFoundPartitions(name, found.partitions, partitions)
     if (isComplete(found)) return found
     const migrating = withTransaction(
       sql,
       operation,
       Effect.gen(function* () {
-        // A lock of the transaction works through a pooler, and ends with it.
-        yield* sql`select pg_advisory_xact_lock(hashtextextended(${`effect-maestro/${name}`}, 0))`
+        yield* lockSchema(sql, name)
         // `create schema if not exists` needs the right to create even if the schema exists.
         const namespaces = yield* sql`select 1 from pg_namespace where nspname = ${name}`
         if (namespaces.length === 0) yield* sql`create schema ${schema}`
@@ -41,9 +51,10 @@ export const migrate = (
           applied_at timestamptz not null default now()
         )`
         const done = yield* inspect(sql, name, schema)
+        if (done.partitions !== undefined) yield* checkFoundPartitions(name, done.partitions, partitions)
         for (const [index, migration] of migrations.entries()) {
           if (index < done.migrations) continue
-          for (const statement of migration.statements(sql, schema)) yield* statement
+          for (const statement of migration.statements(sql, schema, partitions ?? usualPartitions)) yield* statement
           yield* sql`insert into ${schema}.migrations (id, name) values (${index + 1}, ${migration.name})`
         }
         if (!isComplete(done)) {
@@ -62,18 +73,23 @@ export const migrate = (
 export const checkSchema = (
   sql: SqlClient.SqlClient,
   name: string,
-  schema: Fragment
-): Effect.Effect<Measuring, StoreError> =>
+  schema: Fragment,
+  partitions: number | undefined
+): Effect.Effect<Inspected, StoreError> =>
   Effect.flatMap(inspect(sql, name, schema), (found) => {
     if (found.migrations === 0) return Effect.succeed(found)
     if (found.migrations < migrations.length)
       return misconfigured(`tables of the schema ${JSON.stringify(name)} are those of an older release`)
-    return found.hasFunctions
-      ? Effect.succeed(found)
-      : misconfigured(
-          `functions of the schema ${JSON.stringify(name)} are missing, or work on the tables of another schema, because it was renamed or copied`
-        )
+    if (!found.hasFunctions)
+      return misconfigured(
+        `functions of the schema ${JSON.stringify(name)} are missing, or work on the tables of another schema, because it was renamed or copied`
+      )
+    return Effect.as(checkFoundPartitions(name, found.partitions ?? usualPartitions, partitions), found)
   })
+
+/** Lets one node at a time change the schema. A lock of the transaction works through a pooler, and ends with it. */
+export const lockSchema = (sql: SqlClient.SqlClient, name: string): Statement<unknown> =>
+  sql`select pg_advisory_xact_lock(hashtextextended(${`effect-maestro/${name}`}, 0))`
 
 /** Whether the database has all migrations and functions: a replica has them some time after its primary. */
 export const isMigrated = (
@@ -93,7 +109,8 @@ const misconfigured = (why: string): Effect.Effect<never, StoreError> =>
 
 const fail = (error: SqlError): StoreError => fromSqlError(operation, "writing", error)
 
-interface Inspected extends Measuring {
+/** What a schema has. */
+export interface Inspected extends Measuring {
   /** How many migrations the schema has; 0 if there is no schema. */
   readonly migrations: number
   /**
@@ -101,6 +118,8 @@ interface Inspected extends Measuring {
    * is renamed or copied.
    */
   readonly hasFunctions: boolean
+  /** How many partitions the log has; 1 if it is an ordinary table, undefined if there is no log. */
+  readonly partitions: number | undefined
 }
 
 const isComplete = ({ hasFunctions, migrations: count }: Inspected): boolean =>
@@ -110,14 +129,18 @@ const inspect = (sql: SqlClient.SqlClient, name: string, schema: Fragment): Effe
   Effect.gen(function* () {
     const [row] = yield* ask(
       sql,
-      sql<{ tells_compression: boolean; has_migrations: boolean; functions: number }>`
+      sql<{ tells_compression: boolean; has_migrations: boolean; functions: number; partitions: number | null }>`
         select current_setting('server_version_num')::int >= 140000 as tells_compression,
           exists (select 1 from pg_class c where c.relnamespace = n.oid and c.relname = 'migrations') as has_migrations,
           (
             select count(*)::int from pg_proc p
             where p.pronamespace = n.oid and p.proname = any(${functionNames}::text[])
               and p.proconfig @> array['search_path=' || quote_ident(n.nspname) || ', pg_temp']
-          ) as functions
+          ) as functions,
+          (
+            select case c.relkind when 'p' then (select count(*)::int from pg_inherits i where i.inhparent = c.oid) else 1 end
+            from pg_class c where c.relnamespace = n.oid and c.relname = 'event_log'
+          ) as partitions
         from (select 1) one left join pg_namespace n on n.nspname = ${name}`
     )
     const [last] = row?.has_migrations
@@ -126,7 +149,8 @@ const inspect = (sql: SqlClient.SqlClient, name: string, schema: Fragment): Effe
     return {
       tellsCompression: row?.tells_compression === true,
       migrations: Number(last?.id ?? 0),
-      hasFunctions: Number(row?.functions) === functionNames.length
+      hasFunctions: Number(row?.functions) === functionNames.length,
+      partitions: row?.partitions == null ? undefined : Number(row.partitions)
     }
   })
 
@@ -135,14 +159,18 @@ const ask = <A>(sql: SqlClient.SqlClient, statement: Effect.Effect<A, SqlError>)
 
 interface Migration {
   readonly name: string
-  readonly statements: (sql: SqlClient.SqlClient, schema: Fragment) => ReadonlyArray<Statement<unknown>>
+  readonly statements: (
+    sql: SqlClient.SqlClient,
+    schema: Fragment,
+    partitions: number
+  ) => ReadonlyArray<Statement<unknown>>
 }
 
 /** Migration n stands at index n - 1. */
 const migrations: ReadonlyArray<Migration> = [
   {
     name: "event_log and snapshots",
-    statements: (sql, schema) => [
+    statements: (sql, schema, partitions) => [
       // Ids compare byte by byte, so that no locale takes two of them for one, or slows the index down.
       // `json` keeps the text as it was written. `jsonb` would sort keys, drop the sign of -0, and write 1e308 out in 309 digits, so an
       // accepted event could be too long to be read.
@@ -150,14 +178,15 @@ const migrations: ReadonlyArray<Migration> = [
       sql`create table ${schema}.event_log (
         aggregate_id text collate "C" not null,
         sequence int not null check (sequence > 0),
-        position bigint generated by default as identity,
+        position bigint ${partitions === 1 ? sql`generated by default as identity` : sql`not null`},
         feed_key xid8 not null default pg_current_xact_id(),
         type text not null,
         body json not null,
         metadata json not null,
         timestamp uuid not null,
         primary key (aggregate_id, sequence)
-      )`,
+      ) ${partitionedBy(sql, partitions)}`,
+      ...(partitions === 1 ? [] : [...createPartitions(sql, schema, partitions), ...numberPositions(sql, schema)]),
       sql`create index event_log_feed on ${schema}.event_log (feed_key, position)`,
       // For the feed of one kind of aggregates. `kindOf` in `feed.ts` has the expression.
       sql`create index event_log_kind on ${schema}.event_log

@@ -34,6 +34,7 @@ export const readStream = ({ measuring, schema, sql }: LogTable): Statement<unkn
   declare
     first int := 1;
   begin
+    ${seesLog(sql)}
     return query
       select s."timestamp"::text, s.sequence, null::text, s.body::text, s.metadata::text
       from snapshots s where s.aggregate_id = p_aggregate_id and s.sequence <= p_max;
@@ -65,6 +66,7 @@ export const readPage = ({ schema, sql }: LogTable): Statement<unknown> =>
     stored bigint;
     newest int;
   begin
+    ${seesLog(sql)}
     select count(*), min(sequence), max(sequence), sum(pg_column_size(body) + pg_column_size(metadata)), max(version)
     into events, first, last, stored, newest
     from event_log where aggregate_id = p_aggregate_id and sequence between p_min and p_max;
@@ -87,6 +89,18 @@ export const readPage = ({ schema, sql }: LogTable): Statement<unknown> =>
   $function$`
 
 // --- internal ---
+
+/**
+ * Fails with a serialization failure where the log is newer than the snapshot of the transaction, because `partitionLog` has replaced it since.
+ * The snapshot would show no event. It does not show the log in the catalog either, whose name means the newest table. With READ COMMITTED a
+ * statement locks the log before it takes its snapshot.
+ */
+const seesLog = (sql: SqlClient.SqlClient): Fragment =>
+  sql.literal(`if current_setting('transaction_isolation') <> 'read committed'
+      and not exists (select from pg_class where oid = 'event_log'::regclass) then
+      raise exception 'the event log has been replaced since the snapshot of this transaction was taken: run the whole transaction again'
+        using errcode = 'serialization_failure';
+    end if;`)
 
 /**
  * The settings of the functions that read. A session plans their statements once, and reads along the key. The planner takes all streams for

@@ -278,16 +278,21 @@ type Columns = [
 const preparedReads = ({ schema, sql }: LogTable, runner: CommandRunner) => {
   const p = ""
   const preparedText = (statement: Statement<unknown>): PreparedText => runner.prepare(statement.compile()[0])
+  // It is true. The functions read with the snapshot of the statement. Because the statement names the log itself, it locks the log before
+  // it takes the snapshot. So a statement that had to wait for `partitionLog` sees the events of the new table.
+  const isLocked = sql`not exists (select from ${schema}.event_log where false)`
   return {
     /** A row if there is a first event. The index of the primary key has all that it needs. */
     exists: preparedText(sql`select '1' from ${schema}.event_log where aggregate_id = ${p} and sequence = 1`),
     /** The snapshot, if there is one, and the events from its sequence up to a limit and one more. */
     stream: preparedText(
-      sql`select timestamp, sequence, versioned_type, body, metadata from ${schema}.read_stream(${p}, ${p}, ${p}, ${p})`
+      sql`select timestamp, sequence, versioned_type, body, metadata from ${schema}.read_stream(${p}, ${p}, ${p}, ${p})
+        where ${isLocked}`
     ),
     /** The events up to a limit and one more, in one row. */
     page: preparedText(
-      sql`select events, first, last, timestamps, types, bodies, metadata, versions from ${schema}.read_page(${p}, ${p}, ${p}, ${p})`
+      sql`select events, first, last, timestamps, types, bodies, metadata, versions from ${schema}.read_page(${p}, ${p}, ${p}, ${p})
+        where ${isLocked}`
     )
   }
 }
