@@ -52,7 +52,7 @@ export const makeCommandDigest = <C extends Tagged, CI>(
       const text = canonicalText(known.encode, command)
       return Either.isLeft(text)
         ? refused(operation, text.left.map(explained))
-        : Effect.map(sha256(text.right), (hash) => ({ type, schema: fingerprintOf(type, known.member), hash }))
+        : Effect.succeed({ type, schema: fingerprintOf(type, known.member), hash: sha256(text.right) })
     })
 }
 

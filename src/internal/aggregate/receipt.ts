@@ -60,12 +60,12 @@ export const receiptKey = (
     }
     // A hash, because the three texts together can be longer than an aggregate id may be.
     const streamHash = sha256(JSON.stringify([kind, aggregateId, commandId]))
-    return Effect.zipWith(digest, streamHash, (command, hash) => ({
+    return Effect.map(digest, (command) => ({
       commandId,
       command,
       aggregate: kind,
       aggregateId,
-      id: receiptStreamId(hash)
+      id: receiptStreamId(streamHash)
     }))
   })
 

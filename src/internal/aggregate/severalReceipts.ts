@@ -75,13 +75,13 @@ const digestOfAll = (aggregates: SeveralInput["aggregates"]): Effect.Effect<Comm
         onSuccess: (digest) => ({ digest, index, streamId })
       })
   ).pipe(
-    Effect.flatMap((digests) => {
+    Effect.map((digests) => {
       const hashOf = (part: keyof CommandDigest) =>
         sha256(JSON.stringify(digests.map(({ digest, index, streamId }) => [index, streamId, digest[part]])))
-      return Effect.all({
-        type: Effect.map(hashOf("type"), (hash) => `${reservedPrefix}/evaluateAll/${hash}`),
+      return {
+        type: `${reservedPrefix}/evaluateAll/${hashOf("type")}`,
         schema: hashOf("schema"),
         hash: hashOf("hash")
-      })
+      }
     })
   )

@@ -8,10 +8,14 @@
 import * as ClusterError from "@effect/cluster/ClusterError"
 import * as Socket from "@effect/platform/Socket"
 import * as Cause from "effect/Cause"
+import * as Clock from "effect/Clock"
 import * as Context from "effect/Context"
 import * as Data from "effect/Data"
+import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as FiberId from "effect/FiberId"
 import * as Option from "effect/Option"
 import * as ParseResult from "effect/ParseResult"
 import * as Predicate from "effect/Predicate"
@@ -20,7 +24,7 @@ import * as Tracer from "effect/Tracer"
 import { RetryCommand, StoreError, ValidationError } from "../../StoreError.js"
 import { isRefusedBefore } from "../aggregate/idempotentCommand.js"
 import { parseIssues } from "../codec/eventCodec.js"
-import { boundedInterruption } from "../runtime/interruption.js"
+import { awaitGrace } from "../runtime/interruption.js"
 import type { CallOptions, Sends } from "./types.js"
 
 /** `CallOptions` with their defaults. */
@@ -67,39 +71,19 @@ type SendMessage<A> = (counted?: { readonly sends: Sends; readonly attempt: stri
  */
 export const callUntilAnswered = <A>(
   place: CallPlace,
-  { resendAfter, retry, timeout }: CallLimits,
+  limits: CallLimits,
   kind: "command" | "read",
   send: SendMessage<A>
-): Effect.Effect<A, unknown> => {
-  const call: Effect.Effect<A, unknown> = Effect.suspend(() => {
-    // Unique among all processes, also where the program seeds its Random.
-    const attempt = crypto.randomUUID()
-    /** Whether a message was sent beside another one. */
-    let isBeside = false
-    const resending = (before: number): Effect.Effect<A, unknown> =>
-      Effect.raceFirst(
-        repeating(
-          place,
-          retry,
-          send,
-          kind === "command" ? { attempt, sends: { count: before } } : undefined,
-          () => isBeside
-        ),
-        Effect.delay(
-          Effect.suspend(() => {
-            isBeside = true
-            return resending(1)
-          }),
-          resendAfter
-        )
-      )
-    return Effect.catchIf(resending(0), isRefusedBefore, () => call)
+): Effect.Effect<A, unknown> =>
+  Effect.flatMap(Clock.currentTimeNanos, (began) => {
+    const ends = toMillis(began) + Duration.toMillis(limits.timeout)
+    const call: Effect.Effect<A, unknown> = Effect.catchIf(
+      answerOf(place, limits, kind, send, ends),
+      isRefusedBefore,
+      () => call
+    )
+    return Effect.mapError(call, (error) => (error instanceof Unanswered ? unavailable(place, error.cause) : error))
   })
-  return call.pipe(
-    Effect.mapError((error) => (error instanceof Unanswered ? unavailable(place, error.cause) : error)),
-    Effect.timeoutFail({ duration: timeout, onTimeout: () => timedOut(place, timeout) })
-  )
-}
 
 /** Whether a failure is one of the cluster, or of its connections, so that the message may be sent again. */
 export const isUnanswered = (cause: Cause.Cause<unknown>): boolean => {
@@ -152,6 +136,66 @@ const defaultDelays: Schedule.Schedule<unknown> = Schedule.exponential("20 milli
   Schedule.jittered
 )
 
+const toMillis = (nanos: bigint): number => Number(nanos) / 1e6
+
+/**
+ * The first result of the messages that have one id, or the failure of a call that has taken until `ends`.
+ *
+ * It takes two fibers, one for the message and one that watches the time: 0.08 ms of the processor. `Effect.timeoutFail`
+ * around `Effect.raceFirst` and a fiber for bounded interruption took 0.2 ms.
+ */
+const answerOf = <A>(
+  place: CallPlace,
+  { resendAfter, retry, timeout }: CallLimits,
+  kind: "command" | "read",
+  send: SendMessage<A>,
+  ends: number
+): Effect.Effect<A, unknown> =>
+  Effect.uninterruptibleMask((restore) => {
+    const answer = Deferred.unsafeMake<A, unknown>(FiberId.none)
+    const messages: Array<Fiber.RuntimeFiber<unknown>> = []
+    // Unique among all processes, also where the program seeds its Random.
+    const attempt = crypto.randomUUID()
+    /** Whether a message was sent beside another one. */
+    let isBeside = false
+    const startMessage = (before: number) => {
+      const counted = kind === "command" ? { attempt, sends: { count: before } } : undefined
+      const message = Effect.intoDeferred(
+        repeating(place, retry, send, counted, () => isBeside),
+        answer
+      )
+      return Effect.map(start(message), (fiber) => messages.push(fiber))
+    }
+    const watch: Effect.Effect<unknown> = Effect.flatMap(Clock.currentTimeNanos, (now) => {
+      const left = ends - toMillis(now)
+      if (left <= Duration.toMillis(resendAfter)) {
+        return Effect.zipRight(Effect.sleep(Math.max(left, 0)), Deferred.fail(answer, timedOut(place, timeout)))
+      }
+      return Effect.flatMap(Effect.sleep(resendAfter), () => {
+        isBeside = true
+        return Effect.zipRight(startMessage(1), watch)
+      })
+    })
+    return Effect.flatMap(Effect.zipRight(startMessage(0), start(watch)), (watching) =>
+      Effect.ensuring(restore(Deferred.await(answer)), end(watching, messages))
+    )
+  })
+
+/** Starts a daemon, because the fiber that watches the time starts messages that do not end with it. */
+const start = <A>(effect: Effect.Effect<A>): Effect.Effect<Fiber.RuntimeFiber<A>> =>
+  Effect.forkDaemon(Effect.interruptible(effect))
+
+/** Ends the fibers of a call. Messages that still wait for a runner are awaited for the grace period. */
+const end = (
+  watching: Fiber.RuntimeFiber<unknown>,
+  messages: ReadonlyArray<Fiber.RuntimeFiber<unknown>>
+): Effect.Effect<unknown> =>
+  Effect.fiberIdWith((id) => {
+    const waiting = messages.filter((message) => message.unsafePoll() === null)
+    const ended = Effect.forEach([watching, ...waiting], (fiber) => Fiber.interruptAsFork(fiber, id), { discard: true })
+    return waiting.length === 0 ? ended : Effect.zipRight(ended, awaitGrace(Fiber.awaitAll(waiting)))
+  })
+
 /** Sends the message again after each failure of the cluster, by the schedule. */
 const repeating = <A>(
   place: CallPlace,
@@ -163,7 +207,7 @@ const repeating = <A>(
   const sends = counted?.sends
   const once = Effect.suspend(() => {
     const before = sends?.count
-    return Effect.catchAllCause(boundedInterruption(alone(send(counted))), (cause) => {
+    return Effect.catchAllCause(alone(send(counted)), (cause) => {
       // A message to the same process may not be encoded, and is counted here.
       if (sends !== undefined && sends.count === before) sends.count++
       return isAnswer(cause, sends, isBeside())

@@ -41,7 +41,7 @@ export const rebuildVersion = <E, R>(
     yield* Effect.logInfo(`tables of projections are made anew beside those in use: ${which}`)
 
     const building = rebuild<E | StoreError, R>({
-      name: `${prefix}${yield* declarationHash(group)}`,
+      name: `${prefix}${declarationHash(group)}`,
       isOfVersion: true,
       projections: group.flatMap(({ projections }) => projections.map((projection) => withoutReceipts(projection))),
       tables: [first, ...others],

@@ -5,7 +5,7 @@
 import { randomUUID } from "node:crypto"
 import { mkdtemp, readFile, rm } from "node:fs/promises"
 import { tmpdir } from "node:os"
-import { dirname, join } from "node:path"
+import { basename, dirname, join } from "node:path"
 import { setTimeout } from "node:timers/promises"
 import { fileURLToPath } from "node:url"
 import * as Effect from "effect/Effect"
@@ -30,31 +30,32 @@ export const cluster: Row = {
     const folder = await mkdtemp(join(tmpdir(), "effect-maestro-"))
     const scope = await Effect.runPromise(Scope.make())
     try {
-      const file = join(folder, "runner.mjs")
-      const source = fileURLToPath(new URL("../../../examples/cluster/runner.ts", import.meta.url))
-      await bundle(await readFile(source, "utf8"), file, {
-        folder: dirname(source),
-        tsconfig: ".config/tsconfig.bench.json"
-      })
-      const start = async (url: string): Promise<Child> => {
+      const start = async (program: Promise<string>, url: string): Promise<Child> => {
         const order: RunnerOptions = { ...options, url, port: await freePort() }
-        return Effect.runPromise(Effect.provideService(startChild(file, order), Scope.Scope, scope))
+        return Effect.runPromise(Effect.provideService(startChild(await program, order), Scope.Scope, scope))
       }
-      const [one, three] = [await makeDatabase(stage, "cluster_one"), await makeDatabase(stage, "cluster_three")]
-      await Promise.all([one.pool.end(), three.pool.end()])
+      const runner = bundled(folder, new URL("../../../examples/cluster/runner.ts", import.meta.url))
+      const bare = bundled(folder, new URL("../bareEntity.ts", import.meta.url))
+      const [one, three, none] = [
+        await makeDatabase(stage, "cluster_one"),
+        await makeDatabase(stage, "cluster_three"),
+        await makeDatabase(stage, "cluster_bare")
+      ]
+      await Promise.all([one.pool.end(), three.pool.end(), none.pool.end()])
       // A process of a cluster of its own, whose clients use the local layer.
-      const alone = [await start(one.url)]
-      const runners = [await start(three.url), await start(three.url), await start(three.url)]
+      const alone = [await start(runner, one.url)]
+      const runners = [await start(runner, three.url), await start(runner, three.url), await start(runner, three.url)]
+      const floor = [await start(bare, none.url), await start(bare, none.url), await start(bare, none.url)]
       const client = await openOurs(
         Accounts.layerClient.pipe(
           Layer.provide(layerClientOnly(options)),
           Layer.provide(layerDatabase(three.url, "client"))
         )
       )
-      await throughput(alone, runners, stage.effort, emit)
+      await throughput({ alone, runners, floor }, stage.effort, emit)
       const kill = async (killed: Child) => {
         await Effect.runPromise(killed.signal("SIGKILL"))
-        await start(three.url)
+        await start(runner, three.url)
       }
       await afterKill(client.run, runners.slice(0, Math.min(stage.effort.rounds, 3)), kill, emit)
       await client.close()
@@ -73,6 +74,17 @@ const options = { locks: "rows", leaseMillis: 5000 } as const
 
 const spread = Array.from({ length: 400 }, (_, index) => `spread-${index}`)
 const hot = Array.from({ length: 4 }, (_, index) => `hot-${index}`)
+
+/** Bundles a program of a process into the folder, and returns its file. */
+const bundled = async (folder: string, program: URL): Promise<string> => {
+  const source = fileURLToPath(program)
+  const file = join(folder, `${basename(source, ".ts")}.mjs`)
+  await bundle(await readFile(source, "utf8"), file, {
+    folder: dirname(source),
+    tsconfig: ".config/tsconfig.bench.json"
+  })
+  return file
+}
 
 /** All clients together, in one process or in three. */
 const clients = 48
@@ -101,29 +113,51 @@ const turn = async (
   }
 }
 
+interface Processes {
+  readonly alone: ReadonlyArray<Child>
+  readonly runners: ReadonlyArray<Child>
+  /** Their entity does nothing. */
+  readonly floor: ReadonlyArray<Child>
+}
+
+/** V8 compiles the code of a cluster for about ten seconds: the processor time of a command falls to a half or a third. */
+const warmUpSeconds = 10
+
+/** Opens the accounts, and lets V8 compile the code of each process. */
+const warmUp = async ({ alone, floor, runners }: Processes): Promise<void> => {
+  const accounts = [...spread, ...hot]
+  await turn(alone, accounts, "the local layer", 1, true)
+  await turn(runners.slice(0, 1), accounts, "the cluster", 1, true)
+  await turn(alone, accounts, "the local layer", warmUpSeconds)
+  await turn(runners, accounts, "the cluster", warmUpSeconds)
+  await turn(floor, accounts, "the cluster", warmUpSeconds)
+}
+
 const throughput = async (
-  alone: ReadonlyArray<Child>,
-  runners: ReadonlyArray<Child>,
+  processes: Processes,
   effort: { readonly rounds: number; readonly seconds: number },
   emit: Emit
 ): Promise<void> => {
+  const { alone, floor, runners } = processes
   const contestant = <Name extends string>(
     name: Name,
     processes: ReadonlyArray<Child>,
     accounts: ReadonlyArray<string>,
     through: Order["through"]
   ): Contestant<Name> => ({ name, round: (_, seconds) => turn(processes, accounts, through, seconds) })
-  // Opens the accounts, and compiles the code.
-  const [accounts, seconds] = [[...spread, ...hot], 2]
-  await turn(alone, accounts, "the local layer", seconds, true)
-  await turn(runners.slice(0, 1), accounts, "the cluster", seconds, true)
+  await warmUp(processes)
   const onSpread = await compete(
-    [contestant("three", runners, spread, "the cluster"), contestant("one", alone, spread, "the local layer")],
+    [
+      contestant("three", runners, spread, "the cluster"),
+      contestant("one", alone, spread, "the local layer"),
+      contestant("floor", floor, spread, "the cluster")
+    ],
     clients,
     effort
   )
   emitRatio(emit, "cluster/spread", "command in a cluster of three, spread aggregates", onSpread.three, {
-    "one process": onSpread.one
+    "one process": onSpread.one,
+    "a bare entity": onSpread.floor
   })
   const onHot = await compete(
     [contestant("three", runners, hot, "the cluster"), contestant("without", runners, hot, "the local layer")],
