@@ -81,8 +81,11 @@ export const remember = Effect.gen(function* () {
   const sql = yield* SqlClient.SqlClient
   const [found] = yield* sql<{
     tables: ReadonlyArray<string>
-  }>`select array_agg(format('%I.%I', schemaname, tablename)) as tables
-    from pg_tables where schemaname = 'maestro' or (schemaname = 'public' and tablename not like 'copy%')`
+  }>`select array_agg(c.oid::regclass::text) as tables
+    from pg_class c join pg_namespace n on n.oid = c.relnamespace
+    -- The events of a partition are read and written through their log.
+    where c.relkind in ('r', 'p') and not c.relispartition
+      and (n.nspname = 'maestro' or (n.nspname = 'public' and c.relname not like 'copy%'))`
   const tables = found?.tables ?? []
   for (const [index, table] of tables.entries()) {
     yield* sql`drop table if exists ${sql.literal(`copy${index}`)}`
