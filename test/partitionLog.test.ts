@@ -373,7 +373,10 @@ it.scopedLive("in a transaction of the caller it takes part, and fails above REA
     expect(yield* partitionsFound).toEqual([])
     const options = sql`select reloptions from pg_class where oid = 'maestro.event_log'::regclass`
     expect(yield* options).toEqual([{ reloptions: ["fillfactor=70"] }])
-    expect(yield* sql.withTransaction(partitionLog(4))).toBe(true)
+    const setting = sql`show synchronize_seqscans`
+    const [changed, after] = yield* sql.withTransaction(Effect.all([partitionLog(4), setting]))
+    expect(changed).toBe(true)
+    expect(after).toEqual([{ synchronize_seqscans: "on" }])
     expect(yield* contents).toEqual(before)
     expect(yield* options).toEqual([{ reloptions: null }])
   }).pipe(Effect.provide(storeOf(1)))

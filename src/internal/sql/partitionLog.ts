@@ -83,14 +83,16 @@ const replaceLog = (change: Change): Effect.Effect<void, StoreError> =>
   Effect.gen(function* () {
     const { name, partitions, schema, sql } = change
     const definitions = yield* run(selectDefinitions(sql, name, partitions))
-    const [numbers] = yield* run(
-      sql<{ last: string; is_called: boolean }>`select last_value::text as last, is_called
-        from ${schema}.event_log_position_seq`
+    const [before] = yield* run(
+      sql<{ last: string; is_called: boolean; scans: string }>`select last_value::text as last, is_called,
+        current_setting('synchronize_seqscans') as scans from ${schema}.event_log_position_seq`
     )
     const statements = [
       ...copyStatements(change),
+      // It may be a transaction of the caller, which goes on with its own setting.
+      sql`select set_config('synchronize_seqscans', ${before?.scans ?? "on"}, true)`,
       ...replaceStatements(change),
-      sql`select setval(${relation(sql, schema, "event_log_position_seq")}, ${numbers?.last ?? "1"}::bigint, ${numbers?.is_called === true}::boolean)`,
+      sql`select setval(${relation(sql, schema, "event_log_position_seq")}, ${before?.last ?? "1"}::bigint, ${before?.is_called === true}::boolean)`,
       sql`alter table ${schema}.event_log add primary key (aggregate_id, sequence)`,
       ...definitions.map(({ statement }) => sql.unsafe(statement)),
       // Else the planner would know nothing of the new tables until autovacuum has looked at them.
