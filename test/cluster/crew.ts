@@ -6,7 +6,8 @@ import * as Exit from "effect/Exit"
 import * as Random from "effect/Random"
 import * as Scope from "effect/Scope"
 import { type Child, startChild } from "../../examples/cluster/children.js"
-import { type ClusterOptions, freePort } from "../../examples/cluster/node.js"
+import { freePort } from "../../examples/cluster/freePort.js"
+import type { ClusterOptions } from "../../examples/cluster/node.js"
 import type { RunnerOptions } from "../../examples/cluster/runner.js"
 
 /** Where the runners are, and how they are started. */

@@ -12,8 +12,8 @@ import type * as SqlClient from "@effect/sql/SqlClient"
 import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
+import { freePort } from "../../examples/cluster/freePort.js"
 import { connect } from "../faults/database.js"
-import { freePort } from "../postgres.globalSetup.js"
 import { programsOf, serverUser } from "../postgresServers.js"
 
 export interface Pair {

