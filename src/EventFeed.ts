@@ -404,7 +404,7 @@ export const streamStored = (
 
 // --- internal ---
 
-const pattern = /^(\d{1,20})-(\d{1,19})$/
+const pattern = /^(\d{1,20})-(\d{1,19})(?:-[0-9a-f]{12})?$/
 
 // The largest `xid8` and the largest `bigint` of Postgres.
 const maxKey = 2n ** 64n - 1n

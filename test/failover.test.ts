@@ -2,12 +2,14 @@
  * A database that has lost its last events while nodes run, as a failover to a replica that lacked them leaves it. What the nodes have in
  * memory is ahead of the log then. `npm run test:failover` does it with two servers.
  */
+import * as SqlClient from "@effect/sql/SqlClient"
 import { PgClient } from "@effect/sql-pg"
 import { expect, layer } from "@effect/vitest"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import * as Stream from "effect/Stream"
 import { Aggregate, EventFeed, SqlStore, Subscription, SubscriptionStore } from "effect-maestro"
@@ -126,6 +128,42 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("after the lo
           const waiting = yield* Effect.fork(feed.awaitAppend(page.position))
           yield* commitOf(b, 2, 2, "T")
           expect(yield* Fiber.join(waiting)).toBe(page.position)
+        }).pipe(Effect.provide(node))
+      })
+    )
+  )
+
+  it.scoped("a reader at a lost event fails with Misconfigured where another event has taken its very place", () =>
+    inDatabase(
+      Effect.gen(function* () {
+        const node = yield* aNode
+        yield* Effect.gen(function* () {
+          const sql = yield* SqlClient.SqlClient
+          const feed = yield* EventFeed.EventFeed
+          const [a, b] = [newId("a"), newId("b")]
+          yield* commitOf(a, 1, 2, "T")
+          const kept = yield* eventually(feed.head, (head) => head !== EventFeed.beginning)
+          const restore = yield* remember
+          yield* commitOf(a, 3, 3, "T")
+          const lost = yield* eventually(feed.head, (head) => head !== kept)
+          yield* restore()
+          yield* commitOf(b, 1, 2, "T")
+          const { events } = yield* eventually(feed.read({ after: kept }), ({ events }) => events.length === 2)
+          const [feedKey, number] = lost.split("-")
+          yield* sql`update maestro.event_log set feed_key = ${feedKey}::xid8, position = ${number}::bigint
+            where aggregate_id = ${b} and sequence = 1`
+          for (const filter of [undefined, { types: ["T"] }, { kinds: ["none"] }, { correlationId: "none" }]) {
+            expect(yield* Effect.flip(feed.read({ after: lost, filter }))).toMatchObject(positionLost)
+          }
+          expect(yield* Effect.flip(Stream.runDrain(EventFeed.stream({ after: lost })))).toMatchObject(positionLost)
+          const subscription = Subscription.make("from", { handle: write("from"), from: lost })
+          expect(yield* Effect.flip(subscription.run)).toMatchObject(positionLost)
+          // A reader at the place of the event that is there now reads on.
+          const first = yield* Effect.map(feed.positionOf({ aggregateId: b, sequence: 1 }), Option.getOrThrow)
+          expect(EventFeed.order(first, lost)).toBe(0)
+          expect((yield* feed.read({ after: first })).events.map(({ position }) => position)).toEqual([
+            events[1]?.position
+          ])
         }).pipe(Effect.provide(node))
       })
     )

@@ -73,7 +73,7 @@ export const feedEventAt = (index: number, stored: StoredEvent): FeedEvent => ({
 export const positionAt = (index: number): Position => `1-${index + 1}` as Position
 
 /** The index of the first event after a position. */
-export const indexAfter = (position: Position): number => Number(position.slice(position.indexOf("-") + 1))
+export const indexAfter = (position: Position): number => Number(position.split("-")[1])
 
 /** The slice of an aggregate. */
 export const sliceOf = (aggregateId: string, of: number): number => hash(aggregateId) % of

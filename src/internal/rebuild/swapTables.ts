@@ -22,7 +22,7 @@ import type { Lease, LeaseLost } from "../../SubscriptionStore.js"
 import { andMatches, isAfter } from "../sql/feedConditions.js"
 import { selectFittingPage } from "../sql/feedPage.js"
 import { feedEventsOf } from "../sql/feedRows.js"
-import { columnsOf } from "../sql/position.js"
+import { positionValues } from "../sql/position.js"
 import type { StoreTables } from "../sql/storeTables.js"
 import { type HoldExpired, lockLog, withinHold } from "./holdWriters.js"
 import { checkDeferred, projectPart } from "./projectBatch.js"
@@ -146,11 +146,10 @@ const moveSubscription = (
 ): Effect.Effect<void, StoreError> =>
   Effect.gen(function* () {
     const { schema, sql } = store
-    const [feedKey, place] = columnsOf(position)
     yield* run(
       store,
-      sql`insert into ${schema}.subscriptions (name, partition, partitions, feed_key, position)
-        values (${name}, 0, ${partitions}, ${feedKey}::xid8, ${place}::bigint)
+      sql`insert into ${schema}.subscriptions (name, partition, partitions, feed_key, position, event_time)
+        values (${name}, 0, ${partitions}, ${positionValues(sql, position)})
         on conflict (name, partition) do nothing`
     )
     const [first] = yield* run(
@@ -161,11 +160,11 @@ const moveSubscription = (
     const stored = Number(first?.partitions ?? partitions)
     yield* run(
       store,
-      sql`insert into ${schema}.subscriptions (name, partition, partitions, feed_key, position)
-        select ${name}, partition, ${stored}::int, ${feedKey}::xid8, ${place}::bigint
+      sql`insert into ${schema}.subscriptions (name, partition, partitions, feed_key, position, event_time)
+        select ${name}, partition, ${stored}::int, ${positionValues(sql, position)}
         from generate_series(0, ${stored}::int - 1) partition
         on conflict (name, partition) do update set
-          feed_key = excluded.feed_key, position = excluded.position,
+          feed_key = excluded.feed_key, position = excluded.position, event_time = excluded.event_time,
           token = subscriptions.token + 1, holder = null, leased_until = null, stopped = false, last_failure = null,
           attempted = null`
     )

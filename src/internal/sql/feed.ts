@@ -50,7 +50,7 @@ import { heldBackOf, selectHeldBack } from "./heldBack.js"
 import type { Notifications } from "./notifications.js"
 import type { CommandRunner } from "./pg/commandRunner.js"
 import { execute } from "./pg/execute.js"
-import { type PositionRow, positionOf } from "./position.js"
+import { eventPosition, type PositionRow, positionOf } from "./position.js"
 import type { Replica } from "./replica.js"
 import { makeReplicaFeed } from "./replicaFeed.js"
 import { samplesOf } from "./typeSamples.js"
@@ -119,7 +119,7 @@ export const makeSqlFeed = (
         Effect.flatMap(validateStreamPosition("EventFeed.positionOf", streamPosition), ({ aggregateId, minSequence }) =>
           Effect.map(
             query(
-              sql<PositionRow>`select feed_key::text, position::text from ${schema}.event_log
+              sql<PositionRow>`select ${eventPosition(sql)} from ${schema}.event_log
                 where aggregate_id = ${aggregateId} and sequence = ${minSequence}`
             ),
             ([row]) => Option.map(Option.fromNullable(row), positionOf)

@@ -13,7 +13,7 @@ import { isMissing, lost, lostIfPassed, lostMark } from "./lostPosition.js"
 import type { CommandRunner } from "./pg/commandRunner.js"
 import type { Command } from "./pg/driver.js"
 import { executeCommand } from "./pg/execute.js"
-import { columnsOf, positionOf } from "./position.js"
+import { columnsOf, eventPosition, positionOf } from "./position.js"
 
 /** The reads of the head. Their texts are put together once, and are prepared. */
 export const makeHeadReads = ({ schema, sql }: LogTable, runner: CommandRunner) => {
@@ -21,13 +21,20 @@ export const makeHeadReads = ({ schema, sql }: LogTable, runner: CommandRunner) 
   const [changeText, compiledValues] = selectHeadChange(sql, schema).compile()
   const change = runner.prepare(changeText)
   const changeValues = (since: Position): ReadonlyArray<unknown> => {
-    const [feedKey, position] = columnsOf(since)
-    return compiledValues.map((value) => (value === sinceKey ? feedKey : value === sinceNumber ? position : value))
+    const [feedKey, position, time] = columnsOf(since)
+    const values = new Map<unknown, string>([
+      [sinceKey, feedKey],
+      [sinceNumber, position],
+      [sinceTime, time]
+    ])
+    return compiledValues.map((value) => values.get(value) ?? value)
   }
   const run = (command: Command) => executeCommand(runner, { operation: "EventFeed", phase: "reading" }, command)
   const head = Effect.flatMap(run({ ...selectedHead, values: [] }), ([row]): Effect.Effect<Position, StoreError> => {
-    const [feed_key = null, position = null, isRestored] = row ?? []
-    return isRestored === "true" ? Effect.fail(restored()) : Effect.succeed(positionOf({ feed_key, position }))
+    const [feed_key = null, position = null, event_time = null, isRestored] = row ?? []
+    return isRestored === "true"
+      ? Effect.fail(restored())
+      : Effect.succeed(positionOf({ feed_key, position, event_time }))
   })
   return {
     /** The position of the last event that the feed shows. */
@@ -40,13 +47,22 @@ export const makeHeadReads = ({ schema, sql }: LogTable, runner: CommandRunner) 
       Effect.flatMap(
         run({ ...change, values: changeValues(since) }),
         ([row]): Effect.Effect<HeadChange, StoreError> => {
-          const [feed_key = null, position = null, events, types = null, kinds = null, isRestored, mark] = row ?? []
+          const [
+            feed_key = null,
+            position = null,
+            event_time = null,
+            events,
+            types = null,
+            kinds = null,
+            isRestored,
+            mark
+          ] = row ?? []
           if (isRestored === "true") return Effect.fail(restored())
           if (mark === lost || (mark === lostIfPassed && Number(events) > 0)) {
             return Effect.map(head, (position) => ({ head: position, contents: undefined, more: false, isLost: true }))
           }
           return Effect.succeed({
-            head: Number(events ?? 0) === 0 ? since : positionOf({ feed_key, position }),
+            head: Number(events ?? 0) === 0 ? since : positionOf({ feed_key, position, event_time }),
             contents: { types: namesOf(types), kinds: namesOf(kinds) },
             more: Number(events) === changeWindow
           })
@@ -61,31 +77,32 @@ export const makeHeadReads = ({ schema, sql }: LogTable, runner: CommandRunner) 
 const changeWindow = 5000
 
 const selectHead = (sql: SqlClient.SqlClient, schema: Statement.Fragment) =>
-  sql`select h.feed_key::text, h.position::text, (${hasFutureKeys(sql, schema)})::text as restored
+  sql`select h.feed_key, h.position, h.event_time, (${hasFutureKeys(sql, schema)})::text as restored
     from (select 1) one left join lateral (
-      select feed_key, position from ${schema}.event_log where ${isShown(sql)}
-      order by feed_key desc, position desc limit 1
+      select ${eventPosition(sql)} from ${schema}.event_log where ${isShown(sql)}
+      order by event_log.feed_key desc, event_log.position desc limit 1
     ) h on true`
 
 /** Values that stand for the position that the change is since. */
 const sinceKey = "since key"
 const sinceNumber = "since number"
-const since = `${sinceKey}-${sinceNumber}` as Position
+const sinceTime = "since time"
+const since = `${sinceKey}-${sinceNumber}-${sinceTime}` as Position
 
 const selectHeadChange = (sql: SqlClient.SqlClient, schema: Statement.Fragment) =>
   sql`with change as materialized (
-      select feed_key, position, type, ${kindOf(sql)} as kind from ${schema}.event_log
+      select feed_key, position, timestamp, type, ${kindOf(sql)} as kind from ${schema}.event_log
       where ${isAfter(sql, since)} and ${isShown(sql)}
       order by feed_key, position limit ${changeWindow}
     )
-    select h.feed_key::text, h.position::text, k.events, k.types, k.kinds,
+    select h.feed_key, h.position, h.event_time, k.events, k.types, k.kinds,
       (${hasFutureKeys(sql, schema)})::text as restored,
       case when ${isMissing(sql, schema, since)} then ${lostMark(sql)} end as mark
     from (
       select count(*)::text as events, json_agg(distinct type)::text as types, json_agg(distinct kind)::text as kinds
       from change
     ) k left join lateral (
-      select feed_key, position from change order by feed_key desc, position desc limit 1
+      select ${eventPosition(sql)} from change order by change.feed_key desc, change.position desc limit 1
     ) h on true`
 
 /**

@@ -58,10 +58,11 @@ export const makePageReader = (
 
   const readRows = (options: PageOptions) => {
     const { values, ...text } = commandFor(options)
-    const [feedKey, position] = columnsOf(options.after)
+    const [feedKey, position, time] = columnsOf(options.after)
     const actual = new Map<unknown, string | undefined>([
       [feedKeyValue, feedKey],
       [positionValue, position],
+      [timeValue, time],
       [correlationValue, options.filter?.correlationId],
       [madeByValue, options.filter?.madeBy]
     ])
@@ -133,9 +134,10 @@ const maxKnown = 100
 // because names have no NUL.
 const feedKeyValue = "\0feed_key"
 const positionValue = "\0position"
+const timeValue = "\0time"
 const correlationValue = "\0correlation_id"
 const madeByValue = "\0made_by"
-const placeholder = `${feedKeyValue}-${positionValue}` as Position
+const placeholder = `${feedKeyValue}-${positionValue}-${timeValue}` as Position
 
 /** How many events one statement scans for matches of a filter. */
 const window = 10_000
@@ -184,15 +186,15 @@ const selectPageOfCandidates = (
       select * from ${candidates} where ${matches(sql, filter)}
       order by feed_key, position limit ${limit + 1}
     ), last_candidate as materialized (
-      select feed_key, position, scanned from (
-        select feed_key, position, row_number() over (order by feed_key, position) as scanned from ${candidates}
+      select feed_key, position, timestamp, scanned from (
+        select feed_key, position, timestamp, row_number() over (order by feed_key, position) as scanned from ${candidates}
         where (select count(*) from page) <= ${limit}
       ) counted order by scanned desc limit 1
     ), window_end as (
-      select feed_key, position, scanned from last_candidate where scanned = ${window}
+      select feed_key, position, timestamp, scanned from last_candidate where scanned = ${window}
       union all
       (
-        select feed_key, position, 0 from ${schema}.event_log
+        select feed_key, position, timestamp, 0 from ${schema}.event_log
         where ${isAfter(sql, after)} and ${isShown(sql)}
           and (select count(*) from page) <= ${limit} and not exists (select 1 from last_candidate where scanned = ${window})
         order by feed_key desc, position desc limit 1
@@ -226,10 +228,10 @@ const selectEvents = (log: LogTable, options: PageOptions) => {
       )`
   }
   return sql<SmallRow & WindowRow>`with window_end as materialized (
-      select feed_key, position, scanned from (
-        select feed_key, position, row_number() over (order by feed_key, position) as scanned
+      select feed_key, position, timestamp, scanned from (
+        select feed_key, position, timestamp, row_number() over (order by feed_key, position) as scanned
         from (
-          select feed_key, position from ${schema}.event_log
+          select feed_key, position, timestamp from ${schema}.event_log
           where ${isAfter(sql, after)} and ${isShown(sql)}
           order by feed_key, position limit ${window}
         ) events
@@ -249,7 +251,7 @@ const pageOf = (
   { after }: PageOptions,
   rows: ReadonlyArray<FeedRow>,
   isCut: boolean,
-  windowEnd: (Pick<FeedRow, "position_and_id"> & WindowRow) | undefined
+  windowEnd: (Pick<FeedRow, "position_and_id" | "timestamp"> & WindowRow) | undefined
 ): Page => {
   const last = isCut ? rows.at(-1) : (windowEnd ?? rows.at(-1))
   return {

@@ -10,9 +10,10 @@ import type * as Statement from "@effect/sql/Statement"
 import { identityOf, type StoredEvent } from "../../Event.js"
 import type { FeedEvent, Position } from "../../EventFeed.js"
 import { causeColumn, causeOf, typeOf, type VersionedType, versionedType } from "./eventColumns.js"
+import { withTime } from "./position.js"
 
 export interface FeedRow extends Pick<StoredEvent, "timestamp" | "sequence" | "body" | "metadata">, VersionedType {
-  /** The position, a dot, and the id of the aggregate. */
+  /** The position without the time of the event, a dot, and the id of the aggregate. */
   readonly position_and_id: string
   readonly cause: string | null
 }
@@ -26,10 +27,10 @@ export const feedColumns = (
 
 /** The columns of a `FeedRow` that has a position and nothing else. */
 export const positionColumns = (sql: SqlClient.SqlClient): Statement.Fragment =>
-  sql.literal("feed_key::text || '-' || position::text || '.', null, null, null, null, null, null")
+  sql.literal("feed_key::text || '-' || position::text || '.', timestamp::text, null, null, null, null, null")
 
-export const positionOfFeedRow = (row: Pick<FeedRow, "position_and_id">): Position =>
-  row.position_and_id.slice(0, row.position_and_id.indexOf(".")) as Position
+export const positionOfFeedRow = (row: Pick<FeedRow, "position_and_id" | "timestamp">): Position =>
+  withTime(row.position_and_id.slice(0, row.position_and_id.indexOf(".")), row.timestamp)
 
 /** The events of rows. No two of them share an object, because a caller may change what it got. */
 export const feedEventsOf = (rows: ReadonlyArray<FeedRow>): ReadonlyArray<FeedEvent> => {
@@ -41,7 +42,7 @@ export const feedEventsOf = (rows: ReadonlyArray<FeedRow>): ReadonlyArray<FeedEv
     const { type, version } = typeOf(row)
     // One literal, because a spread amid others takes longer than the rest of it.
     const event: FeedEvent = {
-      position: row.position_and_id.slice(0, dot) as Position,
+      position: withTime(row.position_and_id.slice(0, dot), row.timestamp),
       timestamp: row.timestamp,
       aggregateId,
       kind,

@@ -22,7 +22,7 @@ import type { CommandRunner } from "./pg/commandRunner.js"
 import type { Command } from "./pg/driver.js"
 import { executeCommand } from "./pg/execute.js"
 import { checkStillOpen, limitIdle, withTransactionFrom } from "./pg/transaction.js"
-import { columnsOf, type PositionRow, positionOf } from "./position.js"
+import { columnsOf, type PositionRow, placeOf, positionOf, positionValues, storedPosition } from "./position.js"
 import type { StoreTables } from "./storeTables.js"
 import { isHeldBy, isOfKey, leaseEnd, makeStatements, operation } from "./subscriptionStatements.js"
 
@@ -68,11 +68,12 @@ export const makeHeldLease = (
 
   // The texts are put together once, with placeholders for the new position and for the position before.
   const moving = sql`update ${schema}.subscriptions
-    set feed_key = ${""}::xid8, position = ${""}::bigint, attempted = null, leased_until = ${leaseEnd(sql, duration)}
+    set feed_key = ${""}::xid8, position = ${""}::bigint, event_time = ${""}, attempted = null,
+      leased_until = ${leaseEnd(sql, duration)}
     where (${isAtOneOf(sql, 3)}) and ${isHeld} returning token::text`
-  const [moveText, [, , end, , , , , , , ...heldValues]] = moving.compile()
+  const [moveText, [, , , end, , , , , , , ...heldValues]] = moving.compile()
   // The new position is among those before, because a move of unknown outcome is repeated.
-  const moveValues = (to: Position) => [...columnsOf(to), end, ...known.columns(), ...columnsOf(to), ...heldValues]
+  const moveValues = (to: Position) => [...columnsOf(to), end, ...known.places(), ...placeOf(to), ...heldValues]
   const move = runner.prepare(moveText)
   const moveNested = { text: sql`with moved as (${moving}) select ${sql.literal(checkIsMoved)}`.compile()[0] }
   const moveLast = runner.prepare(
@@ -99,7 +100,7 @@ export const makeHeldLease = (
   ): Effect.Effect<void, E | LeaseLost | StoreError, R> => {
     let began = 0
     let isPart = false
-    const begin: Command = { ...beginning, values: [...beginValues, ...known.columns()] }
+    const begin: Command = { ...beginning, values: [...beginValues, ...known.places()] }
     const transaction = withTransactionFrom<E | LeaseLost, R>(
       sql,
       operation,
@@ -135,18 +136,16 @@ export const makeHeldLease = (
     )
   }
 
-  const park = (failure: EventFailure) => {
-    const [feedKey, position] = columnsOf(failure.position)
-    return Effect.asVoid(
+  const park = (failure: EventFailure) =>
+    Effect.asVoid(
       execute(
         sql`insert into ${schema}.parked_events
-          (subscription, aggregate_id, sequence, partition, feed_key, position, type, error, attempts)
-          values (${key.name}, ${failure.aggregateId}, ${failure.sequence}, ${key.partition}, ${feedKey}::xid8,
-            ${position}::bigint, ${failure.type}, ${failure.error}, ${failure.attempts})
+          (subscription, aggregate_id, sequence, partition, feed_key, position, event_time, type, error, attempts)
+          values (${key.name}, ${failure.aggregateId}, ${failure.sequence}, ${key.partition},
+            ${positionValues(sql, failure.position)}, ${failure.type}, ${failure.error}, ${failure.attempts})
           on conflict (subscription, aggregate_id, sequence) do nothing`
       )
     )
-  }
 
   const parkedAggregates = (aggregateIds: ReadonlyArray<string>) =>
     Effect.gen(function* () {
@@ -172,9 +171,7 @@ export const makeHeldLease = (
     isTakenOver: taken.isTakenOver,
     lost,
     checkpoint: Effect.map(
-      whileHeld(
-        execute(sql<PositionRow>`select feed_key::text, position::text from ${schema}.subscriptions where ${isHeld}`)
-      ),
+      whileHeld(execute(sql<PositionRow>`select ${storedPosition(sql)} from ${schema}.subscriptions where ${isHeld}`)),
       (row) => {
         const position = positionOf(row)
         known.moved(position, false)
@@ -265,7 +262,7 @@ const makeKnownCheckpoint = (taken: Position) => {
   // Where it is again if the transaction around is rolled back.
   let outside = taken
   return {
-    columns: () => [...columnsOf(current), ...columnsOf(outside)],
+    places: () => [...placeOf(current), ...placeOf(outside)],
     /** It was moved, as a part of a transaction around or by a commit. */
     moved: (to: Position, isPart: boolean): void => {
       current = to

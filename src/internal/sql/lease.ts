@@ -27,7 +27,7 @@ import { keepAlive, type LeaseState, makeHeldLease, type TakenLease, uptime } fr
 import type { Notifications } from "./notifications.js"
 import type { CommandRunner } from "./pg/commandRunner.js"
 import { limitIdle, withTransaction } from "./pg/transaction.js"
-import { columnsOf, type PositionRow, positionOf } from "./position.js"
+import { type PositionRow, positionOf, positionValues, storedPosition } from "./position.js"
 import type { StoreTables } from "./storeTables.js"
 import { isHeldBy, isOfKey, leaseEnd, makeStatements, operation } from "./subscriptionStatements.js"
 
@@ -96,15 +96,14 @@ const insertRows = (tables: StoreTables, name: string, partitions: number, from:
     Effect.gen(function* () {
       const { schema, sql } = tables
       const { execute } = makeStatements(sql)
-      const [feedKey, position] = columnsOf(from)
       yield* execute(
-        sql`insert into ${schema}.subscriptions (name, partition, partitions, feed_key, position)
-          values (${name}, 0, ${partitions}, ${feedKey}::xid8, ${position}::bigint)
+        sql`insert into ${schema}.subscriptions (name, partition, partitions, feed_key, position, event_time)
+          values (${name}, 0, ${partitions}, ${positionValues(sql, from)})
           on conflict (name, partition) do nothing returning ${limitIdle(tables, maxIdle)}`
       )
       yield* execute(
-        sql`insert into ${schema}.subscriptions (name, partition, partitions, feed_key, position)
-          select ${name}, partition, ${partitions}::int, ${feedKey}::xid8, ${position}::bigint
+        sql`insert into ${schema}.subscriptions (name, partition, partitions, feed_key, position, event_time)
+          select ${name}, partition, ${partitions}::int, ${positionValues(sql, from)}
           from (
             select 1 from ${schema}.subscriptions where name = ${name} and partition = 0 and partitions = ${partitions}
             for share
@@ -135,7 +134,7 @@ const take = (
           for update skip locked
         ) free
         where s.name = free.name and s.partition = free.partition
-        returning s.token::text, s.feed_key::text, s.position::text, s.attempted::text,
+        returning s.token::text, ${storedPosition(sql)}, s.attempted::text,
           free.leased_until is not null as is_taken_over`
     )
     if (taken !== undefined) return takenLeaseOf(taken)

@@ -317,5 +317,13 @@ const migrations: ReadonlyArray<Migration> = [
         boolean[], text[], int[], text[], json[], json[], uuid[], int[], text[], uuid[], text[]
       )`
     ]
+  },
+  {
+    name: "times of positions",
+    statements: (sql, schema) => [
+      // The time of the event at the position, as `position.ts` says.
+      sql`alter table ${schema}.subscriptions add column event_time text not null default ''`,
+      sql`alter table ${schema}.parked_events add column event_time text not null default ''`
+    ]
   }
 ]

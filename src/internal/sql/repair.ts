@@ -48,7 +48,7 @@ export const repair = (sql: SqlClient.SqlClient, schema: Statement.Fragment): Ef
         and age(e.xmin) < ${row?.age ?? 0}::int`
       // The number of events up to a checkpoint is the number that its last event gets. One before all events is the beginning.
       yield* run(
-        sql`update ${schema}.subscriptions t set (feed_key, position) = (
+        sql`update ${schema}.subscriptions t set event_time = '', (feed_key, position) = (
             select case count(*) when 0 then '0'::xid8 else ${oldest}::xid8 end, count(*) from ${schema}.event_log e
             where (e.feed_key, e.position) <= (t.feed_key, t.position) and not (${isNew})
           )`

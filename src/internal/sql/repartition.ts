@@ -87,10 +87,10 @@ const replaceAll = (
 ): Effect.Effect<unknown, StoreError> =>
   makeStatements(sql).execute(
     sql`with replaced as (
-        insert into ${schema}.subscriptions (name, partition, partitions, feed_key, position, token, leased_until)
-        select ${name}, partition, ${partitions}::int, feed_key, position, ${String(token)}::bigint, leased_until
+        insert into ${schema}.subscriptions (name, partition, partitions, feed_key, position, event_time, token, leased_until)
+        select ${name}, partition, ${partitions}::int, feed_key, position, event_time, ${String(token)}::bigint, leased_until
         from (
-          select feed_key, position, max(leased_until) over () as leased_until
+          select feed_key, position, event_time, max(leased_until) over () as leased_until
           from ${schema}.subscriptions where name = ${name} limit 1
         ) old, generate_series(0, ${partitions}::int - 1) partition
         on conflict (name, partition) do update set partitions = excluded.partitions, token = excluded.token,

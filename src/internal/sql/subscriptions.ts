@@ -18,7 +18,7 @@ import { joinNodes, nodesOf } from "./nodes.js"
 import type { Notifications } from "./notifications.js"
 import type { CommandRunner } from "./pg/commandRunner.js"
 import { limitIdle, withTransaction } from "./pg/transaction.js"
-import { type PositionRow, positionOf, rowValue } from "./position.js"
+import { type PositionRow, positionOf, rowValue, storedPosition } from "./position.js"
 import type { StoreTables } from "./storeTables.js"
 import { makeStatements, operation } from "./subscriptionStatements.js"
 
@@ -36,7 +36,7 @@ export const makeSqlSubscriptions = (
     partitions: (name) =>
       Effect.map(
         queryApart(
-          sql<PartitionRow>`select s.partition, s.partitions, s.feed_key::text, s.position::text, s.stopped,
+          sql<PartitionRow>`select s.partition, s.partitions, ${storedPosition(sql)}, s.stopped,
               s.attempted is not null as retrying,
               case when s.leased_until > clock_timestamp() then s.holder end as holder, s.last_failure::text,
               (case when s.leased_until > clock_timestamp() then extract(epoch from s.held_since) * 1000 end)::float8
@@ -65,7 +65,7 @@ export const makeSqlSubscriptions = (
     parked: (name) =>
       Effect.map(
         query(
-          sql<ParkedRow>`select '.' || aggregate_id as aggregate_id, sequence, partition, feed_key::text, position::text,
+          sql<ParkedRow>`select '.' || aggregate_id as aggregate_id, sequence, partition, ${storedPosition(sql)},
               '.' || type as type, '.' || error as error, attempts, (extract(epoch from parked_at) * 1000)::float8 as since
             from ${schema}.parked_events where subscription = ${name} order by parked_events.feed_key, parked_events.position`
         ),
