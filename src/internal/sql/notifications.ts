@@ -23,7 +23,7 @@ import { macrotask } from "../runtime/macrotask.js"
 import type { CommitSignals } from "./commit/appendEvents.js"
 import type { CommandRunner } from "./pg/commandRunner.js"
 import { connectionEnd } from "./pg/connection.js"
-import { canListen, canSpareConnection, close, isEmbedded, onNotification, processIdOf } from "./pg/driver.js"
+import { canListen, canSpareConnection, close, isEmbedded, onNotification } from "./pg/driver.js"
 import { contentsOf, PendingSignals, type Signal, signalOf } from "./signal.js"
 
 /** The signals of one store. */
@@ -125,7 +125,7 @@ export const makeNotifications = (
 
 // --- internal ---
 
-/** The server's process of the connection that listens here, or nothing. */
+/** The name of the connection that listens here, or nothing. */
 interface LocalListener {
   id: string
 }
@@ -164,7 +164,8 @@ const listen = (
     : scoped(
         Effect.flatMap(Effect.uninterruptible(sql.reserve), (connection) => {
           if (!canListen(connection)) return Effect.succeed(false)
-          const own = String(processIdOf(connection))
+          // Not the id of its process, because servers that are several machines give one id to several processes.
+          const own = crypto.randomUUID()
           // The heartbeat is LISTEN, too: twice does no harm, and the server's list of connections shows what this one is for.
           const listening = respondsInTime(connection, `LISTEN "${channel}"`)
           const silent = Effect.repeat(
