@@ -376,7 +376,7 @@ layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg())), { excludeTestServices:
           expect(page.more).toBe(false)
           expect(page.position).toBe(yield* lastPosition)
           const statement = selectPageOfKinds(
-            { sql, schema: sql.literal("maestro"), measuring: { tellsCompression: true } },
+            yield* SqlStore.Tables,
             { after: EventFeed.beginning, limit: 1000, filter }
           )
           const [explained] = yield* sql<{ "QUERY PLAN": ReadonlyArray<{ readonly Plan: Plan }> }>`

@@ -20,6 +20,7 @@ import type { FeedEvent, Position } from "../../EventFeed.js"
 import type { StoreError } from "../../StoreError.js"
 import type { Lease, LeaseLost } from "../../SubscriptionStore.js"
 import { andMatches, isAfter } from "../sql/feedConditions.js"
+import { keyTypeOf } from "../sql/feedOrder.js"
 import { selectFittingPage } from "../sql/feedPage.js"
 import { feedEventsOf } from "../sql/feedRows.js"
 import { columnsOf } from "../sql/position.js"
@@ -126,7 +127,7 @@ const countTail = <E, R>(
     run(
       store,
       store.sql<{ count: number }>`select count(*)::int as count from (
-          select 1 from ${store.schema}.event_log where ${isAfter(store.sql, after)} ${andMatches(store.sql, filter)}
+          select 1 from ${store.schema}.event_log where ${isAfter(store, after)} ${andMatches(store.sql, filter)}
           limit ${limit}
         ) events`
     ),
@@ -150,7 +151,7 @@ const moveSubscription = (
     yield* run(
       store,
       sql`insert into ${schema}.subscriptions (name, partition, partitions, feed_key, position)
-        values (${name}, 0, ${partitions}, ${feedKey}::xid8, ${place}::bigint)
+        values (${name}, 0, ${partitions}, ${feedKey}::${keyTypeOf(store)}, ${place}::bigint)
         on conflict (name, partition) do nothing`
     )
     const [first] = yield* run(
@@ -162,7 +163,7 @@ const moveSubscription = (
     yield* run(
       store,
       sql`insert into ${schema}.subscriptions (name, partition, partitions, feed_key, position)
-        select ${name}, partition, ${stored}::int, ${feedKey}::xid8, ${place}::bigint
+        select ${name}, partition, ${stored}::int, ${feedKey}::${keyTypeOf(store)}, ${place}::bigint
         from generate_series(0, ${stored}::int - 1) partition
         on conflict (name, partition) do update set
           feed_key = excluded.feed_key, position = excluded.position,

@@ -106,14 +106,16 @@ export const makeSqlFeed = (
           Effect.map(
             query(
               sql<{ count: string }>`select count(*)::text as count from ${schema}.event_log
-              where ${isAfter(sql, after)} and ${isShown(sql)} ${andMatches(sql, filter)}`
+              where ${isAfter(log, after)} and ${isShown(log)} ${andMatches(sql, filter)}`
             ),
             ([row]) => Number(row?.count ?? 0)
           )
         ),
       heldBack: (filter) =>
         Effect.flatMap(validateFeedRead({ filter }), (valid) =>
-          Effect.map(query(selectHeldBack(log, andMatches(sql, valid.filter))), ([row]) => heldBackOf(row))
+          log.feedOrder === "counter"
+            ? Effect.succeedNone
+            : Effect.map(query(selectHeldBack(log, andMatches(sql, valid.filter))), ([row]) => heldBackOf(row))
         ),
       positionOf: (streamPosition) =>
         Effect.flatMap(validateStreamPosition("EventFeed.positionOf", streamPosition), ({ aggregateId, minSequence }) =>

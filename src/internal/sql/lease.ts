@@ -23,6 +23,7 @@ import { withLiveClock } from "../runtime/clock.js"
 import { awaitGrace } from "../runtime/interruption.js"
 import { isTransient } from "../runtime/retry.js"
 import { checkPosition } from "../store/readOptions.js"
+import { keyTypeOf } from "./feedOrder.js"
 import { keepAlive, type LeaseState, makeHeldLease, type TakenLease, uptime } from "./heldLease.js"
 import type { Notifications } from "./notifications.js"
 import type { CommandRunner } from "./pg/commandRunner.js"
@@ -99,12 +100,12 @@ const insertRows = (tables: StoreTables, name: string, partitions: number, from:
       const [feedKey, position] = columnsOf(from)
       yield* execute(
         sql`insert into ${schema}.subscriptions (name, partition, partitions, feed_key, position)
-          values (${name}, 0, ${partitions}, ${feedKey}::xid8, ${position}::bigint)
+          values (${name}, 0, ${partitions}, ${feedKey}::${keyTypeOf(tables)}, ${position}::bigint)
           on conflict (name, partition) do nothing returning ${limitIdle(tables, maxIdle)}`
       )
       yield* execute(
         sql`insert into ${schema}.subscriptions (name, partition, partitions, feed_key, position)
-          select ${name}, partition, ${partitions}::int, ${feedKey}::xid8, ${position}::bigint
+          select ${name}, partition, ${partitions}::int, ${feedKey}::${keyTypeOf(tables)}, ${position}::bigint
           from (
             select 1 from ${schema}.subscriptions where name = ${name} and partition = 0 and partitions = ${partitions}
             for share

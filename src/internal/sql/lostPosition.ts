@@ -11,6 +11,7 @@ import type * as SqlClient from "@effect/sql/SqlClient"
 import type * as Statement from "@effect/sql/Statement"
 import { beginning, type Position } from "../../EventFeed.js"
 import { StoreError } from "../../StoreError.js"
+import type { LogTable } from "../store/pageBytes.js"
 import { rowValue } from "./position.js"
 
 /** What `lostMark` is where the position is lost, and where it is lost only if an event after it is shown. */
@@ -18,13 +19,9 @@ export const lost = "lost"
 export const lostIfPassed = "lost if passed"
 
 /** Whether the log has no event at the position. */
-export const isMissing = (
-  sql: SqlClient.SqlClient,
-  schema: Statement.Fragment,
-  position: Position
-): Statement.Fragment =>
-  sql`${rowValue(sql, position)} <> ${rowValue(sql, beginning)}
-    and not exists (select 1 from ${schema}.event_log where (feed_key, position) = ${rowValue(sql, position)})`
+export const isMissing = (log: LogTable, position: Position): Statement.Fragment =>
+  log.sql`${rowValue(log, position)} <> ${rowValue(log, beginning)}
+    and not exists (select 1 from ${log.schema}.event_log where (feed_key, position) = ${rowValue(log, position)})`
 
 /** One of the two texts, for a position that is missing. */
 export const lostMark = (sql: SqlClient.SqlClient): Statement.Fragment =>

@@ -2,9 +2,10 @@
  * Positions of the feed as two columns: `feed_key` and `position`. The feed, the leases and the rebuilds read and write
  * them so.
  */
-import type * as SqlClient from "@effect/sql/SqlClient"
 import type * as Statement from "@effect/sql/Statement"
 import { beginning, type Position } from "../../EventFeed.js"
+import type { LogTable } from "../store/pageBytes.js"
+import { keyTypeOf } from "./feedOrder.js"
 
 /** The columns of a position, selected as text. Both are null where a left join found no row. */
 export interface PositionRow {
@@ -23,7 +24,7 @@ export const columnsOf = (position: Position): readonly [feedKey: string, positi
 }
 
 /** A position as a row value, which Postgres compares by both columns. */
-export const rowValue = (sql: SqlClient.SqlClient, position: Position): Statement.Fragment => {
+export const rowValue = (log: Pick<LogTable, "feedOrder" | "sql">, position: Position): Statement.Fragment => {
   const [feedKey, number] = columnsOf(position)
-  return sql`(${feedKey}::xid8, ${number}::bigint)`
+  return log.sql`(${feedKey}::${keyTypeOf(log)}, ${number}::bigint)`
 }

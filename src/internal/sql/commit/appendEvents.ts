@@ -49,6 +49,9 @@ export const makeAppendEvents = ({
   readonly signals: CommitSignals
 }) => {
   const statementCommits = makeStatementCommits(runner, statements)
+  const inTurn = statements.isSerial
+    ? Effect.unsafeMakeSemaphore(maxSerialTransactions).withPermits(1)
+    : <A, E, R>(transaction: Effect.Effect<A, E, R>) => transaction
 
   const accept = (
     result: AppendResult = "appended",
@@ -89,7 +92,7 @@ export const makeAppendEvents = ({
           )
     )
 
-  return Effect.map(makeAppendBatcher(send), (appendBatched) => ({
+  return Effect.map(makeAppendBatcher(send, statements.isSerial), (appendBatched) => ({
     /** Stores events. Fails with `RetryCommand` on a conflict. */
     append: (events: Commit) =>
       whenInTransaction((inside) =>
@@ -108,7 +111,7 @@ export const makeAppendEvents = ({
       whenInTransaction((inside) =>
         inside
           ? appendInTransaction(events, work.project)
-          : signals.afterCommit(events, retryStrayCancel(appendOutside(events, work)))
+          : inTurn(signals.afterCommit(events, retryStrayCancel(appendOutside(events, work))))
       )
   }))
 }
@@ -116,3 +119,9 @@ export const makeAppendEvents = ({
 // --- internal ---
 
 const operation = "commitEvents"
+
+/**
+ * How many commits with projections have a connection, where one waits for the other in the database: the one that is committed, and the next.
+ * More of them would take the connections of readers.
+ */
+const maxSerialTransactions = 2
