@@ -375,10 +375,11 @@ layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg())), { excludeTestServices:
           expect(page.events).toHaveLength(expected)
           expect(page.more).toBe(false)
           expect(page.position).toBe(yield* lastPosition)
-          const statement = selectPageOfKinds(
-            yield* SqlStore.Tables,
-            { after: EventFeed.beginning, limit: 1000, filter }
-          )
+          const statement = selectPageOfKinds(yield* SqlStore.Tables, {
+            after: EventFeed.beginning,
+            limit: 1000,
+            filter
+          })
           const [explained] = yield* sql<{ "QUERY PLAN": ReadonlyArray<{ readonly Plan: Plan }> }>`
             explain (analyze, format json) ${statement}`
           const nodes = nodesOf(
