@@ -13,6 +13,7 @@ import * as Effect from "effect/Effect"
 import type { ProjectionWork } from "../../../StoreAdapter.js"
 import type { RetryCommand, StoreError } from "../../../StoreError.js"
 import { whenInTransaction } from "../../runtime/ambientTransaction.js"
+import { makeTurns } from "../../runtime/turns.js"
 import type { CommandRunner } from "../pg/commandRunner.js"
 import { canCompile, compileAll } from "../pg/compileStatements.js"
 import { executeCommand, retryStrayCancel } from "../pg/execute.js"
@@ -50,7 +51,7 @@ export const makeAppendEvents = ({
 }) => {
   const statementCommits = makeStatementCommits(runner, statements)
   const inTurn = statements.isSerial
-    ? Effect.unsafeMakeSemaphore(maxSerialTransactions).withPermits(1)
+    ? makeTurns(maxSerialTransactions)
     : <A, E, R>(transaction: Effect.Effect<A, E, R>) => transaction
 
   const accept = (
