@@ -60,8 +60,11 @@ export interface Options<out R = never> {
    */
   readonly logPartitions?: number | undefined
   /**
-   * What the order of the feed is made of in a new log: `"transactionIds"` by default, or `"counter"`, for databases that have no ids of
-   * transactions. With a counter, transactions that append wait for each other, and the feed shows their events when they are committed.
+   * What the order of the feed is made of in a new log: `"transactionIds"` by default, or `"counter"`. A counter is for databases that speak
+   * Postgres and have no ids of transactions that rise.
+   *
+   * With a counter a transaction that has appended makes all other appends wait until it ends. The feed shows events as soon as they are
+   * committed.
    *
    * A log keeps its order. Without the option each log is right. With another order than the log has, the layer fails with `Misconfigured`.
    */
@@ -244,7 +247,7 @@ export const migrate = (
  * subscriptions stay. Positions that you keep elsewhere become invalid. Returns whether a repair was needed.
  *
  * Layers that migrate call it. It locks the log and writes every event anew: about a minute for some millions. `pg_upgrade`, replicas and
- * file-system backups keep their transaction ids, so they need no repair.
+ * file-system backups keep their transaction ids, so they need no repair. A log with the order `"counter"` never needs one.
  *
  * @since 0.1.0
  * @category migrations

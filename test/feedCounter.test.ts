@@ -191,6 +191,7 @@ layer(nodes, { excludeTestServices: true, timeout: 60_000 })("the order of the f
       isOver = true
       const feed = [...(yield* Stream.runCollect(EventFeed.streamStored({ after: first })))]
       expect(verdictOf(feed, [], undone)).toEqual(clean)
+      for (const { position } of feed) expect(position).toMatch(/^0-\d+$/)
       const places = feed.map(textOf)
       for (const seen of yield* Fiber.join(reading)) expect(seen).toEqual(places)
       const numbered = yield* sql<{ place: string }>`select place from numbered order by number`
@@ -224,7 +225,7 @@ layer(nodes, { excludeTestServices: true, timeout: 60_000 })("the order of the f
     })
   )
 
-  it.scoped("callers that are interrupted while they wait store nothing, and hold up nobody", () =>
+  it.scoped("callers that are interrupted while they wait store nothing, and hold up no other", () =>
     Effect.gen(function* () {
       const after = yield* EventFeed.head
       const open = yield* openTransaction

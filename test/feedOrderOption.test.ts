@@ -170,8 +170,14 @@ const useAll = Effect.gen(function* () {
   }
   expect(yield* feed.heldBack()).toEqual(Option.none())
   yield* Rebuild.run({ name: "books", projections: [Projection.of("all", ByEffect)], tables: ["books"] })
-  yield* SqlStore.partitionLog({ partitions: 3 })
-  yield* SqlStore.partitionLog({ partitions: 1 })
+  const stored = sql`select * from maestro.event_log order by feed_key, position`
+  for (const partitions of [3, 1]) {
+    const before = yield* stored
+    expect(yield* SqlStore.partitionLog({ partitions })).toBe(true)
+    expect(yield* stored).toEqual(before)
+    yield* Account.evaluate("a", new Deposit({ amount: 1 }))
+    expect(yield* stored).toHaveLength(before.length + 1)
+  }
   expect(yield* SqlStore.repairAfterRestore()).toBe(false)
 })
 

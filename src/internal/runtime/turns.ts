@@ -1,7 +1,7 @@
 /**
  * Runs so many effects at a time, in the order of arrival. `sql/commit/appendEvents.ts` uses it.
  *
- * Effect's semaphore is not fair: a fiber that gives its permit back and takes one again overtakes those that wait.
+ * Effect's semaphore is not fair: a fiber that gives its permit back and takes one again overtakes the fibers that wait.
  */
 import * as Effect from "effect/Effect"
 

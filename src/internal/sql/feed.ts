@@ -1,6 +1,6 @@
 /**
  * The feed of the SQL store: all events in an order that does not change, though transactions commit in any order.
- * `SqlStore.layer` makes it.
+ * `SqlStore.layer` makes it. A log may have a counter for its order (`feedCounter.ts`); the rest of this page is about the usual order.
  *
  * Positions are assigned before their transaction commits, so the transaction that commits last may have the lowest. A
  * reader that follows positions would skip its events. The order of the feed is therefore `(feed_key, position)`. The

@@ -2,10 +2,11 @@
  * The order of the feed by a counter, for databases that have no ids of transactions that rise. `feedOrder.ts` says who chooses it.
  *
  * The table `feed_counter` has one row. A commit raises its number first, and gives its events the positions up to the new number. `feed_key`
- * is 0 in all events. The row stays locked until the transaction ends, so transactions that append are committed in the order of their positions.
+ * is 0 in all events. The row stays locked until the transaction ends. So transactions that append are committed in the order of their
+ * positions.
  *
  * - **No event is skipped.** Of two events the one with the lower position was visible, or was rolled back, before the other got its
- *   position. So a snapshot that shows an event shows all before it, and nothing is held back. A standby replays commits in that order, too.
+ *   position. So a snapshot that shows an event shows all before it, and nothing is held back. A standby replays commits in that order.
  * - **Each aggregate and each transaction keeps its order**, because positions rise with each append.
  * - **Strong projections keep their order.** The counter is locked before they run, so a commit is projected after the commits before it have
  *   ended, and its events need not be moved.

@@ -1,6 +1,6 @@
 /**
  * Repairs the feed after a restore: a dump keeps the ids of transactions that the new server has not had yet. `SqlStore.ts` calls it when a
- * layer migrates, and as `SqlStore.repairAfterRestore`.
+ * layer migrates, and as `SqlStore.repairAfterRestore`. A log with a counter needs no repair.
  */
 import type { SqlError } from "@effect/sql/SqlError"
 import * as Effect from "effect/Effect"
