@@ -14,8 +14,9 @@ import { textProblem } from "./internal/codec/json.js"
 import { makeAppendEvents } from "./internal/sql/commit/appendEvents.js"
 import { makeCommitStatements, upsertSnapshot } from "./internal/sql/commitStatements.js"
 import { makeSqlFeed } from "./internal/sql/feed.js"
+import { checkFeedOrder } from "./internal/sql/feedOrder.js"
 import { checkPartitions } from "./internal/sql/logPartitions.js"
-import { checkSchema, migrate as migrateSchema } from "./internal/sql/migrations.js"
+import { checkSchema, feedOrderOf, type LogOptions, migrate as migrateSchema } from "./internal/sql/migrations.js"
 import { makeNotifications, type Notifications } from "./internal/sql/notifications.js"
 import { partitionLog as partition } from "./internal/sql/partitionLog.js"
 import { CommandRunner } from "./internal/sql/pg/commandRunner.js"
@@ -28,7 +29,7 @@ import { makeReplicaReads } from "./internal/sql/replicaReads.js"
 import { makeSend } from "./internal/sql/sendCommits.js"
 import { Tables } from "./internal/sql/storeTables.js"
 import { makeSqlSubscriptions } from "./internal/sql/subscriptions.js"
-import type { LogTable } from "./internal/store/pageBytes.js"
+import type { FeedOrder, LogTable } from "./internal/store/pageBytes.js"
 import { type EncodedStore, makeEncoded, StoreAdapter, type StoreAdapterService } from "./StoreAdapter.js"
 import { StoreError } from "./StoreError.js"
 import { SubscriptionStore } from "./SubscriptionStore.js"
@@ -58,6 +59,16 @@ export interface Options<out R = never> {
    * `Misconfigured`; `SqlStore.partitionLog` changes the log.
    */
   readonly logPartitions?: number | undefined
+  /**
+   * What the order of the feed is made of in a new log: `"transactionIds"` by default, or `"counter"`. A counter is for databases that speak
+   * Postgres and have no ids of transactions that rise.
+   *
+   * With a counter a transaction that has appended makes all other appends wait until it ends. The feed shows events as soon as they are
+   * committed.
+   *
+   * A log keeps its order. Without the option each log is right. With another order than the log has, the layer fails with `Misconfigured`.
+   */
+  readonly feedOrder?: FeedOrder | undefined
   /**
    * How often, at least, the feed polls for new events while something waits for them: every 500 milliseconds by default. Commits of this
    * store wake the waiters whose filter may let their events through, immediately or, in a burst, every 15 milliseconds. Commits of other
@@ -224,10 +235,10 @@ export {
  * @category migrations
  */
 export const migrate = (
-  options?: Pick<Options, "schema" | "logPartitions">
+  options?: Pick<Options, "schema" | "logPartitions" | "feedOrder">
 ): Effect.Effect<void, StoreError, SqlClient.SqlClient> =>
-  Effect.flatMap(resolve(options), ({ name, schema, sql }) =>
-    Effect.asVoid(migrateSchema(sql, name, schema, options?.logPartitions))
+  Effect.flatMap(resolve(options), ({ name, schema, sql, wanted }) =>
+    Effect.asVoid(migrateSchema(sql, name, schema, wanted))
   )
 
 /**
@@ -236,7 +247,7 @@ export const migrate = (
  * subscriptions stay. Positions that you keep elsewhere become invalid. Returns whether a repair was needed.
  *
  * Layers that migrate call it. It locks the log and writes every event anew: about a minute for some millions. `pg_upgrade`, replicas and
- * file-system backups keep their transaction ids, so they need no repair.
+ * file-system backups keep their transaction ids, so they need no repair. A log with the order `"counter"` never needs one.
  *
  * @since 0.1.0
  * @category migrations
@@ -244,7 +255,9 @@ export const migrate = (
 export const repairAfterRestore = (
   options?: Pick<Options, "schema">
 ): Effect.Effect<boolean, StoreError, SqlClient.SqlClient> =>
-  Effect.flatMap(resolve(options), ({ schema, sql }) => repair(sql, schema))
+  Effect.flatMap(resolve(options), ({ name, schema, sql }) =>
+    Effect.flatMap(feedOrderOf(sql, name, schema), (feedOrder) => repair({ feedOrder, schema, sql }))
+  )
 
 /**
  * Gives the event log another number of partitions: a whole number from 1 to 256, where 1 makes one ordinary table of it. Returns whether it had
@@ -292,14 +305,13 @@ const findFoundation = <R>(
   options: Options<R> | undefined
 ): Effect.Effect<Foundation, StoreError, SqlClient.SqlClient | Scope.Scope | R> =>
   Effect.gen(function* () {
-    const { client, name, schema, sql } = yield* resolve(options)
+    const { client, name, schema, sql, wanted } = yield* resolve(options)
     const isMigrating = options?.migrate !== false
-    const partitions = options?.logPartitions
-    const measuring = yield* isMigrating
-      ? migrateSchema(sql, name, schema, partitions)
-      : checkSchema(sql, name, schema, partitions)
-    if (isMigrating) yield* repair(sql, schema)
-    const log = { measuring, schema, sql }
+    const { feedOrder, measuring } = yield* isMigrating
+      ? migrateSchema(sql, name, schema, wanted)
+      : checkSchema(sql, name, schema, wanted)
+    const log = { feedOrder, measuring, schema, sql }
+    if (isMigrating) yield* repair(log)
     const preparedStatements = options?.preparedStatements !== false
     const runner = new CommandRunner(sql, preparedStatements)
     const notifications = yield* makeNotifications(client, name, runner)
@@ -317,8 +329,8 @@ const makeOn = ({
   runner
 }: Foundation): Effect.Effect<StoreAdapterService, never, Scope.Scope> =>
   Effect.gen(function* () {
-    const { schema, sql } = log
-    const statements = makeCommitStatements(sql, schema, isEmbedded(client), runner)
+    const { sql } = log
+    const statements = makeCommitStatements(log, isEmbedded(client), runner)
     const { append, appendWith } = yield* makeAppendEvents({
       client,
       runner,
@@ -335,7 +347,11 @@ const makeOn = ({
         // Outside a transaction the statement is its own commit, and one of unknown outcome does no harm when it is repeated.
         Effect.asVoid(
           retryDisturbed(
-            execute(sql, { operation: "commitSnapshot", phase: "committing" }, upsertSnapshot(sql, schema, snapshot))
+            execute(
+              sql,
+              { operation: "commitSnapshot", phase: "committing" },
+              upsertSnapshot(sql, log.schema, snapshot)
+            )
           )
         ),
       ...reads
@@ -352,9 +368,10 @@ const makeOn = ({
     }
   })
 
-const resolve = (options: Pick<Options, "schema" | "logPartitions"> | undefined) =>
+const resolve = (options: Pick<Options, "schema" | "logPartitions" | "feedOrder"> | undefined) =>
   Effect.gen(function* () {
     yield* checkPartitions("logPartitions", options?.logPartitions)
+    yield* checkFeedOrder(options?.feedOrder)
     const name: unknown = options?.schema ?? "maestro"
     if (!isSchemaName(name)) {
       return yield* new StoreError({
@@ -366,7 +383,8 @@ const resolve = (options: Pick<Options, "schema" | "logPartitions"> | undefined)
     // Without transforms, which would rename keys inside of stored JSON. The schema is a literal, so that no transform changes its name.
     const client = yield* SqlClient.SqlClient
     const sql = client.withoutTransforms()
-    return { client, name, schema: sql.literal(quoteIdentifier(name)), sql }
+    const wanted: LogOptions = { partitions: options?.logPartitions, feedOrder: options?.feedOrder }
+    return { client, name, schema: sql.literal(quoteIdentifier(name)), sql, wanted }
   })
 
 const isSchemaName = (name: unknown): name is string => {

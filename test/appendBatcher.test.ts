@@ -344,6 +344,7 @@ const aDatabase = (maxSenderWait = 60_000) =>
               )
         })
       ),
+      false,
       maxSenderWait
     )
     const answerAll = Effect.suspend(() => {

@@ -61,8 +61,8 @@ it.layer(onPostgres, { timeout: 60_000 })("Callers that are interrupted", (it) =
         const [inserted, over] = [yield* Deferred.make<void>(), yield* Deferred.make<void>()]
         const holder = yield* Effect.gen(function* () {
           for (const id of ids) {
-            yield* admin`insert into maestro.event_log (aggregate_id, sequence, type, body, metadata, "timestamp")
-            values (${id}, 1, 'Said', '{}', '{}', gen_random_uuid())`
+            yield* admin`insert into maestro.event_log (position, aggregate_id, sequence, type, body, metadata, "timestamp")
+            values (1, ${id}, 1, 'Said', '{}', '{}', gen_random_uuid())`
           }
           yield* Deferred.succeed(inserted, undefined)
           yield* Deferred.await(over)

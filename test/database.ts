@@ -103,6 +103,14 @@ export const layerPg = clientOn(makeMigratedDatabase)
 /** A client on a new empty database. */
 export const layerEmptyPg = clientOn(makeDatabase)
 
+/** Lets statements of a test insert events into the log. A log with a counter has no default for their positions. */
+export const numberInserts = Effect.gen(function* () {
+  const { feedOrder, sql } = yield* SqlStore.Tables
+  if (feedOrder !== "counter") return
+  yield* sql`create sequence maestro.of_test`
+  yield* sql`alter table maestro.event_log alter column position set default nextval('maestro.of_test')`
+})
+
 // --- PGlite ---
 
 type Pglite = Context.Context<PgliteClient.PgliteClient | SqlClient.SqlClient>

@@ -34,6 +34,8 @@ class Ground extends Context.Tag("test/Ground")<Ground, { readonly server: Serve
 
 layer(Ground.layer, { timeout: "60 seconds", excludeTestServices: true })("faults", (it) => {
   for (const fault of faults) {
+    // With a counter commits with projections follow one another, so there is no deadlock to wait for.
+    if (fault.deadlocks && inject("feedOrder") === "counter") continue
     const rounds = Math.max(Math.ceil(fault.rounds / 50), 2)
     it.effect(`${fault.name}: nothing is lost, doubled, torn, untrue, leaked, out of order, or felt by another`, () =>
       Effect.gen(function* () {
@@ -215,8 +217,8 @@ layer(Ground.layer, { timeout: "60 seconds", excludeTestServices: true })("fault
       const blocking = yield* Effect.fork(
         admin.withTransaction(
           Effect.zipRight(
-            admin`insert into maestro.event_log (aggregate_id, sequence, type, body, metadata, timestamp)
-              values ('held', 1, 't', '{}', '{}', gen_random_uuid())`,
+            admin`insert into maestro.event_log (position, aggregate_id, sequence, type, body, metadata, timestamp)
+              values (1, 'held', 1, 't', '{}', '{}', gen_random_uuid())`,
             Effect.zipRight(Effect.sleep("1 second"), Effect.fail("rolled back"))
           )
         )

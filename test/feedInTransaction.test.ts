@@ -9,6 +9,7 @@ import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Stream from "effect/Stream"
 import { EventFeed, SqlStore, Subscription } from "effect-maestro"
+import { inject } from "vitest"
 import { layerPg } from "./database.js"
 import { textOf } from "./feedOrderModel.js"
 import { caughtUp, commit, event, eventually, Ledger, newId, placesOf, start, write } from "./subscribers.js"
@@ -170,23 +171,26 @@ layer(storeLayer, { excludeTestServices: true, timeout: 60_000 })("in a caller's
     })
   )
 
-  it.effect("a reader outside sees concurrent commits only when the transaction has ended, and then all of them", () =>
-    Effect.gen(function* () {
-      const sql = yield* SqlClient.SqlClient
-      const after = yield* EventFeed.head
-      const [a, b] = [newId("a"), newId("b")]
-      const places = elsewhere(Effect.map(EventFeed.read({ after }), ({ events }) => events.map(textOf)))
-      yield* sql.withTransaction(
-        Effect.gen(function* () {
-          yield* commit(event(a, 1))
-          yield* elsewhere(commit(event(b, 1), event(b, 2)))
-          expect(yield* places).toEqual([])
-          expect(yield* EventFeed.head).toBe(after)
-        })
-      )
-      expect((yield* eventually(places, ({ length }) => length > 0)).toSorted()).toEqual(
-        [`${a}/1`, ...placesOf(b, 1, 2)].toSorted()
-      )
-    })
+  // With a counter the commit beside the transaction would wait for it.
+  it.effect.skipIf(inject("feedOrder") === "counter")(
+    "a reader outside sees concurrent commits only when the transaction has ended, and then all of them",
+    () =>
+      Effect.gen(function* () {
+        const sql = yield* SqlClient.SqlClient
+        const after = yield* EventFeed.head
+        const [a, b] = [newId("a"), newId("b")]
+        const places = elsewhere(Effect.map(EventFeed.read({ after }), ({ events }) => events.map(textOf)))
+        yield* sql.withTransaction(
+          Effect.gen(function* () {
+            yield* commit(event(a, 1))
+            yield* elsewhere(commit(event(b, 1), event(b, 2)))
+            expect(yield* places).toEqual([])
+            expect(yield* EventFeed.head).toBe(after)
+          })
+        )
+        expect((yield* eventually(places, ({ length }) => length > 0)).toSorted()).toEqual(
+          [`${a}/1`, ...placesOf(b, 1, 2)].toSorted()
+        )
+      })
   )
 })

@@ -20,7 +20,7 @@ import {
   Timestamp
 } from "effect-maestro"
 import { selectPageOfKinds } from "../src/internal/sql/feedPage.js"
-import { layerPg, uniqueName } from "./database.js"
+import { layerPg, numberInserts, uniqueName } from "./database.js"
 import { caughtUp, lastPosition, start } from "./subscribers.js"
 
 class OrderCreated extends Schema.TaggedClass<OrderCreated>()("Created", { amount: Schema.Int }) {}
@@ -358,6 +358,7 @@ layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg())), { excludeTestServices:
     it.effect("a page of a kind with few events in a large log reads few other rows", () =>
       Effect.gen(function* () {
         const sql = yield* SqlClient.SqlClient
+        yield* numberInserts
         yield* sql`insert into maestro.event_log (aggregate_id, sequence, type, body, metadata, timestamp)
           select case when n % 5000 = 0 then case when n % 10000 = 0 then 'Rare/' else 'Other/' end || n else 'Common/' || n end, 1, 'Happened',
             '{}', '{}', ('00000000-0000-7000-8000-' || lpad(to_hex(n), 12, '0'))::uuid
@@ -375,10 +376,11 @@ layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg())), { excludeTestServices:
           expect(page.events).toHaveLength(expected)
           expect(page.more).toBe(false)
           expect(page.position).toBe(yield* lastPosition)
-          const statement = selectPageOfKinds(
-            { sql, schema: sql.literal("maestro"), measuring: { tellsCompression: true } },
-            { after: EventFeed.beginning, limit: 1000, filter }
-          )
+          const statement = selectPageOfKinds(yield* SqlStore.Tables, {
+            after: EventFeed.beginning,
+            limit: 1000,
+            filter
+          })
           const [explained] = yield* sql<{ "QUERY PLAN": ReadonlyArray<{ readonly Plan: Plan }> }>`
             explain (analyze, format json) ${statement}`
           const nodes = nodesOf(

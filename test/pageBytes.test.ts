@@ -40,8 +40,8 @@ for (const [what, count, body] of [
           yield* sql`with large as (
               select repeat('x', 1000000) || string_agg(md5(random()::text), '') as text from generate_series(1, 31250)
             )
-            insert into maestro.event_log (aggregate_id, sequence, type, body, metadata, timestamp)
-            select 'one', n, 'Grew', ${sql.literal(body)}, '{"aggregate": "Large"}', uuidv7()
+            insert into maestro.event_log (position, aggregate_id, sequence, type, body, metadata, timestamp)
+            select n, 'one', n, 'Grew', ${sql.literal(body)}, '{"aggregate": "Large"}', uuidv7()
             from generate_series(1, ${count}::int) n, large`
         }).pipe(Effect.provide(PgClient.layer({ url: Redacted.make(url) })))
         const { stdout } = yield* Effect.promise((signal) =>

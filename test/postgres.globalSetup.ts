@@ -82,10 +82,10 @@ export const disposable = [
   "deadlock_timeout=100ms"
 ].flatMap((setting) => ["-c", setting])
 
-/** Starts a server with a data folder of its own, both gone after `stop`. */
+/** Starts a server with a data folder of its own, both gone after `stop`. `log` is what the server writes. */
 export const startPostgres = async (
   flags: ReadonlyArray<string> = []
-): Promise<{ readonly url: string; readonly stop: () => Promise<void> }> => {
+): Promise<{ readonly url: string; readonly log: ReadonlyArray<string>; readonly stop: () => Promise<void> }> => {
   const folder = await mkdtemp(join(tmpdir(), "effect-maestro-"))
   // Postgres refuses to run as root. There it runs as another user, which needs access to the folder.
   await chmod(folder, 0o755)
@@ -113,6 +113,7 @@ export const startPostgres = async (
   }
   return {
     url: `postgres://postgres:postgres@127.0.0.1:${port}/postgres`,
+    log,
     stop: async () => {
       await server.stop()
       await rm(folder, { recursive: true, force: true })

@@ -8,6 +8,7 @@ import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import { type Event, type Projection, Rebuild, SqlStore, StoreAdapter, Subscription, Timestamp } from "effect-maestro"
+import { inject } from "vitest"
 import { layerPg } from "./database.js"
 import { eventually, shortly } from "./subscribers.js"
 
@@ -205,7 +206,8 @@ it.scopedLive(
   options
 )
 
-it.scopedLive(
+// It lets an open transaction hold events back, which a counter does not.
+it.scopedLive.skipIf(inject("feedOrder") === "counter")(
   "a projection that does not end in the swap holds writers for maxHold at most, and the swap is tried again",
   () =>
     Effect.gen(function* () {

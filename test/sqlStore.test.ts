@@ -22,14 +22,20 @@ import * as Str from "effect/String"
 import { type Event, type Projection, SqlStore, StoreAdapter, StoreError, Timestamp } from "effect-maestro"
 import * as PgliteClient from "effect-maestro/PgliteClient"
 import pg from "pg"
+import { inject } from "vitest"
 import { Account, Deposit, Limits } from "./account.js"
 import { layerPg, layerPglite, makeDatabase, uniqueName } from "./database.js"
+
+const isCounter = inject("feedOrder") === "counter"
 
 const { RetryCommand } = StoreError
 
 it.layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg({ maxConnections: 4 }))), { timeout: 60_000 })(
   "SqlStore",
   (it) => {
+    // A commit there waits for all that have appended and are open.
+    const orderedByIds = it.effect.skipIf(isCounter)
+
     it.effect("an error at COMMIT is a StoreError with the database's code, and nothing is stored", () =>
       Effect.gen(function* () {
         const store = yield* StoreAdapter.StoreAdapter
@@ -156,43 +162,45 @@ it.layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg({ maxConnections: 4 })))
       })
     )
 
-    it.effect("a StoreError inside a caller's transaction leaves it usable, and later commits in it are stored", () =>
-      Effect.gen(function* () {
-        const store = yield* StoreAdapter.StoreAdapter
-        const sql = yield* SqlClient.SqlClient
-        const id = newId()
-        const other = [yield* event(newId(), 1)]
-        const [holding, go] = [yield* Deferred.make<void>(), yield* Deferred.make<void>()]
-        const holder = yield* Effect.fork(
-          store.commitAll(
-            [yield* event(id, 1)],
-            [
-              {
-                name: "holding",
-                project: () => Effect.zipRight(Deferred.succeed(holding, undefined), Deferred.await(go))
-              }
-            ]
+    orderedByIds(
+      "a StoreError inside a caller's transaction leaves it usable, and later commits in it are stored",
+      () =>
+        Effect.gen(function* () {
+          const store = yield* StoreAdapter.StoreAdapter
+          const sql = yield* SqlClient.SqlClient
+          const id = newId()
+          const other = [yield* event(newId(), 1)]
+          const [holding, go] = [yield* Deferred.make<void>(), yield* Deferred.make<void>()]
+          const holder = yield* Effect.fork(
+            store.commitAll(
+              [yield* event(id, 1)],
+              [
+                {
+                  name: "holding",
+                  project: () => Effect.zipRight(Deferred.succeed(holding, undefined), Deferred.await(go))
+                }
+              ]
+            )
           )
-        )
-        yield* Deferred.await(holding)
-        yield* sql.withTransaction(
-          Effect.gen(function* () {
-            yield* sql`set local lock_timeout = '50ms'`
-            expect(yield* Effect.flip(store.commitEvents([yield* event(id, 1)]))).toMatchObject({
-              _tag: "StoreError",
-              reason: "Cancelled",
-              code: "55P03"
+          yield* Deferred.await(holding)
+          yield* sql.withTransaction(
+            Effect.gen(function* () {
+              yield* sql`set local lock_timeout = '50ms'`
+              expect(yield* Effect.flip(store.commitEvents([yield* event(id, 1)]))).toMatchObject({
+                _tag: "StoreError",
+                reason: "Cancelled",
+                code: "55P03"
+              })
+              yield* store.commitEvents(other)
             })
-            yield* store.commitEvents(other)
-          })
-        )
-        yield* Deferred.succeed(go, undefined)
-        yield* Fiber.join(holder)
-        expect(yield* store.getEvents(idOf(other), 1)).toEqual(other)
-      })
+          )
+          yield* Deferred.succeed(go, undefined)
+          yield* Fiber.join(holder)
+          expect(yield* store.getEvents(idOf(other), 1)).toEqual(other)
+        })
     )
 
-    it.effect("the wait for a connection of the pool can be interrupted, and the connection is not lost", () =>
+    orderedByIds("the wait for a connection of the pool can be interrupted, and the connection is not lost", () =>
       Effect.gen(function* () {
         const store = yield* StoreAdapter.StoreAdapter
         const go = yield* Deferred.make<void>()
@@ -387,7 +395,8 @@ it.layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg({ maxConnections: 4 })))
           const events = [yield* event(newId(), 1)]
           expect(yield* Effect.flip(store.commitEvents(events))).toMatchObject({
             reason: "Misconfigured",
-            code: "42P01"
+            // A log with a counter is written by a function of the schema.
+            code: isCounter ? "3F000" : "42P01"
           })
           expect(yield* Effect.flip(store.getEvents("a", 1))).toMatchObject({ reason: "Misconfigured", code: "42P01" })
           yield* Effect.provide(SqlStore.migrate(), client)

@@ -10,6 +10,7 @@ import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
 import * as Schema from "effect/Schema"
 import { Aggregate, Projection, SqlStore, StoreAdapter, StoreError, Timestamp } from "effect-maestro"
+import { inject } from "vitest"
 import { makeMigratedDatabase } from "./database.js"
 import { macrotask } from "./nodes.js"
 
@@ -84,7 +85,8 @@ layer(storeWith("deadlock_timeout=20ms"), { timeout: 60_000, excludeTestServices
             { id: "a", count: 40 },
             { id: "b", count: 40 }
           ])
-          expect(deadlocks).toBeGreaterThan(0)
+          // With a counter commits with projections follow one another.
+          if (inject("feedOrder") === "transactionIds") expect(deadlocks).toBeGreaterThan(0)
         }),
       60_000
     )

@@ -147,7 +147,7 @@ export const makeWriterHolds = <E, R>(
               run(
                 store,
                 sql`select 1 from ${schema}.subscriptions
-                  where name = ${options.subscription.name} and (feed_key, position) > ${rowValue(sql, position)}`
+                  where name = ${options.subscription.name} and (feed_key, position) > ${rowValue(store, position)}`
               ),
               (further) => further.length === 0
             )

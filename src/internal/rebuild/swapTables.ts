@@ -126,7 +126,7 @@ const countTail = <E, R>(
     run(
       store,
       store.sql<{ count: number }>`select count(*)::int as count from (
-          select 1 from ${store.schema}.event_log where ${isAfter(store.sql, after)} ${andMatches(store.sql, filter)}
+          select 1 from ${store.schema}.event_log where ${isAfter(store, after)} ${andMatches(store.sql, filter)}
           limit ${limit}
         ) events`
     ),
@@ -149,7 +149,7 @@ const moveSubscription = (
     yield* run(
       store,
       sql`insert into ${schema}.subscriptions (name, partition, partitions, feed_key, position, event_time)
-        values (${name}, 0, ${partitions}, ${positionValues(sql, position)})
+        values (${name}, 0, ${partitions}, ${positionValues(store, position)})
         on conflict (name, partition) do nothing`
     )
     const [first] = yield* run(
@@ -161,7 +161,7 @@ const moveSubscription = (
     yield* run(
       store,
       sql`insert into ${schema}.subscriptions (name, partition, partitions, feed_key, position, event_time)
-        select ${name}, partition, ${stored}::int, ${positionValues(sql, position)}
+        select ${name}, partition, ${stored}::int, ${positionValues(store, position)}
         from generate_series(0, ${stored}::int - 1) partition
         on conflict (name, partition) do update set
           feed_key = excluded.feed_key, position = excluded.position, event_time = excluded.event_time,

@@ -5,6 +5,7 @@ import type * as SqlClient from "@effect/sql/SqlClient"
 import type { Fragment, Statement } from "@effect/sql/Statement"
 import type { StoredSnapshot } from "../../Snapshot.js"
 import { RetryCommand } from "../../StoreError.js"
+import type { LogTable } from "../store/pageBytes.js"
 import type { AppendResult } from "./commit/appendBatcher.js"
 import type { Commit } from "./commit/commitQueue.js"
 import { allStored, type CommitStatements, otherIsolation } from "./commit/commitWithStatements.js"
@@ -14,8 +15,7 @@ import { checkStillOpen } from "./pg/transaction.js"
 
 /** Makes the statements for one schema. Their texts are put together once, because they are the statements that are sent most. */
 export const makeCommitStatements = (
-  sql: SqlClient.SqlClient,
-  schema: Fragment,
+  { feedOrder, schema, sql }: LogTable,
   isEmbedded: boolean,
   runner: CommandRunner
 ): CommitStatements => {
@@ -28,11 +28,13 @@ export const makeCommitStatements = (
   const appending = prepare(text)
   // A function in `from` is called before those of the list.
   const checked = prepare(textOf(sql`${sql.literal(text)} from ${schema}.check_snapshot()`))
+  const isSerial = feedOrder === "counter"
   const place = textOf(sql`${schema}.place_in_feed(${p}, ${p})`)
   const placing = prepare(`select ${place}`)
   const checkAndPlace = prepare(
     `select ${checkStillOpen}, ${textOf(sql`${schema}.check_constraints(), ${schema}.place_in_feed(${p}, ${p})`)}`
   )
+  const checking = prepare(`select ${checkStillOpen}, ${textOf(sql`${schema}.check_constraints()`)}`)
   const [schemaName] = sql`${schema}`.compile()
   const inserts = Array.from({ length: maxInserted }, (_, index) => prepare(insertText(schemaName, index + 1)))
   const insertsOrRaises = Array.from({ length: maxInserted }, (_, index) =>
@@ -40,11 +42,14 @@ export const makeCommitStatements = (
   )
 
   return {
+    isSerial,
     append: (commits, { allOrNothing, checksSnapshot, lockTimeout }) => ({
       ...(checksSnapshot === true ? checked : appending),
       values: [lockTimeout === true ? "100ms" : null, allOrNothing === true, ...columnsOf(commits)]
     }),
     insert: (events, { orRaise }) => {
+      // Its snapshot would be taken before the wait for the counter.
+      if (isSerial) return undefined
       const [first] = events
       const insert = (orRaise ? insertsOrRaises : inserts)[events.length - 1]
       if (insert === undefined || first === undefined) return undefined
@@ -61,6 +66,8 @@ export const makeCommitStatements = (
     end: (events, { isNested }) => {
       // There transactions exclude each other, so the place is right from the start.
       if (isEmbedded) return undefined
+      // A counter has given the place already.
+      if (isSerial) return isNested ? undefined : { ...checking, values: [] }
       return {
         ...(isNested ? placing : checkAndPlace),
         values: [events.map(({ aggregateId }) => aggregateId), events.map(({ sequence }) => sequence)]

@@ -1,6 +1,6 @@
 /**
  * The feed of the SQL store: all events in an order that does not change, though transactions commit in any order.
- * `SqlStore.layer` makes it.
+ * `SqlStore.layer` makes it. A log may have a counter for its order (`feedCounter.ts`); the rest of this page is about the usual order.
  *
  * Positions are assigned before their transaction commits, so the transaction that commits last may have the lowest. A
  * reader that follows positions would skip its events. The order of the feed is therefore `(feed_key, position)`. The
@@ -106,14 +106,16 @@ export const makeSqlFeed = (
           Effect.map(
             query(
               sql<{ count: string }>`select count(*)::text as count from ${schema}.event_log
-              where ${isAfter(sql, after)} and ${isShown(sql)} ${andMatches(sql, filter)}`
+              where ${isAfter(log, after)} and ${isShown(log)} ${andMatches(sql, filter)}`
             ),
             ([row]) => Number(row?.count ?? 0)
           )
         ),
       heldBack: (filter) =>
         Effect.flatMap(validateFeedRead({ filter }), (valid) =>
-          Effect.map(query(selectHeldBack(log, andMatches(sql, valid.filter))), ([row]) => heldBackOf(row))
+          log.feedOrder === "counter"
+            ? Effect.succeedNone
+            : Effect.map(query(selectHeldBack(log, andMatches(sql, valid.filter))), ([row]) => heldBackOf(row))
         ),
       positionOf: (streamPosition) =>
         Effect.flatMap(validateStreamPosition("EventFeed.positionOf", streamPosition), ({ aggregateId, minSequence }) =>

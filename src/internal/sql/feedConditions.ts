@@ -4,16 +4,20 @@
 import type * as SqlClient from "@effect/sql/SqlClient"
 import type * as Statement from "@effect/sql/Statement"
 import type { Position } from "../../EventFeed.js"
+import type { LogTable } from "../store/pageBytes.js"
 import type { ReadFilter } from "../store/readOptions.js"
+import { isAfterNumber, isBeforeOwn } from "./feedCounter.js"
 import { rowValue } from "./position.js"
 
 /** An event after the position. */
-export const isAfter = (sql: SqlClient.SqlClient, position: Position): Statement.Fragment =>
-  sql`(feed_key, position) > ${rowValue(sql, position)}`
+export const isAfter = (log: LogTable, position: Position): Statement.Fragment =>
+  log.feedOrder === "counter"
+    ? isAfterNumber(log.sql, position)
+    : log.sql`(feed_key, position) > ${rowValue(log, position)}`
 
-/** An event that the feed shows: its key is below the oldest open transaction. */
-export const isShown = (sql: SqlClient.SqlClient): Statement.Fragment =>
-  sql.literal("feed_key < pg_snapshot_xmin(pg_current_snapshot())")
+/** An event that the feed shows: its key is below the oldest open transaction. With a counter it is every event but the transaction's own. */
+export const isShown = ({ feedOrder, sql }: LogTable): Statement.Fragment =>
+  feedOrder === "counter" ? isBeforeOwn(sql) : sql.literal("feed_key < pg_snapshot_xmin(pg_current_snapshot())")
 
 /** An event that the filter lets through. */
 export const matches = (sql: SqlClient.SqlClient, filter: ReadFilter): Statement.Fragment =>

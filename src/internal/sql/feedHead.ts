@@ -1,8 +1,6 @@
 /**
  * The head of the feed, and how it changed since a position. `feed.ts` and its head watcher read it.
  */
-import type * as SqlClient from "@effect/sql/SqlClient"
-import type * as Statement from "@effect/sql/Statement"
 import * as Effect from "effect/Effect"
 import type { Position } from "../../EventFeed.js"
 import { StoreError } from "../../StoreError.js"
@@ -16,9 +14,9 @@ import { executeCommand } from "./pg/execute.js"
 import { columnsOf, eventPosition, positionOf } from "./position.js"
 
 /** The reads of the head. Their texts are put together once, and are prepared. */
-export const makeHeadReads = ({ schema, sql }: LogTable, runner: CommandRunner) => {
-  const selectedHead = runner.prepare(selectHead(sql, schema).compile()[0])
-  const [changeText, compiledValues] = selectHeadChange(sql, schema).compile()
+export const makeHeadReads = (log: LogTable, runner: CommandRunner) => {
+  const selectedHead = runner.prepare(selectHead(log).compile()[0])
+  const [changeText, compiledValues] = selectHeadChange(log).compile()
   const change = runner.prepare(changeText)
   const changeValues = (since: Position): ReadonlyArray<unknown> => {
     const [feedKey, position, time] = columnsOf(since)
@@ -76,10 +74,10 @@ export const makeHeadReads = ({ schema, sql }: LogTable, runner: CommandRunner) 
 /** How many events one statement reads for a change. Where more have come, the next poll goes on. */
 const changeWindow = 5000
 
-const selectHead = (sql: SqlClient.SqlClient, schema: Statement.Fragment) =>
-  sql`select h.feed_key, h.position, h.event_time, (${hasFutureKeys(sql, schema)})::text as restored
+const selectHead = (log: LogTable) =>
+  log.sql`select h.feed_key, h.position, h.event_time, (${hasFutureKeys(log)})::text as restored
     from (select 1) one left join lateral (
-      select ${eventPosition(sql)} from ${schema}.event_log where ${isShown(sql)}
+      select ${eventPosition(log.sql)} from ${log.schema}.event_log where ${isShown(log)}
       order by event_log.feed_key desc, event_log.position desc limit 1
     ) h on true`
 
@@ -89,31 +87,35 @@ const sinceNumber = "since number"
 const sinceTime = "since time"
 const since = `${sinceKey}-${sinceNumber}-${sinceTime}` as Position
 
-const selectHeadChange = (sql: SqlClient.SqlClient, schema: Statement.Fragment) =>
-  sql`with change as materialized (
+const selectHeadChange = (log: LogTable) => {
+  const { schema, sql } = log
+  return sql`with change as materialized (
       select feed_key, position, timestamp, type, ${kindOf(sql)} as kind from ${schema}.event_log
-      where ${isAfter(sql, since)} and ${isShown(sql)}
+      where ${isAfter(log, since)} and ${isShown(log)}
       order by feed_key, position limit ${changeWindow}
     )
     select h.feed_key, h.position, h.event_time, k.events, k.types, k.kinds,
-      (${hasFutureKeys(sql, schema)})::text as restored,
-      case when ${isMissing(sql, schema, since)} then ${lostMark(sql)} end as mark
+      (${hasFutureKeys(log)})::text as restored,
+      case when ${isMissing(log, since)} then ${lostMark(sql)} end as mark
     from (
       select count(*)::text as events, json_agg(distinct type)::text as types, json_agg(distinct kind)::text as kinds
       from change
     ) k left join lateral (
       select ${eventPosition(sql)} from change order by change.feed_key desc, change.position desc limit 1
     ) h on true`
+}
 
 /**
- * Whether an event has the key of a transaction that has not begun. Such events were restored from another database.
+ * Whether an event has the key of a transaction that has not begun. Such events were restored from another database. Keys of a counter are none.
  * The keys of the current transaction are excepted, because it sees its own events, whose keys may be above its snapshot.
  *
  * The highest key is read from the index. For `exists (… where feed_key >= …)` the planner scans the whole log while the table has no
  * statistics, or old ones, because it expects to find a row soon.
  */
-const hasFutureKeys = (sql: SqlClient.SqlClient, schema: Statement.Fragment) =>
-  sql`coalesce((
+const hasFutureKeys = ({ feedOrder, schema, sql }: LogTable) =>
+  feedOrder === "counter"
+    ? sql.literal("false")
+    : sql`coalesce((
     select feed_key >= pg_snapshot_xmax(pg_current_snapshot())
       and feed_key > coalesce(
         greatest(pg_current_xact_id_if_assigned(), nullif(current_setting('effect_maestro.feed_key', true), '')::xid8),

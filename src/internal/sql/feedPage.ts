@@ -96,12 +96,13 @@ export const makePageReader = (
  * found; without it, the rows are all that the current transaction can see.
  */
 export const selectFittingPage = (
-  { measuring, schema, sql }: LogTable,
+  log: LogTable,
   { after, filter, limit, upTo }: PageOptions & { readonly upTo?: Position | undefined }
 ) => {
-  const isUpTo = upTo === undefined ? sql`` : sql`and (feed_key, position) <= ${rowValue(sql, upTo)}`
+  const { measuring, schema, sql } = log
+  const isUpTo = upTo === undefined ? sql`` : sql`and (feed_key, position) <= ${rowValue(log, upTo)}`
   const rows = sql`select * from ${schema}.event_log
-    where ${isAfter(sql, after)} ${isUpTo} ${andMatches(sql, filter)}
+    where ${isAfter(log, after)} ${isUpTo} ${andMatches(sql, filter)}
     order by feed_key, position limit ${limit}`
   return sql<FeedRow>`select ${feedColumns(sql)} from ${fitting(sql, measuring, rows, "feed_key, position")} event_log
     order by event_log.feed_key, event_log.position`
@@ -118,7 +119,7 @@ export const selectPageOfKinds = (
   const [first, ...others] = new Set(options.filter.kinds)
   const ofKind = (kind: string | undefined) =>
     sql`(select * from ${schema}.event_log
-      where ${kind === undefined ? sql`false` : sql`${kindOf(sql)} = ${kind}`} and ${isAfter(sql, options.after)} and ${isShown(sql)}
+      where ${kind === undefined ? sql`false` : sql`${kindOf(sql)} = ${kind}`} and ${isAfter(log, options.after)} and ${isShown(log)}
       order by feed_key, position limit ${window})`
   const ofKinds = others.reduce((all, kind) => sql`${all} union all ${ofKind(kind)}`, sql`${ofKind(first)}`)
   const candidates = sql`(select * from (${ofKinds}) kinds order by feed_key, position limit ${window}) event_log`
@@ -168,7 +169,7 @@ const selectPageOfChain = (log: LogTable, options: PageOptions & { readonly filt
   const { schema, sql } = log
   const { correlationId, ...others } = options.filter
   const candidates = sql`(select * from ${schema}.event_log
-    where correlation_id = ${correlationId} and ${isAfter(sql, options.after)} and ${isShown(sql)}
+    where correlation_id = ${correlationId} and ${isAfter(log, options.after)} and ${isShown(log)}
     order by feed_key, position limit ${window}) event_log`
   return selectPageOfCandidates(log, { ...options, filter: others }, candidates)
 }
@@ -178,11 +179,12 @@ const selectPageOfChain = (log: LogTable, options: PageOptions & { readonly filt
  * matches of the rest of the filter, and to the end of the feed where there are fewer.
  */
 const selectPageOfCandidates = (
-  { measuring, schema, sql }: LogTable,
+  log: LogTable,
   { after, filter, limit }: PageOptions & { readonly filter: ReadFilter },
   candidates: Statement.Fragment
-) =>
-  sql<SmallRow & WindowRow>`with page as materialized (
+) => {
+  const { measuring, schema, sql } = log
+  return sql<SmallRow & WindowRow>`with page as materialized (
       select * from ${candidates} where ${matches(sql, filter)}
       order by feed_key, position limit ${limit + 1}
     ), last_candidate as materialized (
@@ -195,7 +197,7 @@ const selectPageOfCandidates = (
       union all
       (
         select feed_key, position, timestamp, 0 from ${schema}.event_log
-        where ${isAfter(sql, after)} and ${isShown(sql)}
+        where ${isAfter(log, after)} and ${isShown(log)}
           and (select count(*) from page) <= ${limit} and not exists (select 1 from last_candidate where scanned = ${window})
         order by feed_key desc, position desc limit 1
       )
@@ -203,13 +205,14 @@ const selectPageOfCandidates = (
     select ${feedColumns(sql, smallOrNull(sql, measuring, limit))}, null::text as scanned from page event_log
     union all
     select ${positionColumns(sql)}, scanned::text from window_end`
+}
 
 /** The last row says that the event is missing that the page begins after. It is there only then. */
 const selectPage = (log: LogTable, options: PageOptions) => {
-  const { schema, sql } = log
+  const { sql } = log
   return sql<SmallRow & WindowRow>`${selectEvents(log, options)}
     union all
-    select null, null, null, null, null, null, null, ${lostMark(sql)} where ${isMissing(sql, schema, options.after)}`
+    select null, null, null, null, null, null, null, ${lostMark(sql)} where ${isMissing(log, options.after)}`
 }
 
 const selectEvents = (log: LogTable, options: PageOptions) => {
@@ -223,7 +226,7 @@ const selectEvents = (log: LogTable, options: PageOptions) => {
   if (filter === undefined) {
     return sql<SmallRow & WindowRow>`(
         select ${columns}, null::text as scanned from ${schema}.event_log
-        where ${isAfter(sql, after)} and ${isShown(sql)}
+        where ${isAfter(log, after)} and ${isShown(log)}
         order by event_log.feed_key, event_log.position limit ${limit + 1}
       )`
   }
@@ -232,14 +235,14 @@ const selectEvents = (log: LogTable, options: PageOptions) => {
         select feed_key, position, timestamp, row_number() over (order by feed_key, position) as scanned
         from (
           select feed_key, position, timestamp from ${schema}.event_log
-          where ${isAfter(sql, after)} and ${isShown(sql)}
+          where ${isAfter(log, after)} and ${isShown(log)}
           order by feed_key, position limit ${window}
         ) events
       ) counted order by scanned desc limit 1
     )
     (
       select ${columns}, null::text as scanned from ${schema}.event_log
-      where ${isAfter(sql, after)} and (feed_key, position) <= (select feed_key, position from window_end)
+      where ${isAfter(log, after)} and (feed_key, position) <= (select feed_key, position from window_end)
         and ${matches(sql, filter)}
       order by event_log.feed_key, event_log.position limit ${limit + 1}
     )

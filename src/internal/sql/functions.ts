@@ -1,21 +1,22 @@
 /**
  * The plpgsql functions of the SQL store: the functions of this file write commits, and give them their place in the feed. The functions of
- * `readFunctions.ts` read streams.
+ * `readFunctions.ts` read streams. A log whose order is a counter has another function for commits (`feedCounter.ts`).
  *
  * `migrations.ts` creates them anew with each migration. `commit/appendEvents.ts` and `readStream.ts` call them. A commit is one call,
  * because a statement for each check would take a round trip each.
  */
 import type * as SqlClient from "@effect/sql/SqlClient"
 import type { Fragment, Statement } from "@effect/sql/Statement"
-import type { LogTable } from "../store/pageBytes.js"
+import type { FeedOrder, LogTable } from "../store/pageBytes.js"
+import { commitByCounter } from "./feedCounter.js"
 import { hasEvent, readPage, readStream } from "./readFunctions.js"
 
 /** The statements that create all functions. */
 export const functions = (log: LogTable): ReadonlyArray<Statement<unknown>> => [
   hasEvent(log),
-  commitInTransaction(log),
-  commitEvents(log),
-  placeInFeed(log),
+  ...(log.feedOrder === "counter"
+    ? [commitByCounter(log, writing(log.sql, log.schema))]
+    : [commitInTransaction(log), commitEvents(log), placeInFeed(log)]),
   checkConstraints(log),
   checkSnapshot(log),
   readStream(log),
@@ -23,11 +24,10 @@ export const functions = (log: LogTable): ReadonlyArray<Statement<unknown>> => [
 ]
 
 /** The functions that work on the tables of their schema, and so have to have it as their search path. */
-export const functionNames = [
+export const functionNames = (feedOrder: FeedOrder): ReadonlyArray<string> => [
   "has_event",
-  "commit_in_transaction",
   "commit_events",
-  "place_in_feed",
+  ...(feedOrder === "counter" ? [] : ["commit_in_transaction", "place_in_feed"]),
   "check_snapshot",
   "read_stream",
   "read_page"

@@ -1,6 +1,6 @@
 /**
  * The open transaction that the feed waits for, and the committed events that it holds back. `feed.ts` reads them for
- * `EventFeed.heldBack`.
+ * `EventFeed.heldBack`. On a log with a counter nothing is held back.
  *
  * The feed shows keys below the oldest open transaction that has an id, in any database of the server. `pg_locks` shows
  * that transaction to every role, because each transaction holds a lock on its own id. `pg_stat_activity` shows the

@@ -8,7 +8,6 @@
  * transaction are lost, too. So the lease counts as lost, and the next one begins at the checkpoint that is stored. The holder is
  * compared, because after such a failover another process may have the same token.
  */
-import type * as SqlClient from "@effect/sql/SqlClient"
 import type * as Statement from "@effect/sql/Statement"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -17,6 +16,7 @@ import { StoreError } from "../../StoreError.js"
 import { type Attempts, type EventFailure, type Lease, LeaseLost, type LeaseOptions } from "../../SubscriptionStore.js"
 import { whenInTransaction } from "../runtime/ambientTransaction.js"
 import { liveClock } from "../runtime/clock.js"
+import { keyTypeOf } from "./feedOrder.js"
 import type { Notifications } from "./notifications.js"
 import type { CommandRunner } from "./pg/commandRunner.js"
 import type { Command } from "./pg/driver.js"
@@ -57,6 +57,7 @@ export const makeHeldLease = (
   lost: Effect.Effect<void>
 ): Lease => {
   const { schema, sql } = tables
+  const keyType = keyTypeOf(tables)
   const { execute } = makeStatements(sql)
   const isHeld = isHeldBy(sql, key, holder, taken.token)
   const known = makeKnownCheckpoint(taken.position)
@@ -68,9 +69,9 @@ export const makeHeldLease = (
 
   // The texts are put together once, with placeholders for the new position and for the position before.
   const moving = sql`update ${schema}.subscriptions
-    set feed_key = ${""}::xid8, position = ${""}::bigint, event_time = ${""}, attempted = null,
+    set feed_key = ${""}::${keyType}, position = ${""}::bigint, event_time = ${""}, attempted = null,
       leased_until = ${leaseEnd(sql, duration)}
-    where (${isAtOneOf(sql, 3)}) and ${isHeld} returning token::text`
+    where (${isAtOneOf(tables, 3)}) and ${isHeld} returning token::text`
   const [moveText, [, , , end, , , , , , , ...heldValues]] = moving.compile()
   // The new position is among those before, because a move of unknown outcome is repeated.
   const moveValues = (to: Position) => [...columnsOf(to), end, ...known.places(), ...placeOf(to), ...heldValues]
@@ -80,7 +81,7 @@ export const makeHeldLease = (
     sql`with moved as (${moving}) select ${sql.literal(checkIsMoved)}, ${sql.literal(checkStillOpen)}`.compile()[0]
   )
   const [beginText, compiledBegin] = sql`select token::text, ${limitIdle(tables, duration)}::text
-    from ${schema}.subscriptions where ${isHeld} and (${isAtOneOf(sql, 2)})`.compile()
+    from ${schema}.subscriptions where ${isHeld} and (${isAtOneOf(tables, 2)})`.compile()
   const beginning = runner.prepare(beginText)
   const beginValues = compiledBegin.slice(0, -4)
 
@@ -142,7 +143,7 @@ export const makeHeldLease = (
         sql`insert into ${schema}.parked_events
           (subscription, aggregate_id, sequence, partition, feed_key, position, event_time, type, error, attempts)
           values (${key.name}, ${failure.aggregateId}, ${failure.sequence}, ${key.partition},
-            ${positionValues(sql, failure.position)}, ${failure.type}, ${failure.error}, ${failure.attempts})
+            ${positionValues(tables, failure.position)}, ${failure.type}, ${failure.error}, ${failure.attempts})
           on conflict (subscription, aggregate_id, sequence) do nothing`
       )
     )
@@ -272,9 +273,12 @@ const makeKnownCheckpoint = (taken: Position) => {
 }
 
 /** Whether the checkpoint is at one of so many positions, for each of which two placeholders stand. */
-const isAtOneOf = (sql: SqlClient.SqlClient, positions: number): Statement.Fragment =>
-  Array.from({ length: positions }, () => sql`(feed_key, position) = (${""}::xid8, ${""}::bigint)`).reduce(
-    (all, one) => sql`${all} or ${one}`
-  )
+const isAtOneOf = (tables: StoreTables, positions: number): Statement.Fragment => {
+  const { sql } = tables
+  return Array.from(
+    { length: positions },
+    () => sql`(feed_key, position) = (${""}::${keyTypeOf(tables)}, ${""}::bigint)`
+  ).reduce((all, one) => sql`${all} or ${one}`)
+}
 
 const attemptsText = ({ attempts, position }: Attempts): string => JSON.stringify({ position, attempts })

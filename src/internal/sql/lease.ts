@@ -98,12 +98,12 @@ const insertRows = (tables: StoreTables, name: string, partitions: number, from:
       const { execute } = makeStatements(sql)
       yield* execute(
         sql`insert into ${schema}.subscriptions (name, partition, partitions, feed_key, position, event_time)
-          values (${name}, 0, ${partitions}, ${positionValues(sql, from)})
+          values (${name}, 0, ${partitions}, ${positionValues(tables, from)})
           on conflict (name, partition) do nothing returning ${limitIdle(tables, maxIdle)}`
       )
       yield* execute(
         sql`insert into ${schema}.subscriptions (name, partition, partitions, feed_key, position, event_time)
-          select ${name}, partition, ${partitions}::int, ${positionValues(sql, from)}
+          select ${name}, partition, ${partitions}::int, ${positionValues(tables, from)}
           from (
             select 1 from ${schema}.subscriptions where name = ${name} and partition = 0 and partitions = ${partitions}
             for share

@@ -12,6 +12,7 @@ import type * as SqlClient from "@effect/sql/SqlClient"
 import type * as Statement from "@effect/sql/Statement"
 import { beginning, type Position } from "../../EventFeed.js"
 import { StoreError } from "../../StoreError.js"
+import type { LogTable } from "../store/pageBytes.js"
 import { rowValue, timeColumn, timeOf } from "./position.js"
 
 /** What `lostMark` is where the position is lost, and where it is lost only if an event after it is shown. */
@@ -19,14 +20,10 @@ export const lost = "lost"
 export const lostIfPassed = "lost if passed"
 
 /** Whether the log has no event at the position, or another one. */
-export const isMissing = (
-  sql: SqlClient.SqlClient,
-  schema: Statement.Fragment,
-  position: Position
-): Statement.Fragment =>
-  sql`${rowValue(sql, position)} <> ${rowValue(sql, beginning)} and not exists (
-    select 1 from ${schema}.event_log where (feed_key, position) = ${rowValue(sql, position)}
-      and ${timeOf(position)}::text in ('', ${timeColumn(sql)})
+export const isMissing = (log: LogTable, position: Position): Statement.Fragment =>
+  log.sql`${rowValue(log, position)} <> ${rowValue(log, beginning)} and not exists (
+    select 1 from ${log.schema}.event_log where (feed_key, position) = ${rowValue(log, position)}
+      and ${timeOf(position)}::text in ('', ${timeColumn(log.sql)})
   )`
 
 /** One of the two texts, for a position that is missing. */

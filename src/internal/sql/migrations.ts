@@ -9,7 +9,9 @@ import * as Effect from "effect/Effect"
 import { StoreError } from "../../StoreError.js"
 import { fromSqlError } from "../runtime/sqlError.js"
 import { createTableRecords } from "../store/declaredTables.js"
-import type { Measuring } from "../store/pageBytes.js"
+import type { FeedOrder, LogTable, Measuring } from "../store/pageBytes.js"
+import { createCounter } from "./feedCounter.js"
+import { checkFoundFeedOrder, keyTypeOf, orderColumns, usualFeedOrder } from "./feedOrder.js"
 import { functionNames, functions } from "./functions.js"
 import {
   checkFoundPartitions,
@@ -21,22 +23,37 @@ import {
 import { boundedOutside, execute } from "./pg/execute.js"
 import { withTransaction } from "./pg/transaction.js"
 
+/** What a new log is to be like, and a log that is there has to be like. Without an option each log is right. */
+export interface LogOptions {
+  readonly partitions?: number | undefined
+  readonly feedOrder?: FeedOrder | undefined
+}
+
+/** What the store has to know of its database. */
+export type FoundDatabase = Pick<LogTable, "measuring" | "feedOrder">
+
+/** A log that was looked at. */
+export interface FoundLog extends FoundDatabase {
+  /** How many partitions it has; undefined if there is no log. */
+  readonly partitions: number | undefined
+}
+
 /**
  * Brings the schema up to date, and returns what the store has to know of its database. Any number of nodes may do so concurrently: one of
  * them works, and the others wait for its lock and find the work done. A node that finds the schema up to date needs no right to change it.
  *
- * A new log gets so many partitions. It fails if a log that is there has another number.
+ * A new log is made as the options ask for. It fails if a log that is there is another one.
  */
 export const migrate = (
   sql: SqlClient.SqlClient,
   name: string,
   schema: Fragment,
-  partitions: number | undefined
-): Effect.Effect<Measuring, StoreError> =>
+  wanted: LogOptions
+): Effect.Effect<FoundDatabase, StoreError> =>
   Effect.gen(function* () {
     const found = yield* inspect(sql, name, schema)
-    if (found.partitions !== undefined) yield* checkFoundPartitions(name, found.partitions, partitions)
-    if (isComplete(found)) return found
+    yield* checkFound(name, found, wanted)
+    if (isComplete(found)) return databaseOf(found, wanted)
     const migrating = withTransaction(
       sql,
       operation,
@@ -51,19 +68,21 @@ export const migrate = (
           applied_at timestamptz not null default now()
         )`
         const done = yield* inspect(sql, name, schema)
-        if (done.partitions !== undefined) yield* checkFoundPartitions(name, done.partitions, partitions)
+        yield* checkFound(name, done, wanted)
+        const database = databaseOf(done, wanted)
+        const log = { ...database, schema, sql }
         for (const [index, migration] of migrations.entries()) {
           if (index < done.migrations) continue
-          for (const statement of migration.statements(sql, schema, partitions ?? usualPartitions)) yield* statement
+          for (const statement of migration.statements(log, wanted.partitions ?? usualPartitions)) yield* statement
           yield* sql`insert into ${schema}.migrations (id, name) values (${index + 1}, ${migration.name})`
         }
         if (!isComplete(done)) {
-          for (const statement of functions({ measuring: done, schema, sql })) yield* statement
+          for (const statement of functions(log)) yield* statement
         }
+        return database
       })
     ).pipe(Effect.catchTag("SqlError", (error) => Effect.fail(fail(error))))
-    yield* boundedOutside(migrating)
-    return found
+    return yield* boundedOutside(migrating)
   }).pipe(Effect.withSpan("SqlStore.migrate", { attributes: { schema: name } }))
 
 /**
@@ -74,18 +93,27 @@ export const checkSchema = (
   sql: SqlClient.SqlClient,
   name: string,
   schema: Fragment,
-  partitions: number | undefined
-): Effect.Effect<Inspected, StoreError> =>
+  wanted: LogOptions
+): Effect.Effect<FoundLog, StoreError> =>
   Effect.flatMap(inspect(sql, name, schema), (found) => {
-    if (found.migrations === 0) return Effect.succeed(found)
+    const log = { ...databaseOf(found, wanted), partitions: found.partitions }
+    if (found.migrations === 0) return Effect.succeed(log)
     if (found.migrations < migrations.length)
       return misconfigured(`tables of the schema ${JSON.stringify(name)} are those of an older release`)
     if (!found.hasFunctions)
       return misconfigured(
         `functions of the schema ${JSON.stringify(name)} are missing, or work on the tables of another schema, because it was renamed or copied`
       )
-    return Effect.as(checkFoundPartitions(name, found.partitions ?? usualPartitions, partitions), found)
+    return Effect.as(checkFound(name, found, wanted), log)
   })
+
+/** The order of the feed of a log that is there, or of one to come. */
+export const feedOrderOf = (
+  sql: SqlClient.SqlClient,
+  name: string,
+  schema: Fragment
+): Effect.Effect<FeedOrder, StoreError> =>
+  Effect.map(inspect(sql, name, schema), ({ feedOrder }) => feedOrder ?? usualFeedOrder)
 
 /** Lets one node at a time change the schema. A lock of the transaction works through a pooler, and ends with it. */
 export const lockSchema = (sql: SqlClient.SqlClient, name: string): Statement<unknown> =>
@@ -110,7 +138,7 @@ const misconfigured = (why: string): Effect.Effect<never, StoreError> =>
 const fail = (error: SqlError): StoreError => fromSqlError(operation, "writing", error)
 
 /** What a schema has. */
-export interface Inspected extends Measuring {
+interface Inspected extends Measuring {
   /** How many migrations the schema has; 0 if there is no schema. */
   readonly migrations: number
   /**
@@ -120,7 +148,27 @@ export interface Inspected extends Measuring {
   readonly hasFunctions: boolean
   /** How many partitions the log has; 1 if it is an ordinary table, undefined if there is no log. */
   readonly partitions: number | undefined
+  /** What its order is made of; undefined if there is no log. */
+  readonly feedOrder: FeedOrder | undefined
 }
+
+/** Fails if a log that is there is not as the options ask for. */
+const checkFound = (
+  name: string,
+  { feedOrder, partitions }: Inspected,
+  wanted: LogOptions
+): Effect.Effect<void, StoreError> =>
+  partitions === undefined || feedOrder === undefined
+    ? Effect.void
+    : Effect.zipRight(
+        checkFoundPartitions(name, partitions, wanted.partitions),
+        checkFoundFeedOrder(name, feedOrder, wanted.feedOrder)
+      )
+
+const databaseOf = ({ feedOrder, tellsCompression }: Inspected, wanted: LogOptions): FoundDatabase => ({
+  measuring: { tellsCompression },
+  feedOrder: feedOrder ?? wanted.feedOrder ?? usualFeedOrder
+})
 
 const isComplete = ({ hasFunctions, migrations: count }: Inspected): boolean =>
   count >= migrations.length && hasFunctions
@@ -129,48 +177,56 @@ const inspect = (sql: SqlClient.SqlClient, name: string, schema: Fragment): Effe
   Effect.gen(function* () {
     const [row] = yield* ask(
       sql,
-      sql<{ tells_compression: boolean; has_migrations: boolean; functions: number; partitions: number | null }>`
+      sql<InspectedRow>`
         select current_setting('server_version_num')::int >= 140000 as tells_compression,
           exists (select 1 from pg_class c where c.relnamespace = n.oid and c.relname = 'migrations') as has_migrations,
           (
             select count(*)::int from pg_proc p
-            where p.pronamespace = n.oid and p.proname = any(${functionNames}::text[])
+            where p.pronamespace = n.oid and p.proname = any(${functionNames(usualFeedOrder) as Array<string>}::text[])
               and p.proconfig @> array['search_path=' || quote_ident(n.nspname) || ', pg_temp']
           ) as functions,
           (
             select case c.relkind when 'p' then (select count(*)::int from pg_inherits i where i.inhparent = c.oid) else 1 end
             from pg_class c where c.relnamespace = n.oid and c.relname = 'event_log'
-          ) as partitions
+          ) as partitions,
+          exists (select 1 from pg_class c where c.relnamespace = n.oid and c.relname = 'feed_counter') as has_counter
         from (select 1) one left join pg_namespace n on n.nspname = ${name}`
     )
     const [last] = row?.has_migrations
       ? yield* ask(sql, sql<{ id: number }>`select coalesce(max(id), 0)::int as id from ${schema}.migrations`)
       : []
+    const feedOrder: FeedOrder = row?.has_counter === true ? "counter" : "transactionIds"
+    const hasLog = row?.partitions != null
     return {
       tellsCompression: row?.tells_compression === true,
       migrations: Number(last?.id ?? 0),
-      hasFunctions: Number(row?.functions) === functionNames.length,
-      partitions: row?.partitions == null ? undefined : Number(row.partitions)
+      hasFunctions: Number(row?.functions) === functionNames(feedOrder).length,
+      partitions: hasLog ? Number(row.partitions) : undefined,
+      feedOrder: hasLog ? feedOrder : undefined
     }
   })
+
+interface InspectedRow {
+  readonly tells_compression: boolean
+  readonly has_migrations: boolean
+  readonly functions: number
+  readonly partitions: number | null
+  readonly has_counter: boolean
+}
 
 const ask = <A>(sql: SqlClient.SqlClient, statement: Effect.Effect<A, SqlError>): Effect.Effect<A, StoreError> =>
   execute(sql, { operation, phase: "reading", savepoint: false }, statement)
 
 interface Migration {
   readonly name: string
-  readonly statements: (
-    sql: SqlClient.SqlClient,
-    schema: Fragment,
-    partitions: number
-  ) => ReadonlyArray<Statement<unknown>>
+  readonly statements: (log: LogTable, partitions: number) => ReadonlyArray<Statement<unknown>>
 }
 
 /** Migration n stands at index n - 1. */
 const migrations: ReadonlyArray<Migration> = [
   {
     name: "event_log and snapshots",
-    statements: (sql, schema, partitions) => [
+    statements: ({ feedOrder, schema, sql }, partitions) => [
       // Ids compare byte by byte, so that no locale takes two of them for one, or slows the index down.
       // `json` keeps the text as it was written. `jsonb` would sort keys, drop the sign of -0, and write 1e308 out in 309 digits, so an
       // accepted event could be too long to be read.
@@ -178,15 +234,15 @@ const migrations: ReadonlyArray<Migration> = [
       sql`create table ${schema}.event_log (
         aggregate_id text collate "C" not null,
         sequence int not null check (sequence > 0),
-        position bigint ${partitions === 1 ? sql`generated by default as identity` : sql`not null`},
-        feed_key xid8 not null default pg_current_xact_id(),
+        ${orderColumns(sql, feedOrder, partitions)}
         type text not null,
         body json not null,
         metadata json not null,
         timestamp uuid not null,
         primary key (aggregate_id, sequence)
       ) ${partitionedBy(sql, partitions)}`,
-      ...(partitions === 1 ? [] : [...createPartitions(sql, schema, partitions), ...numberPositions(sql, schema)]),
+      ...createPartitions(sql, schema, partitions),
+      ...(feedOrder === "counter" ? createCounter(sql, schema) : partitions === 1 ? [] : numberPositions(sql, schema)),
       sql`create index event_log_feed on ${schema}.event_log (feed_key, position)`,
       // For the feed of one kind of aggregates. `kindOf` in `feed.ts` has the expression.
       sql`create index event_log_kind on ${schema}.event_log
@@ -202,14 +258,17 @@ const migrations: ReadonlyArray<Migration> = [
   },
   {
     name: "subscriptions",
-    statements: (sql, schema) => [
-      // The holder of the lease is the runner that raised `token` last. `feed_key` and `position` are the checkpoint: the place in the
-      // global order up to which all events are handled.
-      sql`create table ${schema}.subscriptions (
+    statements: (log) => {
+      const { schema, sql } = log
+      const keyType = keyTypeOf(log)
+      return [
+        // The holder of the lease is the runner that raised `token` last. `feed_key` and `position` are the checkpoint: the place in the
+        // global order up to which all events are handled.
+        sql`create table ${schema}.subscriptions (
         name text collate "C" not null,
         partition int not null,
         partitions int not null,
-        feed_key xid8 not null,
+        feed_key ${keyType} not null,
         position bigint not null,
         token bigint not null default 0,
         holder text,
@@ -220,12 +279,12 @@ const migrations: ReadonlyArray<Migration> = [
         attempted jsonb,
         primary key (name, partition)
       )`,
-      sql`create table ${schema}.parked_events (
+        sql`create table ${schema}.parked_events (
         subscription text collate "C" not null,
         aggregate_id text collate "C" not null,
         sequence int not null,
         partition int not null,
-        feed_key xid8 not null,
+        feed_key ${keyType} not null,
         position bigint not null,
         type text not null,
         error text not null,
@@ -233,21 +292,22 @@ const migrations: ReadonlyArray<Migration> = [
         parked_at timestamptz not null default clock_timestamp(),
         primary key (subscription, aggregate_id, sequence)
       )`,
-      sql`create table ${schema}.rebuilds (
+        sql`create table ${schema}.rebuilds (
         name text collate "C" primary key,
         events_total bigint not null, events_done bigint not null default 0,
         started_at timestamptz not null default clock_timestamp(),
         finished_at timestamptz
       )`,
-      createTableRecords(sql, schema),
-      // Each swap of a rebuild updates the one row, and `check_snapshot` locks it.
-      sql`create table ${schema}.rebuild_swaps (swaps bigint not null)`,
-      sql`insert into ${schema}.rebuild_swaps values (0)`
-    ]
+        createTableRecords(sql, schema),
+        // Each swap of a rebuild updates the one row, and `check_snapshot` locks it.
+        sql`create table ${schema}.rebuild_swaps (swaps bigint not null)`,
+        sql`insert into ${schema}.rebuild_swaps values (0)`
+      ]
+    }
   },
   {
     name: "versions and causes of events",
-    statements: (sql, schema) => [
+    statements: ({ schema, sql }) => [
       // The functions that take or return events; they are created anew.
       sql`drop function if exists ${schema}.commit_events(
         text, boolean, int[], boolean[], text[], int[], text[], json[], json[], uuid[]
@@ -267,7 +327,7 @@ const migrations: ReadonlyArray<Migration> = [
   },
   {
     name: "chains of events",
-    statements: (sql, schema) => [
+    statements: ({ schema, sql }) => [
       // For the feed of one chain.
       sql`create index event_log_correlation on ${schema}.event_log (correlation_id, feed_key, position)
         where correlation_id is not null`
@@ -275,7 +335,7 @@ const migrations: ReadonlyArray<Migration> = [
   },
   {
     name: "types of events",
-    statements: (sql, schema) => [
+    statements: ({ schema, sql }) => [
       // `typeSamples.ts` goes from type to type by it. Equal entries are stored once, so it has about 8 bytes for an event.
       sql`create index event_log_types on ${schema}.event_log
         ((left(aggregate_id, greatest(strpos(aggregate_id, '/'), 1) - 1)), (type collate "C"), version)`
@@ -283,7 +343,7 @@ const migrations: ReadonlyArray<Migration> = [
   },
   {
     name: "nodes of subscriptions",
-    statements: (sql, schema) => [
+    statements: ({ schema, sql }) => [
       sql`alter table ${schema}.subscriptions add column held_since timestamptz`,
       sql`create table ${schema}.subscription_nodes (
         name text collate "C" not null,
@@ -307,7 +367,7 @@ const migrations: ReadonlyArray<Migration> = [
   },
   {
     name: "events that commits follow",
-    statements: (sql, schema) => [
+    statements: ({ schema, sql }) => [
       // The functions that take events; they are created anew.
       sql`drop function if exists ${schema}.has_event(text, int)`,
       sql`drop function if exists ${schema}.commit_events(
@@ -320,7 +380,7 @@ const migrations: ReadonlyArray<Migration> = [
   },
   {
     name: "times of positions",
-    statements: (sql, schema) => [
+    statements: ({ schema, sql }) => [
       // The time of the event at the position, as `position.ts` says.
       sql`alter table ${schema}.subscriptions add column event_time text not null default ''`,
       sql`alter table ${schema}.parked_events add column event_time text not null default ''`

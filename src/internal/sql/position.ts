@@ -8,6 +8,8 @@
 import type * as SqlClient from "@effect/sql/SqlClient"
 import type * as Statement from "@effect/sql/Statement"
 import { beginning, type Position } from "../../EventFeed.js"
+import type { LogTable } from "../store/pageBytes.js"
+import { keyTypeOf } from "./feedOrder.js"
 
 /** The columns of a position, selected as text. All are null where a left join found no row. */
 export interface PositionRow {
@@ -43,15 +45,15 @@ export const columnsOf = (position: Position): readonly [feedKey: string, number
 ]
 
 /** The place of a position as a row value, which Postgres compares by both columns. */
-export const rowValue = (sql: SqlClient.SqlClient, position: Position): Statement.Fragment => {
+export const rowValue = (log: Pick<LogTable, "feedOrder" | "sql">, position: Position): Statement.Fragment => {
   const [feedKey, number] = placeOf(position)
-  return sql`(${feedKey}::xid8, ${number}::bigint)`
+  return log.sql`(${feedKey}::${keyTypeOf(log)}, ${number}::bigint)`
 }
 
 /** The values of `feed_key, position, event_time`. */
-export const positionValues = (sql: SqlClient.SqlClient, position: Position): Statement.Fragment => {
+export const positionValues = (log: Pick<LogTable, "feedOrder" | "sql">, position: Position): Statement.Fragment => {
   const [feedKey, number, time] = columnsOf(position)
-  return sql`${feedKey}::xid8, ${number}::bigint, ${time}::text`
+  return log.sql`${feedKey}::${keyTypeOf(log)}, ${number}::bigint, ${time}::text`
 }
 
 /** The columns of a `PositionRow`, of a table that has them. */

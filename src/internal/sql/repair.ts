@@ -1,13 +1,12 @@
 /**
  * Repairs the feed after a restore: a dump keeps the ids of transactions that the new server has not had yet. `SqlStore.ts` calls it when a
- * layer migrates, and as `SqlStore.repairAfterRestore`.
+ * layer migrates, and as `SqlStore.repairAfterRestore`. A log with a counter needs no repair.
  */
-import type * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
-import type * as Statement from "@effect/sql/Statement"
 import * as Effect from "effect/Effect"
 import type { StoreError } from "../../StoreError.js"
 import { fromSqlError } from "../runtime/sqlError.js"
+import type { LogTable } from "../store/pageBytes.js"
 import { boundedOutside, execute } from "./pg/execute.js"
 import { withTransaction } from "./pg/transaction.js"
 
@@ -18,7 +17,9 @@ import { withTransaction } from "./pg/transaction.js"
  * them: their positions are higher than those of restored events, and their rows are younger. Positions alone are not enough, because a
  * transaction that had its id early may have written the highest position under a lower key than the last.
  */
-export const repair = (sql: SqlClient.SqlClient, schema: Statement.Fragment): Effect.Effect<boolean, StoreError> => {
+export const repair = ({ feedOrder, schema, sql }: Omit<LogTable, "measuring">): Effect.Effect<boolean, StoreError> => {
+  // Positions of a counter are restored with it.
+  if (feedOrder === "counter") return Effect.succeed(false)
   const run = <A>(statement: Effect.Effect<A, SqlError>) =>
     Effect.mapError(statement, (error) => fromSqlError(operation, "writing", error))
 

@@ -9,7 +9,7 @@
  * **No event is skipped.** A standby knows as open each transaction id up to the highest in the log that it has replayed. It removes an id
  * when it replays the commit or the abort. The lowest open id is `pg_snapshot_xmin`. So an event that a snapshot of the standby can't see was
  * written by a transaction with that id or a higher one, and its key is not below it. The feed shows keys below it only, as on the primary.
- * `feed.ts` says why their order is that of the feed.
+ * `feed.ts` says why their order is that of the feed. On a log with a counter a standby replays the commits in the order of the positions.
  *
  * A page of a standby alone would have that order, too. The head of the primary keeps out events that the primary still holds back, because a
  * synchronous standby has not confirmed them: a failover could lose them.

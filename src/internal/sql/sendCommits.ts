@@ -21,7 +21,9 @@ import type { AppendResult, Results, Send } from "./commit/appendBatcher.js"
 import type { Commit } from "./commit/commitQueue.js"
 import type { CommitStatements } from "./commit/commitWithStatements.js"
 import type { CommandRunner } from "./pg/commandRunner.js"
+import type { Command, Rows } from "./pg/driver.js"
 import { executeAlone, failureOf, isDisturbed, retryDisturbed } from "./pg/execute.js"
+import { withTransactionFrom } from "./pg/transaction.js"
 
 export const makeSend = (runner: CommandRunner, statements: CommitStatements): Effect.Effect<Send> =>
   Effect.map(ofNoCaller, (runtime) => {
@@ -58,13 +60,15 @@ const start = (
   failFastOnLock: boolean,
   done: (found: Found) => void
 ): Effect.Effect<void> => {
-  const commitEvents = (lockTimeout: boolean) =>
-    retryDisturbed(
+  const commitEvents = (lockTimeout: boolean) => {
+    const command = statements.append(commits, { lockTimeout })
+    return retryDisturbed(
       Effect.map(
-        executeAlone(runner, operation, "committing", statements.append(commits, { lockTimeout })),
+        statements.isSerial ? readCommitted(runner, command) : executeAlone(runner, operation, "committing", command),
         statements.resultsOf
       )
     )
+  }
   const [first] = commits
   const insert = commits.length === 1 && first !== undefined ? statements.insert(first, { orRaise: false }) : undefined
   const command = insert ?? statements.append(commits, { lockTimeout: failFastOnLock })
@@ -89,6 +93,25 @@ const start = (
     return cancel()
   })
 }
+
+/**
+ * Sends a command in a READ COMMITTED transaction. Where the default of the database is stricter, and each commit waits for the one before, the
+ * snapshot of a lone statement would be outdated again and again.
+ */
+const readCommitted = (runner: CommandRunner, command: Command): Effect.Effect<Rows, StoreError> =>
+  Effect.suspend(() => {
+    let found: Rows = []
+    const transaction = withTransactionFrom<never, never>(
+      runner.sql,
+      operation,
+      { own: command, nested: command },
+      (rows) => {
+        found = rows
+        return Effect.succeed(undefined)
+      }
+    )
+    return Effect.map(transaction, () => found)
+  })
 
 const causeOf = (failed: Exit.Failure<unknown, SqlError>): Cause.Cause<StoreError> =>
   Cause.map(failed.cause, (error) => failureOf(operation, "committing", error))

@@ -153,18 +153,19 @@ const isContention = (error: unknown): boolean => asStoreError(operation, error)
 
 /** Whether all partitions of a subscription have reached the position, or the partition of one aggregate. */
 const hasReached = (
-  { schema, sql }: StoreTables,
+  tables: StoreTables,
   name: string,
   position: Position,
   aggregateId: string | undefined
 ): Effect.Effect<boolean, StoreError> => {
+  const { schema, sql } = tables
   const isOfAll = aggregateId === undefined
   const isOfAggregate = isOfAll
     ? sql``
     : sql`and partition = ${sliceOf(sql, sql`${aggregateId}::text`, sql`partitions`)}`
   return Effect.map(
     makeStatements(sql).queryApart(
-      sql<{ reached: boolean | null }>`select bool_and((feed_key, position) >= ${rowValue(sql, position)})
+      sql<{ reached: boolean | null }>`select bool_and((feed_key, position) >= ${rowValue(tables, position)})
           and count(*) = ${isOfAll ? sql`min(partitions)` : sql`1`} as reached
         from ${schema}.subscriptions where name = ${name} ${isOfAggregate}`
     ),

@@ -22,11 +22,15 @@ export interface Measuring {
   readonly tellsCompression: boolean
 }
 
+/** What the order of the feed is made of (`sql/feedOrder.ts`). A log has one from its creation on. */
+export type FeedOrder = "transactionIds" | "counter"
+
 /** The event log of a store. */
 export interface LogTable {
   readonly sql: SqlClient.SqlClient
   readonly schema: Statement.Fragment
   readonly measuring: Measuring
+  readonly feedOrder: FeedOrder
 }
 
 /**

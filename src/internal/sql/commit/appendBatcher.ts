@@ -58,14 +58,18 @@ export type Send = (
 
 export type Results = Exit.Exit<ReadonlyArray<AppendResult>, StoreError>
 
-/** Makes the function that commits, on a `send` that takes many commits. */
+/**
+ * Makes the function that commits, on a `send` that takes many commits. `isSerial` says that the database commits one statement after the
+ * other. Then sending more of them beside slow ones gains little, and would take the connections of readers.
+ */
 export const makeAppendBatcher = (
   send: Send,
-  maxSenderWait = usualSenderWait
+  isSerial = false,
+  maxSenderWait = isSerial ? serialSenderWait : usualSenderWait
 ): Effect.Effect<(commit: Commit) => Effect.Effect<AppendResult, StoreError>, never, Scope.Scope> =>
   Effect.map(
     Effect.acquireRelease(
-      Effect.sync(() => new AppendBatcher(send, maxSenderWait)),
+      Effect.sync(() => new AppendBatcher(send, isSerial, maxSenderWait)),
       ({ close }) => close
     ),
     ({ append }) => append
@@ -88,6 +92,7 @@ class AppendBatcher {
 
   constructor(
     private readonly send: Send,
+    private readonly isSerial: boolean,
     private readonly maxSenderWait: number
   ) {}
 
@@ -125,7 +130,8 @@ class AppendBatcher {
 
   /** Sends what is queued, as far as batches may be in flight. */
   private pump(): void {
-    while (this.queue.length > 0 && this.awaited.length < senders && this.inFlight.size < maxBatchesInFlight) {
+    const maxInFlight = this.isSerial ? maxSerialInFlight : maxBatchesInFlight
+    while (this.queue.length > 0 && this.awaited.length < senders && this.inFlight.size < maxInFlight) {
       // Half of the queue for each free sender: then one batch is in the database while the results of the other are handed out.
       const free = Math.max(1, senders - this.inFlight.size)
       const commits = Math.min(limits.commits, Math.max(minBatchSize, Math.ceil(this.queue.length / free)))
@@ -165,10 +171,13 @@ class AppendBatcher {
     }, wait)
   }
 
-  /** Later commits do not wait for the batch any more. A slow lone commit waits for a lock, as a rule, so it is not counted either. */
+  /**
+   * Later commits do not wait for the batch any more. A slow lone commit waits for a lock, as a rule, so it is not counted either, unless all
+   * commits wait for that lock.
+   */
   private stopAwaiting(batch: Batch): void {
     this.awaited.splice(this.awaited.indexOf(batch), 1)
-    if (batch.entries.length === 1) this.inFlight.delete(batch)
+    if (batch.entries.length === 1 && !this.isSerial) this.inFlight.delete(batch)
   }
 
   private startBatch(entries: ReadonlyArray<Entry>): Batch {
@@ -265,6 +274,7 @@ const senders = 2
 
 /** With the slow batches that the senders do not wait for any more. */
 const maxBatchesInFlight = 8
+const maxSerialInFlight = 4
 
 /** How long the end of the scope waits for commits in flight, in milliseconds. */
 const maxDrain = 10_000
@@ -278,6 +288,8 @@ const closed = (): StoreError =>
 
 /** How long a sender waits for its batch, in milliseconds: far longer than a healthy one takes. */
 const usualSenderWait = 25
+/** The same where batches wait for transactions of others. A connection that is silent must not stop all commits. */
+const serialSenderWait = 1000
 
 /** Of one batch: large enough to make the cost of the statement small, and small enough to answer the first commit soon. */
 const limits = { commits: 512, events: 2048, size: 1_000_000, lookahead: 2048 }

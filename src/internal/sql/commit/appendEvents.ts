@@ -13,6 +13,7 @@ import * as Effect from "effect/Effect"
 import type { ProjectionWork } from "../../../StoreAdapter.js"
 import type { RetryCommand, StoreError } from "../../../StoreError.js"
 import { whenInTransaction } from "../../runtime/ambientTransaction.js"
+import { makeTurns } from "../../runtime/turns.js"
 import type { CommandRunner } from "../pg/commandRunner.js"
 import { canCompile, compileAll } from "../pg/compileStatements.js"
 import { executeCommand, retryStrayCancel } from "../pg/execute.js"
@@ -49,6 +50,9 @@ export const makeAppendEvents = ({
   readonly signals: CommitSignals
 }) => {
   const statementCommits = makeStatementCommits(runner, statements)
+  const inTurn = statements.isSerial
+    ? makeTurns(maxSerialTransactions)
+    : <A, E, R>(transaction: Effect.Effect<A, E, R>) => transaction
 
   const accept = (
     result: AppendResult = "appended",
@@ -89,7 +93,7 @@ export const makeAppendEvents = ({
           )
     )
 
-  return Effect.map(makeAppendBatcher(send), (appendBatched) => ({
+  return Effect.map(makeAppendBatcher(send, statements.isSerial), (appendBatched) => ({
     /** Stores events. Fails with `RetryCommand` on a conflict. */
     append: (events: Commit) =>
       whenInTransaction((inside) =>
@@ -108,7 +112,7 @@ export const makeAppendEvents = ({
       whenInTransaction((inside) =>
         inside
           ? appendInTransaction(events, work.project)
-          : signals.afterCommit(events, retryStrayCancel(appendOutside(events, work)))
+          : inTurn(signals.afterCommit(events, retryStrayCancel(appendOutside(events, work))))
       )
   }))
 }
@@ -116,3 +120,9 @@ export const makeAppendEvents = ({
 // --- internal ---
 
 const operation = "commitEvents"
+
+/**
+ * How many commits with projections have a connection, where one waits for the other in the database: the one that is committed, and the next.
+ * More of them would take the connections of readers.
+ */
+const maxSerialTransactions = 2

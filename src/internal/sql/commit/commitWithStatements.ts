@@ -31,6 +31,8 @@ export const allStored = "all of it is stored"
 
 /** The statements of a commit; `sql/commitStatements.ts` makes them. */
 export interface CommitStatements {
+  /** Whether a commit waits for all transactions that have appended before it (`sql/feedCounter.ts`). */
+  readonly isSerial: boolean
   /** Stores commits, each independently of the others. */
   readonly append: (commits: ReadonlyArray<Commit>, mode: AppendMode) => Command
   /**

@@ -1,0 +1,142 @@
+/**
+ * The order of the feed by a counter, for databases that have no ids of transactions that rise. `feedOrder.ts` says who chooses it.
+ *
+ * The table `feed_counter` has one row. A commit raises its number first, and gives its events the positions up to the new number. `feed_key`
+ * is 0 in all events. The row stays locked until the transaction ends. So transactions that append are committed in the order of their
+ * positions.
+ *
+ * - **No event is skipped.** Of two events the one with the lower position was visible, or was rolled back, before the other got its
+ *   position. So a snapshot that shows an event shows all before it, and nothing is held back. A standby replays commits in that order.
+ * - **Each aggregate and each transaction keeps its order**, because positions rise with each append.
+ * - **Strong projections keep their order.** The counter is locked before they run. So a commit is projected after the commits before it have
+ *   ended, and its events need not be moved.
+ * - **A savepoint that is rolled back** gives the number and the lock back. Events of other transactions may then take these positions.
+ * - **The feed hides the events of the own transaction**, until it is committed. `effect_maestro.first_position` is a setting of the
+ *   transaction with its lowest position. All events from there on are its own, because others can't append.
+ * - **A snapshot of REPEATABLE READ or SERIALIZABLE** that is older than the number can't raise it, and fails to serialize.
+ *
+ * It needs a row that all appends wait for, so it is no order for a server whose transaction ids can be read.
+ */
+import type * as SqlClient from "@effect/sql/SqlClient"
+import type { Fragment, Statement } from "@effect/sql/Statement"
+import type { Position } from "../../EventFeed.js"
+import type { LogTable } from "../store/pageBytes.js"
+import { placeOf } from "./position.js"
+
+/** An event after the position. The key is compared for equality, so that the planner estimates rows by the position. */
+export const isAfterNumber = (sql: SqlClient.SqlClient, position: Position): Fragment => {
+  const [, number] = placeOf(position)
+  return sql`feed_key = 0 and position > ${number}::bigint`
+}
+
+/** An event that is not of the current transaction. */
+export const isBeforeOwn = (sql: SqlClient.SqlClient): Fragment =>
+  sql.literal(`position < coalesce(nullif(current_setting('${firstPosition}', true), '')::bigint, 9223372036854775807)`)
+
+/** Creates the counter. */
+export const createCounter = (sql: SqlClient.SqlClient, schema: Fragment): ReadonlyArray<Statement<unknown>> => [
+  // Versions of the row stay on one page, as long as no old snapshot needs them.
+  sql`create table ${schema}.feed_counter (id int primary key check (id = 1), last bigint not null)`,
+  sql`insert into ${schema}.feed_counter values (1, 0)`
+]
+
+/**
+ * Stores any number of commits in one statement, each independently of the others, with the parameters and the result of the function of the
+ * other order (`functions.ts`).
+ *
+ * The counter is raised in a statement of its own. With READ COMMITTED the insert has a later snapshot, so it sees all that was committed
+ * during the wait. No other transaction inserts meanwhile, so what stands in the way of a commit can be seen.
+ *
+ * The events of this call are those with higher positions than the counter had before it, also in a transaction that has appended before.
+ *
+ * `p_lock_timeout` is ignored. All commits wait for the counter, so sending each of them again by itself would gain nothing.
+ */
+export const commitByCounter = ({ schema, sql }: LogTable, writing: Fragment): Statement<unknown> =>
+  sql`create or replace function ${schema}.commit_events(
+    p_lock_timeout text, p_whole boolean,
+    p_commits int[], p_firsts boolean[], p_aggregate_ids text[], p_sequences int[], p_types text[],
+    p_bodies json[], p_metadata json[], p_timestamps uuid[],
+    p_versions int[], p_correlation_ids text[], p_causation_ids uuid[], p_traceparents text[],
+    p_follows uuid[]
+  ) returns text
+  ${writing}
+  as $function$
+  declare
+    before bigint;
+    written bigint;
+    answer text;
+  begin
+    if p_whole then
+      if current_setting('transaction_isolation') <> 'read committed' then
+        raise exception 'the transaction is not READ COMMITTED' using errcode = 'MA002';
+      end if;
+      perform set_config('effect_maestro.begun', 'yes', true);
+    end if;
+
+    update feed_counter set last = last + cardinality(p_sequences)
+    where id = 1 returning last - cardinality(p_sequences) into before;
+    if coalesce(current_setting('${sql.literal(firstPosition)}', true), '') = '' then
+      perform set_config('${sql.literal(firstPosition)}', (before + 1)::text, true);
+    end if;
+
+    insert into event_log (
+      position, aggregate_id, sequence, type, body, metadata, "timestamp", version, correlation_id, causation_id, traceparent
+    )
+    select before + i.place, i.aggregate_id, i.sequence, i.type, i.body, i.metadata, i."timestamp", i.version, i.correlation_id,
+      i.causation_id, i.traceparent
+    from unnest(
+      p_firsts, p_aggregate_ids, p_sequences, p_types, p_bodies, p_metadata, p_timestamps, p_versions,
+      p_correlation_ids, p_causation_ids, p_traceparents, p_follows
+    ) with ordinality as i (
+      first, aggregate_id, sequence, type, body, metadata, "timestamp", version, correlation_id, causation_id,
+      traceparent, follows, place
+    )
+    where not i.first or i.sequence = 1
+      -- A stream has no gaps, and an event follows the one that it was decided on.
+      or (
+        select i.follows is null or p."timestamp" = i.follows from event_log p
+        where p.aggregate_id = i.aggregate_id and p.sequence = i.sequence - 1
+      )
+    order by i.aggregate_id collate "C", i.sequence
+    on conflict (aggregate_id, sequence) do nothing;
+
+    get diagnostics written = row_count;
+    if written = cardinality(p_sequences) then
+      return null;
+    end if;
+
+    with judged as (
+      select e.commit, e.place, e.aggregate_id, e.sequence,
+        coalesce(l.position > before, false) as is_new,
+        coalesce(l."timestamp" = e."timestamp", false) as is_same
+      from unnest(p_commits, p_aggregate_ids, p_sequences, p_timestamps)
+        with ordinality as e (commit, aggregate_id, sequence, "timestamp", place)
+      left join event_log l on l.aggregate_id = e.aggregate_id and l.sequence = e.sequence
+    ), verdicts as (
+      select j.commit, bool_and(j.is_same and not j.is_new) as all_stored
+      from judged j group by j.commit having not bool_and(j.is_same and j.is_new)
+    ), undone as (
+      delete from event_log l using judged j, verdicts v
+      where v.commit = j.commit and j.is_same and j.is_new
+        and l.aggregate_id = j.aggregate_id and l.sequence = j.sequence
+    )
+    select json_agg(json_build_array(v.commit, v.all_stored, r.aggregate_id, r.sequence)) into answer
+    from verdicts v, lateral (
+      select j.aggregate_id, j.sequence from judged j
+      where j.commit = v.commit and not (j.is_same and j.is_new) order by j.place limit 1
+    ) r;
+
+    if p_whole then
+      if (answer::json -> 0 ->> 1)::boolean then
+        raise exception 'all of it is stored' using errcode = 'MA003';
+      end if;
+      raise exception 'some of it conflicts with what is stored' using errcode = 'MA001';
+    end if;
+    return answer;
+  end
+  $function$`
+
+// --- internal ---
+
+/** The setting of a transaction with the lowest position of its events. */
+const firstPosition = "effect_maestro.first_position"

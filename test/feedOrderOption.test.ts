@@ -1,0 +1,227 @@
+/** The option `feedOrder`: what it refuses, what it makes, and what a log with a counter does without. */
+import * as SqlClient from "@effect/sql/SqlClient"
+import { PgClient } from "@effect/sql-pg"
+import { describe, expect, it, layer as withLayer } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
+import * as Redacted from "effect/Redacted"
+import * as Stream from "effect/Stream"
+import { EventFeed, Projection, Rebuild, SqlStore, Subscription } from "effect-maestro"
+import * as FeedContract from "effect-maestro/FeedContract"
+import * as StoreContract from "effect-maestro/StoreContract"
+import { afterAll, inject } from "vitest"
+import { Account, Deposit } from "./account.js"
+import { layerEmptyPg } from "./database.js"
+import { ByEffect, createBooks, layerOnSql, type OnSql, Record, storm } from "./feedOrderWorkload.js"
+import { disposable, startPostgres } from "./postgres.globalSetup.js"
+import { commitOf, eventually, Ledger, start } from "./subscribers.js"
+
+const build = (options: SqlStore.Options) => Layer.build(Layer.fresh(SqlStore.layerWith(options)))
+
+/** The type of the column `feed_key`. */
+const found = Effect.flatMap(SqlClient.SqlClient, (sql) =>
+  Effect.map(
+    sql<{ type: string }>`select format_type(atttypid, null) as type from pg_attribute
+      where attrelid = 'maestro.event_log'::regclass and attname = 'feed_key'`,
+    ([row]) => row?.type
+  )
+)
+
+describe("feedOrder", () => {
+  it.scopedLive("the layer and SqlStore.migrate make a new log with the order that they are given", () =>
+    Effect.gen(function* () {
+      yield* build({ feedOrder: "counter" })
+      expect(yield* found).toBe("bigint")
+      yield* SqlStore.migrate({ feedOrder: "counter" })
+    }).pipe(
+      Effect.provide(layerEmptyPg()),
+      Effect.zipRight(
+        Effect.gen(function* () {
+          yield* SqlStore.migrate({ feedOrder: "transactionIds" })
+          expect(yield* found).toBe("xid8")
+        }).pipe(Effect.provide(layerEmptyPg()))
+      )
+    )
+  )
+
+  it.effect("is one of two words", () =>
+    Effect.gen(function* () {
+      for (const wrong of ["Counter", "", "xid8", 1, null]) {
+        const feedOrder = wrong as "counter"
+        for (const failing of [
+          Effect.scoped(build({ feedOrder })),
+          Effect.scoped(build({ feedOrder, migrate: false })),
+          SqlStore.migrate({ feedOrder })
+        ]) {
+          const error = yield* Effect.flip(failing)
+          expect(error).toMatchObject({ reason: "Misconfigured" })
+          expect(error.description).toContain('must be "transactionIds" or "counter"')
+        }
+      }
+    }).pipe(Effect.provide(layerEmptyPg()))
+  )
+
+  for (const [made, other] of [
+    ["counter", "transactionIds"],
+    ["transactionIds", "counter"]
+  ] as const) {
+    it.scopedLive(`a log with the order ${made} is refused with the option ${other}, and is right without it`, () =>
+      Effect.gen(function* () {
+        yield* build({ feedOrder: made })
+        for (const migrate of [true, false]) {
+          const error = yield* Effect.flip(Effect.scoped(build({ feedOrder: other, migrate })))
+          expect(error).toMatchObject({ reason: "Misconfigured" })
+          expect(error.description).toContain(`has the order "${made}"`)
+          expect(error.description).toContain("leave the option out")
+          for (const options of [{}, { feedOrder: made }]) {
+            const services = yield* build({ ...options, migrate })
+            yield* Effect.provide(commitOf(`with ${JSON.stringify(options)}, ${migrate}`, 1, 2, "Happened"), services)
+          }
+        }
+        expect(yield* Effect.flip(SqlStore.migrate({ feedOrder: other }))).toMatchObject({ reason: "Misconfigured" })
+        expect(yield* SqlStore.repairAfterRestore()).toBe(false)
+      }).pipe(Effect.provide(layerEmptyPg()))
+    )
+  }
+
+  it.scopedLive(
+    "of nodes that start on an empty database, one makes the log, and those without the option take its order",
+    () =>
+      Effect.gen(function* () {
+        const nodes = yield* Effect.forEach(
+          ["counter", "transactionIds", undefined, undefined] as const,
+          (feedOrder) => Effect.either(build({ feedOrder })),
+          { concurrency: "unbounded" }
+        )
+        expect(
+          nodes
+            .map(({ _tag }) => _tag)
+            .slice(0, 2)
+            .sort()
+        ).toEqual(["Left", "Right"])
+        for (const [index, node] of nodes.entries()) {
+          if (node._tag === "Left") {
+            expect(index).toBeLessThan(2)
+            expect(node.left).toMatchObject({ reason: "Misconfigured" })
+          } else {
+            yield* Effect.provide(commitOf(`of ${index}`, 1, 1, "Happened"), node.right)
+            yield* Effect.provide(EventFeed.head, node.right)
+          }
+        }
+      }).pipe(Effect.provide(layerEmptyPg()))
+  )
+})
+
+// --- nothing of transaction ids ---
+
+/** What databases without rising ids of transactions lack. */
+const ofTransactionIds =
+  /xid8|txid_|pg_current_xact|pg_current_snapshot|pg_snapshot|pg_xact|\bxmin\b|\bxmax\b|transactionid/i
+
+let server: Awaited<ReturnType<typeof startPostgres>> | undefined
+afterAll(() => server?.stop())
+
+/** A server that writes all statements into a log. */
+const logging = Layer.unwrapEffect(
+  Effect.promise(async () => {
+    server ??= await startPostgres([...disposable, "-c", "log_statement=all"])
+    return PgClient.layer({ url: Redacted.make(server.url), maxConnections: 10 })
+  })
+)
+
+const logged = Effect.sync(() => server?.log.join("\n") ?? "")
+
+/** The lines of the log up to now. */
+const logOf = Effect.flatMap(SqlClient.SqlClient, (sql) =>
+  Effect.zipRight(
+    sql`select 'the end of the test'`,
+    Effect.map(
+      eventually(logged, (log) => log.includes("the end of the test")),
+      (log) => log.split("\n")
+    )
+  )
+)
+
+/** Everything that a store does, on a log with a counter. */
+const useAll = Effect.gen(function* () {
+  const sql = yield* SqlClient.SqlClient
+  const feed = yield* EventFeed.EventFeed
+  const services = yield* Effect.context<OnSql>()
+  yield* createBooks
+  const record = new Record()
+  yield* storm(record, [{ onAny: services, onSql: Option.some(services) }], {
+    workers: 4,
+    commands: 60,
+    seed: 1,
+    after: () => Effect.void
+  })
+  expect(record.unexpected).toEqual([])
+  yield* sql.withTransaction(Account.evaluate("a", new Deposit({ amount: 1 })))
+  const subscription = Subscription.make("all", { partitions: 2, handle: () => Effect.void })
+  yield* start(subscription)
+  yield* Subscription.waitFor("all", yield* EventFeed.head, "20 seconds")
+  yield* subscription.status
+  const filters = [undefined, { types: ["Booked"] }, { kinds: ["SqlBook"] }, { correlationId: "a" }]
+  for (const filter of filters) {
+    yield* feed.read(filter === undefined ? {} : { filter })
+    yield* feed.count(filter === undefined ? {} : { filter })
+    yield* Stream.runDrain(feed.samples(filter))
+  }
+  expect(yield* feed.heldBack()).toEqual(Option.none())
+  yield* Rebuild.run({ name: "books", projections: [Projection.of("all", ByEffect)], tables: ["books"] })
+  const stored = sql`select * from maestro.event_log order by feed_key, position`
+  for (const partitions of [3, 1]) {
+    const before = yield* stored
+    expect(yield* SqlStore.partitionLog({ partitions })).toBe(true)
+    expect(yield* stored).toEqual(before)
+    yield* Account.evaluate("a", new Deposit({ amount: 1 }))
+    expect(yield* stored).toHaveLength(before.length + 1)
+  }
+  expect(yield* SqlStore.repairAfterRestore()).toBe(false)
+})
+
+describe("a log with a counter", () => {
+  it.scopedLive(
+    "has no type, default or function that needs ids of transactions, and no statement of the store does",
+    () =>
+      Effect.gen(function* () {
+        const sql = yield* SqlClient.SqlClient
+        const columns = yield* sql`select table_name, column_name, data_type, column_default, is_identity
+          from information_schema.columns where table_schema = 'maestro'`
+        expect(columns.length).toBeGreaterThan(40)
+        expect(JSON.stringify(columns)).not.toMatch(ofTransactionIds)
+        expect(columns.filter(({ is_identity }) => is_identity === "YES")).toEqual([])
+        const sequences = yield* sql`select 1 from information_schema.sequences where sequence_schema = 'maestro'`
+        expect(sequences).toEqual([])
+        const functions = yield* sql<{ source: string }>`select prosrc as source from pg_proc p
+          join pg_namespace n on n.oid = p.pronamespace where n.nspname = 'maestro'`
+        expect(functions).toHaveLength(6)
+        for (const { source } of functions) expect(source).not.toMatch(ofTransactionIds)
+
+        yield* useAll
+        const lines = yield* logOf
+        expect(lines.filter((line) => line.includes("commit_events")).length).toBeGreaterThan(10)
+        expect(lines.filter((line) => ofTransactionIds.test(line))).toEqual([])
+      }).pipe(
+        Effect.provide(
+          layerOnSql.pipe(
+            Layer.provideMerge(Layer.merge(SqlStore.layerWith({ feedOrder: "counter" }), Ledger.layerSql)),
+            Layer.provideMerge(logging)
+          )
+        )
+      )
+  )
+})
+
+// Few random inputs, and of the second suite what reads the log. `npm run test:counter` runs all.
+const options = { runs: Math.ceil(inject("runs") / 10), timeout: inject("timeout") }
+const store = SqlStore.layerWith({ feedOrder: "counter", logPartitions: 16 }).pipe(Layer.provideMerge(layerEmptyPg()))
+const readsLog = /^(head|read|filter|samples|order|awaitAppend|parked)/
+
+StoreContract.suite("SqlStore with a counter, on a log of 16 partitions", store, options)
+withLayer(store, { excludeTestServices: true, timeout: options.timeout })("its feed", (it) => {
+  for (const { name, run } of FeedContract.cases(options)) {
+    if (readsLog.test(name)) it.effect(name, () => run, options.timeout)
+  }
+})
