@@ -37,7 +37,7 @@ it.live("a caller that fails, or is interrupted while it waits or works, hands i
     yield* macrotask
     const [first, second, third] = waiting
     if (first === undefined || second === undefined || third === undefined) return
-    // The turn comes to the first one and goes on, because it is interrupted before it can begin.
+    // The first one gets the turn and hands it on, because it is interrupted before it can begin.
     yield* Effect.all([Fiber.interrupt(working), Fiber.interrupt(first)], { concurrency: 2 })
     expect(yield* Fiber.join(second)).toBe(2)
     expect(yield* Fiber.join(third)).toBe(3)
