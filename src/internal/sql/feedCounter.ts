@@ -5,11 +5,11 @@
  * is 0 in all events. The row stays locked until the transaction ends. So transactions that append are committed in the order of their
  * positions.
  *
- * - **No event is skipped.** Of two events the one with the lower position was visible, or was rolled back, before the other got its
+ * - **No event is skipped.** The event with the lower position was visible, or was rolled back, before the other got its
  *   position. So a snapshot that shows an event shows all before it, and nothing is held back. A standby replays commits in that order.
  * - **Each aggregate and each transaction keeps its order**, because positions rise with each append.
- * - **Strong projections keep their order.** The counter is locked before they run. So a commit is projected after the commits before it have
- *   ended, and its events need not be moved.
+ * - **Strong projections keep their order.** The counter is locked before they run. So a commit is projected after all commits before it, and
+ *   its events need not be moved.
  * - **A savepoint that is rolled back** gives the number and the lock back. Events of other transactions may then take these positions.
  * - **The feed hides the events of the own transaction**, until it is committed. `effect_maestro.first_position` is a setting of the
  *   transaction with its lowest position. All events from there on are its own, because others can't append.

@@ -23,7 +23,10 @@ export const functions = (log: LogTable): ReadonlyArray<Statement<unknown>> => [
   readPage(log)
 ]
 
-/** The functions that work on the tables of their schema, and so have to have it as their search path. */
+/**
+ * The functions that work on the tables of their schema, and so have to have it as their search path. A log with a counter has a part of those
+ * of the other order.
+ */
 export const functionNames = (feedOrder: FeedOrder): ReadonlyArray<string> => [
   "has_event",
   "commit_events",

@@ -182,7 +182,7 @@ const inspect = (sql: SqlClient.SqlClient, name: string, schema: Fragment): Effe
           exists (select 1 from pg_class c where c.relnamespace = n.oid and c.relname = 'migrations') as has_migrations,
           (
             select count(*)::int from pg_proc p
-            where p.pronamespace = n.oid and p.proname = any(${functionNames(usualFeedOrder) as Array<string>}::text[])
+            where p.pronamespace = n.oid and p.proname = any(${functionNames("transactionIds") as Array<string>}::text[])
               and p.proconfig @> array['search_path=' || quote_ident(n.nspname) || ', pg_temp']
           ) as functions,
           (
