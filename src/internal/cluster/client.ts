@@ -149,11 +149,11 @@ const messageOf = <C>(
     (expectedSequence, metadata) => ({
       id,
       command,
-      commandId: conditions.commandId,
-      expectedSequence,
-      metadata,
-      chain: chain === undefined ? undefined : { ...chain },
-      deciding: decision.streams.length === 0 ? undefined : decision.streams
+      ...(conditions.commandId !== undefined && { commandId: conditions.commandId }),
+      ...(expectedSequence !== undefined && { expectedSequence }),
+      ...(metadata !== undefined && { metadata }),
+      ...(chain !== undefined && { chain: { ...chain } }),
+      ...(decision.streams.length > 0 && { deciding: decision.streams })
     })
   )
 
