@@ -63,6 +63,9 @@ const sharding = ({ leaseMillis, locks }: ClusterOptions) => ({
   simulateRemoteSerialization: false
 })
 
-/** The list of runners and the locks of their shards are in the database. No message is persisted. */
+/**
+ * The list of runners and the locks of their shards are in the database. No message is persisted, so the storage in memory
+ * stays empty.
+ */
 const layerStorage = (config: Partial<ShardingConfig.ShardingConfig["Type"]>) =>
-  Layer.merge(SqlRunnerStorage.layer, MessageStorage.layerNoop).pipe(Layer.provide(ShardingConfig.layer(config)))
+  Layer.merge(SqlRunnerStorage.layer, MessageStorage.layerMemory).pipe(Layer.provide(ShardingConfig.layer(config)))
