@@ -1,9 +1,9 @@
 /**
  * The timer of the calls of one client: it wakes a call when its next message is due, or its timeout.
  *
- * One fiber sleeps for all calls. A fiber for each call took about a tenth of the processor time of a message, because
- * nearly every call ends long before its time. The fiber sleeps until the first call is due, and ends when it finds no
- * call. So it goes on for `resendAfter` at most after the last call, and ends with the scope of the client.
+ * One fiber sleeps for all calls, because nearly every call ends long before its time. The fiber sleeps until the first
+ * call is due, and ends when it finds no call. So it goes on for `resendAfter` at most after the last call, and ends with
+ * the scope of the client.
  *
  * Calls may have different clocks, as those of tests. There is one fiber for each clock.
  */
@@ -83,20 +83,26 @@ class Timer implements CallTimer {
 
   private sleep(sleeper: Sleeper): Effect.Effect<void> {
     return Effect.flatMap(Effect.sleep(Math.max(0, sleeper.wakesAt - nowOf(sleeper.clock))), () => {
-      wakeDue(sleeper.calls, nowOf(sleeper.clock))
-      if (sleeper.calls.size === 0) return Effect.sync(() => this.sleepers.delete(sleeper.clock))
-      sleeper.wakesAt = Math.min(...Array.from(sleeper.calls, ({ due }) => due))
-      return this.sleep(sleeper)
+      sleeper.wakesAt = wakeDue(sleeper.calls, nowOf(sleeper.clock))
+      if (sleeper.calls.size > 0) return this.sleep(sleeper)
+      this.sleepers.delete(sleeper.clock)
+      return Effect.void
     })
   }
 }
 
-const wakeDue = (calls: Set<WaitingCall>, now: number): void => {
+/** Wakes the calls that are due. Returns the time at which the first of the others is due. */
+const wakeDue = (calls: Set<WaitingCall>, now: number): number => {
+  let next = Number.POSITIVE_INFINITY
   for (const call of calls) {
-    if (call.due > now) continue
+    if (call.due > now) {
+      next = Math.min(next, call.due)
+      continue
+    }
     calls.delete(call)
     call.wake()
   }
+  return next
 }
 
 /** Starts a fiber with the clock of another one. It outlives that fiber, so it has nothing of its context. */
