@@ -178,7 +178,7 @@ const answerOf = <A>(
  * The messages of a call, each in a fiber of its own, and the first result of them.
  *
  * `Effect.timeoutFail` around `Effect.raceFirst` and a fiber for bounded interruption would do without this class. They
- * took 0.2 ms of the processor, and this class takes a quarter of that.
+ * took 0.2 ms of the processor. With this class and the timer of all calls it is 0.08 ms.
  */
 class Call<A> {
   private readonly messages: Array<Fiber.RuntimeFiber<A, unknown>> = []
