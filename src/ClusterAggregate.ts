@@ -138,6 +138,6 @@ export const make = <
     entity: entity as unknown as ClusterAggregate<Name, State, A, C, Declared>["entity"],
     // The aggregate checks the ids of messages, which its type takes as valid.
     layerRunner: makeRunnerLayer(entity, aggregate as unknown as Operations<Name, State, A, C>, parts),
-    layerClient: Layer.effect(parts.tag, makeClientService(entity, parts, limits))
+    layerClient: Layer.scoped(parts.tag, makeClientService(entity, parts, limits))
   }
 }

@@ -5,6 +5,7 @@ import type * as Runner from "@effect/cluster/Runner"
 import * as RunnerAddress from "@effect/cluster/RunnerAddress"
 import * as RunnerStorage from "@effect/cluster/RunnerStorage"
 import type { Sharding } from "@effect/cluster/Sharding"
+import * as ShardingConfig from "@effect/cluster/ShardingConfig"
 import * as NodeClusterSocket from "@effect/platform-node/NodeClusterSocket"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -59,7 +60,6 @@ export const makeRunnerStorage = Effect.sync(() => {
 /** A cluster without runners. */
 export const makeCluster = (serialization: "msgpack" | "ndjson" = "msgpack") =>
   Effect.map(makeRunnerStorage, (storage) => {
-    const backend = Layer.merge(Layer.succeed(RunnerStorage.RunnerStorage, storage), MessageStorage.layerNoop)
     const config = {
       shardsPerGroup: 8,
       refreshAssignmentsInterval: 50,
@@ -67,6 +67,10 @@ export const makeCluster = (serialization: "msgpack" | "ndjson" = "msgpack") =>
       sendRetryInterval: 20,
       entityTerminationTimeout: 500
     }
+    const backend = Layer.merge(
+      Layer.succeed(RunnerStorage.RunnerStorage, storage),
+      Layer.provide(MessageStorage.layerMemory, ShardingConfig.layer(config))
+    )
     return {
       storage,
       /** Starts a runner, with the layers of its entities above the cluster. It ends with the scope, or by `stop`. */

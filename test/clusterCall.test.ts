@@ -5,21 +5,22 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as TestClock from "effect/TestClock"
 import { callLimits, callUntilAnswered } from "../src/internal/cluster/call.js"
+import { makeCallTimer } from "../src/internal/cluster/callTimer.js"
 
 const place = { operation: "Account.evaluate", aggregateId: "Account:a" }
 const limits = callLimits("Account", { timeout: "10 seconds", resendAfter: "3 seconds" })
 
 /** Messages that wait for `answer`, and how many of them were sent and have ended by an interruption. */
-const makeMessages = Effect.map(Deferred.make<string>(), (answer) => {
+const makeMessages = Effect.zipWith(Deferred.make<string>(), makeCallTimer, (answer, timer) => {
   const counts = { sent: 0, interrupted: 0 }
   const message = Effect.suspend(() => {
     counts.sent++
     return Effect.onInterrupt(Deferred.await(answer), () => Effect.sync(() => counts.interrupted++))
   })
-  return { answer, counts, call: callUntilAnswered(place, limits, "command", () => message) }
+  return { answer, counts, call: callUntilAnswered(place, limits, timer, "command", () => message) }
 })
 
-it.effect("the message is sent again after each time without an answer, and all end with the timeout", () =>
+it.scoped("the message is sent again after each time without an answer, and all end with the timeout", () =>
   Effect.gen(function* () {
     const { call, counts } = yield* makeMessages
     const fiber = yield* Effect.fork(Effect.flip(call))
@@ -35,7 +36,7 @@ it.effect("the message is sent again after each time without an answer, and all 
   })
 )
 
-it.effect("the first answer is the result, and the other messages end", () =>
+it.scoped("the first answer is the result, and the other messages end", () =>
   Effect.gen(function* () {
     const counts = { sent: 0, interrupted: 0 }
     const message = Effect.suspend(() =>
@@ -43,14 +44,15 @@ it.effect("the first answer is the result, and the other messages end", () =>
         ? Effect.onInterrupt(Effect.never, () => Effect.sync(() => counts.interrupted++))
         : Effect.succeed("of the second")
     )
-    const fiber = yield* Effect.fork(callUntilAnswered(place, limits, "command", () => message))
+    const timer = yield* makeCallTimer
+    const fiber = yield* Effect.fork(callUntilAnswered(place, limits, timer, "command", () => message))
     yield* TestClock.adjust("3 seconds")
     expect(yield* Fiber.join(fiber)).toBe("of the second")
     expect(counts).toEqual({ sent: 2, interrupted: 1 })
   })
 )
 
-it.effect("a call that has its answer sends no message any more", () =>
+it.scoped("a call that has its answer sends no message any more", () =>
   Effect.gen(function* () {
     const { answer, call, counts } = yield* makeMessages
     const fiber = yield* Effect.fork(call)
@@ -62,7 +64,7 @@ it.effect("a call that has its answer sends no message any more", () =>
   })
 )
 
-it.effect(
+it.scoped(
   "an interruption of the caller ends the messages, and waits for one that hangs for the grace period at most",
   () =>
     Effect.gen(function* () {
@@ -71,8 +73,9 @@ it.effect(
       yield* TestClock.adjust("1 seconds")
       yield* Fiber.interrupt(fiber)
       expect(counts).toEqual({ sent: 1, interrupted: 1 })
+      const timer = yield* makeCallTimer
       const hanging = yield* Effect.fork(
-        callUntilAnswered(place, limits, "command", () => Effect.uninterruptible(Effect.never))
+        callUntilAnswered(place, limits, timer, "command", () => Effect.uninterruptible(Effect.never))
       )
       yield* TestClock.adjust("1 seconds")
       // The grace period is that of the live clock, which the test clock does not move.

@@ -187,6 +187,27 @@ const schemas: Readonly<Record<string, Schema.Schema.AnyNoContext>> = {
     Schema.String,
     Schema.Null
   ),
+  "union of classes": Schema.Union(Plain, Rich, WithMembers, WithConstructor, Filtered, Empty),
+  "union of tagged structs": Schema.Struct({
+    many: Schema.Array(
+      Schema.Union(
+        Schema.TaggedStruct("A", { at: Schema.Date }),
+        Schema.TaggedStruct("B", { nested: Schema.Union(Plain, WithField) }),
+        Failing
+      )
+    )
+  }),
+  "union of tagged structs with other literals": Schema.Union(
+    Schema.TaggedStruct("A", { kind: Schema.Literal("a") }),
+    Schema.TaggedStruct("B", { kind: Schema.Literal("a", "b") }),
+    Plain
+  ),
+  "union of tags that are transformed": Schema.Union(
+    Schema.Struct({ _tag: Schema.transformLiteral("A", "B") }),
+    Schema.Struct({ _tag: Schema.transformLiteral("B", "A"), a: Schema.Number }),
+    Plain
+  ),
+  "union of tagged members and others": Schema.Union(Plain, Rich, Schema.String),
   "union of numbers": Schema.Union(Schema.NumberFromString, Schema.String, Schema.Number),
   "union with a literal struct": Schema.NullOr(Schema.Struct({ kind: Schema.Literal("a") })),
   "union with an array": Schema.Struct({ a: Schema.optional(Schema.Array(Schema.Positive)) }),
@@ -284,6 +305,7 @@ it("only instances of simple classes are made without their constructors", () =>
     const prototype = Object.getPrototypeOf(Either.getOrThrow(decode(input)))
     return create.mock.calls.some(([made]) => made === prototype)
   }
+  expect(isFast(Schema.Union(Rich, Plain), { _tag: "Plain", amount: 1 })).toBe(true)
   for (const simple of [Plain, OfPlain]) expect(isFast(simple, { _tag: "Plain", amount: 1 })).toBe(true)
   expect(isFast(OwnTag, { _tag: "OwnTag", amount: 1 })).toBe(true)
   expect(isFast(Extended, { _tag: "Plain", amount: 1 })).toBe(true)

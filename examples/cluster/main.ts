@@ -7,6 +7,7 @@
 import * as MessageStorage from "@effect/cluster/MessageStorage"
 import * as RunnerAddress from "@effect/cluster/RunnerAddress"
 import * as RunnerStorage from "@effect/cluster/RunnerStorage"
+import * as ShardingConfig from "@effect/cluster/ShardingConfig"
 import * as NodeClusterSocket from "@effect/platform-node/NodeClusterSocket"
 import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
 import * as Clock from "effect/Clock"
@@ -53,7 +54,9 @@ const layerAccounts = Accounts.layerClient.pipe(
 )
 
 /** What the processes of a cluster share. Over several processes it is `SqlRunnerStorage.layer`. */
-const layerShared = Layer.mergeAll(RunnerStorage.layerMemory, MessageStorage.layerNoop, MemoryStore.layer)
+const layerShared = Layer.mergeAll(RunnerStorage.layerMemory, MessageStorage.layerMemory, MemoryStore.layer).pipe(
+  Layer.provide(ShardingConfig.layer(shardingConfig))
+)
 
 const commands = Effect.gen(function* () {
   yield* Console.log("Commands")

@@ -53,11 +53,11 @@ const sharding = ({ leaseMillis, locks }: ClusterOptions) => ({
 })
 
 /**
- * The list of runners and the locks of their shards are in the database. No message is persisted.
+ * The list of runners and the locks of their shards are in the database. No message is persisted, so the storage in memory stays empty.
  *
  * The storage creates its tables. Of processes that do so at the same time all but one may fail, so they try again.
  */
 const layerStorage = (config: Partial<ShardingConfig.ShardingConfig["Type"]>) =>
-  Layer.merge(Layer.retry(SqlRunnerStorage.layer, Schedule.recurs(5)), MessageStorage.layerNoop).pipe(
+  Layer.merge(Layer.retry(SqlRunnerStorage.layer, Schedule.recurs(5)), MessageStorage.layerMemory).pipe(
     Layer.provide(ShardingConfig.layer(config))
   )

@@ -9,6 +9,7 @@ import * as Clock from "effect/Clock"
 import * as DateTime from "effect/DateTime"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import type { AsOf, Evaluated, Root } from "../../Aggregate.js"
 import { ValidationError, ValidationIssue } from "../../StoreError.js"
@@ -33,6 +34,7 @@ import {
   spanOnly,
   timedOut
 } from "./call.js"
+import { makeCallTimer } from "./callTimer.js"
 import type { AnyEntity } from "./entity.js"
 import type { Answer, CommandMessage, IndexedEvent } from "./types.js"
 
@@ -41,14 +43,16 @@ export const makeClientService = <Name extends string, State, A extends Tagged, 
   entity: AnyEntity,
   { definition }: Pick<Parts<Name, State, A, C, E>, "definition">,
   limits: CallLimits
-): Effect.Effect<Service<State, A, C, E>, never, Sharding> =>
+): Effect.Effect<Service<State, A, C, E>, never, Sharding | Scope.Scope> => {
   // The type of the entity does not name its messages.
-  Effect.map(entity.client as unknown as Effect.Effect<EntityClient, never, Sharding>, (clientOf) => {
+  const client = entity.client as unknown as Effect.Effect<EntityClient, never, Sharding>
+  return Effect.zipWith(client, makeCallTimer, (clientOf, timer) => {
     const { name, streams } = definition
     const send: Send = <B>(operation: string, tag: string, id: string, message: object) =>
       callUntilAnswered(
         { operation: `${name}.${operation}`, aggregateId: streams.streamId(id) },
         limits,
+        timer,
         operation === "evaluate" ? "command" : "read",
         (counted) =>
           Effect.suspend(() => messageTo(clientOf, id, tag)({ ...message, ...counted }) as Effect.Effect<B, unknown>)
@@ -63,6 +67,7 @@ export const makeClientService = <Name extends string, State, A extends Tagged, 
         history(definition, limits, (message) => messageTo(clientOf, id, "history")({ ...message, id }), id)
     }
   })
+}
 
 // --- internal ---
 
@@ -149,11 +154,11 @@ const messageOf = <C>(
     (expectedSequence, metadata) => ({
       id,
       command,
-      commandId: conditions.commandId,
-      expectedSequence,
-      metadata,
-      chain: chain === undefined ? undefined : { ...chain },
-      deciding: decision.streams.length === 0 ? undefined : decision.streams
+      ...(conditions.commandId !== undefined && { commandId: conditions.commandId }),
+      ...(expectedSequence !== undefined && { expectedSequence }),
+      ...(metadata !== undefined && { metadata }),
+      ...(chain !== undefined && { chain: { ...chain } }),
+      ...(decision.streams.length > 0 && { deciding: decision.streams })
     })
   )
 

@@ -2,26 +2,30 @@
  * The schemas of the messages between clients and runners: commands, reads, their results and their failures.
  *
  * They are made without constructors (`Schema.make`), because a constructor would refuse a command that `evaluate` takes.
+ * Messages and results take the fast path of `codec/fastSchema.ts`.
  */
 import { SqlError } from "@effect/sql/SqlError"
+import * as Either from "effect/Either"
+import * as ParseResult from "effect/ParseResult"
 import * as Predicate from "effect/Predicate"
 import * as Schema from "effect/Schema"
 import type { AsOf, Root } from "../../Aggregate.js"
 import { StreamPosition } from "../../EventFeed.js"
 import { CommandIdReused, RetryCommand, StoreError, UnexpectedSequence, ValidationError } from "../../StoreError.js"
 import { Timestamp } from "../../Timestamp.js"
+import { decodeUnknownEither, encodeUnknownEither } from "../codec/fastSchema.js"
 import type { Answer, CommandMessage, IndexedEvent, ReadMessage } from "./types.js"
 
 /** A schema whose encoded form is not looked at. */
 export type Wire<A> = Schema.Schema<A, unknown>
 
 export const commandMessage = <C>(command: Wire<C>): Wire<CommandMessage<C>> =>
-  plain(
+  counted(
     Schema.Struct({
       id: Schema.String,
       command,
       attempt: Schema.String,
-      sends: Schema.optional(Sends),
+      sends: Schema.optional(Schema.Number),
       commandId: Schema.optional(Schema.String),
       expectedSequence: Schema.optional(Schema.Number),
       metadata: Schema.optional(jsonObject),
@@ -36,7 +40,7 @@ export const commandMessage = <C>(command: Wire<C>): Wire<CommandMessage<C>> =>
   )
 
 export const answer = <State, A>(state: Wire<State>, event: Wire<A>): Wire<Answer<State, A>> =>
-  plain(
+  fast(
     Schema.Struct({
       state,
       sequence: Schema.Number,
@@ -58,13 +62,13 @@ export const historyMessage: Wire<ReadMessage & { readonly skip: number }> = Sch
 )
 
 /** Under a key, because JSON has no `undefined` by itself. */
-export const stateOnly = <State>(state: Wire<State>): Wire<{ readonly state: State }> => plain(Schema.Struct({ state }))
+export const stateOnly = <State>(state: Wire<State>): Wire<{ readonly state: State }> => fast(Schema.Struct({ state }))
 
 export const root = <State>(state: Wire<State>): Wire<Omit<Root<State>, "id">> =>
-  plain(Schema.Struct({ state, sequence: Schema.Number }))
+  fast(Schema.Struct({ state, sequence: Schema.Number }))
 
 export const indexedEvent = <A>(event: Wire<A>): Wire<IndexedEvent<A>> =>
-  plain(
+  fast(
     Schema.Struct({
       index: Schema.Number,
       event,
@@ -98,18 +102,61 @@ export const commandFailure = (refusals: ReadonlyArray<Wire<unknown>>): Wire<unk
 /** The schema without the constructor that a struct has. */
 const plain = <A, I>(schema: Schema.Schema<A, I>): Wire<A> => Schema.make(schema.ast)
 
-/**
- * The number of the messages that were sent before. A message is encoded each time that it is sent, also where the cluster
- * sends it again by itself. So encoding counts, which no caller of the cluster could do.
- */
-const Sends: Schema.Schema<{ count: number }, number> = Schema.transform(
-  Schema.Number,
-  Schema.declare((value: unknown): value is { count: number } => Predicate.hasProperty(value, "count")),
-  { strict: true, decode: (count) => ({ count }), encode: (sends) => sends.count++ }
-)
+/** The schema by the fast path. */
+const fast = <A, I>(schema: Schema.Schema<A, I>): Wire<A> =>
+  coded<A>(decodeUnknownEither(schema), encodeUnknownEither(schema))
 
-/** As text, so that a serialization of messages can't lose a part of it. */
-const jsonObject = Schema.parseJson(Schema.Record({ key: Schema.String, value: Schema.Unknown }))
+/** A message of a command, with the number of the messages that were sent before in place of its `sends`. */
+type SentMessage<C> = Omit<CommandMessage<C>, "sends"> & { readonly sends?: number | undefined }
+
+/**
+ * The message of a command. A message is encoded each time that it is sent, also where the cluster sends it again by
+ * itself. So encoding counts, which no caller of the cluster could do.
+ */
+const counted = <C, I>(schema: Schema.Schema<SentMessage<C>, I>): Wire<CommandMessage<C>> => {
+  const [decode, encode] = [decodeUnknownEither(schema), encodeUnknownEither(schema)]
+  return coded<CommandMessage<C>>(
+    (u) =>
+      Either.map(decode(u), ({ sends, ...message }) =>
+        sends === undefined ? message : { ...message, sends: { count: sends } }
+      ),
+    ({ sends, ...message }) => encode(sends === undefined ? message : { ...message, sends: sends.count++ })
+  )
+}
+
+/** A schema of two functions. Its decoded side takes any value, because they have checked it. */
+const coded = <A>(
+  decode: (u: unknown) => Either.Either<A, ParseResult.ParseError>,
+  encode: (a: A) => Either.Either<unknown, ParseResult.ParseError>
+): Wire<A> =>
+  Schema.transformOrFail(
+    Schema.Unknown,
+    Schema.declare((_): _ is A => true),
+    {
+      strict: true,
+      decode: (u) => Either.mapLeft(decode(u), ({ issue }) => issue),
+      encode: (a) => Either.mapLeft(encode(a), ({ issue }) => issue)
+    }
+  )
+
+/** An object as text, so that a serialization of messages can't lose a part of it. */
+const jsonObject: Schema.Schema<Readonly<Record<string, unknown>>, string> = Schema.transformOrFail(
+  Schema.String,
+  Schema.declare((u): u is Readonly<Record<string, unknown>> => Predicate.isRecord(u)),
+  {
+    strict: true,
+    decode: (text, _, ast) =>
+      ParseResult.try({
+        try: () => JSON.parse(text),
+        catch: () => new ParseResult.Type(ast, text, "is no JSON")
+      }),
+    encode: (value, _, ast) =>
+      ParseResult.try({
+        try: () => JSON.stringify(value),
+        catch: () => new ParseResult.Type(ast, value, "can't be written as JSON")
+      })
+  }
+)
 
 /** A handler may fail with the failure of its own statement. */
 const SqlErrorFromMessage = Schema.transform(

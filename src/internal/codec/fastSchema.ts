@@ -260,15 +260,40 @@ const ofArray = (ast: AST.TupleType, direction: Direction): FastParse => {
 
 /**
  * A union of plain members and one member of objects: no two of them take the same value, so their order does not
- * matter.
+ * matter. So it is for members that have different tags.
  */
 const ofUnion = (ast: AST.Union, direction: Direction): FastParse => {
   const objects = ast.types.filter((type) => !plain(type) || checkOf(type) === undefined)
   const [only, ...others] = objects
-  if (only === undefined || others.length > 0 || !isOfObjects(only)) return slowOf(ast, direction)
+  if (others.length > 0) return ofTagged(ast, direction)
+  if (only === undefined || !isOfObjects(only)) return slowOf(ast, direction)
   const object = fastOf(only, direction)
   const check = checkOf(AST.Union.make(ast.types.filter((type) => type !== only)))
   return (u) => (typeof u === "object" && u !== null ? object(u) : check?.(u) ? u : fallback)
+}
+
+/** Parses by the member that has the tag of the value. `effect/Schema` finds it by an own property, too. */
+const ofTagged = (ast: AST.Union, direction: Direction): FastParse => {
+  const members = new Map<unknown, FastParse>()
+  for (const type of ast.types) {
+    const tag = onlyLiteral(AST.encodedAST(type))
+    if (tag === undefined || tag !== onlyLiteral(AST.typeAST(type)) || members.has(tag)) return slowOf(ast, direction)
+    members.set(tag, fastOf(type, direction))
+  }
+  return (u) => {
+    const member = isFields(u) && Object.hasOwn(u, "_tag") ? members.get(u._tag) : undefined
+    return member === undefined ? fallback : member(u)
+  }
+}
+
+/** The tag of a struct, or of the instances of a class, if no other field is a literal. */
+const onlyLiteral = (ast: AST.AST): AST.LiteralValue | undefined => {
+  const struct = AST.isDeclaration(ast) ? Option.getOrUndefined(AST.getSurrogateAnnotation(ast)) : ast
+  if (struct === undefined || !AST.isTypeLiteral(struct)) return undefined
+  const [only, ...others] = struct.propertySignatures.filter(({ type }) => AST.isLiteral(type))
+  return only?.name === "_tag" && !only.isOptional && others.length === 0 && AST.isLiteral(only.type)
+    ? only.type.literal
+    : undefined
 }
 
 /** `effect/Schema` finds a struct with a literal by own properties only, so such a struct is left to it. */
