@@ -246,8 +246,9 @@ export const migrate = (
  * not show the restored events, because their transactions seem to be in the future. The order of the events and the checkpoints of
  * subscriptions stay. Positions that you keep elsewhere become invalid. Returns whether a repair was needed.
  *
- * Layers that migrate call it. It locks the log and writes every event anew: about a minute for some millions. `pg_upgrade`, replicas and
- * file-system backups keep their transaction ids, so they need no repair. A log with the order `"counter"` never needs one.
+ * Layers that migrate call it. It locks the log and writes every event anew. A million events took one to two minutes on two busy cores, and
+ * 8 GB of WAL with the default of `max_wal_size`. `pg_upgrade`, replicas and file-system backups keep their transaction ids, so they need no
+ * repair. A log with the order `"counter"` never needs one.
  *
  * @since 0.1.0
  * @category migrations

@@ -53,12 +53,15 @@ export const machineInWords = (machine: Machine): string =>
 // --- internal ---
 
 const settingsThatMatter = [
+  "autovacuum",
+  "checkpoint_timeout",
   "fsync",
   "full_page_writes",
   "max_connections",
   "max_wal_size",
   "shared_buffers",
   "synchronous_commit",
+  "wal_compression",
   "wal_level"
 ]
 

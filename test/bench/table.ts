@@ -1,13 +1,16 @@
 /**
  * Prints the figures of `results.json` as Markdown rows: `npm run bench:table` has the rows of the front page,
  * `npm run bench:table -- --all` those of the guide on performance, and `npm run bench:table -- --goals` the goals.
+ * `npm run bench:table -- --capacity` prints the tables of `capacity.json`.
  */
-import { readFileSync, writeFileSync } from "node:fs"
+import { readFileSync } from "node:fs"
 import { fileURLToPath } from "node:url"
 import { parseArgs } from "node:util"
+import type { Capacity } from "./capacity/result.js"
 import { goalText, type Judged, judge } from "./goals.js"
 import type { Line } from "./lines.js"
 import type { ContestantName } from "./measure.js"
+import { figure, putTable, row } from "./pages.js"
 
 /** The rows of the front page: two on which this library is slower than another, and the main kinds of work. */
 const frontPage = [
@@ -33,9 +36,6 @@ const columns: ReadonlyArray<readonly [name: ContestantName, title: string]> = [
 
 const isColumn = (name: string): boolean => columns.some(([column]) => column === name)
 
-const figure = (value: number): string =>
-  Number.isInteger(value) || value >= 100 ? value.toFixed(0) : value.toFixed(value >= 10 ? 1 : 2)
-
 /** The median, with this library's ratio to the contestant in brackets. */
 const cellOf = ({ measured, ratios }: Line, name: ContestantName): string => {
   const of = measured[name]
@@ -53,8 +53,6 @@ const cellOf = ({ measured, ratios }: Line, name: ContestantName): string => {
   ]
   return `${figure(of.median)}${details.length === 0 ? "" : ` (${details.join(", ")})`}`
 }
-
-const row = (cells: ReadonlyArray<string>): string => `| ${cells.join(" | ")} |`
 
 /** Goals of one kind, of lines that differ by their number of clients only. */
 interface Goals {
@@ -98,7 +96,9 @@ const { values } = parseArgs({
   options: {
     all: { type: "boolean", default: false },
     goals: { type: "boolean", default: false },
-    /** With `--goals`: into `README.md` instead of the console. */
+    /** The tables of `capacity.json`. */
+    capacity: { type: "boolean", default: false },
+    /** With `--goals` into `README.md`, and with `--capacity` into the guide on scaling, instead of the console. */
     write: { type: "boolean", default: false }
   }
 })
@@ -110,13 +110,6 @@ const goalTable = (): string =>
   [row(["work", "clients", "goal", "measured", ""]), row(["---", "--:", "---", "---", "---"])]
     .concat(goalsOf(lines).map(goalRow))
     .join("\n")
-
-/** Replaces the table in `README.md`, which stands between two comments. */
-const writeGoals = (): void => {
-  const file = fileURLToPath(new URL("README.md", import.meta.url))
-  const text = readFileSync(file, "utf8")
-  writeFileSync(file, text.replace(/(<!-- goals -->\n)[\s\S]*(<!-- \/goals -->)/, `$1${goalTable()}\n$2`))
-}
 
 const printFigures = (): void => {
   const chosen = values.all
@@ -130,6 +123,15 @@ const printFigures = (): void => {
   }
 }
 
-if (values.goals && values.write) writeGoals()
+/** Its modules are loaded here, because they load the library. */
+const showCapacity = async (): Promise<void> => {
+  const { capacityTables, putCapacityTables } = await import("./capacity/tables.js")
+  const capacity: Capacity = JSON.parse(readFileSync(new URL("capacity.json", import.meta.url), "utf8"))
+  if (values.write) putCapacityTables(capacity)
+  else for (const [name, text] of Object.entries(capacityTables(capacity))) console.log(`${name}\n\n${text}\n`)
+}
+
+if (values.capacity) await showCapacity()
+else if (values.goals && values.write) putTable(new URL("README.md", import.meta.url), "goals", goalTable())
 else if (values.goals) console.log(goalTable())
 else printFigures()
