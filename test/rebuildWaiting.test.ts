@@ -2,7 +2,7 @@
  * Nodes that wait for the rebuild of another node. Their wait ends when that rebuild finishes, fails or is abandoned.
  */
 import * as SqlClient from "@effect/sql/SqlClient"
-import { expect, layer } from "@effect/vitest"
+import { expect, inject, layer } from "@effect/vitest"
 import * as Arr from "effect/Array"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
@@ -150,7 +150,8 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 30_000 })("waiting for 
     )
   )
 
-  it.effect(
+  // A counter holds no event back.
+  it.effect.skipIf(inject("feedOrder") === "counter")(
     "while a transaction holds back many events the tables stay unlocked, and a warning names its session",
     () =>
       onDatabase((url) =>
