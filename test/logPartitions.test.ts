@@ -99,7 +99,7 @@ describe("logPartitions", () => {
     Effect.gen(function* () {
       const sql = yield* SqlClient.SqlClient
       yield* SqlStore.migrate({ logPartitions: 1 })
-      yield* sql`delete from maestro.migrations where id = 7`
+      yield* sql`delete from maestro.migrations where id >= 7`
       const error = yield* Effect.flip(SqlStore.migrate({ logPartitions: 4 }))
       expect(error.description).toContain("SqlStore.partitionLog")
       expect(yield* sql`select 1 from maestro.migrations`).toHaveLength(6)

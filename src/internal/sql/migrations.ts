@@ -317,5 +317,13 @@ const migrations: ReadonlyArray<Migration> = [
         boolean[], text[], int[], text[], json[], json[], uuid[], int[], text[], uuid[], text[]
       )`
     ]
+  },
+  {
+    name: "positions for each role of the schema",
+    statements: (sql, schema) => [
+      // The functions that take positions run with the rights of their caller, and rights on tables do not include their sequences. By
+      // this right a role can skip positions, and nothing else.
+      sql`grant usage on sequence ${schema}.event_log_position_seq to public`
+    ]
   }
 ]
