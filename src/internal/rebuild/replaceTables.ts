@@ -18,7 +18,7 @@ import {
 import { checkDependents, checkDifferences, type Shape, shapeOf } from "./checkReplacement.js"
 import { statisticsMoves } from "./copyTable.js"
 import type { ShadowTable } from "./resolveTables.js"
-import { definitionOf, type TableDefinition } from "./tableDefinition.js"
+import { definitionOf, type TableDefinition } from "../sql/tableDefinition.js"
 import { identityStates, keptSequences } from "./tableSequences.js"
 import { settingsOf, touchesOf } from "./tableSettings.js"
 

@@ -89,6 +89,13 @@ export const severityOf = ({ cause }: SqlError): string | undefined =>
 /** The code of the server or of the system. */
 export const codeOf = (error: SqlError | undefined): string | undefined => findCode(error?.cause)
 
+/** What the server says, with its details, such as the objects that depend on a table. */
+export const serverMessage = (error: SqlError): string => {
+  const cause = withCode(error.cause)
+  const detail: unknown = cause === undefined ? undefined : Reflect.get(cause, "detail")
+  return typeof detail === "string" && detail !== "" ? `${messageOf(error)}: ${detail}` : messageOf(error)
+}
+
 /** Whether a failure may have left the session in any state: the driver reports it, or the server ends the session. */
 export const isOfSession = (error: SqlError): boolean =>
   severityOf(error) === undefined || serverLeaves.test(codeOf(error) ?? "")

@@ -135,7 +135,7 @@ const inspect = (sql: SqlClient.SqlClient, name: string, schema: Fragment): Effe
           (
             select count(*)::int from pg_proc p
             where p.pronamespace = n.oid and p.proname = any(${functionNames}::text[])
-              and p.proconfig @> array['search_path=' || quote_ident(n.nspname) || ', pg_temp']
+              and p.proconfig && ${searchPaths(sql)}
           ) as functions,
           (
             select case c.relkind when 'p' then (select count(*)::int from pg_inherits i where i.inhparent = c.oid) else 1 end
@@ -153,6 +153,18 @@ const inspect = (sql: SqlClient.SqlClient, name: string, schema: Fragment): Effe
       partitions: row?.partitions == null ? undefined : Number(row.partitions)
     }
   })
+
+/**
+ * The search path of the functions, as the server may have stored it. It quotes names where they need it, and all names where
+ * `quote_all_identifiers` was set, which may have changed since.
+ */
+const searchPaths = (sql: SqlClient.SqlClient): Fragment =>
+  sql`array[
+    'search_path=' || quote_ident(n.nspname) || ', pg_temp',
+    'search_path=' || case when n.nspname ~ '^[a-z_][a-z0-9_]*$' then n.nspname::text end || ', pg_temp',
+    'search_path="' || replace(n.nspname, '"', '""') || '", pg_temp',
+    'search_path="' || replace(n.nspname, '"', '""') || '", "pg_temp"'
+  ]`
 
 const ask = <A>(sql: SqlClient.SqlClient, statement: Effect.Effect<A, SqlError>): Effect.Effect<A, StoreError> =>
   execute(sql, { operation, phase: "reading", savepoint: false }, statement)
