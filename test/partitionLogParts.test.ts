@@ -1,11 +1,16 @@
 /** What belongs to the log stays when `SqlStore.partitionLog` changes it, or the change is refused before it copies an event. */
 import * as SqlClient from "@effect/sql/SqlClient"
+import { PgClient } from "@effect/sql-pg"
 import { describe, expect, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
-import { SqlStore } from "effect-maestro"
+import * as Redacted from "effect/Redacted"
+import { EventFeed, SqlStore, StoreAdapter } from "effect-maestro"
 import { Account, Deposit, Limits } from "./account.js"
-import { layerEmptyPg, uniqueName } from "./database.js"
+import { layerEmptyPg, makeDatabase, uniqueName } from "./database.js"
+import { nodeAt } from "./projectionTables.js"
+import { eventually } from "./subscribers.js"
 
 const storeOf = (logPartitions: number) =>
   SqlStore.layerWith({ logPartitions }).pipe(Layer.provideMerge(layerEmptyPg({ maxConnections: 4 })))
@@ -241,7 +246,7 @@ it.scopedLive("constraints, statistics, comments and odd names stay", () =>
   }).pipe(Effect.provide(storeOf(1)))
 )
 
-it.scopedLive("default privileges give nobody more than the log had, and rights that the owner revoked stay so", () =>
+it.scopedLive("default privileges give no role more than the log had, and rights that the owner revoked stay so", () =>
   Effect.scoped(
     Effect.gen(function* () {
       const sql = yield* SqlClient.SqlClient
@@ -293,3 +298,87 @@ for (const setting of ["standard_conforming_strings = off", "quote_all_identifie
     }).pipe(Effect.provide(layerEmptyPg({ maxConnections: 1 })))
   )
 }
+
+it.scopedLive("with lock_timeout it gives up while another transaction uses the log", () =>
+  Effect.gen(function* () {
+    const sql = yield* SqlClient.SqlClient
+    const other = yield* sql.reserve
+    yield* other.executeUnprepared("begin; select count(*) from maestro.event_log", [], undefined)
+    const change = Effect.zipRight(sql`set local lock_timeout = '100ms'`, partitionLog(4))
+    expect(yield* Effect.flip(sql.withTransaction(change))).toMatchObject({ reason: "Cancelled", code: "55P03" })
+    yield* other.executeUnprepared("commit", [], undefined)
+    expect(yield* sql.withTransaction(change)).toBe(true)
+  }).pipe(Effect.scoped, Effect.provide(storeOf(1)))
+)
+
+it.scopedLive("a page of the feed locks each partition with its five indexes, and a first event one partition", () =>
+  Effect.gen(function* () {
+    const sql = yield* SqlClient.SqlClient
+    const locksOf = <A, E, R>(effect: Effect.Effect<A, E, R>) => {
+      const locks = sql<{ tables: number; indexes: number }>`select
+          count(*) filter (where c.relkind = 'r')::int as tables, count(*) filter (where c.relkind = 'i')::int as indexes
+        from pg_locks l join pg_class c on c.oid = l.relation
+        where l.pid = pg_backend_pid() and c.relname ~ '^event_log_\\d+'`
+      return sql.withTransaction(Effect.zipRight(effect, locks))
+    }
+    expect(yield* locksOf(EventFeed.read({ limit: 10 }))).toEqual([{ tables: 16, indexes: 80 }])
+    const insert = sql`insert into maestro.event_log (aggregate_id, sequence, type, body, metadata, timestamp)
+      values ('Account/1', 1, 'Happened', '{}', '{}', gen_random_uuid())`
+    expect(yield* locksOf(insert)).toMatchObject([{ tables: 1 }])
+  }).pipe(Effect.provide(storeOf(16)))
+)
+
+it.scopedLive(
+  "with a stricter default isolation, reads that wait for the change find no events, and loads and commands do",
+  () =>
+    Effect.gen(function* () {
+      const url = yield* makeDatabase
+      const owner = PgClient.layer({ url: Redacted.make(url), maxConnections: 3 })
+      const account = Account.layer.pipe(Layer.provide(Limits.layer))
+      const trying = Effect.gen(function* () {
+        const sql = yield* SqlClient.SqlClient
+        yield* SqlStore.migrate()
+        yield* fill
+        yield* runAll([
+          "create function slow(id text) returns text language plpgsql immutable as $$ begin perform pg_catalog.pg_advisory_xact_lock_shared(42); return id; end $$",
+          "create index slow on maestro.event_log (slow(aggregate_id))",
+          `alter database ${new URL(url).pathname.slice(1)} set default_transaction_isolation = 'repeatable read'`
+        ])
+        const holder = yield* sql.reserve
+        yield* Effect.gen(function* () {
+          yield* Account.evaluate("1", new Deposit({ amount: 1 }))
+          yield* holder.executeUnprepared("select pg_advisory_lock(42)", [], undefined)
+          const changing = yield* Effect.fork(Effect.provide(partitionLog(4), owner))
+          const waiting = (type: string) => sql`select 1 from pg_locks where not granted and locktype = ${type}
+          and database = (select oid from pg_database where datname = current_database())`
+          yield* eventually(waiting("advisory"), ({ length }) => length === 1)
+          const { getEvents } = yield* StoreAdapter.StoreAdapter
+          const reading = yield* Effect.fork(
+            Effect.all(
+              [
+                Account.exists("1"),
+                getEvents("Account/1", 0),
+                Effect.map(EventFeed.read(), ({ events }) => events),
+                EventFeed.head
+              ],
+              {
+                concurrency: "unbounded"
+              }
+            )
+          )
+          const using = yield* Effect.fork(
+            Effect.all([Account.replay("1", 1), Account.evaluate("1", new Deposit({ amount: 1 }))], {
+              concurrency: "unbounded"
+            })
+          )
+          yield* eventually(waiting("relation"), ({ length }) => length >= 6)
+          yield* holder.executeUnprepared("select pg_advisory_unlock(42)", [], undefined)
+          yield* Fiber.join(changing)
+          expect(yield* Fiber.join(reading)).toEqual([false, [], [], EventFeed.beginning])
+          expect(yield* Fiber.join(using)).toMatchObject([{ balance: 1 }, { sequence: 2 }])
+          expect(yield* getEvents("Account/1", 0)).toHaveLength(2)
+        }).pipe(Effect.provide(account), Effect.provide(nodeAt(url, {}, { maxConnections: 10 })))
+      })
+      yield* Effect.provide(Effect.scoped(trying), owner)
+    })
+)

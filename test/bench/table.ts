@@ -1,6 +1,7 @@
 /**
  * Prints the figures of `results.json` as Markdown rows: `npm run bench:table` has the rows of the front page,
  * `npm run bench:table -- --all` those of the guide on performance, and `npm run bench:table -- --goals` the goals.
+ * With `--write` it replaces the table of that page, and nothing outside of its marks.
  */
 import { readFileSync, writeFileSync } from "node:fs"
 import { fileURLToPath } from "node:url"
@@ -98,7 +99,7 @@ const { values } = parseArgs({
   options: {
     all: { type: "boolean", default: false },
     goals: { type: "boolean", default: false },
-    /** With `--goals`: into `README.md` instead of the console. */
+    /** Into the page instead of the console. */
     write: { type: "boolean", default: false }
   }
 })
@@ -111,25 +112,30 @@ const goalTable = (): string =>
     .concat(goalsOf(lines).map(goalRow))
     .join("\n")
 
-/** Replaces the table in `README.md`, which stands between two comments. */
-const writeGoals = (): void => {
-  const file = fileURLToPath(new URL("README.md", import.meta.url))
-  const text = readFileSync(file, "utf8")
-  writeFileSync(file, text.replace(/(<!-- goals -->\n)[\s\S]*(<!-- \/goals -->)/, `$1${goalTable()}\n$2`))
-}
-
-const printFigures = (): void => {
+const figureTable = (): string => {
   const chosen = values.all
     ? lines.filter(({ unit }) => unit !== "bytes")
     : frontPage.flatMap((id) => lines.filter((line) => line.id === id))
   const shown = columns.filter(([name]) => values.all || name !== "pgbench")
-  console.log(row(["work", "clients", ...shown.map(([, title]) => title)]))
-  console.log(row(["---", "--:", ...shown.map(() => "--:")]))
-  for (const line of chosen) {
-    console.log(row([`${line.work}, ${line.unit}`, String(line.clients), ...shown.map(([name]) => cellOf(line, name))]))
-  }
+  return [row(["work", "clients", ...shown.map(([, title]) => title)]), row(["---", "--:", ...shown.map(() => "--:")])]
+    .concat(
+      chosen.map((line) =>
+        row([`${line.work}, ${line.unit}`, String(line.clients), ...shown.map(([name]) => cellOf(line, name))])
+      )
+    )
+    .join("\n")
 }
 
-if (values.goals && values.write) writeGoals()
-else if (values.goals) console.log(goalTable())
-else printFigures()
+/** Replaces what stands between the two comments of that name on a page. Each page has one such pair. */
+const write = (page: string, mark: string, table: string): void => {
+  const file = fileURLToPath(new URL(page, import.meta.url))
+  const parts = readFileSync(file, "utf8").split(new RegExp(`(?<=<!-- ${mark} -->\n)[^]*?(?=<!-- /${mark} -->)`))
+  if (parts.length !== 2) throw new Error(`${page} must have the marks of ${mark} once`)
+  writeFileSync(file, parts.join(`${table}\n`))
+}
+
+const [page, mark, table] = values.goals
+  ? (["README.md", "goals", goalTable()] as const)
+  : ([values.all ? "../../examples/performance/README.md" : "../../README.md", "results", figureTable()] as const)
+if (values.write) write(page, mark, table)
+else console.log(table)

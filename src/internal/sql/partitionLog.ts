@@ -7,8 +7,8 @@
  *   log and waits to write would then be a deadlock, and the whole copy would be lost.
  * - Statements that wait for the lock find the new table by its name. Their snapshots are taken when they have the lock, so they see the
  *   copied events. `readStream.ts` cares for the statements that read by a function.
- * - What belongs to the log stays (`logDefinition.ts`). A log with a part that can't be carried over is refused before the copy: the change is
- *   made without the events first, and the definitions of both logs are compared.
+ * - What belongs to the log stays (`logDefinition.ts`). A log with a part that can't be carried over is refused before the copy. To know it,
+ *   the change is made without the events first, and the definitions of both logs are compared.
  */
 import type * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
