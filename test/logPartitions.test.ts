@@ -40,9 +40,21 @@ describe("logPartitions", () => {
     }).pipe(Effect.provide(layerEmptyPg()))
   )
 
-  it.effect("is a whole number from 1 to 256", () =>
+  it.effect("is a whole number from 1 to 256, and the failure shows what it is instead", () =>
     Effect.gen(function* () {
-      for (const wrong of [0, -4, 2.5, Number.NaN, Number.POSITIVE_INFINITY, 257, "16", null]) {
+      for (const [wrong, is] of [
+        [0, "0"],
+        [-0, "-0"],
+        [-4, "-4"],
+        [2.5, "2.5"],
+        [Number.NaN, "NaN"],
+        [Number.POSITIVE_INFINITY, "Infinity"],
+        [257, "257"],
+        ["16", 'the text "16"'],
+        [null, "null"],
+        [[4], "an object"],
+        [4n, "4"]
+      ] as const) {
         const partitions = wrong as number
         for (const failing of [
           Effect.scoped(build({ logPartitions: partitions })),
@@ -52,9 +64,25 @@ describe("logPartitions", () => {
         ]) {
           const error = yield* Effect.flip(failing)
           expect(error).toMatchObject({ reason: "Misconfigured" })
-          expect(error.description).toContain("must be a whole number from 1 to 256")
+          expect(error.description).toContain(`must be a whole number from 1 to 256, and ${is} is not`)
         }
       }
+    }).pipe(Effect.provide(layerEmptyPg()))
+  )
+
+  it.effect("partitionLog without a number fails, and leaves the log", () =>
+    Effect.gen(function* () {
+      yield* SqlStore.migrate()
+      const before = yield* found
+      const partitionLog = SqlStore.partitionLog as (options?: unknown) => ReturnType<typeof SqlStore.partitionLog>
+      for (const options of [undefined, null, {}, { partitions: undefined }, { partitions: null }, 4]) {
+        const error = yield* Effect.flip(partitionLog(options))
+        expect(error).toMatchObject({ reason: "Misconfigured" })
+        expect(error.description).toMatch(
+          /partitions must be a whole number from 1 to 256, and (undefined|null) is not/
+        )
+      }
+      expect(yield* found).toEqual(before)
     }).pipe(Effect.provide(layerEmptyPg()))
   )
 
@@ -99,7 +127,7 @@ describe("logPartitions", () => {
     Effect.gen(function* () {
       const sql = yield* SqlClient.SqlClient
       yield* SqlStore.migrate({ logPartitions: 1 })
-      yield* sql`delete from maestro.migrations where id = 7`
+      yield* sql`delete from maestro.migrations where id >= 7`
       const error = yield* Effect.flip(SqlStore.migrate({ logPartitions: 4 }))
       expect(error.description).toContain("SqlStore.partitionLog")
       expect(yield* sql`select 1 from maestro.migrations`).toHaveLength(6)

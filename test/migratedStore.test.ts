@@ -143,7 +143,7 @@ for (const [name, database] of [
 
           // A second layer finds the work done.
           yield* Effect.scoped(Layer.build(Layer.fresh(SqlStore.layer)))
-          expect(yield* sql`select id from maestro.migrations order by id`).toHaveLength(8)
+          expect(yield* sql`select id from maestro.migrations order by id`).toHaveLength(9)
         }).pipe(Effect.provide(Layer.fresh(database))),
       120_000
     )
@@ -158,7 +158,7 @@ it.scopedLive("two nodes that start on a store without versions at the same time
       { concurrency: "unbounded" }
     )
     const sql = yield* SqlClient.SqlClient
-    expect(yield* sql`select id from maestro.migrations`).toHaveLength(8)
+    expect(yield* sql`select id from maestro.migrations`).toHaveLength(9)
   }).pipe(Effect.provide(layerEmptyPg()))
 )
 

@@ -10,6 +10,7 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
+import * as Option from "effect/Option"
 import * as Scope from "effect/Scope"
 import { type Event, EventFeed, Projection, ProjectionTables, Rebuild, SubscriptionStore } from "effect-maestro"
 import { makeMigratedDatabase } from "./database.js"
@@ -119,6 +120,35 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 30_000 })("waiting for 
         expect(yield* leases).toEqual([])
         expect(yield* amounts).toEqual({ ann: 6 })
       })
+    )
+  )
+
+  it.effect("a rebuild that loses its lease before it has begun to project begins again", () =>
+    onDatabase(() =>
+      Effect.gen(function* () {
+        const sql = yield* SqlClient.SqlClient
+        const log = yield* sql.reserve
+        const onLog = (statement: string) => log.executeUnprepared(statement, [], undefined)
+        yield* onLog("begin; lock table maestro.event_log in access exclusive mode")
+        const running = yield* Effect.fork(
+          Effect.exit(Rebuild.run({ name: "again", projections: One.projections, tables: ["balances"] }))
+        )
+        // It counts the events that it has to project.
+        const counting = sql`select 1 from pg_stat_activity
+          where datname = current_database() and wait_event_type = 'Lock' and query like '%count(*)%'`
+        yield* eventually(counting, (rows) => rows.length > 0)
+        expect(yield* Rebuild.status("again")).toEqual(Option.none())
+        yield* sql`update maestro.subscriptions set token = token + 1, holder = null, leased_until = null
+          where name like 'effect-maestro/rebuild/%'`
+        yield* eventually(
+          sql`select 1 from maestro.subscriptions where name like 'effect-maestro/rebuild/%' and holder is not null`,
+          (rows) => rows.length > 0 || running.unsafePoll() !== null
+        )
+        yield* onLog("rollback")
+        expect(yield* Fiber.join(running)).toEqual(Exit.succeed(6))
+        expect(yield* amounts).toEqual({ ann: 6 })
+        expect(yield* leases).toEqual([])
+      }).pipe(Effect.scoped)
     )
   )
 

@@ -291,7 +291,7 @@ it.layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg({ maxConnections: 4 })))
         const rows = yield* Effect.flatMap(SqlClient.SqlClient, (sql) => sql`select id from maestro.migrations`).pipe(
           Effect.provide(PgClient.layer({ url: Redacted.make(url) }))
         )
-        expect(rows).toEqual([1, 2, 3, 4, 5, 6, 7, 8].map((id) => ({ id })))
+        expect(rows).toEqual([1, 2, 3, 4, 5, 6, 7, 8, 9].map((id) => ({ id })))
       })
     )
 

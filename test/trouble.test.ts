@@ -204,6 +204,15 @@ it("a broken connection has the reason of its message, and is CommitUnknown duri
   }
 })
 
+it("a server without room for locks is Exhausted, and the failure says what to raise", () => {
+  const failure = (message: string) =>
+    fromSqlError("EventFeed", "reading", new SqlError({ cause: Object.assign(new Error(message), { code: "53200" }) }))
+  const ofLocks = failure("out of shared memory")
+  expect(ofLocks.reason).toBe("Exhausted")
+  expect(ofLocks.description).toContain("max_locks_per_transaction")
+  expect(failure("out of memory").description).not.toContain("max_locks_per_transaction")
+})
+
 it("a dead connection of the pool is Unavailable, because nothing was sent", () => {
   const error = new SqlError({
     cause: new Error("Client has encountered a connection error and is not queryable"),

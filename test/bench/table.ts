@@ -1,7 +1,8 @@
 /**
  * Prints the figures of `results.json` as Markdown rows: `npm run bench:table` has the rows of the front page,
  * `npm run bench:table -- --all` those of the guide on performance, and `npm run bench:table -- --goals` the goals.
- * `npm run bench:table -- --capacity` prints the tables of `capacity.json`.
+ * `npm run bench:table -- --capacity` prints the tables of `capacity.json`. With `--write` the page gets its tables, and nothing
+ * changes outside of their marks.
  */
 import { readFileSync } from "node:fs"
 import { fileURLToPath } from "node:url"
@@ -98,7 +99,7 @@ const { values } = parseArgs({
     goals: { type: "boolean", default: false },
     /** The tables of `capacity.json`. */
     capacity: { type: "boolean", default: false },
-    /** With `--goals` into `README.md`, and with `--capacity` into the guide on scaling, instead of the console. */
+    /** Into the page instead of the console. */
     write: { type: "boolean", default: false }
   }
 })
@@ -111,16 +112,18 @@ const goalTable = (): string =>
     .concat(goalsOf(lines).map(goalRow))
     .join("\n")
 
-const printFigures = (): void => {
+const figureTable = (): string => {
   const chosen = values.all
     ? lines.filter(({ unit }) => unit !== "bytes")
     : frontPage.flatMap((id) => lines.filter((line) => line.id === id))
   const shown = columns.filter(([name]) => values.all || name !== "pgbench")
-  console.log(row(["work", "clients", ...shown.map(([, title]) => title)]))
-  console.log(row(["---", "--:", ...shown.map(() => "--:")]))
-  for (const line of chosen) {
-    console.log(row([`${line.work}, ${line.unit}`, String(line.clients), ...shown.map(([name]) => cellOf(line, name))]))
-  }
+  return [row(["work", "clients", ...shown.map(([, title]) => title)]), row(["---", "--:", ...shown.map(() => "--:")])]
+    .concat(
+      chosen.map((line) =>
+        row([`${line.work}, ${line.unit}`, String(line.clients), ...shown.map(([name]) => cellOf(line, name))])
+      )
+    )
+    .join("\n")
 }
 
 /** Its modules are loaded here, because they load the library. */
@@ -131,7 +134,9 @@ const showCapacity = async (): Promise<void> => {
   else for (const [name, text] of Object.entries(capacityTables(capacity))) console.log(`${name}\n\n${text}\n`)
 }
 
+const [page, mark, table] = values.goals
+  ? (["README.md", "goals", goalTable()] as const)
+  : ([values.all ? "../../examples/performance/README.md" : "../../README.md", "results", figureTable()] as const)
 if (values.capacity) await showCapacity()
-else if (values.goals && values.write) putTable(new URL("README.md", import.meta.url), "goals", goalTable())
-else if (values.goals) console.log(goalTable())
-else printFigures()
+else if (values.write) putTable(new URL(page, import.meta.url), mark, table)
+else console.log(table)

@@ -32,12 +32,13 @@ import { makeSwapBackoff } from "./swapBackoff.js"
 import { swapTables, TooManyLeft } from "./swapTables.js"
 
 /**
- * Fills the shadow tables from the checkpoint of the lease on, and swaps them. `count` gets the number of events of
- * each batch.
+ * Fills the shadow tables from the checkpoint of the lease on, and swaps them. It calls `begun` when the rebuild has its
+ * record. `count` gets the number of events of each batch.
  */
 export const fillAndSwap = <E, R>(
   context: RebuildContext<E, R>,
   lease: Lease,
+  begun: () => void,
   count: (events: number) => void
 ): Effect.Effect<void, E | LeaseLost | ValidationError | StoreError, R> =>
   Effect.gen(function* () {
@@ -52,6 +53,7 @@ export const fillAndSwap = <E, R>(
     const backoff = makeSwapBackoff(store, options.name, lives, maxHold / 4)
     let position = lease.position
     const progress = yield* makeProgress(context, yield* feed.count({ after: position, filter }))
+    begun()
     const holds = makeWriterHolds(context, progress, lives)
     const holdsBackMuch = makeHeldBackCheck(context)
 

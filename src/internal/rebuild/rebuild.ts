@@ -58,7 +58,7 @@ export const rebuild = <E, R>(
       subscriptions,
       store,
       filter: bothOf(filterOf(options.projections), options.subscription?.filter),
-      isFinished: makeIsFinished(store, options),
+      known: makeKnownStatus(store, options),
       count: (events) => {
         projected += events
       }
@@ -97,8 +97,7 @@ const lastPause = 5000
 /** What all attempts of one run share. */
 interface Run<E, R> extends Omit<RebuildContext<E, R>, "shadowSchema"> {
   readonly subscriptions: SubscriptionStore["Type"]
-  /** Whether a run has finished the rebuild. Fails where the rebuild was abandoned after this run had seen it. */
-  readonly isFinished: Effect.Effect<boolean, StoreError>
+  readonly known: KnownStatus
   /** Adds projected events to the result of the run. */
   readonly count: (events: number) => void
 }
@@ -138,60 +137,69 @@ const statusOf = (store: StoreTables, name: string): Effect.Effect<Option.Option
       }))
   )
 
-const makeIsFinished = (
-  store: StoreTables,
-  { isOfVersion, name }: RebuildOptions<unknown, unknown>
-): Effect.Effect<boolean, StoreError> => {
-  let [wasBegun, isFirst] = [false, true]
-  return Effect.flatMap(statusOf(store, name), (status) => {
+/** What this run knows of the record of the rebuild, which a run makes when it begins to project. */
+interface KnownStatus {
+  /** Whether a run has finished the rebuild. Fails where the rebuild was abandoned after this run had seen its record. */
+  readonly isFinished: Effect.Effect<boolean, StoreError>
+  /** Takes note that this run has made or found the record. */
+  readonly seen: () => void
+}
+
+const makeKnownStatus = (store: StoreTables, { isOfVersion, name }: RebuildOptions<unknown, unknown>): KnownStatus => {
+  let [wasSeen, isFirst] = [false, true]
+  const isFinished = Effect.flatMap(statusOf(store, name), (status) => {
     // A process discards the rebuild of a version when its projection fails.
-    if (wasBegun && Option.isNone(status) && isOfVersion !== true) return Effect.fail(abandoned(name))
-    wasBegun = Option.isSome(status)
+    if (wasSeen && Option.isNone(status) && isOfVersion !== true) return Effect.fail(abandoned(name))
+    wasSeen = Option.isSome(status)
     const isFinished = Option.exists(status, ({ finished }) => finished)
     const wasFinishedBefore = isFinished && isFirst && isOfVersion !== true
     isFirst = false
     return Effect.as(wasFinishedBefore ? Effect.logInfo(finishedBefore(name)) : Effect.void, isFinished)
   })
+  return {
+    isFinished,
+    seen: () => {
+      wasSeen = true
+    }
+  }
 }
 
 /** Whether another attempt may succeed. An effect of a projection may fail with a `SqlError`. */
 const isRetried = (error: unknown): boolean =>
   isTransient(error) || isLockConflict(error) || (error instanceof SqlError && isTransientSqlError(error))
 
-/** Makes attempts until one succeeds, or fails for a reason that another attempt would not change. */
+/**
+ * Makes attempts until one succeeds, or fails for a reason that another attempt would not change.
+ *
+ * A lease may be lost before the run has made the record of the rebuild, such as while the log is locked. So a missing record does not say
+ * that the rebuild was abandoned. The next attempt fails if this run had seen the record (`KnownStatus`), and begins again otherwise.
+ */
 const attemptAfterFailures = <E, R>(
   oneRun: Run<E, R>,
   pause: number
-): Effect.Effect<void, E | ValidationError | StoreError, R> => {
-  const { options, store } = oneRun
-  const again = Effect.zipRight(
-    Effect.sleep(pause),
-    Effect.suspend(() => attemptAfterFailures(oneRun, Math.min(pause * 2, lastPause)))
-  )
-  return Effect.catchAll(attempt(oneRun), (error): Effect.Effect<void, E | ValidationError | StoreError, R> => {
-    if (isRetried(error)) return again
-    if (!(error instanceof LeaseLost)) return Effect.fail(error)
-    return Effect.matchEffect(statusOf(store, options.name), {
-      onFailure: (failed) => (isTransient(failed) ? again : Effect.fail(failed)),
-      onSuccess: (status) => (Option.isSome(status) ? again : Effect.fail(abandoned(options.name)))
-    })
+): Effect.Effect<void, E | ValidationError | StoreError, R> =>
+  Effect.catchAll(attempt(oneRun), (error): Effect.Effect<void, E | ValidationError | StoreError, R> => {
+    if (!(error instanceof LeaseLost) && !isRetried(error)) return Effect.fail(error)
+    return Effect.zipRight(
+      Effect.sleep(pause),
+      Effect.suspend(() => attemptAfterFailures(oneRun, Math.min(pause * 2, lastPause)))
+    )
   })
-}
 
 /** Takes the lease and works until the swap, or returns when another process has finished the rebuild. */
 const attempt = <E, R>(oneRun: Run<E, R>): Effect.Effect<void, E | LeaseLost | ValidationError | StoreError, R> => {
-  const { count, isFinished, options, store } = oneRun
+  const { count, known, options, store } = oneRun
   return Effect.gen(function* () {
-    if (yield* isFinished) return
+    if (yield* known.isFinished) return
     const checked: RebuildOptions<E | StoreError, R> =
       options.check === undefined ? options : { ...options, ...(yield* options.check(store)) }
     const lease = yield* awaitLease(oneRun)
-    if (Option.isNone(lease) || (yield* isFinished)) return
+    if (Option.isNone(lease) || (yield* known.isFinished)) return
     const context = { ...oneRun, options: checked, shadowSchema: yield* shadowSchemaOf(store, options.name) }
     const lost = new LeaseLost({ subscription: leaseOf(options.name), partition: 0 })
     yield* Effect.raceFirst(
       Effect.flatMap(lease.value.lost, () => lost),
-      fillAndSwap(context, lease.value, count)
+      fillAndSwap(context, lease.value, known.seen, count)
     ).pipe(
       Effect.tapErrorCause((cause) =>
         mustDiscard(options, cause) ? discard(store, options.name, lease.value) : Effect.void
@@ -206,7 +214,7 @@ const attempt = <E, R>(oneRun: Run<E, R>): Effect.Effect<void, E | LeaseLost | V
 }
 
 /** Waits for the lease. Returns none where another process finishes the rebuild meanwhile. */
-const awaitLease = <E, R>({ isFinished, options, subscriptions }: Run<E, R>) =>
+const awaitLease = <E, R>({ known, options, subscriptions }: Run<E, R>) =>
   Effect.raceFirst(
     Effect.asSome(
       Effect.catchTag(
@@ -221,7 +229,7 @@ const awaitLease = <E, R>({ isFinished, options, subscriptions }: Run<E, R>) =>
         Effect.die
       )
     ),
-    Effect.as(awaitTrue(isFinished), Option.none<Lease>())
+    Effect.as(awaitTrue(known.isFinished), Option.none<Lease>())
   )
 
 const awaitTrue = (condition: Effect.Effect<boolean, StoreError>): Effect.Effect<void, StoreError> =>

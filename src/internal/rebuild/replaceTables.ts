@@ -7,6 +7,7 @@ import type * as SqlClient from "@effect/sql/SqlClient"
 import type * as Statement from "@effect/sql/Statement"
 import * as Effect from "effect/Effect"
 import { StoreError } from "../../StoreError.js"
+import { definitionOf, type TableDefinition } from "../sql/tableDefinition.js"
 import {
   execute,
   executeTogether,
@@ -18,7 +19,6 @@ import {
 import { checkDependents, checkDifferences, type Shape, shapeOf } from "./checkReplacement.js"
 import { statisticsMoves } from "./copyTable.js"
 import type { ShadowTable } from "./resolveTables.js"
-import { definitionOf, type TableDefinition } from "./tableDefinition.js"
 import { identityStates, keptSequences } from "./tableSequences.js"
 import { settingsOf, touchesOf } from "./tableSettings.js"
 

@@ -28,7 +28,7 @@ export const fromSqlError = (operation: string, phase: Phase, error: SqlError): 
   return new StoreError({
     reason,
     operation,
-    description: `${describe[reason]}: ${messageWithTable(error)}`,
+    description: `${code === outOfMemory && /shared memory/i.test(messageOf(error)) ? noLocks : describe[reason]}: ${messageWithTable(error)}`,
     ...(code === undefined ? {} : { code }),
     ...placeOf(error.cause),
     cause: error
@@ -89,6 +89,13 @@ export const severityOf = ({ cause }: SqlError): string | undefined =>
 /** The code of the server or of the system. */
 export const codeOf = (error: SqlError | undefined): string | undefined => findCode(error?.cause)
 
+/** What the server says, with its details, such as the objects that depend on a table. */
+export const serverMessage = (error: SqlError): string => {
+  const cause = withCode(error.cause)
+  const detail: unknown = cause === undefined ? undefined : Reflect.get(cause, "detail")
+  return typeof detail === "string" && detail !== "" ? `${messageOf(error)}: ${detail}` : messageOf(error)
+}
+
 /** Whether a failure may have left the session in any state: the driver reports it, or the server ends the session. */
 export const isOfSession = (error: SqlError): boolean =>
   severityOf(error) === undefined || serverLeaves.test(codeOf(error) ?? "")
@@ -112,6 +119,12 @@ const describe: Record<StoreErrorReason, string> = {
   ClockDrift: "a clock is wrong",
   Unknown: "the database failed"
 }
+
+const outOfMemory = "53200"
+
+/** The locks of all sessions share one table. A statement on a log with many partitions takes many. */
+const noLocks =
+  "the server has no room for more locks: raise its max_locks_per_transaction, or give the event log fewer partitions; nothing was stored"
 
 const classify = (phase: Phase, code: string | undefined, error: SqlError): StoreErrorReason => {
   // The messages of `@effect/sql-pg` for a pool without a free connection, and of `pg` for a dead one: the statement was not sent.

@@ -16,16 +16,25 @@ export const usualPartitions: number = 1
 /** A statement may lock each partition with its indexes, and a server has room for a few thousand locks. */
 export const maxPartitions = 256
 
-/** Fails if a number of partitions is none that a log can have. Undefined is the lack of the option. */
+/** Fails if a number of partitions is none that a log can have. */
 export const checkPartitions = (option: string, partitions: unknown): Effect.Effect<void, StoreError> =>
-  partitions === undefined ||
-  (typeof partitions === "number" && Number.isInteger(partitions) && partitions >= 1 && partitions <= maxPartitions)
+  typeof partitions === "number" && Number.isInteger(partitions) && partitions >= 1 && partitions <= maxPartitions
     ? Effect.void
     : new StoreError({
         reason: "Misconfigured",
         operation: "SqlStore",
-        description: `${option} must be a whole number from 1 to ${maxPartitions}, and ${typeof partitions === "number" ? partitions : typeof partitions} is not`
+        description: `${option} must be a whole number from 1 to ${maxPartitions}, and ${shown(partitions)} is not`
       })
+
+/** A wrong value as it is shown to the caller. */
+const shown = (value: unknown): string =>
+  typeof value === "string"
+    ? `the text ${JSON.stringify(value)}`
+    : Object.is(value, -0)
+      ? "-0"
+      : typeof value === "object" && value !== null
+        ? "an object"
+        : String(value)
 
 /** Fails if a log that is there has another number of partitions than the option asks for. */
 export const checkFoundPartitions = (
@@ -71,8 +80,8 @@ export const numberPositions = (sql: SqlClient.SqlClient, schema: Fragment): Rea
   sql`alter table ${schema}.event_log alter column position set default nextval(${relation(sql, schema, "event_log_position_seq")})`
 ]
 
-/** A table or a sequence of the schema, as a value of the type `regclass`. */
+/** A table or a sequence of the schema, as a value of the type `regclass`. An `E` text means the same with each setting of the server. */
 export const relation = (sql: SqlClient.SqlClient, schema: Fragment, name: string): Fragment => {
   const [quoted] = sql`${schema}`.compile()
-  return sql.literal(`'${quoted.replaceAll("'", "''")}.${name}'::regclass`)
+  return sql.literal(`E'${quoted.replaceAll("\\", "\\\\").replaceAll("'", "''")}.${name}'::regclass`)
 }

@@ -183,7 +183,7 @@ const inspect = (sql: SqlClient.SqlClient, name: string, schema: Fragment): Effe
           (
             select count(*)::int from pg_proc p
             where p.pronamespace = n.oid and p.proname = any(${functionNames("transactionIds") as Array<string>}::text[])
-              and p.proconfig @> array['search_path=' || quote_ident(n.nspname) || ', pg_temp']
+              and p.proconfig && ${searchPaths(sql)}
           ) as functions,
           (
             select case c.relkind when 'p' then (select count(*)::int from pg_inherits i where i.inhparent = c.oid) else 1 end
@@ -213,6 +213,18 @@ interface InspectedRow {
   readonly partitions: number | null
   readonly has_counter: boolean
 }
+
+/**
+ * The search path of the functions, as the server may have stored it. It quotes names where they need it, and all names where
+ * `quote_all_identifiers` was set, which may have changed since.
+ */
+const searchPaths = (sql: SqlClient.SqlClient): Fragment =>
+  sql`array[
+    'search_path=' || quote_ident(n.nspname) || ', pg_temp',
+    'search_path=' || case when n.nspname ~ '^[a-z_][a-z0-9_]*$' then n.nspname::text end || ', pg_temp',
+    'search_path="' || replace(n.nspname, '"', '""') || '", pg_temp',
+    'search_path="' || replace(n.nspname, '"', '""') || '", "pg_temp"'
+  ]`
 
 const ask = <A>(sql: SqlClient.SqlClient, statement: Effect.Effect<A, SqlError>): Effect.Effect<A, StoreError> =>
   execute(sql, { operation, phase: "reading", savepoint: false }, statement)
@@ -384,6 +396,14 @@ const migrations: ReadonlyArray<Migration> = [
       // The time of the event at the position, as `position.ts` says.
       sql`alter table ${schema}.subscriptions add column event_time text not null default ''`,
       sql`alter table ${schema}.parked_events add column event_time text not null default ''`
+    ]
+  },
+  {
+    name: "positions for each role of the schema",
+    statements: ({ feedOrder, schema, sql }) => [
+      // The functions that take positions run with the rights of their caller, and rights on tables do not include their sequences. By
+      // this right a role can skip positions, and nothing else. A counter is a table.
+      ...(feedOrder === "counter" ? [] : [sql`grant usage on sequence ${schema}.event_log_position_seq to public`])
     ]
   }
 ]

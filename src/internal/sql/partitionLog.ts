@@ -7,19 +7,29 @@
  *   log and waits to write would then be a deadlock, and the whole copy would be lost.
  * - Statements that wait for the lock find the new table by its name. Their snapshots are taken when they have the lock, so they see the
  *   copied events. `readStream.ts` cares for the statements that read by a function.
- * - Names, indexes, triggers, privileges and the owner of the log stay. It refuses a log with a part that it can't carry over.
+ * - What belongs to the log stays (`logDefinition.ts`). A log with a part that can't be carried over is refused before the copy. To know it,
+ *   the change is made without the events first, and the definitions of both logs are compared.
  */
 import type * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
 import type { Fragment, Statement } from "@effect/sql/Statement"
 import * as Effect from "effect/Effect"
 import { StoreError } from "../../StoreError.js"
-import { fromSqlError } from "../runtime/sqlError.js"
+import { fromSqlError, serverMessage } from "../runtime/sqlError.js"
 import type { FeedOrder } from "../store/pageBytes.js"
+import {
+  definitionOfLog,
+  privilegeChanges,
+  selectDefinitions,
+  selectDetached,
+  selectObstacles,
+  selectPrivileges
+} from "./logDefinition.js"
 import { createPartitions, numberPositions, numbersOf, partitionedBy, relation } from "./logPartitions.js"
 import { checkSchema, lockSchema } from "./migrations.js"
 import { boundedOutside } from "./pg/execute.js"
 import { withTransaction } from "./pg/transaction.js"
+import { differencesBetween } from "./tableDefinition.js"
 
 /** Gives the log so many partitions, and returns whether it had another number. */
 export const partitionLog = (
@@ -38,10 +48,14 @@ export const partitionLog = (
         const { feedOrder, partitions: found } = yield* checkSchema(sql, name, schema, {})
         if (found === undefined)
           return yield* misconfigured(`the schema ${JSON.stringify(name)} has no event log: run SqlStore.migrate`)
+        const [detached] = yield* run(selectDetached(sql, name))
+        if (detached !== undefined)
+          return yield* misconfigured("a partition of the event log is detached: attach it before the change")
         if (found === partitions) return false
         yield* run(sql`lock table ${schema}.event_log in access exclusive mode`)
-        yield* checkParts(sql, name)
-        yield* replaceLog({ sql, name, schema, feedOrder, found, partitions })
+        const change = { sql, name, schema, feedOrder, found, partitions }
+        yield* rehearse(change)
+        yield* replaceLog(change, true)
         return true
       })
     )
@@ -51,8 +65,21 @@ export const partitionLog = (
 
 const operation = "partitionLog"
 
+/** Fails with `Misconfigured` where the log or its schema has something that is in the way of the change. */
 const run = <A>(statement: Effect.Effect<A, SqlError>) =>
-  Effect.mapError(statement, (error) => fromSqlError(operation, "writing", error))
+  Effect.mapError(statement, (error) => {
+    const failure = fromSqlError(operation, "writing", error)
+    return isInTheWay.test(failure.code ?? "")
+      ? new StoreError({
+          ...failure,
+          reason: "Misconfigured",
+          description: `something is in the way of the change of the event log, so remove it before, and create it again afterwards: ${serverMessage(error)}`
+        })
+      : failure
+  })
+
+/** A dependent object, what partitioned tables can't have, and a name that is taken or missing. */
+const isInTheWay = /^(2BP01|0A...|42(?!501)...|428..)$/
 
 const misconfigured = (description: string): StoreError =>
   new StoreError({ reason: "Misconfigured", operation, description })
@@ -80,25 +107,67 @@ interface Change {
   readonly partitions: number
 }
 
-/** Copies the log into a new table, which takes its place. The indexes are made after the copy, because this takes less time. */
-const replaceLog = (change: Change): Effect.Effect<void, StoreError> =>
+/**
+ * Fails if the change would fail, or if the new log would lack something or have something new. It makes the change without the events, and
+ * compares the definitions of both logs. Then it goes back to a savepoint.
+ */
+const rehearse = (change: Change): Effect.Effect<void, StoreError> =>
+  Effect.gen(function* () {
+    const { name, sql } = change
+    const [found] = yield* run(selectObstacles(sql, name))
+    if (found !== undefined) return yield* misconfigured(found.obstacle)
+    yield* run(sql`savepoint rehearsal`)
+    const before = yield* run(definitionOfLog(sql, name))
+    yield* replaceLog(change, false)
+    const differences = differencesBetween(before, yield* run(definitionOfLog(sql, name)))
+    if (differences.length > 0) {
+      return yield* misconfigured(
+        `the change of the event log can't keep all that it has: ${differences.join("; ")}. Remove it before the change, and create it again afterwards`
+      )
+    }
+    yield* run(sql`rollback to savepoint rehearsal`)
+    yield* run(sql`release savepoint rehearsal`)
+  })
+
+/**
+ * Copies the log into a new table, which takes its place. The indexes are made after the copy, because this takes less time. In a rehearsal no
+ * event is copied.
+ */
+const replaceLog = (change: Change, withEvents: boolean): Effect.Effect<void, StoreError> =>
   Effect.gen(function* () {
     const { name, partitions, schema, sql } = change
-    const definitions = yield* run(selectDefinitions(sql, name, partitions))
+    const leaves = numbersOf(partitions).map((number) => `event_log_${number}`)
+    const definitions = yield* run(selectDefinitions(sql, name, ["event_log", ...leaves]))
+    const privileges = yield* run(selectPrivileges(sql, name, []))
     const [before] = yield* run(selectBefore(change))
     const statements = [
-      ...copyStatements(change),
+      ...copyStatements(change, withEvents),
       // It may be a transaction of the caller, which goes on with its own setting.
       sql`select set_config('synchronize_seqscans', ${before?.scans ?? "on"}, true)`,
       ...replaceStatements(change),
-      ...(before?.last === undefined ? [] : numberAgain(change, before.last, before.is_called === true)),
-      sql`alter table ${schema}.event_log add primary key (aggregate_id, sequence)`,
-      ...definitions.map(({ statement }) => sql.unsafe(statement)),
-      // Else the planner would know nothing of the new tables until autovacuum has looked at them.
-      sql`analyze ${schema}.event_log`
+      ...(before?.last === undefined ? [] : numberAgain(change, before.last, before.is_called === true))
     ]
     for (const statement of statements) yield* run(statement)
+    yield* runTexts(
+      sql,
+      definitions.map(({ statement }) => statement)
+    )
+    yield* runTexts(sql, privilegeChanges(privileges, yield* run(selectPrivileges(sql, name, leaves))))
+    // Else the planner would know nothing of the new tables until autovacuum has looked at them.
+    if (withEvents) yield* run(sql`analyze ${schema}.event_log`)
   })
+
+/** Runs statements that the server has put together. A failure has the statement, because the server may not name the object. */
+const runTexts = (sql: SqlClient.SqlClient, texts: ReadonlyArray<string>) =>
+  Effect.forEach(
+    texts,
+    (statement) =>
+      Effect.mapError(
+        run(sql.unsafe(statement)),
+        (error) => new StoreError({ ...error, description: `${error.description}: ${statement}` })
+      ),
+    { discard: true }
+  )
 
 /** What is set again after the change: a setting of the transaction, and where the sequence of the positions is. A counter needs none. */
 const selectBefore = ({ feedOrder, schema, sql }: Change) =>
@@ -121,11 +190,15 @@ const numberAgain = ({ partitions, schema, sql }: Change, last: string, isCalled
   sql`select setval(${relation(sql, schema, "event_log_position_seq")}, ${last}::bigint, ${isCalled}::boolean)`
 ]
 
-/** Makes the new table under another name, with all events. */
-const copyStatements = ({ found, partitions, schema, sql }: Change): ReadonlyArray<Statement<unknown>> => {
+/** Makes the new table under another name, with all events or none. */
+const copyStatements = (
+  { found, partitions, schema, sql }: Change,
+  withEvents: boolean
+): ReadonlyArray<Statement<unknown>> => {
   const copy = sql`${schema}.event_log_copy`
+  const events = withEvents ? (found === 1 ? sql`` : sql`order by feed_key, position`) : sql`where false`
   return [
-    sql`create table ${copy} (like ${schema}.event_log including all excluding identity excluding indexes)
+    sql`create table ${copy} (like ${schema}.event_log including all excluding identity excluding indexes excluding statistics)
       ${partitionedBy(sql, partitions)}`,
     ...createPartitions(sql, schema, partitions, "event_log_copy"),
     // Else the default would need the sequence of the old table.
@@ -133,7 +206,7 @@ const copyStatements = ({ found, partitions, schema, sql }: Change): ReadonlyArr
     // The events stay in the order in which they were written, as `typeSamples.ts` expects. One table is in that order, and is read
     // from its beginning.
     sql`set local synchronize_seqscans = off`,
-    sql`insert into ${copy} select * from ${schema}.event_log ${found === 1 ? sql`` : sql`order by feed_key, position`}`
+    sql`insert into ${copy} select * from ${schema}.event_log ${events}`
   ]
 }
 
@@ -146,52 +219,3 @@ const replaceStatements = ({ partitions, schema, sql }: Change): ReadonlyArray<S
       sql`alter table ${schema}.${sql.literal(`event_log_copy_${number}`)} rename to ${sql.literal(`event_log_${number}`)}`
   )
 ]
-
-/** Fails if the log has a part that the new table would lack. */
-const checkParts = (sql: SqlClient.SqlClient, name: string): Effect.Effect<void, StoreError> =>
-  Effect.flatMap(
-    run(
-      sql<{ part: string }>`with log as (${selectLog(sql, name)})
-        select 'a policy of row security' as part from log where relrowsecurity
-          or exists (select 1 from pg_policy where polrelid = log.oid)
-        union all select 'a rule' from log where exists (select 1 from pg_rewrite where ev_class = log.oid)
-        union all select 'a place in a publication' from log
-          where exists (select 1 from pg_publication_rel where prrelid = log.oid)
-        union all select 'privileges on columns' from log
-          where exists (select 1 from pg_attribute where attrelid = log.oid and attacl is not null)
-        union all select 'a trigger that is not enabled in the usual way' from log
-          where exists (select 1 from pg_trigger where tgrelid = log.oid and not tgisinternal and tgenabled <> 'O')`
-    ),
-    ([found]) =>
-      found === undefined
-        ? Effect.void
-        : misconfigured(
-            `the event log has ${found.part}, which would be lost: remove it before the change, and create it again afterwards`
-          )
-  )
-
-const selectLog = (sql: SqlClient.SqlClient, name: string) =>
-  sql`select c.* from pg_class c join pg_namespace n on n.oid = c.relnamespace
-    where n.nspname = ${name} and c.relname = 'event_log'`
-
-/** The statements that make the indexes, triggers and privileges of the log anew, and give it to its owner, as texts of the server. */
-const selectDefinitions = (sql: SqlClient.SqlClient, name: string, partitions: number) => {
-  const tables = ["event_log", ...numbersOf(partitions).map((number) => `event_log_${number}`)]
-  return sql<{ statement: string }>`with log as (${selectLog(sql, name)})
-    select statement from (
-      select 1 as step, i.indexrelid as oid, regexp_replace(pg_get_indexdef(i.indexrelid), ' ON ONLY ', ' ON ') as statement
-      from log join pg_index i on i.indrelid = log.oid where not i.indisprimary
-      union all
-      select 2, t.oid, pg_get_triggerdef(t.oid) from log join pg_trigger t on t.tgrelid = log.oid where not t.tgisinternal
-      union all
-      select 3, c.oid, format('grant %s on %s %I.%I to %s%s', a.privilege_type,
-        case c.relkind when 'S' then 'sequence' else 'table' end, ${name}::text, c.relname,
-        case a.grantee when 0 then 'public' else quote_ident(pg_get_userbyid(a.grantee)) end,
-        case when a.is_grantable then ' with grant option' else '' end)
-      from log join pg_class c on c.relnamespace = log.relnamespace and c.relname in ('event_log', 'event_log_position_seq'),
-        aclexplode(c.relacl) a
-      union all
-      select 4, log.oid, format('alter table %I.%I owner to %I', ${name}::text, name, pg_get_userbyid(log.relowner))
-      from log, unnest(${tables}::text[]) name where pg_get_userbyid(log.relowner) <> current_user
-    ) definitions order by step, oid`
-}

@@ -1,6 +1,6 @@
 /**
  * Reads the definition of a table from the catalogue, and compares the definitions of a live table and its shadow
- * table. `checkReplacement.ts` and `replaceTables.ts` call it.
+ * table. A rebuild calls it before its swap, and `logDefinition.ts` before the log is replaced.
  *
  * A definition has the rows of the catalogue, without the few columns that identify an object or count its contents. So
  * a property that this file does not know is compared, too. Expressions are read as text. Their names are qualified,

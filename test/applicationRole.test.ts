@@ -1,0 +1,115 @@
+/** The rights that the guide gives the role of an application are all that it needs, on each kind of log. */
+import { readFileSync } from "node:fs"
+import * as SqlClient from "@effect/sql/SqlClient"
+import { PgClient } from "@effect/sql-pg"
+import { expect, it } from "@effect/vitest"
+import * as Arr from "effect/Array"
+import * as Effect from "effect/Effect"
+import * as Redacted from "effect/Redacted"
+import { EventFeed, Projection, SqlStore, StoreAdapter, Subscription } from "effect-maestro"
+import { makeDatabase, uniqueName } from "./database.js"
+import { aNode } from "./nodes.js"
+import { Deposited, deposit, makeAccount, nodeAt } from "./projectionTables.js"
+import { caughtUp, commitOf, newId, start } from "./subscribers.js"
+
+const guide = readFileSync(new URL("../examples/application/README.md", import.meta.url), "utf8")
+
+/** The statements of the guide, with another name of the role. */
+const rightsOf = (role: string): ReadonlyArray<string> =>
+  (/```sql\n([\s\S]*?)```/.exec(guide)?.[1] ?? "")
+    .replaceAll(/\bshop\b/g, role)
+    .trim()
+    .split(";\n")
+
+const sums = Projection.makeSql({
+  name: "sums",
+  events: Deposited,
+  project: {
+    Deposited: ({ amount }, { id }, sql) =>
+      sql`insert into sums as s (id, amount) values (${id}, ${amount})
+        on conflict (id) do update set amount = s.amount + excluded.amount`
+  }
+})
+
+const accounts = [
+  makeAccount([], "Plain"),
+  makeAccount([sums], "BySql"),
+  makeAccount([Projection.toEffect(sums)], "ByEffect")
+]
+
+/** Writes and reads the log in each way of the store. */
+const work = Effect.gen(function* () {
+  const sql = yield* SqlClient.SqlClient
+  for (const Account of accounts) {
+    const node = yield* aNode(Account.layer)
+    yield* Effect.gen(function* () {
+      const [one, both, many] = [newId("one"), newId("both"), newId("many")]
+      yield* deposit(Account, one)
+      yield* deposit(Account, one)
+      const concurrent = Arr.makeBy(20, (number) => deposit(Account, `${many}${number}`))
+      yield* Effect.all(concurrent, { concurrency: "unbounded" })
+      yield* sql.withTransaction(Effect.zipRight(deposit(Account, both), deposit(Account, both)))
+      expect(yield* Account.fetch(both)).toBe(2)
+    }).pipe(Effect.provide(node))
+  }
+  const store = yield* StoreAdapter.StoreAdapter
+  const id = newId("stream")
+  const [, , last] = yield* commitOf(id, 1, 3, "Happened")
+  expect(yield* Effect.flip(commitOf(id, 3, 4, "Happened"))).toMatchObject({ _tag: "RetryCommand" })
+  if (last !== undefined) yield* store.commitSnapshot({ ...last, body: { sum: 3 } })
+  expect(yield* store.getSnapshot(id, 0)).toMatchObject({ _tag: "Some" })
+  const following = Subscription.make(newId("following"), { partitions: 2, handle: () => Effect.void })
+  yield* Effect.scoped(Effect.zipRight(start(following), caughtUp(following)))
+  expect((yield* EventFeed.read({ limit: 5 })).events).toHaveLength(5)
+})
+
+it.scopedLive(
+  "the rights of the guide are all that a role needs, on a table and on partitions, before and after a change",
+  () =>
+    Effect.gen(function* () {
+      const url = yield* makeDatabase
+      const owner = PgClient.layer({ url: Redacted.make(url), maxConnections: 2 })
+      const trying = Effect.gen(function* () {
+        const sql = yield* SqlClient.SqlClient
+        yield* sql`create table sums (id text primary key, amount int)`
+        const [early, late] = yield* Effect.all([makeRole, makeRole])
+        const giveRights = (role: string) => Effect.forEach(rightsOf(role), (statement) => sql.unsafe(statement))
+        const works = (role: string) => Effect.scoped(Effect.provide(work, nodeAt(as(url, role), { migrate: false })))
+        yield* SqlStore.migrate()
+        yield* sql`grant select, insert, update on sums to public`
+        expect(rightsOf(early).length).toBeGreaterThan(1)
+        yield* giveRights(early)
+        yield* works(early)
+        for (const partitions of [4, 2, 1]) {
+          yield* SqlStore.partitionLog({ partitions })
+          yield* works(early)
+        }
+        yield* SqlStore.partitionLog({ partitions: 3 })
+        yield* giveRights(late)
+        yield* works(late)
+        yield* sql`drop schema maestro cascade`
+        yield* SqlStore.migrate({ logPartitions: 4 })
+        yield* giveRights(late)
+        yield* works(late)
+      })
+      yield* Effect.provide(Effect.scoped(trying), owner)
+    }),
+  60_000
+)
+
+// --- what it is made of ---
+
+/** A role that may log in, until the scope closes. */
+const makeRole = Effect.flatMap(SqlClient.SqlClient, (sql) => {
+  const role = uniqueName("role")
+  return Effect.acquireRelease(Effect.as(sql`create role ${sql(role)} login password 'secret'`, role), () =>
+    Effect.orDie(Effect.zipRight(sql`drop owned by ${sql(role)} cascade`, sql`drop role ${sql(role)}`))
+  )
+})
+
+const as = (url: string, role: string): string => {
+  const other = new URL(url)
+  other.username = role
+  other.password = "secret"
+  return other.href
+}
