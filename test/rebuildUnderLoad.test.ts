@@ -52,7 +52,7 @@ const makeCostly = () => {
     project: ({ aggregateId }) =>
       Effect.flatMap(SqlClient.SqlClient, (sql) =>
         Effect.tap(
-          sql`insert into counts as c select ${aggregateId}, 1 from pg_sleep(0.006)
+          sql`insert into counts as c select ${aggregateId}, 1 from pg_sleep(0.002)
             on conflict (id) do update set n = c.n + 1`,
           () => {
             projected.events++
