@@ -377,7 +377,7 @@ it.scopedLive(
           expect(yield* Fiber.join(reading)).toEqual([false, [], [], EventFeed.beginning])
           expect(yield* Fiber.join(using)).toMatchObject([{ balance: 1 }, { sequence: 2 }])
           expect(yield* getEvents("Account/1", 0)).toHaveLength(2)
-        }).pipe(Effect.provide(account), Effect.provide(nodeAt(url, {}, { maxConnections: 10 })))
+        }).pipe(Effect.provide(Layer.provideMerge(account, nodeAt(url, {}, { maxConnections: 10 }))))
       })
       yield* Effect.provide(Effect.scoped(trying), owner)
     })

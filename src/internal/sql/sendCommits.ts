@@ -105,10 +105,11 @@ const readCommitted = (runner: CommandRunner, command: Command): Effect.Effect<R
       runner.sql,
       operation,
       { own: command, nested: command },
-      (rows) => {
-        found = rows
-        return Effect.succeed(undefined)
-      }
+      (rows) =>
+        Effect.sync(() => {
+          found = rows
+          return undefined
+        })
     )
     return Effect.map(transaction, () => found)
   })
