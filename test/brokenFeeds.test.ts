@@ -9,6 +9,7 @@ import * as Layer from "effect/Layer"
 import * as TestContext from "effect/TestContext"
 import { EventFeed, SqlStore, StoreAdapter, SubscriptionStore } from "effect-maestro"
 import * as FeedContract from "effect-maestro/FeedContract"
+import { inject } from "vitest"
 import { onRealClock } from "../src/internal/contract/case.js"
 import * as Broken from "./brokenFeeds.js"
 import * as BrokenSubscriptions from "./brokenSubscriptions.js"
@@ -373,22 +374,24 @@ describe("on Postgres", () => {
       })
     )
 
-    it.effect("a store whose feed key is the id of the transaction fails", () =>
-      Effect.gen(function* () {
-        const sql = yield* SqlClient.SqlClient
-        const [key] = yield* sql<{ name: string }>`select column_name as name from information_schema.columns
+    it.effect.skipIf(inject("feedOrder") === "counter")(
+      "a store whose feed key is the id of the transaction fails",
+      () =>
+        Effect.gen(function* () {
+          const sql = yield* SqlClient.SqlClient
+          const [key] = yield* sql<{ name: string }>`select column_name as name from information_schema.columns
           where table_schema = 'maestro' and table_name = 'event_log' and data_type = 'xid8'`
-        yield* sql`create function order_by_transaction() returns trigger language plpgsql as $$
+          yield* sql`create function order_by_transaction() returns trigger language plpgsql as $$
           begin
             new.${sql(key?.name ?? "")} := pg_current_xact_id();
             return new;
           end $$`
-        yield* sql`create trigger order_by_transaction before insert or update on maestro.event_log
+          yield* sql`create trigger order_by_transaction before insert or update on maestro.event_log
           for each row execute function public.order_by_transaction()`
-        const sentences = [order("commitAll"), order("caller's transaction")]
-        const run = failing(onPostgres, sentences.map(named), "10 seconds")
-        expect(yield* run).toEqual(sentences)
-      })
+          const sentences = [order("commitAll"), order("caller's transaction")]
+          const run = failing(onPostgres, sentences.map(named), "10 seconds")
+          expect(yield* run).toEqual(sentences)
+        })
     )
   })
 })

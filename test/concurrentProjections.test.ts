@@ -12,8 +12,12 @@ import * as Layer from "effect/Layer"
 import * as Random from "effect/Random"
 import * as Stream from "effect/Stream"
 import { type Event, type Projection, SqlStore, StoreAdapter, StoreError, Timestamp } from "effect-maestro"
+import { inject } from "vitest"
 import { layerPg, layerPglite } from "./database.js"
 import { macrotask } from "./nodes.js"
+
+/** With a counter a commit waits for the one before, so a projection can't wait for the next. Its own commits are subtransactions there. */
+const hasCounter = inject("feedOrder") === "counter"
 
 const stores = {
   Postgres: SqlStore.layer.pipe(Layer.provideMerge(layerPg()), Layer.orDie),
@@ -128,36 +132,38 @@ it.layer(stores.Postgres, { timeout: 60_000 })("concurrent commits with projecti
     })
   )
 
-  it.effect("a commit that is interrupted after its projections is stored wholly or not at all", () =>
-    Effect.gen(function* () {
-      const rows = yield* aTable
-      const [id, slow, ...others] = sixIds()
-      const [projected, go] = [yield* Deferred.make<void>(), yield* Deferred.make<void>()]
-      const telling: Projection.Projection = {
-        name: "telling",
-        project: () => Deferred.succeed(projected, undefined)
-      }
-      const waiting: Projection.Projection = { name: "waiting", project: () => Deferred.await(go) }
-      const interrupting = Effect.gen(function* () {
-        const fiber = yield* Effect.fork(commit(id, [rows.projection(), telling]))
-        yield* Deferred.await(projected)
-        yield* Effect.repeatN(macrotask, 3)
-        const interruption = yield* Effect.fork(Fiber.interrupt(fiber))
-        yield* macrotask
-        yield* Deferred.succeed(go, undefined)
-        yield* Fiber.join(interruption)
+  it.effect.skipIf(hasCounter)(
+    "a commit that is interrupted after its projections is stored wholly or not at all",
+    () =>
+      Effect.gen(function* () {
+        const rows = yield* aTable
+        const [id, slow, ...others] = sixIds()
+        const [projected, go] = [yield* Deferred.make<void>(), yield* Deferred.make<void>()]
+        const telling: Projection.Projection = {
+          name: "telling",
+          project: () => Deferred.succeed(projected, undefined)
+        }
+        const waiting: Projection.Projection = { name: "waiting", project: () => Deferred.await(go) }
+        const interrupting = Effect.gen(function* () {
+          const fiber = yield* Effect.fork(commit(id, [rows.projection(), telling]))
+          yield* Deferred.await(projected)
+          yield* Effect.repeatN(macrotask, 3)
+          const interruption = yield* Effect.fork(Fiber.interrupt(fiber))
+          yield* macrotask
+          yield* Deferred.succeed(go, undefined)
+          yield* Fiber.join(interruption)
+        })
+        yield* allSucceed(
+          yield* concurrently([
+            interrupting,
+            commit(slow, [rows.projection(), waiting]),
+            ...others.map((id) => commit(id, [rows.projection()]))
+          ])
+        )
+        const all = [id, slow, ...others]
+        expect(yield* eventsOf(all)).toEqual(yield* rows.ids)
+        expect(yield* eventsOf([slow, ...others])).toHaveLength(5)
       })
-      yield* allSucceed(
-        yield* concurrently([
-          interrupting,
-          commit(slow, [rows.projection(), waiting]),
-          ...others.map((id) => commit(id, [rows.projection()]))
-        ])
-      )
-      const all = [id, slow, ...others]
-      expect(yield* eventsOf(all)).toEqual(yield* rows.ids)
-      expect(yield* eventsOf([slow, ...others])).toHaveLength(5)
-    })
   )
 
   it.effect("a projection that waits for a lock delays no other commit", () =>
@@ -232,7 +238,7 @@ it.layer(stores.Postgres, { timeout: 60_000 })("concurrent commits with projecti
     })
   )
 
-  it.effect("a fiber that outlives its projection can't write to the connection", () =>
+  it.effect.skipIf(hasCounter)("a fiber that outlives its projection can't write to the connection", () =>
     Effect.gen(function* () {
       const rows = yield* aTable
       const [id, waiting, ...others] = sixIds()
@@ -325,7 +331,7 @@ it.layer(stores.Postgres, { timeout: 60_000 })("concurrent commits with projecti
     })
   )
 
-  it.effect("a projection's own transactions and commits are part of its transaction", () =>
+  it.effect.skipIf(hasCounter)("a projection's own transactions and commits are part of its transaction", () =>
     Effect.gen(function* () {
       const rows = yield* aTable
       const store = yield* StoreAdapter.StoreAdapter

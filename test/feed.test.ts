@@ -32,6 +32,9 @@ const readAll = (
 type Ports = StoreAdapter.StoreAdapter | EventFeed.EventFeed
 
 /** The duration of the load, in milliseconds: a minute on Postgres in a long run. */
+/** With a counter a transaction that has appended can't wait for an append beside it. */
+const hasCounter = inject("feedOrder") === "counter"
+
 const lasting = (store: string): number => (inject("runs") > 100 && store.endsWith("Postgres") ? 60_000 : 500)
 
 it("a stream position is read from JSON by its schema", () => {
@@ -129,32 +132,36 @@ layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg())), { excludeTestServices:
         }
       })
 
-    it.effect("a transaction that began first and commits last is not skipped, because later events wait for it", () =>
-      Effect.gen(function* () {
-        const after = yield* EventFeed.head
-        const [slow, fast] = [id("slow"), id("fast")]
-        const first = yield* open(event(slow, 1))
-        yield* commit(event(fast, 1))
-        const before = yield* EventFeed.read({ after })
-        expect(before.events).toEqual([])
-        expect(Exit.isSuccess(yield* first.commit)).toBe(true)
-        expect(places(yield* readAll({ after: before.position }))).toEqual([`${slow}/1`, `${fast}/1`])
-      })
+    it.effect.skipIf(hasCounter)(
+      "a transaction that began first and commits last is not skipped, because later events wait for it",
+      () =>
+        Effect.gen(function* () {
+          const after = yield* EventFeed.head
+          const [slow, fast] = [id("slow"), id("fast")]
+          const first = yield* open(event(slow, 1))
+          yield* commit(event(fast, 1))
+          const before = yield* EventFeed.read({ after })
+          expect(before.events).toEqual([])
+          expect(Exit.isSuccess(yield* first.commit)).toBe(true)
+          expect(places(yield* readAll({ after: before.position }))).toEqual([`${slow}/1`, `${fast}/1`])
+        })
     )
 
-    it.effect("a waiting reader sees both once the first has ended, without a notification of its end", () =>
-      Effect.gen(function* () {
-        const after = yield* EventFeed.head
-        const [slow, fast] = [id("slow"), id("fast")]
-        const first = yield* open(event(slow, 1))
-        const reader = yield* EventFeed.stream({ after }).pipe(Stream.take(2), Stream.runCollect, Effect.fork)
-        yield* commit(event(fast, 1))
-        yield* first.commit
-        expect(places(yield* Fiber.join(reader))).toEqual([`${slow}/1`, `${fast}/1`])
-      })
+    it.effect.skipIf(hasCounter)(
+      "a waiting reader sees both once the first has ended, without a notification of its end",
+      () =>
+        Effect.gen(function* () {
+          const after = yield* EventFeed.head
+          const [slow, fast] = [id("slow"), id("fast")]
+          const first = yield* open(event(slow, 1))
+          const reader = yield* EventFeed.stream({ after }).pipe(Stream.take(2), Stream.runCollect, Effect.fork)
+          yield* commit(event(fast, 1))
+          yield* first.commit
+          expect(places(yield* Fiber.join(reader))).toEqual([`${slow}/1`, `${fast}/1`])
+        })
     )
 
-    it.effect("a rollback leaves no gap to wait for", () =>
+    it.effect.skipIf(hasCounter)("a rollback leaves no gap to wait for", () =>
       Effect.gen(function* () {
         const after = yield* EventFeed.head
         const [undone, fast] = [id("undone"), id("fast")]

@@ -4,6 +4,7 @@ import { expect, layer } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import { SqlStore, StoreAdapter } from "effect-maestro"
+import { inject } from "vitest"
 import { layerEmptyPg, uniqueName } from "./database.js"
 import { event, newId } from "./subscribers.js"
 
@@ -85,10 +86,14 @@ layer(layerEmptyPg(), { excludeTestServices: true, timeout: 60_000 })("a schema"
       const [model, copy] = [uniqueName("model"), uniqueName("copy")]
       const ofModel = yield* commitIn(model)
       yield* sql`create schema ${sql(copy)}`
-      for (const table of ["migrations", "event_log", "snapshots", "subscriptions", "parked_events", "rebuilds"]) {
+      const counter = inject("feedOrder") === "counter" ? ["feed_counter"] : []
+      const tables = ["migrations", "event_log", "snapshots", "subscriptions", "parked_events", "rebuilds", ...counter]
+      for (const table of tables) {
         yield* sql`create table ${sql(copy)}.${sql(table)} (like ${sql(model)}.${sql(table)} including all)`
       }
-      yield* sql`insert into ${sql(copy)}.migrations select * from ${sql(model)}.migrations`
+      for (const table of ["migrations", ...counter]) {
+        yield* sql`insert into ${sql(copy)}.${sql(table)} select * from ${sql(model)}.${sql(table)}`
+      }
       // As tools do that copy a schema: the functions by their definitions, with the name of the schema replaced where they are made.
       const definitions = yield* sql<{ text: string }>`select replace(
           pg_get_functiondef(p.oid), 'FUNCTION ' || n.nspname || '.', 'FUNCTION ' || ${copy} || '.') as text

@@ -91,17 +91,21 @@ export const remember = Effect.gen(function* () {
     yield* sql`drop table if exists ${sql.literal(`copy${index}`)}`
     yield* sql`create table ${sql.literal(`copy${index}`)} as table ${sql.literal(table)}`
   }
-  const [numbers] = yield* sql<{ last: string }>`select last_value::text as last from maestro.event_log_position_seq`
+  // A log with a counter has a table in its place, which is copied with the others.
+  const [numbers] = yield* sql<{
+    last: string | null
+  }>`select pg_sequence_last_value(to_regclass('maestro.event_log_position_seq'))::text
+    as last where to_regclass('maestro.event_log_position_seq') is not null`
   return ({ keepsEvents = false } = {}) =>
     sql.withTransaction(
       Effect.gen(function* () {
         for (const [index, table] of tables.entries()) {
-          if (keepsEvents && table === "maestro.event_log") continue
+          if (keepsEvents && (table === "maestro.event_log" || table === "maestro.feed_counter")) continue
           yield* sql`delete from ${sql.literal(table)}`
           yield* sql`insert into ${sql.literal(table)} overriding system value select * from ${sql.literal(`copy${index}`)}`
         }
-        if (!keepsEvents) {
-          yield* sql`select setval('maestro.event_log_position_seq', ${numbers?.last ?? "1"}::bigint)`
+        if (!keepsEvents && numbers !== undefined) {
+          yield* sql`select setval('maestro.event_log_position_seq', ${numbers.last ?? "1"}::bigint, ${numbers.last !== null})`
         }
       })
     )
