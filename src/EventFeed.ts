@@ -404,10 +404,10 @@ export const streamStored = (
 
 // --- internal ---
 
-const pattern = /^(\d{1,20})-(\d{1,19})(?:-[0-9a-f]{12})?$/
+const pattern = /^(0|[1-9]\d{0,19})-(0|[1-9]\d{0,18})(?:-[0-9a-f]{12})?$/
 
-// The largest `xid8` and the largest `bigint` of Postgres.
-const maxKey = 2n ** 64n - 1n
+// The largest `bigint` of Postgres. No server has so many transactions.
+const maxKey = 2n ** 63n - 1n
 const maxNumber = 2n ** 63n - 1n
 
 const partsOf = (position: Position): readonly [bigint, bigint] => {

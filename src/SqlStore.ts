@@ -249,7 +249,7 @@ export const migrate = (
  *
  * Layers that migrate call it. It locks the log and writes every event anew. A million events took one to two minutes on two busy cores, and
  * 8 GB of WAL with the default of `max_wal_size`. `pg_upgrade`, replicas and file-system backups keep their transaction ids, so they need no
- * repair. A log with the order `"counter"` never needs one.
+ * repair. Where the order is `"counter"`, positions stay valid. A counter that is behind its log is raised.
  *
  * @since 0.1.0
  * @category migrations

@@ -2,7 +2,9 @@
 import { expect, it } from "@effect/vitest"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
+import * as Scope from "effect/Scope"
 import * as TestClock from "effect/TestClock"
 import { callLimits, callUntilAnswered } from "../src/internal/cluster/call.js"
 import { makeCallTimer } from "../src/internal/cluster/callTimer.js"
@@ -33,6 +35,23 @@ it.scoped("the message is sent again after each time without an answer, and all 
     yield* TestClock.adjust("1 millis")
     expect(yield* Fiber.join(fiber)).toMatchObject({ reason: "ClusterUnavailable" })
     expect(counts).toEqual({ sent: 4, interrupted: 4 })
+  })
+)
+
+it.effect("a call fails when its client is closed, and so does one that begins later", () =>
+  Effect.gen(function* () {
+    const scope = yield* Scope.make()
+    const { call, counts } = yield* Scope.extend(makeMessages, scope)
+    const fiber = yield* Effect.fork(Effect.flip(call))
+    yield* TestClock.adjust("1 seconds")
+    yield* Scope.close(scope, Exit.void)
+    const closed = {
+      reason: "ClusterUnavailable",
+      description: expect.stringContaining("the client was closed")
+    }
+    expect(yield* Fiber.join(fiber)).toMatchObject(closed)
+    expect(counts).toEqual({ sent: 1, interrupted: 1 })
+    expect(yield* Effect.flip(call)).toMatchObject(closed)
   })
 )
 

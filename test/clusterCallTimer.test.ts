@@ -61,7 +61,7 @@ it.scoped("one fiber sleeps for all calls, and none when it has found no call", 
   })
 )
 
-it.effect("nothing is left when its scope closes", () =>
+it.effect("when its scope closes each call is woken, so is one that comes later, and nothing is left", () =>
   Effect.gen(function* () {
     const scope = yield* Scope.make()
     const woken: number[] = []
@@ -69,9 +69,14 @@ it.effect("nothing is left when its scope closes", () =>
     yield* add(timer, woken, 1000)
     yield* Effect.yieldNow()
     expect(yield* sleeps).toBe(1)
+    expect(timer.isClosed()).toBe(false)
     yield* Scope.close(scope, Exit.void)
+    expect(timer.isClosed()).toBe(true)
+    expect(woken).toEqual([1000])
+    yield* add(timer, woken, 2000)
+    expect(woken).toEqual([1000, 2000])
     yield* TestClock.adjust("1 minute")
-    expect(woken).toEqual([])
+    expect(woken).toEqual([1000, 2000])
   })
 )
 

@@ -338,6 +338,60 @@ layer(nodes, { excludeTestServices: true, timeout: 60_000 })("the order of the f
   )
 
   it.scoped(
+    "a transaction that appends to two logs is shown what others committed to each, and nothing of its own",
+    () =>
+      Effect.gen(function* () {
+        const sql = yield* SqlClient.SqlClient
+        const storeOf = (schema: string) =>
+          Layer.build(Layer.fresh(SqlStore.layerWith({ schema, feedOrder: "counter" })))
+        const [low, high] = [yield* storeOf("low"), yield* storeOf("high")]
+        yield* Effect.repeatN(
+          Effect.provide(
+            Effect.suspend(() => commit(event(newId("two"), 1))),
+            high
+          ),
+          9
+        )
+        yield* Effect.provide(commit(event(newId("two"), 1)), low)
+        const count = Effect.flatMap(EventFeed.EventFeed, (feed) => feed.count({}))
+        const counts = Effect.all([Effect.provide(count, low), Effect.provide(count, high)])
+        for (const [first, second] of [
+          [low, high],
+          [high, low]
+        ] as const) {
+          yield* sql.withTransaction(
+            Effect.gen(function* () {
+              const before = yield* counts
+              yield* Effect.provide(commit(event(newId("two"), 1)), first)
+              yield* Effect.provide(commit(event(newId("two"), 1)), second)
+              expect(yield* counts).toEqual(before)
+            })
+          )
+        }
+        expect(yield* counts).toEqual([3, 12])
+      })
+  )
+
+  it.scoped("a counter that is behind its log is raised by a repair, and a missing one is named by the failure", () =>
+    Effect.gen(function* () {
+      const sql = yield* SqlClient.SqlClient
+      const feed = yield* EventFeed.EventFeed
+      yield* commit(event(newId("before"), 1))
+      const after = yield* feed.head
+      yield* sql`update maestro.feed_counter set last = 0`
+      expect(yield* SqlStore.repairAfterRestore()).toBe(true)
+      expect(yield* SqlStore.repairAfterRestore()).toBe(false)
+      const id = newId("after")
+      yield* commit(event(id, 1))
+      expect((yield* feed.read({ after })).events.map(({ aggregateId }) => aggregateId)).toEqual([id])
+      const [row] = yield* sql<{ last: string }>`select last::text from maestro.feed_counter`
+      yield* sql`delete from maestro.feed_counter`
+      expect(`${yield* Effect.flip(commit(event(newId("lost"), 1)))}`).toContain("the row of feed_counter is missing")
+      yield* sql`insert into maestro.feed_counter values (1, ${row?.last ?? "0"}::bigint)`
+    })
+  )
+
+  it.scoped(
     "after a loss of the last events the counter gives their positions to others, and a reader there fails",
     () =>
       Effect.gen(function* () {

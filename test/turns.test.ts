@@ -4,6 +4,8 @@ import * as Arr from "effect/Array"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
+import * as FiberId from "effect/FiberId"
+import * as Scheduler from "effect/Scheduler"
 import { makeTurns } from "../src/internal/runtime/turns.js"
 import { macrotask } from "./nodes.js"
 
@@ -23,6 +25,34 @@ it.live("a caller that comes again does not overtake the callers that wait", () 
       )
     yield* Effect.forEach([0, 1, 2, 3, 4], (caller) => Effect.repeatN(work(caller), 4), { concurrency: "unbounded" })
     expect(order).toEqual(Arr.makeBy(25, (index) => index % 5))
+  })
+)
+
+it.live("a turn is never lost, at whatever step its caller is interrupted", () =>
+  Effect.gen(function* () {
+    for (let steps = 1; steps <= 40; steps++) {
+      for (const isTaken of [false, true]) {
+        const inTurn = makeTurns(1)
+        const go = yield* Deferred.make<void>()
+        const holder = yield* Effect.fork(isTaken ? inTurn(Deferred.await(go)) : Effect.void)
+        yield* macrotask
+        // The caller pauses after so many steps, as the runtime lets a long fiber do, and is interrupted in that pause.
+        let count = 0
+        const pausing = new Scheduler.MixedScheduler(2048)
+        pausing.shouldYield = () => {
+          if (++count !== steps) return false
+          queueMicrotask(() => caller.unsafeInterruptAsFork(FiberId.none))
+          return 0
+        }
+        const caller: Fiber.RuntimeFiber<void> = Effect.runFork(inTurn(Effect.void), { scheduler: pausing })
+        yield* macrotask
+        yield* Deferred.succeed(go, undefined)
+        yield* Fiber.await(caller)
+        yield* Fiber.await(holder)
+        const free = yield* Effect.timeout(inTurn(Effect.succeed("free")), "1 second")
+        expect(free, `after ${steps} steps`).toBe("free")
+      }
+    }
   })
 )
 

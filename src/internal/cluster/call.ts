@@ -111,6 +111,10 @@ export const unavailable = (place: CallPlace, cause: Cause.Cause<unknown>): Stor
 export const timedOut = (place: CallPlace, timeout: Duration.Duration): StoreError =>
   clusterError(place, `no runner has answered within ${Duration.format(timeout)}`, undefined)
 
+/** The failure of a call whose client is closed before a runner has answered. */
+const clientClosed = (place: CallPlace): StoreError =>
+  clusterError(place, "the client was closed before a runner had answered", undefined)
+
 /**
  * A failure that is the runner's own, or that of a message which could not be encoded or decoded.
  */
@@ -165,6 +169,7 @@ const answerOf = <A>(
         const due = Math.min(ends, now + Duration.toMillis(limits.resendAfter))
         return Effect.flatMap(restore(call.resultUntil(due)), (result) => {
           if (result !== undefined) return result
+          if (timer.isClosed()) return clientClosed(place)
           if (due === ends) return timedOut(place, limits.timeout)
           isBeside = true
           return Effect.zipRight(startMessage(1), answer)

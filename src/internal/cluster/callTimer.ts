@@ -2,8 +2,8 @@
  * The timer of the calls of one client: it wakes a call when its next message is due, or its timeout.
  *
  * One fiber sleeps for all calls, because nearly every call ends long before its time. The fiber sleeps until the first
- * call is due, and ends when it finds no call. So it goes on for `resendAfter` at most after the last call, and ends with
- * the scope of the client.
+ * call is due, and ends when it finds no call. So it goes on for `resendAfter` at most after the last call. It ends with
+ * the scope of the client, which wakes all calls, because nothing would wake them later.
  *
  * Calls may have different clocks, as those of tests. There is one fiber for each clock.
  */
@@ -26,6 +26,8 @@ export interface CallTimer {
   /** Wakes the call of the fiber once, by the clock of the fiber, unless it is removed before. */
   readonly add: (fiber: AnyFiber, call: WaitingCall) => void
   readonly remove: (fiber: AnyFiber, call: WaitingCall) => void
+  /** Whether the client is closed. Calls are woken immediately then. */
+  readonly isClosed: () => boolean
 }
 
 type AnyFiber = Fiber.RuntimeFiber<unknown, unknown>
@@ -54,8 +56,12 @@ interface Sleeper {
 
 class Timer implements CallTimer {
   private readonly sleepers = new Map<Clock.Clock, Sleeper>()
+  private closed = false
+
+  readonly isClosed = (): boolean => this.closed
 
   readonly add = (fiber: AnyFiber, call: WaitingCall): void => {
+    if (this.closed) return call.wake()
     const clock = clockOf(fiber)
     const sleeper = this.sleepers.get(clock) ?? {
       clock,
@@ -76,9 +82,11 @@ class Timer implements CallTimer {
   }
 
   readonly close = Effect.suspend(() => {
-    const fibers = [...this.sleepers.values()].flatMap(({ fiber }) => fiber ?? [])
+    this.closed = true
+    const sleepers = [...this.sleepers.values()]
     this.sleepers.clear()
-    return Fiber.interruptAll(fibers)
+    for (const { calls } of sleepers) wakeDue(calls, Number.POSITIVE_INFINITY)
+    return Fiber.interruptAll(sleepers.flatMap(({ fiber }) => fiber ?? []))
   })
 
   private sleep(sleeper: Sleeper): Effect.Effect<void> {

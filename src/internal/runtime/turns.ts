@@ -7,31 +7,48 @@ import * as Effect from "effect/Effect"
 
 export const makeTurns = (permits: number): (<A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>) => {
   let free = permits
-  const waiters = new Set<() => void>()
+  const waiters = new Set<Waiter>()
 
   const give = (): void => {
     for (const waiter of waiters) {
       waiters.delete(waiter)
-      return waiter()
+      waiter.hasTurn = true
+      return waiter.resume()
     }
     free++
   }
 
-  const take = Effect.async<void>((resume) => {
-    if (free > 0) {
-      free--
-      return resume(Effect.void)
-    }
-    const waiter = () => resume(Effect.void)
-    waiters.add(waiter)
-    // A permit that came with the interruption goes on to the next.
-    return Effect.sync(() => {
+  const turnOf = (waiter: Waiter) =>
+    Effect.async<void>((resume) => {
+      waiter.resume = () => resume(Effect.void)
+      if (waiter.hasTurn) waiter.resume()
+    })
+  /** Leaves the line. A turn that comes together with an interruption goes on to the next. */
+  const leave = (waiter: Waiter) =>
+    Effect.sync(() => {
       if (!waiters.delete(waiter)) give()
     })
-  })
 
   return (effect) =>
     Effect.uninterruptibleMask((restore) =>
-      Effect.flatMap(restore(take), () => Effect.ensuring(restore(effect), Effect.sync(give)))
+      Effect.suspend(() => {
+        const turn = Effect.ensuring(restore(effect), Effect.sync(give))
+        if (free > 0) {
+          free--
+          return turn
+        }
+        const waiter: Waiter = { hasTurn: false, resume: () => {} }
+        waiters.add(waiter)
+        // An interruption may come at any step of the wait, so the waiter is in line before it.
+        const waiting = Effect.onInterrupt(restore(turnOf(waiter)), () => leave(waiter))
+        return Effect.zipRight(waiting, turn)
+      })
     )
+}
+
+// --- internal ---
+
+interface Waiter {
+  hasTurn: boolean
+  resume: () => void
 }

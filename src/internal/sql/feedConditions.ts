@@ -16,8 +16,10 @@ export const isAfter = (log: LogTable, position: Position): Statement.Fragment =
     : log.sql`(feed_key, position) > ${rowValue(log, position)}`
 
 /** An event that the feed shows: its key is below the oldest open transaction. With a counter it is every event but the transaction's own. */
-export const isShown = ({ feedOrder, sql }: LogTable): Statement.Fragment =>
-  feedOrder === "counter" ? isBeforeOwn(sql) : sql.literal("feed_key < pg_snapshot_xmin(pg_current_snapshot())")
+export const isShown = ({ feedOrder, schema, sql }: LogTable): Statement.Fragment =>
+  feedOrder === "counter"
+    ? isBeforeOwn({ schema, sql })
+    : sql.literal("feed_key < pg_snapshot_xmin(pg_current_snapshot())")
 
 /** An event that the filter lets through. */
 export const matches = (sql: SqlClient.SqlClient, filter: ReadFilter): Statement.Fragment =>

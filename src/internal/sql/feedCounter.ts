@@ -10,9 +10,9 @@
  * - **Each aggregate and each transaction keeps its order**, because positions rise with each append.
  * - **Strong projections keep their order.** The counter is locked before they run. So a commit is projected after all commits before it, and
  *   its events need not be moved.
- * - **A savepoint that is rolled back** gives the number and the lock back. Events of other transactions may then take these positions.
- * - **The feed hides the events of the own transaction**, until it is committed. `effect_maestro.first_position` is a setting of the
- *   transaction with its lowest position. All events from there on are its own, because others can't append.
+ * - **A savepoint that is rolled back** gives the number and the lock back. Events of other transactions may then take these positions. One that
+ *   waits already goes on waiting for the end of the transaction. Where that appends again behind a third one, Postgres finds a deadlock.
+ * - **The feed hides the events of the own transaction**, until it is committed. A setting of the transaction has its lowest position. All events from there on are its own, because others can't append.
  * - **A snapshot of REPEATABLE READ or SERIALIZABLE** that is older than the number can't raise it, and fails to serialize.
  *
  * It needs a row that all appends wait for, so it is no order for a server whose transaction ids can be read.
@@ -30,8 +30,10 @@ export const isAfterNumber = (sql: SqlClient.SqlClient, position: Position): Fra
 }
 
 /** An event that is not of the current transaction. */
-export const isBeforeOwn = (sql: SqlClient.SqlClient): Fragment =>
-  sql.literal(`position < coalesce(nullif(current_setting('${firstPosition}', true), '')::bigint, 9223372036854775807)`)
+export const isBeforeOwn = ({ schema, sql }: Pick<LogTable, "schema" | "sql">): Fragment =>
+  sql.literal(
+    `position < coalesce(nullif(current_setting('${firstPositionOf(sql, schema)}', true), '')::bigint, 9223372036854775807)`
+  )
 
 /** Creates the counter. */
 export const createCounter = (sql: SqlClient.SqlClient, schema: Fragment): ReadonlyArray<Statement<unknown>> => [
@@ -51,8 +53,9 @@ export const createCounter = (sql: SqlClient.SqlClient, schema: Fragment): Reado
  *
  * `p_lock_timeout` is ignored. All commits wait for the counter, so sending each of them again by itself would gain nothing.
  */
-export const commitByCounter = ({ schema, sql }: LogTable, writing: Fragment): Statement<unknown> =>
-  sql`create or replace function ${schema}.commit_events(
+export const commitByCounter = ({ schema, sql }: LogTable, writing: Fragment): Statement<unknown> => {
+  const firstPosition = sql.literal(`'${firstPositionOf(sql, schema)}'`)
+  return sql`create or replace function ${schema}.commit_events(
     p_lock_timeout text, p_whole boolean,
     p_commits int[], p_firsts boolean[], p_aggregate_ids text[], p_sequences int[], p_types text[],
     p_bodies json[], p_metadata json[], p_timestamps uuid[],
@@ -75,8 +78,12 @@ export const commitByCounter = ({ schema, sql }: LogTable, writing: Fragment): S
 
     update feed_counter set last = last + cardinality(p_sequences)
     where id = 1 returning last - cardinality(p_sequences) into before;
-    if coalesce(current_setting('${sql.literal(firstPosition)}', true), '') = '' then
-      perform set_config('${sql.literal(firstPosition)}', (before + 1)::text, true);
+    if before is null then
+      raise exception 'the row of feed_counter is missing, so the log was restored without it: restore it too, or insert (1, 0) and run SqlStore.repairAfterRestore'
+        using errcode = 'undefined_object';
+    end if;
+    if coalesce(current_setting(${firstPosition}, true), '') = '' then
+      perform set_config(${firstPosition}, (before + 1)::text, true);
     end if;
 
     insert into event_log (
@@ -135,8 +142,24 @@ export const commitByCounter = ({ schema, sql }: LogTable, writing: Fragment): S
     return answer;
   end
   $function$`
+}
+
+/**
+ * Raises the counter to the last position of the log, if it is lower, and returns whether it was. A dump of the log alone, in a schema that was
+ * migrated before, leaves it so.
+ */
+export const raiseCounter = ({ schema, sql }: Pick<LogTable, "schema" | "sql">): Statement<unknown> =>
+  sql`update ${schema}.feed_counter c set last = l.position
+    from (select position from ${schema}.event_log order by feed_key desc, position desc limit 1) l
+    where c.last < l.position returning c.last`
 
 // --- internal ---
 
-/** The setting of a transaction with the lowest position of its events. */
-const firstPosition = "effect_maestro.first_position"
+/**
+ * The setting of a transaction with the lowest position of its events. It has the name of the schema in it, because a transaction may append to
+ * several logs. Names of settings have letters and digits only.
+ */
+const firstPositionOf = (sql: SqlClient.SqlClient, schema: Fragment): string => {
+  const [name] = sql`${schema}`.compile()
+  return `effect_maestro.first_position_${Buffer.from(name).toString("hex")}`
+}

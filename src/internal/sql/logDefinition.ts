@@ -47,7 +47,7 @@ export const selectObstacles = (sql: SqlClient.SqlClient, name: string) =>
     from pg_publication_tables p where p.schemaname = ${name}
       and (p.tablename = 'event_log' or p.tablename in (select relname from leaf))
     union
-    select format('the partition %I has %s, which would be lost: remove it before the change, and add it to the event log', relname, part)
+    select format('the partition %I has %s, which the new partitions would lack: remove that before the change, and add it to them afterwards', relname, part)
     from (${ownParts(sql)}) own`
 
 /**

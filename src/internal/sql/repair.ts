@@ -1,12 +1,13 @@
 /**
  * Repairs the feed after a restore: a dump keeps the ids of transactions that the new server has not had yet. `SqlStore.ts` calls it when a
- * layer migrates, and as `SqlStore.repairAfterRestore`. A log with a counter needs no repair.
+ * layer migrates, and as `SqlStore.repairAfterRestore`. In a log with a counter the positions stay, and a counter behind its log is raised.
  */
 import type { SqlError } from "@effect/sql/SqlError"
 import * as Effect from "effect/Effect"
 import type { StoreError } from "../../StoreError.js"
 import { fromSqlError } from "../runtime/sqlError.js"
 import type { LogTable } from "../store/pageBytes.js"
+import { raiseCounter } from "./feedCounter.js"
 import { boundedOutside, execute } from "./pg/execute.js"
 import { withTransaction } from "./pg/transaction.js"
 
@@ -18,8 +19,10 @@ import { withTransaction } from "./pg/transaction.js"
  * transaction that had its id early may have written the highest position under a lower key than the last.
  */
 export const repair = ({ feedOrder, schema, sql }: Omit<LogTable, "measuring">): Effect.Effect<boolean, StoreError> => {
-  // Positions of a counter are restored with it.
-  if (feedOrder === "counter") return Effect.succeed(false)
+  if (feedOrder === "counter") {
+    const raised = execute(sql, { operation, phase: "writing" }, raiseCounter({ schema, sql }))
+    return Effect.map(raised, ({ length }) => length > 0)
+  }
   const run = <A>(statement: Effect.Effect<A, SqlError>) =>
     Effect.mapError(statement, (error) => fromSqlError(operation, "writing", error))
 
