@@ -44,7 +44,7 @@ it.live("a turn is never lost, at whatever step its caller is interrupted", () =
           queueMicrotask(() => caller.unsafeInterruptAsFork(FiberId.none))
           return 0
         }
-        const caller: Fiber.RuntimeFiber<void> = Effect.runFork(inTurn(Effect.void), { scheduler: pausing })
+        const caller: Fiber.RuntimeFiber<void> = yield* Effect.fork(Effect.withScheduler(inTurn(Effect.void), pausing))
         yield* macrotask
         yield* Deferred.succeed(go, undefined)
         yield* Fiber.await(caller)
