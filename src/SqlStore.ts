@@ -272,9 +272,9 @@ export const repairAfterRestore = (
  * parameters, row security, rules, publications, privileges on columns, and privileges that another role than the owner has granted. So are
  * objects that depend on the log, such as views and foreign keys. Remove them before the change, and create them again afterwards.
  *
- * It may be called while the store is in use, by a role that owns the log and may create in its schema. The log is locked meanwhile, so commits and reads wait, and none
- * fails. A million events of 250 bytes took 17 to 21 seconds on two busy cores, for 16 partitions, and the copy needs as much disk as the log. In a transaction of
- * yours it has to be READ COMMITTED.
+ * It may be called while the store is in use, by a role that owns the log and may create in its schema. The log is locked meanwhile, so commits
+ * and reads wait, and none fails. A million events of 250 bytes took 17 to 21 seconds on two busy cores, for 16 partitions, and the copy needs
+ * as much disk as the log. In a transaction of yours it has to be READ COMMITTED.
  *
  * A REPEATABLE READ or SERIALIZABLE transaction of yours that began before fails with a serialization failure when it loads an aggregate
  * afterwards. Its other reads find no events, as after each change of Postgres that writes a table anew. A single statement that waits for the

@@ -12,7 +12,8 @@
  *   its events need not be moved.
  * - **A savepoint that is rolled back** gives the number and the lock back. Events of other transactions may then take these positions. One that
  *   waits already goes on waiting for the end of the transaction. Where that appends again behind a third one, Postgres finds a deadlock.
- * - **The feed hides the events of the own transaction**, until it is committed. A setting of the transaction has its lowest position. All events from there on are its own, because others can't append.
+ * - **The feed hides the events of the own transaction**, until it is committed. A setting of the transaction has its lowest position. All events
+ *   from there on are its own, because others can't append.
  * - **A snapshot of REPEATABLE READ or SERIALIZABLE** that is older than the number can't raise it, and fails to serialize.
  *
  * It needs a row that all appends wait for, so it is no order for a server whose transaction ids can be read.

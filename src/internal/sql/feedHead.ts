@@ -106,7 +106,8 @@ const selectHeadChange = (log: LogTable) => {
 }
 
 /**
- * Whether an event has the key of a transaction that has not begun. Such events were restored from another database. Keys of a counter are none.
+ * Whether an event has the key of a transaction that has not begun. Such events were restored from another database.
+ * In a log with a counter no key is that of a transaction.
  * The keys of the current transaction are excepted, because it sees its own events, whose keys may be above its snapshot.
  *
  * The highest key is read from the index. For `exists (… where feed_key >= …)` the planner scans the whole log while the table has no

@@ -2,8 +2,8 @@
  * Finds out that the log has lost the event at a reader's position. The reads of the feed use it (`feedPage.ts`, `feedHead.ts`).
  *
  * Every position is that of an event. Where the log has none there, or one of another time, its last events are gone. A failover to a replica
- * that lacked them does that, and a backup that was restored. New events then take the places up to the position, and the reader would never see them. So
- * the read fails.
+ * that lacked them does that, and a backup that was restored. New events then take the places up to the position, and the reader would never
+ * see them. So the read fails.
  *
  * A replica may only lag, and so may the snapshot of a transaction that is not READ COMMITTED. There the position is lost only if an event
  * after it is shown, because they show events in the order of the feed.
