@@ -307,11 +307,14 @@ export const onPool = <A, E, R>(maxConnections: number, program: Effect.Effect<A
     return inPool(name, layerPool(maxConnections, name), program)
   })
 
-/** Waits until so many connections of the pool are in a statement, as the server tells. */
+/**
+ * Waits until so many connections of the pool are in a statement, as the server tells. An interruption takes effect between two looks,
+ * because the late cancel of a look would hit the next statement of the test on that connection.
+ */
 export const untilActive = (count: number, condition: string) =>
   Effect.flatMap(Pool, ({ admin, name }) =>
-    admin`select 1 from pg_stat_activity
-      where application_name = ${name} and state = 'active' and ${admin.unsafe(condition)}`.pipe(
+    Effect.uninterruptible(admin`select 1 from pg_stat_activity
+      where application_name = ${name} and state = 'active' and ${admin.unsafe(condition)}`).pipe(
       Effect.zipLeft(macrotask),
       Effect.repeat({ until: (rows) => rows.length >= count })
     )
