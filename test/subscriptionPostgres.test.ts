@@ -11,9 +11,9 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Random from "effect/Random"
-import { EventFeed, Subscription, SubscriptionStore, Timestamp } from "effect-maestro"
+import { EventFeed, StoreAdapter, Subscription, SubscriptionStore, Timestamp } from "effect-maestro"
 import type { Mishap } from "./faults/proxy.js"
-import { commitOf, eventually, Ledger, newId, placesOf, start, write, written } from "./subscribers.js"
+import { commitOf, event, eventually, Ledger, newId, placesOf, start, write, written } from "./subscribers.js"
 import {
   aNode,
   Database,
@@ -330,8 +330,12 @@ layer(storeLayer, { excludeTestServices: true, timeout: 60_000 })("nodes", (it) 
       yield* Effect.provide(start(many), yield* aNode())
       yield* Effect.provide(start(many), yield* aNode())
       const killing = yield* Effect.fork(Effect.forever(Effect.zipRight(Effect.sleep("60 millis"), terminateOthers)))
+      const store = yield* StoreAdapter.StoreAdapter
       for (const batch of Arr.range(0, 19)) {
-        yield* commitOf(a, batch * 3 + 1, batch * 3 + 3, a)
+        const sequences = Arr.range(batch * 3 + 1, batch * 3 + 3)
+        const events = yield* Effect.forEach(sequences, (sequence) => event(a, sequence, { type: a }))
+        // A pooler may give the connection of a commit a session that was killed.
+        yield* Effect.retry(store.commitEvents(events), { times: 10, while: ({ _tag }) => _tag === "StoreError" })
         yield* Effect.sleep("25 millis")
       }
       yield* Fiber.interrupt(killing)
