@@ -11,8 +11,8 @@ import * as Layer from "effect/Layer"
 import type * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
 import type { StreamIds } from "./Event.js"
-import type { StreamPosition } from "./EventFeed.js"
 import type { Aggregate } from "./internal/aggregate/aggregateType.js"
+import type { Evaluated, Reply } from "./internal/aggregate/commandResult.js"
 import { defaultRetry } from "./internal/aggregate/commandRetry.js"
 import { decodeStored } from "./internal/aggregate/decodeStored.js"
 import { compile } from "./internal/aggregate/definition.js"
@@ -59,28 +59,22 @@ export interface AsOf {
   readonly asOf: Time
 }
 
-/**
- * The result of a command: its events, and the state and the sequence after them.
- *
- * @since 0.1.0
- * @category models
- */
-export interface Evaluated<out State, out A> {
-  readonly state: State
-  readonly sequence: number
-  /** The events as the handler returned them. (The state is folded from their stored form, decoded again, as in every load.) */
-  readonly events: ReadonlyArray<A>
+export type {
   /**
-   * The aggregate's id and sequence. Give it to `Subscription.waitFor` to read your own write in a table that a subscription writes. It is
-   * plain JSON, so another node may wait for it, too.
+   * The result of a command with `reply: "position"`: where the aggregate is after it. It has no state and no events.
+   *
+   * @since 0.1.0
+   * @category models
    */
-  readonly position: StreamPosition
+  Acknowledged,
   /**
-   * Whether the aggregate handled the command of this id before (`withCommandId`). Then there are no events, and the state is the current
-   * one. Always `false` for a command without an id.
+   * The result of a command: its events, and the state and the sequence after them.
+   *
+   * @since 0.1.0
+   * @category models
    */
-  readonly duplicate: boolean
-}
+  Evaluated
+} from "./internal/aggregate/commandResult.js"
 
 export type {
   /**
@@ -484,14 +478,16 @@ export const make = <
     // The id that the option or a timestamp makes is checked, and the type says where neither can make one.
     newId: operations.newId as NewIdOf<Id, NewId>,
     decode: decodeStored({ name, kind, streams, id }, definition.events),
-    evaluate: <K extends C>(id: Id, command: K) => operations.evaluate(id, command) as Evaluation<K["_tag"]>,
+    // With `reply` the result is a part of this type, as the signatures of the aggregate say.
+    evaluate: <K extends C>(id: Id, command: K, options?: { readonly reply?: Reply }) =>
+      operations.evaluate(id, command, options?.reply) as Evaluation<K["_tag"]>,
     command: (id: Id, command: C, options?: TargetedCommand.Options) =>
       makeTargetedCommand(name, severalIn, id, command, options),
     evaluateUnknown: <Only extends C["_tag"] = C["_tag"]>(
       id: Id,
       command: unknown,
-      options?: { readonly only?: ReadonlyArray<Only> | undefined }
-    ) => operations.evaluateUnknown(id, command, options?.only) as Evaluation<Only>,
+      options?: { readonly only?: ReadonlyArray<Only> | undefined; readonly reply?: Reply | undefined }
+    ) => operations.evaluateUnknown(id, command, options?.only, options?.reply) as Evaluation<Only>,
     layer: Layer.scoped(parts.tag, makeService(definition, parts.cache))
   })
 }

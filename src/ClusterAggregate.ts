@@ -46,7 +46,8 @@ export type {
 export interface ClusterAggregate<Name extends string, State, A, C extends Tagged, Declared> {
   /**
    * The entity of the aggregate, with a message for each command, named by its tag, and one for each read. No message is
-   * persisted by the cluster: the receipt of a command makes it safe to send the command again.
+   * persisted by the cluster: the receipt of a command makes it safe to send the command again. The answer to a command has
+   * `state` and `events`, or neither where the message has `reply: "position"`.
    */
   readonly entity: Entity.Entity<`Aggregate/${Name}`, CommandRpc<C["_tag"], State, A, C, Declared> | ReadRpc<State, A>>
   /**
@@ -65,7 +66,8 @@ export interface ClusterAggregate<Name extends string, State, A, C extends Tagge
  * Makes the entity of an aggregate, and the layers of its runners and clients.
  *
  * Refusals must be declared (the option `refusals` of `Aggregate.make`), because their schemas encode them. State, events
- * and commands are encoded by the schemas of the aggregate, into JSON or what the serialization of the cluster takes.
+ * and commands are encoded by the schemas of the aggregate, into JSON or what the serialization of the cluster takes. State
+ * and events of a result are not encoded where the caller gives `reply: "position"`.
  *
  * - A result and a failure are those of the local layer. `Aggregate.Metadata`, `withCommandId`, `withExpectedSequence`,
  *   `withCorrelationId`, the cause of a command and its span go with it. Other references of a caller stay behind.

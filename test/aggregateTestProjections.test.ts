@@ -200,6 +200,14 @@ then (- expected, + got)
     expect(await failureFrom(() => reacted.thenNothing())).toContain("- (no commands)")
   })
 
+  it("a command whose handler asks for the position alone is one of them", async () => {
+    const short = Subscription.on(Stay, {
+      Requested: ({ account }) => Account.evaluate(account, new Withdraw({ amount: 5 }), { reply: "position" })
+    })
+    const reacted = rich.of(Stay).id("r1").on(requested).handledBy(short, [Account])
+    await reacted.thenCommands(Account.command("ada", new Withdraw({ amount: 5 })))
+  })
+
   it("commands are refused as in an application, and a refused command counts", async () => {
     await rich
       .of(Room)

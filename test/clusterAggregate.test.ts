@@ -2,7 +2,6 @@
  * What `evaluate` and the reads of the local layer promise, on runners of a cluster: the cases are the same, and so are the
  * results and the failures.
  */
-import * as TestRunner from "@effect/cluster/TestRunner"
 import { describe, expect, it } from "@effect/vitest"
 import * as Cause from "effect/Cause"
 import * as Chunk from "effect/Chunk"
@@ -13,12 +12,10 @@ import * as Layer from "effect/Layer"
 import * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
 import * as Tracer from "effect/Tracer"
-import { Aggregate, EventFeed, MemoryStore, StoreAdapter, StoreError, Timestamp } from "effect-maestro"
+import { Aggregate, EventFeed, StoreAdapter, StoreError, Timestamp } from "effect-maestro"
 import * as ClusterAggregate from "effect-maestro/ClusterAggregate"
-import { makeCluster } from "./cluster.js"
 import {
   Account,
-  Accounts,
   Ask,
   Break,
   Deposit,
@@ -33,44 +30,11 @@ import {
   Withdraw,
   Withdrawn
 } from "./clusterBank.js"
+import { type Services, storedOf, ways } from "./clusterWays.js"
 import { collectSpans } from "./spans.js"
-
-const { layer: memory } = MemoryStore
-
-/** Where commands are evaluated: the store is that of the runners. */
-const ways = {
-  "the local layer": Account.layer.pipe(Layer.provideMerge(memory)),
-  "a runner of the same process": Accounts.layerClient.pipe(
-    Layer.provideMerge(Accounts.layerRunner.pipe(Layer.provide(Account.layer))),
-    Layer.provide(TestRunner.layer),
-    Layer.provideMerge(memory)
-  ),
-  "a runner behind a socket": behindSocket("msgpack"),
-  "a runner behind a socket, with JSON": behindSocket("ndjson")
-}
-
-function behindSocket(serialization: "msgpack" | "ndjson") {
-  return Layer.unwrapScoped(
-    Effect.gen(function* () {
-      const store = yield* StoreAdapter.StoreAdapter
-      const cluster = yield* makeCluster(serialization)
-      yield* cluster.startRunner(
-        Accounts.layerRunner.pipe(
-          Layer.provide(Account.layer),
-          Layer.provide(Layer.succeed(StoreAdapter.StoreAdapter, store))
-        )
-      )
-      return Accounts.layerClient.pipe(Layer.provide(cluster.layerClient))
-    })
-  ).pipe(Layer.provideMerge(memory))
-}
 
 /** An id that the types refuse. */
 const unsafeId = (text: string) => Id.make(text, { disableValidation: true })
-
-type Services = Layer.Layer.Success<(typeof ways)["the local layer"]>
-
-const storedOf = (stream: string) => Effect.flatMap(StoreAdapter.StoreAdapter, (store) => store.getEvents(stream, 1))
 
 for (const [way, layer] of Object.entries(ways)) {
   describe(`on ${way}`, () => {

@@ -45,8 +45,14 @@ it("the entity has a typed message for each command and each read", () => {
     expectTypeOf<Frozen>().toExtend<ErrorOf<ReturnType<typeof Deposit>>>()
     expectTypeOf<InsufficientFunds>().toExtend<ErrorOf<ReturnType<typeof Withdraw>>>()
     expectTypeOf<InsufficientFunds>().not.toExtend<ErrorOf<ReturnType<typeof Deposit>>>()
-    const { events } = yield* Deposit({ id: "a", attempt: "1", command: { _tag: "Deposit", amount: 1, at: undefined } })
-    expectTypeOf(events).toExtend<ReadonlyArray<{ readonly _tag: "Deposited" | "Withdrawn" }>>()
+    const answer = yield* Deposit({ id: "a", attempt: "1", command: { _tag: "Deposit", amount: 1, at: undefined } })
+    // @ts-expect-error the short form has no events, and no state
+    answer.events
+    expectTypeOf(answer.position.sequence).toEqualTypeOf<number>()
+    if ("events" in answer) {
+      expectTypeOf(answer.events).toExtend<ReadonlyArray<{ readonly _tag: "Deposited" | "Withdrawn" }>>()
+      expectTypeOf(answer.state.balance).toEqualTypeOf<number>()
+    }
     // @ts-expect-error a command of another tag
     yield* Deposit({ id: "a", attempt: "1", command: new Withdraw({ amount: 1 }) })
   })

@@ -217,7 +217,8 @@ const book = (id: string): Work<OnSql> =>
     const amounts = yield* Effect.replicateEffect(amount, yield* Random.nextIntBetween(1, 3))
     const bySql = yield* Random.nextBoolean
     const account = yield* oneOf(id, bySql ? "sqlBook" : "effectBook")
-    return placesOf(yield* (bySql ? SqlBook : EffectBook).evaluate(account, new Book({ amounts })))
+    const command = new Book({ amounts })
+    return placesOf(yield* bySql ? SqlBook.evaluate(account, command) : EffectBook.evaluate(account, command))
   })
 
 /** The transfer of the README, with other commits between its halves. */

@@ -90,6 +90,35 @@ it("evaluate fails with exactly the refusals of its command, and the failures of
   expectTypeOf(types).toBeFunction()
 })
 
+it("with reply: position a command has the failures of any other, and a result without state and events", () => {
+  const types = () => {
+    const whole = Account.evaluate(id, withdraw)
+    const short = Account.evaluate(id, withdraw, { reply: "position" })
+    const unknown = Account.evaluateUnknown(id, {}, { reply: "position" })
+    const some = Account.evaluateUnknown(id, {}, { only: ["Open"], reply: "position" })
+    expectTypeOf<Effect.Effect.Success<typeof short>>().toEqualTypeOf<Aggregate.Acknowledged>()
+    expectTypeOf<ErrorOf<typeof short>>().toEqualTypeOf<ErrorOf<typeof whole>>()
+    expectTypeOf<NeedsOf<typeof short>>().toEqualTypeOf<NeedsOf<typeof whole>>()
+    expectTypeOf<Effect.Effect.Success<typeof unknown>>().toEqualTypeOf<Aggregate.Acknowledged>()
+    expectTypeOf<Effect.Effect.Success<typeof some>>().toEqualTypeOf<Aggregate.Acknowledged>()
+    expectTypeOf<ErrorOf<typeof some>>().toEqualTypeOf<AlreadyOpen | FailureOfStore>()
+    expectTypeOf<Effect.Effect.Success<typeof whole>>().toExtend<Aggregate.Acknowledged>()
+    // The type of the function itself is that without the option.
+    expectTypeOf<Effect.Effect.Success<ReturnType<typeof Account.evaluate>>>().toEqualTypeOf<
+      Effect.Effect.Success<typeof whole>
+    >()
+    return [
+      // @ts-expect-error the short result has no state
+      Effect.map(short, ({ state }) => state),
+      // @ts-expect-error and no events
+      Effect.map(short, ({ events }) => events),
+      // @ts-expect-error no value of the option
+      Account.evaluate(id, withdraw, { reply: "state" })
+    ]
+  }
+  expectTypeOf(types).toBeFunction()
+})
+
 it("evaluate returns a position that waitFor accepts", () => {
   const types = () => {
     const evaluating = Account.evaluate(id, withdraw)

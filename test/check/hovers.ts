@@ -33,12 +33,18 @@ const hovers: ReadonlyArray<Hover> = [
   {
     at: "evaluate = Room.evaluate",
     atMost: 700,
-    names: ["<K extends Book | CheckIn", "Evaluated<{", "Booked | CheckedIn", "Aggregate.Failure"]
+    // The signature with `reply` is the first one. A call shows the signature that it has.
+    names: ["<K extends Book | CheckIn", "Acknowledged", "Aggregate.Failure"]
   },
   {
     at: "booking = Room.evaluate",
     atMost: 600,
-    names: ["<Book>(id: string, command: Book)", "AlreadyBooked | Aggregate.Failure"]
+    names: [
+      "<Book>(id: string, command: Book)",
+      "Evaluated<{",
+      "Booked | CheckedIn",
+      "AlreadyBooked | Aggregate.Failure"
+    ]
   },
   { at: "const booking", atMost: 550, names: ["AlreadyBooked | Aggregate.Failure", 'Instance<"Room">'] },
   {

@@ -6,7 +6,7 @@ import type * as Either from "effect/Either"
 import type * as Layer from "effect/Layer"
 import type * as Schema from "effect/Schema"
 import type * as Stream from "effect/Stream"
-import type { AsOf, Evaluated, Failure, Instance, Root } from "../../Aggregate.js"
+import type { Acknowledged, AsOf, Evaluated, Failure, Instance, Root } from "../../Aggregate.js"
 import type { Event, StreamIds } from "../../Event.js"
 import type { Projection } from "../../Projection.js"
 import type { StoreAdapter } from "../../StoreAdapter.js"
@@ -77,30 +77,52 @@ export type Aggregate<
    *
    * Inside your own `SqlClient.withTransaction` the command is part of that transaction. Within `withCommandId` it takes effect once,
    * however often it is evaluated. Within `withExpectedSequence` it takes effect only while the aggregate is at that sequence.
+   *
+   * With `{ reply: "position" }` the result has the sequence, the position and `duplicate`, and no state and no events. In a cluster these
+   * are then not sent, which matters for a large state.
    */
-  readonly evaluate: <K extends C>(
-    id: Id,
-    command: K
-  ) => Effect.Effect<
-    Evaluated<State, A>,
-    Refusals[K["_tag"]] | Projection.Error<Projections[number]> | Failure,
-    Instance<Name>
-  >
+  // The signature without options is the last one, because TypeScript infers from that.
+  readonly evaluate: {
+    <K extends C>(
+      id: Id,
+      command: K,
+      options: { readonly reply: "position" }
+    ): Effect.Effect<
+      Acknowledged,
+      Refusals[K["_tag"]] | Projection.Error<Projections[number]> | Failure,
+      Instance<Name>
+    >
+    <K extends C>(
+      id: Id,
+      command: K
+    ): Effect.Effect<
+      Evaluated<State, A>,
+      Refusals[K["_tag"]] | Projection.Error<Projections[number]> | Failure,
+      Instance<Name>
+    >
+  }
 
   /**
    * Decodes a command from JSON, and evaluates it. Input that is no command of this aggregate fails with a `ValidationError` that names each
    * problem and its place. (`evaluate` does not decode its command.) With `only`, every other command fails with a `ValidationError`, too,
-   * and the type has the refusals of the named commands alone.
+   * and the type has the refusals of the named commands alone. `reply: "position"` is that of `evaluate`.
    */
-  readonly evaluateUnknown: <Only extends C["_tag"] = C["_tag"]>(
-    id: Id,
-    command: unknown,
-    options?: { readonly only?: ReadonlyArray<Only> | undefined }
-  ) => Effect.Effect<
-    Evaluated<State, A>,
-    Refusals[Only] | Projection.Error<Projections[number]> | Failure,
-    Instance<Name>
-  >
+  readonly evaluateUnknown: {
+    <Only extends C["_tag"] = C["_tag"]>(
+      id: Id,
+      command: unknown,
+      options: { readonly only?: ReadonlyArray<Only> | undefined; readonly reply: "position" }
+    ): Effect.Effect<Acknowledged, Refusals[Only] | Projection.Error<Projections[number]> | Failure, Instance<Name>>
+    <Only extends C["_tag"] = C["_tag"]>(
+      id: Id,
+      command: unknown,
+      options?: { readonly only?: ReadonlyArray<Only> | undefined; readonly reply?: undefined }
+    ): Effect.Effect<
+      Evaluated<State, A>,
+      Refusals[Only] | Projection.Error<Projections[number]> | Failure,
+      Instance<Name>
+    >
+  }
 
   /**
    * The command as a value, with the aggregate that it is for: an item of the list that `evaluateAll` takes. With

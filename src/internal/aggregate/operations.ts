@@ -11,7 +11,7 @@ import * as Effect from "effect/Effect"
 import type { RuntimeFiber } from "effect/Fiber"
 import type * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
-import type { AsOf, Evaluated, Instance } from "../../Aggregate.js"
+import type { Acknowledged, AsOf, Evaluated, Instance } from "../../Aggregate.js"
 import type { ValidationError } from "../../StoreError.js"
 import { HybridClock } from "../../Timestamp.js"
 import { type Tagged, tagOf } from "../codec/eventCodec.js"
@@ -19,6 +19,7 @@ import { makeInSpanIfTraced } from "../runtime/tracing.js"
 import { textOfTime, timeIn } from "../store/asOf.js"
 import type { CommandFailure } from "./commandContext.js"
 import { makeCommandInput } from "./commandInput.js"
+import { replyProblem } from "./commandResult.js"
 import type { AggregateDefinition } from "./definition.js"
 import type { Service } from "./service.js"
 
@@ -64,11 +65,18 @@ export const makeOperations = <Name extends string, State, A extends Tagged, C e
 
   return {
     newId: newIdOf(definition),
-    evaluate: (id: string, command: C) =>
+    evaluate: (
+      id: string,
+      command: C,
+      reply: unknown
+    ): Effect.Effect<Evaluated<State, A> | Acknowledged, CommandFailure<E>, Instance<Name>> =>
       operate(
         "evaluate",
         id,
-        (service, fiber) => service.evaluate(fiber, id, command),
+        (service, fiber) =>
+          reply === undefined
+            ? service.evaluate(fiber, id, command)
+            : (replyProblem(`${name}.evaluate`, reply) ?? service.acknowledge(fiber, id, command)),
         () => ({ command: tagOf(command) })
       ),
     /** For `evaluateAll`, whose type requires the service. */
@@ -76,11 +84,18 @@ export const makeOperations = <Name extends string, State, A extends Tagged, C e
     evaluateUnknown: (
       id: string,
       command: unknown,
-      only: ReadonlyArray<string> | undefined
-    ): Effect.Effect<Evaluated<State, A>, CommandFailure<E> | ValidationError, Instance<Name>> =>
-      operate("evaluateUnknown", id, (service, fiber) =>
-        Effect.flatMap(decodeCommand(command, only), (decoded) => service.evaluate(fiber, id, decoded))
-      ),
+      only: ReadonlyArray<string> | undefined,
+      reply: unknown
+    ): Effect.Effect<Evaluated<State, A> | Acknowledged, CommandFailure<E> | ValidationError, Instance<Name>> =>
+      operate("evaluateUnknown", id, (service, fiber) => {
+        const refused = reply === undefined ? undefined : replyProblem(`${name}.evaluateUnknown`, reply)
+        if (refused !== undefined) return Effect.fail(refused)
+        return Effect.flatMap(
+          decodeCommand(command, only),
+          (decoded): Effect.Effect<Evaluated<State, A> | Acknowledged, CommandFailure<E>> =>
+            reply === undefined ? service.evaluate(fiber, id, decoded) : service.acknowledge(fiber, id, decoded)
+        )
+      }),
     exists: (id: string) => operate("exists", id, (service) => service.exists(id)),
     get: (id: string) => operate("get", id, (service) => service.get(id)),
     fetch: (id: string) => operate("fetch", id, (service) => service.fetch(id)),

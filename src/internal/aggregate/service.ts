@@ -11,7 +11,7 @@ import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
 import type * as Scope from "effect/Scope"
 import type * as Stream from "effect/Stream"
-import type { AsOf, Evaluated, Root } from "../../Aggregate.js"
+import type { Acknowledged, AsOf, Evaluated, Root } from "../../Aggregate.js"
 import type { Event } from "../../Event.js"
 import { StoreAdapter, type StoreAdapterService } from "../../StoreAdapter.js"
 import { type StoreError, ValidationError, ValidationIssue } from "../../StoreError.js"
@@ -35,6 +35,7 @@ import {
   makeCallerReader
 } from "./commandContext.js"
 import { evaluate } from "./commandHandler.js"
+import { acknowledgedOf } from "./commandResult.js"
 import { withServices } from "./commitSeveral.js"
 import { type ConditionValues, expectedOf, hasConditions, withoutConditions } from "./conditions.js"
 import type { AggregateDefinition, RunDecision } from "./definition.js"
@@ -64,6 +65,12 @@ export interface Service<State, A extends Tagged, C, E> {
     id: string,
     command: C
   ) => Effect.Effect<Evaluated<State, A>, CommandFailure<E>>
+  /** Evaluates a command as `evaluate` does. Its result has no state and no events. */
+  readonly acknowledge: (
+    fiber: Fiber.RuntimeFiber<unknown, unknown>,
+    id: string,
+    command: C
+  ) => Effect.Effect<Acknowledged, CommandFailure<E>>
   /** What `evaluateAll` evaluates commands of this aggregate with, or why it can't. */
   readonly several: SeveralLayer | SeveralElsewhere
   /** Drops the cached state of an aggregate that is not in use. */
@@ -104,9 +111,11 @@ export const makeService = <State, A extends Tagged, C, E, R>(
       withServices(withoutReceipts(projection), layerContext.provide)
     )
     const several = makeSeveralLayer(context, projections, layerContext)
+    const evaluate = evaluating(context)
     return {
       definition,
-      evaluate: evaluating(context),
+      evaluate,
+      acknowledge: (fiber, id, command) => Effect.map(evaluate(fiber, id, command), acknowledgedOf),
       several,
       forget: stateCache.forget,
       ...makeReads(definition, store, stateCache)
@@ -214,7 +223,7 @@ const makeReads = <State, A extends Tagged, C, E>(
   definition: AggregateDefinition<State, A>,
   store: StoreAdapterService,
   stateCache: StateCache<State, CommandFailure<E>>
-): Omit<Service<State, A, C, E>, "definition" | "evaluate" | "forget" | "several"> => {
+): Omit<Service<State, A, C, E>, "acknowledge" | "definition" | "evaluate" | "forget" | "several"> => {
   /**
    * Refreshes the cached state, or loads it. Inside a transaction the cache is left alone, because the state may be
    * rolled back.

@@ -9,11 +9,13 @@ import * as Clock from "effect/Clock"
 import * as DateTime from "effect/DateTime"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import type * as Fiber from "effect/Fiber"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import type { AsOf, Evaluated, Root } from "../../Aggregate.js"
 import { ValidationError, ValidationIssue } from "../../StoreError.js"
 import { type Caller, type CommandFailure, decidesItself, makeCallerReader } from "../aggregate/commandContext.js"
+import { acknowledgedOf, type Reply } from "../aggregate/commandResult.js"
 import { expectedOf, isSequence, sequenceRule } from "../aggregate/conditions.js"
 import type { AggregateDefinition } from "../aggregate/definition.js"
 import type { HistoricEvent } from "../aggregate/history.js"
@@ -36,7 +38,7 @@ import {
 } from "./call.js"
 import { makeCallTimer } from "./callTimer.js"
 import type { AnyEntity } from "./entity.js"
-import type { Answer, CommandMessage, IndexedEvent } from "./types.js"
+import type { AcknowledgedAnswer, CommandMessage, EvaluatedAnswer, IndexedEvent } from "./types.js"
 
 /** Makes the service. It has the failures and the results of the local one. */
 export const makeClientService = <Name extends string, State, A extends Tagged, C, E>(
@@ -59,7 +61,7 @@ export const makeClientService = <Name extends string, State, A extends Tagged, 
       )
     return {
       definition,
-      evaluate: evaluating(definition, send),
+      ...makeCommands(definition, send),
       several: { elsewhere: ofCluster },
       forget: () => {},
       ...makeReads(definition, send),
@@ -87,37 +89,50 @@ const messageTo = (clientOf: EntityClient, id: string, tag: string): ((message: 
 const ofCluster =
   "must not be of an aggregate that runners of a cluster evaluate, because another process can't be part of a transaction of this one"
 
-const evaluating = <State, A extends Tagged, C, E>(
+type Commands<State, A extends Tagged, C, E> = Pick<Service<State, A, C, E>, "acknowledge" | "evaluate">
+
+const makeCommands = <State, A extends Tagged, C, E>(
   definition: AggregateDefinition<State, A, C>,
   send: Send
-): Service<State, A, C, E>["evaluate"] => {
+): Commands<State, A, C, E> => {
   const callerOf = makeCallerReader()
-  return (fiber, id, command) => {
+  /** Sends a command, and makes its result of the answer. The message says which form the answer has. */
+  const sendCommand = <B extends AcknowledgedAnswer, Result>(
+    fiber: Fiber.RuntimeFiber<unknown, unknown>,
+    id: string,
+    command: C,
+    reply: Reply | undefined,
+    resultOf: (answer: B) => Result
+  ): Effect.Effect<Result, CommandFailure<E>> => {
     const caller = callerOf(fiber.currentContext)
     const refused = problemOf(definition, caller, id, command)
     if (refused !== undefined) return Effect.fail(refused)
     const chain = chainOf(fiber, caller.decision)
-    return Effect.flatMap(messageOf(definition.name, caller, chain, id, command), (message) =>
+    return Effect.flatMap(messageOf(definition.name, caller, chain, { id, command, reply }), (message) =>
       Effect.map(
         // A runner fails with what the handlers of the aggregate fail with, and so do the schemas of the messages.
-        send<Answer<State, A>>("evaluate", tagOf(command) ?? "", id, message) as Effect.Effect<
-          Answer<State, A>,
-          CommandFailure<E>
-        >,
-        (answer) => evaluatedOf(answer, chain)
+        send<B>("evaluate", tagOf(command) ?? "", id, message) as Effect.Effect<B, CommandFailure<E>>,
+        (answer) => {
+          // The command has begun the chain in the handler of another one.
+          if (chain !== undefined) chain.correlationId ??= answer.correlationId
+          return resultOf(answer)
+        }
       )
     )
   }
+  return {
+    evaluate: (fiber, id, command) => sendCommand(fiber, id, command, undefined, evaluatedOf<State, A>),
+    acknowledge: (fiber, id, command) => sendCommand(fiber, id, command, "position", acknowledgedOf)
+  }
 }
 
-/** The result of a command, which names the chain that the command has begun in the handler of another one. */
-const evaluatedOf = <State, A>(
-  { correlationId, duplicate, events, position, sequence, state }: Answer<State, A>,
-  chain: Chain | undefined
-): Evaluated<State, A> => {
-  if (chain !== undefined) chain.correlationId ??= correlationId
-  return { state, sequence, events, position, duplicate }
-}
+const evaluatedOf = <State, A>({
+  duplicate,
+  events,
+  position,
+  sequence,
+  state
+}: EvaluatedAnswer<State, A>): Evaluated<State, A> => ({ state, sequence, events, position, duplicate })
 
 /** Why a command is refused before it is sent. */
 const problemOf = <State, A extends Tagged, C>(
@@ -145,8 +160,7 @@ const messageOf = <C>(
   name: string,
   { conditions, decision, metadata }: Caller,
   chain: Chain | undefined,
-  id: string,
-  command: C
+  { command, id, reply }: Pick<CommandMessage<C>, "command" | "id" | "reply">
 ): Effect.Effect<Omit<CommandMessage<C>, "attempt" | "sends">, ValidationError> =>
   Effect.zipWith(
     expectedOf(name, conditions),
@@ -158,7 +172,8 @@ const messageOf = <C>(
       ...(expectedSequence !== undefined && { expectedSequence }),
       ...(metadata !== undefined && { metadata }),
       ...(chain !== undefined && { chain: { ...chain } }),
-      ...(decision.streams.length > 0 && { deciding: decision.streams })
+      ...(decision.streams.length > 0 && { deciding: decision.streams }),
+      ...(reply !== undefined && { reply })
     })
   )
 

@@ -35,21 +35,20 @@ export const commandMessage = <C>(command: Wire<C>): Wire<CommandMessage<C>> =>
           causationId: Schema.optional(Timestamp)
         })
       ),
-      deciding: Schema.optional(Schema.Array(Schema.String))
+      deciding: Schema.optional(Schema.Array(Schema.String)),
+      reply: Schema.optional(Schema.Literal("position"))
     })
   )
 
-export const answer = <State, A>(state: Wire<State>, event: Wire<A>): Wire<Answer<State, A>> =>
-  fast(
-    Schema.Struct({
-      state,
-      sequence: Schema.Number,
-      events: Schema.Array(event),
-      position: StreamPosition,
-      duplicate: Schema.Boolean,
-      correlationId: Schema.optional(Schema.String)
-    })
-  )
+/** Either form of an answer. `events` tells them apart, because a state that is `undefined` may be left out of a message. */
+export const answer = <State, A>(state: Wire<State>, event: Wire<A>): Wire<Answer<State, A>> => {
+  const evaluated = coderOf(Schema.Struct({ state, events: Schema.Array(event), ...acknowledgedFields }))
+  const acknowledged = coderOf(Schema.Struct(acknowledgedFields))
+  return coded<Answer<State, A>>({
+    decode: (u) => (Predicate.hasProperty(u, "events") ? evaluated : acknowledged).decode(u),
+    encode: (answer) => ("events" in answer ? evaluated.encode(answer) : acknowledged.encode(answer))
+  })
+}
 
 export const readMessage: Wire<ReadMessage> = Schema.make(Schema.Struct({ id: Schema.String }).ast)
 
@@ -99,12 +98,24 @@ export const commandFailure = (refusals: ReadonlyArray<Wire<unknown>>): Wire<unk
 
 // --- internal ---
 
+const acknowledgedFields = {
+  sequence: Schema.Number,
+  position: StreamPosition,
+  duplicate: Schema.Boolean,
+  correlationId: Schema.optional(Schema.String)
+}
+
 /** The schema without the constructor that a struct has. */
 const plain = <A, I>(schema: Schema.Schema<A, I>): Wire<A> => Schema.make(schema.ast)
 
+/** The two functions of a schema by the fast path. */
+const coderOf = <A, I>(schema: Schema.Schema<A, I>): Coder<A> => ({
+  decode: decodeUnknownEither(schema),
+  encode: encodeUnknownEither(schema)
+})
+
 /** The schema by the fast path. */
-const fast = <A, I>(schema: Schema.Schema<A, I>): Wire<A> =>
-  coded<A>(decodeUnknownEither(schema), encodeUnknownEither(schema))
+const fast = <A, I>(schema: Schema.Schema<A, I>): Wire<A> => coded(coderOf(schema))
 
 /** A message of a command, with the number of the messages that were sent before in place of its `sends`. */
 type SentMessage<C> = Omit<CommandMessage<C>, "sends"> & { readonly sends?: number | undefined }
@@ -114,21 +125,23 @@ type SentMessage<C> = Omit<CommandMessage<C>, "sends"> & { readonly sends?: numb
  * itself. So encoding counts, which no caller of the cluster could do.
  */
 const counted = <C, I>(schema: Schema.Schema<SentMessage<C>, I>): Wire<CommandMessage<C>> => {
-  const [decode, encode] = [decodeUnknownEither(schema), encodeUnknownEither(schema)]
-  return coded<CommandMessage<C>>(
-    (u) =>
+  const { decode, encode } = coderOf(schema)
+  return coded<CommandMessage<C>>({
+    decode: (u) =>
       Either.map(decode(u), ({ sends, ...message }) =>
         sends === undefined ? message : { ...message, sends: { count: sends } }
       ),
-    ({ sends, ...message }) => encode(sends === undefined ? message : { ...message, sends: sends.count++ })
-  )
+    encode: ({ sends, ...message }) => encode(sends === undefined ? message : { ...message, sends: sends.count++ })
+  })
+}
+
+interface Coder<A> {
+  readonly decode: (u: unknown) => Either.Either<A, ParseResult.ParseError>
+  readonly encode: (a: A) => Either.Either<unknown, ParseResult.ParseError>
 }
 
 /** A schema of two functions. Its decoded side takes any value, because they have checked it. */
-const coded = <A>(
-  decode: (u: unknown) => Either.Either<A, ParseResult.ParseError>,
-  encode: (a: A) => Either.Either<unknown, ParseResult.ParseError>
-): Wire<A> =>
+const coded = <A>({ decode, encode }: Coder<A>): Wire<A> =>
   Schema.transformOrFail(
     Schema.Unknown,
     Schema.declare((_): _ is A => true),

@@ -11,7 +11,8 @@ import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Stream from "effect/Stream"
-import type { AsOf, Evaluated, Instance, Root } from "../../Aggregate.js"
+import type { Acknowledged, AsOf, Evaluated, Instance, Root } from "../../Aggregate.js"
+import type { Reply } from "../aggregate/commandResult.js"
 import { Conditions } from "../aggregate/conditions.js"
 import type { HistoricEvent } from "../aggregate/history.js"
 import { Metadata } from "../aggregate/metadata.js"
@@ -25,7 +26,11 @@ import type { Answer, CommandMessage, IndexedEvent, ReadError, ReadMessage } fro
 
 /** The operations of an aggregate that the handlers call. */
 export interface Operations<Name extends string, State, A, C> {
-  readonly evaluate: (id: string, command: C) => Effect.Effect<Evaluated<State, A>, unknown, Instance<Name>>
+  readonly evaluate: (
+    id: string,
+    command: C,
+    options?: { readonly reply: Reply | undefined }
+  ) => Effect.Effect<Evaluated<State, A> | Acknowledged, unknown, Instance<Name>>
   readonly exists: (id: string) => Effect.Effect<boolean, ReadError, Instance<Name>>
   readonly get: (id: string) => Effect.Effect<State, ReadError, Instance<Name>>
   readonly fetch: (id: string) => Effect.Effect<State, ReadError, Instance<Name>>
@@ -85,8 +90,10 @@ const handlersOf = <Name extends string, State, A extends Tagged, C, E>(
         used.add(payload.id)
         const chain = chainOf(payload)
         return Effect.map(
-          within(contextOf(local, payload, chain))(operations.evaluate(payload.id, payload.command)),
-          (evaluated) => (chain === undefined ? evaluated : { ...evaluated, correlationId: chain.correlationId })
+          within(contextOf(local, payload, chain))(
+            operations.evaluate(payload.id, payload.command, { reply: payload.reply })
+          ),
+          (result) => (chain === undefined ? result : { ...result, correlationId: chain.correlationId })
         )
       })
     const state = (state: State) => ({ state })

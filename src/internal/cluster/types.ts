@@ -6,9 +6,10 @@ import type * as RpcSchema from "@effect/rpc/RpcSchema"
 import type * as Duration from "effect/Duration"
 import type * as Schedule from "effect/Schedule"
 import type * as Schema from "effect/Schema"
-import type { AsOf, Evaluated, HistoricEvent, Root } from "../../Aggregate.js"
+import type { Acknowledged, AsOf, Evaluated, HistoricEvent, Root } from "../../Aggregate.js"
 import type { StoreError, ValidationError } from "../../StoreError.js"
 import type { Timestamp } from "../../Timestamp.js"
+import type { Reply } from "../aggregate/commandResult.js"
 import type { Source } from "../aggregate/declaring.js"
 import type { DeclaredOf, LibraryFailure } from "../aggregate/handlerTypes.js"
 import type { Tagged } from "../codec/eventCodec.js"
@@ -60,13 +61,16 @@ export interface CommandMessage<out C> {
     | undefined
   /** The streams of the aggregates whose handlers evaluate the command. */
   readonly deciding?: ReadonlyArray<string> | undefined
+  /** Asks for the short form of the answer. */
+  readonly reply?: Reply | undefined
 }
 
-/** The result of a command. */
-export interface Answer<out State, out A> extends Evaluated<State, A> {
-  /** The name of the chain, where the message had none. */
-  readonly correlationId?: string | undefined
-}
+/** The result of a command: with state and events, or the short form, which has no property `events`. */
+export type Answer<State, A> = EvaluatedAnswer<State, A> | AcknowledgedAnswer
+
+export interface EvaluatedAnswer<out State, out A> extends Evaluated<State, A>, ChainName {}
+
+export interface AcknowledgedAnswer extends Acknowledged, ChainName {}
 
 /** The number of messages of a call that were sent. The cluster sends a message again by itself, too. */
 export interface Sends {
@@ -110,6 +114,11 @@ export interface IndexedEvent<out A> extends HistoricEvent<A> {
 }
 
 // --- internal ---
+
+interface ChainName {
+  /** The name of the chain, where the message had none. */
+  readonly correlationId?: string | undefined
+}
 
 // biome-ignore lint/suspicious/noExplicitAny: no caller knows the encoded form
 type Wire<A> = Schema.Schema<A, any>

@@ -7,6 +7,7 @@
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import type { RuntimeFiber } from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import type { TargetedCommand } from "../../Aggregate.js"
 import { identityOf } from "../../Event.js"
@@ -111,15 +112,24 @@ const recording = (aggregate: AnyAggregate, commands: Array<Command>): AnyLayer 
 const recordingService = <State, A extends Tagged, C, E>(
   service: Service<State, A, C, E>,
   record: (id: string, command: unknown) => void
-): Service<State, A, C, E> => ({
-  ...service,
-  evaluate: (fiber, id, command) => {
-    // A command within the decision of another one is a part of that one.
-    if (Context.get(fiber.currentContext, DecidingOn).streams.length === 0) record(id, command)
-    return service.evaluate(fiber, id, command)
-  },
-  several: "elsewhere" in service.several ? service.several : recordingSeveral(service.several, record)
-})
+): Service<State, A, C, E> => {
+  /** A command within the decision of another one is a part of that one. */
+  const recordOuter = ({ currentContext }: RuntimeFiber<unknown, unknown>, id: string, command: C): void => {
+    if (Context.get(currentContext, DecidingOn).streams.length === 0) record(id, command)
+  }
+  return {
+    ...service,
+    evaluate: (fiber, id, command) => {
+      recordOuter(fiber, id, command)
+      return service.evaluate(fiber, id, command)
+    },
+    acknowledge: (fiber, id, command) => {
+      recordOuter(fiber, id, command)
+      return service.acknowledge(fiber, id, command)
+    },
+    several: "elsewhere" in service.several ? service.several : recordingSeveral(service.several, record)
+  }
+}
 
 const recordingSeveral = (several: SeveralLayer, record: (id: string, command: unknown) => void): SeveralLayer => ({
   ...several,

@@ -1,4 +1,5 @@
 /** All rows, in the order of the table. */
+import { answers } from "./answers.js"
 import { append } from "./append.js"
 import { cluster } from "./cluster.js"
 import { onHot, onNew, onOne, onOneEnduring, onShort } from "./command.js"
@@ -32,6 +33,7 @@ export const allRows: ReadonlyArray<Row> = [
   feed,
   rebuild,
   cluster,
+  answers,
   cost,
   kept
 ]
