@@ -20,7 +20,9 @@
  */
 import type * as SqlClient from "@effect/sql/SqlClient"
 import type { Fragment, Statement } from "@effect/sql/Statement"
+import * as Effect from "effect/Effect"
 import type { Position } from "../../EventFeed.js"
+import { StoreError } from "../../StoreError.js"
 import type { LogTable } from "../store/pageBytes.js"
 import {
   beginWhole,
@@ -52,6 +54,34 @@ export const createCounter = (sql: SqlClient.SqlClient, schema: Fragment): Reado
   sql`create table ${schema}.feed_counter (id int primary key check (id = 1), last bigint not null)`,
   sql`insert into ${schema}.feed_counter values (1, 0)`
 ]
+
+/** What a schema has of the counter. */
+export type FoundCounter = "complete" | "no table" | "no row"
+
+/**
+ * Fails if a log with a counter lacks the counter, as where the log was copied or restored by itself. Fails also if another log has one, because
+ * the tables are then of two logs.
+ */
+export const checkCounter = (
+  { feedOrder, schema, sql }: Pick<LogTable, "feedOrder" | "schema" | "sql">,
+  name: string,
+  counter: FoundCounter
+): Effect.Effect<void, StoreError> => {
+  const log = `the event log of the schema ${JSON.stringify(name)} has the order ${JSON.stringify(feedOrder)}`
+  if (feedOrder !== "counter")
+    return counter === "no table"
+      ? Effect.void
+      : misconfigured(
+          `${log}, and beside it is the table feed_counter of a log with the order "counter", so the tables may be of two logs: copy or restore all tables of one of them, or drop feed_counter if nothing else is of the other one`
+        )
+  if (counter === "complete") return Effect.void
+  const [table, row] = createCounter(sql, schema).map((statement) => statement.compile()[0])
+  const [missing, remedy] =
+    counter === "no row" ? ["the row of its table feed_counter", row] : ["its table feed_counter", `${table}; ${row}`]
+  return misconfigured(
+    `${log}, and ${missing} is missing, because the log was copied or restored without it: copy or restore it, too, or run \`${remedy}\` and then SqlStore.repairAfterRestore, which raises the counter to the last position of the log`
+  )
+}
 
 /**
  * Stores any number of commits in one statement, each independently of the others, with the parameters and the result of the function of the
@@ -129,3 +159,6 @@ const firstPositionOf = (sql: SqlClient.SqlClient, schema: Fragment): string => 
   const [name] = sql`${schema}`.compile()
   return `effect_maestro.first_position_${Buffer.from(name).toString("hex")}`
 }
+
+const misconfigured = (description: string): Effect.Effect<never, StoreError> =>
+  Effect.fail(new StoreError({ reason: "Misconfigured", operation: "SqlStore", description }))
