@@ -7,12 +7,12 @@ import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Redacted from "effect/Redacted"
 import * as Stream from "effect/Stream"
-import { EventFeed, Projection, Rebuild, SqlStore, Subscription } from "effect-maestro"
+import { EventFeed, Projection, Rebuild, SqlStore, type StoreError, Subscription } from "effect-maestro"
 import * as FeedContract from "effect-maestro/FeedContract"
 import * as StoreContract from "effect-maestro/StoreContract"
 import { afterAll, inject } from "vitest"
 import { Account, Deposit } from "./account.js"
-import { layerEmptyPg } from "./database.js"
+import { layerEmptyPg, uniqueName } from "./database.js"
 import { ByEffect, createBooks, layerOnSql, type OnSql, Record, storm } from "./feedOrderWorkload.js"
 import { disposable, startPostgres } from "./postgres.globalSetup.js"
 import { commitOf, eventually, Ledger, start } from "./subscribers.js"
@@ -110,6 +110,83 @@ describe("feedOrder", () => {
           }
         }
       }).pipe(Effect.provide(layerEmptyPg()))
+  )
+})
+
+// --- a log without its counter ---
+
+/** The failures of all that looks at a log first: layers, migrations, the repair and the change of partitions. */
+const refusals = Effect.forEach(
+  [
+    Effect.scoped(build({})),
+    Effect.scoped(build({ migrate: false })),
+    Effect.scoped(build({ feedOrder: "transactionIds" })),
+    SqlStore.migrate(),
+    SqlStore.repairAfterRestore(),
+    SqlStore.partitionLog({ partitions: 3 })
+  ] as ReadonlyArray<Effect.Effect<unknown, StoreError.StoreError, SqlClient.SqlClient>>,
+  Effect.flip
+)
+
+describe("a log that was copied or restored", () => {
+  for (const [what, losing, missing] of [
+    ["the table", "drop table maestro.feed_counter", "its table feed_counter is missing"],
+    ["the row", "delete from maestro.feed_counter", "the row of its table feed_counter is missing"]
+  ] as const) {
+    it.scopedLive(`without ${what} of its counter is refused, and what the failure tells to do mends it`, () =>
+      Effect.gen(function* () {
+        const sql = yield* SqlClient.SqlClient
+        const before = yield* build({ feedOrder: "counter" })
+        yield* Effect.provide(commitOf("before", 1, 3, "Happened"), before)
+        yield* sql.unsafe(losing)
+        const failures = yield* refusals
+        for (const failure of failures) {
+          expect(failure).toMatchObject({ _tag: "StoreError", reason: "Misconfigured" })
+          expect(failure.description).toContain(`"maestro" has the order "counter", and ${missing}`)
+          expect(failure.description).toContain("SqlStore.repairAfterRestore")
+        }
+
+        const [, statements] = failures[0]?.description?.split("`") ?? []
+        yield* Effect.forEach(statements?.split("; ") ?? [], (statement) => sql.unsafe(statement))
+        expect(yield* SqlStore.repairAfterRestore()).toBe(true)
+        const after = yield* build({ migrate: false })
+        yield* Effect.provide(commitOf("after", 1, 1, "Happened"), after)
+        const positions = yield* sql`select position::int from maestro.event_log order by feed_key, position`
+        expect(positions.map(({ position }) => position)).toEqual([1, 2, 3, 4])
+      }).pipe(Effect.provide(layerEmptyPg()))
+    )
+  }
+
+  it.scopedLive(
+    "into the tables of a log with a counter has its own order, and is refused until they are one log",
+    () =>
+      Effect.gen(function* () {
+        const sql = yield* SqlClient.SqlClient
+        const before = yield* build({})
+        yield* Effect.provide(commitOf("before", 1, 1, "Happened"), before)
+        yield* sql`create table maestro.feed_counter (id int primary key, last bigint not null)`
+        for (const failure of yield* refusals) {
+          expect(failure).toMatchObject({ _tag: "StoreError", reason: "Misconfigured" })
+          expect(failure.description).toContain('has the order "transactionIds"')
+          expect(failure.description).toContain("drop feed_counter")
+        }
+        yield* sql`drop table maestro.feed_counter`
+        yield* Effect.provide(commitOf("after", 1, 1, "Happened"), yield* build({ migrate: false }))
+      }).pipe(Effect.provide(layerEmptyPg()))
+  )
+
+  it.scopedLive("needs no right to read its counter to be looked at", () =>
+    Effect.gen(function* () {
+      const sql = yield* SqlClient.SqlClient
+      const role = uniqueName("reader")
+      yield* build({ feedOrder: "counter" })
+      yield* sql`create role ${sql(role)}`
+      yield* sql`grant usage on schema maestro to ${sql(role)}`
+      yield* sql`grant select on maestro.event_log, maestro.migrations to ${sql(role)}`
+      yield* sql.withTransaction(
+        Effect.zipRight(sql`set local role ${sql(role)}`, Effect.scoped(build({ migrate: false })))
+      )
+    }).pipe(Effect.provide(layerEmptyPg()))
   )
 })
 

@@ -112,7 +112,7 @@ export const timedOut = (place: CallPlace, timeout: Duration.Duration): StoreErr
   clusterError(place, `no runner has answered within ${Duration.format(timeout)}`, undefined)
 
 /** The failure of a call whose client is closed before a runner has answered. */
-const clientClosed = (place: CallPlace): StoreError =>
+export const clientClosed = (place: CallPlace): StoreError =>
   clusterError(place, "the client was closed before a runner had answered", undefined)
 
 /**

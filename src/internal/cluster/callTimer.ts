@@ -37,6 +37,16 @@ export const makeCallTimer: Effect.Effect<CallTimer, never, Scope.Scope> = Effec
   ({ close }) => close
 )
 
+/** Waits until a time, in milliseconds of `nowOf`, or until the client is closed. */
+export const awaitDue = (timer: CallTimer, due: number): Effect.Effect<void> =>
+  Effect.withFiberRuntime((fiber) =>
+    Effect.async((resume) => {
+      const waiting = { due, wake: () => resume(Effect.void) }
+      timer.add(fiber, waiting)
+      return Effect.sync(() => timer.remove(fiber, waiting))
+    })
+  )
+
 /** The clock of a fiber. */
 export const clockOf = (fiber: AnyFiber): Clock.Clock => Context.get(fiber.currentDefaultServices, Clock.Clock)
 

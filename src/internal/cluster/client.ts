@@ -5,9 +5,7 @@
  * A command goes with what its caller has set around it. What can't go, such as a transaction of the caller, is refused.
  */
 import type { Sharding } from "@effect/cluster/Sharding"
-import * as Clock from "effect/Clock"
 import * as DateTime from "effect/DateTime"
-import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
 import type * as Scope from "effect/Scope"
@@ -27,17 +25,10 @@ import { type Tagged, tagOf, unknownTag } from "../codec/eventCodec.js"
 import { isPlain, stringifyObject, withoutUndefined } from "../codec/json.js"
 import { type Chain, chainOf } from "../runtime/commandCause.js"
 import { boundOf, noTime, timeIn } from "../store/asOf.js"
-import {
-  type CallLimits,
-  type CallPlace,
-  callUntilAnswered,
-  explained,
-  isUnanswered,
-  spanOnly,
-  timedOut
-} from "./call.js"
+import { type CallLimits, callUntilAnswered } from "./call.js"
 import { makeCallTimer } from "./callTimer.js"
 import type { AnyEntity } from "./entity.js"
+import { readHistory } from "./history.js"
 import type { AcknowledgedAnswer, CommandMessage, EvaluatedAnswer, IndexedEvent } from "./types.js"
 
 /** Makes the service. It has the failures and the results of the local one. */
@@ -65,8 +56,15 @@ export const makeClientService = <Name extends string, State, A extends Tagged, 
       several: { elsewhere: ofCluster },
       forget: () => {},
       ...makeReads(definition, send),
-      history: (id) =>
-        history(definition, limits, (message) => messageTo(clientOf, id, "history")({ ...message, id }), id)
+      history: (id) => {
+        const refused = idProblem(definition, "history", id)
+        if (refused !== undefined) return Stream.fail(refused)
+        const open = (message: object) =>
+          messageTo(clientOf, id, "history")({ ...message, id }) as Stream.Stream<IndexedEvent<A>, unknown>
+        const place = { operation: `${name}.history`, aggregateId: streams.streamId(id) }
+        // Its failures are those of the schema of the message.
+        return readHistory(place, limits, timer, open) as Stream.Stream<HistoricEvent<A>, ReadFailure>
+      }
     }
   })
 }
@@ -241,69 +239,3 @@ const placeInTime = (name: string, at: number | AsOf): Effect.Effect<number | As
     ? Effect.fail(badInput(operation, "asOf", noTime))
     : Effect.sync(() => ({ asOf: new Date(DateTime.isDateTime(at.asOf) ? DateTime.toEpochMillis(at.asOf) : at.asOf) }))
 }
-
-/**
- * The history of an aggregate. Where the connection is lost, it goes on at the event after the last one. The cluster may
- * begin again by itself, so an event that was passed on already is left out.
- */
-const history = <State, A extends Tagged, C>(
-  definition: AggregateDefinition<State, A, C>,
-  { timeout }: CallLimits,
-  open: (message: object) => unknown,
-  id: string
-): Stream.Stream<HistoricEvent<A>, ReadFailure> => {
-  const place: CallPlace = {
-    operation: `${definition.name}.history`,
-    aggregateId: definition.streams.streamId(id)
-  }
-  const refused = idProblem(definition, "history", id)
-  if (refused !== undefined) return Stream.fail(refused)
-  return Stream.unwrap(
-    Effect.map(Clock.currentTimeMillis, (began) => {
-      const progress = { next: 0, at: began }
-      const from = (): Stream.Stream<HistoricEvent<A>, unknown> =>
-        Stream.suspend(() => open({ skip: progress.next }) as Stream.Stream<IndexedEvent<A>, unknown>).pipe(
-          Stream.mapInputContext(spanOnly),
-          Stream.timeoutFail(() => timedOut(place, timeout), timeout),
-          Stream.mapEffect((item) => inOrder(progress, item)),
-          Stream.filter((event) => event !== undefined),
-          Stream.catchAllCause((cause) =>
-            isUnanswered(cause) ? goOn(place, timeout, progress, from) : Stream.failCause(explained(place, cause))
-          )
-        )
-      return from() as Stream.Stream<HistoricEvent<A>, ReadFailure>
-    })
-  )
-}
-
-interface Progress {
-  /** The index of the next event. */
-  next: number
-  /** When the last event came. */
-  at: number
-}
-
-/** The event if it is the next one, or nothing if it was passed on already. */
-const inOrder = <A>(
-  progress: Progress,
-  { index, ...event }: IndexedEvent<A>
-): Effect.Effect<HistoricEvent<A> | undefined> =>
-  Effect.map(Clock.currentTimeMillis, (now) => {
-    if (index !== progress.next) return undefined
-    progress.next++
-    progress.at = now
-    return event
-  })
-
-/** Reads on after a short time, unless no event has come for the timeout. */
-const goOn = <A>(
-  place: CallPlace,
-  timeout: Duration.Duration,
-  { at }: Progress,
-  from: () => Stream.Stream<A, unknown>
-): Stream.Stream<A, unknown> =>
-  Stream.unwrap(
-    Effect.flatMap(Effect.zipRight(Effect.sleep("100 millis"), Clock.currentTimeMillis), (now) =>
-      now - at > Duration.toMillis(timeout) ? timedOut(place, timeout) : Effect.succeed(from())
-    )
-  )

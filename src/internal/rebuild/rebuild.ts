@@ -201,6 +201,7 @@ const attempt = <E, R>(oneRun: Run<E, R>): Effect.Effect<void, E | LeaseLost | V
       Effect.flatMap(lease.value.lost, () => lost),
       fillAndSwap(context, lease.value, known.seen, count)
     ).pipe(
+      Effect.catchAll((error) => failWhileHeld(lease.value, error)),
       Effect.tapErrorCause((cause) =>
         mustDiscard(options, cause) ? discard(store, options.name, lease.value) : Effect.void
       )
@@ -212,6 +213,23 @@ const attempt = <E, R>(oneRun: Run<E, R>): Effect.Effect<void, E | LeaseLost | V
     Effect.flatten
   )
 }
+
+/**
+ * Fails with `LeaseLost` where the lease was lost before the failure, and as the attempt did otherwise.
+ *
+ * A process that abandons the rebuild drops the shadow tables, also in the middle of a batch. The batch then fails because it writes to the
+ * live tables, or finds no table, and neither is a mistake of its projections.
+ */
+const failWhileHeld = <E>(lease: Lease, error: E): Effect.Effect<never, E | LeaseLost> =>
+  error instanceof LeaseLost || isRetried(error)
+    ? Effect.fail(error)
+    : Effect.zipRight(
+        // Where the lease can't be read, nothing is known of it.
+        Effect.catchAll(lease.checkpoint, (failure) =>
+          failure instanceof LeaseLost ? Effect.fail(failure) : Effect.void
+        ),
+        Effect.fail(error)
+      )
 
 /** Waits for the lease. Returns none where another process finishes the rebuild meanwhile. */
 const awaitLease = <E, R>({ known, options, subscriptions }: Run<E, R>) =>

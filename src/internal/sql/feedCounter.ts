@@ -20,8 +20,20 @@
  */
 import type * as SqlClient from "@effect/sql/SqlClient"
 import type { Fragment, Statement } from "@effect/sql/Statement"
+import * as Effect from "effect/Effect"
 import type { Position } from "../../EventFeed.js"
+import { StoreError } from "../../StoreError.js"
 import type { LogTable } from "../store/pageBytes.js"
+import {
+  beginWhole,
+  commitParameters,
+  eventArguments,
+  eventFields,
+  followsStored,
+  judgeCommits,
+  raiseRefusal,
+  skipStored
+} from "./commitFragments.js"
 import { placeOf } from "./position.js"
 
 /** An event after the position. The key is compared for equality, so that the planner estimates rows by the position. */
@@ -43,6 +55,34 @@ export const createCounter = (sql: SqlClient.SqlClient, schema: Fragment): Reado
   sql`insert into ${schema}.feed_counter values (1, 0)`
 ]
 
+/** What a schema has of the counter. */
+export type FoundCounter = "complete" | "no table" | "no row"
+
+/**
+ * Fails if a log with a counter lacks the counter, as where the log was copied or restored by itself. Fails also if another log has one, because
+ * the tables are then of two logs.
+ */
+export const checkCounter = (
+  { feedOrder, schema, sql }: Pick<LogTable, "feedOrder" | "schema" | "sql">,
+  name: string,
+  counter: FoundCounter
+): Effect.Effect<void, StoreError> => {
+  const log = `the event log of the schema ${JSON.stringify(name)} has the order ${JSON.stringify(feedOrder)}`
+  if (feedOrder !== "counter")
+    return counter === "no table"
+      ? Effect.void
+      : misconfigured(
+          `${log}, and beside it is the table feed_counter of a log with the order "counter", so the tables may be of two logs: copy or restore all tables of one of them, or drop feed_counter if nothing else is of the other one`
+        )
+  if (counter === "complete") return Effect.void
+  const [table, row] = createCounter(sql, schema).map((statement) => statement.compile()[0])
+  const [missing, remedy] =
+    counter === "no row" ? ["the row of its table feed_counter", row] : ["its table feed_counter", `${table}; ${row}`]
+  return misconfigured(
+    `${log}, and ${missing} is missing, because the log was copied or restored without it: copy or restore it, too, or run \`${remedy}\` and then SqlStore.repairAfterRestore, which raises the counter to the last position of the log`
+  )
+}
+
 /**
  * Stores any number of commits in one statement, each independently of the others, with the parameters and the result of the function of the
  * other order (`functions.ts`).
@@ -56,13 +96,7 @@ export const createCounter = (sql: SqlClient.SqlClient, schema: Fragment): Reado
  */
 export const commitByCounter = ({ schema, sql }: LogTable, writing: Fragment): Statement<unknown> => {
   const firstPosition = sql.literal(`'${firstPositionOf(sql, schema)}'`)
-  return sql`create or replace function ${schema}.commit_events(
-    p_lock_timeout text, p_whole boolean,
-    p_commits int[], p_firsts boolean[], p_aggregate_ids text[], p_sequences int[], p_types text[],
-    p_bodies json[], p_metadata json[], p_timestamps uuid[],
-    p_versions int[], p_correlation_ids text[], p_causation_ids uuid[], p_traceparents text[],
-    p_follows uuid[]
-  ) returns text
+  return sql`create or replace function ${schema}.commit_events(${commitParameters(sql)}) returns text
   ${writing}
   as $function$
   declare
@@ -70,12 +104,7 @@ export const commitByCounter = ({ schema, sql }: LogTable, writing: Fragment): S
     written bigint;
     answer text;
   begin
-    if p_whole then
-      if current_setting('transaction_isolation') <> 'read committed' then
-        raise exception 'the transaction is not READ COMMITTED' using errcode = 'MA002';
-      end if;
-      perform set_config('effect_maestro.begun', 'yes', true);
-    end if;
+    ${beginWhole(sql)}
 
     update feed_counter set last = last + cardinality(p_sequences)
     where id = 1 returning last - cardinality(p_sequences) into before;
@@ -92,53 +121,19 @@ export const commitByCounter = ({ schema, sql }: LogTable, writing: Fragment): S
     )
     select before + i.place, i.aggregate_id, i.sequence, i.type, i.body, i.metadata, i."timestamp", i.version, i.correlation_id,
       i.causation_id, i.traceparent
-    from unnest(
-      p_firsts, p_aggregate_ids, p_sequences, p_types, p_bodies, p_metadata, p_timestamps, p_versions,
-      p_correlation_ids, p_causation_ids, p_traceparents, p_follows
-    ) with ordinality as i (
-      first, aggregate_id, sequence, type, body, metadata, "timestamp", version, correlation_id, causation_id,
-      traceparent, follows, place
-    )
+    from unnest(${eventArguments(sql)}) with ordinality as i (${eventFields(sql)}, place)
     where not i.first or i.sequence = 1
       -- A stream has no gaps, and an event follows the one that it was decided on.
-      or (
-        select i.follows is null or p."timestamp" = i.follows from event_log p
-        where p.aggregate_id = i.aggregate_id and p.sequence = i.sequence - 1
-      )
-    order by i.aggregate_id collate "C", i.sequence
-    on conflict (aggregate_id, sequence) do nothing;
-
-    get diagnostics written = row_count;
+      or ${followsStored(sql)}
+    ${skipStored(sql)}
     if written = cardinality(p_sequences) then
       return null;
     end if;
 
-    with judged as (
-      select e.commit, e.place, e.aggregate_id, e.sequence,
-        coalesce(l.position > before, false) as is_new,
-        coalesce(l."timestamp" = e."timestamp", false) as is_same
-      from unnest(p_commits, p_aggregate_ids, p_sequences, p_timestamps)
-        with ordinality as e (commit, aggregate_id, sequence, "timestamp", place)
-      left join event_log l on l.aggregate_id = e.aggregate_id and l.sequence = e.sequence
-    ), verdicts as (
-      select j.commit, bool_and(j.is_same and not j.is_new) as all_stored
-      from judged j group by j.commit having not bool_and(j.is_same and j.is_new)
-    ), undone as (
-      delete from event_log l using judged j, verdicts v
-      where v.commit = j.commit and j.is_same and j.is_new
-        and l.aggregate_id = j.aggregate_id and l.sequence = j.sequence
-    )
-    select json_agg(json_build_array(v.commit, v.all_stored, r.aggregate_id, r.sequence)) into answer
-    from verdicts v, lateral (
-      select j.aggregate_id, j.sequence from judged j
-      where j.commit = v.commit and not (j.is_same and j.is_new) order by j.place limit 1
-    ) r;
+    ${judgeCommits(sql, sql`l.position > before`)}
 
     if p_whole then
-      if (answer::json -> 0 ->> 1)::boolean then
-        raise exception 'all of it is stored' using errcode = 'MA003';
-      end if;
-      raise exception 'some of it conflicts with what is stored' using errcode = 'MA001';
+      ${raiseRefusal(sql)}
     end if;
     return answer;
   end
@@ -164,3 +159,6 @@ const firstPositionOf = (sql: SqlClient.SqlClient, schema: Fragment): string => 
   const [name] = sql`${schema}`.compile()
   return `effect_maestro.first_position_${Buffer.from(name).toString("hex")}`
 }
+
+const misconfigured = (description: string): Effect.Effect<never, StoreError> =>
+  Effect.fail(new StoreError({ reason: "Misconfigured", operation: "SqlStore", description }))

@@ -4,7 +4,8 @@
  * - `transactionIds`: the head of `feed.ts` explains it.
  * - `counter`: for databases that have no ids of transactions that rise. The head of `feedCounter.ts` explains it.
  *
- * Both have the columns `feed_key` and `position`, so positions and indexes have one form. The type of `feed_key` differs.
+ * Both have the columns `feed_key` and `position`, so positions and indexes have one form. The type of `feed_key` differs, and says which order
+ * a log has.
  */
 import type * as SqlClient from "@effect/sql/SqlClient"
 import type { Fragment } from "@effect/sql/Statement"
@@ -18,6 +19,10 @@ export const usualFeedOrder: FeedOrder = "transactionIds"
 /** The type of the column `feed_key`. */
 export const keyTypeOf = ({ feedOrder, sql }: Pick<LogTable, "feedOrder" | "sql">): Fragment =>
   feedOrder === "counter" ? sql.literal("bigint") : sql.literal("xid8")
+
+/** The order of a log whose column `feed_key` has that type, by its name in the catalogue. */
+export const orderOfKey = (type: string | null | undefined): FeedOrder =>
+  type === "bigint" ? "counter" : "transactionIds"
 
 /** The columns `position` and `feed_key` of a new log. */
 export const orderColumns = (sql: SqlClient.SqlClient, feedOrder: FeedOrder, partitions: number): Fragment =>

@@ -8,6 +8,17 @@
 import type * as SqlClient from "@effect/sql/SqlClient"
 import type { Fragment, Statement } from "@effect/sql/Statement"
 import type { FeedOrder, LogTable } from "../store/pageBytes.js"
+import {
+  beginWhole,
+  commitParameters,
+  eventArguments,
+  eventFields,
+  eventParameters,
+  followsStored,
+  judgeCommits,
+  raiseRefusal,
+  skipStored
+} from "./commitFragments.js"
 import { commitByCounter } from "./feedCounter.js"
 import { hasEvent, readPage, readStream } from "./readFunctions.js"
 
@@ -68,34 +79,20 @@ const writing = (sql: SqlClient.SqlClient, schema: Fragment): Fragment =>
  * transactions (MA002), or a duplicate (MA003).
  */
 const commitEvents = ({ schema, sql }: LogTable): Statement<unknown> =>
-  sql`create or replace function ${schema}.commit_events(
-    p_lock_timeout text, p_whole boolean,
-    p_commits int[], p_firsts boolean[], p_aggregate_ids text[], p_sequences int[], p_types text[],
-    p_bodies json[], p_metadata json[], p_timestamps uuid[],
-    p_versions int[], p_correlation_ids text[], p_causation_ids uuid[], p_traceparents text[],
-    p_follows uuid[]
-  ) returns text
+  sql`create or replace function ${schema}.commit_events(${commitParameters(sql)}) returns text
   ${writing(sql, schema)}
   as $function$
   declare
     written bigint;
     answer text;
   begin
-    if p_whole then
-      if current_setting('transaction_isolation') <> 'read committed' then
-        raise exception 'the transaction is not READ COMMITTED' using errcode = 'MA002';
-      end if;
-      perform set_config('effect_maestro.begun', 'yes', true);
-    end if;
+    ${beginWhole(sql)}
     if p_lock_timeout is not null then
       perform set_config('lock_timeout', p_lock_timeout, true);
     end if;
 
     if pg_current_xact_id_if_assigned() is not null then
-      answer := commit_in_transaction(
-        p_firsts, p_aggregate_ids, p_sequences, p_types, p_bodies, p_metadata, p_timestamps,
-        p_versions, p_correlation_ids, p_causation_ids, p_traceparents, p_follows
-      );
+      answer := commit_in_transaction(${eventArguments(sql)});
     else
       insert into event_log (
         position, aggregate_id, sequence, type, body, metadata, "timestamp", version, correlation_id, causation_id, traceparent
@@ -104,55 +101,21 @@ const commitEvents = ({ schema, sql }: LogTable): Statement<unknown> =>
         i.causation_id, i.traceparent
       from (
         select nextval('event_log_position_seq') as position, e.*
-        from unnest(
-          p_firsts, p_aggregate_ids, p_sequences, p_types, p_bodies, p_metadata, p_timestamps, p_versions,
-          p_correlation_ids, p_causation_ids, p_traceparents, p_follows
-        ) as e (
-          first, aggregate_id, sequence, type, body, metadata, "timestamp", version, correlation_id, causation_id,
-          traceparent, follows
-        )
+        from unnest(${eventArguments(sql)}) as e (${eventFields(sql)})
       ) i
       where not i.first or i.sequence = 1
         -- A stream has no gaps, and an event follows the one that it was decided on.
-        or (
-          select i.follows is null or p."timestamp" = i.follows from event_log p
-          where p.aggregate_id = i.aggregate_id and p.sequence = i.sequence - 1
-        )
-      order by i.aggregate_id collate "C", i.sequence
-      on conflict (aggregate_id, sequence) do nothing;
-
-      get diagnostics written = row_count;
+        or ${followsStored(sql)}
+      ${skipStored(sql)}
       if written = cardinality(p_sequences) then
         return null;
       end if;
 
-      with judged as (
-        select e.commit, e.place, e.aggregate_id, e.sequence,
-          coalesce(l.feed_key = pg_current_xact_id_if_assigned(), false) as is_new,
-          coalesce(l."timestamp" = e."timestamp", false) as is_same
-        from unnest(p_commits, p_aggregate_ids, p_sequences, p_timestamps)
-          with ordinality as e (commit, aggregate_id, sequence, "timestamp", place)
-        left join event_log l on l.aggregate_id = e.aggregate_id and l.sequence = e.sequence
-      ), verdicts as (
-        select j.commit, bool_and(j.is_same and not j.is_new) as all_stored
-        from judged j group by j.commit having not bool_and(j.is_same and j.is_new)
-      ), undone as (
-        delete from event_log l using judged j, verdicts v
-        where v.commit = j.commit and j.is_same and j.is_new
-          and l.aggregate_id = j.aggregate_id and l.sequence = j.sequence
-      )
-      select json_agg(json_build_array(v.commit, v.all_stored, r.aggregate_id, r.sequence)) into answer
-      from verdicts v, lateral (
-        select j.aggregate_id, j.sequence from judged j
-        where j.commit = v.commit and not (j.is_same and j.is_new) order by j.place limit 1
-      ) r;
+      ${judgeCommits(sql, sql`l.feed_key = pg_current_xact_id_if_assigned()`)}
     end if;
 
     if p_whole and answer is not null then
-      if (answer::json -> 0 ->> 1)::boolean then
-        raise exception 'all of it is stored' using errcode = 'MA003';
-      end if;
-      raise exception 'some of it conflicts with what is stored' using errcode = 'MA001';
+      ${raiseRefusal(sql)}
     end if;
     return answer;
   end
@@ -173,12 +136,7 @@ const commitEvents = ({ schema, sql }: LogTable): Statement<unknown> =>
  * Two settings of the transaction record the highest key and the highest position that it has used.
  */
 const commitInTransaction = ({ schema, sql }: LogTable): Statement<unknown> =>
-  sql`create or replace function ${schema}.commit_in_transaction(
-    p_firsts boolean[], p_aggregate_ids text[], p_sequences int[], p_types text[],
-    p_bodies json[], p_metadata json[], p_timestamps uuid[],
-    p_versions int[], p_correlation_ids text[], p_causation_ids uuid[], p_traceparents text[],
-    p_follows uuid[]
-  ) returns text
+  sql`create or replace function ${schema}.commit_in_transaction(${eventParameters(sql)}) returns text
   ${writing(sql, schema)}
   as $function$
   declare
@@ -206,23 +164,11 @@ const commitInTransaction = ({ schema, sql }: LogTable): Statement<unknown> =>
               order by p.feed_key desc limit 1
             )
           ) as feed_key, e.*
-        from unnest(
-          p_firsts, p_aggregate_ids, p_sequences, p_types, p_bodies, p_metadata, p_timestamps, p_versions,
-          p_correlation_ids, p_causation_ids, p_traceparents, p_follows
-        ) as e (
-          first, aggregate_id, sequence, type, body, metadata, "timestamp", version, correlation_id, causation_id,
-          traceparent, follows
-        )
+        from unnest(${eventArguments(sql)}) as e (${eventFields(sql)})
       ) i
       where not i.first or i.sequence = 1
-        or (
-          select i.follows is null or p."timestamp" = i.follows from event_log p
-          where p.aggregate_id = i.aggregate_id and p.sequence = i.sequence - 1
-        )
-      order by i.aggregate_id collate "C", i.sequence
-      on conflict (aggregate_id, sequence) do nothing;
-
-      get diagnostics written = row_count;
+        or ${followsStored(sql)}
+      ${skipStored(sql)}
       if written < cardinality(p_sequences) then
         raise exception 'some of it conflicts with what is stored' using errcode = 'MA001';
       end if;

@@ -10,8 +10,8 @@ import { StoreError } from "../../StoreError.js"
 import { fromSqlError } from "../runtime/sqlError.js"
 import { createTableRecords } from "../store/declaredTables.js"
 import type { FeedOrder, LogTable, Measuring } from "../store/pageBytes.js"
-import { createCounter } from "./feedCounter.js"
-import { checkFoundFeedOrder, keyTypeOf, orderColumns, usualFeedOrder } from "./feedOrder.js"
+import { checkCounter, createCounter, type FoundCounter } from "./feedCounter.js"
+import { checkFoundFeedOrder, keyTypeOf, orderColumns, orderOfKey, usualFeedOrder } from "./feedOrder.js"
 import { functionNames, functions } from "./functions.js"
 import {
   checkFoundPartitions,
@@ -42,7 +42,7 @@ export interface FoundLog extends FoundDatabase {
  * Brings the schema up to date, and returns what the store has to know of its database. Any number of nodes may do so concurrently: one of
  * them works, and the others wait for its lock and find the work done. A node that finds the schema up to date needs no right to change it.
  *
- * A new log is made as the options ask for. It fails if a log that is there is another one.
+ * A new log is made as the options ask for. It fails if a log that is there is another one, or lacks the counter of its order.
  */
 export const migrate = (
   sql: SqlClient.SqlClient,
@@ -52,7 +52,7 @@ export const migrate = (
 ): Effect.Effect<FoundDatabase, StoreError> =>
   Effect.gen(function* () {
     const found = yield* inspect(sql, name, schema)
-    yield* checkFound(name, found, wanted)
+    yield* checkFound(sql, name, schema, found, wanted)
     if (isComplete(found)) return databaseOf(found, wanted)
     const migrating = withTransaction(
       sql,
@@ -68,7 +68,7 @@ export const migrate = (
           applied_at timestamptz not null default now()
         )`
         const done = yield* inspect(sql, name, schema)
-        yield* checkFound(name, done, wanted)
+        yield* checkFound(sql, name, schema, done, wanted)
         const database = databaseOf(done, wanted)
         const log = { ...database, schema, sql }
         for (const [index, migration] of migrations.entries()) {
@@ -87,7 +87,8 @@ export const migrate = (
 
 /**
  * Returns what the store has to know of its database, for a store that does not migrate. It fails if the tables are those of an older
- * release. It also fails if functions are missing or belong to another schema, whose tables they would read and write.
+ * release, or have no counter where the log needs one. It also fails if functions are missing or belong to another schema, whose tables they
+ * would read and write.
  */
 export const checkSchema = (
   sql: SqlClient.SqlClient,
@@ -95,25 +96,29 @@ export const checkSchema = (
   schema: Fragment,
   wanted: LogOptions
 ): Effect.Effect<FoundLog, StoreError> =>
-  Effect.flatMap(inspect(sql, name, schema), (found) => {
+  Effect.gen(function* () {
+    const found = yield* inspect(sql, name, schema)
     const log = { ...databaseOf(found, wanted), partitions: found.partitions }
-    if (found.migrations === 0) return Effect.succeed(log)
+    if (found.migrations === 0) return log
     if (found.migrations < migrations.length)
-      return misconfigured(`tables of the schema ${JSON.stringify(name)} are those of an older release`)
+      return yield* misconfigured(`tables of the schema ${JSON.stringify(name)} are those of an older release`)
+    yield* checkFound(sql, name, schema, found, wanted)
     if (!found.hasFunctions)
-      return misconfigured(
+      return yield* misconfigured(
         `functions of the schema ${JSON.stringify(name)} are missing, or work on the tables of another schema, because it was renamed or copied`
       )
-    return Effect.as(checkFound(name, found, wanted), log)
+    return log
   })
 
-/** The order of the feed of a log that is there, or of one to come. */
+/** The order of the feed of a log that is there, or of one to come. It fails if a log lacks the counter of its order. */
 export const feedOrderOf = (
   sql: SqlClient.SqlClient,
   name: string,
   schema: Fragment
 ): Effect.Effect<FeedOrder, StoreError> =>
-  Effect.map(inspect(sql, name, schema), ({ feedOrder }) => feedOrder ?? usualFeedOrder)
+  Effect.flatMap(inspect(sql, name, schema), (found) =>
+    Effect.as(checkFound(sql, name, schema, found, {}), found.feedOrder ?? usualFeedOrder)
+  )
 
 /** Lets one node at a time change the schema. A lock of the transaction works through a pooler, and ends with it. */
 export const lockSchema = (sql: SqlClient.SqlClient, name: string): Statement<unknown> =>
@@ -150,20 +155,23 @@ interface Inspected extends Measuring {
   readonly partitions: number | undefined
   /** What its order is made of; undefined if there is no log. */
   readonly feedOrder: FeedOrder | undefined
+  readonly counter: FoundCounter
 }
 
-/** Fails if a log that is there is not as the options ask for. */
+/** Fails if a log that is there is not as the options ask for, or if tables of its order are missing. */
 const checkFound = (
+  sql: SqlClient.SqlClient,
   name: string,
-  { feedOrder, partitions }: Inspected,
+  schema: Fragment,
+  { counter, feedOrder, partitions }: Inspected,
   wanted: LogOptions
 ): Effect.Effect<void, StoreError> =>
-  partitions === undefined || feedOrder === undefined
-    ? Effect.void
-    : Effect.zipRight(
-        checkFoundPartitions(name, partitions, wanted.partitions),
-        checkFoundFeedOrder(name, feedOrder, wanted.feedOrder)
-      )
+  Effect.gen(function* () {
+    if (partitions === undefined || feedOrder === undefined) return
+    yield* checkCounter({ schema, sql, feedOrder }, name, counter)
+    yield* checkFoundPartitions(name, partitions, wanted.partitions)
+    yield* checkFoundFeedOrder(name, feedOrder, wanted.feedOrder)
+  })
 
 const databaseOf = ({ feedOrder, tellsCompression }: Inspected, wanted: LogOptions): FoundDatabase => ({
   measuring: { tellsCompression },
@@ -175,43 +183,67 @@ const isComplete = ({ hasFunctions, migrations: count }: Inspected): boolean =>
 
 const inspect = (sql: SqlClient.SqlClient, name: string, schema: Fragment): Effect.Effect<Inspected, StoreError> =>
   Effect.gen(function* () {
-    const [row] = yield* ask(
-      sql,
-      sql<InspectedRow>`
-        select current_setting('server_version_num')::int >= 140000 as tells_compression,
-          exists (select 1 from pg_class c where c.relnamespace = n.oid and c.relname = 'migrations') as has_migrations,
-          (
-            select count(*)::int from pg_proc p
-            where p.pronamespace = n.oid and p.proname = any(${functionNames("transactionIds") as Array<string>}::text[])
-              and p.proconfig && ${searchPaths(sql)}
-          ) as functions,
-          (
-            select case c.relkind when 'p' then (select count(*)::int from pg_inherits i where i.inhparent = c.oid) else 1 end
-            from pg_class c where c.relnamespace = n.oid and c.relname = 'event_log'
-          ) as partitions,
-          exists (select 1 from pg_class c where c.relnamespace = n.oid and c.relname = 'feed_counter') as has_counter
-        from (select 1) one left join pg_namespace n on n.nspname = ${name}`
-    )
+    const [row] = yield* ask(sql, selectCatalogue(sql, name))
     const [last] = row?.has_migrations
       ? yield* ask(sql, sql<{ id: number }>`select coalesce(max(id), 0)::int as id from ${schema}.migrations`)
       : []
-    const feedOrder: FeedOrder = row?.has_counter === true ? "counter" : "transactionIds"
+    const feedOrder = orderOfKey(row?.key_type)
     const hasLog = row?.partitions != null
     return {
       tellsCompression: row?.tells_compression === true,
       migrations: Number(last?.id ?? 0),
       hasFunctions: Number(row?.functions) === functionNames(feedOrder).length,
       partitions: hasLog ? Number(row.partitions) : undefined,
-      feedOrder: hasLog ? feedOrder : undefined
+      feedOrder: hasLog ? feedOrder : undefined,
+      counter: yield* findCounter(sql, schema, feedOrder, row?.may_read_counter)
     }
   })
 
-interface InspectedRow {
+/** Looks for the row of the counter, if the log needs one. A role that may not read the table takes the row for granted. */
+const findCounter = (
+  sql: SqlClient.SqlClient,
+  schema: Fragment,
+  feedOrder: FeedOrder,
+  mayRead: boolean | null | undefined
+): Effect.Effect<FoundCounter, StoreError> => {
+  if (mayRead == null) return Effect.succeed("no table")
+  if (!mayRead || feedOrder !== "counter") return Effect.succeed("complete")
+  return Effect.map(ask(sql, sql`select 1 from ${schema}.feed_counter where id = 1`), ({ length }) =>
+    length === 1 ? "complete" : "no row"
+  )
+}
+
+const selectCatalogue = (sql: SqlClient.SqlClient, name: string) =>
+  sql<CatalogueRow>`
+    select current_setting('server_version_num')::int >= 140000 as tells_compression,
+      exists (select 1 from pg_class c where c.relnamespace = n.oid and c.relname = 'migrations') as has_migrations,
+      (
+        select count(*)::int from pg_proc p
+        where p.pronamespace = n.oid and p.proname = any(${functionNames("transactionIds") as Array<string>}::text[])
+          and p.proconfig && ${searchPaths(sql)}
+      ) as functions,
+      (
+        select case c.relkind when 'p' then (select count(*)::int from pg_inherits i where i.inhparent = c.oid) else 1 end
+        from pg_class c where c.relnamespace = n.oid and c.relname = 'event_log'
+      ) as partitions,
+      (
+        select format_type(a.atttypid, null) from pg_class c join pg_attribute a on a.attrelid = c.oid
+        where c.relnamespace = n.oid and c.relname = 'event_log' and a.attname = 'feed_key'
+      ) as key_type,
+      (
+        select has_table_privilege(c.oid, 'select') from pg_class c
+        where c.relnamespace = n.oid and c.relname = 'feed_counter'
+      ) as may_read_counter
+    from (select 1) one left join pg_namespace n on n.nspname = ${name}`
+
+interface CatalogueRow {
   readonly tells_compression: boolean
   readonly has_migrations: boolean
   readonly functions: number
   readonly partitions: number | null
-  readonly has_counter: boolean
+  readonly key_type: string | null
+  /** Null if there is no such table. */
+  readonly may_read_counter: boolean | null
 }
 
 /**
