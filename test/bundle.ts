@@ -1,5 +1,6 @@
 /** Writes a program, with all that it imports, to one file, for processes that tests start. */
 import { createRequire } from "node:module"
+import { join } from "node:path"
 import { fileURLToPath, pathToFileURL } from "node:url"
 import { build, type Plugin } from "esbuild"
 
@@ -24,6 +25,8 @@ export const bundle = async (
     logLevel: "error",
     external: ["pg-native"],
     banner: { js: requireFunction },
+    // As if the program were in the folder, so that it finds the files there.
+    define: { "import.meta.url": JSON.stringify(pathToFileURL(join(folder, "program.mjs")).href) },
     plugins: [pgliteByItsPath]
   })
 }
