@@ -5,7 +5,7 @@
  * A worker runs one file after another, so that a file has its server for itself. The feed waits for each open
  * transaction of its server, also in other databases, so that a second file on one server would delay it.
  */
-import { existsSync, rmSync, statfsSync, statSync } from "node:fs"
+import { existsSync, readdirSync, statfsSync, statSync } from "node:fs"
 import { chmod, mkdtemp, rm, writeFile } from "node:fs/promises"
 import { createServer as createHttpServer } from "node:http"
 import { createRequire } from "node:module"
@@ -59,7 +59,7 @@ export default async function setup(project: TestProject): Promise<(() => Promis
   return async () => {
     requests.close()
     await Promise.all([...servers.values(), pglite].map(async (started) => (await started)?.stop()))
-    stopUsingMemory()
+    await stopUsingMemory()
   }
 }
 
@@ -67,26 +67,27 @@ export default async function setup(project: TestProject): Promise<(() => Promis
  * Lets the temporary files of the run, with those of its servers, be in memory, where the system has room. A new
  * database is 300 files, which take 9 ms of processor time there, and from 22 to 200 ms on a disk in use.
  */
-const keepFilesInMemory = async (): Promise<() => void> => {
+const keepFilesInMemory = async (): Promise<() => Promise<void>> => {
   const memory = "/dev/shm"
   const needed = 4e9
   const hasRoom = () => {
     const { bavail, bsize } = statfsSync(memory)
     return Math.min(bavail * bsize, freemem()) > needed
   }
-  if (process.env.TMPDIR !== undefined || !existsSync(memory) || !hasRoom()) return () => {}
-  const folder = await mkdtemp(join(memory, "effect-maestro-"))
+  if (process.env.TMPDIR !== undefined || !existsSync(memory) || !hasRoom()) return async () => {}
+  for (const name of readdirSync(memory)) {
+    const [, run] = /^effect-maestro-(\d+)-/.exec(name) ?? []
+    // Left by a run that was broken off.
+    if (run !== undefined && !existsSync(`/proc/${run}`)) await rm(join(memory, name), { recursive: true, force: true })
+  }
+  const folder = await mkdtemp(join(memory, `effect-maestro-${process.pid}-`))
   // A server may run as another user.
   await chmod(folder, 0o755)
   // The workers and all processes that tests start inherit it.
   process.env.TMPDIR = folder
-  const remove = () => rmSync(folder, { recursive: true, force: true, maxRetries: 3 })
-  // A run that is broken off would fill the memory. Its servers are stopped before the process ends.
-  process.once("exit", remove)
-  return () => {
-    process.off("exit", remove)
+  return async () => {
     delete process.env.TMPDIR
-    remove()
+    await rm(folder, { recursive: true, force: true })
   }
 }
 
