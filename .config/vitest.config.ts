@@ -22,21 +22,30 @@ const workers = availableParallelism() + 1
 /** The files that take longest, which begin first, so that no worker ends long after the others. */
 const longest = [
   "faults",
+  "preparedStatements",
   "rebuildUnderLoad",
   "feedOrder",
-  "preparedStatements",
+  "feedOrderOption",
+  "subscriptionBalance",
   "pageBytes",
+  "subscriptionPartitions",
   "callersApart",
-  "customAdapter",
-  "store",
-  "brokenFeeds",
-  "feedContract.pglite",
   "subscription",
-  "folderLock",
+  "partitionLogParts",
+  "chessPage",
+  "rebuild",
+  "subscriptionProcess",
+  "projectionTables",
+  "logPartitions",
+  "layersClosed",
+  "pgliteSignals",
+  "application",
+  "store.pglite",
+  "rebuildTables",
   "brokenStores",
-  "feedContract",
-  "sqlStore",
-  "store.pglite"
+  "partitionLog",
+  "feedOfProjections",
+  "sqlStore"
 ]
 
 class LongestFirst extends BaseSequencer {

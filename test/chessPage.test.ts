@@ -1,6 +1,7 @@
 /** The page of the chess example: its API refuses bad input, its event stream shows moves, and it ends on SIGTERM. */
 import { spawn } from "node:child_process"
 import { once } from "node:events"
+import { readFileSync } from "node:fs"
 import { connect } from "node:net"
 import { fileURLToPath } from "node:url"
 import * as HttpServer from "@effect/platform/HttpServer"
@@ -21,6 +22,7 @@ import { layerServer, layerStore } from "../examples/chess/Server.js"
 import { openPage } from "./chessPageScript.js"
 import { layerPg } from "./database.js"
 import { ask, send } from "./httpServer.js"
+import { useProgram } from "./program.js"
 
 /** A store that counts the readers that wait for further events. */
 const layerCounting = (waiting: SubscriptionRef.SubscriptionRef<number>) => {
@@ -297,14 +299,16 @@ it.scopedLive("the buttons of the page step through the game, and the page follo
   })
 )
 
+const folder = fileURLToPath(new URL("../examples/chess/", import.meta.url))
+const program = useProgram(readFileSync(`${folder}page.ts`, "utf8"), folder)
+
 /** Runs the example in its own process, on a free port. The scope kills the process. */
 const start = Effect.acquireRelease(
   Effect.promise(async () => {
-    const child = spawn(
-      process.execPath,
-      ["--import", "tsx", fileURLToPath(new URL("../examples/chess/page.ts", import.meta.url))],
-      { stdio: ["ignore", "pipe", "inherit"], env: { ...process.env, PORT: "0", DATABASE_URL: undefined } }
-    )
+    const child = spawn(process.execPath, [program()], {
+      stdio: ["ignore", "pipe", "inherit"],
+      env: { ...process.env, PORT: "0", DATABASE_URL: undefined }
+    })
     const port = await new Promise<number>((resolve, reject) => {
       let text = ""
       child.stdout.on("data", (data) => {

@@ -23,11 +23,18 @@ export const uniqueName = (prefix: string): string => `${prefix}_${process.pid}_
 /** The URL of a new empty database, dropped with the scope. */
 export const makeDatabase = Effect.suspend(() => copyOf("template1"))
 
+/** The URL of a new database that has the tables of the store, made with these options, dropped with the scope. */
+const makeMigratedDatabaseWith = (options: Migration) =>
+  Effect.flatMap(
+    Effect.promise(() => migrated(options)),
+    (template) => copyOf(template)
+  )
+
 /** The URL of a new database that has the tables of the store, dropped with the scope. */
-export const makeMigratedDatabase = Effect.flatMap(
-  Effect.promise(() => migrated()),
-  (template) => copyOf(template)
-)
+export const makeMigratedDatabase = makeMigratedDatabaseWith({})
+
+/** What decides how a log is made. */
+type Migration = Pick<SqlStore.Options, "feedOrder" | "logPartitions">
 
 /** On a given server nothing would remove a template, so a database is empty there, and each store migrates its own. */
 const isGiven = (process.env.DATABASE_URL ?? "") !== ""
@@ -70,15 +77,24 @@ const admin = once(async () => {
 })
 
 /** The name of a database with the tables of the store. A copy of it takes less processor time than a migration. */
-const migrated = once(async (): Promise<string> => {
+const migrated = (options: Migration): Promise<string> => {
+  const key = JSON.stringify(options)
+  const template = templates.get(key) ?? makeTemplate(options)
+  templates.set(key, template)
+  return template
+}
+
+const templates = new Map<string, Promise<string>>()
+
+const makeTemplate = async (options: Migration): Promise<string> => {
   if (isGiven) return "template1"
   const name = uniqueName("template")
   const { server, sql } = await admin()
   await Effect.runPromise(sql`create database ${sql(name)}`)
   const client = PgClient.layer({ url: Redacted.make(at(server, name)), maxConnections: 1 })
-  await Effect.runPromise(Effect.provide(SqlStore.migrate(), client))
+  await Effect.runPromise(Effect.provide(SqlStore.migrate(options), client))
   return name
-})
+}
 
 /** What the global setup returns for a path: the URL of a worker's server, or the file with an initialised PGlite. */
 const ofWorker = async (path: string): Promise<string> => {
@@ -99,6 +115,10 @@ const clientOn =
 
 /** A client on a new database that has the tables of the store. */
 export const layerPg = clientOn(makeMigratedDatabase)
+
+/** A client on a new database that has the tables of the store, made with these options. */
+export const layerPgWith = (migration: Migration, client: Omit<PgClient.PgClientConfig, "url"> = {}): PgLayer =>
+  clientOn(makeMigratedDatabaseWith(migration))(client)
 
 /** A client on a new empty database. */
 export const layerEmptyPg = clientOn(makeDatabase)

@@ -4,8 +4,10 @@ import { PgClient } from "@effect/sql-pg"
 import { expect, inject, layer } from "@effect/vitest"
 import * as Arr from "effect/Array"
 import * as Context from "effect/Context"
+import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as LogLevel from "effect/LogLevel"
@@ -214,16 +216,17 @@ layer(Ground.layer, { timeout: "60 seconds", excludeTestServices: true })("fault
       const sql = Context.get(services, SqlClient.SqlClient)
       const admin = yield* connect(url)
       // Another transaction holds the sequence that all of them want.
+      const [holds, end] = [yield* Deferred.make<void>(), yield* Deferred.make<void>()]
       const blocking = yield* Effect.fork(
-        admin.withTransaction(
-          Effect.zipRight(
-            admin`insert into maestro.event_log (position, aggregate_id, sequence, type, body, metadata, timestamp)
-              values (1, 'held', 1, 't', '{}', '{}', gen_random_uuid())`,
-            Effect.zipRight(Effect.sleep("1 second"), Effect.fail("rolled back"))
-          )
+        admin`insert into maestro.event_log (position, aggregate_id, sequence, type, body, metadata, timestamp)
+          values (1, 'held', 1, 't', '{}', '{}', gen_random_uuid())`.pipe(
+          Effect.zipRight(Deferred.succeed(holds, undefined)),
+          Effect.zipRight(Deferred.await(end)),
+          Effect.zipRight(Effect.fail("rolled back")),
+          admin.withTransaction
         )
       )
-      yield* Effect.sleep("50 millis")
+      yield* Deferred.await(holds)
       const commits = yield* Effect.forEach(Arr.range(1, 8), () => Effect.map(event("held", 1), Arr.of))
       const results = yield* Effect.forEach(
         commits,
@@ -240,7 +243,8 @@ layer(Ground.layer, { timeout: "60 seconds", excludeTestServices: true })("fault
         expect(Option.isNone(result)).toBe(true)
         expect(Duration.toMillis(time)).toBeLessThan(800)
       }
-      yield* Effect.exit(blocking)
+      yield* Deferred.succeed(end, undefined)
+      yield* Fiber.await(blocking)
       yield* allConnectionsWork(sql)
       // No connection was left to cancel them by, so one of them may have come through when the place was free.
       const { length } = yield* store.getEvents("held", 1)

@@ -10,7 +10,7 @@ import * as Layer from "effect/Layer"
 import * as Stream from "effect/Stream"
 import { EventFeed, SqlStore, StoreAdapter, Subscription } from "effect-maestro"
 import { Account, Deposit, Limits } from "./account.js"
-import { layerEmptyPg, layerPglite, uniqueName } from "./database.js"
+import { layerPglite, layerPgWith, uniqueName } from "./database.js"
 import { aNode } from "./nodes.js"
 import { caughtUp, commitOf, eventually, Ledger, newId, start, write, written } from "./subscribers.js"
 
@@ -19,7 +19,7 @@ const storeOf = (
   logPartitions: number
 ): Layer.Layer<Layer.Layer.Success<typeof SqlStore.layer> | Ledger | SqlClient.SqlClient, unknown> =>
   Layer.merge(SqlStore.layerWith({ logPartitions }), Ledger.layerSql).pipe(
-    Layer.provideMerge(layerEmptyPg({ maxConnections: 16 }))
+    Layer.provideMerge(layerPgWith({ logPartitions }, { maxConnections: 16 }))
   )
 
 const partitionLog = (partitions: number) => SqlStore.partitionLog({ partitions })

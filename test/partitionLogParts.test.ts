@@ -8,12 +8,12 @@ import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
 import { EventFeed, SqlStore, StoreAdapter } from "effect-maestro"
 import { Account, Deposit, Limits } from "./account.js"
-import { layerEmptyPg, makeDatabase, uniqueName } from "./database.js"
+import { layerEmptyPg, layerPgWith, makeDatabase, uniqueName } from "./database.js"
 import { nodeAt } from "./projectionTables.js"
 import { eventually } from "./subscribers.js"
 
 const storeOf = (logPartitions: number) =>
-  SqlStore.layerWith({ logPartitions }).pipe(Layer.provideMerge(layerEmptyPg({ maxConnections: 4 })))
+  SqlStore.layerWith({ logPartitions }).pipe(Layer.provideMerge(layerPgWith({ logPartitions }, { maxConnections: 4 })))
 
 const partitionLog = (partitions: number) => SqlStore.partitionLog({ partitions })
 

@@ -5,7 +5,7 @@ import { join } from "node:path"
 import { afterAll, beforeAll } from "vitest"
 import { bundle } from "./bundle.js"
 
-/** Writes a program to one file before the first test, and returns how to get its path. It may import files in the folder `beside`. */
+/** Writes a program to one file before the first test, and returns how to get its path. It may import and read files in the folder `beside`. */
 export const useProgram = (program: string, beside?: string): (() => string) => {
   let folder = ""
   const file = (): string => join(folder, "program.mjs")
