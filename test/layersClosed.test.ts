@@ -13,7 +13,7 @@ import { macrotask } from "./nodes.js"
 
 const maxConnections = 6
 
-const count = 200
+const count = 500
 
 const clients = {
   Postgres: Layer.orDie(layerPg({ maxConnections })),

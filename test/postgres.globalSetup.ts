@@ -63,6 +63,9 @@ export default async function setup(project: TestProject): Promise<(() => Promis
   }
 }
 
+/** A run takes minutes, and `npm run test:long` takes hours. In milliseconds. */
+const longestRun = 24 * 60 * 60 * 1000
+
 /**
  * Lets the temporary files of the run, with those of its servers, be in memory, where the system has room. A new
  * database is 300 files, which take 9 ms of processor time there, and from 22 to 200 ms on a disk in use.
@@ -77,8 +80,10 @@ const keepFilesInMemory = async (): Promise<() => Promise<void>> => {
   if (process.env.TMPDIR !== undefined || !existsSync(memory) || !hasRoom()) return async () => {}
   for (const name of readdirSync(memory)) {
     const [, run] = /^effect-maestro-(\d+)-/.exec(name) ?? []
-    // Left by a run that was broken off.
-    if (run !== undefined && !existsSync(`/proc/${run}`)) await rm(join(memory, name), { recursive: true, force: true })
+    if (run === undefined || existsSync(`/proc/${run}`)) continue
+    // Left by a run that was broken off. A run of another container, which shares the memory, has a process that is not seen here.
+    const path = join(memory, name)
+    if (Date.now() - statSync(path).mtimeMs > longestRun) await rm(path, { recursive: true, force: true })
   }
   const folder = await mkdtemp(join(memory, `effect-maestro-${process.pid}-`))
   // A server may run as another user.
