@@ -18,7 +18,7 @@ import { type Projection, SqlStore, StoreAdapter, Timestamp } from "effect-maest
 import * as Broken from "./brokenStores.js"
 import { connect, makeDatabase } from "./faults/database.js"
 import { Deposit, Wallet } from "./faults/domain.js"
-import { type Fault, faults, mishaps, noFault, terminateConnections, underFault } from "./faults/faults.js"
+import { cutEverything, type Fault, faults, mishaps, noFault, underFault } from "./faults/faults.js"
 import { clean, type Verdict } from "./faults/history.js"
 import { makeProxy, type Proxy } from "./faults/proxy.js"
 import { makeServer, type Server } from "./faults/server.js"
@@ -57,7 +57,7 @@ layer(Ground.layer, { timeout: "60 seconds", excludeTestServices: true })("fault
   > = [
     [Broken.skipsTheConflictCheck, noFault, ["untrue"]],
     [Broken.commitsOneByOne, cutBefore ?? noFault, ["torn"]],
-    [Broken.projectsAfterTheCommit, terminateConnections, ["projectionsOff"]],
+    [Broken.projectsAfterTheCommit, cutEverything, ["projectionsOff"]],
     [Broken.trustsWhatItKept, noFault, ["untrue"]],
     [Broken.forgetsWhatItStored, swallowed ?? noFault, ["ghosts", "doubled"]],
     [forgetsTheIdsOfCommands, noFault, ["doubled"]],
@@ -73,7 +73,7 @@ layer(Ground.layer, { timeout: "60 seconds", excludeTestServices: true })("fault
         for (let attempt = 0; attempt < 120 && found === 0; attempt++) {
           // Outside of its transaction, a projection that commits may wait for the list that it belongs to.
           const lists = breaking !== Broken.projectsAfterTheCommit
-          const report = yield* underFault(server, proxy, fault, 4, breaking, lists)
+          const report = yield* underFault(server, proxy, fault, 6, breaking, lists)
           found += by.reduce((sum, column) => sum + report[column], 0)
         }
         expect(found).toBeGreaterThan(0)
