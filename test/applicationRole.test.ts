@@ -75,7 +75,7 @@ it.scopedLive(
         const [early, late] = yield* Effect.all([makeRole, makeRole])
         const giveRights = (role: string) => Effect.forEach(rightsOf(role), (statement) => sql.unsafe(statement))
         const works = (role: string) => Effect.scoped(Effect.provide(work, nodeAt(as(url, role), { migrate: false })))
-        yield* SqlStore.migrate()
+        yield* SqlStore.migrate({ logPartitions: 1 })
         yield* sql`grant select, insert, update on sums to public`
         expect(rightsOf(early).length).toBeGreaterThan(1)
         yield* giveRights(early)

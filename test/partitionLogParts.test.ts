@@ -284,7 +284,7 @@ for (const setting of ["standard_conforming_strings = off", "quote_all_identifie
       const sql = yield* SqlClient.SqlClient
       const schema = `back\\slash 'n' "quotes"`
       const [{ database } = { database: "" }] = yield* sql<{ database: string }>`select current_database() as database`
-      for (const name of ["maestro", schema]) yield* SqlStore.migrate({ schema: name })
+      for (const name of ["maestro", schema]) yield* SqlStore.migrate({ schema: name, logPartitions: 1 })
       yield* sql.unsafe(`alter database ${database} set ${setting}`)
       yield* sql`select pg_terminate_backend(pid) from pg_stat_activity where datname = ${database} and pid <> pg_backend_pid()`
       for (const name of ["maestro", schema]) {
@@ -337,7 +337,7 @@ it.scopedLive(
       const account = Account.layer.pipe(Layer.provide(Limits.layer))
       const trying = Effect.gen(function* () {
         const sql = yield* SqlClient.SqlClient
-        yield* SqlStore.migrate()
+        yield* SqlStore.migrate({ logPartitions: 1 })
         yield* fill
         yield* runAll([
           "create function slow(id text) returns text language plpgsql immutable as $$ begin perform pg_catalog.pg_advisory_xact_lock_shared(42); return id; end $$",

@@ -59,7 +59,7 @@ describe("The size of a log", () => {
   it.scopedLive("it is measured on the embedded store, and in a schema of any name", () =>
     Effect.gen(function* () {
       const schema = `an "odd".name`
-      yield* fill({ schema }, 10)
+      yield* fill({ schema, logPartitions: 1 }, 10)
       expect(yield* measure(schema)).toMatchObject({ events: 10, partitions: 1, bytes: yield* counted(schema) })
     }).pipe(Effect.provide(layerPglite))
   )
