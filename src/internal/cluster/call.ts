@@ -281,9 +281,14 @@ const isOfCluster = (reason: unknown): boolean =>
   Predicate.isTagged(reason, "RpcClientError") ||
   Socket.isSocketError(reason)
 
-/** A runner sends its `MalformedMessage` as an error of that name. */
+/**
+ * A runner sends its `MalformedMessage` as an error of that name. Where it could not encode its own answer, `@effect/cluster` encodes the
+ * error twice, so that it arrives as text.
+ */
 const isUnreadable = (defect: unknown): boolean =>
-  ParseResult.isParseError(defect) || (Predicate.isError(defect) && defect.name === "MalformedMessage")
+  ParseResult.isParseError(defect) ||
+  (Predicate.isError(defect) && defect.name === "MalformedMessage") ||
+  (Predicate.isString(defect) && defect.startsWith('{"name":"MalformedMessage"'))
 
 const unreadableFailure = (place: CallPlace, defect: unknown): StoreError | ValidationError => {
   const [first, ...rest] = defect instanceof ClusterError.MalformedMessage ? issuesOf(defect.cause) : []
