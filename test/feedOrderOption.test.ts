@@ -113,6 +113,82 @@ describe("feedOrder", () => {
   )
 })
 
+// --- tables of another log in a schema with functions ---
+
+/** The names of the functions of a schema. */
+const functionsIn = (schema: string) =>
+  Effect.flatMap(SqlClient.SqlClient, (sql) =>
+    Effect.map(
+      sql<{
+        name: string
+      }>`select proname as name from pg_proc where pronamespace = ${schema}::regnamespace order by 1`,
+      (rows) => rows.map(({ name }) => name)
+    )
+  )
+
+/** A store on the schema may commit, as a layer that may not migrate, and as a role that may not create anything. */
+const isMigrated = (schema: string) =>
+  Effect.gen(function* () {
+    const sql = yield* SqlClient.SqlClient
+    const [services, role] = [yield* build({ schema, migrate: false }), uniqueName("writer")]
+    yield* Effect.provide(commitOf(uniqueName("may not migrate"), 1, 2, "Happened"), services)
+    yield* sql`create role ${sql(role)}`
+    yield* sql`grant usage on schema ${sql(schema)} to ${sql(role)}`
+    yield* sql`grant select, insert, update, delete on all tables in schema ${sql(schema)} to ${sql(role)}`
+    const committing = Effect.gen(function* () {
+      yield* sql`set local role ${sql(role)}`
+      const ofRole = yield* build({ schema })
+      yield* Effect.provide(commitOf(uniqueName("may not create"), 1, 2, "Happened"), ofRole)
+    })
+    yield* sql.withTransaction(Effect.scoped(committing))
+    yield* sql`drop owned by ${sql(role)}`
+    yield* sql`drop role ${sql(role)}`
+  })
+
+describe("functions of a log with the other order", () => {
+  for (const [before, after] of [
+    ["counter", "transactionIds"],
+    ["transactionIds", "counter"]
+  ] as const) {
+    it.scopedLive(`are replaced where the tables were dropped and are made anew, with ${after} after ${before}`, () =>
+      Effect.gen(function* () {
+        const sql = yield* SqlClient.SqlClient
+        yield* SqlStore.migrate({ feedOrder: before })
+        const tables = yield* sql<{
+          name: string
+        }>`select tablename as name from pg_tables where schemaname = 'maestro'`
+        for (const { name } of tables) yield* sql`drop table maestro.${sql(name)} cascade`
+        yield* SqlStore.migrate({ feedOrder: after })
+        yield* isMigrated("maestro")
+        yield* SqlStore.migrate({ schema: "other", feedOrder: after })
+        expect(yield* functionsIn("maestro")).toEqual(yield* functionsIn("other"))
+      }).pipe(Effect.provide(layerEmptyPg()))
+    )
+
+    it.scopedLive(`are not used for a log with ${after} that was put in the place of one with ${before}`, () =>
+      Effect.gen(function* () {
+        const sql = yield* SqlClient.SqlClient
+        const schema = "moved"
+        yield* SqlStore.migrate({ schema, feedOrder: before })
+        const services = yield* build({ feedOrder: after })
+        yield* Effect.provide(commitOf("before", 1, 2, "Happened"), services)
+        for (const table of ["event_log", "subscriptions", "parked_events", "feed_counter"]) {
+          yield* sql`drop table if exists moved.${sql(table)}`
+          if (table !== "feed_counter" || after === "counter")
+            yield* sql`alter table maestro.${sql(table)} set schema moved`
+        }
+        expect(yield* Effect.flip(Effect.scoped(build({ schema, migrate: false })))).toMatchObject({
+          reason: "Misconfigured",
+          description: expect.stringContaining("belong to a log with another order")
+        })
+        yield* SqlStore.migrate({ schema })
+        yield* isMigrated(schema)
+        expect(yield* sql`select 1 from moved.event_log`).toHaveLength(6)
+      }).pipe(Effect.provide(layerEmptyPg()))
+    )
+  }
+})
+
 // --- a log without its counter ---
 
 /** The failures of all that looks at a log first: layers, migrations, the repair and the change of partitions. */

@@ -12,7 +12,7 @@ import { createTableRecords } from "../store/declaredTables.js"
 import type { FeedOrder, LogTable, Measuring } from "../store/pageBytes.js"
 import { checkCounter, createCounter, type FoundCounter } from "./feedCounter.js"
 import { checkFoundFeedOrder, keyTypeOf, orderColumns, orderOfKey, usualFeedOrder } from "./feedOrder.js"
-import { functionNames, functions } from "./functions.js"
+import { areFunctionsOf, functionNames, functions } from "./functions.js"
 import {
   checkFoundPartitions,
   createPartitions,
@@ -88,7 +88,7 @@ export const migrate = (
 /**
  * Returns what the store has to know of its database, for a store that does not migrate. It fails if the tables are those of an older
  * release, or have no counter where the log needs one. It also fails if functions are missing or belong to another schema, whose tables they
- * would read and write.
+ * would read and write, or to a log with the other order.
  */
 export const checkSchema = (
   sql: SqlClient.SqlClient,
@@ -105,7 +105,7 @@ export const checkSchema = (
     yield* checkFound(sql, name, schema, found, wanted)
     if (!found.hasFunctions)
       return yield* misconfigured(
-        `functions of the schema ${JSON.stringify(name)} are missing, or work on the tables of another schema, because it was renamed or copied`
+        `functions of the schema ${JSON.stringify(name)} are missing, belong to a log with another order, or work on the tables of another schema, because it was renamed or copied`
       )
     return log
   })
@@ -147,8 +147,8 @@ interface Inspected extends Measuring {
   /** How many migrations the schema has; 0 if there is no schema. */
   readonly migrations: number
   /**
-   * Whether all functions are there and work on the tables of this schema. Their search path is a text, which does not change when the schema
-   * is renamed or copied.
+   * Whether all functions of the order of the log are there and work on the tables of this schema. Their search path is a text, which does not
+   * change when the schema is renamed or copied.
    */
   readonly hasFunctions: boolean
   /** How many partitions the log has; 1 if it is an ordinary table, undefined if there is no log. */
@@ -192,7 +192,7 @@ const inspect = (sql: SqlClient.SqlClient, name: string, schema: Fragment): Effe
     return {
       tellsCompression: row?.tells_compression === true,
       migrations: Number(last?.id ?? 0),
-      hasFunctions: Number(row?.functions) === functionNames(feedOrder).length,
+      hasFunctions: areFunctionsOf(feedOrder, row?.functions ?? []),
       partitions: hasLog ? Number(row.partitions) : undefined,
       feedOrder: hasLog ? feedOrder : undefined,
       counter: yield* findCounter(sql, schema, feedOrder, row?.may_read_counter)
@@ -218,8 +218,8 @@ const selectCatalogue = (sql: SqlClient.SqlClient, name: string) =>
     select current_setting('server_version_num')::int >= 140000 as tells_compression,
       exists (select 1 from pg_class c where c.relnamespace = n.oid and c.relname = 'migrations') as has_migrations,
       (
-        select count(*)::int from pg_proc p
-        where p.pronamespace = n.oid and p.proname = any(${functionNames("transactionIds") as Array<string>}::text[])
+        select array_agg(p.proname::text) from pg_proc p
+        where p.pronamespace = n.oid and p.proname = any(${functionNames as Array<string>}::text[])
           and p.proconfig && ${searchPaths(sql)}
       ) as functions,
       (
@@ -239,7 +239,7 @@ const selectCatalogue = (sql: SqlClient.SqlClient, name: string) =>
 interface CatalogueRow {
   readonly tells_compression: boolean
   readonly has_migrations: boolean
-  readonly functions: number
+  readonly functions: ReadonlyArray<string> | null
   readonly partitions: number | null
   readonly key_type: string | null
   /** Null if there is no such table. */
