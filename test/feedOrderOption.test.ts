@@ -251,6 +251,31 @@ describe("a log that was copied or restored", () => {
       }).pipe(Effect.provide(layerEmptyPg()))
   )
 
+  for (const [what, feedOrder, change, found] of [
+    ["integer", "counter", "alter column feed_key type integer", "has the type integer"],
+    ["numeric", "counter", "alter column feed_key type numeric", "has the type numeric"],
+    ["a domain", "counter", "alter column feed_key type whole", "has the type whole"],
+    ["text", "transactionIds", "alter column feed_key type text using '5'", "has the type text"],
+    ["missing", "counter", "drop column feed_key", "has no column feed_key"],
+    ["missing", "transactionIds", "drop column feed_key", "has no column feed_key"]
+  ] as const) {
+    it.scopedLive(`whose feed key is ${what} is refused by that, and not taken for another order (${feedOrder})`, () =>
+      Effect.gen(function* () {
+        const sql = yield* SqlClient.SqlClient
+        yield* SqlStore.migrate({ feedOrder })
+        yield* sql`create domain whole as bigint`
+        yield* sql.unsafe(`alter table maestro.event_log alter column feed_key drop default`)
+        yield* sql.unsafe(`alter table maestro.event_log ${change}`)
+        for (const failure of yield* refusals) {
+          expect(failure).toMatchObject({ _tag: "StoreError", reason: "Misconfigured" })
+          expect(failure.description).toContain(`the event log of the schema "maestro"`)
+          expect(failure.description).toContain(found)
+          expect(failure.description).not.toContain("drop feed_counter")
+        }
+      }).pipe(Effect.provide(layerEmptyPg()))
+    )
+  }
+
   it.scopedLive("needs no right to read its counter to be looked at", () =>
     Effect.gen(function* () {
       const sql = yield* SqlClient.SqlClient

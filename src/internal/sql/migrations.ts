@@ -11,7 +11,7 @@ import { fromSqlError } from "../runtime/sqlError.js"
 import { createTableRecords } from "../store/declaredTables.js"
 import type { FeedOrder, LogTable, Measuring } from "../store/pageBytes.js"
 import { checkCounter, createCounter, type FoundCounter } from "./feedCounter.js"
-import { checkFoundFeedOrder, keyTypeOf, orderColumns, orderOfKey, usualFeedOrder } from "./feedOrder.js"
+import { checkFoundFeedOrder, checkKeyType, keyTypeOf, orderColumns, orderOfKey, usualFeedOrder } from "./feedOrder.js"
 import { areFunctionsOf, functionNames, functions } from "./functions.js"
 import {
   checkFoundPartitions,
@@ -42,7 +42,7 @@ export interface FoundLog extends FoundDatabase {
  * Brings the schema up to date, and returns what the store has to know of its database. Any number of nodes may do so concurrently: one of
  * them works, and the others wait for its lock and find the work done. A node that finds the schema up to date needs no right to change it.
  *
- * A new log is made as the options ask for. It fails if a log that is there is another one, or lacks the counter of its order.
+ * A new log is made as the options ask for. It fails if a log that is there is another one, has no order, or lacks the counter of its order.
  */
 export const migrate = (
   sql: SqlClient.SqlClient,
@@ -110,7 +110,7 @@ export const checkSchema = (
     return log
   })
 
-/** The order of the feed of a log that is there, or of one to come. It fails if a log lacks the counter of its order. */
+/** The order of the feed of a log that is there, or of one to come. It fails if a log has none, or lacks its counter. */
 export const feedOrderOf = (
   sql: SqlClient.SqlClient,
   name: string,
@@ -153,21 +153,24 @@ interface Inspected extends Measuring {
   readonly hasFunctions: boolean
   /** How many partitions the log has; 1 if it is an ordinary table, undefined if there is no log. */
   readonly partitions: number | undefined
-  /** What its order is made of; undefined if there is no log. */
+  /** The type of its column `feed_key`; undefined if there is no such column. */
+  readonly keyType: string | undefined
+  /** The order that has this type; undefined if none has. */
   readonly feedOrder: FeedOrder | undefined
   readonly counter: FoundCounter
 }
 
-/** Fails if a log that is there is not as the options ask for, or if tables of its order are missing. */
+/** Fails if a log that is there has no order, or is not as the options ask for, or if tables of its order are missing. */
 const checkFound = (
   sql: SqlClient.SqlClient,
   name: string,
   schema: Fragment,
-  { counter, feedOrder, partitions }: Inspected,
+  { counter, keyType, partitions }: Inspected,
   wanted: LogOptions
 ): Effect.Effect<void, StoreError> =>
   Effect.gen(function* () {
-    if (partitions === undefined || feedOrder === undefined) return
+    if (partitions === undefined) return
+    const feedOrder = yield* checkKeyType(name, keyType)
     yield* checkCounter({ schema, sql, feedOrder }, name, counter)
     yield* checkFoundPartitions(name, partitions, wanted.partitions)
     yield* checkFoundFeedOrder(name, feedOrder, wanted.feedOrder)
@@ -187,14 +190,15 @@ const inspect = (sql: SqlClient.SqlClient, name: string, schema: Fragment): Effe
     const [last] = row?.has_migrations
       ? yield* ask(sql, sql<{ id: number }>`select coalesce(max(id), 0)::int as id from ${schema}.migrations`)
       : []
-    const feedOrder = orderOfKey(row?.key_type)
-    const hasLog = row?.partitions != null
+    const keyType = row?.key_type ?? undefined
+    const feedOrder = orderOfKey(keyType)
     return {
       tellsCompression: row?.tells_compression === true,
       migrations: Number(last?.id ?? 0),
-      hasFunctions: areFunctionsOf(feedOrder, row?.functions ?? []),
-      partitions: hasLog ? Number(row.partitions) : undefined,
-      feedOrder: hasLog ? feedOrder : undefined,
+      hasFunctions: areFunctionsOf(feedOrder ?? usualFeedOrder, row?.functions ?? []),
+      partitions: row?.partitions == null ? undefined : Number(row.partitions),
+      keyType,
+      feedOrder,
       counter: yield* findCounter(sql, schema, feedOrder, row?.may_read_counter)
     }
   })
@@ -203,7 +207,7 @@ const inspect = (sql: SqlClient.SqlClient, name: string, schema: Fragment): Effe
 const findCounter = (
   sql: SqlClient.SqlClient,
   schema: Fragment,
-  feedOrder: FeedOrder,
+  feedOrder: FeedOrder | undefined,
   mayRead: boolean | null | undefined
 ): Effect.Effect<FoundCounter, StoreError> => {
   if (mayRead == null) return Effect.succeed("no table")
