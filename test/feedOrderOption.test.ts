@@ -126,24 +126,33 @@ const functionsIn = (schema: string) =>
     )
   )
 
+/** Runs the effect in a transaction, as a role that may read and write all tables of the schema, and create nothing. */
+const asWriter = <A, E, R>(schema: string, effect: Effect.Effect<A, E, R>) =>
+  Effect.flatMap(SqlClient.SqlClient, (sql) =>
+    Effect.acquireUseRelease(
+      Effect.gen(function* () {
+        const role = uniqueName("writer")
+        yield* sql`create role ${sql(role)}`
+        yield* sql`grant usage on schema ${sql(schema)} to ${sql(role)}`
+        yield* sql`grant select, insert, update, delete on all tables in schema ${sql(schema)} to ${sql(role)}`
+        return role
+      }),
+      (role) => sql.withTransaction(Effect.zipRight(sql`set local role ${sql(role)}`, effect)),
+      (role) => Effect.orDie(Effect.zipRight(sql`drop owned by ${sql(role)}`, sql`drop role ${sql(role)}`))
+    )
+  )
+
+/** Builds a layer, and commits by its store. */
+const commitBy = (options: SqlStore.Options) =>
+  Effect.scoped(
+    Effect.flatMap(build(options), (services) =>
+      Effect.provide(commitOf(uniqueName("written"), 1, 2, "Happened"), services)
+    )
+  )
+
 /** A store on the schema may commit, as a layer that may not migrate, and as a role that may not create anything. */
 const isMigrated = (schema: string) =>
-  Effect.gen(function* () {
-    const sql = yield* SqlClient.SqlClient
-    const [services, role] = [yield* build({ schema, migrate: false }), uniqueName("writer")]
-    yield* Effect.provide(commitOf(uniqueName("may not migrate"), 1, 2, "Happened"), services)
-    yield* sql`create role ${sql(role)}`
-    yield* sql`grant usage on schema ${sql(schema)} to ${sql(role)}`
-    yield* sql`grant select, insert, update, delete on all tables in schema ${sql(schema)} to ${sql(role)}`
-    const committing = Effect.gen(function* () {
-      yield* sql`set local role ${sql(role)}`
-      const ofRole = yield* build({ schema })
-      yield* Effect.provide(commitOf(uniqueName("may not create"), 1, 2, "Happened"), ofRole)
-    })
-    yield* sql.withTransaction(Effect.scoped(committing))
-    yield* sql`drop owned by ${sql(role)}`
-    yield* sql`drop role ${sql(role)}`
-  })
+  Effect.zipRight(commitBy({ schema, migrate: false }), asWriter(schema, commitBy({ schema })))
 
 describe("functions of a log with the other order", () => {
   for (const [before, after] of [
@@ -287,6 +296,34 @@ describe("a log that was copied or restored", () => {
       yield* sql.withTransaction(
         Effect.zipRight(sql`set local role ${sql(role)}`, Effect.scoped(build({ migrate: false })))
       )
+    }).pipe(Effect.provide(layerEmptyPg()))
+  )
+})
+
+describe("row security on the counter", () => {
+  it.scopedLive("that hides the row from a role is named, instead of a row that is missing", () =>
+    Effect.gen(function* () {
+      const sql = yield* SqlClient.SqlClient
+      yield* commitBy({ feedOrder: "counter" })
+      yield* sql`alter table maestro.feed_counter enable row level security`
+      const byRole = (migrate: boolean) => Effect.either(asWriter("maestro", commitBy({ migrate })))
+      const isRefused = (result: Effect.Effect.Success<ReturnType<typeof byRole>>) => {
+        expect(result).toMatchObject({ left: { _tag: "StoreError", reason: "Misconfigured" } })
+        expect(String(result._tag === "Left" && result.left)).toContain("row security hides the row of")
+      }
+      for (const migrate of [true, false]) isRefused(yield* byRole(migrate))
+      yield* sql`create policy reading on maestro.feed_counter for select using (true)`
+      // The layer can be built, and the commit can't raise the counter.
+      yield* asWriter("maestro", Effect.scoped(build({ migrate: false })))
+      isRefused(yield* byRole(false))
+      yield* sql`create policy raising on maestro.feed_counter for update using (true)`
+      expect(yield* byRole(false)).toMatchObject({ _tag: "Right" })
+      // The owner sees all rows, so a row that it does not see is missing.
+      yield* commitBy({})
+      yield* sql`delete from maestro.feed_counter`
+      expect(yield* Effect.flip(commitBy({}))).toMatchObject({
+        description: expect.stringContaining("the row of its table feed_counter is missing")
+      })
     }).pipe(Effect.provide(layerEmptyPg()))
   )
 })

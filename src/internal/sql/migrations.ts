@@ -10,7 +10,7 @@ import { StoreError } from "../../StoreError.js"
 import { fromSqlError } from "../runtime/sqlError.js"
 import { createTableRecords } from "../store/declaredTables.js"
 import type { FeedOrder, LogTable, Measuring } from "../store/pageBytes.js"
-import { checkCounter, createCounter, type FoundCounter } from "./feedCounter.js"
+import { checkCounter, createCounter, type FoundCounter, findRow } from "./feedCounter.js"
 import { checkFoundFeedOrder, checkKeyType, keyTypeOf, orderColumns, orderOfKey, usualFeedOrder } from "./feedOrder.js"
 import { areFunctionsOf, functionNames, functions } from "./functions.js"
 import {
@@ -212,9 +212,7 @@ const findCounter = (
 ): Effect.Effect<FoundCounter, StoreError> => {
   if (mayRead == null) return Effect.succeed("no table")
   if (!mayRead || feedOrder !== "counter") return Effect.succeed("complete")
-  return Effect.map(ask(sql, sql`select 1 from ${schema}.feed_counter where id = 1`), ({ length }) =>
-    length === 1 ? "complete" : "no row"
-  )
+  return findRow({ schema, sql }, (statement) => ask(sql, statement))
 }
 
 const selectCatalogue = (sql: SqlClient.SqlClient, name: string) =>
