@@ -55,6 +55,37 @@ const Zero: Schema.Schema<number> = Schema.transformOrFail(Schema.Number, Schema
 const Unwritable = Aggregate.make("Unwritable", { ...definition, state: Zero })
 const Unwritables = ClusterAggregate.make(Unwritable)
 
+/** A number whose schema throws where `encode` or `decode` meets a certain one, as a schema may by mistake. */
+const Throwing = (on: { readonly encode: number; readonly decode: number }): Schema.Schema<number> => {
+  const checked = (direction: keyof typeof on) => (n: number) => {
+    if (n === on[direction]) throw new TypeError(`can't ${direction} ${n}`)
+    return n
+  }
+  return Schema.transform(Schema.Number, Schema.Number, {
+    strict: true,
+    decode: checked("decode"),
+    encode: checked("encode")
+  })
+}
+
+class Rejected extends Schema.TaggedError<Rejected>()("Rejected", { by: Throwing({ encode: 5, decode: 6 }) }) {}
+class AddThrowing extends Schema.TaggedClass<AddThrowing>()("AddThrowing", {
+  by: Throwing({ encode: 7, decode: 8 })
+}) {}
+
+const Thrower = Aggregate.make("Thrower", {
+  initialState: 0,
+  state: Throwing({ encode: 3, decode: 4 }),
+  events: Added,
+  commands: AddThrowing,
+  refusals: { AddThrowing: [Rejected] },
+  decide: {
+    AddThrowing: ({ by }) => (by === 5 || by === 6 ? new Rejected({ by }) : Effect.succeed([new Added({ by })]))
+  },
+  evolve: { Added: (sum, { by }) => sum + by }
+})
+const Throwers = ClusterAggregate.make(Thrower)
+
 for (const serialization of ["msgpack", "ndjson"] as const) {
   it.scopedLive(`with ${serialization} neither the state nor the events are encoded for the answer`, () =>
     Effect.gen(function* () {
@@ -88,6 +119,37 @@ for (const serialization of ["msgpack", "ndjson"] as const) {
         }
         expect(yield* Unwritable.evaluate("a", new Add({ by: 1 }), short)).toMatchObject({ sequence: 3 })
       }).pipe(Effect.provide(clients))
+    })
+  )
+}
+
+for (const serialization of ["msgpack", "ndjson"] as const) {
+  it.scopedLive(`with ${serialization} a schema that throws is a typed failure before the timeout of the call`, () =>
+    Effect.gen(function* () {
+      const cluster = yield* makeCluster(serialization)
+      yield* cluster.startRunner(
+        Throwers.layerRunner.pipe(Layer.provide(Thrower.layer), Layer.provide(MemoryStore.layer))
+      )
+      const failureOf = (by: number) => Effect.flip(Thrower.evaluate(`of ${by}`, new AddThrowing({ by })))
+      yield* Effect.gen(function* () {
+        expect(yield* Thrower.evaluate("a", new AddThrowing({ by: 1 }))).toMatchObject({ state: 1 })
+        // A state, a refusal and a command, each by the encoding side and the decoding side.
+        for (const by of [3, 4, 5, 6, 8]) {
+          const failure = yield* failureOf(by)
+          expect(failure).toMatchObject({ _tag: "StoreError", reason: "ClusterUnavailable" })
+          expect(failure.message).toContain("could not be encoded or decoded")
+        }
+        expect(yield* failureOf(7)).toMatchObject({
+          _tag: "ValidationError",
+          issues: [{ message: "the schema throws: can't encode 7" }]
+        })
+        for (const id of ["of 3", "of 4"]) {
+          for (const failure of [yield* Effect.flip(Thrower.get(id)), yield* Effect.flip(Thrower.root(id))]) {
+            expect(failure.message).toContain("could not be encoded or decoded")
+          }
+        }
+        expect(yield* Thrower.get("a")).toBe(1)
+      }).pipe(Effect.provide(Throwers.layerClient.pipe(Layer.provide(cluster.layerClient))))
     })
   )
 }

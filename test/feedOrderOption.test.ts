@@ -113,6 +113,91 @@ describe("feedOrder", () => {
   )
 })
 
+// --- tables of another log in a schema with functions ---
+
+/** The names of the functions of a schema. */
+const functionsIn = (schema: string) =>
+  Effect.flatMap(SqlClient.SqlClient, (sql) =>
+    Effect.map(
+      sql<{
+        name: string
+      }>`select proname as name from pg_proc where pronamespace = ${schema}::regnamespace order by 1`,
+      (rows) => rows.map(({ name }) => name)
+    )
+  )
+
+/** Runs the effect in a transaction, as a role that may read and write all tables of the schema, and create nothing. */
+const asWriter = <A, E, R>(schema: string, effect: Effect.Effect<A, E, R>) =>
+  Effect.flatMap(SqlClient.SqlClient, (sql) =>
+    Effect.acquireUseRelease(
+      Effect.gen(function* () {
+        const role = uniqueName("writer")
+        yield* sql`create role ${sql(role)}`
+        yield* sql`grant usage on schema ${sql(schema)} to ${sql(role)}`
+        yield* sql`grant select, insert, update, delete on all tables in schema ${sql(schema)} to ${sql(role)}`
+        return role
+      }),
+      (role) => sql.withTransaction(Effect.zipRight(sql`set local role ${sql(role)}`, effect)),
+      (role) => Effect.orDie(Effect.zipRight(sql`drop owned by ${sql(role)}`, sql`drop role ${sql(role)}`))
+    )
+  )
+
+/** Builds a layer, and commits by its store. */
+const commitBy = (options: SqlStore.Options) =>
+  Effect.scoped(
+    Effect.flatMap(build(options), (services) =>
+      Effect.provide(commitOf(uniqueName("written"), 1, 2, "Happened"), services)
+    )
+  )
+
+/** A store on the schema may commit, as a layer that may not migrate, and as a role that may not create anything. */
+const isMigrated = (schema: string) =>
+  Effect.zipRight(commitBy({ schema, migrate: false }), asWriter(schema, commitBy({ schema })))
+
+describe("functions of a log with the other order", () => {
+  for (const [before, after] of [
+    ["counter", "transactionIds"],
+    ["transactionIds", "counter"]
+  ] as const) {
+    it.scopedLive(`are replaced where the tables were dropped and are made anew, with ${after} after ${before}`, () =>
+      Effect.gen(function* () {
+        const sql = yield* SqlClient.SqlClient
+        yield* SqlStore.migrate({ feedOrder: before })
+        const tables = yield* sql<{
+          name: string
+        }>`select tablename as name from pg_tables where schemaname = 'maestro'`
+        for (const { name } of tables) yield* sql`drop table maestro.${sql(name)} cascade`
+        yield* SqlStore.migrate({ feedOrder: after })
+        yield* isMigrated("maestro")
+        yield* SqlStore.migrate({ schema: "other", feedOrder: after })
+        expect(yield* functionsIn("maestro")).toEqual(yield* functionsIn("other"))
+      }).pipe(Effect.provide(layerEmptyPg()))
+    )
+
+    it.scopedLive(`are not used for a log with ${after} that was put in the place of one with ${before}`, () =>
+      Effect.gen(function* () {
+        const sql = yield* SqlClient.SqlClient
+        const schema = "moved"
+        yield* SqlStore.migrate({ schema, feedOrder: before })
+        const services = yield* build({ feedOrder: after })
+        yield* Effect.provide(commitOf("before", 1, 2, "Happened"), services)
+        for (const table of ["event_log", "subscriptions", "parked_events", "feed_counter"]) {
+          yield* sql`drop table if exists moved.${sql(table)}`
+          if (table !== "feed_counter" || after === "counter")
+            yield* sql`alter table maestro.${sql(table)} set schema moved`
+        }
+        expect(yield* Effect.flip(Effect.scoped(build({ schema, migrate: false })))).toMatchObject({
+          reason: "Misconfigured",
+          description: expect.stringContaining("belong to a log with another order")
+        })
+        yield* SqlStore.migrate({ schema })
+        yield* isMigrated(schema)
+        expect(yield* sql`select 1 from moved.event_log`).toHaveLength(6)
+      }).pipe(Effect.provide(layerEmptyPg()))
+    )
+  }
+})
+
 // --- a log without its counter ---
 
 /** The failures of all that looks at a log first: layers, migrations, the repair and the change of partitions. */
@@ -175,6 +260,31 @@ describe("a log that was copied or restored", () => {
       }).pipe(Effect.provide(layerEmptyPg()))
   )
 
+  for (const [what, feedOrder, change, found] of [
+    ["integer", "counter", "alter column feed_key type integer", "has the type integer"],
+    ["numeric", "counter", "alter column feed_key type numeric", "has the type numeric"],
+    ["a domain", "counter", "alter column feed_key type whole", "has the type whole"],
+    ["text", "transactionIds", "alter column feed_key type text using '5'", "has the type text"],
+    ["missing", "counter", "drop column feed_key", "has no column feed_key"],
+    ["missing", "transactionIds", "drop column feed_key", "has no column feed_key"]
+  ] as const) {
+    it.scopedLive(`whose feed key is ${what} is refused by that, and not taken for another order (${feedOrder})`, () =>
+      Effect.gen(function* () {
+        const sql = yield* SqlClient.SqlClient
+        yield* SqlStore.migrate({ feedOrder })
+        yield* sql`create domain whole as bigint`
+        yield* sql.unsafe(`alter table maestro.event_log alter column feed_key drop default`)
+        yield* sql.unsafe(`alter table maestro.event_log ${change}`)
+        for (const failure of yield* refusals) {
+          expect(failure).toMatchObject({ _tag: "StoreError", reason: "Misconfigured" })
+          expect(failure.description).toContain(`the event log of the schema "maestro"`)
+          expect(failure.description).toContain(found)
+          expect(failure.description).not.toContain("drop feed_counter")
+        }
+      }).pipe(Effect.provide(layerEmptyPg()))
+    )
+  }
+
   it.scopedLive("needs no right to read its counter to be looked at", () =>
     Effect.gen(function* () {
       const sql = yield* SqlClient.SqlClient
@@ -186,6 +296,34 @@ describe("a log that was copied or restored", () => {
       yield* sql.withTransaction(
         Effect.zipRight(sql`set local role ${sql(role)}`, Effect.scoped(build({ migrate: false })))
       )
+    }).pipe(Effect.provide(layerEmptyPg()))
+  )
+})
+
+describe("row security on the counter", () => {
+  it.scopedLive("that hides the row from a role is named, instead of a row that is missing", () =>
+    Effect.gen(function* () {
+      const sql = yield* SqlClient.SqlClient
+      yield* commitBy({ feedOrder: "counter" })
+      yield* sql`alter table maestro.feed_counter enable row level security`
+      const byRole = (migrate: boolean) => Effect.either(asWriter("maestro", commitBy({ migrate })))
+      const isRefused = (result: Effect.Effect.Success<ReturnType<typeof byRole>>) => {
+        expect(result).toMatchObject({ left: { _tag: "StoreError", reason: "Misconfigured" } })
+        expect(String(result._tag === "Left" && result.left)).toContain("row security hides the row of")
+      }
+      for (const migrate of [true, false]) isRefused(yield* byRole(migrate))
+      yield* sql`create policy reading on maestro.feed_counter for select using (true)`
+      // The layer can be built, and the commit can't raise the counter.
+      yield* asWriter("maestro", Effect.scoped(build({ migrate: false })))
+      isRefused(yield* byRole(false))
+      yield* sql`create policy raising on maestro.feed_counter for update using (true)`
+      expect(yield* byRole(false)).toMatchObject({ _tag: "Right" })
+      // The owner sees all rows, so a row that it does not see is missing.
+      yield* commitBy({})
+      yield* sql`delete from maestro.feed_counter`
+      expect(yield* Effect.flip(commitBy({}))).toMatchObject({
+        description: expect.stringContaining("the row of its table feed_counter is missing")
+      })
     }).pipe(Effect.provide(layerEmptyPg()))
   )
 })

@@ -5,10 +5,13 @@
  * Messages and results take the fast path of `codec/fastSchema.ts`.
  */
 import { SqlError } from "@effect/sql/SqlError"
+import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
+import * as Inspectable from "effect/Inspectable"
 import * as ParseResult from "effect/ParseResult"
 import * as Predicate from "effect/Predicate"
 import * as Schema from "effect/Schema"
+import type * as AST from "effect/SchemaAST"
 import type { AsOf, Root } from "../../Aggregate.js"
 import { StreamPosition } from "../../EventFeed.js"
 import { CommandIdReused, RetryCommand, StoreError, UnexpectedSequence, ValidationError } from "../../StoreError.js"
@@ -84,7 +87,7 @@ export const readFailure = Schema.Union(ValidationError, StoreError)
 
 /** The failures of a command: its refusals, those of projections, and those of the library. */
 export const commandFailure = (refusals: ReadonlyArray<Wire<unknown>>): Wire<unknown> =>
-  plain(
+  unthrowing(
     Schema.Union(
       ...refusals,
       RetryCommand,
@@ -104,9 +107,6 @@ const acknowledgedFields = {
   duplicate: Schema.Boolean,
   correlationId: Schema.optional(Schema.String)
 }
-
-/** The schema without the constructor that a struct has. */
-const plain = <A, I>(schema: Schema.Schema<A, I>): Wire<A> => Schema.make(schema.ast)
 
 /** The two functions of a schema by the fast path. */
 const coderOf = <A, I>(schema: Schema.Schema<A, I>): Coder<A> => ({
@@ -140,17 +140,55 @@ interface Coder<A> {
   readonly encode: (a: A) => Either.Either<unknown, ParseResult.ParseError>
 }
 
-/** A schema of two functions. Its decoded side takes any value, because they have checked it. */
+/**
+ * A schema of two functions. Its decoded side takes any value, because they have checked it. A function that throws is an issue like others,
+ * because a runner that dies while it encodes an answer sends none.
+ */
 const coded = <A>({ decode, encode }: Coder<A>): Wire<A> =>
   Schema.transformOrFail(
     Schema.Unknown,
     Schema.declare((_): _ is A => true),
     {
       strict: true,
-      decode: (u) => Either.mapLeft(decode(u), ({ issue }) => issue),
-      encode: (a) => Either.mapLeft(encode(a), ({ issue }) => issue)
+      decode: (u, _, ast) => issueOrValue(ast, u, decode),
+      encode: (a, _, ast) => issueOrValue(ast, a, encode)
     }
   )
+
+const issueOrValue = <A, B>(
+  ast: AST.AST,
+  value: A,
+  parse: (value: A) => Either.Either<B, ParseResult.ParseError>
+): Either.Either<B, ParseResult.ParseIssue> =>
+  Either.try({ try: () => parse(value), catch: (thrown) => issueOf(ast, value, thrown) }).pipe(
+    Either.flatMap(Either.mapLeft(({ issue }) => issue))
+  )
+
+const issueOf = (ast: AST.AST, value: unknown, thrown: unknown): ParseResult.ParseIssue =>
+  new ParseResult.Type(
+    ast,
+    value,
+    `the schema throws: ${Predicate.isError(thrown) ? thrown.message : Inspectable.toStringUnknown(thrown)}`
+  )
+
+/** The schema without the fast path and without a constructor, where what throws is an issue, too. It may have effects. */
+const unthrowing = <A, I>(schema: Schema.Schema<A, I>): Wire<A> => {
+  const [decode, encode] = [ParseResult.decodeUnknown(schema), ParseResult.encodeUnknown(schema)]
+  const caught = <B>(ast: AST.AST, value: unknown, parse: (u: unknown) => Effect.Effect<B, ParseResult.ParseIssue>) =>
+    Effect.catchAllDefect(
+      Effect.suspend(() => parse(value)),
+      (thrown) => Effect.fail(issueOf(ast, value, thrown))
+    )
+  return Schema.transformOrFail(
+    Schema.Unknown,
+    Schema.declare((_): _ is A => true),
+    {
+      strict: true,
+      decode: (u, _, ast) => caught(ast, u, decode),
+      encode: (a, _, ast) => caught(ast, a, encode)
+    }
+  )
+}
 
 /** An object as text, so that a serialization of messages can't lose a part of it. */
 const jsonObject: Schema.Schema<Readonly<Record<string, unknown>>, string> = Schema.transformOrFail(

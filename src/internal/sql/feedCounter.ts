@@ -19,6 +19,7 @@
  * It needs a row that all appends wait for, so it is no order for a server whose transaction ids can be read.
  */
 import type * as SqlClient from "@effect/sql/SqlClient"
+import type { SqlError } from "@effect/sql/SqlError"
 import type { Fragment, Statement } from "@effect/sql/Statement"
 import * as Effect from "effect/Effect"
 import type { Position } from "../../EventFeed.js"
@@ -34,6 +35,7 @@ import {
   raiseRefusal,
   skipStored
 } from "./commitFragments.js"
+import { relation } from "./logPartitions.js"
 import { placeOf } from "./position.js"
 
 /** An event after the position. The key is compared for equality, so that the planner estimates rows by the position. */
@@ -55,8 +57,22 @@ export const createCounter = (sql: SqlClient.SqlClient, schema: Fragment): Reado
   sql`insert into ${schema}.feed_counter values (1, 0)`
 ]
 
-/** What a schema has of the counter. */
-export type FoundCounter = "complete" | "no table" | "no row"
+/** Looks for the row of the counter. A table with row security may have it and not show it to this role. */
+export const findRow = (
+  { schema, sql }: Pick<LogTable, "schema" | "sql">,
+  ask: <A>(statement: Effect.Effect<A, SqlError>) => Effect.Effect<A, StoreError>
+): Effect.Effect<FoundCounter, StoreError> =>
+  Effect.gen(function* () {
+    const rows = yield* ask(sql`select 1 from ${schema}.feed_counter where id = 1`)
+    if (rows.length === 1) return "complete"
+    const [found] = yield* ask(
+      sql<{ hides: boolean }>`select row_security_active(${relation(sql, schema, "feed_counter")}::oid) as hides`
+    )
+    return found?.hides === true ? "hidden row" : "no row"
+  })
+
+/** What a schema has of the counter, as this role sees it. */
+export type FoundCounter = "complete" | "no table" | "no row" | "hidden row"
 
 /**
  * Fails if a log with a counter lacks the counter, as where the log was copied or restored by itself. Fails also if another log has one, because
@@ -75,6 +91,10 @@ export const checkCounter = (
           `${log}, and beside it is the table feed_counter of a log with the order "counter", so the tables may be of two logs: copy or restore all tables of one of them, or drop feed_counter if nothing else is of the other one`
         )
   if (counter === "complete") return Effect.void
+  if (counter === "hidden row")
+    return misconfigured(
+      `${log}, and row security hides the row of its table feed_counter from this role: give the role policies to read and to update it, or disable row security on the table`
+    )
   const [table, row] = createCounter(sql, schema).map((statement) => statement.compile()[0])
   const [missing, remedy] =
     counter === "no row" ? ["the row of its table feed_counter", row] : ["its table feed_counter", `${table}; ${row}`]
@@ -109,6 +129,10 @@ export const commitByCounter = ({ schema, sql }: LogTable, writing: Fragment): S
     update feed_counter set last = last + cardinality(p_sequences)
     where id = 1 returning last - cardinality(p_sequences) into before;
     if before is null then
+      if row_security_active('feed_counter'::regclass::oid) then
+        raise exception 'row security hides the row of feed_counter from the role %: give it policies to read and to update the row', current_user
+          using errcode = 'insufficient_privilege';
+      end if;
       raise exception 'the row of feed_counter is missing, so the log was restored without it: restore it too, or insert (1, 0) and run SqlStore.repairAfterRestore'
         using errcode = 'undefined_object';
     end if;

@@ -20,9 +20,21 @@ export const usualFeedOrder: FeedOrder = "transactionIds"
 export const keyTypeOf = ({ feedOrder, sql }: Pick<LogTable, "feedOrder" | "sql">): Fragment =>
   feedOrder === "counter" ? sql.literal("bigint") : sql.literal("xid8")
 
-/** The order of a log whose column `feed_key` has that type, by its name in the catalogue. */
-export const orderOfKey = (type: string | null | undefined): FeedOrder =>
-  type === "bigint" ? "counter" : "transactionIds"
+/** The order of a log whose column `feed_key` has that type, by its name in the catalogue. Undefined if no order has that type. */
+export const orderOfKey = (type: string | undefined): FeedOrder | undefined =>
+  type === "bigint" ? "counter" : type === "xid8" ? "transactionIds" : undefined
+
+/** Returns the order of a log that is there. Fails if the column `feed_key` is missing, or has a type of no order, as in a copy by another tool. */
+export const checkKeyType = (name: string, type: string | undefined): Effect.Effect<FeedOrder, StoreError> => {
+  const feedOrder = orderOfKey(type)
+  if (feedOrder !== undefined) return Effect.succeed(feedOrder)
+  const log = `the event log of the schema ${JSON.stringify(name)}`
+  return misconfigured(
+    type === undefined
+      ? `${log} has no column feed_key, whose type says its order: copy or restore the log with all of its columns`
+      : `the column feed_key of ${log} has the type ${type}, and it has xid8 in a log with the order "transactionIds" and bigint in one with the order "counter": copy or restore the log with the types of its columns`
+  )
+}
 
 /** The columns `position` and `feed_key` of a new log. */
 export const orderColumns = (sql: SqlClient.SqlClient, feedOrder: FeedOrder, partitions: number): Fragment =>

@@ -22,11 +22,17 @@ import {
 import { commitByCounter } from "./feedCounter.js"
 import { hasEvent, readPage, readStream } from "./readFunctions.js"
 
-/** The statements that create all functions. */
+/** The functions that logs of both orders have. */
+const ofEachOrder = ["has_event", "commit_events", "check_snapshot", "read_stream", "read_page"]
+
+/** The functions that a log with a counter does not have. */
+const ofTransactionIds = ["commit_in_transaction", "place_in_feed"]
+
+/** The statements that create all functions, and drop those of the other order. */
 export const functions = (log: LogTable): ReadonlyArray<Statement<unknown>> => [
   hasEvent(log),
   ...(log.feedOrder === "counter"
-    ? [commitByCounter(log, writing(log.sql, log.schema))]
+    ? [...dropOfTransactionIds(log), commitByCounter(log, writing(log.sql, log.schema))]
     : [commitInTransaction(log), commitEvents(log), placeInFeed(log)]),
   checkConstraints(log),
   checkSnapshot(log),
@@ -34,20 +40,24 @@ export const functions = (log: LogTable): ReadonlyArray<Statement<unknown>> => [
   readPage(log)
 ]
 
+/** The functions that work on the tables of their schema, and so have to have it as their search path. */
+export const functionNames: ReadonlyArray<string> = [...ofEachOrder, ...ofTransactionIds]
+
 /**
- * The functions that work on the tables of their schema, and so have to have it as their search path. A log with a counter has a part of those
- * of the other order.
+ * Whether these are the functions of a log with that order. With a counter, a function of the other order means that `commit_events` may be the
+ * one of that order, too, because both have the same name and parameters.
  */
-export const functionNames = (feedOrder: FeedOrder): ReadonlyArray<string> => [
-  "has_event",
-  "commit_events",
-  ...(feedOrder === "counter" ? [] : ["commit_in_transaction", "place_in_feed"]),
-  "check_snapshot",
-  "read_stream",
-  "read_page"
-]
+export const areFunctionsOf = (feedOrder: FeedOrder, found: ReadonlyArray<string>): boolean =>
+  ofEachOrder.every((name) => found.includes(name)) &&
+  ofTransactionIds.every((name) => found.includes(name) === (feedOrder === "transactionIds"))
 
 // --- internal ---
+
+/** A schema has them if its tables were dropped or replaced, and had the other order. */
+const dropOfTransactionIds = ({ schema, sql }: LogTable): ReadonlyArray<Statement<unknown>> => [
+  sql`drop function if exists ${schema}.commit_in_transaction(${eventParameters(sql)})`,
+  sql`drop function if exists ${schema}.place_in_feed(text[], int[])`
+]
 
 /**
  * The settings of the functions that write. A session plans their statements once: planning anew takes longer than all the rest. They look

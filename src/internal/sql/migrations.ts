@@ -10,9 +10,9 @@ import { StoreError } from "../../StoreError.js"
 import { fromSqlError } from "../runtime/sqlError.js"
 import { createTableRecords } from "../store/declaredTables.js"
 import type { FeedOrder, LogTable, Measuring } from "../store/pageBytes.js"
-import { checkCounter, createCounter, type FoundCounter } from "./feedCounter.js"
-import { checkFoundFeedOrder, keyTypeOf, orderColumns, orderOfKey, usualFeedOrder } from "./feedOrder.js"
-import { functionNames, functions } from "./functions.js"
+import { checkCounter, createCounter, type FoundCounter, findRow } from "./feedCounter.js"
+import { checkFoundFeedOrder, checkKeyType, keyTypeOf, orderColumns, orderOfKey, usualFeedOrder } from "./feedOrder.js"
+import { areFunctionsOf, functionNames, functions } from "./functions.js"
 import {
   checkFoundPartitions,
   createPartitions,
@@ -42,7 +42,7 @@ export interface FoundLog extends FoundDatabase {
  * Brings the schema up to date, and returns what the store has to know of its database. Any number of nodes may do so concurrently: one of
  * them works, and the others wait for its lock and find the work done. A node that finds the schema up to date needs no right to change it.
  *
- * A new log is made as the options ask for. It fails if a log that is there is another one, or lacks the counter of its order.
+ * A new log is made as the options ask for. It fails if a log that is there is another one, has no order, or lacks the counter of its order.
  */
 export const migrate = (
   sql: SqlClient.SqlClient,
@@ -88,7 +88,7 @@ export const migrate = (
 /**
  * Returns what the store has to know of its database, for a store that does not migrate. It fails if the tables are those of an older
  * release, or have no counter where the log needs one. It also fails if functions are missing or belong to another schema, whose tables they
- * would read and write.
+ * would read and write, or to a log with the other order.
  */
 export const checkSchema = (
   sql: SqlClient.SqlClient,
@@ -105,12 +105,12 @@ export const checkSchema = (
     yield* checkFound(sql, name, schema, found, wanted)
     if (!found.hasFunctions)
       return yield* misconfigured(
-        `functions of the schema ${JSON.stringify(name)} are missing, or work on the tables of another schema, because it was renamed or copied`
+        `functions of the schema ${JSON.stringify(name)} are missing, belong to a log with another order, or work on the tables of another schema, because it was renamed or copied`
       )
     return log
   })
 
-/** The order of the feed of a log that is there, or of one to come. It fails if a log lacks the counter of its order. */
+/** The order of the feed of a log that is there, or of one to come. It fails if a log has none, or lacks its counter. */
 export const feedOrderOf = (
   sql: SqlClient.SqlClient,
   name: string,
@@ -147,27 +147,30 @@ interface Inspected extends Measuring {
   /** How many migrations the schema has; 0 if there is no schema. */
   readonly migrations: number
   /**
-   * Whether all functions are there and work on the tables of this schema. Their search path is a text, which does not change when the schema
-   * is renamed or copied.
+   * Whether all functions of the order of the log are there and work on the tables of this schema. Their search path is a text, which does not
+   * change when the schema is renamed or copied.
    */
   readonly hasFunctions: boolean
   /** How many partitions the log has; 1 if it is an ordinary table, undefined if there is no log. */
   readonly partitions: number | undefined
-  /** What its order is made of; undefined if there is no log. */
+  /** The type of its column `feed_key`; undefined if there is no such column. */
+  readonly keyType: string | undefined
+  /** The order that has this type; undefined if none has. */
   readonly feedOrder: FeedOrder | undefined
   readonly counter: FoundCounter
 }
 
-/** Fails if a log that is there is not as the options ask for, or if tables of its order are missing. */
+/** Fails if a log that is there has no order, or is not as the options ask for, or if tables of its order are missing. */
 const checkFound = (
   sql: SqlClient.SqlClient,
   name: string,
   schema: Fragment,
-  { counter, feedOrder, partitions }: Inspected,
+  { counter, keyType, partitions }: Inspected,
   wanted: LogOptions
 ): Effect.Effect<void, StoreError> =>
   Effect.gen(function* () {
-    if (partitions === undefined || feedOrder === undefined) return
+    if (partitions === undefined) return
+    const feedOrder = yield* checkKeyType(name, keyType)
     yield* checkCounter({ schema, sql, feedOrder }, name, counter)
     yield* checkFoundPartitions(name, partitions, wanted.partitions)
     yield* checkFoundFeedOrder(name, feedOrder, wanted.feedOrder)
@@ -187,14 +190,15 @@ const inspect = (sql: SqlClient.SqlClient, name: string, schema: Fragment): Effe
     const [last] = row?.has_migrations
       ? yield* ask(sql, sql<{ id: number }>`select coalesce(max(id), 0)::int as id from ${schema}.migrations`)
       : []
-    const feedOrder = orderOfKey(row?.key_type)
-    const hasLog = row?.partitions != null
+    const keyType = row?.key_type ?? undefined
+    const feedOrder = orderOfKey(keyType)
     return {
       tellsCompression: row?.tells_compression === true,
       migrations: Number(last?.id ?? 0),
-      hasFunctions: Number(row?.functions) === functionNames(feedOrder).length,
-      partitions: hasLog ? Number(row.partitions) : undefined,
-      feedOrder: hasLog ? feedOrder : undefined,
+      hasFunctions: areFunctionsOf(feedOrder ?? usualFeedOrder, row?.functions ?? []),
+      partitions: row?.partitions == null ? undefined : Number(row.partitions),
+      keyType,
+      feedOrder,
       counter: yield* findCounter(sql, schema, feedOrder, row?.may_read_counter)
     }
   })
@@ -203,14 +207,12 @@ const inspect = (sql: SqlClient.SqlClient, name: string, schema: Fragment): Effe
 const findCounter = (
   sql: SqlClient.SqlClient,
   schema: Fragment,
-  feedOrder: FeedOrder,
+  feedOrder: FeedOrder | undefined,
   mayRead: boolean | null | undefined
 ): Effect.Effect<FoundCounter, StoreError> => {
   if (mayRead == null) return Effect.succeed("no table")
   if (!mayRead || feedOrder !== "counter") return Effect.succeed("complete")
-  return Effect.map(ask(sql, sql`select 1 from ${schema}.feed_counter where id = 1`), ({ length }) =>
-    length === 1 ? "complete" : "no row"
-  )
+  return findRow({ schema, sql }, (statement) => ask(sql, statement))
 }
 
 const selectCatalogue = (sql: SqlClient.SqlClient, name: string) =>
@@ -218,8 +220,8 @@ const selectCatalogue = (sql: SqlClient.SqlClient, name: string) =>
     select current_setting('server_version_num')::int >= 140000 as tells_compression,
       exists (select 1 from pg_class c where c.relnamespace = n.oid and c.relname = 'migrations') as has_migrations,
       (
-        select count(*)::int from pg_proc p
-        where p.pronamespace = n.oid and p.proname = any(${functionNames("transactionIds") as Array<string>}::text[])
+        select array_agg(p.proname::text) from pg_proc p
+        where p.pronamespace = n.oid and p.proname = any(${functionNames as Array<string>}::text[])
           and p.proconfig && ${searchPaths(sql)}
       ) as functions,
       (
@@ -239,7 +241,7 @@ const selectCatalogue = (sql: SqlClient.SqlClient, name: string) =>
 interface CatalogueRow {
   readonly tells_compression: boolean
   readonly has_migrations: boolean
-  readonly functions: number
+  readonly functions: ReadonlyArray<string> | null
   readonly partitions: number | null
   readonly key_type: string | null
   /** Null if there is no such table. */
