@@ -286,20 +286,29 @@ const isOfCluster = (reason: unknown): boolean =>
  * error twice, so that it arrives as text.
  */
 const isUnreadable = (defect: unknown): boolean =>
+  isUnknownMessage(defect) ||
   ParseResult.isParseError(defect) ||
   (Predicate.isError(defect) && defect.name === "MalformedMessage") ||
   (Predicate.isString(defect) && defect.startsWith('{"name":"MalformedMessage"'))
 
+/**
+ * Whether the runner has no message of this name, as one of an older release. `@effect/cluster` then encodes its refusal by the schemas of
+ * that message, which are `undefined`, so that the caller gets the `TypeError` of this access.
+ */
+const isUnknownMessage = (defect: unknown): boolean =>
+  Predicate.isError(defect) && defect.name === "TypeError" && /undefined.*\berrorSchema\b/.test(defect.message)
+
 const unreadableFailure = (place: CallPlace, defect: unknown): StoreError | ValidationError => {
   const [first, ...rest] = defect instanceof ClusterError.MalformedMessage ? issuesOf(defect.cause) : []
   return first === undefined
-    ? clusterError(
-        place,
-        "a message could not be encoded or decoded: the schemas of client and runner may differ, or they can't write a value",
-        defect
-      )
+    ? clusterError(place, isUnknownMessage(defect) ? unknownMessage : unreadableMessage, defect)
     : new ValidationError({ operation: place.operation, issues: [first, ...rest] })
 }
+
+const unknownMessage = "the runner does not know the message: it may be of an older release"
+
+const unreadableMessage =
+  "a message could not be encoded or decoded: the schemas of client and runner may differ, or they can't write a value"
 
 /** The mistakes of a message that this process could not encode. */
 const issuesOf = (cause: unknown): ReadonlyArray<ValidationError["issues"][number]> =>
