@@ -105,7 +105,8 @@ export type Aggregate<
   /**
    * Decodes a command from JSON, and evaluates it. Input that is no command of this aggregate fails with a `ValidationError` that names each
    * problem and its place. (`evaluate` does not decode its command.) With `only`, every other command fails with a `ValidationError`, too,
-   * and the type has the refusals of the named commands alone. `reply: "position"` is that of `evaluate`.
+   * and the type has the refusals of the named commands alone. `reply: "position"` is that of `evaluate`. An option of another name, and an
+   * `only` that is no array of tags of commands, fail with a `ValidationError`, because `only` would not be obeyed.
    */
   readonly evaluateUnknown: {
     <Only extends C["_tag"] = C["_tag"]>(
