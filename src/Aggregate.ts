@@ -479,7 +479,7 @@ export const make = <
     newId: operations.newId as NewIdOf<Id, NewId>,
     decode: decodeStored({ name, kind, streams, id }, definition.events),
     // With `reply` the result is a part of this type, as the signatures of the aggregate say.
-    evaluate: <K extends C>(id: Id, command: K, options?: { readonly reply?: Reply }) =>
+    evaluate: <K extends C>(id: Id, command: K, options?: { readonly reply?: Reply | undefined }) =>
       operations.evaluate(id, command, options) as Evaluation<K["_tag"]>,
     command: (id: Id, command: C, options?: TargetedCommand.Options) =>
       makeTargetedCommand(name, severalIn, id, command, options),

@@ -81,7 +81,8 @@ export type Aggregate<
    * With `{ reply: "position" }` the result has the sequence, the position and `duplicate`, and no state and no events. In a cluster these
    * are then not sent, which matters for a large state.
    */
-  // The signature without options is the last one, because TypeScript infers from that.
+  // The signature of the whole result is the last one, because TypeScript infers from that. There is none for a `reply` that the program
+  // decides: with it an editor would show 900 characters for the operation.
   readonly evaluate: {
     <K extends C>(
       id: Id,
@@ -94,7 +95,8 @@ export type Aggregate<
     >
     <K extends C>(
       id: Id,
-      command: K
+      command: K,
+      options?: { readonly reply?: undefined }
     ): Effect.Effect<
       Evaluated<State, A>,
       Refusals[K["_tag"]] | Projection.Error<Projections[number]> | Failure,
