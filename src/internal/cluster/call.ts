@@ -19,7 +19,7 @@ import * as ParseResult from "effect/ParseResult"
 import * as Predicate from "effect/Predicate"
 import * as Schedule from "effect/Schedule"
 import * as Tracer from "effect/Tracer"
-import { RetryCommand, StoreError, ValidationError } from "../../StoreError.js"
+import { RetryCommand, StoreError, ValidationError, ValidationIssue } from "../../StoreError.js"
 import { isRefusedBefore } from "../aggregate/idempotentCommand.js"
 import { parseIssues } from "../codec/eventCodec.js"
 import { awaitGrace } from "../runtime/interruption.js"
@@ -310,9 +310,11 @@ const unknownMessage = "the runner does not know the message: it may be of an ol
 const unreadableMessage =
   "a message could not be encoded or decoded: the schemas of client and runner may differ, or they can't write a value"
 
-/** The mistakes of a message that this process could not encode. */
-const issuesOf = (cause: unknown): ReadonlyArray<ValidationError["issues"][number]> =>
-  ParseResult.isParseError(cause) ? parseIssues(cause) : []
+/** The mistakes of a message that this process could not encode. Those of a command have the path in the command, as on the local layer. */
+const issuesOf = (cause: unknown): ReadonlyArray<ValidationIssue> =>
+  (ParseResult.isParseError(cause) ? parseIssues(cause) : []).map((issue) =>
+    issue.path[0] === "command" ? new ValidationIssue({ ...issue, path: issue.path.slice(1) }) : issue
+  )
 
 const clusterError = ({ aggregateId, operation }: CallPlace, description: string, cause: unknown): StoreError =>
   new StoreError({
