@@ -479,15 +479,15 @@ export const make = <
     newId: operations.newId as NewIdOf<Id, NewId>,
     decode: decodeStored({ name, kind, streams, id }, definition.events),
     // With `reply` the result is a part of this type, as the signatures of the aggregate say.
-    evaluate: <K extends C>(id: Id, command: K, options?: { readonly reply?: Reply }) =>
-      operations.evaluate(id, command, options?.reply) as Evaluation<K["_tag"]>,
+    evaluate: <K extends C>(id: Id, command: K, options?: { readonly reply?: Reply | undefined }) =>
+      operations.evaluate(id, command, options) as Evaluation<K["_tag"]>,
     command: (id: Id, command: C, options?: TargetedCommand.Options) =>
       makeTargetedCommand(name, severalIn, id, command, options),
     evaluateUnknown: <Only extends C["_tag"] = C["_tag"]>(
       id: Id,
       command: unknown,
       options?: { readonly only?: ReadonlyArray<Only> | undefined; readonly reply?: Reply | undefined }
-    ) => operations.evaluateUnknown(id, command, options?.only, options?.reply) as Evaluation<Only>,
+    ) => operations.evaluateUnknown(id, command, options) as Evaluation<Only>,
     layer: Layer.scoped(parts.tag, makeService(definition, parts.cache))
   })
 }

@@ -206,6 +206,20 @@ for (const [way, layer] of Object.entries(ways)) {
         expect(yield* Stream.runCount(Account.history(id("none")))).toBe(0)
       }))
 
+    test("a mistake in a command has the same path on every layer: that in the command", () =>
+      Effect.gen(function* () {
+        for (const fields of ['"amount":-1', '"amount":"1"', '"at":0']) {
+          const command = JSON.parse(`{"_tag":"Deposit",${fields}}`)
+          const failed = yield* Effect.flip(Account.evaluate(id("a"), command))
+          expect(failed).toMatchObject({
+            _tag: "ValidationError",
+            operation: "Account.evaluate",
+            issues: [{ path: ["amount"] }]
+          })
+        }
+        expect(yield* Account.exists(id("a"))).toBe(false)
+      }))
+
     test("an id that the schema refuses, or an unknown command, is a ValidationError", () =>
       Effect.gen(function* () {
         const wrong: ReadonlyArray<Effect.Effect<unknown, unknown, Aggregate.Instance<"Account">>> = [

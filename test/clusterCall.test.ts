@@ -38,6 +38,24 @@ it.scoped("the message is sent again after each time without an answer, and all 
   })
 )
 
+for (const resendAfter of ["10 seconds", "1 minute"] as const) {
+  it.scoped(`with a resendAfter of ${resendAfter}, not shorter than the timeout, one message is sent`, () =>
+    Effect.gen(function* () {
+      let sent = 0
+      const message = Effect.suspend(() => {
+        sent++
+        return Effect.never
+      })
+      const long = callLimits("Account", { timeout: "10 seconds", resendAfter })
+      const call = callUntilAnswered(place, long, yield* makeCallTimer, "command", () => message)
+      const fiber = yield* Effect.fork(Effect.flip(call))
+      yield* TestClock.adjust("10 seconds")
+      expect(yield* Fiber.join(fiber)).toMatchObject({ reason: "ClusterUnavailable" })
+      expect(sent).toBe(1)
+    })
+  )
+}
+
 it.effect("a call fails when its client is closed, and so does one that begins later", () =>
   Effect.gen(function* () {
     const scope = yield* Scope.make()

@@ -135,6 +135,66 @@ for (const [way, layer] of Object.entries(ways)) {
         }
         expect(yield* Account.exists(a)).toBe(false)
       }))
+
+    const tags = "Deposit, Withdraw, Touch, Break, Query"
+    const refusesOptions = (options: unknown, path: ReadonlyArray<string | number>, message: string) =>
+      Effect.gen(function* () {
+        const input = { _tag: "Deposit", amount: 1 }
+        const failed = yield* Effect.flip(untyped(Account.evaluateUnknown)(a, input, options))
+        expect(failed).toBeInstanceOf(StoreError.ValidationError)
+        expect(failed).toMatchObject({ operation: "Account.evaluateUnknown", issues: [{ path, message }] })
+      })
+
+    test("`only` that is no array of tags of commands is a ValidationError, and nothing is stored", () =>
+      Effect.gen(function* () {
+        const noArray = `must be an array of tags of commands: ${tags}`
+        const only = { length: 1, 0: "Deposit", includes: () => true }
+        for (const wrong of ["Deposit", "xDepositx", "", null, 0, true, {}, new Set(["Deposit"]), only]) {
+          yield* refusesOptions({ only: wrong }, ["only"], noArray)
+        }
+        const noTag = `must be the tag of a command: ${tags}`
+        yield* refusesOptions({ only: ["Deposit", "Depositt"] }, ["only", 1], `${noTag}, and is "Depositt"`)
+        yield* refusesOptions({ only: [["Deposit"]] }, ["only", 0], noTag)
+        yield* refusesOptions({ only: Array(1) }, ["only", 0], noTag)
+        let reads = 0
+        const changing = new Proxy(["Touch"], {
+          get: (target, key) => (key === "0" && reads++ > 0 ? "Deposit" : Reflect.get(target, key))
+        })
+        const deposit = { _tag: "Deposit", amount: 1 }
+        const failed = yield* Effect.flip(untyped(Account.evaluateUnknown)(a, deposit, { only: changing }))
+        expect(failed).toMatchObject({ issues: [{ path: ["_tag"] }] })
+        expect(yield* Account.exists(a)).toBe(false)
+      }))
+
+    test("options that are no plain object, or have another name, are a ValidationError, and nothing is stored", () =>
+      Effect.gen(function* () {
+        const noObject = (keys: string) => `must be a plain object with ${keys}, or left out`
+        for (const options of ["position", 1, true, null, ["Deposit"], new Set(["Deposit"]), () => ({})]) {
+          yield* refusesOptions(options, ["options"], noObject("only, reply"))
+          const failed = yield* Effect.flip(untyped(Account.evaluate)(a, new Deposit({ amount: 1 }), options))
+          expect(failed).toMatchObject({ issues: [{ path: ["options"], message: noObject("reply") }] })
+        }
+        const none = (keys: string) => `is no option here: the options are ${keys}`
+        yield* refusesOptions({ replay: "position" }, ["replay"], none("only, reply"))
+        yield* refusesOptions({ onyl: ["Touch"] }, ["onyl"], none("only, reply"))
+        for (const key of ["only", "replay", "expectedSequence"]) {
+          const failed = yield* Effect.flip(untyped(Account.evaluate)(a, new Deposit({ amount: 1 }), { [key]: [] }))
+          expect(failed).toMatchObject({
+            _tag: "ValidationError",
+            operation: "Account.evaluate",
+            issues: [{ path: [key], message: none("reply") }]
+          })
+        }
+        const unreadable = Object.defineProperty({}, "reply", {
+          get: () => {
+            throw new Error("no value")
+          }
+        })
+        yield* refusesOptions(unreadable, ["options"], "can't be read: no value")
+        const all = yield* Effect.flip(untyped(Account.evaluateUnknown)(a, {}, { onyl: [], only: 1, reply: 1 }))
+        expect(all).toMatchObject({ issues: [{ path: ["onyl"] }, { path: ["only"] }, { path: ["reply"] }] })
+        expect(yield* Account.exists(a)).toBe(false)
+      }))
   })
 }
 

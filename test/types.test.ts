@@ -119,6 +119,28 @@ it("with reply: position a command has the failures of any other, and a result w
   expectTypeOf(types).toBeFunction()
 })
 
+it("without a reply the result is whole", () => {
+  const types = () => {
+    const whole = Account.evaluate(id, withdraw)
+    const unknown = Account.evaluateUnknown(id, {})
+    expectTypeOf(Account.evaluate(id, withdraw, {})).toEqualTypeOf(whole)
+    expectTypeOf(Account.evaluate(id, withdraw, undefined)).toEqualTypeOf(whole)
+    expectTypeOf(Account.evaluate(id, withdraw, { reply: undefined })).toEqualTypeOf(whole)
+    expectTypeOf(Account.evaluateUnknown(id, {}, {})).toEqualTypeOf(unknown)
+    expectTypeOf(Account.evaluateUnknown(id, {}, undefined)).toEqualTypeOf(unknown)
+    expectTypeOf(Account.evaluateUnknown(id, {}, { reply: undefined })).toEqualTypeOf(unknown)
+    return [
+      // @ts-expect-error no option
+      Account.evaluate(id, withdraw, { replay: "position" }),
+      // @ts-expect-error no option of evaluate
+      Account.evaluate(id, withdraw, { only: ["Open"] }),
+      // @ts-expect-error no option
+      Account.evaluateUnknown(id, {}, { onyl: ["Open"] })
+    ]
+  }
+  expectTypeOf(types).toBeFunction()
+})
+
 it("evaluate returns a position that waitFor accepts", () => {
   const types = () => {
     const evaluating = Account.evaluate(id, withdraw)

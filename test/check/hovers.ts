@@ -38,9 +38,9 @@ const hovers: ReadonlyArray<Hover> = [
   },
   {
     at: "booking = Room.evaluate",
-    atMost: 600,
+    atMost: 630,
     names: [
-      "<Book>(id: string, command: Book)",
+      "<Book>(id: string, command: Book, options?:",
       "Evaluated<{",
       "Booked | CheckedIn",
       "AlreadyBooked | Aggregate.Failure"

@@ -81,7 +81,8 @@ export type Aggregate<
    * With `{ reply: "position" }` the result has the sequence, the position and `duplicate`, and no state and no events. In a cluster these
    * are then not sent, which matters for a large state.
    */
-  // The signature without options is the last one, because TypeScript infers from that.
+  // The signature of the whole result is the last one, because TypeScript infers from that. There is none for a `reply` that the program
+  // decides: with it an editor would show 900 characters for the operation.
   readonly evaluate: {
     <K extends C>(
       id: Id,
@@ -94,7 +95,8 @@ export type Aggregate<
     >
     <K extends C>(
       id: Id,
-      command: K
+      command: K,
+      options?: { readonly reply?: undefined }
     ): Effect.Effect<
       Evaluated<State, A>,
       Refusals[K["_tag"]] | Projection.Error<Projections[number]> | Failure,
@@ -105,7 +107,8 @@ export type Aggregate<
   /**
    * Decodes a command from JSON, and evaluates it. Input that is no command of this aggregate fails with a `ValidationError` that names each
    * problem and its place. (`evaluate` does not decode its command.) With `only`, every other command fails with a `ValidationError`, too,
-   * and the type has the refusals of the named commands alone. `reply: "position"` is that of `evaluate`.
+   * and the type has the refusals of the named commands alone. `reply: "position"` is that of `evaluate`. An option of another name, and an
+   * `only` that is no array of tags of commands, fail with a `ValidationError`, because `only` would not be obeyed.
    */
   readonly evaluateUnknown: {
     <Only extends C["_tag"] = C["_tag"]>(

@@ -2,7 +2,6 @@
  * The result of a command, and its short form. `Aggregate.ts` exports both types.
  */
 import type { StreamPosition } from "../../EventFeed.js"
-import { ValidationError, ValidationIssue } from "../../StoreError.js"
 
 /**
  * The result of a command with `reply: "position"`: where the aggregate is after it. It has no state and no events.
@@ -40,14 +39,3 @@ export const acknowledgedOf = ({ duplicate, position, sequence }: Acknowledged):
   position,
   duplicate
 })
-
-/** Why the option is refused. Callers that circumvent the types may give anything. */
-export const replyProblem = (operation: string, reply: unknown): ValidationError | undefined =>
-  reply === "position"
-    ? undefined
-    : new ValidationError({
-        operation,
-        issues: [
-          new ValidationIssue({ path: ["reply"], message: 'must be "position", or left out for the whole result' })
-        ]
-      })

@@ -12,14 +12,14 @@ import type { RuntimeFiber } from "effect/Fiber"
 import type * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
 import type { Acknowledged, AsOf, Evaluated, Instance } from "../../Aggregate.js"
-import type { ValidationError } from "../../StoreError.js"
+import { ValidationError } from "../../StoreError.js"
 import { HybridClock } from "../../Timestamp.js"
 import { type Tagged, tagOf } from "../codec/eventCodec.js"
 import { makeInSpanIfTraced } from "../runtime/tracing.js"
 import { textOfTime, timeIn } from "../store/asOf.js"
 import type { CommandFailure } from "./commandContext.js"
 import { makeCommandInput } from "./commandInput.js"
-import { replyProblem } from "./commandResult.js"
+import { type CommandOptions, makeOptionsReader } from "./commandOptions.js"
 import type { AggregateDefinition } from "./definition.js"
 import type { Service } from "./service.js"
 
@@ -38,7 +38,10 @@ export const makeOperations = <Name extends string, State, A extends Tagged, C e
 ) => {
   type Operations = Service<State, A, C, E>
   const { name } = definition
+  const { commandTags } = definition
   const decodeCommand = makeCommandInput(`${name}.evaluateUnknown`, commands)
+  const readOptions = makeOptionsReader(`${name}.evaluate`, ["reply"], commandTags)
+  const readUnknownOptions = makeOptionsReader(`${name}.evaluateUnknown`, ["only", "reply"], commandTags)
 
   const checked = (service: Operations): Operations => {
     if (service.definition !== definition) throw otherDefinition(name)
@@ -63,20 +66,30 @@ export const makeOperations = <Name extends string, State, A extends Tagged, C e
       )
     )
 
+  const evaluateWith = (
+    service: Operations,
+    fiber: Fiber,
+    id: string,
+    command: C,
+    { reply }: CommandOptions
+  ): Effect.Effect<Evaluated<State, A> | Acknowledged, CommandFailure<E>> =>
+    reply === undefined ? service.evaluate(fiber, id, command) : service.acknowledge(fiber, id, command)
+
   return {
     newId: newIdOf(definition),
     evaluate: (
       id: string,
       command: C,
-      reply: unknown
+      options: unknown
     ): Effect.Effect<Evaluated<State, A> | Acknowledged, CommandFailure<E>, Instance<Name>> =>
       operate(
         "evaluate",
         id,
-        (service, fiber) =>
-          reply === undefined
-            ? service.evaluate(fiber, id, command)
-            : (replyProblem(`${name}.evaluate`, reply) ?? service.acknowledge(fiber, id, command)),
+        (service, fiber) => {
+          if (options === undefined) return service.evaluate(fiber, id, command)
+          const read = readOptions(options)
+          return read instanceof ValidationError ? Effect.fail(read) : evaluateWith(service, fiber, id, command, read)
+        },
         () => ({ command: tagOf(command) })
       ),
     /** For `evaluateAll`, whose type requires the service. */
@@ -84,17 +97,15 @@ export const makeOperations = <Name extends string, State, A extends Tagged, C e
     evaluateUnknown: (
       id: string,
       command: unknown,
-      only: ReadonlyArray<string> | undefined,
-      reply: unknown
+      options: unknown
     ): Effect.Effect<Evaluated<State, A> | Acknowledged, CommandFailure<E> | ValidationError, Instance<Name>> =>
       operate("evaluateUnknown", id, (service, fiber) => {
-        const refused = reply === undefined ? undefined : replyProblem(`${name}.evaluateUnknown`, reply)
-        if (refused !== undefined) return Effect.fail(refused)
-        return Effect.flatMap(
-          decodeCommand(command, only),
-          (decoded): Effect.Effect<Evaluated<State, A> | Acknowledged, CommandFailure<E>> =>
-            reply === undefined ? service.evaluate(fiber, id, decoded) : service.acknowledge(fiber, id, decoded)
-        )
+        const read = options === undefined ? noOptions : readUnknownOptions(options)
+        return read instanceof ValidationError
+          ? Effect.fail(read)
+          : Effect.flatMap(decodeCommand(command, read.only), (decoded) =>
+              evaluateWith(service, fiber, id, decoded, read)
+            )
       }),
     exists: (id: string) => operate("exists", id, (service) => service.exists(id)),
     get: (id: string) => operate("get", id, (service) => service.get(id)),
@@ -116,6 +127,8 @@ export const makeOperations = <Name extends string, State, A extends Tagged, C e
 }
 
 // --- internal ---
+
+const noOptions: CommandOptions = { only: undefined, reply: undefined }
 
 /** Makes an id, and remembers that it is fresh. One that the aggregate would refuse is a mistake in the program. */
 const newIdOf = <State, A extends Tagged>(definition: AggregateDefinition<State, A>): Effect.Effect<string> => {

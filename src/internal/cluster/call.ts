@@ -19,7 +19,7 @@ import * as ParseResult from "effect/ParseResult"
 import * as Predicate from "effect/Predicate"
 import * as Schedule from "effect/Schedule"
 import * as Tracer from "effect/Tracer"
-import { RetryCommand, StoreError, ValidationError } from "../../StoreError.js"
+import { RetryCommand, StoreError, ValidationError, ValidationIssue } from "../../StoreError.js"
 import { isRefusedBefore } from "../aggregate/idempotentCommand.js"
 import { parseIssues } from "../codec/eventCodec.js"
 import { awaitGrace } from "../runtime/interruption.js"
@@ -286,24 +286,35 @@ const isOfCluster = (reason: unknown): boolean =>
  * error twice, so that it arrives as text.
  */
 const isUnreadable = (defect: unknown): boolean =>
+  isUnknownMessage(defect) ||
   ParseResult.isParseError(defect) ||
   (Predicate.isError(defect) && defect.name === "MalformedMessage") ||
   (Predicate.isString(defect) && defect.startsWith('{"name":"MalformedMessage"'))
 
+/**
+ * Whether the runner has no message of this name, as one of an older release. `@effect/cluster` then encodes its refusal by the schemas of
+ * that message, which are `undefined`, so that the caller gets the `TypeError` of this access.
+ */
+const isUnknownMessage = (defect: unknown): boolean =>
+  Predicate.isError(defect) && defect.name === "TypeError" && /undefined.*\berrorSchema\b/.test(defect.message)
+
 const unreadableFailure = (place: CallPlace, defect: unknown): StoreError | ValidationError => {
   const [first, ...rest] = defect instanceof ClusterError.MalformedMessage ? issuesOf(defect.cause) : []
   return first === undefined
-    ? clusterError(
-        place,
-        "a message could not be encoded or decoded: the schemas of client and runner may differ, or they can't write a value",
-        defect
-      )
+    ? clusterError(place, isUnknownMessage(defect) ? unknownMessage : unreadableMessage, defect)
     : new ValidationError({ operation: place.operation, issues: [first, ...rest] })
 }
 
-/** The mistakes of a message that this process could not encode. */
-const issuesOf = (cause: unknown): ReadonlyArray<ValidationError["issues"][number]> =>
-  ParseResult.isParseError(cause) ? parseIssues(cause) : []
+const unknownMessage = "the runner does not know the message: it may be of an older release"
+
+const unreadableMessage =
+  "a message could not be encoded or decoded: the schemas of client and runner may differ, or they can't write a value"
+
+/** The mistakes of a message that this process could not encode. Those of a command have the path in the command, as on the local layer. */
+const issuesOf = (cause: unknown): ReadonlyArray<ValidationIssue> =>
+  (ParseResult.isParseError(cause) ? parseIssues(cause) : []).map((issue) =>
+    issue.path[0] === "command" ? new ValidationIssue({ ...issue, path: issue.path.slice(1) }) : issue
+  )
 
 const clusterError = ({ aggregateId, operation }: CallPlace, description: string, cause: unknown): StoreError =>
   new StoreError({

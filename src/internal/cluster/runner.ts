@@ -29,7 +29,7 @@ export interface Operations<Name extends string, State, A, C> {
   readonly evaluate: (
     id: string,
     command: C,
-    options?: { readonly reply: Reply | undefined }
+    options: { readonly reply: Reply } | undefined
   ) => Effect.Effect<Evaluated<State, A> | Acknowledged, unknown, Instance<Name>>
   readonly exists: (id: string) => Effect.Effect<boolean, ReadError, Instance<Name>>
   readonly get: (id: string) => Effect.Effect<State, ReadError, Instance<Name>>
@@ -91,7 +91,7 @@ const handlersOf = <Name extends string, State, A extends Tagged, C, E>(
         const chain = chainOf(payload)
         return Effect.map(
           within(contextOf(local, payload, chain))(
-            operations.evaluate(payload.id, payload.command, { reply: payload.reply })
+            operations.evaluate(payload.id, payload.command, payload.reply && { reply: payload.reply })
           ),
           (result) => (chain === undefined ? result : { ...result, correlationId: chain.correlationId })
         )

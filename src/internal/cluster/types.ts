@@ -39,7 +39,8 @@ export interface CallOptions {
   readonly retry?: Schedule.Schedule<unknown> | undefined
   /**
    * After each such time without an answer the message is sent again, while those before go on: 5 seconds by default. So a
-   * runner that is stopped keeps its callers for this time longer than its shards, at most.
+   * runner that is stopped keeps its callers for this time longer than its shards, at most. Where it is not shorter than the
+   * timeout, no message is sent again for this reason.
    */
   readonly resendAfter?: Duration.DurationInput | undefined
 }
