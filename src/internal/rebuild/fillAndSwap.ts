@@ -26,6 +26,7 @@ import { HoldExpired, makeWriterHolds, withinHold } from "./holdWriters.js"
 import { makeProgress } from "./progress.js"
 import { projectBatch } from "./projectBatch.js"
 import { maxHoldOf, operation, type RebuildContext } from "./rebuildOptions.js"
+import { lockRecord } from "./rebuildRecord.js"
 import { isLockConflict } from "./replaceTables.js"
 import { makeShadowTables } from "./shadowTables.js"
 import { makeSwapBackoff } from "./swapBackoff.js"
@@ -80,7 +81,8 @@ export const fillAndSwap = <E, R>(
     ) =>
       Effect.gen(function* () {
         const begun = yield* Clock.currentTimeMillis
-        const advancing = Effect.flatMap(lease.advance(page.position, projecting), () => Clock.currentTimeMillis)
+        const batch = Effect.zipRight(lockRecord(store, options.name), projecting)
+        const advancing = Effect.flatMap(lease.advance(page.position, batch), () => Clock.currentTimeMillis)
         const [ended, read] = page.more
           ? yield* Effect.all([advancing, Effect.exit(readAfter(page.position))], { concurrency: 2 })
           : [yield* advancing, undefined]

@@ -38,6 +38,7 @@ import {
   run,
   shadowSchemaOf
 } from "./rebuildOptions.js"
+import { leaseLostOf, lockRecord } from "./rebuildRecord.js"
 import { isLockConflict } from "./replaceTables.js"
 import { dropShadowTables } from "./shadowTables.js"
 
@@ -71,7 +72,10 @@ export const rebuildStatus = (name: string): Effect.Effect<Option.Option<Status>
   Effect.flatMap(Tables, (store) => statusOf(store, name))
 
 /**
- * Deletes the lease, the progress and the shadow tables of a rebuild. A process that works for it finds its lease lost.
+ * Deletes the record, the lease and the shadow tables of a rebuild, after the batch or the swap that is under way. A
+ * process that works for it finds its lease lost.
+ *
+ * A transaction of an application that reads the shadow tables may still deadlock with this one, so it is retried.
  */
 export const abandonRebuild = (name: string): Effect.Effect<void, StoreError, Tables> =>
   Effect.flatMap(Tables, (store) => {
@@ -80,11 +84,12 @@ export const abandonRebuild = (name: string): Effect.Effect<void, StoreError, Ta
       sql,
       operation,
       Effect.gen(function* () {
-        yield* run(store, sql`delete from ${schema}.subscriptions where name = ${leaseOf(name)}`)
+        // First, because it waits for a process that works, which locks the record, too (`rebuildRecord.ts`).
         yield* run(store, sql`delete from ${schema}.rebuilds where name = ${name}`)
+        yield* run(store, sql`delete from ${schema}.subscriptions where name = ${leaseOf(name)}`)
         yield* dropShadowTables(sql, yield* shadowSchemaOf(store, name))
       })
-    )
+    ).pipe(Effect.retry({ times: 10, while: (error) => isTransient(error) || isLockConflict(error) }))
   })
 
 // --- internal ---
@@ -196,9 +201,8 @@ const attempt = <E, R>(oneRun: Run<E, R>): Effect.Effect<void, E | LeaseLost | V
     const lease = yield* awaitLease(oneRun)
     if (Option.isNone(lease) || (yield* known.isFinished)) return
     const context = { ...oneRun, options: checked, shadowSchema: yield* shadowSchemaOf(store, options.name) }
-    const lost = new LeaseLost({ subscription: leaseOf(options.name), partition: 0 })
     yield* Effect.raceFirst(
-      Effect.flatMap(lease.value.lost, () => lost),
+      Effect.flatMap(lease.value.lost, () => leaseLostOf(options.name)),
       fillAndSwap(context, lease.value, known.seen, count)
     ).pipe(
       Effect.catchAll((error) => failWhileHeld(lease.value, error)),
@@ -274,6 +278,7 @@ const discard = (store: StoreTables, name: string, lease: Lease): Effect.Effect<
     store.sql,
     operation,
     Effect.gen(function* () {
+      yield* lockRecord(store, name)
       yield* run(store, store.sql`select 1 from ${store.schema}.subscriptions where name = ${leaseOf(name)} for update`)
       yield* lease.checkpoint
       yield* Effect.provideService(abandonRebuild(name), Tables, store)

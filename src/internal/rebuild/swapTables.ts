@@ -27,6 +27,7 @@ import type { StoreTables } from "../sql/storeTables.js"
 import { type HoldExpired, lockLog, withinHold } from "./holdWriters.js"
 import { checkDeferred, projectPart } from "./projectBatch.js"
 import { leaseOf, type RebuildContext, run } from "./rebuildOptions.js"
+import { lockRecord } from "./rebuildRecord.js"
 import { lockLiveTables, replaceTables, setLockTimeout } from "./replaceTables.js"
 import type { ShadowTable } from "./resolveTables.js"
 
@@ -60,6 +61,7 @@ export const swapTables = <E, R>(
   const sameShape = options.create === undefined
   let tail = 0
   const swapping = Effect.gen(function* () {
+    yield* lockRecord(store, options.name)
     if (locksLog) yield* Effect.zipRight(setLockTimeout(sql, lockWait), lockLog(store))
     // The tables before the lease, in the order in which consumers and commits lock them.
     yield* lockLiveTables(sql, schema, tables, { sameShape, lockWait })
