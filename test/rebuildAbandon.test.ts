@@ -118,4 +118,60 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 30_000 })("abandoning a
       })
     )
   )
+
+  for (const others of [0, 1]) {
+    it.effect(`ends the process that makes the tables, and ${others} that wait for it`, () =>
+      onDatabase((url) =>
+        Effect.gen(function* () {
+          const sql = yield* SqlClient.SqlClient
+          const pause = yield* makePause
+          const run = (create: Effect.Effect<unknown, SqlError, Client>) =>
+            Effect.flip(Rebuild.run({ ...options, create }))
+          const first = yield* Effect.fork(run(Effect.zipRight(makeCounts, pause.here)))
+          yield* pause.reached
+          expect(yield* Rebuild.status("again")).toEqual(Option.none())
+          const waiter = nodeAt(url, {}, { maxConnections: 1, applicationName: "waiter" })
+          const waiting = yield* Effect.replicateEffect(Effect.fork(Effect.provide(run(makeCounts), waiter)), others)
+          yield* eventually(
+            sql`select 1 from pg_stat_activity where datname = current_database() and application_name = 'waiter'
+              and query like '%leased_until - clock_timestamp()%'`,
+            (rows) => rows.length === others
+          )
+          yield* Rebuild.abandon("again")
+          yield* pause.end
+          for (const fiber of [first, ...waiting]) expect(`${yield* Fiber.join(fiber)}`).toContain(wasAbandoned)
+          yield* nothingIsLeft
+          expect(yield* counts).toEqual([])
+        })
+      )
+    )
+  }
+
+  it.effect("ends a process that works for it, also where the rebuild is begun again under its name", () =>
+    onDatabase((url) =>
+      Effect.gen(function* () {
+        const pause = yield* makePause
+        const run = (onProgress: Effect.Effect<unknown>) => Rebuild.run({ ...options, onProgress: () => onProgress })
+        const running = yield* Effect.fork(Effect.flip(run(pause.here)))
+        yield* pause.reached
+        yield* Rebuild.abandon("again")
+        expect(yield* Effect.provide(run(Effect.void), nodeAt(url))).toBe(6)
+        yield* pause.end
+        expect(`${yield* Fiber.join(running)}`).toContain(wasAbandoned)
+        expect(yield* counts).toEqual([{ n: 6 }])
+      })
+    )
+  )
+
+  it.effect("a rebuild whose `create` fails has no status, and the next run begins it", () =>
+    onDatabase(() =>
+      Effect.gen(function* () {
+        expect(yield* Effect.flip(Rebuild.run({ ...options, create: Effect.fail("broken") }))).toBe("broken")
+        expect(yield* Rebuild.status("again")).toEqual(Option.none())
+        expect(yield* Rebuild.run({ ...options, create: makeCounts })).toBe(6)
+        yield* Rebuild.abandon("again")
+        yield* nothingIsLeft
+      })
+    )
+  )
 })

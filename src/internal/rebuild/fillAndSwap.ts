@@ -33,28 +33,27 @@ import { makeSwapBackoff } from "./swapBackoff.js"
 import { swapTables, TooManyLeft } from "./swapTables.js"
 
 /**
- * Fills the shadow tables from the checkpoint of the lease on, and swaps them. It calls `begun` when the rebuild has its
- * record. `count` gets the number of events of each batch.
+ * Fills the shadow tables from the checkpoint of the lease on, and swaps them. `count` gets the number of events of each
+ * batch.
  */
 export const fillAndSwap = <E, R>(
   context: RebuildContext<E, R>,
   lease: Lease,
-  begun: () => void,
   count: (events: number) => void
 ): Effect.Effect<void, E | LeaseLost | ValidationError | StoreError, R> =>
   Effect.gen(function* () {
     const { feed, filter, options, shadowSchema, store } = context
+    const making = makeShadowTables(store.sql, shadowSchema, options.tables, options.create)
     const tables = yield* withTransaction(
       store.sql,
       operation,
-      Effect.zipRight(lease.checkpoint, makeShadowTables(store.sql, shadowSchema, options.tables, options.create))
+      Effect.zipRight(lease.checkpoint, Effect.zipLeft(making, stillHeld(context, lease)))
     )
     const lives = tables.map(({ live }) => live)
     const maxHold = maxHoldOf(options)
     const backoff = makeSwapBackoff(store, options.name, lives, maxHold / 4)
     let position = lease.position
     const progress = yield* makeProgress(context, yield* feed.count({ after: position, filter }))
-    begun()
     const holds = makeWriterHolds(context, progress, lives)
     const holdsBackMuch = makeHeldBackCheck(context)
 
@@ -192,6 +191,13 @@ export const fillAndSwap = <E, R>(
   })
 
 // --- internal ---
+
+/**
+ * Fails where the lease was lost while the shadow tables were made, so that they are rolled back. It locks the record at
+ * the end of that transaction, because `create` may run for long, and abandoning the rebuild would wait for it.
+ */
+const stillHeld = <E, R>({ options, store }: RebuildContext<E, R>, lease: Lease) =>
+  Effect.zipRight(lockRecord(store, options.name), lease.checkpoint)
 
 /** How long a batch may take by the rate of the run, in milliseconds. */
 const batchMillis = 500
