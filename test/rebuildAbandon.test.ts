@@ -174,4 +174,24 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 30_000 })("abandoning a
       })
     )
   )
+
+  it.effect("a process that loses its lease while it makes the tables leaves them to the next, and both end", () =>
+    onDatabase((url) =>
+      Effect.gen(function* () {
+        const sql = yield* SqlClient.SqlClient
+        const pause = yield* makePause
+        const run = (create: Effect.Effect<unknown, SqlError, Client>) => Rebuild.run({ ...options, create })
+        const first = yield* Effect.fork(Effect.exit(run(Effect.zipRight(makeCounts, pause.here))))
+        yield* pause.reached
+        yield* sql`update maestro.subscriptions set token = token + 1, holder = null, leased_until = null
+          where name like 'effect-maestro/rebuild/%'`
+        const second = yield* Effect.fork(Effect.exit(Effect.provide(run(makeCounts), nodeAt(url))))
+        yield* waitsForLock("create schema")
+        yield* pause.end
+        expect([yield* Fiber.join(first), yield* Fiber.join(second)]).toEqual([Exit.succeed(0), Exit.succeed(6)])
+        expect(yield* counts).toEqual([{ n: 6 }])
+        expect(yield* leftovers).toEqual([])
+      })
+    )
+  )
 })

@@ -26,7 +26,7 @@ import { HoldExpired, makeWriterHolds, withinHold } from "./holdWriters.js"
 import { makeProgress } from "./progress.js"
 import { projectBatch } from "./projectBatch.js"
 import { maxHoldOf, operation, type RebuildContext } from "./rebuildOptions.js"
-import { lockRecord } from "./rebuildRecord.js"
+import { lockLease, lockRecord } from "./rebuildRecord.js"
 import { isLockConflict } from "./replaceTables.js"
 import { makeShadowTables } from "./shadowTables.js"
 import { makeSwapBackoff } from "./swapBackoff.js"
@@ -47,7 +47,7 @@ export const fillAndSwap = <E, R>(
     const tables = yield* withTransaction(
       store.sql,
       operation,
-      Effect.zipRight(lease.checkpoint, Effect.zipLeft(making, stillHeld(context, lease)))
+      Effect.zipRight(lease.checkpoint, Effect.zipLeft(making, confirmLease(context, lease)))
     )
     const lives = tables.map(({ live }) => live)
     const maxHold = maxHoldOf(options)
@@ -193,11 +193,14 @@ export const fillAndSwap = <E, R>(
 // --- internal ---
 
 /**
- * Fails where the lease was lost while the shadow tables were made, so that they are rolled back. It locks the record at
- * the end of that transaction, because `create` may run for long, and abandoning the rebuild would wait for it.
+ * Fails where the lease was lost while the shadow tables were made, so that they are rolled back. Another process may
+ * wait to make the schema, and would find it made. No process takes the lease from here to COMMIT.
+ *
+ * It locks the record at the end of the transaction, because `create` may run for long, and abandoning the rebuild would
+ * wait for it.
  */
-const stillHeld = <E, R>({ options, store }: RebuildContext<E, R>, lease: Lease) =>
-  Effect.zipRight(lockRecord(store, options.name), lease.checkpoint)
+const confirmLease = <E, R>({ options, store }: RebuildContext<E, R>, lease: Lease) =>
+  Effect.zipRight(lockRecord(store, options.name), lockLease(store, options.name, lease))
 
 /** How long a batch may take by the rate of the run, in milliseconds. */
 const batchMillis = 500

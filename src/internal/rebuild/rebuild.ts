@@ -37,7 +37,7 @@ import {
   run,
   shadowSchemaOf
 } from "./rebuildOptions.js"
-import { type KnownRecord, leaseLostOf, lockRecord, makeKnownRecord } from "./rebuildRecord.js"
+import { type KnownRecord, leaseLostOf, lockLease, lockRecord, makeKnownRecord } from "./rebuildRecord.js"
 import { isLockConflict } from "./replaceTables.js"
 import { dropShadowTables } from "./shadowTables.js"
 
@@ -223,8 +223,7 @@ const discard = (store: StoreTables, name: string, lease: Lease): Effect.Effect<
     operation,
     Effect.gen(function* () {
       yield* lockRecord(store, name)
-      yield* run(store, store.sql`select 1 from ${store.schema}.subscriptions where name = ${leaseOf(name)} for update`)
-      yield* lease.checkpoint
+      yield* lockLease(store, name, lease)
       yield* Effect.provideService(abandonRebuild(name), Tables, store)
     })
   ).pipe(Effect.retry({ times: 10, while: isTransient }), Effect.ignore)

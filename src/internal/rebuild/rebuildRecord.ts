@@ -15,7 +15,7 @@ import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import type { Status } from "../../Rebuild.js"
 import { StoreError } from "../../StoreError.js"
-import { LeaseLost } from "../../SubscriptionStore.js"
+import { type Lease, LeaseLost } from "../../SubscriptionStore.js"
 import { type StoreTables, Tables } from "../sql/storeTables.js"
 import { leaseOf, operation, type RebuildOptions, run } from "./rebuildOptions.js"
 
@@ -87,6 +87,17 @@ export const tryLockRecord = (store: StoreTables, name: string): Effect.Effect<b
     (lockedByOthers) => lockedByOthers.length === 0
   )
 }
+
+/** Locks the lease until the end of the transaction, after the record. Fails with `LeaseLost` where it is not held. */
+export const lockLease = (
+  store: StoreTables,
+  name: string,
+  lease: Lease
+): Effect.Effect<void, LeaseLost | StoreError> =>
+  Effect.zipRight(
+    run(store, store.sql`select 1 from ${store.schema}.subscriptions where name = ${leaseOf(name)} for update`),
+    Effect.asVoid(lease.checkpoint)
+  )
 
 /** The failure of a process that does not hold the lease of the rebuild any more. */
 export const leaseLostOf = (name: string): LeaseLost => new LeaseLost({ subscription: leaseOf(name), partition: 0 })
