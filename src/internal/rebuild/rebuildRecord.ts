@@ -2,9 +2,8 @@
  * The record of a rebuild: the row of `rebuilds` that has its progress. All files that work for a rebuild use it.
  *
  * **A record that is gone says that the rebuild was abandoned.** So each run makes or finds the record before it waits
- * for the lease, and fails where it is gone later. The record of a run that was refused, or has failed before it counted
- * its events, stays. Other processes may wait for the lease, and would take a missing record as abandoned. It has no
- * events, and `rebuildStatus` leaves it out.
+ * for the lease, and fails where it is gone later. The record stays where a run fails before it has counted its events,
+ * because processes that wait would take it for abandoned. `rebuildStatus` leaves out such a record.
  *
  * **A transaction locks the record before anything else of the rebuild**: each batch, the swap, and the transaction
  * that abandons the rebuild. So one of two such transactions waits for the other while it holds nothing that the other
