@@ -123,33 +123,6 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 30_000 })("waiting for 
     )
   )
 
-  it.effect("a rebuild that is abandoned in the middle of a batch fails, and says so", () =>
-    onDatabase(() =>
-      Effect.gen(function* () {
-        const [reached, goOn] = [yield* Deferred.make<void>(), yield* Deferred.make<void>()]
-        const wait = Effect.zipRight(Deferred.succeed(reached, undefined), Deferred.await(goOn))
-        const { project, ...one } = Projection.toEffect(balances(1))
-        const waiting = (event: Event.Event) =>
-          Effect.zipRight(
-            Effect.when(wait, () => event.sequence === 3),
-            project(event)
-          )
-        const { projections } = makeAccount([{ ...one, project: waiting }])
-        const running = yield* Effect.fork(
-          Effect.flip(Rebuild.run({ name: "again", projections, tables: ["balances"], batchSize: 2 }))
-        )
-        yield* Deferred.await(reached)
-        yield* Rebuild.abandon("again")
-        // Without the shadow table the batch finds the live one by its name, and what it writes there is rolled back.
-        yield* Deferred.succeed(goOn, undefined)
-        expect(`${yield* Fiber.join(running)}`).toContain('rebuild "again" was abandoned')
-        expect(yield* leases).toEqual([])
-        expect(yield* leftovers).toEqual([])
-        expect(yield* amounts).toEqual({ ann: 6 })
-      })
-    )
-  )
-
   it.effect("a rebuild that loses its lease before it has begun to project begins again", () =>
     onDatabase(() =>
       Effect.gen(function* () {

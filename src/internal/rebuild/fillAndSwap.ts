@@ -26,34 +26,34 @@ import { HoldExpired, makeWriterHolds, withinHold } from "./holdWriters.js"
 import { makeProgress } from "./progress.js"
 import { projectBatch } from "./projectBatch.js"
 import { maxHoldOf, operation, type RebuildContext } from "./rebuildOptions.js"
+import { lockLease, lockRecord } from "./rebuildRecord.js"
 import { isLockConflict } from "./replaceTables.js"
 import { makeShadowTables } from "./shadowTables.js"
 import { makeSwapBackoff } from "./swapBackoff.js"
 import { swapTables, TooManyLeft } from "./swapTables.js"
 
 /**
- * Fills the shadow tables from the checkpoint of the lease on, and swaps them. It calls `begun` when the rebuild has its
- * record. `count` gets the number of events of each batch.
+ * Fills the shadow tables from the checkpoint of the lease on, and swaps them. `count` gets the number of events of each
+ * batch.
  */
 export const fillAndSwap = <E, R>(
   context: RebuildContext<E, R>,
   lease: Lease,
-  begun: () => void,
   count: (events: number) => void
 ): Effect.Effect<void, E | LeaseLost | ValidationError | StoreError, R> =>
   Effect.gen(function* () {
     const { feed, filter, options, shadowSchema, store } = context
+    const making = makeShadowTables(store.sql, shadowSchema, options.tables, options.create)
     const tables = yield* withTransaction(
       store.sql,
       operation,
-      Effect.zipRight(lease.checkpoint, makeShadowTables(store.sql, shadowSchema, options.tables, options.create))
+      Effect.zipRight(lease.checkpoint, Effect.zipLeft(making, confirmLease(context, lease)))
     )
     const lives = tables.map(({ live }) => live)
     const maxHold = maxHoldOf(options)
     const backoff = makeSwapBackoff(store, options.name, lives, maxHold / 4)
     let position = lease.position
     const progress = yield* makeProgress(context, yield* feed.count({ after: position, filter }))
-    begun()
     const holds = makeWriterHolds(context, progress, lives)
     const holdsBackMuch = makeHeldBackCheck(context)
 
@@ -80,7 +80,8 @@ export const fillAndSwap = <E, R>(
     ) =>
       Effect.gen(function* () {
         const begun = yield* Clock.currentTimeMillis
-        const advancing = Effect.flatMap(lease.advance(page.position, projecting), () => Clock.currentTimeMillis)
+        const batch = Effect.zipRight(lockRecord(store, options.name), projecting)
+        const advancing = Effect.flatMap(lease.advance(page.position, batch), () => Clock.currentTimeMillis)
         const [ended, read] = page.more
           ? yield* Effect.all([advancing, Effect.exit(readAfter(page.position))], { concurrency: 2 })
           : [yield* advancing, undefined]
@@ -190,6 +191,16 @@ export const fillAndSwap = <E, R>(
   })
 
 // --- internal ---
+
+/**
+ * Fails where the lease was lost while the shadow tables were made, so that they are rolled back. Another process may
+ * wait to make the schema, and would find it made. No process takes the lease from here to COMMIT.
+ *
+ * It locks the record at the end of the transaction, because `create` may run for long, and abandoning the rebuild would
+ * wait for it.
+ */
+const confirmLease = <E, R>({ options, store }: RebuildContext<E, R>, lease: Lease) =>
+  Effect.zipRight(lockRecord(store, options.name), lockLease(store, options.name, lease))
 
 /** How long a batch may take by the rate of the run, in milliseconds. */
 const batchMillis = 500

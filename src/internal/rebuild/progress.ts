@@ -5,6 +5,7 @@
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import { type RebuildContext, run } from "./rebuildOptions.js"
+import { leaseLostOf } from "./rebuildRecord.js"
 
 export interface RebuildProgress {
   /** How many events this run has projected. */
@@ -27,7 +28,7 @@ export interface RebuildProgress {
   readonly report: Effect.Effect<void>
 }
 
-/** Stores how many events there are to project. */
+/** Stores how many events there are to project. Fails with `LeaseLost` where the rebuild was abandoned. */
 export const makeProgress = <E, R>({ options, store }: RebuildContext<E, R>, left: number) =>
   Effect.gen(function* () {
     const begun = yield* Clock.currentTimeMillis
@@ -35,10 +36,11 @@ export const makeProgress = <E, R>({ options, store }: RebuildContext<E, R>, lef
       store,
       store.sql<{
         done: string
-      }>`insert into ${store.schema}.rebuilds as r (name, events_total) values (${options.name}, ${left})
-        on conflict (name) do update set events_total = r.events_done + ${left} returning events_done::text as done`
+      }>`update ${store.schema}.rebuilds set events_total = events_done + ${left} where name = ${options.name}
+        returning events_done::text as done`
     )
-    const doneBefore = Number(row?.done ?? 0)
+    if (row === undefined) return yield* leaseLostOf(options.name)
+    const doneBefore = Number(row.done)
     let total = doneBefore + left
     let events = 0
     let longestHold = 0

@@ -16,7 +16,6 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
 import { beginning, EventFeed } from "../../EventFeed.js"
-import type { Status } from "../../Rebuild.js"
 import { StoreError, type ValidationError } from "../../StoreError.js"
 import { type Lease, LeaseLost, SubscriptionStore } from "../../SubscriptionStore.js"
 import { insideTransaction } from "../runtime/ambientTransaction.js"
@@ -38,6 +37,7 @@ import {
   run,
   shadowSchemaOf
 } from "./rebuildOptions.js"
+import { type KnownRecord, leaseLostOf, lockLease, lockRecord, makeKnownRecord } from "./rebuildRecord.js"
 import { isLockConflict } from "./replaceTables.js"
 import { dropShadowTables } from "./shadowTables.js"
 
@@ -58,7 +58,7 @@ export const rebuild = <E, R>(
       subscriptions,
       store,
       filter: bothOf(filterOf(options.projections), options.subscription?.filter),
-      known: makeKnownStatus(store, options),
+      known: makeKnownRecord(store, options),
       count: (events) => {
         projected += events
       }
@@ -67,11 +67,11 @@ export const rebuild = <E, R>(
     return projected
   })
 
-export const rebuildStatus = (name: string): Effect.Effect<Option.Option<Status>, StoreError, Tables> =>
-  Effect.flatMap(Tables, (store) => statusOf(store, name))
-
 /**
- * Deletes the lease, the progress and the shadow tables of a rebuild. A process that works for it finds its lease lost.
+ * Deletes the record, the lease and the shadow tables of a rebuild, after the batch or the swap that is under way. A
+ * process that works for it finds its lease lost.
+ *
+ * A transaction of an application that reads the shadow tables may still deadlock with this one, so it is retried.
  */
 export const abandonRebuild = (name: string): Effect.Effect<void, StoreError, Tables> =>
   Effect.flatMap(Tables, (store) => {
@@ -80,11 +80,12 @@ export const abandonRebuild = (name: string): Effect.Effect<void, StoreError, Ta
       sql,
       operation,
       Effect.gen(function* () {
-        yield* run(store, sql`delete from ${schema}.subscriptions where name = ${leaseOf(name)}`)
+        // First, because it waits for a process that works, which locks the record, too (`rebuildRecord.ts`).
         yield* run(store, sql`delete from ${schema}.rebuilds where name = ${name}`)
+        yield* run(store, sql`delete from ${schema}.subscriptions where name = ${leaseOf(name)}`)
         yield* dropShadowTables(sql, yield* shadowSchemaOf(store, name))
       })
-    )
+    ).pipe(Effect.retry({ times: 10, while: (error) => isTransient(error) || isLockConflict(error) }))
   })
 
 // --- internal ---
@@ -97,7 +98,7 @@ const lastPause = 5000
 /** What all attempts of one run share. */
 interface Run<E, R> extends Omit<RebuildContext<E, R>, "shadowSchema"> {
   readonly subscriptions: SubscriptionStore["Type"]
-  readonly known: KnownStatus
+  readonly known: KnownRecord
   /** Adds projected events to the result of the run. */
   readonly count: (events: number) => void
 }
@@ -108,62 +109,6 @@ const insideAnother = new StoreError({
   description: "a rebuild has many transactions of its own, so it can't run inside of another one"
 })
 
-const abandoned = (name: string) =>
-  new StoreError({
-    reason: "Misconfigured",
-    operation,
-    description: `rebuild ${JSON.stringify(name)} was abandoned while it was under way`
-  })
-
-const finishedBefore = (name: string) =>
-  `rebuild ${JSON.stringify(name)} was done before under this name, so it projects nothing now: to rebuild again use another name, or \`Rebuild.abandon\` first`
-
-const statusOf = (store: StoreTables, name: string): Effect.Effect<Option.Option<Status>, StoreError> =>
-  Effect.map(
-    run(
-      store,
-      store.sql<{
-        done: string
-        total: string
-        finished: boolean
-      }>`select events_done::text as done, events_total::text as total, finished_at is not null as finished
-        from ${store.schema}.rebuilds where name = ${name}`
-    ),
-    ([row]) =>
-      Option.map(Option.fromNullable(row), ({ done, finished, total }) => ({
-        done: Number(done),
-        total: Number(total),
-        finished
-      }))
-  )
-
-/** What this run knows of the record of the rebuild, which a run makes when it begins to project. */
-interface KnownStatus {
-  /** Whether a run has finished the rebuild. Fails where the rebuild was abandoned after this run had seen its record. */
-  readonly isFinished: Effect.Effect<boolean, StoreError>
-  /** Takes note that this run has made or found the record. */
-  readonly seen: () => void
-}
-
-const makeKnownStatus = (store: StoreTables, { isOfVersion, name }: RebuildOptions<unknown, unknown>): KnownStatus => {
-  let [wasSeen, isFirst] = [false, true]
-  const isFinished = Effect.flatMap(statusOf(store, name), (status) => {
-    // A process discards the rebuild of a version when its projection fails.
-    if (wasSeen && Option.isNone(status) && isOfVersion !== true) return Effect.fail(abandoned(name))
-    wasSeen = Option.isSome(status)
-    const isFinished = Option.exists(status, ({ finished }) => finished)
-    const wasFinishedBefore = isFinished && isFirst && isOfVersion !== true
-    isFirst = false
-    return Effect.as(wasFinishedBefore ? Effect.logInfo(finishedBefore(name)) : Effect.void, isFinished)
-  })
-  return {
-    isFinished,
-    seen: () => {
-      wasSeen = true
-    }
-  }
-}
-
 /** Whether another attempt may succeed. An effect of a projection may fail with a `SqlError`. */
 const isRetried = (error: unknown): boolean =>
   isTransient(error) || isLockConflict(error) || (error instanceof SqlError && isTransientSqlError(error))
@@ -171,8 +116,7 @@ const isRetried = (error: unknown): boolean =>
 /**
  * Makes attempts until one succeeds, or fails for a reason that another attempt would not change.
  *
- * A lease may be lost before the run has made the record of the rebuild, such as while the log is locked. So a missing record does not say
- * that the rebuild was abandoned. The next attempt fails if this run had seen the record (`KnownStatus`), and begins again otherwise.
+ * After a lost lease the record says whether the rebuild was abandoned (`KnownRecord`). If so, the next attempt fails. Otherwise it goes on.
  */
 const attemptAfterFailures = <E, R>(
   oneRun: Run<E, R>,
@@ -193,13 +137,16 @@ const attempt = <E, R>(oneRun: Run<E, R>): Effect.Effect<void, E | LeaseLost | V
     if (yield* known.isFinished) return
     const checked: RebuildOptions<E | StoreError, R> =
       options.check === undefined ? options : { ...options, ...(yield* options.check(store)) }
+    yield* known.begin
     const lease = yield* awaitLease(oneRun)
-    if (Option.isNone(lease) || (yield* known.isFinished)) return
+    if (Option.isNone(lease)) return
+    // The process that had the lease before may have discarded a version.
+    yield* known.begin
+    if (yield* known.isFinished) return
     const context = { ...oneRun, options: checked, shadowSchema: yield* shadowSchemaOf(store, options.name) }
-    const lost = new LeaseLost({ subscription: leaseOf(options.name), partition: 0 })
     yield* Effect.raceFirst(
-      Effect.flatMap(lease.value.lost, () => lost),
-      fillAndSwap(context, lease.value, known.seen, count)
+      Effect.flatMap(lease.value.lost, () => leaseLostOf(options.name)),
+      fillAndSwap(context, lease.value, count)
     ).pipe(
       Effect.catchAll((error) => failWhileHeld(lease.value, error)),
       Effect.tapErrorCause((cause) =>
@@ -239,7 +186,8 @@ const awaitLease = <E, R>({ known, options, subscriptions }: Run<E, R>) =>
         subscriptions.lease({
           key: { name: leaseOf(options.name), partition: 0, partitions: 1 },
           from: beginning,
-          holder: `rebuild ${options.name}`,
+          // Unique, because the row of an abandoned rebuild is made anew, and its fencing token begins again.
+          holder: `rebuild ${options.name} ${crypto.randomUUID()}`,
           duration: leaseDuration
         }),
         // No subscription has the name, so the number is always 1.
@@ -274,8 +222,8 @@ const discard = (store: StoreTables, name: string, lease: Lease): Effect.Effect<
     store.sql,
     operation,
     Effect.gen(function* () {
-      yield* run(store, store.sql`select 1 from ${store.schema}.subscriptions where name = ${leaseOf(name)} for update`)
-      yield* lease.checkpoint
+      yield* lockRecord(store, name)
+      yield* lockLease(store, name, lease)
       yield* Effect.provideService(abandonRebuild(name), Tables, store)
     })
   ).pipe(Effect.retry({ times: 10, while: isTransient }), Effect.ignore)
@@ -284,11 +232,11 @@ const discard = (store: StoreTables, name: string, lease: Lease): Effect.Effect<
 const mayLeaveLeaseRow = (exit: Exit.Exit<void, unknown>): boolean =>
   Exit.isSuccess(exit) || Option.exists(Cause.failureOption(exit.cause), (error) => !isRetried(error))
 
-/** Deletes the row of the lease where no process holds it and the rebuild is finished or abandoned. */
+/** Deletes the row of the lease where no process holds it, and no events are projected that the next run would build on. */
 const deleteLeaseRow = (store: StoreTables, name: string) =>
   run(
     store,
     store.sql`delete from ${store.schema}.subscriptions
       where name = ${leaseOf(name)} and coalesce(leased_until < clock_timestamp(), true)
-        and not exists (select 1 from ${store.schema}.rebuilds r where r.name = ${name} and r.finished_at is null)`
+        and not exists (select 1 from ${store.schema}.rebuilds r where r.name = ${name} and r.finished_at is null and r.events_total > 0)`
   )

@@ -18,6 +18,7 @@ import type { StoreTables, Tables } from "../sql/storeTables.js"
 import { withoutReceipts } from "../store/receiptStreams.js"
 import { abandonRebuild, rebuild } from "./rebuild.js"
 import { leaseOf } from "./rebuildOptions.js"
+import { tryLockRecord } from "./rebuildRecord.js"
 import { confirm, type Group, isSettled, type PrepareOptions, statesOf } from "./recordStates.js"
 import { type Registered, recordOf } from "./registerTables.js"
 import { misconfigured, quoted } from "./tableOwners.js"
@@ -155,13 +156,14 @@ const unfinishedRebuilds = (store: StoreTables, prefix: string): Effect.Effect<R
   )
 }
 
-/** Abandons a rebuild where no process holds its lease. */
+/** Abandons a rebuild where no process works for it, nor holds its lease. */
 const abandonIdle = (store: StoreTables, name: string): Effect.Effect<void, StoreError, Tables> => {
   const { schema, sql } = store
   return withTransaction(
     sql,
     operation,
     Effect.gen(function* () {
+      if (!(yield* tryLockRecord(store, name))) return
       const free = yield* run(
         store,
         sql`select 1 from ${schema}.subscriptions
