@@ -182,6 +182,25 @@ describe("what the change can't keep is refused by name, and the log stays", () 
   }
 })
 
+it.scopedLive(
+  "the option that PGlite sets on each column is no part of the log, and other options of a column are",
+  () =>
+    Effect.gen(function* () {
+      const sql = yield* SqlClient.SqlClient
+      const setOption = sql`update pg_attribute set attoptions = array['pg_attver=' || attrelid]
+      where attnum > 0 and attrelid in (select oid from pg_class where relname ~ '^event_log(_\\d+)?$')`
+      yield* fill
+      for (const partitions of [4, 2, 1]) {
+        yield* setOption
+        expect(yield* partitionLog(partitions)).toBe(true)
+      }
+      yield* sql`alter table maestro.event_log alter column type set (n_distinct = 9)`
+      yield* sql`update pg_attribute set attoptions = attoptions || array['pg_attver=1'] where attoptions is not null`
+      const { description } = yield* Effect.flip(partitionLog(4))
+      expect(description).toContain('attoptions of column type is ["n_distinct=9"] and would be null')
+    }).pipe(Effect.provide(storeOf(1)))
+)
+
 it.scopedLive("a change that is refused copies no event", () =>
   Effect.gen(function* () {
     const sql = yield* SqlClient.SqlClient

@@ -8,7 +8,7 @@
 import type * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
 import * as Effect from "effect/Effect"
-import { definitionOf, type TableDefinition } from "./tableDefinition.js"
+import { columnOptions, definitionOf, type TableDefinition } from "./tableDefinition.js"
 
 /** The properties of the log and its parts that do not depend on the number of partitions. */
 export const definitionOfLog = (sql: SqlClient.SqlClient, name: string): Effect.Effect<TableDefinition, SqlError> =>
@@ -157,7 +157,8 @@ const ownParts = (sql: SqlClient.SqlClient) =>
       join pg_attribute p on p.attrelid = leaf.inhparent and p.attname = a.attname
       left join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
       left join pg_attrdef e on e.adrelid = p.attrelid and e.adnum = p.attnum
-      where a.attoptions is not null or a.attacl is not null or coalesce(a.attstattarget, -1) <> coalesce(p.attstattarget, -1)
+      where ${sql.literal(columnOptions("a.attoptions"))} is not null or a.attacl is not null
+        or coalesce(a.attstattarget, -1) <> coalesce(p.attstattarget, -1)
         or a.attstorage <> p.attstorage or pg_get_expr(d.adbin, d.adrelid) is distinct from pg_get_expr(e.adbin, e.adrelid)
     union all select leaf.relname, 'a comment or a label' from leaf
       where exists (select 1 from pg_description where classoid = 'pg_class'::regclass and objoid = leaf.oid)
