@@ -89,8 +89,14 @@ it.scopedLive(
         yield* works(late)
         yield* sql`drop schema maestro cascade`
         yield* SqlStore.migrate({ logPartitions: 4 })
+        // These grants are also on each partition.
         yield* giveRights(late)
         yield* works(late)
+        for (const partitions of [8, 1, 16]) {
+          expect(yield* SqlStore.partitionLog({ partitions })).toBe(true)
+          yield* works(late)
+          yield* giveRights(late)
+        }
       })
       yield* Effect.provide(Effect.scoped(trying), owner)
     }),

@@ -113,8 +113,8 @@ interface Change {
  */
 const rehearse = (change: Change): Effect.Effect<void, StoreError> =>
   Effect.gen(function* () {
-    const { name, sql } = change
-    const [found] = yield* run(selectObstacles(sql, name))
+    const { name, partitions, sql } = change
+    const [found] = yield* run(selectObstacles(sql, name, partitions))
     if (found !== undefined) return yield* misconfigured(found.obstacle)
     yield* run(sql`savepoint rehearsal`)
     const before = yield* run(definitionOfLog(sql, name))
