@@ -258,7 +258,9 @@ export const repairAfterRestore = (
   options?: Pick<Options, "schema">
 ): Effect.Effect<boolean, StoreError, SqlClient.SqlClient> =>
   Effect.flatMap(resolve(options), ({ name, schema, sql }) =>
-    Effect.flatMap(feedOrderOf(sql, name, schema), (feedOrder) => repair({ feedOrder, schema, sql }))
+    Effect.flatMap(feedOrderOf(sql, name, schema, "repairAfterRestore"), (feedOrder) =>
+      repair({ feedOrder, schema, sql })
+    )
   )
 
 /**
@@ -317,7 +319,7 @@ const findFoundation = <R>(
     const isMigrating = options?.migrate !== false
     const { feedOrder, measuring } = yield* isMigrating
       ? migrateSchema(sql, name, schema, wanted)
-      : checkSchema(sql, name, schema, wanted)
+      : checkSchema(sql, name, schema, wanted, "SqlStore")
     const log = { feedOrder, measuring, schema, sql }
     if (isMigrating) yield* repair(log)
     const preparedStatements = options?.preparedStatements !== false

@@ -45,7 +45,7 @@ export const partitionLog = (
       Effect.gen(function* () {
         yield* checkIsolation(sql)
         yield* run(lockSchema(sql, name))
-        const { feedOrder, partitions: found } = yield* checkSchema(sql, name, schema, {})
+        const { feedOrder, partitions: found } = yield* checkSchema(sql, name, schema, {}, operation)
         if (found === undefined)
           return yield* misconfigured(`the schema ${JSON.stringify(name)} has no event log: run SqlStore.migrate`)
         const [detached] = yield* run(selectDetached(sql, name))
