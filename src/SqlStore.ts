@@ -258,7 +258,9 @@ export const repairAfterRestore = (
   options?: Pick<Options, "schema">
 ): Effect.Effect<boolean, StoreError, SqlClient.SqlClient> =>
   Effect.flatMap(resolve(options), ({ name, schema, sql }) =>
-    Effect.flatMap(feedOrderOf(sql, name, schema), (feedOrder) => repair({ feedOrder, schema, sql }))
+    Effect.flatMap(feedOrderOf(sql, name, schema, "repairAfterRestore"), (feedOrder) =>
+      repair({ feedOrder, schema, sql })
+    )
   )
 
 /**
@@ -270,7 +272,8 @@ export const repairAfterRestore = (
  *
  * A log with anything else that would be lost fails with `Misconfigured` before events are copied, and the failure names it. Such are storage
  * parameters, row security, rules, publications, privileges on columns, and privileges that another role than the owner has granted. So are
- * objects that depend on the log, such as views and foreign keys. Remove them before the change, and create them again afterwards.
+ * privileges on a partition that their role does not have on the log, and objects that depend on the log, such as views and foreign keys. Remove
+ * them before the change, and create them again afterwards.
  *
  * It may be called while the store is in use, by a role that owns the log and may create in its schema. The log is locked meanwhile, so commits
  * and reads wait, and none fails. A million events of 250 bytes took 17 to 21 seconds on two busy cores, for 16 partitions, and the copy needs
@@ -316,7 +319,7 @@ const findFoundation = <R>(
     const isMigrating = options?.migrate !== false
     const { feedOrder, measuring } = yield* isMigrating
       ? migrateSchema(sql, name, schema, wanted)
-      : checkSchema(sql, name, schema, wanted)
+      : checkSchema(sql, name, schema, wanted, "SqlStore")
     const log = { feedOrder, measuring, schema, sql }
     if (isMigrating) yield* repair(log)
     const preparedStatements = options?.preparedStatements !== false

@@ -5,6 +5,7 @@ import { PgClient } from "@effect/sql-pg"
 import { expect, it } from "@effect/vitest"
 import * as Arr from "effect/Array"
 import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
 import { EventFeed, Projection, SqlStore, StoreAdapter, Subscription } from "effect-maestro"
 import { makeDatabase, uniqueName } from "./database.js"
@@ -89,12 +90,52 @@ it.scopedLive(
         yield* works(late)
         yield* sql`drop schema maestro cascade`
         yield* SqlStore.migrate({ logPartitions: 4 })
+        // These grants are also on each partition.
         yield* giveRights(late)
         yield* works(late)
+        for (const partitions of [8, 1, 16]) {
+          expect(yield* SqlStore.partitionLog({ partitions })).toBe(true)
+          yield* works(late)
+          yield* giveRights(late)
+        }
       })
       yield* Effect.provide(Effect.scoped(trying), owner)
     }),
   60_000
+)
+
+it.scopedLive("what a role without rights can't do fails by its name, and says that a right is lacking", () =>
+  Effect.gen(function* () {
+    const url = yield* makeDatabase
+    const trying = Effect.gen(function* () {
+      const sql = yield* SqlClient.SqlClient
+      const role = yield* makeRole
+      yield* SqlStore.migrate()
+      const ofRole = PgClient.layer({ url: Redacted.make(as(url, role)), maxConnections: 1 })
+      const failures = (operations: ReadonlyArray<string>) =>
+        Effect.gen(function* () {
+          const fail = [
+            Layer.build(SqlStore.layerWith({ migrate: false })),
+            SqlStore.make({ migrate: false }),
+            SqlStore.partitionLog({ partitions: 4 }),
+            SqlStore.repairAfterRestore(),
+            SqlStore.migrate(),
+            Layer.build(SqlStore.layer)
+          ]
+          for (const [index, operation] of operations.entries()) {
+            const error = yield* Effect.flip(fail[index] ?? Effect.void)
+            expect(error).toMatchObject({ reason: "Misconfigured", operation, code: "42501" })
+            expect(`${error}`).toContain("the role of the connection lacks a right")
+          }
+        })
+      const operations = ["SqlStore", "SqlStore", "partitionLog", "repairAfterRestore", "migrate", "migrate"]
+      yield* Effect.provide(failures(operations), ofRole)
+      // The schema alone is not enough to look at its tables.
+      yield* sql`grant usage on schema maestro to ${sql(role)}`
+      yield* Effect.provide(failures(operations), ofRole)
+    })
+    yield* Effect.provide(Effect.scoped(trying), PgClient.layer({ url: Redacted.make(url), maxConnections: 2 }))
+  })
 )
 
 // --- what it is made of ---

@@ -34,6 +34,14 @@ const files = Effect.flatMap(
   (sql) => sql`select relname, relfilenode from pg_class where relname like 'event_log%' order by relname`
 )
 
+/** A role, until the scope closes. */
+const makeRole = Effect.flatMap(SqlClient.SqlClient, (sql) => {
+  const role = uniqueName("role")
+  return Effect.acquireRelease(Effect.as(sql`create role ${sql(role)}`, role), () =>
+    Effect.orDie(Effect.zipRight(sql`drop owned by ${sql(role)} cascade`, sql`drop role ${sql(role)}`))
+  )
+})
+
 const makeTrigger = "create function noted() returns trigger language plpgsql as $$ begin return new; end $$"
 
 describe("what the change can't keep is refused by name, and the log stays", () => {
@@ -142,7 +150,7 @@ describe("what the change can't keep is refused by name, and the log stays", () 
     [
       "privileges on a partition",
       ["grant select on maestro.event_log_1 to public"],
-      "partition event_log_1 has privileges",
+      "the role public has SELECT on the partition event_log_1, and not on the event log",
       2
     ],
     [
@@ -175,12 +183,32 @@ describe("what the change can't keep is refused by name, and the log stays", () 
           expect(error).toMatchObject({ reason: "Misconfigured", operation: "partitionLog" })
           expect(error.description).toContain(says)
           expect(error.description).toMatch(/before/)
+          if (partitions === 1) expect(error.description).not.toContain("new partitions")
         }
         expect(yield* files).toEqual(before)
       }).pipe(Effect.provide(storeOf(logPartitions)))
     )
   }
 })
+
+it.scopedLive(
+  "the option that PGlite sets on each column is no part of the log, and other options of a column are",
+  () =>
+    Effect.gen(function* () {
+      const sql = yield* SqlClient.SqlClient
+      const setOption = sql`update pg_attribute set attoptions = array['pg_attver=' || attrelid]
+      where attnum > 0 and attrelid in (select oid from pg_class where relname ~ '^event_log(_\\d+)?$')`
+      yield* fill
+      for (const partitions of [4, 2, 1]) {
+        yield* setOption
+        expect(yield* partitionLog(partitions)).toBe(true)
+      }
+      yield* sql`alter table maestro.event_log alter column type set (n_distinct = 9)`
+      yield* sql`update pg_attribute set attoptions = attoptions || array['pg_attver=1'] where attoptions is not null`
+      const { description } = yield* Effect.flip(partitionLog(4))
+      expect(description).toContain('attoptions of column type is ["n_distinct=9"] and would be null')
+    }).pipe(Effect.provide(storeOf(1)))
+)
 
 it.scopedLive("a change that is refused copies no event", () =>
   Effect.gen(function* () {
@@ -250,10 +278,7 @@ it.scopedLive("default privileges give no role more than the log had, and rights
   Effect.scoped(
     Effect.gen(function* () {
       const sql = yield* SqlClient.SqlClient
-      const reader = uniqueName("reader")
-      yield* Effect.acquireRelease(sql`create role ${sql(reader)}`, () =>
-        Effect.orDie(Effect.zipRight(sql`drop owned by ${sql(reader)} cascade`, sql`drop role ${sql(reader)}`))
-      )
+      const reader = yield* makeRole
       yield* fill
       yield* runAll([
         `grant select on maestro.event_log to ${reader} with grant option`,
@@ -276,6 +301,54 @@ it.scopedLive("default privileges give no role more than the log had, and rights
       }
     })
   ).pipe(Effect.provide(storeOf(1)))
+)
+
+it.scopedLive(
+  "privileges on partitions that go beyond those on the log are refused, and the failure has the statement against it",
+  () =>
+    Effect.gen(function* () {
+      const sql = yield* SqlClient.SqlClient
+      const role = yield* makeRole
+      const member = yield* makeRole
+      yield* fill
+      yield* runAll([
+        `grant ${role} to ${member}`,
+        "grant select on maestro.event_log to public",
+        `grant insert, update on maestro.event_log to ${role}`,
+        `grant delete on maestro.event_log to ${role} with grant option`,
+        // On the log as well, or weaker there.
+        `grant select, insert, update, delete on all tables in schema maestro to ${role}`,
+        `grant update, delete on maestro.event_log_1 to ${member}`,
+        "grant select on maestro.event_log_0 to public"
+      ])
+      for (const partitions of [3, 1, 2]) expect(yield* partitionLog(partitions)).toBe(true)
+      for (const [grant, beyond, partitions] of [
+        [
+          `truncate, references on maestro.event_log_0, maestro.event_log_1 to ${role}`,
+          "REFERENCES, TRUNCATE",
+          "partitions event_log_0, event_log_1"
+        ],
+        [
+          `update on maestro.event_log_1 to ${role} with grant option`,
+          "UPDATE with grant option",
+          "partition event_log_1"
+        ],
+        [`truncate on maestro.event_log_0 to public`, "TRUNCATE", "partition event_log_0"]
+      ] as const) {
+        const grantee = grant.includes("public") ? "public" : role
+        yield* sql.unsafe(`grant ${grant}`)
+        for (const number of [1, 4]) {
+          const { description } = yield* Effect.flip(partitionLog(number))
+          expect(description).toContain(
+            `the role ${grantee} has ${beyond} on the ${partitions}, and not on the event log`
+          )
+          expect(description).not.toContain("new partitions")
+        }
+        const { description } = yield* Effect.flip(partitionLog(1))
+        yield* sql.unsafe(/revoke .*$/.exec(description)?.[0] ?? "")
+      }
+      expect(yield* partitionLog(4)).toBe(true)
+    }).pipe(Effect.scoped, Effect.provide(storeOf(2)))
 )
 
 for (const setting of ["standard_conforming_strings = off", "quote_all_identifiers = on"]) {

@@ -146,6 +146,19 @@ layer(onPostgres, { excludeTestServices: true, timeout: 60_000 })("a rebuilt tab
       })
   )
 
+  it.effect("leaves out the option that PGlite sets on each column, and keeps the others", () =>
+    Effect.gen(function* () {
+      const sql = yield* SqlClient.SqlClient
+      yield* arrange("embedded", { statements: ["alter table T alter account set (n_distinct = 9)"] })
+      const { columns } = yield* catalogueOf("embedded")
+      yield* sql`update pg_attribute set attoptions = array['pg_attver=1'] || attoptions
+        where attrelid = 'embedded'::regclass and attnum > 0`
+      expect(yield* catalogueOf("embedded")).not.toMatchObject({ columns })
+      yield* Rebuild.run(rebuildOf("embedded"))
+      expect(yield* catalogueOf("embedded")).toMatchObject({ columns })
+    })
+  )
+
   it.effect("a column that was added since the rebuild began refuses the swap by name", () =>
     Effect.gen(function* () {
       const sql = yield* SqlClient.SqlClient

@@ -213,6 +213,20 @@ it("a server without room for locks is Exhausted, and the failure says what to r
   expect(failure("out of memory").description).not.toContain("max_locks_per_transaction")
 })
 
+it("a role without a right is Misconfigured, and the failure says so and not to migrate", () => {
+  const failure = (code: string) =>
+    fromSqlError(
+      "EventFeed",
+      "reading",
+      new SqlError({ cause: Object.assign(new Error("permission denied"), { code }) })
+    )
+  const { description, reason } = failure("42501")
+  expect(reason).toBe("Misconfigured")
+  expect(description).toContain("the role of the connection lacks a right")
+  expect(description).not.toContain("migrate")
+  expect(failure("42P01").description).not.toContain("lacks a right")
+})
+
 it("a dead connection of the pool is Unavailable, because nothing was sent", () => {
   const error = new SqlError({
     cause: new Error("Client has encountered a connection error and is not queryable"),

@@ -9,6 +9,7 @@
 import type * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
 import * as Effect from "effect/Effect"
+import { columnOptions } from "../sql/tableDefinition.js"
 
 /** A live table, and the shadow table that gets its settings. All names are quoted. */
 export interface Settings {
@@ -189,8 +190,8 @@ const statements: ReadonlyArray<readonly [step: number, text: string]> = [
   ],
   [
     73,
-    `format('alter table %s alter column %I set (%s)', p.t, k.attname, ${optionsOf("k.attoptions")}) from p, columns k
-      where p.alike and k.attoptions <> '{}'`
+    `format('alter table %s alter column %I set (%s)', p.t, k.attname, ${optionsOf(columnOptions("k.attoptions"))}) from p, columns k
+      where p.alike and ${columnOptions("k.attoptions")} is not null`
   ],
   [
     74,

@@ -28,7 +28,7 @@ export const fromSqlError = (operation: string, phase: Phase, error: SqlError): 
   return new StoreError({
     reason,
     operation,
-    description: `${code === outOfMemory && /shared memory/i.test(messageOf(error)) ? noLocks : describe[reason]}: ${messageWithTable(error)}`,
+    description: `${meaningOf(reason, code, error)}: ${messageWithTable(error)}`,
     ...(code === undefined ? {} : { code }),
     ...placeOf(error.cause),
     cause: error
@@ -120,7 +120,15 @@ const describe: Record<StoreErrorReason, string> = {
   Unknown: "the database failed"
 }
 
+const meaningOf = (reason: StoreErrorReason, code: string | undefined, error: SqlError): string => {
+  if (code === outOfMemory && /shared memory/i.test(messageOf(error))) return noLocks
+  return code === insufficientPrivilege ? noRight : describe[reason]
+}
+
 const outOfMemory = "53200"
+const insufficientPrivilege = "42501"
+
+const noRight = "the role of the connection lacks a right; grant it, or connect as a role that has it"
 
 /** The locks of all sessions share one table. A statement on a log with many partitions takes many. */
 const noLocks =

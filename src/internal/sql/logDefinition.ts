@@ -8,7 +8,7 @@
 import type * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
 import * as Effect from "effect/Effect"
-import { definitionOf, type TableDefinition } from "./tableDefinition.js"
+import { columnOptions, definitionOf, type TableDefinition } from "./tableDefinition.js"
 
 /** The properties of the log and its parts that do not depend on the number of partitions. */
 export const definitionOfLog = (sql: SqlClient.SqlClient, name: string): Effect.Effect<TableDefinition, SqlError> =>
@@ -36,8 +36,8 @@ export const selectDetached = (sql: SqlClient.SqlClient, name: string) =>
     where log.relkind = 'p'
     having max(substring(pg_get_expr(c.relpartbound, c.oid) from 'modulus (\\d+)')::int) <> count(*)`
 
-/** What is in the way of a change, and what to do about it. There is a row for each. */
-export const selectObstacles = (sql: SqlClient.SqlClient, name: string) =>
+/** What is in the way of a change to so many partitions, and what to do about it. There is a row for each. */
+export const selectObstacles = (sql: SqlClient.SqlClient, name: string, partitions: number) =>
   sql<{ obstacle: string }>`with log as (${selectLog(sql, name)}), leaf as (
       select c.*, i.inhparent from log join pg_inherits i on i.inhparent = log.oid join pg_class c on c.oid = i.inhrelid
       where log.relkind = 'p'
@@ -47,8 +47,16 @@ export const selectObstacles = (sql: SqlClient.SqlClient, name: string) =>
     from pg_publication_tables p where p.schemaname = ${name}
       and (p.tablename = 'event_log' or p.tablename in (select relname from leaf))
     union
-    select format('the partition %I has %s, which the new partitions would lack: remove that before the change, and add it to them afterwards', relname, part)
-    from (${ownParts(sql)}) own`
+    select format('the partition %I has %s, which ' || ${
+      partitions === 1
+        ? "would be lost: remove that before the change"
+        : "the new partitions would lack: remove that before the change, and add it to them afterwards"
+    }::text, relname, part)
+    from (${ownParts(sql)}) own
+    union
+    select format('the role %s has %s on the %s, and not on the event log, so the change would take that away: grant it on the event log, or before the change revoke %s on %s from %s',
+      role, what, leaves, names, relations, role)
+    from (${ownPrivileges(sql)}) own`
 
 /**
  * The statements that make the constraints, indexes, statistics, triggers and comments of the log anew, and give it to its owner, as texts of
@@ -157,16 +165,35 @@ const ownParts = (sql: SqlClient.SqlClient) =>
       join pg_attribute p on p.attrelid = leaf.inhparent and p.attname = a.attname
       left join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
       left join pg_attrdef e on e.adrelid = p.attrelid and e.adnum = p.attnum
-      where a.attoptions is not null or a.attacl is not null or coalesce(a.attstattarget, -1) <> coalesce(p.attstattarget, -1)
+      where ${sql.literal(columnOptions("a.attoptions"))} is not null or a.attacl is not null
+        or coalesce(a.attstattarget, -1) <> coalesce(p.attstattarget, -1)
         or a.attstorage <> p.attstorage or pg_get_expr(d.adbin, d.adrelid) is distinct from pg_get_expr(e.adbin, e.adrelid)
     union all select leaf.relname, 'a comment or a label' from leaf
       where exists (select 1 from pg_description where classoid = 'pg_class'::regclass and objoid = leaf.oid)
-        or exists (select 1 from pg_seclabel where classoid = 'pg_class'::regclass and objoid = leaf.oid)
-    union all select leaf.relname, 'privileges' from leaf where exists (
-      select grantee, privilege_type, is_grantable from aclexplode(leaf.relacl) where grantee <> leaf.relowner
-      except select a.grantee, a.privilege_type, a.is_grantable from pg_default_acl d, aclexplode(d.defaclacl) a
-        where d.defaclobjtype = 'r' and d.defaclnamespace in (0, leaf.relnamespace)
-    )`
+        or exists (select 1 from pg_seclabel where classoid = 'pg_class'::regclass and objoid = leaf.oid)`
+
+/**
+ * The privileges on partitions that their roles have neither on the log nor from default privileges. Without a privilege on a partition that its
+ * role has on the log nothing is lost, because statements go through the log. `grant … on all tables` gives it on both.
+ */
+const ownPrivileges = (sql: SqlClient.SqlClient) =>
+  sql`select role, names, names || case when is_grantable then ' with grant option' else '' end as what,
+      case count(*) when 1 then 'partition ' else 'partitions ' end || string_agg(quote_ident(relname), ', ' order by relname) as leaves,
+      string_agg(format('%I.%I', nspname, relname), ', ' order by relname) as relations
+    from (
+      select leaf.relname, n.nspname, a.is_grantable, string_agg(distinct a.privilege_type, ', ') as names,
+        case a.grantee when 0 then 'public' else quote_ident(pg_get_userbyid(a.grantee)) end as role
+      from log join leaf on leaf.inhparent = log.oid join pg_namespace n on n.oid = leaf.relnamespace, aclexplode(leaf.relacl) a
+      where a.grantee <> leaf.relowner
+        and not has_table_privilege(a.grantee, log.oid, a.privilege_type || case when a.is_grantable then ' with grant option' else '' end)
+        and not exists (
+          select 1 from pg_default_acl d, aclexplode(d.defaclacl) b
+          where d.defaclobjtype = 'r' and d.defaclnamespace in (0, leaf.relnamespace)
+            and (b.grantee, b.privilege_type, b.is_grantable) = (a.grantee, a.privilege_type, a.is_grantable)
+        )
+      group by leaf.relname, n.nspname, a.grantee, a.is_grantable
+    ) own
+    group by role, is_grantable, names`
 
 /** A property of the log that is the same on a table and on partitions. Undefined for what is part of the numbering. */
 const commonTo = (

@@ -51,7 +51,7 @@ export const migrate = (
   wanted: LogOptions
 ): Effect.Effect<FoundDatabase, StoreError> =>
   Effect.gen(function* () {
-    const found = yield* inspect(sql, name, schema)
+    const found = yield* inspect(sql, name, schema, operation)
     yield* checkFound(sql, name, schema, found, wanted)
     if (isComplete(found)) return databaseOf(found, wanted)
     const migrating = withTransaction(
@@ -67,7 +67,7 @@ export const migrate = (
           name text not null,
           applied_at timestamptz not null default now()
         )`
-        const done = yield* inspect(sql, name, schema)
+        const done = yield* inspect(sql, name, schema, operation)
         yield* checkFound(sql, name, schema, done, wanted)
         const database = databaseOf(done, wanted)
         const log = { ...database, schema, sql }
@@ -88,23 +88,28 @@ export const migrate = (
 /**
  * Returns what the store has to know of its database, for a store that does not migrate. It fails if the tables are those of an older
  * release, or have no counter where the log needs one. It also fails if functions are missing or belong to another schema, whose tables they
- * would read and write, or to a log with the other order.
+ * would read and write, or to a log with the other order. Failures name the operation that looks at the schema.
  */
 export const checkSchema = (
   sql: SqlClient.SqlClient,
   name: string,
   schema: Fragment,
-  wanted: LogOptions
+  wanted: LogOptions,
+  operation: string
 ): Effect.Effect<FoundLog, StoreError> =>
   Effect.gen(function* () {
-    const found = yield* inspect(sql, name, schema)
+    const found = yield* inspect(sql, name, schema, operation)
     const log = { ...databaseOf(found, wanted), partitions: found.partitions }
     if (found.migrations === 0) return log
     if (found.migrations < migrations.length)
-      return yield* misconfigured(`tables of the schema ${JSON.stringify(name)} are those of an older release`)
+      return yield* misconfigured(
+        operation,
+        `tables of the schema ${JSON.stringify(name)} are those of an older release`
+      )
     yield* checkFound(sql, name, schema, found, wanted)
     if (!found.hasFunctions)
       return yield* misconfigured(
+        operation,
         `functions of the schema ${JSON.stringify(name)} are missing, belong to a log with another order, or work on the tables of another schema, because it was renamed or copied`
       )
     return log
@@ -114,9 +119,10 @@ export const checkSchema = (
 export const feedOrderOf = (
   sql: SqlClient.SqlClient,
   name: string,
-  schema: Fragment
+  schema: Fragment,
+  operation: string
 ): Effect.Effect<FeedOrder, StoreError> =>
-  Effect.flatMap(inspect(sql, name, schema), (found) =>
+  Effect.flatMap(inspect(sql, name, schema, operation), (found) =>
     Effect.as(checkFound(sql, name, schema, found, {}), found.feedOrder ?? usualFeedOrder)
   )
 
@@ -128,17 +134,17 @@ export const lockSchema = (sql: SqlClient.SqlClient, name: string): Statement<un
 export const isMigrated = (
   sql: SqlClient.SqlClient,
   name: string,
-  schema: Fragment
-): Effect.Effect<boolean, StoreError> => Effect.map(inspect(sql, name, schema), isComplete)
+  schema: Fragment,
+  operation: string
+): Effect.Effect<boolean, StoreError> => Effect.map(inspect(sql, name, schema, operation), isComplete)
 
 // --- internal ---
 
+/** The operation of statements that change the schema. */
 const operation = "migrate"
 
-const misconfigured = (why: string): Effect.Effect<never, StoreError> =>
-  Effect.fail(
-    new StoreError({ reason: "Misconfigured", operation: "SqlStore", description: `${why}: run SqlStore.migrate` })
-  )
+const misconfigured = (operation: string, why: string): Effect.Effect<never, StoreError> =>
+  Effect.fail(new StoreError({ reason: "Misconfigured", operation, description: `${why}: run SqlStore.migrate` }))
 
 const fail = (error: SqlError): StoreError => fromSqlError(operation, "writing", error)
 
@@ -184,11 +190,17 @@ const databaseOf = ({ feedOrder, tellsCompression }: Inspected, wanted: LogOptio
 const isComplete = ({ hasFunctions, migrations: count }: Inspected): boolean =>
   count >= migrations.length && hasFunctions
 
-const inspect = (sql: SqlClient.SqlClient, name: string, schema: Fragment): Effect.Effect<Inspected, StoreError> =>
+const inspect = (
+  sql: SqlClient.SqlClient,
+  name: string,
+  schema: Fragment,
+  operation: string
+): Effect.Effect<Inspected, StoreError> =>
   Effect.gen(function* () {
-    const [row] = yield* ask(sql, selectCatalogue(sql, name))
+    const ask = asking(sql, operation)
+    const [row] = yield* ask(selectCatalogue(sql, name))
     const [last] = row?.has_migrations
-      ? yield* ask(sql, sql<{ id: number }>`select coalesce(max(id), 0)::int as id from ${schema}.migrations`)
+      ? yield* ask(sql<{ id: number }>`select coalesce(max(id), 0)::int as id from ${schema}.migrations`)
       : []
     const keyType = row?.key_type ?? undefined
     const feedOrder = orderOfKey(keyType)
@@ -199,20 +211,20 @@ const inspect = (sql: SqlClient.SqlClient, name: string, schema: Fragment): Effe
       partitions: row?.partitions == null ? undefined : Number(row.partitions),
       keyType,
       feedOrder,
-      counter: yield* findCounter(sql, schema, feedOrder, row?.may_read_counter)
+      counter: yield* findCounter(ask, { schema, sql }, feedOrder, row?.may_read_counter)
     }
   })
 
 /** Looks for the row of the counter, if the log needs one. A role that may not read the table takes the row for granted. */
 const findCounter = (
-  sql: SqlClient.SqlClient,
-  schema: Fragment,
+  ask: Ask,
+  log: Pick<LogTable, "schema" | "sql">,
   feedOrder: FeedOrder | undefined,
   mayRead: boolean | null | undefined
 ): Effect.Effect<FoundCounter, StoreError> => {
   if (mayRead == null) return Effect.succeed("no table")
   if (!mayRead || feedOrder !== "counter") return Effect.succeed("complete")
-  return findRow({ schema, sql }, (statement) => ask(sql, statement))
+  return findRow(log, ask)
 }
 
 const selectCatalogue = (sql: SqlClient.SqlClient, name: string) =>
@@ -260,8 +272,13 @@ const searchPaths = (sql: SqlClient.SqlClient): Fragment =>
     'search_path="' || replace(n.nspname, '"', '""') || '", "pg_temp"'
   ]`
 
-const ask = <A>(sql: SqlClient.SqlClient, statement: Effect.Effect<A, SqlError>): Effect.Effect<A, StoreError> =>
-  execute(sql, { operation, phase: "reading", savepoint: false }, statement)
+/** Runs statements that read, and names the operation in their failures. */
+type Ask = <A>(statement: Effect.Effect<A, SqlError>) => Effect.Effect<A, StoreError>
+
+const asking =
+  (sql: SqlClient.SqlClient, operation: string): Ask =>
+  (statement) =>
+    execute(sql, { operation, phase: "reading", savepoint: false }, statement)
 
 interface Migration {
   readonly name: string

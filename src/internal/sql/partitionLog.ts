@@ -45,7 +45,7 @@ export const partitionLog = (
       Effect.gen(function* () {
         yield* checkIsolation(sql)
         yield* run(lockSchema(sql, name))
-        const { feedOrder, partitions: found } = yield* checkSchema(sql, name, schema, {})
+        const { feedOrder, partitions: found } = yield* checkSchema(sql, name, schema, {}, operation)
         if (found === undefined)
           return yield* misconfigured(`the schema ${JSON.stringify(name)} has no event log: run SqlStore.migrate`)
         const [detached] = yield* run(selectDetached(sql, name))
@@ -113,8 +113,8 @@ interface Change {
  */
 const rehearse = (change: Change): Effect.Effect<void, StoreError> =>
   Effect.gen(function* () {
-    const { name, sql } = change
-    const [found] = yield* run(selectObstacles(sql, name))
+    const { name, partitions, sql } = change
+    const [found] = yield* run(selectObstacles(sql, name, partitions))
     if (found !== undefined) return yield* misconfigured(found.obstacle)
     yield* run(sql`savepoint rehearsal`)
     const before = yield* run(definitionOfLog(sql, name))

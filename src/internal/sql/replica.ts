@@ -153,7 +153,9 @@ class CheckedReplica implements Replica {
     this.refusal = isOther(this.known, replica) ? difference : undefined
     if (difference !== undefined) return difference
     const { schema, sql } = log.log
-    return (yield* inTime(isMigrated(sql, this.name, schema))) ? undefined : "it has not replayed the migrations yet"
+    return (yield* inTime(isMigrated(sql, this.name, schema, "SqlStore")))
+      ? undefined
+      : "it has not replayed the migrations yet"
   })
 
   private readonly noteRefusal = ({ isPermanent, why }: Unconnected) =>

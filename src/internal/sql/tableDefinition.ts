@@ -92,6 +92,13 @@ export const differencesInShape = (
   return differencesBetween(kept(before, after), kept(after, before))
 }
 
+/**
+ * The options of a column as SQL, sorted, and null if there are none. Without `pg_attver`: PGlite sets it on each column since 0.5.17, with another
+ * value for each table, and a server refuses it in a statement.
+ */
+export const columnOptions = (options: string): string =>
+  `(select array_agg(o order by o) from unnest(${options}) o where split_part(o, '=', 1) <> 'pg_attver')`
+
 // --- internal ---
 
 const without = (...columns: ReadonlyArray<string>): string => `array[${columns.map((column) => `'${column}'`).join()}]`
@@ -164,7 +171,8 @@ const parts: ReadonlyArray<string> = [
   // which `create table … (like …)` of Postgres 18.4 does not copy.
   `select 'column ' || quote_ident(a.attname),
       (to_jsonb(a) - ${without("attrelid", "attnum", "attcacheoff", "attndims", "attacl", "atthasmissing", "attmissingval")})
-      || jsonb_build_object('place', row_number() over (order by a.attnum), 'default', pg_get_expr(d.adbin, d.adrelid))
+      || jsonb_build_object('place', row_number() over (order by a.attnum), 'default', pg_get_expr(d.adbin, d.adrelid),
+        'attoptions', ${columnOptions("a.attoptions")})
       || ${rights("a.attacl")} || ${notes("pg_class", "a.attrelid", "a.attnum")}
     from pg_attribute a left join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
     where a.attrelid = (select oid from t) and a.attnum > 0 and not a.attisdropped`,
@@ -176,7 +184,7 @@ const parts: ReadonlyArray<string> = [
   `select 'index ' || quote_ident(c.relname),
       ${relation("c")} || (to_jsonb(i) - ${without("indexrelid", "indrelid", "indkey", "indexprs", "indpred", "indcheckxmin")})
       || jsonb_build_object('definition', pg_get_indexdef(c.oid), 'columns', (
-        select jsonb_agg(jsonb_build_array(a.attstattarget, a.attoptions) order by a.attnum)
+        select jsonb_agg(jsonb_build_array(a.attstattarget, ${columnOptions("a.attoptions")}) order by a.attnum)
         from pg_attribute a where a.attrelid = c.oid
       )) || ${notes("pg_class", "c.oid")}
     from pg_index i join pg_class c on c.oid = i.indexrelid where i.indrelid = (select oid from t)`,
