@@ -1,9 +1,9 @@
 /**
  * The record of a rebuild: the row of `rebuilds` that has its progress. All files that work for a rebuild use it.
  *
- * **A record that is gone says that the rebuild was abandoned.** So each run makes or finds the record before it waits
- * for the lease, and fails where it is gone later. The record stays where a run fails before it has counted its events,
- * because processes that wait would take it for abandoned. `rebuildStatus` leaves out such a record.
+ * **A missing record means an abandoned rebuild.** Each run makes or finds the record before it waits for the lease,
+ * and fails where it is gone later. The record stays where a run fails before it has counted its events, because
+ * processes that wait would take it for abandoned. `rebuildStatus` leaves out such a record.
  *
  * **A transaction locks the record before anything else of the rebuild**: each batch, the swap, and the transaction
  * that abandons the rebuild. So one of two such transactions waits for the other while it holds nothing that the other
