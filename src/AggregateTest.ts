@@ -17,6 +17,7 @@ import type * as Layer from "effect/Layer"
 import type * as Schema from "effect/Schema"
 import type { Aggregate } from "./Aggregate.js"
 import type { Tagged } from "./internal/codec/eventCodec.js"
+import { checkAggregate } from "./internal/test/checkInput.js"
 import { start } from "./internal/test/database.js"
 import type { AnyAggregate, StoredForm } from "./internal/test/given.js"
 import { sequencesOf } from "./internal/test/random.js"
@@ -229,13 +230,17 @@ export const stored = <A extends Tagged>(
   // biome-ignore lint/suspicious/noExplicitAny: stored events have any encoded form
   aggregate: AnyAggregate & { readonly events: Schema.Schema<A, any> },
   event: StoredForm
-): Stored<A> => reading(aggregate, usualId(aggregate.id), event)
+): Stored<A> => {
+  checkAggregate("AggregateTest.stored", aggregate)
+  return reading(aggregate, usualId(aggregate.id), event)
+}
 
 /**
  * Random sequences of commands, from the `Arbitrary` of their schema, on an aggregate without events. A sequence that
  * breaks the property is shrunk to a short one, in which every command is needed. The failure prints it with the seed.
  *
  * A handler that waits for a promise or a timer fails the test. Handlers that need services take a layer as `provide`.
+ * It throws a `TypeError` for an option that can't work, such as `runs: 0`.
  *
  * @since 0.1.0
  * @category constructors
@@ -286,7 +291,10 @@ export const sequences = <
 >(
   aggregate: Aggregate<Name, State, A, C, CI, Refusals, Declared, Projections, R, Id, NewId>,
   ...options: OptionsFor<C, Exclude<R, Projection.Context<Projections[number]> | Provided>>
-): Sequences<State> => sequencesOf<State, C>(aggregate, usualId(aggregate.id), options[0] ?? {})
+): Sequences<State> => {
+  checkAggregate("AggregateTest.sequences", aggregate)
+  return sequencesOf<State, C>(aggregate, usualId(aggregate.id), options[0] ?? {})
+}
 
 /**
  * Starts the embedded Postgres of the process, on which `project` runs. The first test that uses `project` starts it in

@@ -342,6 +342,31 @@ export const heldBack = (
   Effect.flatMap(EventFeed, (feed) => feed.heldBack(filter))
 
 /**
+ * The position in the feed of an event, such as the `position` that `evaluate` returned; none where there is no such
+ * event.
+ *
+ * @since 0.1.0
+ * @category accessors
+ *
+ * @example
+ * ```ts
+ * import { EventFeed } from "effect-maestro"
+ * import * as Option from "effect/Option"
+ * import * as Stream from "effect/Stream"
+ *
+ * // What comes after an event.
+ * export const eventsAfter = (event: EventFeed.StreamPosition) =>
+ *   EventFeed.positionOf(event).pipe(
+ *     Stream.flatMap((position) => EventFeed.streamStored({ after: Option.getOrUndefined(position) }))
+ *   )
+ * ```
+ */
+export const positionOf = (
+  event: StreamPosition
+): Effect.Effect<Option.Option<Position>, ValidationError | StoreError, EventFeed> =>
+  Effect.flatMap(EventFeed, (feed) => feed.positionOf(event))
+
+/**
  * One or a few events of each kind, type and version in the store: what the code must be able to read.
  *
  * @since 0.1.0

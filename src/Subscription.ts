@@ -304,7 +304,7 @@ export const fromProjections = <const Projections extends ReadonlyArray<Projecti
 /**
  * Waits until a subscription has handled all events up to an event or a position of the feed, so that its tables
  * include your own write. Pass the `position` that `evaluate` returned, or a stored position. It fails with
- * `NotReached` after the timeout, which has the reason.
+ * `NotReached` after the timeout, which has the reason, and with `ValidationError` for an event that is not stored.
  *
  * It also succeeds if the event was parked, because the subscription has gone on behind it; `parked` lists the event. A
  * subscription moves beyond events that its filter does not let through within about two seconds.

@@ -36,7 +36,8 @@ export type Trouble<Op extends Operation = Operation> =
   | (Op extends "commitEvents" | "commitAll" ? "RetryCommand" | RetryCommand : never)
 
 /**
- * What a test sets the store to do.
+ * What a test sets the store to do. A control throws a `TypeError` for an operation, a trouble or a duration that does
+ * not exist.
  *
  * @since 0.1.0
  * @category models

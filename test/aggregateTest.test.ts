@@ -7,7 +7,7 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Schema from "effect/Schema"
 import * as TestClock from "effect/TestClock"
-import { Aggregate, StoreError } from "effect-maestro"
+import { Aggregate, StoreError, Subscription } from "effect-maestro"
 import * as AggregateTest from "effect-maestro/AggregateTest"
 import { describe } from "vitest"
 import {
@@ -318,4 +318,31 @@ it("a layer of the test may have layers of other aggregates on the store of the 
     .when(new Credit({ account: "a" }))
     .thenEvents(new Credited())
     .thenState(true)
+})
+
+describe("what is no aggregate", () => {
+  it("throws a TypeError that names the operation and the value", () => {
+    const refused: ReadonlyArray<readonly [value: unknown, shown: string]> = [
+      [{}, "{}"],
+      [undefined, "undefined"],
+      [null, "null"],
+      ["Account", '"Account"'],
+      [Opened, "[function Opened]"]
+    ]
+    for (const [value, shown] of refused) {
+      const none = value as typeof Account
+      const operations: Readonly<Record<string, () => unknown>> = {
+        "AggregateTest.of": () => AggregateTest.of(none),
+        "AggregateTest.stored": () => AggregateTest.stored(none, { type: "Opened", body: {} }),
+        "AggregateTest.sequences": () => AggregateTest.sequences(none, { provide: Limits.layer }),
+        "`of` of a test": () => account.of(none),
+        "`handledBy` of a test": () =>
+          account.on(opened).handledBy(Subscription.on(Account, { Opened: () => Effect.void }), [none])
+      }
+      for (const [operation, run] of Object.entries(operations)) {
+        expect(run).toThrow(TypeError)
+        expect(run).toThrow(`${operation} takes an aggregate, which Aggregate.make returns, and was given ${shown}`)
+      }
+    }
+  })
 })

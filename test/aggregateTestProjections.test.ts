@@ -353,4 +353,23 @@ describe("a projection test that goes wrong leaves nothing for the next one", { 
     }
     await succeeds()
   })
+
+  it("a subscription in the place of its projections throws a TypeError that says what to give", async () => {
+    const project = (value: unknown) => () => withdrawn.project(value as typeof Log, { setup })
+    const following = Subscription.fromProjections("following", [Log])
+    const handling = Subscription.make("handling", { handle: () => Effect.void })
+    const refused: ReadonlyArray<readonly [value: unknown, message: string]> = [
+      [following, '"following", a subscription: give its projections, as in `.project(subscription.projections)`'],
+      [[following], '"following", a subscription: give its projections'],
+      [handling, '"handling", a subscription: give the projections that it runs'],
+      [{}, "`project` takes projections, which Projection.make and makeSql return, and was given {}"],
+      [undefined, "`project` takes projections, which Projection.make and makeSql return, and was given undefined"],
+      ["log", '`project` takes projections, which Projection.make and makeSql return, and was given "log"']
+    ]
+    for (const [value, message] of refused) {
+      expect(project(value)).toThrow(TypeError)
+      expect(project(value)).toThrow(message)
+    }
+    await withdrawn.project(following.projections, { setup }).thenRows("select amount from log", [{ amount: 4 }])
+  })
 })

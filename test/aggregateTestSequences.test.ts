@@ -231,7 +231,7 @@ problem
         failureOf(() => sequences.restoreFromSnapshots())
       ]
       for (const message of messages) {
-        expect(message).toContain("of 1 commands\n  Add { amount: 51 }\nseed")
+        expect(message).toContain("of 1 command\n  Add { amount: 51 }\nseed")
         expect(message).toMatch(/a bug at a large amount|interrupted/)
       }
     }
@@ -329,5 +329,35 @@ problem
         AggregateTest.sequences(Waiting, { commands: touches, provide: Limits.layer }).replayToSameState()
       )
     ).toContain("waits")
+  })
+
+  it("options that can't work throw a TypeError that names the option and the value", () => {
+    const refused: ReadonlyArray<readonly [options: object | number, message: string]> = [
+      [{ runs: 0 }, "runs of AggregateTest.sequences must be a whole number above 0, and is 0"],
+      [{ runs: 1.5 }, "runs of AggregateTest.sequences must be a whole number above 0, and is 1.5"],
+      [{ runs: "10" }, 'runs of AggregateTest.sequences must be a whole number above 0, and is "10"'],
+      [{ maxLength: 0 }, "maxLength of AggregateTest.sequences must be a whole number above 0, and is 0"],
+      [{ maxLength: -1 }, "maxLength of AggregateTest.sequences must be a whole number above 0, and is -1"],
+      [{ seed: 0.5 }, "seed of AggregateTest.sequences must be a whole number, and is 0.5"],
+      [{ seed: "7" }, 'seed of AggregateTest.sequences must be a whole number, and is "7"'],
+      [
+        { commands: [new Take({ amount: 1 })] },
+        "commands of AggregateTest.sequences must be an arbitrary, such as `Arbitrary.make(schema)`, and is [Take { amount: 1 }]"
+      ],
+      [{ commands: Take }, "must be an arbitrary, such as `Arbitrary.make(schema)`, and is [function Take]"],
+      [200, "AggregateTest.sequences takes options as an object, such as { runs: 200 }, and was given 200"]
+    ]
+    for (const [options, message] of refused) {
+      const make = () => AggregateTest.sequences(Stock, options as object)
+      expect(make).toThrow(TypeError)
+      expect(make).toThrow(message)
+    }
+    AggregateTest.sequences(Stock, {
+      runs: 1,
+      maxLength: 1,
+      seed: 3,
+      commands: FastCheck.constant(new Add({ amount: 1 }))
+    })
+    AggregateTest.sequences(Stock, { seed: -3 }).keepInvariant(isNotNegative)
   })
 })

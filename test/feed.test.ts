@@ -11,6 +11,7 @@ import * as Either from "effect/Either"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
 import * as Random from "effect/Random"
 import * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
@@ -36,6 +37,30 @@ type Ports = StoreAdapter.StoreAdapter | EventFeed.EventFeed
 const hasCounter = inject("feedOrder") === "counter"
 
 const lasting = (store: string): number => (inject("runs") > 100 && store.endsWith("Postgres") ? 60_000 : 500)
+
+it.effect(
+  "the position of an event in its stream is none of the feed, and `positionOf` returns the one of the feed",
+  () =>
+    Effect.gen(function* () {
+      const [a, next] = [id("a"), id("next")]
+      yield* commit(event(a, 1), event(a, 2), event(next, 1))
+      const result = { aggregateId: a, sequence: 1 }
+      const after = JSON.parse(JSON.stringify(result))
+      for (const read of [
+        Stream.runHead(EventFeed.stream({ after })),
+        Stream.runHead(EventFeed.streamStored({ after })),
+        EventFeed.read({ after })
+      ]) {
+        const error = yield* Effect.flip<unknown, { readonly message: string }, EventFeed.EventFeed>(read)
+        expect(error.message).toBe(
+          "EventFeed.read refused its input: after: must be a position that the feed has given, and is that of an event in its stream: EventFeed.positionOf returns the one of the feed"
+        )
+      }
+      const position = yield* Effect.flatten(EventFeed.positionOf(result))
+      expect(places(yield* readAll({ after: position }))).toEqual([...placesOf(a, 2, 2), ...placesOf(next, 1, 1)])
+      expect(yield* EventFeed.positionOf({ aggregateId: a, sequence: 3 })).toEqual(Option.none())
+    }).pipe(Effect.provide(MemoryStore.layer))
+)
 
 it("a stream position is read from JSON by its schema", () => {
   const read = Schema.decodeUnknownEither(EventFeed.StreamPosition)

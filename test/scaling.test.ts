@@ -110,11 +110,11 @@ describe("The program", () => {
   const program = useProgram(readFileSync(`${folder}main.ts`, "utf8"), folder)
 
   const printed = (url: string, eventsADay: string) => {
-    const { status, stdout } = spawnSync(process.execPath, [program(), eventsADay], {
+    const { status, stderr, stdout } = spawnSync(process.execPath, [program(), eventsADay], {
       encoding: "utf8",
       env: { ...process.env, DATABASE_URL: url }
     })
-    return { status, lines: stdout.trimEnd().split("\n") }
+    return { status, lines: stdout.trimEnd().split("\n"), errors: stderr }
   }
 
   it.scopedLive("it prints the size of a log with partitions, and what a year takes", () =>
@@ -134,6 +134,17 @@ describe("The program", () => {
       expect(lines.at(-1)).toBe(`1000000 events a day take ${year.toFixed(1)} GB of disk a year`)
     })
   )
+
+  it("it says in one line what is wrong with its argument, or with the database", () => {
+    const down = "postgres://postgres@127.0.0.1:1/down"
+    for (const argument of ["abc", "-5", "0", "Infinity", ""]) {
+      const errors = `The events a day must be a number above 0, and are ${JSON.stringify(argument)}\n`
+      expect(printed(down, argument)).toEqual({ status: 1, lines: [""], errors })
+    }
+    const { errors, status } = printed(down, "1000")
+    expect(status).toBe(1)
+    expect(errors).toMatch(/^.*127\.0\.0\.1:1\b.*\n$/)
+  })
 
   it.scopedLive("it writes nothing: a database without a log stays as it is, and the program fails", () =>
     Effect.gen(function* () {

@@ -122,6 +122,69 @@ for (const [name, store] of stores) {
       })
     )
 
+    it.scoped("NotReached says at which event the subscription retries after a failure", () =>
+      Effect.gen(function* () {
+        const [a, by] = [newId("a"), newId("retrying")]
+        const subscription = Subscription.make(by, {
+          filter: { types: [a] },
+          delivery: "at-least-once",
+          retry: Schedule.spaced("1 hour"),
+          handle: () => new NoRoom()
+        })
+        yield* commitOf(a, 1, 2, a)
+        const running = yield* Effect.fork(subscription.run)
+        const error = yield* Subscription.waitFor(by, { aggregateId: a, sequence: 2 }, "10 millis").pipe(
+          Effect.flip,
+          Effect.repeat({ until: (delay) => delay._tag !== "NotReached" || delay.failure !== undefined })
+        )
+        expect(error).toMatchObject({
+          _tag: "NotReached",
+          reason: "Behind",
+          failure: { aggregateId: a, sequence: 1, type: a, attempts: 1 }
+        })
+        expect(error.message).toMatch(
+          /in time: it retries event 1 of aggregate "a-.*", of type "a-.*", because attempt 1 failed: NoRoom: no such room$/
+        )
+        yield* Fiber.interrupt(running)
+        // No process retries it any more.
+        expect(yield* Effect.flip(Subscription.waitFor(by, { aggregateId: a, sequence: 2 }, "1 millis"))).toMatchObject(
+          {
+            reason: "Idle"
+          }
+        )
+      })
+    )
+
+    it.scoped("`waitFor` names itself where it refuses an argument, and says what is wrong", () =>
+      Effect.gen(function* () {
+        const [a, by] = [newId("a"), newId("refusing")]
+        yield* commitOf(a, 1, 1, a)
+        const position = { aggregateId: a, sequence: 1 }
+        const refusedTo = (place: unknown, timeout: unknown) =>
+          Effect.flip(Subscription.waitFor(by, place as typeof position, timeout as "1 second"))
+        const result = { state: {}, sequence: 1, events: [], position, duplicate: false }
+        for (const [error, path, message] of [
+          [refusedTo(result, "1 second"), "position", "must be the `position` of a result, and not the result itself"],
+          [refusedTo({ sequence: 1 }, "1 second"), "aggregateId", "must be a text"],
+          [refusedTo({ aggregateId: 5, sequence: 0 }, "1 second"), "aggregateId", "must be a text"],
+          [
+            refusedTo({ aggregateId: a, sequence: 2 }, "1 second"),
+            "sequence",
+            `must be that of a stored event, and no event 2 of aggregate "${a}" is stored; the id has the kind of the aggregate, as its \`streamId(id)\` returns it`
+          ],
+          [refusedTo(position, undefined), "timeout", 'must be a duration, such as "2 seconds"'],
+          [refusedTo(position, "soon"), "timeout", 'must be a duration, such as "2 seconds"'],
+          [refusedTo(position, null), "timeout", 'must be a duration, such as "2 seconds"']
+        ] as const) {
+          expect(yield* error).toMatchObject({
+            _tag: "ValidationError",
+            operation: "Subscription.waitFor",
+            issues: [{ path: [path], message }]
+          })
+        }
+      })
+    )
+
     it.scoped("an argument that is no position fails with ValidationError", () =>
       Effect.gen(function* () {
         const by = newId("junk")

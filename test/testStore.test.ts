@@ -1,5 +1,6 @@
 /** The store for tests of trouble: what a command does when the store fails, waits, or loses an acknowledgement. */
 import { expect, it } from "@effect/vitest"
+import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
@@ -36,6 +37,42 @@ it.effect("a number of times that is no whole number above 0 is a TypeError", ()
   Effect.gen(function* () {
     const { failNext } = yield* TestStore.TestStore
     expect(() => failNext("commitAll", "Unavailable", { times: 0 })).toThrow(TypeError)
+  }).pipe(Effect.provide(layer))
+)
+
+it.effect("an operation or a trouble that does not exist is a TypeError that names it", () =>
+  Effect.gen(function* () {
+    const { calls, delay, failNext } = yield* TestStore.TestStore
+    const commit = "commit" as TestStore.Operation
+    const refused: ReadonlyArray<readonly [call: () => unknown, message: string]> = [
+      [
+        () => failNext(commit, "Unavailable"),
+        "operation of TestStore.failNext must be one of commitEvents, commitAll,"
+      ],
+      [
+        () => calls(commit),
+        'operation of TestStore.calls must be one of commitEvents, commitAll, commitSnapshot, getEvents, getSnapshot, and is "commit"'
+      ],
+      [() => calls("constructor" as TestStore.Operation), 'and is "constructor"'],
+      [() => delay(commit, "1 second"), "operation of TestStore.delay must be one of commitEvents"],
+      [() => delay("commitAll", JSON.parse('"soon"')), 'duration of TestStore.delay must be a duration, and is "soon"'],
+      [() => failNext("commitAll", JSON.parse('"Down"')), 'Unknown, or RetryCommand, and is "Down"'],
+      [() => failNext("commitAll", JSON.parse("null")), "and is null"],
+      [() => failNext("commitAll", JSON.parse("{}")), "and is {}"],
+      [() => failNext("getEvents", JSON.parse('"RetryCommand"')), 'Unknown, and is "RetryCommand"'],
+      [
+        // @ts-expect-error a read has no conflicts
+        () => failNext("getEvents", new StoreError.RetryCommand({ aggregateId: "a", sequence: 1 })),
+        "and is RetryCommand"
+      ]
+    ]
+    for (const [call, message] of refused) {
+      expect(call).toThrow(TypeError)
+      expect(call).toThrow(message)
+    }
+    // The functions of the module say it when they run.
+    const exit = yield* Effect.exit(TestStore.failNext(commit, "Unavailable"))
+    expect(Exit.isFailure(exit) && Cause.pretty(exit.cause)).toContain('and is "commit"')
   }).pipe(Effect.provide(layer))
 )
 

@@ -5,10 +5,12 @@
  * than `maestro`. It only reads. Without `DATABASE_URL` it fills an embedded store with a few events.
  */
 import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
+import { SqlError } from "@effect/sql/SqlError"
 import * as PgClient from "@effect/sql-pg/PgClient"
 import * as Arr from "effect/Array"
 import * as Config from "effect/Config"
 import * as Console from "effect/Console"
+import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
@@ -58,11 +60,19 @@ const Settings = Config.all({
   schema: Config.withDefault(Config.string("SCHEMA"), "maestro")
 })
 
+/** What ends the program, for one line of the console. */
+class Stopped extends Data.TaggedError("Stopped")<{ readonly message: string }> {}
+
+/** The argument of the program. */
+const eventsOf = (argument: string) =>
+  Effect.mapError(
+    Schema.decodeUnknown(Schema.NumberFromString.pipe(Schema.finite(), Schema.positive()))(argument),
+    () => new Stopped({ message: `The events a day must be a number above 0, and are ${JSON.stringify(argument)}` })
+  )
+
 const program = Effect.gen(function* () {
   const { schema, url } = yield* Settings
-  const eventsADay = yield* Schema.decodeUnknown(Schema.NumberFromString.pipe(Schema.positive()))(
-    process.argv[2] ?? "100000"
-  )
+  const eventsADay = yield* eventsOf(process.argv[2] ?? "100000")
   const size = Option.match(url, {
     onSome: (url) => Effect.provide(measure(schema), PgClient.layer({ url, maxConnections: 1 })),
     onNone: () =>
@@ -75,4 +85,14 @@ const program = Effect.gen(function* () {
   yield* print(yield* size, eventsADay)
 })
 
-NodeRuntime.runMain(program)
+/** A failure is one line, and code 1. */
+const failing = (failure: unknown) => Effect.zipRight(Console.error(messageOf(failure)), Effect.fail(failure))
+
+/** The message of an `SqlError` says no more than that a statement failed; that of the database is in its cause. */
+const messageOf = (failure: unknown): string => {
+  if (failure instanceof AggregateError && failure.message === "") return failure.errors.map(messageOf).join("; ")
+  if (!(failure instanceof Error)) return String(failure)
+  return failure instanceof SqlError ? `${failure.message}: ${messageOf(failure.cause)}` : failure.message
+}
+
+NodeRuntime.runMain(Effect.catchAll(program, failing), { disableErrorReporting: true })

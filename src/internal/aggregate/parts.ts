@@ -3,6 +3,7 @@
  * symbol, so that no type of a user has them.
  */
 import type * as Context from "effect/Context"
+import * as Predicate from "effect/Predicate"
 import type { Instance } from "../../Aggregate.js"
 import type { Tagged } from "../codec/eventCodec.js"
 import type { AggregateDefinition } from "./definition.js"
@@ -22,6 +23,9 @@ export const withParts = <Made extends object, Name extends string, State, A ext
   parts: Parts<Name, State, A, C, E>,
   aggregate: Made
 ): Made => Object.assign(aggregate, { [key]: parts })
+
+/** Whether `Aggregate.make` has made the value. */
+export const isAggregate = (value: unknown): boolean => Predicate.hasProperty(value, key)
 
 /** The parts of an aggregate, whose types are those of the aggregate. A value that `make` did not make throws. */
 export const partsOfAggregate = <Name extends string, State, A extends Tagged, C, E>(aggregate: {

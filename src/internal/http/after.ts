@@ -49,8 +49,10 @@ export const waitFor =
     EventFeed | SubscriptionStore
   > => {
     if (after === undefined) return Effect.void
+    // A mistake of the program throws, because a failure would be the mistake of the request.
+    const timeout = Duration.decode(options.timeout ?? "2 seconds")
     const retryAfter = Math.ceil(Duration.toSeconds(options.retryAfter ?? "1 second"))
-    return Subscription.waitFor(subscription, after, options.timeout ?? "2 seconds").pipe(
+    return Subscription.waitFor(subscription, after, timeout).pipe(
       Effect.catchTags({
         NotReached: (error) =>
           Effect.logWarning(error.message).pipe(

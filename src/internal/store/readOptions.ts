@@ -2,6 +2,7 @@
  * Validates the options of reads of a feed, and combines filters. The feeds and subscriptions of all stores call it.
  */
 import * as Effect from "effect/Effect"
+import * as Predicate from "effect/Predicate"
 import { beginning, type Filter, isPosition, type Position, type ReadOptions } from "../../EventFeed.js"
 import { ValidationError, ValidationIssue } from "../../StoreError.js"
 import { correlationProblem } from "../codec/names.js"
@@ -22,7 +23,7 @@ export const validateFeedRead = (
 > =>
   checked((issues) => {
     const { after = beginning, asOf, filter, limit = usualLimit } = options ?? {}
-    if (!isPosition(after)) issues.push(issue(["after"], noPosition))
+    if (!isPosition(after)) issues.push(issue(["after"], problemOf(after)))
     if (!isWhole(limit, 1, maxLimit)) issues.push(issue(["limit"], `must be an integer from 1 to ${maxLimit}`))
     checkFilter(filter, ["filter"], issues)
     if (asOf === undefined) return { after, limit, filter: restricting(filter) }
@@ -39,7 +40,7 @@ export const checkPosition = (
 ): Effect.Effect<void, ValidationError> =>
   isPosition(position)
     ? Effect.void
-    : Effect.fail(new ValidationError({ operation, issues: [issue(path, noPosition)] }))
+    : Effect.fail(new ValidationError({ operation, issues: [issue(path, problemOf(position))] }))
 
 /** The filter, restricted to one partition. */
 export const filterOfPartition = (
@@ -64,7 +65,11 @@ const common = (
 ): ReadonlyArray<string> | undefined =>
   some === undefined || others === undefined ? (some ?? others) : some.filter((name) => others.includes(name))
 
-const noPosition = "must be a position that the feed has given"
+/** The problem of a value that is no position. The `position` of a command's result is another one. */
+const problemOf = (value: unknown): string =>
+  Predicate.hasProperty(value, "aggregateId") && Predicate.hasProperty(value, "sequence")
+    ? "must be a position that the feed has given, and is that of an event in its stream: EventFeed.positionOf returns the one of the feed"
+    : "must be a position that the feed has given"
 
 const usualLimit = 1000
 const maxLimit = 10_000

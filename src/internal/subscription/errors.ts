@@ -31,13 +31,13 @@ export class NotReached extends Schema.TaggedError<NotReached>("effect-maestro/N
   subscription: Schema.String,
   position: Schema.String,
   /**
-   * - `Behind`: it runs, and needs more time.
+   * - `Behind`: it runs, and needs more time. With `failure`, it retries that event.
    * - `Idle`: no process runs it, or one of its partitions.
    * - `Stopped`: it has stopped, at the event of `failure`, and waits for `resume`.
    * - `NeverRun`: no subscription of that name has run on this store.
    */
   reason: Schema.Literal("Behind", "Idle", "Stopped", "NeverRun"),
-  /** The event before which it stopped, and the failure. */
+  /** The event before which it stopped, or which it retries, and the last failure. */
   failure: Schema.optional(
     Schema.Struct({
       aggregateId: Schema.String,
@@ -50,13 +50,17 @@ export class NotReached extends Schema.TaggedError<NotReached>("effect-maestro/N
 }) {
   override get message(): string {
     const name = JSON.stringify(this.subscription)
+    const event =
+      this.failure &&
+      `event ${this.failure.sequence} of aggregate ${JSON.stringify(this.failure.aggregateId)}, of type ${JSON.stringify(this.failure.type)}`
+    const error = this.failure?.error.split("\n")[0]
     const why = {
-      Behind: "it is at work",
-      Idle: "no process runs it, or one of its partitions",
-      Stopped:
+      Behind:
         this.failure === undefined
-          ? "it has stopped"
-          : `it has stopped at event ${this.failure.sequence} of aggregate ${JSON.stringify(this.failure.aggregateId)}, of type ${JSON.stringify(this.failure.type)}: ${this.failure.error.split("\n")[0]}`,
+          ? "it is at work"
+          : `it retries ${event}, because attempt ${this.failure.attempts} failed: ${error}`,
+      Idle: "no process runs it, or one of its partitions",
+      Stopped: this.failure === undefined ? "it has stopped" : `it has stopped at ${event}: ${error}`,
       NeverRun: "no subscription of that name has run"
     }[this.reason]
     return `subscription ${name} has not reached position ${this.position} in time: ${why}`

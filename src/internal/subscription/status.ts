@@ -5,9 +5,10 @@
  * Held back events count as behind, because they are committed and not handled.
  */
 import * as Clock from "effect/Clock"
-import type * as Duration from "effect/Duration"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
+import * as Predicate from "effect/Predicate"
 import {
   EventFeed,
   type FeedEvent,
@@ -21,6 +22,7 @@ import { type StoreError, ValidationError, ValidationIssue } from "../../StoreEr
 import { type EventFailure, type PartitionState, SubscriptionStore } from "../../SubscriptionStore.js"
 import { toMillis } from "../../Timestamp.js"
 import { checkPosition, filterOfPartition } from "../store/readOptions.js"
+import { validateStreamPosition } from "../store/storedRecord.js"
 import type { NodeStatus } from "./statusTypes.js"
 
 /** The status of a subscription, with the partitions that the store has. */
@@ -68,7 +70,7 @@ export const nodesOf = (name: string): Effect.Effect<ReadonlyArray<NodeStatus>, 
 export interface Delay {
   readonly position: Position
   readonly reason: "Behind" | "Idle" | "Stopped" | "NeverRun"
-  /** The failure at which it stopped. */
+  /** The failure at which it stopped, or of the event that it retries. */
   readonly failure?: EventFailure
 }
 
@@ -81,16 +83,15 @@ export const awaitPosition = (
   Effect.gen(function* () {
     const feed = yield* EventFeed
     const store = yield* SubscriptionStore
+    const limit = Option.getOrUndefined(Duration.decodeUnknown(timeout))
+    if (limit === undefined) return yield* refused("timeout", 'must be a duration, such as "2 seconds"')
     const isEvent = typeof target === "object" && target !== null
-    if (isEvent && target.sequence === 0) return undefined
-    if (!isEvent) yield* checkPosition(operation, target, ["position"])
-    const position = isEvent ? Option.getOrUndefined(yield* feed.positionOf(target)) : target
-    if (position === undefined) {
-      const issue = new ValidationIssue({ path: ["sequence"], message: "must be that of a stored event" })
-      return yield* new ValidationError({ operation, issues: [issue] })
-    }
+    const position = isEvent
+      ? yield* positionOfEvent(feed, target)
+      : yield* Effect.as(checkPosition(operation, target, ["position"]), target)
+    if (position === undefined) return undefined
     const reached = store.awaitPosition(name, position, isEvent ? target.aggregateId : undefined)
-    if (Option.isSome(yield* Effect.timeoutOption(reached, timeout))) return undefined
+    if (Option.isSome(yield* Effect.timeoutOption(reached, limit))) return undefined
     // The states only explain the delay, so a database that does not respond must not add much to it.
     const states = yield* Effect.option(Effect.timeout(store.partitions(name), "1 second"))
     return Option.match(states, {
@@ -123,6 +124,29 @@ export const describeHeldBack = ({ events, transaction: holder, since }: HeldBac
 
 const operation = "Subscription.waitFor"
 
+const refused = (field: string, message: string): ValidationError =>
+  new ValidationError({ operation, issues: [new ValidationIssue({ path: [field], message })] })
+
+/** The position of an event in the feed; undefined for an aggregate without events, for which there is no wait. */
+const positionOfEvent = (
+  feed: EventFeed["Type"],
+  target: StreamPosition
+): Effect.Effect<Position | undefined, ValidationError | StoreError> =>
+  Effect.gen(function* () {
+    if (!Predicate.hasProperty(target, "aggregateId") && Predicate.hasProperty(target, "position")) {
+      return yield* refused("position", "must be the `position` of a result, and not the result itself")
+    }
+    const { aggregateId, sequence } = target
+    yield* validateStreamPosition(operation, target)
+    if (sequence === 0) return undefined
+    const position = yield* feed.positionOf(target)
+    if (Option.isSome(position)) return position.value
+    return yield* refused(
+      "sequence",
+      `must be that of a stored event, and no event ${sequence} of aggregate ${JSON.stringify(aggregateId)} is stored; the id has the kind of the aggregate, as its \`streamId(id)\` returns it`
+    )
+  })
+
 /**
  * The number of committed events that a partition has not handled, and the time of the oldest one, in milliseconds
  * since 1970.
@@ -154,7 +178,11 @@ const delayOf = (states: ReadonlyArray<PartitionState>, position: Position): Del
     return { position, reason: "Stopped", ...(failure === undefined ? {} : { failure }) }
   }
   const isIdle = states.length < first.partitions || behind.some(({ holder }) => Option.isNone(holder))
-  return { position, reason: isIdle ? "Idle" : "Behind" }
+  if (isIdle) return { position, reason: "Idle" }
+  const failure = Option.getOrUndefined(
+    Option.firstSomeOf(behind.map(({ lastFailure, retrying }) => (retrying ? lastFailure : Option.none())))
+  )
+  return { position, reason: "Behind", ...(failure === undefined ? {} : { failure }) }
 }
 
 const firstAfter = (

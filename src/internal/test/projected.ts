@@ -7,6 +7,7 @@
 import * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
 import type { Statement } from "@effect/sql/Statement"
+import * as Arr from "effect/Array"
 import * as Cause from "effect/Cause"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
@@ -20,6 +21,7 @@ import { fromSqlError } from "../runtime/sqlError.js"
 import { tableStatements } from "../store/declaredTables.js"
 import { atCommit } from "../store/runProjections.js"
 import { expectSame, isExpected, type Run, showCause, showExpected } from "./assertions.js"
+import { checkProjections } from "./checkInput.js"
 import { type DatabaseServices, discard, sharedDatabase } from "./database.js"
 import { type AssertionFailed, asPromise, failed, impossible, type Section } from "./failure.js"
 import { type AnyAggregate, recordGiven, sectionsOf } from "./given.js"
@@ -40,7 +42,9 @@ export const projecting = <E>(
   projections: Projection.Projection.Any | ReadonlyArray<Projection.Projection.Any>,
   options: ProjectOptions
 ): Projected<E> => {
-  const bound = listOf(projections).map((projection) =>
+  const list = Arr.ensure(projections)
+  checkProjections(list)
+  const bound = list.map((projection) =>
     projection.of === undefined ? Projection.of(aggregate, projection) : projection
   )
   const test: Test = { plan, projections: bound, options }
@@ -54,10 +58,6 @@ interface Test {
   readonly projections: ReadonlyArray<Projection.Projection.Any>
   readonly options: ProjectOptions
 }
-
-const listOf = (
-  projections: Projection.Projection.Any | ReadonlyArray<Projection.Projection.Any>
-): ReadonlyArray<Projection.Projection.Any> => ("name" in projections ? [projections] : projections)
 
 const checksOn = <E, Out>(test: Test, run: Run<Out>): ProjectedChecks<E, Out> => {
   const sections = sectionsOfTest(test)

@@ -19,6 +19,7 @@ import { StoreAdapter } from "../../StoreAdapter.js"
 import { serviceTag } from "../aggregate/operations.js"
 import type { Tagged } from "../codec/eventCodec.js"
 import { refusalIn } from "./assertions.js"
+import { checkSequenceOptions } from "./checkInput.js"
 import { copyOf, freshLayer } from "./copy.js"
 import { AssertionFailed, impossible, type Section, synchronously } from "./failure.js"
 import type { AnyAggregate } from "./given.js"
@@ -33,6 +34,7 @@ export const sequencesOf = <State, C>(
   id: string,
   options: SequenceOptions<C> & { readonly provide?: AnyLayer }
 ): Sequences<State> => {
+  checkSequenceOptions(options)
   const check = (property: string, find: Find<State>) =>
     checkAll<State>({ aggregate, id, layer: options.provide ?? Layer.empty, property, find }, options)
   return {
@@ -98,7 +100,7 @@ const checkAll = <State>(property: Property<State>, options: SequenceOptions<unk
   if (search.broken !== undefined) {
     search.shorten(seed)
     synchronously(broken(property, search.broken, seed))
-  } else if (search.accepted === 0 && options.runs !== 0) {
+  } else if (search.accepted === 0) {
     synchronously(
       impossible(
         `no random command of ${aggregate.name} was accepted`,
@@ -168,7 +170,10 @@ class Search<State> {
 
 const broken = <State>({ aggregate, property }: Property<State>, { problem, steps }: Ran, seed: number) => {
   const sections: ReadonlyArray<Section> = [
-    [`the shortest sequence found, of ${steps.length} commands`, steps.map(({ line }) => line)],
+    [
+      `the shortest sequence found, of ${steps.length} ${steps.length === 1 ? "command" : "commands"}`,
+      steps.map(({ line }) => line)
+    ],
     ["seed", [`${seed}, to repeat it by the option \`seed\``]]
   ]
   return impossible(`random commands of ${aggregate.name} do not ${property}`, sections, problem ?? [])

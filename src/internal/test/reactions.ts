@@ -21,6 +21,7 @@ import { DecidingOn } from "../runtime/commandCause.js"
 import { handles } from "../store/runProjections.js"
 import { handlingEach } from "../subscription/handler.js"
 import { expectSame, failureIn, isExpected, once, type Run, showCause, showExpected } from "./assertions.js"
+import { checkAggregate } from "./checkInput.js"
 import { freshLayer } from "./copy.js"
 import { type AssertionFailed, asPromise, type Finding, failed, impossible, type Section } from "./failure.js"
 import { type AnyAggregate, type Given, sectionsOf } from "./given.js"
@@ -30,7 +31,10 @@ import { type AnyLayer, buildLayers, inWorld, type Plan, type World } from "./wo
 
 /** The last event of the plan is the one to handle. */
 export const receiving = <Has>(plan: Plan, before: ReadonlyArray<Given>): Received<Has> => ({
-  handledBy: (handlers, ...[aggregates]) => reacted(plan, before, listOf(handlers), aggregates ?? [])
+  handledBy: (handlers, ...[aggregates = []]) => {
+    for (const aggregate of aggregates) checkAggregate("`handledBy` of a test", aggregate)
+    return reacted(plan, before, listOf(handlers), aggregates)
+  }
 })
 
 // --- internal ---

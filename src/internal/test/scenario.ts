@@ -9,6 +9,7 @@ import type { Projection } from "../../Projection.js"
 import type { Time } from "../../Timestamp.js"
 import type { Tagged } from "../codec/eventCodec.js"
 import { type IdSchema, idProblemBy } from "../codec/ids.js"
+import { checkAggregate } from "./checkInput.js"
 import { type Target, whenCommand } from "./commands.js"
 import { copyOf } from "./copy.js"
 import type { AnyAggregate, GivenEvent, StoredForm } from "./given.js"
@@ -18,7 +19,7 @@ import type { Done, Of, Projected, ProjectOptions, Received } from "./scenarioTy
 import type { AnyLayer, Plan } from "./world.js"
 
 /** `AggregateTest.of`. */
-export const of = ((aggregate) => scenarioOf(noPlan, { aggregate, id: usualId(aggregate.id) })) as Untyped["of"] as Of
+export const of = ((aggregate) => scenarioOf(noPlan, targetOf("AggregateTest.of", aggregate))) as Untyped["of"] as Of
 
 /** An id that the schema accepts, always the same one. */
 export const usualId = (schema: IdSchema): string => {
@@ -48,6 +49,12 @@ interface Untyped {
 
 const noPlan: Plan = { given: [], layer: Layer.empty, millis: undefined }
 
+/** The aggregate, with an id that its schema accepts. */
+const targetOf = (operation: string, aggregate: AnyAggregate): Target => {
+  checkAggregate(operation, aggregate)
+  return { aggregate, id: usualId(aggregate.id) }
+}
+
 const scenarioOf = (plan: Plan, current: Target): Untyped => {
   const { aggregate } = current
   const give = (events: ReadonlyArray<GivenEvent>): Plan => ({
@@ -60,7 +67,7 @@ const scenarioOf = (plan: Plan, current: Target): Untyped => {
     at: (time) => scenarioOf({ ...plan, millis: millisOf(time) }, current),
     given: (...events) => scenarioOf(give(events.map((event) => ({ _tag: "Event", event }))), current),
     givenStored: (...events) => scenarioOf(give(events.map((stored) => ({ _tag: "Stored", stored }))), current),
-    of: (other) => scenarioOf(plan, { aggregate: other, id: usualId(other.id) }),
+    of: (other) => scenarioOf(plan, targetOf("`of` of a test", other)),
     provide: (layer) => scenarioOf({ ...plan, layer: Layer.provideMerge(layer, plan.layer) }, current),
     when: (command) => whenCommand(plan, current, command),
     on: (event) => receiving(give([{ _tag: "Event", event }]), plan.given),

@@ -20,11 +20,11 @@ export interface Sequences<State> {
 
 /** The options of random sequences of commands. */
 export interface SequenceOptions<C> {
-  /** How many sequences are tried, 100 by default. */
+  /** How many sequences are tried, at least one: 100 by default. */
   readonly runs?: number | undefined
-  /** The longest sequence, 20 commands by default. */
+  /** The longest sequence, of at least one command: 20 by default. */
   readonly maxLength?: number | undefined
-  /** The seed of the random sequences. Drawn by default, and printed in the failure. */
+  /** The seed of the random sequences, a whole number. Drawn by default, and printed in the failure. */
   readonly seed?: number | undefined
   /** Makes the commands. By default it is the `Arbitrary` of their schema. */
   readonly commands?: FastCheck.Arbitrary<C> | undefined

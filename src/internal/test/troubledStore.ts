@@ -3,9 +3,12 @@
  */
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
+import * as Schema from "effect/Schema"
 import type { StoreAdapterService } from "../../StoreAdapter.js"
-import { RetryCommand, StoreError, type StoreErrorReason, type ValidationError } from "../../StoreError.js"
+import { RetryCommand, StoreError, StoreErrorReason, ValidationError } from "../../StoreError.js"
 import type { Operation, TestStoreService, Trouble } from "../../TestStore.js"
+import { show } from "./show.js"
 
 /** The store with the trouble that the controls set. */
 export const troubledStore = (
@@ -64,6 +67,8 @@ const freshState = (): State => ({ failures: new Map(), delays: new Map(), calls
 
 const controlsOf = (state: State): TestStoreService => ({
   failNext: (operation, trouble, { times = 1 } = {}) => {
+    checkOperation("failNext", operation)
+    checkTrouble(operation, trouble)
     if (!(Number.isInteger(times) && times > 0)) {
       throw new TypeError(`times of TestStore.failNext must be a whole number above 0, and is ${times}`)
     }
@@ -76,11 +81,20 @@ const controlsOf = (state: State): TestStoreService => ({
   loseNextAcknowledgement: Effect.sync(() => {
     state.lost++
   }),
-  delay: (operation, duration) =>
-    Effect.sync(() => {
-      state.delays.set(operation, Duration.decode(duration))
-    }),
-  calls: (operation) => Effect.sync(() => state.calls.get(operation) ?? 0),
+  delay: (operation, duration) => {
+    checkOperation("delay", operation)
+    const decoded = Duration.decodeUnknown(duration)
+    if (Option.isNone(decoded)) {
+      throw new TypeError(`duration of TestStore.delay must be a duration, and is ${show(duration)}`)
+    }
+    return Effect.sync(() => {
+      state.delays.set(operation, decoded.value)
+    })
+  },
+  calls: (operation) => {
+    checkOperation("calls", operation)
+    return Effect.sync(() => state.calls.get(operation) ?? 0)
+  },
   reset: Effect.sync(() => {
     state.failures.clear()
     state.delays.clear()
@@ -88,6 +102,39 @@ const controlsOf = (state: State): TestStoreService => ({
     state.lost = 0
   })
 })
+
+// As keys of an object, so that the compiler finds a missing one.
+const operations: Readonly<Record<Operation, true>> = {
+  commitEvents: true,
+  commitAll: true,
+  commitSnapshot: true,
+  getEvents: true,
+  getSnapshot: true
+}
+
+/** Throws for an operation that the store lacks: the trouble would never come, and its calls would be 0. */
+const checkOperation = (control: string, operation: Operation): void => {
+  if (!Object.hasOwn(operations, operation)) {
+    throw new TypeError(
+      `operation of TestStore.${control} must be one of ${Object.keys(operations).join(", ")}, and is ${show(operation)}`
+    )
+  }
+}
+
+/** Throws for what an operation can't fail with. */
+const checkTrouble = (operation: Operation, trouble: Trouble): void => {
+  const mayConflict = operation === "commitEvents" || operation === "commitAll"
+  const isConflict = trouble === "RetryCommand" || trouble instanceof RetryCommand
+  const isTrouble = isReason(trouble) || trouble instanceof StoreError || trouble instanceof ValidationError
+  if (isConflict ? mayConflict : isTrouble) return
+  const reasons = StoreErrorReason.literals.join(", ")
+  const conflict = mayConflict ? ", or RetryCommand" : ""
+  throw new TypeError(
+    `trouble of TestStore.failNext must be an error of the store, or one of ${reasons}${conflict}, and is ${show(trouble)}`
+  )
+}
+
+const isReason = Schema.is(StoreErrorReason)
 
 const failureOf = (operation: Operation, trouble: Trouble): Failure =>
   typeof trouble !== "string"
