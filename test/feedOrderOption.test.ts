@@ -247,7 +247,7 @@ describe("a log that was copied or restored", () => {
     () =>
       Effect.gen(function* () {
         const sql = yield* SqlClient.SqlClient
-        const before = yield* build({})
+        const before = yield* build({ feedOrder: "transactionIds" })
         yield* Effect.provide(commitOf("before", 1, 1, "Happened"), before)
         yield* sql`create table maestro.feed_counter (id int primary key, last bigint not null)`
         for (const failure of yield* refusals) {
