@@ -166,7 +166,7 @@ describe("functions of a log with the other order", () => {
         const tables = yield* sql<{
           name: string
         }>`select tablename as name from pg_tables where schemaname = 'maestro'`
-        for (const { name } of tables) yield* sql`drop table maestro.${sql(name)} cascade`
+        for (const { name } of tables) yield* sql`drop table if exists maestro.${sql(name)} cascade`
         yield* SqlStore.migrate({ feedOrder: after })
         yield* isMigrated("maestro")
         yield* SqlStore.migrate({ schema: "other", feedOrder: after })
