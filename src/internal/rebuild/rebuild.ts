@@ -164,8 +164,8 @@ const attempt = <E, R>(oneRun: Run<E, R>): Effect.Effect<void, E | LeaseLost | V
 /**
  * Fails with `LeaseLost` where the lease was lost before the failure, and as the attempt did otherwise.
  *
- * A process that abandons the rebuild drops the shadow tables, also in the middle of a batch. The batch then fails because it writes to the
- * live tables, or finds no table, and neither is a mistake of its projections.
+ * Between two batches of this run another process may have abandoned the rebuild, and begun it again. The next batch finds the new record,
+ * but not its shadow tables. So it writes to the live tables, or finds no table, and neither is a mistake of its projections.
  */
 const failWhileHeld = <E>(lease: Lease, error: E): Effect.Effect<never, E | LeaseLost> =>
   error instanceof LeaseLost || isRetried(error)
