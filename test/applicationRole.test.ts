@@ -104,6 +104,33 @@ it.scopedLive(
   60_000
 )
 
+it.scopedLive("usage on the schema and select on its tables are all that a role needs which only reads and waits", () =>
+  Effect.gen(function* () {
+    const url = yield* makeDatabase
+    const trying = Effect.gen(function* () {
+      const sql = yield* SqlClient.SqlClient
+      const role = yield* makeRole
+      yield* SqlStore.migrate()
+      yield* sql`grant usage on schema maestro to ${sql(role)}`
+      yield* sql`grant select on all tables in schema maestro to ${sql(role)}`
+      const id = newId("stream")
+      const following = Subscription.make(newId("following"), { handle: () => Effect.void })
+      const evaluating = yield* Layer.build(nodeAt(url))
+      const [, last] = yield* Effect.provide(commitOf(id, 1, 2, "Happened"), evaluating)
+      yield* Effect.provide(start(following), evaluating)
+      const reading = Effect.gen(function* () {
+        const store = yield* StoreAdapter.StoreAdapter
+        yield* Subscription.waitFor(following, { aggregateId: id, sequence: last?.sequence ?? 0 }, "10 seconds")
+        expect(yield* store.getEvents(id, 1)).toHaveLength(2)
+        expect((yield* EventFeed.read()).events).toHaveLength(2)
+        expect(yield* Effect.flip(commitOf(id, 3, 1, "Happened"))).toMatchObject({ code: "42501" })
+      })
+      yield* Effect.provide(reading, nodeAt(as(url, role), { migrate: false }))
+    })
+    yield* Effect.provide(Effect.scoped(trying), PgClient.layer({ url: Redacted.make(url), maxConnections: 2 }))
+  })
+)
+
 it.scopedLive("what a role without rights can't do fails by its name, and says that a right is lacking", () =>
   Effect.gen(function* () {
     const url = yield* makeDatabase

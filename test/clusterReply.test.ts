@@ -86,6 +86,9 @@ const Thrower = Aggregate.make("Thrower", {
 })
 const Throwers = ClusterAggregate.make(Thrower)
 
+/** The failure of an answer whose encoding throws. */
+const unsent = (by: number) => `the runner can't send its answer: the schema throws: can't encode ${by}`
+
 for (const serialization of ["msgpack", "ndjson"] as const) {
   it.scopedLive(`with ${serialization} neither the state nor the events are encoded for the answer`, () =>
     Effect.gen(function* () {
@@ -115,7 +118,7 @@ for (const serialization of ["msgpack", "ndjson"] as const) {
         ]
         for (const failure of failures) {
           expect(failure).toMatchObject({ _tag: "StoreError", reason: "ClusterUnavailable" })
-          expect(failure.message).toContain("could not be encoded or decoded")
+          expect(failure.message).toContain("the runner can't send its answer: state: can't be written")
         }
         expect(yield* Unwritable.evaluate("a", new Add({ by: 1 }), short)).toMatchObject({ sequence: 3 })
       }).pipe(Effect.provide(clients))
@@ -137,15 +140,18 @@ for (const serialization of ["msgpack", "ndjson"] as const) {
         for (const by of [3, 4, 5, 6, 8]) {
           const failure = yield* failureOf(by)
           expect(failure).toMatchObject({ _tag: "StoreError", reason: "ClusterUnavailable" })
-          expect(failure.message).toContain("could not be encoded or decoded")
+          expect(failure.message).toContain(by === 3 || by === 5 ? unsent(by) : "could not be encoded or decoded")
         }
         expect(yield* failureOf(7)).toMatchObject({
           _tag: "ValidationError",
           issues: [{ message: "the schema throws: can't encode 7" }]
         })
-        for (const id of ["of 3", "of 4"]) {
+        for (const [id, why] of [
+          ["of 3", unsent(3)],
+          ["of 4", "could not be encoded or decoded"]
+        ] as const) {
           for (const failure of [yield* Effect.flip(Thrower.get(id)), yield* Effect.flip(Thrower.root(id))]) {
-            expect(failure.message).toContain("could not be encoded or decoded")
+            expect(failure.message).toContain(why)
           }
         }
         expect(yield* Thrower.get("a")).toBe(1)

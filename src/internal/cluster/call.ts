@@ -27,6 +27,7 @@ import { retryAfter } from "../runtime/retry.js"
 import { catchFailure } from "../runtime/syncEffect.js"
 import { type CallTimer, clockOf, nowOf } from "./callTimer.js"
 import type { CallOptions, Sends } from "./types.js"
+import { unsentReason } from "./unsent.js"
 
 /** `CallOptions` with their defaults. */
 export interface CallLimits {
@@ -281,15 +282,11 @@ const isOfCluster = (reason: unknown): boolean =>
   Predicate.isTagged(reason, "RpcClientError") ||
   Socket.isSocketError(reason)
 
-/**
- * A runner sends its `MalformedMessage` as an error of that name. Where it could not encode its own answer, `@effect/cluster` encodes the
- * error twice, so that it arrives as text.
- */
+/** A runner that can't decode a message sends its `MalformedMessage` as an error of that name. */
 const isUnreadable = (defect: unknown): boolean =>
   isUnknownMessage(defect) ||
   ParseResult.isParseError(defect) ||
-  (Predicate.isError(defect) && defect.name === "MalformedMessage") ||
-  (Predicate.isString(defect) && defect.startsWith('{"name":"MalformedMessage"'))
+  (Predicate.isError(defect) && defect.name === "MalformedMessage")
 
 /**
  * Whether the runner has no message of this name, as one of an older release. `@effect/cluster` then encodes its refusal by the schemas of
@@ -299,6 +296,8 @@ const isUnknownMessage = (defect: unknown): boolean =>
   Predicate.isError(defect) && defect.name === "TypeError" && /undefined.*\berrorSchema\b/.test(defect.message)
 
 const unreadableFailure = (place: CallPlace, defect: unknown): StoreError | ValidationError => {
+  const unsent = unsentReason(defect)
+  if (unsent !== undefined) return clusterError(place, unsent, undefined)
   const [first, ...rest] = defect instanceof ClusterError.MalformedMessage ? issuesOf(defect.cause) : []
   return first === undefined
     ? clusterError(place, isUnknownMessage(defect) ? unknownMessage : unreadableMessage, defect)

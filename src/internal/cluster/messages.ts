@@ -17,7 +17,9 @@ import { StreamPosition } from "../../EventFeed.js"
 import { CommandIdReused, RetryCommand, StoreError, UnexpectedSequence, ValidationError } from "../../StoreError.js"
 import { Timestamp } from "../../Timestamp.js"
 import { decodeUnknownEither, encodeUnknownEither } from "../codec/fastSchema.js"
+import { isTooLarge, tooLarge } from "./messageSize.js"
 import type { Answer, CommandMessage, IndexedEvent, ReadMessage } from "./types.js"
+import { isUnsent, unsentIssue, unsentOf } from "./unsent.js"
 
 /** A schema whose encoded form is not looked at. */
 export type Wire<A> = Schema.Schema<A, unknown>
@@ -47,7 +49,7 @@ export const commandMessage = <C>(command: Wire<C>): Wire<CommandMessage<C>> =>
 export const answer = <State, A>(state: Wire<State>, event: Wire<A>): Wire<Answer<State, A>> => {
   const evaluated = coderOf(Schema.Struct({ state, events: Schema.Array(event), ...acknowledgedFields }))
   const acknowledged = coderOf(Schema.Struct(acknowledgedFields))
-  return coded<Answer<State, A>>({
+  return answered<Answer<State, A>>({
     decode: (u) => (Predicate.hasProperty(u, "events") ? evaluated : acknowledged).decode(u),
     encode: (answer) => ("events" in answer ? evaluated.encode(answer) : acknowledged.encode(answer))
   })
@@ -87,7 +89,7 @@ export const readFailure = Schema.Union(ValidationError, StoreError)
 
 /** The failures of a command: its refusals, those of projections, and those of the library. */
 export const commandFailure = (refusals: ReadonlyArray<Wire<unknown>>): Wire<unknown> =>
-  unthrowing(
+  failed(
     Schema.Union(
       ...refusals,
       RetryCommand,
@@ -114,8 +116,8 @@ const coderOf = <A, I>(schema: Schema.Schema<A, I>): Coder<A> => ({
   encode: encodeUnknownEither(schema)
 })
 
-/** The schema by the fast path. */
-const fast = <A, I>(schema: Schema.Schema<A, I>): Wire<A> => coded(coderOf(schema))
+/** The schema of an answer by the fast path. */
+const fast = <A, I>(schema: Schema.Schema<A, I>): Wire<A> => answered(coderOf(schema))
 
 /** A message of a command, with the number of the messages that were sent before in place of its `sends`. */
 type SentMessage<C> = Omit<CommandMessage<C>, "sends"> & { readonly sends?: number | undefined }
@@ -151,7 +153,20 @@ const coded = <A>({ decode, encode }: Coder<A>): Wire<A> =>
     {
       strict: true,
       decode: (u, _, ast) => issueOrValue(ast, u, decode),
-      encode: (a, _, ast) => issueOrValue(ast, a, encode)
+      encode: (a, _, ast) => sendable(ast, issueOrValue(ast, a, encode))
+    }
+  )
+
+/** The schema of an answer. In place of one that can't be sent, the reason is sent (`unsent.ts`). */
+const answered = <A>({ decode, encode }: Coder<A>): Wire<A> =>
+  Schema.transformOrFail(
+    Schema.Unknown,
+    Schema.declare((_): _ is A => true),
+    {
+      strict: true,
+      decode: (u, _, ast) => (isUnsent(u) ? Either.left(unsentIssue(ast, u)) : issueOrValue(ast, u, decode)),
+      encode: (a, _, ast) =>
+        Either.orElse(sendable(ast, issueOrValue(ast, a, encode)), (issue) => Either.right(unsentOf(issue)))
     }
   )
 
@@ -164,6 +179,17 @@ const issueOrValue = <A, B>(
     Either.flatMap(Either.mapLeft(({ issue }) => issue))
   )
 
+/** The encoded value, unless it is too large for a message. */
+const sendable = (
+  ast: AST.AST,
+  encoded: Either.Either<unknown, ParseResult.ParseIssue>
+): Either.Either<unknown, ParseResult.ParseIssue> =>
+  Either.filterOrLeft(
+    encoded,
+    (value) => !isTooLarge(value),
+    () => new ParseResult.Type(ast, undefined, tooLarge)
+  )
+
 const issueOf = (ast: AST.AST, value: unknown, thrown: unknown): ParseResult.ParseIssue =>
   new ParseResult.Type(
     ast,
@@ -171,8 +197,8 @@ const issueOf = (ast: AST.AST, value: unknown, thrown: unknown): ParseResult.Par
     `the schema throws: ${Predicate.isError(thrown) ? thrown.message : Inspectable.toStringUnknown(thrown)}`
   )
 
-/** The schema without the fast path and without a constructor, where what throws is an issue, too. It may have effects. */
-const unthrowing = <A, I>(schema: Schema.Schema<A, I>): Wire<A> => {
+/** The schema of a failure, as `answered`, without the fast path and without a constructor. It may have effects. */
+const failed = <A, I>(schema: Schema.Schema<A, I>): Wire<A> => {
   const [decode, encode] = [ParseResult.decodeUnknown(schema), ParseResult.encodeUnknown(schema)]
   const caught = <B>(ast: AST.AST, value: unknown, parse: (u: unknown) => Effect.Effect<B, ParseResult.ParseIssue>) =>
     Effect.catchAllDefect(
@@ -184,8 +210,12 @@ const unthrowing = <A, I>(schema: Schema.Schema<A, I>): Wire<A> => {
     Schema.declare((_): _ is A => true),
     {
       strict: true,
-      decode: (u, _, ast) => caught(ast, u, decode),
-      encode: (a, _, ast) => caught(ast, a, encode)
+      decode: (u, _, ast) => (isUnsent(u) ? Effect.fail(unsentIssue(ast, u)) : caught(ast, u, decode)),
+      encode: (a, _, ast) =>
+        caught(ast, a, encode).pipe(
+          Effect.flatMap((encoded) => sendable(ast, Either.right(encoded))),
+          Effect.catchAll((issue) => Effect.succeed(unsentOf(issue)))
+        )
     }
   )
 }

@@ -1,0 +1,40 @@
+/**
+ * What a runner sends in place of an answer that it can't send, because a schema refuses or throws, or because the answer is too large. The
+ * client fails with the reason.
+ *
+ * The cluster would send the failure of the encoding itself, but with the answer in its text, which may be too large, too.
+ */
+import * as ParseResult from "effect/ParseResult"
+import * as Predicate from "effect/Predicate"
+import type * as AST from "effect/SchemaAST"
+import { parseIssues } from "../codec/eventCodec.js"
+
+/** The encoded form. No answer has the property. */
+export interface Unsent {
+  readonly unsent: string
+}
+
+export const isUnsent = (encoded: unknown): encoded is Unsent =>
+  Predicate.hasProperty(encoded, "unsent") && Predicate.isString(encoded.unsent)
+
+export const unsentOf = (issue: ParseResult.ParseIssue): Unsent => {
+  const [{ message, path }] = parseIssues(new ParseResult.ParseError({ issue }))
+  return { unsent: [...(path.length === 0 ? [] : [`${path.join(".")}: `]), message].join("").slice(0, maxText) }
+}
+
+/** The issue by which the client fails. */
+export const unsentIssue = (ast: AST.AST, { unsent }: Unsent): ParseResult.ParseIssue =>
+  new ParseResult.Type(ast, undefined, `${prefix}${unsent}`)
+
+/** The reason, where a defect is that of an answer that a runner could not send. */
+export const unsentReason = (defect: unknown): string | undefined =>
+  ParseResult.isParseError(defect)
+    ? parseIssues(defect).find(({ message }) => message.startsWith(prefix))?.message
+    : undefined
+
+// --- internal ---
+
+/** The message of an issue may have the value. */
+const maxText = 1000
+
+const prefix = "the runner can't send its answer: "

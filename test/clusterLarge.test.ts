@@ -1,0 +1,133 @@
+/** Messages that are larger than `@effect/rpc` reads: each fails by itself, and no other call feels it. */
+import * as RpcSerialization from "@effect/rpc/RpcSerialization"
+import { expect, it } from "@effect/vitest"
+import * as Chunk from "effect/Chunk"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as Schema from "effect/Schema"
+import * as Stream from "effect/Stream"
+import { Aggregate, MemoryStore, StoreAdapter } from "effect-maestro"
+import * as ClusterAggregate from "effect-maestro/ClusterAggregate"
+import { isTooLarge } from "../src/internal/cluster/messageSize.js"
+import { makeCluster } from "./cluster.js"
+
+const mebi = 1024 * 1024
+const limit = 16 * mebi
+
+class Grown extends Schema.TaggedClass<Grown>()("Grown", { bytes: Schema.Number, note: Schema.String }) {}
+class Grow extends Schema.TaggedClass<Grow>()("Grow", { bytes: Schema.Number, note: Schema.String }) {}
+class Refuse extends Schema.TaggedClass<Refuse>()("Refuse", { bytes: Schema.Number }) {}
+class Wait extends Schema.TaggedClass<Wait>()("Wait", {}) {}
+class Refused extends Schema.TaggedError<Refused>()("Refused", { report: Schema.String }) {}
+
+const gate = { latch: Effect.unsafeMakeLatch(), waiting: Effect.unsafeMakeLatch(), runs: 0 }
+
+/** Its state is a text as long as its commands say. */
+const Text = Aggregate.make("Text", {
+  initialState: "",
+  state: Schema.String,
+  events: Grown,
+  commands: Schema.Union(Grow, Refuse, Wait),
+  refusals: { Refuse: [Refused] },
+  decide: {
+    Grow: ({ bytes, note }) => Effect.succeed([new Grown({ bytes, note })]),
+    Refuse: ({ bytes }) => new Refused({ report: "x".repeat(bytes) }),
+    Wait: () =>
+      Effect.suspend(() => {
+        gate.runs++
+        return Effect.as(Effect.zipRight(gate.waiting.open, gate.latch.await), [])
+      })
+  },
+  evolve: { Grown: (text, { bytes }) => text + "x".repeat(bytes) }
+})
+const Texts = ClusterAggregate.make(Text)
+
+const grow = (bytes: number, note = "") => new Grow({ bytes, note })
+
+for (const serialization of ["msgpack", "ndjson"] as const) {
+  it.scopedLive(`with ${serialization} a message above 16 MiB fails, and a call on the same connection goes on`, () =>
+    Effect.gen(function* () {
+      const cluster = yield* makeCluster(serialization)
+      const store = yield* MemoryStore.make
+      const layerStore = Layer.succeed(StoreAdapter.StoreAdapter, store)
+      yield* cluster.startRunner(Texts.layerRunner.pipe(Layer.provide(Text.layer), Layer.provide(layerStore)))
+      const local = yield* Layer.build(Layer.provide(Text.layer, layerStore))
+      Object.assign(gate, { latch: Effect.unsafeMakeLatch(), waiting: Effect.unsafeMakeLatch(), runs: 0 })
+      yield* Effect.gen(function* () {
+        const waiting = yield* Effect.fork(Text.evaluate("waiting", new Wait()))
+        yield* gate.waiting.await
+
+        expect(yield* Effect.flip(Text.evaluate("command", grow(1, "x".repeat(limit))))).toMatchObject({
+          _tag: "ValidationError",
+          operation: "Text.evaluate",
+          issues: [{ path: [], message: expect.stringContaining("16 MiB") }]
+        })
+        expect(yield* Text.exists("command")).toBe(false)
+
+        // The events of `b` are small, and its state is not. An event of `c` is not small.
+        yield* Text.evaluate("c", grow(1, "x".repeat(limit))).pipe(Effect.provide(local))
+        const failures = [
+          yield* Effect.flip(Text.evaluate("b", grow(limit))),
+          yield* Effect.flip(Text.get("b")),
+          yield* Effect.flip(Text.root("b")),
+          yield* Effect.flip(Text.evaluate("b", new Refuse({ bytes: limit }))),
+          yield* Effect.flip(Stream.runDrain(Text.history("c")))
+        ]
+        for (const failure of failures) {
+          expect(failure).toMatchObject({ _tag: "StoreError", reason: "ClusterUnavailable" })
+          expect(failure.message).toContain("the runner can't send its answer: the message is larger than the 16 MiB")
+        }
+        expect(yield* Text.evaluate("b", grow(1), { reply: "position" })).toMatchObject({ sequence: 2 })
+        expect(Chunk.size(yield* Stream.runCollect(Text.history("b")))).toBe(2)
+
+        yield* gate.latch.open
+        yield* Fiber.join(waiting)
+        // A message that was sent again would have run the handler again.
+        expect(gate.runs).toBe(1)
+      }).pipe(Effect.provide(Texts.layerClient.pipe(Layer.provide(cluster.layerClient))))
+    })
+  )
+}
+
+it.scopedLive("a message a little below 16 MiB arrives", () =>
+  Effect.gen(function* () {
+    const cluster = yield* makeCluster("msgpack")
+    yield* cluster.startRunner(Texts.layerRunner.pipe(Layer.provide(Text.layer), Layer.provide(MemoryStore.layer)))
+    const bytes = limit - 100_000
+    const { state } = yield* Text.evaluate("a", grow(bytes)).pipe(
+      Effect.provide(Texts.layerClient.pipe(Layer.provide(cluster.layerClient)))
+    )
+    expect(state.length).toBe(bytes)
+  })
+)
+
+const many = <A>(length: number, value: A): ReadonlyArray<A> => Array.from({ length }, () => value)
+
+const cyclic: Array<unknown> = []
+cyclic.push(cyclic)
+
+for (const [what, value, large] of [
+  ["letters", "x".repeat(15.9 * mebi), false],
+  ["letters of two bytes", "é".repeat(8 * mebi), true],
+  ["letters of three bytes", "語".repeat(5 * mebi), false],
+  ["more letters of three bytes", "語".repeat(6 * mebi), true],
+  ["characters that JSON escapes", "\u0001".repeat(3 * mebi), true],
+  ["small numbers", many(1.5 * mebi, 7), false],
+  ["fractions", many(1.4 * mebi, 0.1), false],
+  ["long fractions", many(mebi, -1.2345678901234567e-100), true],
+  ["names of properties", many(100_000, { ["n".repeat(200)]: 1 }), true],
+  ["bytes", new Uint8Array(limit), true],
+  ["a set", new Set(["x".repeat(limit)]), true],
+  ["an array that contains itself", cyclic, true],
+  ["nothing", undefined, false]
+] as const) {
+  it(`a message of ${what} ${large ? "is too large" : "is not too large"}`, () => {
+    expect(isTooLarge(value)).toBe(large)
+    if (large) return
+    for (const { unsafeMake } of [RpcSerialization.msgPack, RpcSerialization.ndjson]) {
+      const sent = unsafeMake().encode({ value }) ?? ""
+      expect(typeof sent === "string" ? Buffer.byteLength(sent) : sent.length).toBeLessThan(limit)
+    }
+  })
+}
