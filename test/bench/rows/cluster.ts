@@ -150,39 +150,36 @@ const throughput = async (
   const onSpread = await compete(
     [
       contestant("three", runners, spread, "the cluster"),
-      contestant("one", alone, spread, "the local layer"),
+      contestant("others", alone, spread, "the local layer"),
       contestant("floor", floor, spread, "the cluster")
     ],
     clients,
     effort
   )
-  emitRatio(emit, "cluster/spread", "command in a cluster of three, spread aggregates", onSpread.three, {
-    "one process": onSpread.one,
-    "a bare entity": onSpread.floor
-  })
+  emitRatio(emit, "cluster/spread", "command in a cluster of three, spread aggregates", onSpread, "one process")
   const onHot = await compete(
-    [contestant("three", runners, hot, "the cluster"), contestant("without", runners, hot, "the local layer")],
+    [
+      contestant("three", runners, hot, "the cluster"),
+      contestant("others", runners, hot, "the local layer"),
+      contestant("floor", floor, hot, "the cluster")
+    ],
     clients,
     effort
   )
-  emitRatio(emit, "cluster/hot", "command in a cluster of three, four hot aggregates", onHot.three, {
-    "without it": onHot.without
-  })
+  emitRatio(emit, "cluster/hot", "command in a cluster of three, four hot aggregates", onHot, "without it")
 }
 
-/** Our figure, with its ratio to that of another contestant. */
+/** Our figure beside the messages of a bare entity, with its ratio to the figure of the others. */
 const emitRatio = (
   emit: Emit,
   id: string,
   work: string,
-  ours: Measured | undefined,
-  others: Readonly<Record<string, Measured | undefined>>
+  { floor, others, three }: Partial<Record<"floor" | "others" | "three", Measured>>,
+  than: string
 ): void => {
-  if (ours === undefined) return
-  const ratios = Object.entries(others).flatMap(([name, other]) =>
-    other === undefined ? [] : [[name, ours.median / other.median] as const]
-  )
-  emit(makeLine({ id, work, clients, unit: "per second", measured: { ours } }, Object.fromEntries(ratios)))
+  if (three === undefined || others === undefined || floor === undefined) return
+  const measured = { ours: three, floor }
+  emit(makeLine({ id, work, clients, unit: "per second", measured }, { [than]: three.median / others.median }))
 }
 
 /** The longest time that a command took, from a second before a runner is killed to ten seconds after. */
