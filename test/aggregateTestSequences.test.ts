@@ -336,6 +336,10 @@ problem
       [{ runs: 0 }, "runs of AggregateTest.sequences must be a whole number above 0, and is 0"],
       [{ runs: 1.5 }, "runs of AggregateTest.sequences must be a whole number above 0, and is 1.5"],
       [{ runs: "10" }, 'runs of AggregateTest.sequences must be a whole number above 0, and is "10"'],
+      [
+        { run: 10 },
+        'AggregateTest.sequences has no option "run", and its options are runs, maxLength, seed, commands, provide'
+      ],
       [{ maxLength: 0 }, "maxLength of AggregateTest.sequences must be a whole number above 0, and is 0"],
       [{ maxLength: -1 }, "maxLength of AggregateTest.sequences must be a whole number above 0, and is -1"],
       [{ seed: 0.5 }, "seed of AggregateTest.sequences must be a whole number, and is 0.5"],

@@ -132,14 +132,18 @@ const openTransaction = Effect.gen(function* () {
   return { place: `${id}/1`, end: Effect.zipRight(Deferred.succeed(ended, undefined), Fiber.join(fiber)) }
 })
 
-/** How many statements wait for the counter. */
-const waiting = Effect.flatMap(SqlClient.SqlClient, (sql) =>
-  Effect.map(
-    sql<{ count: number }>`select count(*)::int as count from pg_stat_activity
-      where wait_event_type = 'Lock' and query like '%commit_events%' and datname = current_database()`,
-    ([row]) => row?.count ?? 0
+/** How many statements have waited for the counter for so long. */
+const waitingFor = (interval: string) =>
+  Effect.flatMap(SqlClient.SqlClient, (sql) =>
+    Effect.map(
+      sql<{ count: number }>`select count(*)::int as count from pg_stat_activity
+        where wait_event_type = 'Lock' and query like '%commit_events%' and datname = current_database()
+          and clock_timestamp() - query_start >= ${interval}::interval`,
+      ([row]) => row?.count ?? 0
+    )
   )
-)
+const waiting = waitingFor("0")
+const waitingLong = waitingFor("300 milliseconds")
 
 const feedFrom = (after: EventFeed.Position) =>
   Effect.map(Stream.runCollect(EventFeed.streamStored({ after })), (events) => [...events].map(textOf))
@@ -212,7 +216,7 @@ layer(nodes, { excludeTestServices: true, timeout: 60_000 })("the order of the f
       )
       yield* eventually(waiting, (found) => found >= 2)
       // Longer than the 100 ms after which a batch gives up a wait on a log with the other order.
-      yield* Effect.sleep("300 millis")
+      yield* eventually(waitingLong, (found) => found >= 2)
       expect(yield* waiting).toBeLessThan(7)
       expect(yield* feedFrom(after)).toEqual([])
       expect(yield* EventFeed.heldBack()).toMatchObject({ _tag: "None" })

@@ -41,6 +41,12 @@ export const checkSequenceOptions = (options: SequenceOptions<unknown>): void =>
     throw new TypeError(
       `AggregateTest.sequences takes options as an object, such as { runs: 200 }, and was given ${show(options)}`
     )
+  const unknown = Object.keys(options).find((key) => !sequenceOptions.includes(key))
+  if (unknown !== undefined) {
+    throw new TypeError(
+      `AggregateTest.sequences has no option ${show(unknown)}, and its options are ${sequenceOptions.join(", ")}`
+    )
+  }
   const { commands, maxLength, runs, seed } = options
   for (const [option, value] of Object.entries({ runs, maxLength })) {
     if (value !== undefined && !(Number.isSafeInteger(value) && value >= 1)) {
@@ -54,6 +60,8 @@ export const checkSequenceOptions = (options: SequenceOptions<unknown>): void =>
 }
 
 // --- internal ---
+
+const sequenceOptions = ["runs", "maxLength", "seed", "commands", "provide"]
 
 const isProjection = (value: unknown): boolean =>
   (Predicate.hasProperty(value, "project") && typeof value.project === "function") ||
