@@ -259,7 +259,7 @@ export const repairAfterRestore = (
 ): Effect.Effect<boolean, StoreError, SqlClient.SqlClient> =>
   Effect.flatMap(resolve(options), ({ name, schema, sql }) =>
     Effect.flatMap(feedOrderOf(sql, name, schema, "repairAfterRestore"), (feedOrder) =>
-      repair({ feedOrder, schema, sql })
+      repair({ feedOrder, name, schema, sql })
     )
   )
 
@@ -321,7 +321,7 @@ const findFoundation = <R>(
       ? migrateSchema(sql, name, schema, wanted)
       : checkSchema(sql, name, schema, wanted, "SqlStore")
     const log = { feedOrder, measuring, schema, sql }
-    if (isMigrating) yield* repair(log)
+    if (isMigrating) yield* repair({ ...log, name })
     const preparedStatements = options?.preparedStatements !== false
     const runner = new CommandRunner(sql, preparedStatements)
     const notifications = yield* makeNotifications(client, name, runner)

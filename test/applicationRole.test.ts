@@ -8,9 +8,10 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
 import { EventFeed, Projection, SqlStore, StoreAdapter, Subscription } from "effect-maestro"
-import { makeDatabase, uniqueName } from "./database.js"
+import { makeDatabase } from "./database.js"
 import { aNode } from "./nodes.js"
 import { Deposited, deposit, makeAccount, nodeAt } from "./projectionTables.js"
+import { as, makeRole } from "./roles.js"
 import { caughtUp, commitOf, newId, start } from "./subscribers.js"
 
 const guide = readFileSync(new URL("../examples/application/README.md", import.meta.url), "utf8")
@@ -166,18 +167,3 @@ it.scopedLive("what a role without rights can't do fails by its name, and says t
 )
 
 // --- what it is made of ---
-
-/** A role that may log in, until the scope closes. */
-const makeRole = Effect.flatMap(SqlClient.SqlClient, (sql) => {
-  const role = uniqueName("role")
-  return Effect.acquireRelease(Effect.as(sql`create role ${sql(role)} login password 'secret'`, role), () =>
-    Effect.orDie(Effect.zipRight(sql`drop owned by ${sql(role)} cascade`, sql`drop role ${sql(role)}`))
-  )
-})
-
-const as = (url: string, role: string): string => {
-  const other = new URL(url)
-  other.username = role
-  other.password = "secret"
-  return other.href
-}

@@ -2,12 +2,12 @@
 import * as SqlClient from "@effect/sql/SqlClient"
 import { expect, it } from "@effect/vitest"
 import * as Arr from "effect/Array"
-import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Stream from "effect/Stream"
 import { type Projection, StoreAdapter } from "effect-maestro"
 import { describe, intact, onPool, onPostgres, Pool, poolState, saidBy } from "./callers.js"
+import { outside } from "./database.js"
 import { macrotask } from "./nodes.js"
 
 const newId = (): string => crypto.randomUUID()
@@ -24,12 +24,6 @@ const projecting = <E, R>(run: (sql: SqlClient.SqlClient) => Effect.Effect<unkno
   name: "projecting",
   project: () => Effect.flatMap(SqlClient.SqlClient, run)
 })
-
-/** Runs a statement outside of the transaction around it. */
-const outside = <A, E>(statement: Effect.Effect<A, E>): Effect.Effect<A, E> =>
-  Effect.mapInputContext(statement, (context: Context.Context<never>) =>
-    Context.omit(SqlClient.TransactionConnection)(context as Context.Context<SqlClient.TransactionConnection>)
-  )
 
 /** Long statements inside of a savepoint, of the application's and of the store's. */
 const nested = {

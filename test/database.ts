@@ -1,7 +1,7 @@
 /** Databases for tests: a new one on the worker's Postgres server, or an empty one in memory, for each layer that is built. */
 
 import { readFile } from "node:fs/promises"
-import type * as SqlClient from "@effect/sql/SqlClient"
+import * as SqlClient from "@effect/sql/SqlClient"
 import type { SqlError } from "@effect/sql/SqlError"
 import { PgClient } from "@effect/sql-pg"
 import { PGlite } from "@electric-sql/pglite"
@@ -17,6 +17,13 @@ import { inject } from "vitest"
 
 /** A name that is unique among the tests of all runs on one server. */
 export const uniqueName = (prefix: string): string => `${prefix}_${process.pid}_${crypto.randomUUID().slice(0, 8)}`
+
+/** Runs an effect outside of the transaction around it, on connections of its own. */
+export const outside = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
+  Effect.mapInputContext(
+    effect,
+    (context: Context.Context<R>) => Context.omit(SqlClient.TransactionConnection)(context) as Context.Context<R>
+  )
 
 // --- Postgres ---
 

@@ -6,7 +6,6 @@ import * as SqlClient from "@effect/sql/SqlClient"
 import { PgClient } from "@effect/sql-pg"
 import { expect, layer } from "@effect/vitest"
 import * as Arr from "effect/Array"
-import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Random from "effect/Random"
@@ -15,7 +14,7 @@ import * as Schedule from "effect/Schedule"
 import * as Stream from "effect/Stream"
 import { EventFeed, SqlStore, Subscription } from "effect-maestro"
 import { inject } from "vitest"
-import { makeDatabase } from "./database.js"
+import { makeDatabase, outside } from "./database.js"
 import { outOfOrder, placeOf, textOf } from "./feedOrderModel.js"
 import {
   caughtUp,
@@ -56,12 +55,6 @@ const restore = (last: number) =>
         where feed_key >= ${row?.from ?? "0"}::xid8`
     }
   })
-
-const outside = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
-  Effect.mapInputContext(
-    effect,
-    (context: Context.Context<R>) => Context.omit(SqlClient.TransactionConnection)(context) as Context.Context<R>
-  )
 
 /** A transaction that writes to a stream after an event that another caller committed since its first write. */
 const overlap = (mine: string, first: number, shared: string, next: number) =>

@@ -2,7 +2,6 @@
 import * as SqlClient from "@effect/sql/SqlClient"
 import { expect, it } from "@effect/vitest"
 import * as Arr from "effect/Array"
-import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
 import * as Fiber from "effect/Fiber"
@@ -10,7 +9,7 @@ import * as Layer from "effect/Layer"
 import * as Stream from "effect/Stream"
 import { EventFeed, SqlStore, StoreAdapter, Subscription } from "effect-maestro"
 import { Account, Deposit, Limits } from "./account.js"
-import { layerPglite, layerPgWith, uniqueName } from "./database.js"
+import { layerPglite, layerPgWith, outside, uniqueName } from "./database.js"
 import { aNode } from "./nodes.js"
 import { caughtUp, commitOf, eventually, Ledger, newId, start, write, written } from "./subscribers.js"
 
@@ -73,12 +72,6 @@ const duringChange = <A, E, R>(partitions: number, effect: Effect.Effect<A, E, R
       yield* holder.executeUnprepared("select pg_advisory_unlock(42)", [], undefined)
       return [yield* Fiber.join(changing), during] as const
     })
-  )
-
-const outside = <A, E, R>(effect: Effect.Effect<A, E, R>) =>
-  Effect.mapInputContext(
-    effect,
-    (context: Context.Context<R>) => Context.omit(SqlClient.TransactionConnection)(context) as Context.Context<R>
   )
 
 /** The sessions of this database that wait for a lock of that type. */
