@@ -109,6 +109,7 @@ const excludedBy: Readonly<Record<string, Array<string>>> = {
   counter: [
     "heldBack",
     "feedOrderRestore",
+    "repairAfterRestore",
     "subscriptionRestore",
     "partitionLog",
     "partitionLogParts",
@@ -118,12 +119,14 @@ const excludedBy: Readonly<Record<string, Array<string>>> = {
   ].map((name) => `test/${name}.test.ts`)
 }
 
+/** `unprepared+partitioned` is both. */
 export default defineConfig(({ mode }) => {
+  const modes = mode.split("+")
   // `npm run test:long` tries 50 times as many random inputs.
-  const [runs, timeout] = mode === "long" ? [1000, 1_800_000] : [20, 60_000]
+  const [runs, timeout] = modes.includes("long") ? [1000, 1_800_000] : [20, 60_000]
   return {
     root,
-    plugins: pluginsOf[mode] ?? [],
+    plugins: modes.flatMap((one) => pluginsOf[one] ?? []),
     resolve: {
       alias: [
         { find: /^effect-maestro$/, replacement: `${root}src/index.ts` },
@@ -132,7 +135,7 @@ export default defineConfig(({ mode }) => {
     },
     test: {
       include: ["test/**/*.test.ts"],
-      exclude: excludedBy[mode] ?? [],
+      exclude: modes.flatMap((one) => excludedBy[one] ?? []),
       globalSetup: "test/postgres.globalSetup.ts",
       setupFiles: "test/vitest.setup.ts",
       pool: "forks",
@@ -143,7 +146,7 @@ export default defineConfig(({ mode }) => {
       minWorkers: workers,
       sequence: { sequencer: LongestFirst },
       reporters: "default",
-      provide: { runs, timeout, feedOrder: mode === "counter" ? "counter" : "transactionIds" },
+      provide: { runs, timeout, feedOrder: modes.includes("counter") ? "counter" : "transactionIds" },
       testTimeout: timeout,
       hookTimeout: 60_000
     }

@@ -7,9 +7,10 @@ import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
-import { Aggregate, MemoryStore, StoreAdapter } from "effect-maestro"
+import { Aggregate, MemoryStore, StoreAdapter, StoreError } from "effect-maestro"
 import * as ClusterAggregate from "effect-maestro/ClusterAggregate"
 import { isTooLarge } from "../src/internal/cluster/messageSize.js"
+import * as Messages from "../src/internal/cluster/messages.js"
 import { makeCluster } from "./cluster.js"
 
 const mebi = 1024 * 1024
@@ -101,6 +102,17 @@ it.scopedLive("a message a little below 16 MiB arrives", () =>
     expect(state.length).toBe(bytes)
   })
 )
+
+it("a failure that is too large is sent as its reason", () => {
+  const description = "x".repeat(limit)
+  const failure = new StoreError.StoreError({ reason: "Unavailable", operation: "getEvents", description })
+  for (const { ast } of [Messages.readFailure(), Messages.commandFailure([])]) {
+    const schema = Schema.make<unknown, unknown>(ast)
+    const sent = Schema.encodeSync(schema)(failure)
+    expect(JSON.stringify(sent).length).toBeLessThan(200)
+    expect(() => Schema.decodeUnknownSync(schema)(sent)).toThrow("the runner can't send its answer")
+  }
+})
 
 const many = <A>(length: number, value: A): ReadonlyArray<A> => Array.from({ length }, () => value)
 

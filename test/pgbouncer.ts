@@ -4,7 +4,8 @@
  *
  * `transactionPooler.ts` stands in for PgBouncer in `npm test`. This script shows that the real one behaves in the same way. The suites run
  * with statements that are not prepared, and those of the store and the feed also with prepared ones.
- * `npm run test:pgbouncer -- test/rebuild.test.ts` runs other files, with statements that are not prepared.
+ * `npm run test:pgbouncer -- test/rebuild.test.ts` runs other files, with statements that are not prepared. With `-- partitioned` or
+ * `-- counter` the logs of all tests are of that kind.
  */
 import { execFileSync, spawn } from "node:child_process"
 import { chown, mkdtemp, rm, writeFile } from "node:fs/promises"
@@ -97,18 +98,22 @@ const main = async (): Promise<boolean> => {
   const programs = programsOf(18)
   if (programs === undefined) throw new Error("Postgres 18 was not found: run npm ci")
   const server = await startServer(programs, disposable)
-  const given = process.argv.slice(2)
+  const args = process.argv.slice(2)
+  const isKind = (arg: string) => arg === "partitioned" || arg === "counter"
+  const kinds = args.filter(isKind)
+  const given = args.filter((arg) => !isKind(arg))
   try {
     return await throughPgbouncer(server, async (url) => {
       console.log(`${version} before Postgres ${server.version}, statements not prepared`)
       const unprepared = await runTests(url, given.length > 0 ? given : suites, [
         "--mode",
-        "unprepared",
+        ["unprepared", ...kinds].join("+"),
         ...allButOthers
       ])
       if (given.length > 0) return unprepared
       console.log(`${version} before Postgres ${server.version}, statements prepared`)
-      return (await runTests(url, preparedSuites)) && unprepared
+      const mode = kinds.length === 0 ? [] : ["--mode", kinds.join("+")]
+      return (await runTests(url, preparedSuites, mode)) && unprepared
     })
   } finally {
     await server.stop()

@@ -33,6 +33,16 @@ const counting: Counting = {
     )
 }
 
+/** Has a row for each event, and fails where the row is there. */
+const inserting: Counting = {
+  ...counting,
+  project: ({ aggregateId, sequence }) =>
+    Effect.flatMap(
+      SqlClient.SqlClient,
+      (sql) => sql`insert into counts values (${`${aggregateId}/${sequence}`}, 1) returning n`
+    )
+}
+
 const makeCounts = Effect.flatMap(
   SqlClient.SqlClient,
   (sql) => sql`create table counts (id text primary key, n int not null)`
@@ -147,21 +157,29 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 30_000 })("abandoning a
     )
   }
 
-  it.effect("ends a process that works for it, also where the rebuild is begun again under its name", () =>
-    onDatabase((url) =>
-      Effect.gen(function* () {
-        const pause = yield* makePause
-        const run = (onProgress: Effect.Effect<unknown>) => Rebuild.run({ ...options, onProgress: () => onProgress })
-        const running = yield* Effect.fork(Effect.flip(run(pause.here)))
-        yield* pause.reached
-        yield* Rebuild.abandon("again")
-        expect(yield* Effect.provide(run(Effect.void), nodeAt(url))).toBe(6)
-        yield* pause.end
-        expect(`${yield* Fiber.join(running)}`).toContain(wasAbandoned)
-        expect(yield* counts).toEqual([{ n: 6 }])
-      })
+  for (const [what, projection] of [
+    ["whose next batch would write to the finished table", counting],
+    ["whose next batch would fail in the finished table", inserting]
+  ] as const) {
+    it.effect(`ends a process ${what}, because the rebuild was begun again under its name`, () =>
+      onDatabase((url) =>
+        Effect.gen(function* () {
+          const pause = yield* makePause
+          const run = (onProgress: Effect.Effect<unknown>) =>
+            Rebuild.run({ ...options, projections: [projection], onProgress: () => onProgress })
+          const running = yield* Effect.fork(Effect.flip(run(pause.here)))
+          yield* pause.reached
+          yield* Rebuild.abandon("again")
+          expect(yield* Effect.provide(run(Effect.void), nodeAt(url))).toBe(6)
+          const finished = yield* counts
+          yield* pause.end
+          expect(`${yield* Fiber.join(running)}`).toContain(wasAbandoned)
+          expect(yield* counts).toEqual(finished)
+          expect(finished.reduce((sum, { n }) => sum + n, 0)).toBe(6)
+        })
+      )
     )
-  )
+  }
 
   it.effect("a rebuild whose `create` fails has no status, and the next run begins it", () =>
     onDatabase(() =>

@@ -8,7 +8,7 @@ import * as Redacted from "effect/Redacted"
 import * as Stream from "effect/Stream"
 import { EventFeed, SqlStore } from "effect-maestro"
 import { Account, Deposit, Limits } from "./account.js"
-import { makeDatabase, outside, uniqueName } from "./database.js"
+import { layerPglite, makeDatabase, outside, uniqueName } from "./database.js"
 import { textOf } from "./feedOrderModel.js"
 import { aNode } from "./nodes.js"
 import { as, makeRole } from "./roles.js"
@@ -26,6 +26,17 @@ const restored = (partitions: number) =>
     const context = yield* Layer.build(layer)
     return { url, layer: Layer.succeedContext(context) }
   })
+
+/** The same on PGlite, with a client of one connection. */
+const restoredPglite = Effect.map(
+  Layer.build(
+    SqlStore.layerWith({ migrate: false }).pipe(
+      Layer.provideMerge(Layer.effectDiscard(SqlStore.migrate())),
+      Layer.provideMerge(layerPglite)
+    )
+  ),
+  (context) => ({ layer: Layer.succeedContext(context) })
+)
 
 /** Stores the events, and returns the order that the feed must have after the repair. */
 const breakOrder = Effect.gen(function* () {
@@ -55,32 +66,34 @@ const definitions = Effect.flatMap(
   order by 1, 2`
 )
 
-for (const partitions of [1, 4]) {
-  it.scopedLive(
-    `on a log with ${partitions} tables the copy keeps indexes, constraints, privileges and the sequence`,
-    () =>
-      Effect.gen(function* () {
-        const { layer } = yield* restored(partitions)
-        yield* Effect.gen(function* () {
-          const sql = yield* SqlClient.SqlClient
-          const role = yield* makeRole
-          yield* sql`grant select on maestro.event_log to ${sql(role)}`
-          yield* sql`create index own on maestro.event_log (type, sequence)`
-          const order = yield* breakOrder
-          const [before, kept] = [yield* oidOf, yield* definitions]
-          expect(yield* SqlStore.repairAfterRestore()).toBe(true)
-          expect(yield* shown).toEqual(order)
-          expect(yield* oidOf).not.toBe(before)
-          expect(yield* definitions).toEqual(kept)
-          const positions =
-            yield* sql`select position::int as position from maestro.event_log order by feed_key, position`
-          expect(positions).toEqual(order.map((_, index) => ({ position: index + 1 })))
-          const id = newId("later")
-          yield* commitOf(id, 1, 1, "Happened")
-          expect(yield* shown).toEqual([...order, `${id}/1`])
-          expect(yield* SqlStore.repairAfterRestore()).toBe(false)
-        }).pipe(Effect.provide(layer))
-      })
+for (const [what, make] of [
+  ["a log on Postgres", restored(1)],
+  ["a log on Postgres with partitions", restored(4)],
+  ["a log on PGlite", restoredPglite]
+] as const) {
+  it.scopedLive(`the copy of ${what} keeps indexes, constraints, privileges and the sequence`, () =>
+    Effect.gen(function* () {
+      const { layer } = yield* make
+      yield* Effect.gen(function* () {
+        const sql = yield* SqlClient.SqlClient
+        const role = yield* makeRole
+        yield* sql`grant select on maestro.event_log to ${sql(role)}`
+        yield* sql`create index own on maestro.event_log (type, sequence)`
+        const order = yield* breakOrder
+        const [before, kept] = [yield* oidOf, yield* definitions]
+        expect(yield* SqlStore.repairAfterRestore()).toBe(true)
+        expect(yield* shown).toEqual(order)
+        expect(yield* oidOf).not.toBe(before)
+        expect(yield* definitions).toEqual(kept)
+        const positions =
+          yield* sql`select position::int as position from maestro.event_log order by feed_key, position`
+        expect(positions).toEqual(order.map((_, index) => ({ position: index + 1 })))
+        const id = newId("later")
+        yield* commitOf(id, 1, 1, "Happened")
+        expect(yield* shown).toEqual([...order, `${id}/1`])
+        expect(yield* SqlStore.repairAfterRestore()).toBe(false)
+      }).pipe(Effect.provide(layer))
+    })
   )
 }
 

@@ -25,8 +25,6 @@ const { values } = parseArgs({
     partitions: { type: "string", default: "16" },
     /** The size of the log that gets partitions beside a copy of it without them. */
     divided: { type: "string" },
-    /** The largest log that is repaired: a repair takes about a minute for a million events. */
-    repairs: { type: "string", default: "1000000" },
     seconds: { type: "string", default: "0.3" },
     rounds: { type: "string", default: "5" },
     /** Into `capacity.json` and the guide instead of the console alone. */
@@ -43,7 +41,6 @@ const options: Options = {
   events,
   partitions: Number(values.partitions),
   divided: Number(values.divided ?? Math.max(...events.filter((size) => size <= 1_000_000))),
-  repairs: Number(values.repairs),
   effort: { seconds: Number(values.seconds), rounds: Number(values.rounds) }
 }
 if (
@@ -54,7 +51,7 @@ if (
   !(options.effort.rounds >= 1)
 ) {
   console.error(
-    `options: --events N,N (multiples of 10000, or of a million) --partitions N --divided N (one of the events) --repairs N --seconds S --rounds N --write --resume`
+    `options: --events N,N (multiples of 10000, or of a million) --partitions N --divided N (one of the events) --seconds S --rounds N --write --resume`
   )
   process.exit(2)
 }

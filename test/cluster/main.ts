@@ -12,6 +12,7 @@ import * as Effect from "effect/Effect"
 import * as Random from "effect/Random"
 import { bundle } from "../bundle.js"
 import { makeServer } from "../faults/server.js"
+import { logKind, logKindInWords } from "../logKind.js"
 import type { Crew } from "./crew.js"
 import { type Report, underLoad } from "./run.js"
 
@@ -61,7 +62,7 @@ const print = (name: string, report: Report, done: ReadonlyArray<Act>) => {
 }
 
 const program = Effect.gen(function* () {
-  console.log(`seed ${seed}, ${seconds} s`)
+  console.log(`seed ${seed}, ${seconds} s, ${logKindInWords(logKind())}`)
   const folder = yield* Effect.acquireRelease(
     Effect.promise(() => mkdtemp(join(tmpdir(), "effect-maestro-"))),
     (path) => Effect.promise(() => rm(path, { recursive: true, force: true }))

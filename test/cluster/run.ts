@@ -9,6 +9,7 @@ import * as LogLevel from "effect/LogLevel"
 import { SqlStore } from "effect-maestro"
 import { type ClusterOptions, layerClientOnly, layerDatabase } from "../../examples/cluster/node.js"
 import { type Attempt, type Row, type Verdict, verdictOf } from "../faults/history.js"
+import { logKind } from "../logKind.js"
 import { type Crew, makeCrew } from "./crew.js"
 import { Wallet, Wallets } from "./domain.js"
 import { client, hot, Record, spread } from "./load.js"
@@ -39,7 +40,7 @@ export const underLoad = (run: Run): Effect.Effect<Report, unknown> =>
   Effect.gen(function* () {
     const database = yield* Layer.build(layerDatabase(run.url, "client"))
     const admin = Context.get(database, SqlClient.SqlClient)
-    yield* Effect.provide(SqlStore.migrate(), database)
+    yield* Effect.provide(SqlStore.migrate(logKind()), database)
     yield* admin`create table balances (account text primary key, balance bigint not null)`
     const crew = yield* makeCrew({ ...run, admin })
     yield* Effect.all(

@@ -10,6 +10,7 @@ import * as Redacted from "effect/Redacted"
 import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import { Aggregate, EventFeed, SqlStore, StoreError, Subscription } from "effect-maestro"
+import { logKind } from "../logKind.js"
 import { InsufficientFunds, PayIn, PayOut, Purse } from "./domain.js"
 import type { Pair } from "./pair.js"
 
@@ -79,7 +80,7 @@ const aNode = (url: string) =>
   Layer.build(
     Layer.fresh(
       Purse.layer.pipe(
-        Layer.provideMerge(SqlStore.layer),
+        Layer.provideMerge(SqlStore.layerWith(logKind())),
         Layer.provideMerge(PgClient.layer({ url: Redacted.make(url), maxConnections: 5, connectTimeout: "2 seconds" }))
       )
     )

@@ -1,6 +1,6 @@
 /**
  * Fails over while clients are at work, and holds their answers against the log: `npm run test:failover`. It needs about a minute, and
- * the Postgres 18 that `npm ci` installs.
+ * the Postgres 18 that `npm ci` installs. `npm run test:failover -- 15` runs on another version, where the machine has it.
  *
  * With synchronous replication the clients of the fault run must not lose anything. Without it, `lossy.ts` looks at what becomes of a node
  * whose last commits are lost.
@@ -9,8 +9,9 @@ import * as Effect from "effect/Effect"
 import * as Random from "effect/Random"
 import { type Fault, underFault } from "../faults/faults.js"
 import { makeProxy } from "../faults/proxy.js"
+import { logKind, logKindInWords } from "../logKind.js"
 import { loseTheLastCommits } from "./lossy.js"
-import { makePair, type Pair } from "./pair.js"
+import { major, makePair, type Pair } from "./pair.js"
 
 const seed = Number(process.env.SEED ?? Date.now())
 const rounds = Number(process.env.ROUNDS ?? 12)
@@ -54,6 +55,6 @@ const withReplicaBehind = Effect.gen(function* () {
   return wrong.length === 0
 }).pipe(Effect.scoped)
 
-console.log(`seed ${seed}`)
+console.log(`seed ${seed}, Postgres ${major}, ${logKindInWords(logKind())}`)
 const program = Effect.all([withReplicaBehind, withReplicaInStep]).pipe(Effect.withRandom(Random.make(seed)))
 process.exitCode = (await Effect.runPromise(program)).every((isRight) => isRight) ? 0 : 1

@@ -28,6 +28,9 @@ export interface Pair {
   readonly failOver: Effect.Effect<void, unknown>
 }
 
+/** The version of Postgres: the first argument of `npm run test:failover`. Versions before 15 take backups by other functions. */
+export const major = Number(process.argv.slice(2).find((text) => /^1[5-9]$/.test(text)) ?? 18)
+
 /** With `isSynchronous`, COMMIT succeeds when the replica has written it, too. */
 export const makePair = (isSynchronous: boolean): Effect.Effect<Pair, unknown, Scope.Scope> =>
   Effect.gen(function* () {
@@ -101,8 +104,8 @@ export const makePair = (isSynchronous: boolean): Effect.Effect<Pair, unknown, S
 // --- internal ---
 
 const program = (name: string): string => {
-  const programs = programsOf(18)
-  if (programs === undefined) throw new Error("Postgres 18 was not found: run npm ci")
+  const programs = programsOf(major)
+  if (programs === undefined) throw new Error(`Postgres ${major} was not found`)
   return join(programs, name)
 }
 

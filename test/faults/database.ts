@@ -6,6 +6,7 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
 import { SqlStore } from "effect-maestro"
+import { logKind } from "../logKind.js"
 import { createTables } from "./domain.js"
 import type { Server } from "./server.js"
 
@@ -36,7 +37,7 @@ export const connect = (url: string) =>
 const template = "faults_template"
 
 const prepare = (sql: SqlClient.SqlClient) =>
-  Effect.zipRight(Effect.provideService(SqlStore.migrate(), SqlClient.SqlClient, sql), createTables(sql))
+  Effect.zipRight(Effect.provideService(SqlStore.migrate(logKind()), SqlClient.SqlClient, sql), createTables(sql))
 
 const at = (server: Server, database: string): string => {
   const url = new URL(server.url)

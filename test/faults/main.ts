@@ -4,6 +4,7 @@
  */
 import * as Effect from "effect/Effect"
 import * as Random from "effect/Random"
+import { logKind, logKindInWords } from "../logKind.js"
 import { faults, type Report, underFault } from "./faults.js"
 import { makeProxy } from "./proxy.js"
 import { makeServer } from "./server.js"
@@ -43,7 +44,7 @@ const program = Effect.gen(function* () {
   const started = performance.now()
   const server = yield* makeServer(["-c", "deadlock_timeout=50ms"])
   const proxy = yield* makeProxy({ host: "127.0.0.1", port: server.port })
-  console.log(`seed ${seed}\n`)
+  console.log(`seed ${seed}, ${logKindInWords(logKind())}\n`)
   console.log(row("fault", [...columns.map(([title]) => title), "back after, ms (median / longest)"]))
   console.log(row("---", [...columns.map(() => "--:"), "--:"]))
   const reports: Array<Report> = []

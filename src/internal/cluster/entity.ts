@@ -44,7 +44,7 @@ export const makeEntity = <
 // --- internal ---
 
 const readsOf = <State, A>(state: Messages.Wire<State>, event: Messages.Wire<A>): ReadonlyArray<Rpc.Any> => {
-  const error = Messages.readFailure
+  const error = Messages.readFailure()
   const [payload, success] = [Messages.readMessage, Messages.stateOnly(state)]
   return [
     Rpc.make("exists", { payload, success: Schema.Boolean, error }),

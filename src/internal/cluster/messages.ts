@@ -18,7 +18,7 @@ import { CommandIdReused, RetryCommand, StoreError, UnexpectedSequence, Validati
 import { Timestamp } from "../../Timestamp.js"
 import { decodeUnknownEither, encodeUnknownEither } from "../codec/fastSchema.js"
 import { isTooLarge, tooLarge } from "./messageSize.js"
-import type { Answer, CommandMessage, IndexedEvent, ReadMessage } from "./types.js"
+import type { Answer, CommandMessage, IndexedEvent, ReadError, ReadMessage } from "./types.js"
 import { isUnsent, unsentIssue, unsentOf } from "./unsent.js"
 
 /** A schema whose encoded form is not looked at. */
@@ -85,7 +85,7 @@ export const indexedEvent = <A>(event: Wire<A>): Wire<IndexedEvent<A>> =>
     })
   )
 
-export const readFailure = Schema.Union(ValidationError, StoreError)
+export const readFailure = (): Wire<ReadError> => failed(Schema.Union(ValidationError, StoreError))
 
 /** The failures of a command: its refusals, those of projections, and those of the library. */
 export const commandFailure = (refusals: ReadonlyArray<Wire<unknown>>): Wire<unknown> =>

@@ -1,5 +1,5 @@
 /**
- * What belongs to the event log beside its events, for `partitionLog.ts`: the statements that make it anew, and the checks that nothing of it
+ * What belongs to the event log beside its events, for `replaceLog.ts`: the statements that make it anew, and the checks that nothing of it
  * would be lost.
  *
  * The definition of the log is compared by the rows of the catalogue (`tableDefinition.ts`), so a property that this file does not know is

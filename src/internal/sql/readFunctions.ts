@@ -91,7 +91,7 @@ export const readPage = ({ schema, sql }: LogTable): Statement<unknown> =>
 // --- internal ---
 
 /**
- * Fails with a serialization failure where the log is newer than the snapshot of the transaction, because `partitionLog` has replaced it since.
+ * Fails with a serialization failure where the log is newer than the snapshot of the transaction, because a copy has replaced it since (`replaceLog.ts`).
  * The snapshot would show no event. It does not show the log in the catalog either, whose name means the newest table. With READ COMMITTED a
  * statement locks the log before it takes its snapshot.
  */

@@ -279,7 +279,7 @@ const preparedReads = ({ schema, sql }: LogTable, runner: CommandRunner) => {
   const p = ""
   const preparedText = (statement: Statement<unknown>): PreparedText => runner.prepare(statement.compile()[0])
   // It is true. The functions read with the snapshot of the statement. Because the statement names the log itself, it locks the log before
-  // it takes the snapshot. So a statement that had to wait for `partitionLog` sees the events of the new table.
+  // it takes the snapshot. So a statement that had to wait for `replaceLog.ts` sees the events of the new table.
   const isLocked = sql`not exists (select from ${schema}.event_log where false)`
   return {
     /** A row if there is a first event. The index of the primary key has all that it needs. */

@@ -38,8 +38,8 @@ export const measureMigrations = (url: string): Promise<Migrations> =>
   })
 
 /**
- * Gives the last event a key that no transaction has had, as a dump brings such keys to a new server, and repairs the log. The repair writes
- * every event anew, so the old rows stay until the vacuum after it.
+ * Gives the last event a key that no transaction has had, as a dump brings such keys to a new server, and repairs the log. The
+ * copy has no map of visible pages until the vacuum after it.
  */
 export const measureRepair = (url: string): Promise<{ readonly repair: Change; readonly vacuum: Change }> =>
   withPool(url, async (pool) => {

@@ -35,8 +35,6 @@ export interface Options {
   readonly partitions: number
   /** The size of the log that is compared with one with partitions. */
   readonly divided: number
-  /** The largest log that is repaired. */
-  readonly repairs: number
   readonly effort: Effort
 }
 
@@ -166,13 +164,13 @@ const measureWal = (made: MadeLog): Promise<LogFigures["wal"]> =>
 
 /** What changes a log is measured last. The partitions are made of the log as the repair and its vacuum have left it. */
 const measureChanges = async (
-  { shape, url }: MadeLog,
-  { partitions, repairs }: Options
+  { url }: MadeLog,
+  { partitions }: Options
 ): Promise<Pick<LogFigures, "migrations" | "repair" | "partitioning">> => {
   const migrations = await measureMigrations(url)
-  const repair = shape.events <= repairs ? await measureRepair(url) : undefined
+  const repair = await measureRepair(url)
   const partitioning = await measurePartitionLog(url, partitions)
-  return { migrations, ...(repair === undefined ? {} : { repair }), partitioning }
+  return { migrations, repair, partitioning }
 }
 
 const partitionedOf = (

@@ -35,8 +35,7 @@ export interface LogFigures {
   readonly wal: Wals
   readonly migrations: Migrations
   readonly reading: Reading
-  /** Missing where the log is larger than what the run repairs. */
-  readonly repair?: { readonly repair: Change; readonly vacuum: Change }
+  readonly repair: { readonly repair: Change; readonly vacuum: Change }
   readonly partitioning: Change
 }
 

@@ -176,13 +176,13 @@ const changesTable = ({ logs }: Capacity): string =>
     ["an index, `event_log_types`", ({ migrations }) => inTime(migrations.index)],
     ["`SqlStore.partitionLog`", ({ partitioning }) => inTime(partitioning.seconds)],
     ["its WAL", ({ partitioning }) => inUnits(partitioning.wal)],
-    ["`SqlStore.repairAfterRestore`", ({ repair }) => (repair === undefined ? "" : inTime(repair.repair.seconds))],
-    ["its WAL", ({ repair }) => (repair === undefined ? "" : inUnits(repair.repair.wal))],
+    ["`SqlStore.repairAfterRestore`", ({ repair }) => inTime(repair.repair.seconds)],
+    ["its WAL", ({ repair }) => inUnits(repair.repair.wal)],
     [
       "the log after it, as a multiple of the log before",
-      ({ repair }) => (repair === undefined ? "" : `${figure(repair.repair.after.total / repair.repair.before.total)}×`)
+      ({ repair }) => `${figure(repair.repair.after.total / repair.repair.before.total)}×`
     ],
-    ["`vacuum (analyze)` after it", ({ repair }) => (repair === undefined ? "" : inTime(repair.vacuum.seconds))]
+    ["`vacuum (analyze)` after it", ({ repair }) => inTime(repair.vacuum.seconds)]
   ])
 
 const partitionsTable = ({ partitioned: { divided, events, partitions, plain } }: Capacity): string =>
