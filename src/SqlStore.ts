@@ -247,9 +247,12 @@ export const migrate = (
  * not show the restored events, because their transactions seem to be in the future. The order of the events and the checkpoints of
  * subscriptions stay. Positions that you keep elsewhere become invalid. Returns whether a repair was needed.
  *
- * Layers that migrate call it. It locks the log and writes every event anew. A million events took one to two minutes on two busy cores, and
- * 8 GB of WAL with the default of `max_wal_size`. `pg_upgrade`, replicas and file-system backups keep their transaction ids, so they need no
- * repair. Where the order is `"counter"`, positions stay valid. A counter that is behind its log is raised.
+ * Layers that migrate call it. It locks the log, and replaces it by a copy as `partitionLog` does. A million events took 8 seconds on two cores,
+ * and ten million 107, with as much WAL as the log has bytes. It changes the rows in their place where `partitionLog` would refuse the log, where
+ * the role does not own it, and in a transaction of yours above READ COMMITTED. That took 35 seconds for a million events, and ten times the WAL.
+ * Transactions that began before meet the copy as they meet that of `partitionLog`.
+ *
+ * `pg_upgrade`, replicas and file-system backups keep their transaction ids, so they need no repair. Where the order is `"counter"`, positions stay valid. A counter that is behind its log is raised.
  *
  * @since 0.1.0
  * @category migrations

@@ -164,8 +164,8 @@ const attempt = <E, R>(oneRun: Run<E, R>): Effect.Effect<void, E | LeaseLost | V
 /**
  * Fails with `LeaseLost` where the lease was lost before the failure, and as the attempt did otherwise.
  *
- * Between two batches of this run another process may have abandoned the rebuild, and begun it again. The next batch finds the new record,
- * but not its shadow tables. So it writes to the live tables, or finds no table, and neither is a mistake of its projections.
+ * A batch checks the lease before it locks the record. Where the process is stopped between the two, the next holder of the lease projects the
+ * same events. The batch may fail because of them, and that is no mistake of its projections.
  */
 const failWhileHeld = <E>(lease: Lease, error: E): Effect.Effect<never, E | LeaseLost> =>
   error instanceof LeaseLost || isRetried(error)
