@@ -1,6 +1,7 @@
 /** Messages that are larger than `@effect/rpc` reads: each fails by itself, and no other call feels it. */
 import * as RpcSerialization from "@effect/rpc/RpcSerialization"
 import { expect, it } from "@effect/vitest"
+import * as Cause from "effect/Cause"
 import * as Chunk from "effect/Chunk"
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
@@ -19,6 +20,7 @@ const limit = 16 * mebi
 class Grown extends Schema.TaggedClass<Grown>()("Grown", { bytes: Schema.Number, note: Schema.String }) {}
 class Grow extends Schema.TaggedClass<Grow>()("Grow", { bytes: Schema.Number, note: Schema.String }) {}
 class Refuse extends Schema.TaggedClass<Refuse>()("Refuse", { bytes: Schema.Number }) {}
+class Break extends Schema.TaggedClass<Break>()("Break", { thrown: Schema.String }) {}
 class Wait extends Schema.TaggedClass<Wait>()("Wait", {}) {}
 class Refused extends Schema.TaggedError<Refused>()("Refused", { report: Schema.String }) {}
 
@@ -29,11 +31,12 @@ const Text = Aggregate.make("Text", {
   initialState: "",
   state: Schema.String,
   events: Grown,
-  commands: Schema.Union(Grow, Refuse, Wait),
+  commands: Schema.Union(Grow, Refuse, Wait, Break),
   refusals: { Refuse: [Refused] },
   decide: {
     Grow: ({ bytes, note }) => Effect.succeed([new Grown({ bytes, note })]),
     Refuse: ({ bytes }) => new Refused({ report: "x".repeat(bytes) }),
+    Break: ({ thrown }) => Effect.die(thrown === "text" ? "x".repeat(limit) : new RangeError("x".repeat(limit))),
     Wait: () =>
       Effect.suspend(() => {
         gate.runs++
@@ -78,6 +81,13 @@ for (const serialization of ["msgpack", "ndjson"] as const) {
         for (const failure of failures) {
           expect(failure).toMatchObject({ _tag: "StoreError", reason: "ClusterUnavailable" })
           expect(failure.message).toContain("the runner can't send its answer: the message is larger than the 16 MiB")
+        }
+        for (const [thrown, name] of [
+          ["text", "Error"],
+          ["error", "RangeError"]
+        ] as const) {
+          const cause = yield* Effect.flip(Effect.sandbox(Text.evaluate("b", new Break({ thrown }))))
+          expect(Cause.squash(cause)).toMatchObject({ name, message: expect.stringMatching(/^x{1000}…$/) })
         }
         expect(yield* Text.evaluate("b", grow(1), { reply: "position" })).toMatchObject({ sequence: 2 })
         expect(Chunk.size(yield* Stream.runCollect(Text.history("b")))).toBe(2)

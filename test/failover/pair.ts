@@ -118,7 +118,8 @@ interface Server {
 
 const settings = [
   ...["listen_addresses=127.0.0.1", "unix_socket_directories=", "max_connections=200", "shared_buffers=32MB"],
-  ...["io_method=sync", "deadlock_timeout=50ms", "wal_keep_size=512MB", "wal_retrieve_retry_interval=100ms"],
+  ...(major < 18 ? [] : ["io_method=sync"]),
+  ...["deadlock_timeout=50ms", "wal_keep_size=512MB", "wal_retrieve_retry_interval=100ms"],
   // A killed process loses nothing that it had handed to the kernel.
   "fsync=off"
 ].flatMap((setting) => ["-c", setting])

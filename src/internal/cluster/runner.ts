@@ -23,6 +23,7 @@ import { type Chain, DecidingOn } from "../runtime/commandCause.js"
 import { spanOnly } from "./call.js"
 import type { AnyEntity } from "./entity.js"
 import type { Answer, CommandMessage, IndexedEvent, ReadError, ReadMessage } from "./types.js"
+import { sendableCause } from "./unsent.js"
 
 /** The operations of an aggregate that the handlers call. */
 export interface Operations<Name extends string, State, A, C> {
@@ -78,7 +79,10 @@ const handlersOf = <Name extends string, State, A extends Tagged, C, E>(
     const within =
       (context: Context.Context<Instance<Name>>) =>
       <B, E2>(effect: Effect.Effect<B, E2, Instance<Name>>): Effect.Effect<B, E2> =>
-        Effect.mapInputContext(effect, (caller: Context.Context<never>) => Context.merge(spanOnly(caller), context))
+        Effect.catchAllCause(
+          Effect.mapInputContext(effect, (caller: Context.Context<never>) => Context.merge(spanOnly(caller), context)),
+          (cause) => Effect.failCause(sendableCause(cause))
+        )
     const read =
       <Payload extends ReadMessage, B>(run: (payload: Payload) => Effect.Effect<B, ReadError, Instance<Name>>) =>
       ({ payload }: { readonly payload: Payload }) => {
