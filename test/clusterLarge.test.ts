@@ -124,6 +124,13 @@ it("a failure that is too large is sent as its reason", () => {
   }
 })
 
+it("a refusal whose property is called unsent stays what it is", () => {
+  class Left extends Schema.TaggedError<Left>()("Left", { unsent: Schema.String }) {}
+  const schema = Schema.make<unknown, unknown>(Messages.commandFailure([Schema.make<unknown, unknown>(Left.ast)]).ast)
+  const refusal = new Left({ unsent: "a letter" })
+  expect(Schema.decodeUnknownSync(schema)(Schema.encodeSync(schema)(refusal))).toEqual(refusal)
+})
+
 const many = <A>(length: number, value: A): ReadonlyArray<A> => Array.from({ length }, () => value)
 
 const cyclic: Array<unknown> = []

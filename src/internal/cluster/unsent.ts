@@ -12,22 +12,24 @@ import type * as AST from "effect/SchemaAST"
 import { parseIssues } from "../codec/eventCodec.js"
 import { isTooLarge } from "./messageSize.js"
 
-/** The encoded form. No answer has the property. */
+const unsent = "effect-maestro/unsent"
+
+/** The encoded form. A refusal may have properties of any usual name. */
 export interface Unsent {
-  readonly unsent: string
+  readonly [unsent]: string
 }
 
 export const isUnsent = (encoded: unknown): encoded is Unsent =>
-  Predicate.hasProperty(encoded, "unsent") && Predicate.isString(encoded.unsent)
+  Predicate.hasProperty(encoded, unsent) && Predicate.isString(encoded[unsent])
 
 export const unsentOf = (issue: ParseResult.ParseIssue): Unsent => {
   const [{ message, path }] = parseIssues(new ParseResult.ParseError({ issue }))
-  return { unsent: [...(path.length === 0 ? [] : [`${path.join(".")}: `]), message].join("").slice(0, maxText) }
+  return { [unsent]: [...(path.length === 0 ? [] : [`${path.join(".")}: `]), message].join("").slice(0, maxText) }
 }
 
 /** The issue by which the client fails. */
-export const unsentIssue = (ast: AST.AST, { unsent }: Unsent): ParseResult.ParseIssue =>
-  new ParseResult.Type(ast, undefined, `${prefix}${unsent}`)
+export const unsentIssue = (ast: AST.AST, { [unsent]: reason }: Unsent): ParseResult.ParseIssue =>
+  new ParseResult.Type(ast, undefined, `${prefix}${reason}`)
 
 /** The cause of a handler. A defect that is too large for a message is cut, because the cluster sends defects without a schema of ours. */
 export const sendableCause = <E>(cause: Cause.Cause<E>): Cause.Cause<E> => {
