@@ -264,6 +264,7 @@ export const listen = (url: string) =>
     const client = yield* Effect.acquireRelease(
       Effect.promise(async () => {
         const client = new pg.Client({ connectionString: url })
+        client.on("error", () => {})
         await client.connect()
         return client
       }),

@@ -13,10 +13,18 @@ import * as Redacted from "effect/Redacted"
 import * as Scope from "effect/Scope"
 import { SqlStore } from "effect-maestro"
 import * as PgliteClient from "effect-maestro/PgliteClient"
+import pg from "pg"
 import { inject } from "vitest"
 
 /** A name that is unique among the tests of all runs on one server. */
 export const uniqueName = (prefix: string): string => `${prefix}_${process.pid}_${crypto.randomUUID().slice(0, 8)}`
+
+/** A pool of one connection. It has ended a little before the server knows, and a server that drops the database then says so to its connection. */
+export const makePool = (url: string): pg.Pool => {
+  const pool = new pg.Pool({ connectionString: url, max: 1 })
+  pool.on("error", () => {})
+  return pool
+}
 
 /** Runs an effect outside of the transaction around it, on connections of its own. */
 export const outside = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>

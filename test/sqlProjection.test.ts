@@ -18,8 +18,7 @@ import * as Redacted from "effect/Redacted"
 import * as Schema from "effect/Schema"
 import type * as Tracer from "effect/Tracer"
 import { type Event, Projection, SqlStore, StoreAdapter, StoreError, Timestamp } from "effect-maestro"
-import pg from "pg"
-import { layerPg, layerPglite, makeDatabase } from "./database.js"
+import { layerPg, layerPglite, makeDatabase, makePool } from "./database.js"
 import { macrotask } from "./nodes.js"
 import { collectSpans } from "./spans.js"
 
@@ -399,7 +398,7 @@ it.scoped("events and statements are one round trip, on a connection that is in 
     const url = yield* makeDatabase
     const sent: Array<unknown> = []
     const pool = yield* Effect.acquireRelease(
-      Effect.sync(() => new pg.Pool({ connectionString: url, max: 1 })),
+      Effect.sync(() => makePool(url)),
       (pool) => Effect.promise(() => pool.end())
     )
     pool.on("connect", (client) => {

@@ -21,10 +21,9 @@ import * as Stream from "effect/Stream"
 import * as Str from "effect/String"
 import { type Event, type Projection, SqlStore, StoreAdapter, StoreError, Timestamp } from "effect-maestro"
 import * as PgliteClient from "effect-maestro/PgliteClient"
-import pg from "pg"
 import { inject } from "vitest"
 import { Account, Deposit, Limits } from "./account.js"
-import { layerPg, layerPglite, makeDatabase, uniqueName } from "./database.js"
+import { layerPg, layerPglite, makeDatabase, makePool, uniqueName } from "./database.js"
 
 const isCounter = inject("feedOrder") === "counter"
 
@@ -73,7 +72,7 @@ it.layer(SqlStore.layer.pipe(Layer.provideMerge(layerPg({ maxConnections: 4 })))
       Effect.gen(function* () {
         const url = yield* makeDatabase
         const pool = yield* Effect.acquireRelease(
-          Effect.sync(() => new pg.Pool({ connectionString: url, max: 1 })),
+          Effect.sync(() => makePool(url)),
           (pool) => Effect.promise(() => pool.end())
         )
         let [toCancel, rollbacks] = [0, 0]
