@@ -8,10 +8,11 @@ import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
-import { Aggregate, MemoryStore, StoreAdapter, StoreError } from "effect-maestro"
+import { Aggregate, MemoryStore, StoreAdapter, StoreError, Timestamp } from "effect-maestro"
 import * as ClusterAggregate from "effect-maestro/ClusterAggregate"
 import { isTooLarge } from "../src/internal/cluster/messageSize.js"
 import * as Messages from "../src/internal/cluster/messages.js"
+import { sendableCause } from "../src/internal/cluster/unsent.js"
 import { makeCluster } from "./cluster.js"
 
 const mebi = 1024 * 1024
@@ -46,6 +47,47 @@ const Text = Aggregate.make("Text", {
   evolve: { Grown: (text, { bytes }) => text + "x".repeat(bytes) }
 })
 const Texts = ClusterAggregate.make(Text)
+
+/** Its states can't be counted or sent: a getter that throws, a symbol, and an integer that MessagePack has not. */
+const odd: Readonly<Record<string, unknown>> = {
+  getter: {
+    get thrown() {
+      throw new Error("read")
+    }
+  },
+  symbol: Symbol("s"),
+  integer: 2n ** 70n
+}
+class Turned extends Schema.TaggedClass<Turned>()("Turned", { what: Schema.String }) {}
+class Turn extends Schema.TaggedClass<Turn>()("Turn", { what: Schema.String }) {}
+const Odd = Aggregate.make("Odd", {
+  initialState: undefined,
+  state: Schema.Unknown,
+  events: Turned,
+  commands: Turn,
+  refusals: {},
+  decide: {
+    Turn: ({ what }) => (what === "defect" ? Effect.die({ n: 10n }) : Effect.succeed([new Turned({ what })]))
+  },
+  evolve: { Turned: (_, { what }) => odd[what] }
+})
+const Odds = ClusterAggregate.make(Odd)
+
+/** Its stored events are small, and large when they are read. */
+class Kept extends Schema.TaggedClass<Kept>()("Kept", {
+  text: Schema.optionalWith(Schema.String, { default: () => "x".repeat(mebi) })
+}) {}
+class Keep extends Schema.TaggedClass<Keep>()("Keep", {}) {}
+const Growing = Aggregate.make("Growing", {
+  initialState: 0,
+  state: Schema.Number,
+  events: Kept,
+  commands: Keep,
+  refusals: {},
+  decide: { Keep: () => Effect.succeed(Array.from({ length: 18 }, () => new Kept({ text: "" }))) },
+  evolve: { Kept: (sum) => sum + 1 }
+})
+const Growings = ClusterAggregate.make(Growing)
 
 const grow = (bytes: number, note = "") => new Grow({ bytes, note })
 
@@ -101,6 +143,56 @@ for (const serialization of ["msgpack", "ndjson"] as const) {
   )
 }
 
+it.scopedLive(
+  "a state that can't be sent, and a defect that can't be encoded, fail before the timeout of the call",
+  () =>
+    Effect.gen(function* () {
+      const cluster = yield* makeCluster("msgpack")
+      yield* cluster.startRunner(Odds.layerRunner.pipe(Layer.provide(Odd.layer), Layer.provide(MemoryStore.layer)))
+      yield* Effect.gen(function* () {
+        for (const what of Object.keys(odd)) {
+          const failure = yield* Effect.flip(Odd.evaluate("a", new Turn({ what })))
+          expect(failure).toMatchObject({ reason: "ClusterUnavailable" })
+          expect(failure.message).toContain("the runner can't send its answer")
+        }
+        const cause = yield* Effect.flip(Effect.sandbox(Odd.evaluate("b", new Turn({ what: "defect" }))))
+        expect(Cause.squash(cause)).toMatchObject({ message: "the handler died, and its defect can't be sent" })
+      }).pipe(Effect.provide(Odds.layerClient.pipe(Layer.provide(cluster.layerClient))))
+    })
+)
+
+it.scopedLive("a page of a history that is too large is sent event by event", () =>
+  Effect.gen(function* () {
+    const cluster = yield* makeCluster("msgpack")
+    const store = yield* MemoryStore.make
+    const layerStore = Layer.succeed(StoreAdapter.StoreAdapter, store)
+    yield* cluster.startRunner(Growings.layerRunner.pipe(Layer.provide(Growing.layer), Layer.provide(layerStore)))
+    const clock = yield* Timestamp.HybridClock
+    const timestamps = yield* Effect.replicateEffect(clock.now, 18)
+    yield* store.commitEvents(
+      timestamps.map((timestamp, index) => ({
+        timestamp,
+        aggregateId: "Growing/a",
+        sequence: index + 1,
+        type: "Kept",
+        body: {},
+        metadata: {}
+      }))
+    )
+    const events = yield* Stream.runCollect(Growing.history("a")).pipe(
+      Effect.provide(Growings.layerClient.pipe(Layer.provide(cluster.layerClient)))
+    )
+    expect(Chunk.size(events)).toBe(18)
+  })
+)
+
+it("of several failures that are too large together, the first is sent", () => {
+  const large = Cause.fail("x".repeat(10 * mebi))
+  expect([...Cause.failures(sendableCause(Cause.parallel(large, large)))]).toHaveLength(1)
+  const small = Cause.parallel(Cause.fail("a"), Cause.fail("b"))
+  expect(sendableCause(small)).toBe(small)
+})
+
 it.scopedLive("a message a little below 16 MiB arrives", () =>
   Effect.gen(function* () {
     const cluster = yield* makeCluster("msgpack")
@@ -133,6 +225,12 @@ it("a refusal whose property is called unsent stays what it is", () => {
 
 const many = <A>(length: number, value: A): ReadonlyArray<A> => Array.from({ length }, () => value)
 
+const endless = {
+  *[Symbol.iterator]() {
+    for (;;) yield 1
+  }
+}
+
 const cyclic: Array<unknown> = []
 cyclic.push(cyclic)
 
@@ -142,6 +240,11 @@ for (const [what, value, large] of [
   ["letters of three bytes", "語".repeat(5 * mebi), false],
   ["more letters of three bytes", "語".repeat(6 * mebi), true],
   ["characters that JSON escapes", "\u0001".repeat(3 * mebi), true],
+  ["truth values", many(4 * mebi, true), true],
+  ["dates", many(mebi, new Date(0)), true],
+  ["an object with toJSON", new URL(`https://a.b/${"x".repeat(limit)}`), true],
+  ["a buffer", new ArrayBuffer(limit), true],
+  ["integers of 64 bits", many(mebi, 2n ** 63n), true],
   ["small numbers", many(1.5 * mebi, 7), false],
   ["fractions", many(1.4 * mebi, 0.1), false],
   ["long fractions", many(mebi, -1.2345678901234567e-100), true],
@@ -149,6 +252,7 @@ for (const [what, value, large] of [
   ["bytes", new Uint8Array(limit), true],
   ["a set", new Set(["x".repeat(limit)]), true],
   ["an array that contains itself", cyclic, true],
+  ["an iterator without end", endless, true],
   ["nothing", undefined, false]
 ] as const) {
   it(`a message of ${what} ${large ? "is too large" : "is not too large"}`, () => {

@@ -420,6 +420,8 @@ it.scopedLive(
         const holder = yield* sql.reserve
         yield* Effect.gen(function* () {
           yield* Account.evaluate("1", new Deposit({ amount: 1 }))
+          // The first read is two statements, and later ones are one.
+          yield* EventFeed.read()
           yield* holder.executeUnprepared("select pg_advisory_lock(42)", [], undefined)
           const changing = yield* Effect.fork(Effect.provide(partitionLog(4), owner))
           const waiting = (type: string) => sql`select 1 from pg_locks where not granted and locktype = ${type}

@@ -6,7 +6,7 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
 import * as Stream from "effect/Stream"
-import { EventFeed, SqlStore } from "effect-maestro"
+import { EventFeed, SqlStore, SubscriptionStore } from "effect-maestro"
 import { Account, Deposit, Limits } from "./account.js"
 import { layerPglite, makeDatabase, outside, uniqueName } from "./database.js"
 import { textOf } from "./feedOrderModel.js"
@@ -98,12 +98,59 @@ for (const [what, make] of [
 }
 
 /** What the copy would lose, or what keeps it from being made. Each returns an effect that runs the repair. */
-const obstacles: Readonly<Record<string, (sql: SqlClient.SqlClient) => Effect.Effect<unknown, unknown>>> = {
+const obstacles: Record<string, (sql: SqlClient.SqlClient) => Effect.Effect<unknown, unknown>> = {
   "a view": (sql) => sql`create view public.recent as select position from maestro.event_log`,
   "a publication": (sql) => sql`create publication ${sql(uniqueName("pub"))} for table maestro.event_log`,
   "a rule": (sql) => sql`create rule quiet as on delete to maestro.event_log do instead nothing`,
+  "a foreign key": (sql) =>
+    Effect.zipRight(
+      sql`create table public.kinds (type text primary key)`,
+      Effect.zipRight(
+        sql`insert into public.kinds select distinct type from maestro.event_log`,
+        sql`alter table maestro.event_log add constraint known foreign key (type) references public.kinds`
+      )
+    ),
+  "a subscription of logical replication": (sql) =>
+    Effect.zipRight(
+      sql.unsafe(
+        `create subscription ${uniqueName("sub")} connection 'host=127.0.0.1' publication p with (connect = false)`
+      ),
+      sql`insert into pg_subscription_rel (srsubid, srrelid, srsubstate, srsublsn)
+        select oid, 'maestro.event_log'::regclass, 'r', null from pg_subscription`
+    ),
+  "an event trigger that lets no table be dropped": (sql) =>
+    Effect.zipRight(
+      sql`create function public.refuse() returns event_trigger language plpgsql as $$ begin raise 'no drops'; end $$`,
+      sql`create event trigger refuse on sql_drop execute function public.refuse()`
+    ),
   "a storage parameter": (sql) => sql`alter table maestro.event_log set (fillfactor = 90)`,
   "a table of the name of the copy": (sql) => sql`create table maestro.event_log_copy ()`
+}
+const partitionedBy: Readonly<Record<string, ReadonlyArray<string>>> = {
+  "partitions by ranges": [
+    "partition by range (aggregate_id)",
+    "maestro.event_log_0 partition of maestro.event_log for values from (minvalue) to ('b')",
+    "maestro.event_log_1 partition of maestro.event_log for values from ('b') to (maxvalue)"
+  ],
+  "one partition": [
+    "partition by hash (aggregate_id)",
+    "maestro.event_log_0 partition of maestro.event_log for values with (modulus 1, remainder 0)"
+  ],
+  "a partition of another name": [
+    "partition by hash (aggregate_id)",
+    "maestro.event_log_0 partition of maestro.event_log for values with (modulus 2, remainder 0)",
+    "maestro.others partition of maestro.event_log for values with (modulus 2, remainder 1)"
+  ]
+}
+for (const [what, [key = "", ...leaves]] of Object.entries(partitionedBy)) {
+  obstacles[what] = (sql) =>
+    Effect.gen(function* () {
+      yield* sql`alter table maestro.event_log rename to old`
+      yield* sql.unsafe(`create table maestro.event_log (like maestro.old including all excluding identity) ${key}`)
+      for (const leaf of leaves) yield* sql.unsafe(`create table ${leaf}`)
+      yield* sql`insert into maestro.event_log select * from maestro.old`
+      yield* sql`drop table maestro.old`
+    })
 }
 for (const [what, put] of Object.entries(obstacles)) {
   it.scopedLive(`with ${what} the events are numbered in their rows, and it stays`, () =>
@@ -118,12 +165,90 @@ for (const [what, put] of Object.entries(obstacles)) {
         expect(yield* shown).toEqual(order)
         expect(yield* oidOf).toBe(before)
         expect(yield* definitions).toEqual(kept)
-        // It can be put no second time.
-        if (what !== "a storage parameter" && what !== "a publication") yield* Effect.flip(put(sql))
+        const received = yield* sql`select from pg_subscription_rel where srrelid = 'maestro.event_log'::regclass`
+        expect(received).toHaveLength(what === "a subscription of logical replication" ? 1 : 0)
+        // A database with a subscription can't be dropped.
+        for (const { name } of yield* sql<{ name: string }>`select quote_ident(subname) as name from pg_subscription
+          where subdbid = (select oid from pg_database where datname = current_database())`) {
+          yield* sql.unsafe(`alter subscription ${name} set (slot_name = none)`)
+          yield* sql.unsafe(`drop subscription ${name}`)
+        }
       }).pipe(Effect.provide(layer))
     })
   )
 }
+
+it.scopedLive("columns of any name keep their values", () =>
+  Effect.gen(function* () {
+    const { layer } = yield* restored(1)
+    yield* Effect.gen(function* () {
+      const sql = yield* SqlClient.SqlClient
+      const order = yield* breakOrder
+      for (const name of ['"o.type"', '"e.type"', "place", '"a ""b"" ?"']) {
+        yield* sql.unsafe(`alter table maestro.event_log add column ${name} text`)
+        yield* sql.unsafe(`update maestro.event_log set ${name} = 'kept ' || sequence`)
+      }
+      const before = yield* oidOf
+      expect(yield* SqlStore.repairAfterRestore()).toBe(true)
+      expect(yield* oidOf).not.toBe(before)
+      expect(yield* shown).toEqual(order)
+      const rows = yield* sql<
+        Record<string, string>
+      >`select sequence::text, to_jsonb(l) - 'sequence' as row from maestro.event_log l`
+      for (const { row, sequence } of rows) {
+        expect(row).toMatchObject({
+          "o.type": `kept ${sequence}`,
+          "e.type": `kept ${sequence}`,
+          place: `kept ${sequence}`,
+          'a "b" ?': `kept ${sequence}`
+        })
+      }
+    }).pipe(Effect.provide(layer))
+  })
+)
+
+it.scopedLive("the number of partitions can't be changed between the restore and the repair", () =>
+  Effect.gen(function* () {
+    const { layer } = yield* restored(1)
+    yield* Effect.gen(function* () {
+      const order = yield* breakOrder
+      const refused = SqlStore.partitionLog({ partitions: 4 })
+      expect(yield* Effect.flip(refused)).toMatchObject({
+        reason: "Misconfigured",
+        description: expect.stringContaining("SqlStore.repairAfterRestore")
+      })
+      expect(yield* SqlStore.repairAfterRestore()).toBe(true)
+      expect(yield* refused).toBe(true)
+      expect(yield* shown).toEqual(order)
+    }).pipe(Effect.provide(layer))
+  })
+)
+
+it.scopedLive("a batch that was read before the repair does not move its checkpoint afterwards", () =>
+  Effect.gen(function* () {
+    const { layer } = yield* restored(1)
+    yield* Effect.gen(function* () {
+      const leases = yield* SubscriptionStore.SubscriptionStore
+      const lease = yield* leases.lease({
+        key: { name: "reading", partition: 0, partitions: 1 },
+        from: EventFeed.beginning,
+        holder: "node",
+        duration: 60_000
+      })
+      const ids = [newId("a"), newId("b")]
+      for (const id of ids) yield* commitOf(id, 1, 2, "Happened")
+      const { position } = yield* EventFeed.read({ limit: 1 })
+      const sql = yield* SqlClient.SqlClient
+      yield* sql`update maestro.event_log set feed_key = '9000000000' where aggregate_id = ${ids[1]}`
+      expect(yield* SqlStore.repairAfterRestore()).toBe(true)
+      expect(yield* Effect.flip(lease.advanceTo(position))).toMatchObject({ _tag: "LeaseLost" })
+      const advance = lease.advance(position, Effect.void)
+      expect(yield* Effect.flip(advance)).toMatchObject({ _tag: "LeaseLost" })
+      const checkpoints = yield* sql`select feed_key::text, position::text from maestro.subscriptions`
+      expect(checkpoints).toEqual([{ feed_key: "0", position: "0" }])
+    }).pipe(Effect.provide(layer))
+  })
+)
 
 it.scopedLive("a role that may only change the rows repairs the log, too", () =>
   Effect.gen(function* () {

@@ -413,14 +413,10 @@ function suite(name: string, store: Layer.Layer<StoreServices, unknown>) {
         })
         yield* Effect.forEach(ids, (one) => commitOf(one, 1, 1, kind))
         yield* start(parts)
-        const reached = yield* Effect.forEach(
-          others,
-          (aggregateId) => Effect.option(Subscription.waitFor(by, { aggregateId, sequence: 1 }, "1 second")),
-          { concurrency: "unbounded" }
+        // Some aggregates are in other partitions than the one that is stuck.
+        yield* Effect.raceAll(
+          others.map((aggregateId) => Subscription.waitFor(by, { aggregateId, sequence: 1 }, "30 seconds"))
         )
-        // The aggregates of the stuck partition are not reached, and some are in other partitions.
-        const count = reached.filter(Option.isSome).length
-        expect(count).toBeGreaterThan(0)
         expect(
           yield* Effect.option(Subscription.waitFor(by, { aggregateId: stuck, sequence: 1 }, "50 millis"))
         ).toEqual(Option.none())

@@ -12,7 +12,7 @@ import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
 import * as Schedule from "effect/Schedule"
 import * as Stream from "effect/Stream"
-import { EventFeed, SqlStore, Subscription } from "effect-maestro"
+import { EventFeed, Rebuild, SqlStore, Subscription } from "effect-maestro"
 import { makeDatabase } from "./database.js"
 import { caughtUp, commitOf, Ledger, newId, placeOf, placesOf, start, write, written } from "./subscribers.js"
 
@@ -114,6 +114,22 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 60_000 })("restored fro
           expect(yield* Effect.flip(Effect.provide(EventFeed.head, node))).toMatchObject(told)
           expect(yield* Effect.flip(Effect.provide(Stream.runDrain(EventFeed.stream()), node))).toMatchObject(told)
           expect(yield* Effect.flip(Effect.provide(end.run, node))).toMatchObject(told)
+          const refused: Readonly<Record<string, Effect.Effect<unknown, unknown, EventFeed.EventFeed>>> = {
+            read: EventFeed.read(),
+            count: Effect.flatMap(EventFeed.EventFeed, (feed) => feed.count()),
+            streamStored: Stream.runDrain(EventFeed.streamStored()),
+            heldBack: EventFeed.heldBack(),
+            positionOf: Effect.flatMap(EventFeed.EventFeed, (feed) => feed.positionOf({ aggregateId: a, sequence: 1 }))
+          }
+          for (const [name, reading] of Object.entries(refused)) {
+            expect({ name, error: yield* Effect.flip(Effect.provide(reading, node)) }).toMatchObject({
+              name,
+              error: told
+            })
+          }
+          // The shadow tables would be empty, and would take the place of tables that are not.
+          const rebuilding = Rebuild.run({ name: "on the restored log", projections: [], tables: ["ledger"] })
+          expect(yield* Effect.flip(Effect.provide(rebuilding, node))).toMatchObject(told)
 
           expect(yield* Effect.provide(SqlStore.repairAfterRestore(), node)).toBe(true)
           expect(yield* Effect.provide(SqlStore.repairAfterRestore(), node)).toBe(false)

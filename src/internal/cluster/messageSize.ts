@@ -3,6 +3,8 @@
  * fail with it. So `messages.ts` sends no such message.
  */
 
+import * as Predicate from "effect/Predicate"
+
 /**
  * Whether an encoded value is too large for a message in MessagePack or in JSON. It counts a few bytes more than either has, because it counts
  * each name of a property, and the brackets of JSON with the lengths of MessagePack.
@@ -19,34 +21,61 @@ export const tooLarge = "the message is larger than the 16 MiB that `@effect/rpc
 /** The rest of the 16 MiB is for what the cluster puts around a value. */
 const maxBytes = 16 * 1024 * 1024 - 65_536
 
-/** Counts until the limit, so it ends where a value contains itself, too. */
-const exceeds = (encoded: unknown, bytesOf: (leaf: string | number) => number): boolean => {
+/** Counts until the limit, so it ends where a value contains itself or has no end, too. Throws for a value that no message can have. */
+const exceeds = (encoded: unknown, bytesOf: (leaf: Leaf) => number): boolean => {
   let bytes = 0
   const rest: Array<unknown> = [encoded]
-  while (rest.length > 0 && bytes <= maxBytes) {
+  const isOver = () => bytes + between * rest.length > maxBytes
+  while (rest.length > 0 && !isOver()) {
     const value = rest.pop()
     bytes += between
-    if (typeof value === "string" || typeof value === "number") bytes += bytesOf(value)
-    else if (ArrayBuffer.isView(value)) bytes += value.byteLength
-    else if (isIterable(value)) for (const item of value) rest.push(item)
-    else if (typeof value === "object" && value !== null) {
+    if (typeof value === "symbol" || (typeof value === "bigint" && !hasPlace(value))) {
+      throw new TypeError(`${String(value)} can't be sent`)
+    }
+    if (isLeaf(value)) bytes += bytesOf(value)
+    else if (ArrayBuffer.isView(value) || value instanceof ArrayBuffer) bytes += value.byteLength
+    else if (isIterable(value)) {
+      for (const item of value) {
+        rest.push(item)
+        if (isOver()) break
+      }
+    } else if (typeof value === "object" && value !== null) {
       for (const [name, property] of Object.entries(value)) {
         bytes += bytesOf(name)
         rest.push(property)
       }
     }
   }
-  return bytes > maxBytes
+  return isOver()
 }
 
-/** Of each value: its brackets and its comma in JSON, or its kind in MessagePack. */
-const between = 3
+/** What is counted as a whole. An object with `toJSON` is what that returns. */
+type Leaf = string | number | bigint | { readonly toJSON: () => unknown } | RegExp
+
+const isLeaf = (value: unknown): value is Leaf =>
+  typeof value === "string" ||
+  typeof value === "number" ||
+  typeof value === "bigint" ||
+  value instanceof RegExp ||
+  (Predicate.hasProperty(value, "toJSON") && typeof value.toJSON === "function")
+
+/** Of each value: `false` and a comma in JSON, or its kind and its length in MessagePack. */
+const between = 6
 
 /** A character has six bytes where JSON escapes it, and a number up to 24 digits and signs. */
-const longest = (leaf: string | number): number => (typeof leaf === "number" ? 24 : 6 * leaf.length + 5)
+const longest = (leaf: Leaf): number =>
+  typeof leaf === "string" ? 6 * leaf.length : typeof leaf === "object" ? Number.POSITIVE_INFINITY : 24
 
-const bytesOf = (leaf: string | number): number =>
-  typeof leaf === "number" ? Math.max(6, String(leaf).length) : encoder.encode(JSON.stringify(leaf)).length + 5
+const bytesOf = (leaf: Leaf): number => {
+  if (typeof leaf === "string") return encoder.encode(JSON.stringify(leaf)).length
+  if (typeof leaf === "number") return Math.max(3, String(leaf).length)
+  if (typeof leaf === "object")
+    return encoder.encode(leaf instanceof RegExp ? String(leaf) : JSON.stringify(leaf)).length
+  return 24
+}
+
+/** MessagePack has integers of 64 bits. */
+const hasPlace = (value: bigint): boolean => value === BigInt.asIntN(64, value) || value === BigInt.asUintN(64, value)
 
 const encoder = new TextEncoder()
 

@@ -184,10 +184,12 @@ const sendable = (
   ast: AST.AST,
   encoded: Either.Either<unknown, ParseResult.ParseIssue>
 ): Either.Either<unknown, ParseResult.ParseIssue> =>
-  Either.filterOrLeft(
-    encoded,
-    (value) => !isTooLarge(value),
-    () => new ParseResult.Type(ast, undefined, tooLarge)
+  Either.flatMap(encoded, (value) =>
+    Either.try({ try: () => isTooLarge(value), catch: (thrown) => issueOf(ast, undefined, thrown) }).pipe(
+      Either.flatMap((isTooLarge) =>
+        isTooLarge ? Either.left(new ParseResult.Type(ast, undefined, tooLarge)) : Either.right(value)
+      )
+    )
   )
 
 const issueOf = (ast: AST.AST, value: unknown, thrown: unknown): ParseResult.ParseIssue =>

@@ -23,7 +23,7 @@ import { type Chain, DecidingOn } from "../runtime/commandCause.js"
 import { spanOnly } from "./call.js"
 import type { AnyEntity } from "./entity.js"
 import type { Answer, CommandMessage, IndexedEvent, ReadError, ReadMessage } from "./types.js"
-import { sendableCause } from "./unsent.js"
+import { areTooLarge, sendableCause } from "./unsent.js"
 
 /** The operations of an aggregate that the handlers call. */
 export interface Operations<Name extends string, State, A, C> {
@@ -144,6 +144,11 @@ const historyFrom = <A, E, R>(
   skip: number
 ): Stream.Stream<IndexedEvent<A>, E, R> =>
   events.pipe(
+    // A page is one message. Where events have grown since they were stored, as by upcasts, it may be too large.
+    Stream.chunks,
+    Stream.flatMap((page) =>
+      areTooLarge([...page]) ? Stream.fromIterable(page).pipe(Stream.rechunk(1)) : Stream.fromChunk(page)
+    ),
     Stream.drop(skip),
     Stream.zipWithIndex,
     Stream.map(([event, index]) => ({ ...event, index: index + skip }))

@@ -31,12 +31,24 @@ export const unsentOf = (issue: ParseResult.ParseIssue): Unsent => {
 export const unsentIssue = (ast: AST.AST, { [unsent]: reason }: Unsent): ParseResult.ParseIssue =>
   new ParseResult.Type(ast, undefined, `${prefix}${reason}`)
 
-/** The cause of a handler. A defect that is too large for a message is cut, because the cluster sends defects without a schema of ours. */
+/**
+ * The cause of a handler, as the cluster can send it. A defect is cut where it is too large, and described where it can't be encoded, because
+ * the cluster sends defects without a schema of ours. Of several failures the first is sent where they are too large together.
+ */
 export const sendableCause = <E>(cause: Cause.Cause<E>): Cause.Cause<E> => {
-  const tooLarge = [...Cause.defects(cause)].map(encodeDefect).find(isTooLarge)
-  if (tooLarge === undefined) return cause
-  const [name, message] = Predicate.isString(tooLarge) ? ["Error", tooLarge] : [tooLarge.name, tooLarge.message]
-  return Cause.die(Object.assign(new Error(`${message.slice(0, maxText)}…`), { name: name.slice(0, maxText) }))
+  const defect = [...Cause.defects(cause)].map(replacementOf).find(Predicate.isNotUndefined)
+  if (defect !== undefined) return Cause.die(defect)
+  const [first, ...others] = Cause.failures(cause)
+  return first !== undefined && others.length > 0 && areTooLarge([first, ...others]) ? Cause.fail(first) : cause
+}
+
+/** Whether values are too large for one message together. One that throws where it is counted is found where it is encoded. */
+export const areTooLarge = (failures: ReadonlyArray<unknown>): boolean => {
+  try {
+    return isTooLarge(failures)
+  } catch {
+    return true
+  }
 }
 
 /** The reason, where a defect is that of an answer that a runner could not send. */
@@ -46,6 +58,18 @@ export const unsentReason = (defect: unknown): string | undefined =>
     : undefined
 
 // --- internal ---
+
+/** What is sent in place of a defect, or nothing where it can be sent. */
+const replacementOf = (defect: unknown): Error | undefined => {
+  try {
+    const encoded = encodeDefect(defect)
+    if (!isTooLarge(encoded)) return undefined
+    const [name, message] = Predicate.isString(encoded) ? ["Error", encoded] : [encoded.name, encoded.message]
+    return Object.assign(new Error(`${message.slice(0, maxText)}…`), { name: name.slice(0, maxText) })
+  } catch {
+    return new Error("the handler died, and its defect can't be sent")
+  }
+}
 
 /** Text, or the name and the message of an error. */
 const encodeDefect = (defect: unknown) =>

@@ -70,6 +70,24 @@ export const makeSqlFeed = (
 
   const { changeSince, head } = makeHeadReads(log, runner)
   const readPrimary = makePageReader(log, runner, query)
+
+  /**
+   * Fails on a log that a repair has to number first: it would look shorter than it is, and a rebuild would make empty tables of it. The first
+   * read looks, because a log in use needs no repair later. A server that can't be asked does not keep a replica from answering.
+   */
+  let isNumbered = false
+  const whenNumbered = <A, E>(reading: Effect.Effect<A, E>): Effect.Effect<A, E | StoreError> =>
+    Effect.suspend(() => {
+      if (isNumbered) return reading
+      const looking = Effect.map(head, () => {
+        isNumbered = true
+      })
+      return Effect.zipRight(
+        Effect.catchAll(looking, (error) => (error.reason === "Misconfigured" ? Effect.fail(error) : Effect.void)),
+        reading
+      )
+    })
+
   const replicaFeed = replica && makeReplicaFeed(replica, readPrimary, head)
   const readPage = replicaFeed?.readPage ?? readPrimary
 
@@ -92,7 +110,7 @@ export const makeSqlFeed = (
       read: (options) =>
         Effect.flatMap(validateFeedRead(options), (options) => {
           const signals = watcher.signals()
-          return readPage(options).pipe(
+          return whenNumbered(readPage(options)).pipe(
             Effect.tap(({ more, position }) => {
               if (!more) watcher.endRead(position, signals)
               return Effect.void
@@ -104,9 +122,11 @@ export const makeSqlFeed = (
       count: (options) =>
         Effect.flatMap(validateFeedRead(options), ({ after, filter }) =>
           Effect.map(
-            query(
-              sql<{ count: string }>`select count(*)::text as count from ${schema}.event_log
+            whenNumbered(
+              query(
+                sql<{ count: string }>`select count(*)::text as count from ${schema}.event_log
               where ${isAfter(log, after)} and ${isShown(log)} ${andMatches(sql, filter)}`
+              )
             ),
             ([row]) => Number(row?.count ?? 0)
           )
@@ -115,14 +135,18 @@ export const makeSqlFeed = (
         Effect.flatMap(validateFeedRead({ filter }), (valid) =>
           log.feedOrder === "counter"
             ? Effect.succeedNone
-            : Effect.map(query(selectHeldBack(log, andMatches(sql, valid.filter))), ([row]) => heldBackOf(row))
+            : Effect.map(whenNumbered(query(selectHeldBack(log, andMatches(sql, valid.filter)))), ([row]) =>
+                heldBackOf(row)
+              )
         ),
       positionOf: (streamPosition) =>
         Effect.flatMap(validateStreamPosition("EventFeed.positionOf", streamPosition), ({ aggregateId, minSequence }) =>
           Effect.map(
-            query(
-              sql<PositionRow>`select ${eventPosition(sql)} from ${schema}.event_log
+            whenNumbered(
+              query(
+                sql<PositionRow>`select ${eventPosition(sql)} from ${schema}.event_log
                 where aggregate_id = ${aggregateId} and sequence = ${minSequence}`
+              )
             ),
             ([row]) => Option.map(Option.fromNullable(row), positionOf)
           )

@@ -1,6 +1,7 @@
 /**
  * The head of the feed, and how it changed since a position. `feed.ts` and its head watcher read it.
  */
+import type { Fragment } from "@effect/sql/Statement"
 import * as Effect from "effect/Effect"
 import type { Position } from "../../EventFeed.js"
 import { StoreError } from "../../StoreError.js"
@@ -69,6 +70,26 @@ export const makeHeadReads = (log: LogTable, runner: CommandRunner) => {
   }
 }
 
+/**
+ * Whether an event has the key of a transaction that has not begun. Such events were restored from another database.
+ * In a log with a counter no key is that of a transaction.
+ * The keys of the current transaction are excepted, because it sees its own events, whose keys may be above its snapshot.
+ *
+ * The highest key is read from the index. For `exists (… where feed_key >= …)` the planner scans the whole log while the table has no
+ * statistics, or old ones, because it expects to find a row soon.
+ */
+export const hasFutureKeys = ({ feedOrder, schema, sql }: Omit<LogTable, "measuring">): Fragment =>
+  feedOrder === "counter"
+    ? sql.literal("false")
+    : sql`coalesce((
+    select feed_key >= pg_snapshot_xmax(pg_current_snapshot())
+      and feed_key > coalesce(
+        greatest(pg_current_xact_id_if_assigned(), nullif(current_setting('effect_maestro.feed_key', true), '')::xid8),
+        '0'::xid8
+      )
+    from ${schema}.event_log order by feed_key desc, position desc limit 1
+  ), false)`
+
 // --- internal ---
 
 /** How many events one statement reads for a change. Where more have come, the next poll goes on. */
@@ -104,26 +125,6 @@ const selectHeadChange = (log: LogTable) => {
       select ${eventPosition(sql)} from change order by change.feed_key desc, change.position desc limit 1
     ) h on true`
 }
-
-/**
- * Whether an event has the key of a transaction that has not begun. Such events were restored from another database.
- * In a log with a counter no key is that of a transaction.
- * The keys of the current transaction are excepted, because it sees its own events, whose keys may be above its snapshot.
- *
- * The highest key is read from the index. For `exists (… where feed_key >= …)` the planner scans the whole log while the table has no
- * statistics, or old ones, because it expects to find a row soon.
- */
-const hasFutureKeys = ({ feedOrder, schema, sql }: LogTable) =>
-  feedOrder === "counter"
-    ? sql.literal("false")
-    : sql`coalesce((
-    select feed_key >= pg_snapshot_xmax(pg_current_snapshot())
-      and feed_key > coalesce(
-        greatest(pg_current_xact_id_if_assigned(), nullif(current_setting('effect_maestro.feed_key', true), '')::xid8),
-        '0'::xid8
-      )
-    from ${schema}.event_log order by feed_key desc, position desc limit 1
-  ), false)`
 
 const namesOf = (json: string | null): ReadonlyArray<string> => (json === null ? [] : JSON.parse(json))
 

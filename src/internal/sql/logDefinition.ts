@@ -47,6 +47,11 @@ export const selectObstacles = (sql: SqlClient.SqlClient, name: string, partitio
     from pg_publication_tables p where p.schemaname = ${name}
       and (p.tablename = 'event_log' or p.tablename in (select relname from leaf))
     union
+    select format('the event log is in the subscription %I, which would not follow the change: drop it before the change, and create it again afterwards',
+      s.subname)
+    from log, pg_subscription_rel r join pg_subscription s on s.oid = r.srsubid
+    where r.srrelid = log.oid or r.srrelid in (select oid from leaf)
+    union
     select format('the partition %I has %s, which ' || ${
       partitions === 1
         ? "would be lost: remove that before the change"

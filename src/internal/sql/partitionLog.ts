@@ -11,6 +11,7 @@ import type { Fragment } from "@effect/sql/Statement"
 import * as Effect from "effect/Effect"
 import { StoreError } from "../../StoreError.js"
 import { fromSqlError } from "../runtime/sqlError.js"
+import { hasFutureKeys } from "./feedHead.js"
 import { selectDetached } from "./logDefinition.js"
 import { checkSchema, lockSchema } from "./migrations.js"
 import { boundedOutside } from "./pg/execute.js"
@@ -42,6 +43,10 @@ export const partitionLog = (
           return yield* misconfigured("a partition of the event log is detached: attach it before the change")
         if (found === partitions) return false
         yield* run(sql`lock table ${schema}.event_log in access exclusive mode`)
+        // A repair tells the events that were committed since the restore by the age of their rows, and a copy makes all rows anew.
+        const [needed] = yield* run(sql<{ is: boolean }>`select ${hasFutureKeys({ feedOrder, schema, sql })} as is`)
+        if (needed?.is === true)
+          return yield* misconfigured("the event log was restored from a dump: run SqlStore.repairAfterRestore before")
         const events = sql`select * from ${schema}.event_log ${found === 1 ? sql`` : sql`order by feed_key, position`}`
         yield* replaceLog({ sql, name, schema, feedOrder, operation, partitions, events })
         return true

@@ -11,7 +11,6 @@ import type { StoreError } from "../../StoreError.js"
 import { fromSqlError } from "../runtime/sqlError.js"
 import type { LogTable } from "../store/pageBytes.js"
 import { raiseCounter } from "./feedCounter.js"
-import { selectDetached } from "./logDefinition.js"
 import { boundedOutside, execute } from "./pg/execute.js"
 import { withTransaction } from "./pg/transaction.js"
 import { isReadCommitted, replaceLog } from "./replaceLog.js"
@@ -59,14 +58,15 @@ export const repair = (log: RestoredLog): Effect.Effect<boolean, StoreError> => 
       const isNew = sql`e.feed_key < ${now}::xid8 and e.position > ${row?.last ?? maxPosition}::bigint
         and age(e.xmin) < ${row?.age ?? 0}::int`
       // The number of events up to a checkpoint is the number that its last event gets. One before all events is the beginning.
+      // All leases end, so that no batch which was read before the repair moves its checkpoint afterwards.
       yield* run(
-        sql`update ${schema}.subscriptions t set event_time = '', (feed_key, position) = (
+        sql`update ${schema}.subscriptions t set event_time = '', token = token + 1, holder = null, leased_until = null, (feed_key, position) = (
             select case count(*) when 0 then '0'::xid8 else ${oldest}::xid8 end, count(*) from ${schema}.event_log e
             where (e.feed_key, e.position) <= (t.feed_key, t.position) and not (${isNew})
           )`
       )
-      const place = sql`row_number() over (order by (${isNew}), e.feed_key, e.position) as place`
-      if (!(yield* numberInCopy(log, place))) yield* run(numberInPlace(log, place))
+      const order = sql`(${isNew}), e.feed_key, e.position`
+      if (!(yield* numberInCopy(log, order))) yield* run(numberInPlace(log, order))
       yield* run(
         sql`update ${schema}.parked_events t set feed_key = ${oldest}::xid8, position = e.position
           from ${schema}.event_log e where e.aggregate_id = t.aggregate_id and e.sequence = t.sequence`
@@ -92,42 +92,61 @@ const run = <A>(statement: Effect.Effect<A, SqlError>): Effect.Effect<A, StoreEr
 
 /**
  * Numbers the events in a copy of the log, which takes its place. Returns false where the log can't be copied, because the role may not do so,
- * or because something of it would be lost.
+ * because something of it would be lost, or because the server refuses a part of it.
  */
-const numberInCopy = (log: RestoredLog, place: Fragment): Effect.Effect<boolean, StoreError> =>
+const numberInCopy = (log: RestoredLog, order: Fragment): Effect.Effect<boolean, StoreError> =>
   Effect.gen(function* () {
     const { name, schema, sql } = log
-    const [detached] = yield* run(selectDetached(sql, name))
-    if (detached !== undefined || !(yield* run(isReadCommitted(sql)))) return false
     const columns = yield* run(selectColumns(sql, name))
-    const values = columns.map(({ column }) =>
-      column === "feed_key" ? sql`${oldest}::xid8` : sql`${sql(column === "position" ? "place" : column)}`
-    )
-    const events = sql`select ${sql.csv(values)} from (select e.*, ${place} from ${schema}.event_log e) o order by place`
+    const partitions = columns[0]?.partitions
+    if (partitions === undefined || partitions === null || !(yield* run(isReadCommitted(sql)))) return false
+    const values = columns.map(({ column, quoted }) => {
+      if (column === "feed_key") return sql`${oldest}::xid8`
+      return column === "position" ? sql`row_number() over (order by ${order})` : sql.literal(`e.${quoted}`)
+    })
+    // One sort is enough for the numbers and for the order of the rows.
+    const events = sql`select ${sql.csv(values)} from ${schema}.event_log e order by ${order}`
     yield* run(sql`savepoint in_copy`)
-    const copied = yield* Effect.either(
-      replaceLog({ ...log, operation, partitions: columns[0]?.partitions ?? 1, events })
-    )
+    const copied = yield* Effect.either(replaceLog({ ...log, operation, partitions, events }))
     if (Either.isLeft(copied)) {
-      if (copied.left.reason !== "Misconfigured") return yield* copied.left
+      if (!mayChangeRows(copied.left)) return yield* copied.left
       yield* run(sql`rollback to savepoint in_copy`)
     }
     yield* run(sql`release savepoint in_copy`)
     return Either.isRight(copied)
   })
 
-/** The columns of the log in their order, each with the number of its partitions. */
+/**
+ * The columns of the log in their order, each with the number of its partitions. The number is null where the log is not as this library makes
+ * it, where it has foreign keys, and where it receives events by logical replication. A copy would lock the tables of its foreign keys after
+ * the log, as no commit does.
+ */
 const selectColumns = (sql: SqlClient.SqlClient, name: string) =>
-  sql<{ column: string; partitions: number }>`select a.attname as column, greatest((
-      select count(*)::int from pg_inherits i where i.inhparent = c.oid
-    ), 1) as partitions
-    from pg_class c join pg_namespace n on n.oid = c.relnamespace join pg_attribute a on a.attrelid = c.oid
-    where n.nspname = ${name} and c.relname = 'event_log' and a.attnum > 0 and not a.attisdropped order by a.attnum`
+  sql<{ column: string; quoted: string; partitions: number | null }>`with log as (
+      select c.* from pg_class c join pg_namespace n on n.oid = c.relnamespace
+      where n.nspname = ${name} and c.relname = 'event_log'
+    ), leaf as (
+      select l.*, (count(*) over ())::int as leaves from log join pg_inherits i on i.inhparent = log.oid join pg_class l on l.oid = i.inhrelid
+    )
+    select a.attname as column, quote_ident(a.attname) as quoted, case
+      when exists (select from pg_constraint where conrelid = log.oid and contype = 'f')
+        or exists (select from pg_subscription_rel where srrelid = log.oid or srrelid in (select oid from leaf)) then null
+      when log.relkind = 'r' then case when not exists (select from leaf) then 1 end
+      when pg_get_partkeydef(log.oid) = 'HASH (aggregate_id)' and not exists (
+        select from leaf where leaf.relnamespace <> log.relnamespace or pg_get_expr(leaf.relpartbound, leaf.oid) is distinct from
+          format('FOR VALUES WITH (modulus %s, remainder %s)', leaves, substring(leaf.relname from '^event_log_([0-9]+)$'))
+      ) then (select max(leaves) from leaf where leaves > 1)
+    end as partitions
+    from log join pg_attribute a on a.attrelid = log.oid where a.attnum > 0 and not a.attisdropped order by a.attnum`
+
+/** Whether the rows may be changed after a copy has failed: the session and the transaction go on, and no limit of time has ended the copy. */
+const mayChangeRows = ({ code, reason }: StoreError): boolean =>
+  code === undefined ? reason === "Misconfigured" : /^(?:\d|P0|XX)/.test(code) && !/^(?:08|40|57|58|55P03)/.test(code)
 
 /** Numbers the events in their rows, which writes each into all indexes at random: 35 s for a million events, where a copy took 8. */
-const numberInPlace = ({ schema, sql }: RestoredLog, place: Fragment) =>
+const numberInPlace = ({ schema, sql }: RestoredLog, order: Fragment) =>
   sql`update ${schema}.event_log t set feed_key = ${oldest}::xid8, position = o.place
-    from (select aggregate_id, sequence, ${place} from ${schema}.event_log e) o
+    from (select aggregate_id, sequence, row_number() over (order by ${order}) as place from ${schema}.event_log e) o
     where t.aggregate_id = o.aggregate_id and t.sequence = o.sequence`
 
 interface NeededRow {
