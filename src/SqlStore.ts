@@ -247,12 +247,18 @@ export const migrate = (
  * not show the restored events, because their transactions seem to be in the future. The order of the events and the checkpoints of
  * subscriptions stay. Positions that you keep elsewhere become invalid. Returns whether a repair was needed.
  *
- * Layers that migrate call it. It locks the log, and replaces it by a copy as `partitionLog` does. A million events took 8 seconds on two cores,
- * and ten million 107, with as much WAL as the log has bytes. It changes the rows in their place where `partitionLog` would refuse the log, where
- * the role does not own it, and in a transaction of yours above READ COMMITTED. That took 35 seconds for a million events, and ten times the WAL.
- * Transactions that began before meet the copy as they meet that of `partitionLog`.
+ * Layers that migrate call it. Until then reads of the feed, rebuilds and `partitionLog` fail with `Misconfigured`. It ends all leases, so a
+ * subscription that runs meanwhile goes on from its checkpoint, and one that delivers at least once may handle a batch again.
  *
- * `pg_upgrade`, replicas and file-system backups keep their transaction ids, so they need no repair. Where the order is `"counter"`, positions stay valid. A counter that is behind its log is raised.
+ * It locks the log, and replaces it by a copy as `partitionLog` does. A million events took 8 seconds on two cores, and ten million 107, with as
+ * much WAL as the log has bytes. Transactions that began before meet the copy as they meet that of `partitionLog`.
+ *
+ * It changes the rows in their place where it can't copy the log: where `partitionLog` would refuse it, and where it has foreign keys or
+ * partitions of another make. So it does for a role that does not own the log, and in a transaction of yours above READ COMMITTED. That took 35 seconds for a million
+ * events, and ten times the WAL. Triggers of yours on updates then run for each event.
+ *
+ * `pg_upgrade`, replicas and file-system backups keep their transaction ids, so they need no repair. Where the order is `"counter"`, positions
+ * stay valid. A counter that is behind its log is raised.
  *
  * @since 0.1.0
  * @category migrations
@@ -274,7 +280,7 @@ export const repairAfterRestore = (
  * statistics, triggers and comments of the log. It is done as a whole or not at all.
  *
  * A log with anything else that would be lost fails with `Misconfigured` before events are copied, and the failure names it. Such are storage
- * parameters, row security, rules, publications, privileges on columns, and privileges that another role than the owner has granted. So are
+ * parameters, row security, rules, publications, subscriptions of logical replication, privileges on columns, and privileges that another role than the owner has granted. So are
  * privileges on a partition that their role does not have on the log, and objects that depend on the log, such as views and foreign keys. Remove
  * them before the change, and create them again afterwards.
  *

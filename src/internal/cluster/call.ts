@@ -26,6 +26,7 @@ import { awaitGrace } from "../runtime/interruption.js"
 import { retryAfter } from "../runtime/retry.js"
 import { catchFailure } from "../runtime/syncEffect.js"
 import { type CallTimer, clockOf, nowOf } from "./callTimer.js"
+import { tooLarge } from "./messageSize.js"
 import type { CallOptions, Sends } from "./types.js"
 import { unsentReason } from "./unsent.js"
 
@@ -297,12 +298,17 @@ const isUnknownMessage = (defect: unknown): boolean =>
 
 const unreadableFailure = (place: CallPlace, defect: unknown): StoreError | ValidationError => {
   const unsent = unsentReason(defect)
-  if (unsent !== undefined) return clusterError(place, unsent, undefined)
+  if (unsent !== undefined) {
+    const advice = unsent.endsWith(tooLarge) && place.operation.endsWith(".evaluate") ? adviceForAnswers : ""
+    return clusterError(place, `${unsent}${advice}`, undefined)
+  }
   const [first, ...rest] = defect instanceof ClusterError.MalformedMessage ? issuesOf(defect.cause) : []
   return first === undefined
     ? clusterError(place, isUnknownMessage(defect) ? unknownMessage : unreadableMessage, defect)
     : new ValidationError({ operation: place.operation, issues: [first, ...rest] })
 }
+
+const adviceForAnswers = '. The command may have taken effect: `reply: "position"` asks for a short answer'
 
 const unknownMessage = "the runner does not know the message: it may be of an older release"
 

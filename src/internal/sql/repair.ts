@@ -91,8 +91,8 @@ const run = <A>(statement: Effect.Effect<A, SqlError>): Effect.Effect<A, StoreEr
   Effect.mapError(statement, (error) => fromSqlError(operation, "writing", error))
 
 /**
- * Numbers the events in a copy of the log, which takes its place. Returns false where the log can't be copied, because the role may not do so,
- * because something of it would be lost, or because the server refuses a part of it.
+ * Numbers the events in a copy of the log, which takes its place. Returns false where the log can't be copied: the role may not do so,
+ * something of it would be lost, or the server refuses a part of it.
  */
 const numberInCopy = (log: RestoredLog, order: Fragment): Effect.Effect<boolean, StoreError> =>
   Effect.gen(function* () {
