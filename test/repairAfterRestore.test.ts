@@ -2,6 +2,7 @@
 import * as SqlClient from "@effect/sql/SqlClient"
 import { PgClient } from "@effect/sql-pg"
 import { expect, it } from "@effect/vitest"
+import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Redacted from "effect/Redacted"
@@ -49,6 +50,8 @@ const breakOrder = Effect.gen(function* () {
   }
   return [...ids].reverse().flatMap((id) => [`${id}/1`, `${id}/2`])
 })
+
+class Undone extends Data.TaggedError("Undone") {}
 
 const shown = Effect.map(Stream.runCollect(EventFeed.streamStored()), (events) => [...events].map(textOf))
 
@@ -274,7 +277,6 @@ it.scopedLive("in a transaction of the caller it is part of it, also above READ 
     yield* Effect.gen(function* () {
       const sql = yield* SqlClient.SqlClient
       const order = yield* breakOrder
-      class Undone extends Error {}
       const isStillNeeded = Effect.map(
         sql`select from maestro.event_log where feed_key >= '9000000000'`,
         (rows) => rows.length > 0
