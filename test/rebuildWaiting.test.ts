@@ -133,10 +133,10 @@ layer(Layer.empty, { excludeTestServices: true, timeout: 30_000 })("waiting for 
         const running = yield* Effect.fork(
           Effect.exit(Rebuild.run({ name: "again", projections: One.projections, tables: ["balances"] }))
         )
-        // It counts the events that it has to project.
-        const counting = sql`select 1 from pg_stat_activity
-          where datname = current_database() and wait_event_type = 'Lock' and query like '%count(*)%'`
-        yield* eventually(counting, (rows) => rows.length > 0)
+        // It looks at the log, to count the events that it has to project.
+        const looking = sql`select 1 from pg_stat_activity
+          where datname = current_database() and wait_event_type = 'Lock' and query like '%event_log%'`
+        yield* eventually(looking, (rows) => rows.length > 0)
         expect(yield* Rebuild.status("again")).toEqual(Option.none())
         yield* sql`update maestro.subscriptions set token = token + 1, holder = null, leased_until = null
           where name like 'effect-maestro/rebuild/%'`
