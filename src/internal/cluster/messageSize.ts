@@ -3,8 +3,6 @@
  * fail with it. So `messages.ts` sends no such message.
  */
 
-import * as Predicate from "effect/Predicate"
-
 /**
  * Whether an encoded value is too large for a message in MessagePack or in JSON. It counts a few bytes more than either has, because it counts
  * each name of a property, and the brackets of JSON with the lengths of MessagePack.
@@ -24,40 +22,40 @@ const maxBytes = 16 * 1024 * 1024 - 65_536
 /** Counts until the limit, so it ends where a value contains itself or has no end, too. Throws for a value that no message can have. */
 const exceeds = (encoded: unknown, bytesOf: (leaf: Leaf) => number): boolean => {
   let bytes = 0
-  const rest: Array<unknown> = [encoded]
-  const isOver = () => bytes + between * rest.length > maxBytes
-  while (rest.length > 0 && !isOver()) {
-    const value = rest.pop()
+  const rest: Array<object> = []
+  const count = (value: unknown): void => {
     bytes += between
-    if (typeof value === "symbol" || (typeof value === "bigint" && !hasPlace(value))) {
+    if (typeof value === "string" || typeof value === "number") bytes += bytesOf(value)
+    else if (typeof value === "object" && value !== null) rest.push(value)
+    else if (typeof value === "bigint" && hasPlace(value)) bytes += bytesOf(value)
+    else if (typeof value === "symbol" || typeof value === "bigint")
       throw new TypeError(`${String(value)} can't be sent`)
-    }
-    if (isLeaf(value)) bytes += bytesOf(value)
+  }
+  count(encoded)
+  for (let value = rest.pop(); value !== undefined && bytes <= maxBytes; value = rest.pop()) {
+    if (Array.isArray(value)) for (const item of value) count(item)
+    else if (isLeaf(value)) bytes += bytesOf(value)
     else if (ArrayBuffer.isView(value) || value instanceof ArrayBuffer) bytes += value.byteLength
     else if (isIterable(value)) {
       for (const item of value) {
-        rest.push(item)
-        if (isOver()) break
+        count(item)
+        if (bytes > maxBytes) break
       }
-    } else if (typeof value === "object" && value !== null) {
-      for (const [name, property] of Object.entries(value)) {
+    } else {
+      for (const name in value) {
         bytes += bytesOf(name)
-        rest.push(property)
+        count((value as Readonly<Record<string, unknown>>)[name])
       }
     }
   }
-  return isOver()
+  return bytes > maxBytes
 }
 
 /** What is counted as a whole. An object with `toJSON` is what that returns. */
 type Leaf = string | number | bigint | { readonly toJSON: () => unknown } | RegExp
 
-const isLeaf = (value: unknown): value is Leaf =>
-  typeof value === "string" ||
-  typeof value === "number" ||
-  typeof value === "bigint" ||
-  value instanceof RegExp ||
-  (Predicate.hasProperty(value, "toJSON") && typeof value.toJSON === "function")
+const isLeaf = (value: object): value is Exclude<Leaf, string | number | bigint> =>
+  ("toJSON" in value && typeof value.toJSON === "function") || value instanceof RegExp
 
 /** Of each value: `false` and a comma in JSON, or its kind and its length in MessagePack. */
 const between = 6
@@ -79,5 +77,4 @@ const hasPlace = (value: bigint): boolean => value === BigInt.asIntN(64, value) 
 
 const encoder = new TextEncoder()
 
-const isIterable = (value: unknown): value is Iterable<unknown> =>
-  typeof value === "object" && value !== null && Symbol.iterator in value
+const isIterable = (value: object): value is Iterable<unknown> => Symbol.iterator in value
