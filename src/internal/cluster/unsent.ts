@@ -43,9 +43,9 @@ export const sendableCause = <E>(cause: Cause.Cause<E>): Cause.Cause<E> => {
 }
 
 /** Whether values are too large for one message together. One that throws where it is counted is found where it is encoded. */
-export const areTooLarge = (failures: ReadonlyArray<unknown>): boolean => {
+export const areTooLarge = (values: ReadonlyArray<unknown>): boolean => {
   try {
-    return isTooLarge(failures)
+    return isTooLarge(values)
   } catch {
     return true
   }
